@@ -1,0 +1,82 @@
+# `make demo` and `make test` do all of the set-up themselves. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# What is installed where there is no torch yet. It is taken from PyTorch's own CPU index where that can be
+# reached: on Linux the build on PyPI brings gigabytes of CUDA with it. For a CUDA build: make demo TORCH=torch TORCH_INDEX=
+TORCH       ?= torch==2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# `PIPFLAGS=` shows all that pip says; `PYTESTFLAGS="-k rope -x"` runs a part of the suite.
+PIPFLAGS    ?= -qq
+PYTESTFLAGS ?=
+WORKERS     ?= auto
+
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip install $(PIPFLAGS)
+PINS   := $(VENV)/pins.txt
+TORCH_OK := import torch, sys; v = torch.__version__.split("."); sys.exit((int(v[0]), int(v[1])) < (2, 9))
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PYTHONUNBUFFERED = 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types docs bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.train ## train the small rotary decoder for about two minutes, then sample from it
+	@$(PY) -m x_positional.cli.demo
+
+test: $(VENV)/.dev ## the whole test suite, under ten minutes on two cores
+	@echo "Running the tests (up to ten minutes on two cores) ..."
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(PYTESTFLAGS)
+
+lint: $(VENV)/.dev ## ruff on everything
+	@$(PY) -m ruff check .
+
+types: $(VENV)/.dev ## pyright on the package
+	@$(PY) -m pyright --pythonpath $(PY)
+
+docs: $(VENV)/.dev ## write the generated pages of docs/ again
+	@$(PY) docs/generate.py
+
+bench: $(VENV)/.dev ## compare speed and memory with x-transformers
+	@$(PY) -m benchmarks
+
+clean: ## remove the environment and what tools left behind; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The steps of the set-up. Each leaves a stamp in the environment, so a second run does nothing.
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+		{ echo "$(PYTHON) is missing or older than Python 3.10: name a newer one, as in make PYTHON=python3.12"; exit 1; }
+	@echo "Making $(VENV) (about ten seconds) ..."
+	@shared=; if $(PYTHON) -c '$(TORCH_OK)' 2>/dev/null; then shared=--system-site-packages; fi; \
+		$(PYTHON) -m venv $$shared $(VENV) || \
+		{ echo "$(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.made
+	@if ! $(PY) -c '$(TORCH_OK)' 2>/dev/null; then \
+		echo "Installing $(TORCH) (about 200 MB for the CPU build: one to three minutes) ..."; \
+		index=; if test -n "$(TORCH_INDEX)" && $(PY) -c 'from urllib.request import urlopen; urlopen("$(TORCH_INDEX)/torch/", timeout=10)' 2>/dev/null; \
+		then index="--extra-index-url $(TORCH_INDEX)"; fi; \
+		$(PIP) $$index '$(TORCH)'; \
+	fi
+	@$(PY) -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $(PINS)
+	@touch $@
+
+# The pin keeps the torch that is there: what depends on torch must not bring another one.
+$(VENV)/.train: $(VENV)/.torch pyproject.toml
+	@echo "Installing x-positional and what training needs (about one minute) ..."
+	@$(PIP) -c $(PINS) -e '.[train]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	@echo "Installing x-positional and what the tests need (one to two minutes) ..."
+	@$(PIP) -c $(PINS) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,87 @@
+"""From a config to modules: the only place that knows both."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from x_positional.attention import Attention, CrossAttention
+from x_positional.backends import choose
+from x_positional.block import Block
+from x_positional.config import LayersConfig
+from x_positional.feedforward import FeedForward
+from x_positional.norms import Norm
+from x_positional.registry import SchemeConfig
+from x_positional.scheme import Dims, PositionScheme
+from x_positional.schemes.compose import Chain
+from x_positional.transformer import LayerKind
+from x_positional.validate import features, layers_report, require, resolve_position
+
+
+@dataclass(frozen=True)
+class Positions:
+    """parts: the distinct schemes, which own parameters. layers: one scheme (or Chain of parts) per layer."""
+
+    parts: list[PositionScheme]
+    layers: list[PositionScheme]
+
+
+def build_positions(parts: tuple[SchemeConfig, ...], dims: Dims, depth: int) -> Positions:
+    """Shared schemes once, per-layer schemes once per layer, combined by Chain where there are several."""
+    shared: dict[int, PositionScheme] = {}
+    owned: list[PositionScheme] = []
+    layers: list[PositionScheme] = []
+    for _ in range(depth):
+        row: list[PositionScheme] = []
+        for i, part in enumerate(parts):
+            scheme = shared.get(i) or part.build(dims)
+            if i not in shared:
+                owned.append(scheme)
+            if not scheme.per_layer:
+                shared[i] = scheme
+            row.append(scheme)
+        layers.append(row[0] if len(row) == 1 else Chain(*row))
+    return Positions(owned, layers)
+
+
+def build_norm(config: LayersConfig) -> Norm:
+    """One norm of the model's width."""
+    norm = config.norm
+    return Norm(config.dim, norm.kind, norm.eps, norm.bias, norm.unit_offset)
+
+
+def build_blocks(config: LayersConfig) -> list[Block]:
+    """The blocks, without positions."""
+    attn, ff, dims = config.attn, config.ff, config.dims()
+    scale = attn.qk_norm_scale if attn.qk_norm == "l2" else attn.scale
+    shared = dict(
+        bias=attn.bias, dropout=attn.dropout, qk_norm=attn.qk_norm, scale=scale, softcap=attn.softcap, sinks=attn.sinks
+    )
+    sizes = (dims.dim, dims.heads, dims.kv_heads, dims.head_dim)
+    crosses = config.cross_attend or config.kind == "cross_attender"
+    blocks = []
+    for _ in range(config.depth):
+        blocks.append(Block(
+            Attention(*sizes, **shared) if config.kind != "cross_attender" else None,
+            CrossAttention(*sizes, context_dim=config.context_dim or config.dim, **shared) if crosses else None,
+            FeedForward(
+                config.dim, ff.dim or int(config.dim * ff.mult), ff.activation, ff.glu, ff.bias, ff.gate_bias, ff.dropout
+            ),
+            config.norm_place, partial(build_norm, config),
+        ))  # fmt: skip
+    return blocks
+
+
+def build_kinds(config: LayersConfig, positions: Positions) -> list[LayerKind]:
+    """Scheme, window and backend of every layer."""
+    return [
+        LayerKind(
+            scheme=scheme, window=config.window,
+            choice=choose(config.backend, config.flash, scheme.capabilities().kernel, features(config)),
+        )
+        for scheme in positions.layers
+    ]  # fmt: skip
+
+
+def positions_of(config: LayersConfig, max_seq_len: int | None, embed_dim: int | None) -> Positions:
+    """The schemes of a stack. Raises IncompatibleConfig with every problem of the config."""
+    require(layers_report(config, max_seq_len, embed_dim))
+    return build_positions(resolve_position(config, max_seq_len), config.dims(max_seq_len, embed_dim), config.depth)

@@ -1,0 +1,150 @@
+"""What a model is, as data: validated, frozen, and the same in Python, YAML and keyword flags."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from x_positional import schemes as _registered  # noqa: F401  (importing it registers every scheme)
+from x_positional.registry import Config, Custom, SchemeConfig, scheme_config
+from x_positional.scheme import Dims
+
+LayersKind = Literal["encoder", "decoder", "cross_attender"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be read or written, with the reason."""
+
+
+class NormConfig(Config):
+    """eps: None is 1e-5 for layer and 1e-6 for the others. unit_offset: gains are stored as gain - 1."""
+
+    kind: Literal["layer", "rms", "scale", "simple_rms", "none"] = "layer"
+    eps: float | None = Field(default=None, gt=0)
+    bias: bool = False
+    unit_offset: bool = True
+
+
+class AttentionConfig(Config):
+    """bias: of the projections. qk_norm: rms (gain shared by heads), rms_per_head, l2 (then scores are scaled by
+    qk_norm_scale). softcap: c * tanh(score / c). sinks: a learned logit per head with no value. scale: None is
+    head_dim^-0.5."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    bias: bool = False
+    qk_norm: Literal["rms", "rms_per_head", "l2"] | None = None
+    qk_norm_scale: float = Field(default=10.0, gt=0)
+    softcap: float | None = Field(default=None, gt=0)
+    sinks: bool = False
+    scale: float | None = Field(default=None, gt=0)
+
+
+class FeedForwardConfig(Config):
+    """dim: inner width, None is int(model dim * mult). gate_bias: of the gated projection, None follows bias."""
+
+    mult: float = Field(default=4.0, gt=0)
+    dim: int | None = Field(default=None, gt=0)
+    activation: Literal["gelu", "gelu_tanh", "silu", "relu", "relu2"] = "gelu"
+    glu: bool = False
+    bias: bool = True
+    gate_bias: bool | None = None
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+def _as_list(value: Any) -> Any:
+    if value is None:
+        return None
+    return tuple(scheme_config(v) for v in (value if isinstance(value, list | tuple) else [value]))
+
+
+Position = Annotated[tuple[SerializeAsAny[SchemeConfig], ...] | None, BeforeValidator(_as_list)]
+
+
+class LayersConfig(Config):
+    """A stack of layers. position: a name, a config, a scheme, or a list (combined); None is not chosen: a wrapper then
+    adds learned absolute embeddings. flash: ask for a path that never holds the whole score matrix."""
+
+    kind: LayersKind = "decoder"
+    dim: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    heads: int = Field(default=8, gt=0)
+    kv_heads: int | None = Field(default=None, gt=0)
+    head_dim: int = Field(default=64, gt=0)
+    position: Position = None
+    cross_attend: bool = False
+    context_dim: int | None = Field(default=None, gt=0)
+    window: int | None = Field(default=None, gt=0)
+    backend: Literal["auto", "eager", "blockwise", "sdpa", "flex"] = "auto"
+    flash: bool = False
+    norm: NormConfig = NormConfig()
+    norm_place: Literal["pre", "post", "sandwich", "parallel"] = "pre"
+    final_norm: bool = True
+    attn: AttentionConfig = AttentionConfig()
+    ff: FeedForwardConfig = FeedForwardConfig()
+
+    def dims(self, max_seq_len: int | None = None, embed_dim: int | None = None) -> Dims:
+        """The sizes that schemes are built with."""
+        return Dims(
+            dim=self.dim, heads=self.heads, kv_heads=self.kv_heads or self.heads, head_dim=self.head_dim,
+            causal=self.kind == "decoder", embed_dim=embed_dim or self.dim, max_seq_len=max_seq_len,
+        )  # fmt: skip
+
+    def to_flags(self) -> dict[str, Any]:
+        """Keyword arguments that make the same layers: `Decoder(**config.to_flags())`."""
+        values = {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        return {name: value for name, value in values.items() if value != defaults[name]}
+
+
+class ModelConfig(Config):
+    """A language model: embeddings, layers, head."""
+
+    num_tokens: int = Field(gt=0)
+    max_seq_len: int = Field(gt=0)
+    layers: LayersConfig
+    emb_dim: int | None = Field(default=None, gt=0)
+    emb_dropout: float = Field(default=0.0, ge=0, lt=1)
+    post_emb_norm: bool = False
+    tie_embedding: bool = False
+    tie_embedding_scale: float | None = None
+    l2norm_embed: bool = False
+    logits_dim: int | None = Field(default=None, gt=0)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "ModelConfig":
+        """Reads a file with the model's keys, at the top or under `model:`. Raises ConfigError, ValidationError."""
+        try:
+            data = yaml.safe_load(Path(path).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read {path}: {error}") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path} holds {type(data).__name__}, not keys and values of a model.")
+        return cls.model_validate(data.get("model", data))
+
+    def to_yaml(self, path: str | Path | None = None) -> str:
+        """The YAML of this model, written to `path` if given. Only what differs from the defaults is said."""
+        text = yaml.safe_dump({"model": plain(self)}, sort_keys=False)
+        if path is not None:
+            Path(path).write_text(text)
+        return text
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """Numbers, strings, lists and dicts that validate to an equal config. Raises ConfigError for a scheme instance."""
+    if isinstance(config, Custom):
+        raise ConfigError(
+            f"{type(config.scheme).__name__} was given as an instance, which a file cannot hold. Register a SchemeConfig "
+            "for it (a class with `kind` and `build`) and use its name."
+        )
+    out: dict[str, Any] = {"kind": config.kind} if isinstance(config, SchemeConfig) else {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if value == field.default and not field.is_required():
+            continue
+        if isinstance(value, Config):
+            value = plain(value)
+        elif isinstance(value, tuple):
+            value = [plain(v) if isinstance(v, Config) else v for v in value]
+        out[name] = value
+    return out

@@ -1,0 +1,97 @@
+"""The plan of cross-attention: which context keys a row may read, and whether they carry positions.
+
+B batch, T query tokens, S context tokens, C context dim.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from x_positional import masks
+from x_positional.attention import CrossPlan
+from x_positional.backends import Backend, Planned
+from x_positional.cache import KVCache, Tokens
+from x_positional.placement import InputError, place
+from x_positional.scheme import NO_TOKEN, AttentionContext, PositionError, PositionScheme
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """What the caller gave: context [B S C], its mask [B S] (True = keep), its positions [B S] or None."""
+
+    context: Tensor | None
+    mask: Tensor | None
+    positions: Tensor | None
+
+
+@dataclass(frozen=True)
+class SeenContext:
+    """What a cache keeps of a context besides keys and values."""
+
+    tokens: Tokens
+    rotated: bool
+
+
+def plan_cross(
+    batch: int, heads: int, tokens: Tokens, given: Crossing, of_layer: list[tuple[PositionScheme, Any]],
+    backend: Backend, dtype: torch.dtype, cache: KVCache | None,
+) -> list[CrossPlan]:  # fmt: skip
+    """One plan per layer. `of_layer`: each layer's scheme and its tables for the new tokens.
+
+    Positions play no part in cross-attention unless context positions were given: queries and context are usually
+    different sequences, so a distance between them means nothing. Raises InputError, PositionError.
+    """
+    if tokens.documents is not None:
+        raise InputError("document_ids with a context: nothing says which context belongs to which document. Unpack them.")
+    seen = cache.cross_context if cache is not None and isinstance(cache.cross_context, SeenContext) else None
+    if seen is None:
+        seen = _place_context(batch, given, [scheme for scheme, _ in of_layer])
+        if cache is not None:
+            cache.cross_context = seen
+    ctx, reads = _context(batch, heads, tokens, seen.tokens)
+    planned: dict[int, Planned] = {}
+    k_tables: dict[int, Any] = {}
+    plans = []
+    for layer, (scheme, q_tables) in enumerate(of_layer):
+        if id(scheme) not in planned:
+            planned[id(scheme)] = backend.plan(ctx, scheme.bias(ctx) if seen.rotated else None, dtype)
+            k_tables[id(scheme)] = scheme.tables(seen.tokens.positions) if seen.rotated else None
+        plans.append(CrossPlan(
+            layer=layer, planned=planned[id(scheme)], backend=backend, context=given.context, q_tables=q_tables,
+            k_tables=k_tables[id(scheme)], rotated=seen.rotated, reads=reads, cache=cache,
+        ))  # fmt: skip
+    return plans
+
+
+def _place_context(batch: int, given: Crossing, schemes: list[PositionScheme]) -> SeenContext:
+    context = given.context
+    if context is None:
+        raise InputError("this stack attends to a context: pass context=[batch, tokens, dim].")
+    if context.ndim != 3 or context.shape[0] != batch:
+        raise InputError(f"context must be [batch={batch}, tokens, dim]; this one is {list(context.shape)}.")
+    rotated = given.positions is not None
+    blind = sorted({type(s).__name__ for s in schemes if s.causal_only})
+    if rotated and blind:
+        raise PositionError(
+            f"context_positions were given, and {', '.join(blind)} is defined only under a causal mask, which "
+            "cross-attention has not. Leave context_positions out, or use rope, alibi (symmetric) or dynamic."
+        )
+    tokens = place(batch, context.shape[1], context.device, given.mask, given.positions)
+    return SeenContext(tokens, rotated)
+
+
+def _context(batch: int, heads: int, tokens: Tokens, keys: Tokens) -> tuple[AttentionContext, Tensor | None]:
+    """The context of cross-attention, and which rows have anything to read: [B 1 1 1] bool, or None for all."""
+    visible, reads = None, None
+    if keys.start is None:
+        kv_index = keys.index.expand(batch, -1)
+        reads = (kv_index != NO_TOKEN).any(-1)[:, None, None, None]
+        readable = torch.where(reads[:, 0, 0], kv_index, 0)  # an empty row reads zeros: finite, then dropped
+        visible = masks.all_of([masks.filled(readable)], tokens.index.expand(batch, -1))
+    ctx = AttentionContext(
+        q_index=tokens.index, kv_index=keys.index, q_positions=tokens.positions, kv_positions=keys.positions,
+        batch=batch, heads=heads, span=max(tokens.span, keys.span), causal=False, visible=visible, custom_positions=True,
+    )  # fmt: skip
+    return ctx, reads

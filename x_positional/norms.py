@@ -1,0 +1,44 @@
+"""Norms by name. Gains are stored as an offset from one, so that weight decay pulls them to the identity.
+
+Tensors are [..., M]; the last axis is normalised, in float32 where the input is narrower.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NormKind = Literal["layer", "rms", "scale", "simple_rms", "none"]
+
+
+class Norm(nn.Module):
+    """One of: layer (mean and variance, Ba et al. 2016), rms (Zhang & Sennrich 2019, arXiv:1910.07467), scale (one gain
+    for all channels, Nguyen & Salazar 2019, arXiv:1910.05895), simple_rms (no gain), none.
+
+    unit_offset: the gain is stored as gain - 1. bias: layer only.
+    """
+
+    def __init__(
+        self, dim: int, kind: NormKind = "layer", eps: float | None = None, bias: bool = False, unit_offset: bool = True
+    ):
+        super().__init__()
+        self.dim, self.kind, self.unit_offset = dim, kind, unit_offset
+        self.eps = (1e-5 if kind == "layer" else 1e-6) if eps is None else eps
+        gains = {"layer": dim, "rms": dim, "scale": 1}.get(kind)
+        start = 0.0 if unit_offset else 1.0
+        self.gain = None if gains is None else nn.Parameter(torch.full((gains,), start))
+        self.shift = nn.Parameter(torch.zeros(dim)) if bias and kind == "layer" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[... M] -> [... M]."""
+        if self.kind == "none":
+            return x
+        gain = self.gain
+        if gain is not None and self.unit_offset:
+            gain = gain + 1.0
+        if self.kind == "layer":
+            return F.layer_norm(x, (self.dim,), gain, self.shift, self.eps)
+        if self.kind == "scale":
+            return F.rms_norm(x, (self.dim,), None, self.eps) * gain
+        return F.rms_norm(x, (self.dim,), gain, self.eps)

@@ -1,0 +1,141 @@
+"""Where the tokens of one forward pass are: checked masks, positions and documents become `Tokens`.
+
+B batch, T tokens, A position axes.
+"""
+
+import torch
+from torch import Tensor
+
+from x_positional.cache import KVCache, Tokens
+from x_positional.masks import index_of, restart_per_document
+from x_positional.scheme import NO_TOKEN, PositionError, PositionScheme
+
+
+class InputError(ValueError):
+    """An input of the wrong shape, dtype or range, named with its value and the way out."""
+
+
+def _check_mask(mask: Tensor, batch: int, length: int, name: str = "mask") -> None:
+    if mask.dtype != torch.bool:
+        raise InputError(f"{name} must be bool, True = keep; this one is {mask.dtype}. Use {name}.bool().")
+    if mask.shape != (batch, length):
+        raise InputError(f"{name} must have shape [batch, tokens] = [{batch}, {length}]; this one is {list(mask.shape)}.")
+
+
+def _check_positions(positions: Tensor, batch: int, length: int, name: str = "positions") -> Tensor:
+    """[T], [B T] or [B T A] -> [B|1 T] or [B|1 T A]."""
+    if positions.dtype == torch.bool or positions.is_complex():
+        raise InputError(f"{name} must be integers or floats; these are {positions.dtype}.")
+    if positions.ndim == 1:
+        positions = positions[None]
+    if positions.ndim == 3 and positions.shape[-1] == 1:
+        positions = positions[..., 0]
+    fits = positions.ndim in (2, 3) and positions.shape[0] in (1, batch) and positions.shape[1] == length
+    if not fits:
+        raise InputError(
+            f"{name} must have shape [tokens], [batch, tokens] or [batch, tokens, axes] with batch={batch} and "
+            f"tokens={length}; these are {list(positions.shape)}."
+        )
+    return positions if positions.is_floating_point() else positions.long()
+
+
+def _check_documents(documents: Tensor, batch: int, length: int) -> Tensor:
+    if documents.is_floating_point() or documents.dtype == torch.bool:
+        raise InputError(f"document_ids must be integers, one per token; these are {documents.dtype}.")
+    if documents.ndim == 1:
+        documents = documents[None].expand(batch, -1)
+    if documents.shape != (batch, length):
+        raise InputError(
+            f"document_ids must have shape [batch, tokens] = [{batch}, {length}]; this one is {list(documents.shape)}."
+        )
+    return documents.long()
+
+
+def place(
+    batch: int, length: int, device: torch.device, mask: Tensor | None = None, positions: Tensor | None = None,
+    document_ids: Tensor | None = None, cache: KVCache | None = None,
+) -> Tokens:  # fmt: skip
+    """The new tokens' index, positions and documents, after those already in `cache`.
+
+    mask: [B T] bool, True = a token; left, right or anywhere. positions: ints or floats; an integer -1 is no token.
+    document_ids: [B T]; positions then restart at each document unless given. Raises InputError.
+    """
+    if mask is not None:
+        _check_mask(mask, batch, length)
+        if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
+            mask = None  # nothing is padded: keep the fast path
+    if positions is not None:
+        positions = _check_positions(positions, batch, length).to(device)
+        mask = _mask_of_positions(positions, mask, batch)
+    first = 0 if cache is None else cache.starts()
+    span = length if cache is None else cache.span + length
+    start = first if mask is None and isinstance(first, int) else None
+    if mask is None:
+        index = torch.arange(length, device=device)[None] + (first if isinstance(first, int) else first[:, None])
+    else:
+        index = index_of(mask)
+        shift = first if isinstance(first, int) else first[:, None]
+        index = torch.where(mask, index + shift, NO_TOKEN)
+    if document_ids is not None:
+        document_ids = _check_documents(document_ids, batch, length).to(device)
+        restarted = _restart(index.expand(batch, -1), document_ids, cache)
+        positions = restarted if positions is None else positions
+    return Tokens(
+        index=index, positions=index if positions is None else positions, documents=document_ids, start=start, span=span
+    )
+
+
+def _mask_of_positions(positions: Tensor, mask: Tensor | None, batch: int) -> Tensor | None:
+    if mask is not None or positions.is_floating_point() or torch.compiler.is_compiling():
+        return mask
+    is_token = positions != NO_TOKEN
+    is_token = is_token.all(-1) if is_token.ndim == 3 else is_token
+    return None if bool(is_token.all()) else is_token.expand(batch, -1)
+
+
+def _restart(index: Tensor, documents: Tensor, cache: KVCache | None) -> Tensor:
+    positions = restart_per_document(index, documents, None if cache is None else cache.last_document)
+    if cache is not None:
+        last = index.argmax(-1, keepdim=True)
+        start = index.gather(1, last) - positions.gather(1, last)
+        cache.last_document = (documents.gather(1, last)[:, 0], start[:, 0])
+    return positions
+
+
+def check_positions_fit(tokens: Tokens, schemes: list[PositionScheme]) -> None:
+    """Raises PositionError where a scheme cannot use these positions: too large, fractional, too many axes, unused."""
+    positions = tokens.positions
+    given = tokens.custom_positions and tokens.documents is None
+    if given and not any(s.capabilities().uses_positions for s in schemes):
+        names = ", ".join(type(s).__name__ for s in schemes)
+        raise PositionError(
+            f"positions were given, but {names} does not read positions, so they would change nothing. "
+            "Leave positions out, or choose a scheme that uses them: rope, alibi, dynamic, sinusoidal."
+        )
+    axes = positions.shape[-1] if positions.ndim == 3 else 1
+    for scheme in schemes:
+        name = type(scheme).__name__
+        caps = scheme.capabilities()
+        if positions.is_floating_point() and caps.uses_positions and not caps.continuous:
+            raise PositionError(
+                f"positions are {positions.dtype}, and {name} looks them up in a table, which has no row for a fraction. "
+                "Round them with positions.long(), or use a continuous scheme: rope, xpos, polar, alibi, dynamic, sinusoidal."
+            )
+        if axes > scheme.max_axes:
+            raise PositionError(
+                f"positions have {axes} axes, and {name} takes {scheme.max_axes}. Pass positions of shape [batch, tokens]."
+            )
+        if scheme.limit is not None and not torch.compiler.is_compiling():
+            _check_limit(tokens, name, scheme.limit)
+
+
+def _check_limit(tokens: Tokens, name: str, limit: int) -> None:
+    if not tokens.custom_positions and (tokens.start is not None or tokens.span <= limit):
+        largest = tokens.span - 1  # a bound that needs no look at the device
+    else:
+        largest = int(tokens.positions.max())
+    if largest >= limit:
+        raise PositionError(
+            f"position {largest} was asked for, and {name} has {limit} rows (0 to {limit - 1}). Pass at most {limit} "
+            "tokens, build the model with a larger max_seq_len, or choose a scheme without a table (rope, alibi, ...)."
+        )

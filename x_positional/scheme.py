@@ -1,0 +1,232 @@
+"""What a position scheme is: six optional hooks, what it can do, and the context that attention hands to it.
+
+B batch, T query tokens, S key tokens, H heads, G key/value heads, D head dim, M model dim, A position axes.
+A leading 1 in place of B means "the same for every row". Biases are in logits: they are added after q.k * scale.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+NO_TOKEN = -1
+"""The index of a slot that holds no token: padding, or a cache slot that was never written."""
+
+IndexFn = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""A function of broadcastable (b, h, q_idx, kv_idx), as FlexAttention calls it."""
+
+Kernel = Literal["fused", "bias", "rows"]
+
+
+class PositionError(ValueError):
+    """Positions that a scheme cannot use, with the reason and the way out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dims:
+    """The sizes that a scheme may need when it is built. `max_seq_len` is None where nobody named a length."""
+
+    dim: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    causal: bool
+    embed_dim: int
+    max_seq_len: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a scheme can do.
+
+    kernel: "fused" (only q and k change), "bias" (a pointwise bias on scores), "rows" (needs whole rows of scores).
+    kv_cacheable: a key written once stays right as the sequence grows.
+    unbounded: defined for positions >= max_seq_len (a fact; quality there is a measurement).
+    absolute: moving every position by a constant changes the logits.
+    causal_only: blind to order, or undefined, without a causal mask.
+    continuous: float positions are as good as integers.
+    uses_positions: custom positions change the output (otherwise they are refused).
+    """
+
+    kernel: Kernel
+    kv_cacheable: bool
+    unbounded: bool
+    absolute: bool
+    causal_only: bool
+    continuous: bool
+    uses_positions: bool
+
+
+def grid(batch: int, heads: int, rows: range, keys: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Broadcastable (b, h, q_idx, kv_idx) that cover [batch, heads, rows, keys]."""
+    b = torch.arange(batch, device=device)[:, None, None, None]
+    h = torch.arange(heads, device=device)[:, None, None]
+    i = torch.arange(rows.start, rows.stop, device=device)[:, None]
+    return b, h, i, torch.arange(keys, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionContext:
+    """Where the queries and keys of one forward pass are; built once, shared by every layer of a kind.
+
+    index: a token's place in its own row (0, 1, 2, ... over the real tokens; -1 for none). Masks and caches use it.
+    positions: what schemes see. The same tensor as index unless custom positions or documents were given.
+    visible: which keys a query may see, as an index function over the whole batch; None where every key is.
+    ordered: in every row q_index is q_start + 0..T-1 and kv_index is kv_start + 0..S-1 (known on the host).
+    custom_positions: positions were given, or restart per document, so they are not the index.
+    span: a bound known on the host: every index is below it.
+    """
+
+    q_index: Tensor  # [B|1 T]
+    kv_index: Tensor  # [B|1 S]
+    q_positions: Tensor  # [B|1 T] or [B|1 T A]
+    kv_positions: Tensor  # [B|1 S] or [B|1 S A]
+    batch: int
+    heads: int
+    span: int
+    causal: bool
+    window: int | None = None
+    visible: IndexFn | None = None
+    ordered: bool = False
+    q_start: int = 0
+    kv_start: int = 0
+    custom_positions: bool = False
+    q_documents: Tensor | None = None  # [B T]
+    kv_documents: Tensor | None = None  # [B S]
+    memo: dict[int, Any] | None = None  # lives as long as the cache: work that need not be done again at each step
+
+    @property
+    def T(self) -> int:
+        return self.q_index.shape[1]
+
+    @property
+    def S(self) -> int:
+        return self.kv_index.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.q_index.device
+
+    @property
+    def regular(self) -> bool:
+        """Ordered, and positions are the index: distances depend on q_idx - kv_idx alone."""
+        return self.ordered and not self.custom_positions
+
+    @property
+    def plain_causal(self) -> bool:
+        """The lower triangle is the whole mask, so a kernel needs no mask tensor."""
+        square = self.ordered and self.q_start == self.kv_start and self.T == self.S
+        unwindowed = self.window is None or self.window >= self.S
+        return square and unwindowed and self.causal and self.q_documents is None
+
+    @property
+    def mask_batch(self) -> int:
+        """1 where all rows share positions and masks, otherwise B."""
+        per_row = (self.q_index, self.kv_index, self.q_positions, self.kv_positions)
+        rows_differ = any(t.shape[0] > 1 for t in per_row) or self.q_documents is not None
+        return self.batch if rows_differ else 1
+
+    def visible_rows(self, rows: range) -> Tensor | None:
+        """[B|1 1 rows S] bool, or None where every key is visible."""
+        if self.visible is None:
+            return None
+        return self.visible(*grid(self.mask_batch, 1, rows, self.S, self.device))
+
+    def rows(self, rows: range) -> "AttentionContext":
+        """The same context for some of its queries."""
+        cut = slice(rows.start, rows.stop)
+        documents = None if self.q_documents is None else self.q_documents[:, cut]
+        return replace(
+            self, q_index=self.q_index[:, cut], q_positions=self.q_positions[:, cut], q_documents=documents,
+            q_start=self.q_start + rows.start, visible=None,
+        )  # fmt: skip
+
+    def key_order(self) -> Tensor | None:
+        """[B|1 S] the key slots in token order, empty slots first; None where the slots are in order already."""
+        return None if self.ordered else self.kv_index.argsort(dim=-1, stable=True)
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A bias in logits. `fn` is pointwise in (b, h, q_idx, kv_idx); `batch` is 1 where it is the same for every row."""
+
+    fn: IndexFn
+    batch: int
+    heads: int
+
+    def dense(self, ctx: AttentionContext, rows: range) -> Tensor:
+        """[B|1 H rows S], with -inf where the key is hidden."""
+        bias = self.fn(*grid(self.batch, self.heads, rows, ctx.S, ctx.device))
+        visible = ctx.visible_rows(rows)
+        return bias if visible is None else torch.where(visible, bias, float("-inf"))
+
+
+class PositionScheme(nn.Module):
+    """How a model knows position. Override the hooks the paper needs; the rest are the identity.
+
+    Hold parameters or nothing: no buffers. Tables are recomputed from positions, in float32, once per forward pass.
+    Set the class attributes below (or set them on self, where they depend on arguments) to say what holds; the public
+    contract suite (`x_positional.testing.check_scheme`) proves each of them, both ways.
+    """
+
+    kv_cacheable: ClassVar[bool] = True
+    absolute: ClassVar[bool] = False
+    causal_only: ClassVar[bool] = False
+    continuous: ClassVar[bool] = True
+    per_layer: ClassVar[bool] = False
+    """Each layer gets parameters of its own (CoPE, forget gates); otherwise all layers share one instance."""
+    max_axes: ClassVar[int] = 1
+    """How many axes a position may have: 1 for text."""
+    limit: int | None = None
+    """Positions must be below it: the rows of a learned table. None where every position is defined."""
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """[B T M], [B|1 T] -> [B T M]. Once, on the token embeddings: learned, sinusoidal."""
+        return x
+
+    def tables(self, positions: Tensor) -> Any:
+        """[B|1 T] or [B|1 T A] -> whatever `rotate_q` and `rotate_k` want. Once per forward pass, not once per layer."""
+        return None
+
+    def rotate_q(self, q: Tensor, tables: Any) -> Tensor:
+        """[B H T D] -> [B H T D']. New queries of one layer: RoPE, xPos, PoPE."""
+        return q
+
+    def rotate_k(self, k: Tensor, tables: Any) -> Tensor:
+        """[B G T D] -> [B G T D']. New keys of one layer, before they are cached."""
+        return k
+
+    def key_state(self, x: Tensor) -> Tensor | None:
+        """[B T M] -> [B H T C]. What a key carries besides k and v, cached with them: forget gates."""
+        return None
+
+    def bias(self, ctx: AttentionContext) -> Bias | None:
+        """A bias that depends on positions alone. Once per forward pass: ALiBi, T5, dynamic position bias."""
+        return None
+
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias | None:
+        """A pointwise bias that may read the unrotated queries [B H T D] and the key state [B H S C] of a layer."""
+        return None
+
+    def transform_scores(self, scores: Tensor, visible: Tensor | None, q: Tensor, ctx: AttentionContext) -> Tensor:
+        """[B H T S] -> [B H T S], seeing whole rows, so no fused kernel can run it: CoPE. q is unrotated [B H T D]."""
+        return scores
+
+    def capabilities(self) -> Capabilities:
+        """What this instance can do. The kernel follows from the hooks that are overridden, so it cannot be wrong."""
+        kernel: Kernel = "fused"
+        if self.overrides("bias") or self.overrides("content_bias"):
+            kernel = "bias"
+        if self.overrides("transform_scores"):
+            kernel = "rows"
+        return Capabilities(
+            kernel=kernel, kv_cacheable=self.kv_cacheable, unbounded=self.limit is None, absolute=self.absolute,
+            causal_only=self.causal_only, continuous=self.continuous,
+            uses_positions=any(map(self.overrides, ("embed", "tables", "bias"))),
+        )  # fmt: skip
+
+    def overrides(self, hook: str) -> bool:
+        """Whether this scheme's class defines the hook itself."""
+        return getattr(type(self), hook) is not getattr(PositionScheme, hook)

@@ -1,0 +1,51 @@
+"""Position schemes, one idea a file. Importing this package registers all of them."""
+
+from x_positional.schemes.absolute import (
+    Absolute,
+    LearnedAbsolute,
+    ScaledSinusoidal,
+    ScaledSinusoidalConfig,
+    Sinusoidal,
+    SinusoidalConfig,
+)
+from x_positional.schemes.alibi import Alibi, AlibiBias, alibi_slopes
+from x_positional.schemes.compose import Chain
+from x_positional.schemes.cope import CoPE, CopeConfig
+from x_positional.schemes.distance import DistanceScheme
+from x_positional.schemes.dynamic_bias import Dynamic, DynamicBias
+from x_positional.schemes.forgetting import Forgetting, ForgettingConfig
+from x_positional.schemes.none import NoPE, NoPEConfig
+from x_positional.schemes.polar import PolarConfig, PolarEmbedding
+from x_positional.schemes.rotary import Rope, RotaryEmbedding, XPos, XPosEmbedding
+from x_positional.schemes.t5 import T5, T5Bias, t5_buckets
+
+__all__ = [
+    "T5",
+    "Absolute",
+    "Alibi",
+    "AlibiBias",
+    "Chain",
+    "CoPE",
+    "CopeConfig",
+    "DistanceScheme",
+    "Dynamic",
+    "DynamicBias",
+    "Forgetting",
+    "ForgettingConfig",
+    "LearnedAbsolute",
+    "NoPE",
+    "NoPEConfig",
+    "PolarConfig",
+    "PolarEmbedding",
+    "Rope",
+    "RotaryEmbedding",
+    "ScaledSinusoidal",
+    "ScaledSinusoidalConfig",
+    "Sinusoidal",
+    "SinusoidalConfig",
+    "T5Bias",
+    "XPos",
+    "XPosEmbedding",
+    "alibi_slopes",
+    "t5_buckets",
+]

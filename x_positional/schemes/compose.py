@@ -1,0 +1,119 @@
+"""Several schemes at once.
+
+B batch, T query tokens, S key tokens, H heads, D head dim, M model dim.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from x_positional.scheme import AttentionContext, Bias, Capabilities, Kernel, PositionScheme
+
+_WEAKEST: tuple[Kernel, ...] = ("rows", "bias", "fused")
+
+
+class Chain(PositionScheme):
+    """Embeds and rotates in turn, adds the biases; as capable as its weakest part.
+
+    At most one part may carry key state, and at most one may transform scores: two would each see the other's result.
+    """
+
+    def __init__(self, *parts: PositionScheme):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.per_layer = any(p.per_layer for p in parts)  # type: ignore[misc]
+        self.max_axes = min(p.max_axes for p in parts)  # type: ignore[misc]
+        limits = [p.limit for p in parts if p.limit is not None]
+        self.limit = min(limits) if limits else None
+        if found := chain_problems(parts):
+            raise ValueError(" ".join(found))
+
+    def _all(self) -> list[PositionScheme]:
+        return [p for p in self.parts if isinstance(p, PositionScheme)]
+
+    def capabilities(self) -> Capabilities:
+        caps = [p.capabilities() for p in self._all()]
+        orders = any(not c.causal_only for c in caps)
+        return Capabilities(
+            kernel=min((c.kernel for c in caps), key=_WEAKEST.index), kv_cacheable=all(c.kv_cacheable for c in caps),
+            unbounded=self.limit is None, absolute=any(c.absolute for c in caps),
+            causal_only=not orders or any(c.causal_only and (c.uses_positions or c.kernel != "fused") for c in caps),
+            continuous=all(c.continuous for c in caps if c.uses_positions),
+            uses_positions=any(c.uses_positions for c in caps),
+        )  # fmt: skip
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        for part in self._all():
+            x = part.embed(x, positions)
+        return x
+
+    def tables(self, positions: Tensor) -> list[Any]:
+        return [part.tables(positions) for part in self._all()]
+
+    def rotate_q(self, q: Tensor, tables: list[Any]) -> Tensor:
+        for part, table in zip(self._all(), tables, strict=True):
+            q = part.rotate_q(q, table)
+        return q
+
+    def rotate_k(self, k: Tensor, tables: list[Any]) -> Tensor:
+        for part, table in zip(self._all(), tables, strict=True):
+            k = part.rotate_k(k, table)
+        return k
+
+    def key_state(self, x: Tensor) -> Tensor | None:
+        states = [state for part in self._all() if (state := part.key_state(x)) is not None]
+        return states[0] if states else None
+
+    def bias(self, ctx: AttentionContext) -> Bias | None:
+        return add([part.bias(ctx) for part in self._all()])
+
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias | None:
+        return add([part.content_bias(q, ctx, state) for part in self._all()])
+
+    def transform_scores(self, scores: Tensor, visible: Tensor | None, q: Tensor, ctx: AttentionContext) -> Tensor:
+        for part in self._all():
+            scores = part.transform_scores(scores, visible, q, ctx)
+        return scores
+
+
+@dataclass(frozen=True)
+class SumBias(Bias):
+    """The sum of biases, each made dense in its own way."""
+
+    parts: tuple[Bias, ...]
+
+    def dense(self, ctx: AttentionContext, rows: range) -> Tensor:
+        total = self.parts[0].dense(ctx, rows)
+        for part in self.parts[1:]:
+            total = total + part.dense(ctx, rows)
+        return total
+
+
+def add(biases: Sequence[Bias | None]) -> Bias | None:
+    """Their sum; None where there is none."""
+    present = tuple(b for b in biases if b is not None)
+    if len(present) < 2:
+        return present[0] if present else None
+
+    def total(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        out = present[0].fn(b, h, i, j)
+        for part in present[1:]:
+            out = out + part.fn(b, h, i, j)
+        return out
+
+    return SumBias(total, max(p.batch for p in present), present[0].heads, present)
+
+
+def chain_problems(parts: Sequence[PositionScheme]) -> list[str]:
+    """Why these schemes cannot be combined; [] if they can."""
+    names = ", ".join(type(p).__name__ for p in parts)
+    found = []
+    if sum(p.overrides("key_state") for p in parts) > 1:
+        found.append(f"of {names}, more than one carries key state; a cache keeps one. Choose one of them.")
+    if sum(p.overrides("transform_scores") for p in parts) > 1:
+        found.append(f"of {names}, more than one transforms whole rows of scores, each seeing the other's result. Choose one.")
+    if sum(p.overrides("rotate_q") for p in parts) > 1:
+        found.append(f"of {names}, more than one rotates queries and keys, each undoing what the other means. Choose one.")
+    return found

@@ -1,0 +1,93 @@
+"""The mechanism shared by every bias that depends on distance alone: a table [H, distances], never [H, T, S] parameters.
+
+B batch, T query tokens, S key tokens, H heads, N distances. A distance is query position minus key position.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from x_positional.scheme import AttentionContext, Bias, PositionScheme
+
+
+@dataclass(frozen=True)
+class ToeplitzBias(Bias):
+    """table [H N] holds the bias of distances low, low + 1, ...; queries and keys are consecutive."""
+
+    table: Tensor
+    low: int
+
+    def dense(self, ctx: AttentionContext, rows: range) -> Tensor:
+        """[1 H rows S]: every row is a window of the reversed table, so nothing is gathered and the mask is free."""
+        table = self._hide(self.table, ctx)
+        last = table.shape[-1] - 1 - (ctx.q_start - ctx.kv_start - self.low)  # reversed place of row 0, key 0
+        reversed_table = table.flip(-1)[:, last - rows.stop + 1 : last - rows.start + ctx.S]
+        return reversed_table.unfold(-1, ctx.S, 1).flip(-2)[None]
+
+    def _hide(self, table: Tensor, ctx: AttentionContext) -> Tensor:
+        if ctx.visible is None:
+            return table
+        distance = torch.arange(self.low, self.low + table.shape[-1], device=table.device)
+        hidden = distance < 0 if ctx.causal else torch.zeros_like(distance, dtype=torch.bool)
+        if ctx.window is not None:
+            hidden = hidden | (distance.abs() >= ctx.window)
+        return table.masked_fill(hidden, float("-inf"))
+
+
+class DistanceScheme(PositionScheme):
+    """Override `of_distance`. Equal for every cache, padding and packing, because only distances enter."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.heads = heads
+
+    def of_distance(self, distance: Tensor) -> Tensor:
+        """[...] (int64, or float where the scheme is continuous) -> [H ...], in logits."""
+        raise TypeError(f"{type(self).__name__} defines no of_distance(distance)")
+
+    def bias(self, ctx: AttentionContext) -> Bias:
+        if ctx.regular:
+            low = ctx.q_start - (ctx.kv_start + ctx.S - 1)
+            table, low = self._table(ctx, low, ctx.q_start + ctx.T - 1 - ctx.kv_start)
+            offset = ctx.q_start - ctx.kv_start - low
+            return ToeplitzBias(lambda b, h, i, j: table[h, i - j + offset], 1, self.heads, table, low)
+        bound = self._bound(ctx)
+        if bound is None or 2 * bound > ctx.mask_batch * ctx.T * ctx.S + 64:
+            return self._of_pairs(ctx)
+        table, low = self._table(ctx, 1 - bound, bound - 1)
+        q, k = self._columns(ctx)
+        high = low + table.shape[-1] - 1
+        return Bias(
+            lambda b, h, i, j: table[h, (q[b, i] - k[b, j]).clamp(low, high) - low], ctx.mask_batch, self.heads
+        )  # fmt: skip
+
+    def _table(self, ctx: AttentionContext, low: int, high: int) -> tuple[Tensor, int]:
+        """The table for distances low..high, from the cache's memory where it reaches that far."""
+        if ctx.memo is None or torch.is_grad_enabled():
+            return self.of_distance(torch.arange(low, high + 1, device=ctx.device)), low
+        known = ctx.memo.get(id(self))
+        if known is None or known[1] > low or known[1] + known[0].shape[-1] - 1 < high:
+            ahead = max(64, high) * 2  # decoding goes on: room for as many tokens again
+            known = (self.of_distance(torch.arange(low, ahead + 1, device=ctx.device)), low)
+            ctx.memo[id(self)] = known
+        return known
+
+    def _bound(self, ctx: AttentionContext) -> int | None:
+        """|distance| is below it; None where that is not known without looking, or positions are not integers."""
+        if ctx.q_positions.is_floating_point() or ctx.kv_positions.is_floating_point():
+            return None
+        if not ctx.custom_positions:
+            return ctx.span + 1
+        if torch.compiler.is_compiling():
+            return None
+        spread = torch.cat([ctx.q_positions.reshape(-1), ctx.kv_positions.reshape(-1)])
+        return int(spread.max() - spread.min()) + 1
+
+    def _columns(self, ctx: AttentionContext) -> tuple[Tensor, Tensor]:
+        return ctx.q_positions.expand(ctx.batch, -1), ctx.kv_positions.expand(ctx.batch, -1)
+
+    def _of_pairs(self, ctx: AttentionContext) -> Bias:
+        q, k = ctx.q_positions[: ctx.mask_batch], ctx.kv_positions[: ctx.mask_batch]
+        pairs = self.of_distance(q[:, :, None] - k[:, None, :]).expand(-1, ctx.batch, -1, -1)
+        return Bias(lambda b, h, i, j: pairs[h, b, i, j], ctx.mask_batch, self.heads)

@@ -1,0 +1,62 @@
+"""Dynamic position bias: a small MLP reads a distance and gives a bias per head.
+
+H heads, N distances, E hidden width; the bias is in logits, after scaling.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from x_positional.registry import SchemeConfig
+from x_positional.scheme import Dims
+from x_positional.schemes.distance import DistanceScheme
+
+
+class DynamicBias(DistanceScheme):
+    """bias = MLP(d)_h, or MLP(sign(d) log(1 + |d|))_h (Wang et al. 2021, CrossFormer, arXiv:2108.00154, section 3.3;
+    log distances as in SwinV2, Liu et al. 2022, arXiv:2111.09883). depth counts hidden layers; norm: LayerNorm in each.
+    """
+
+    def __init__(self, heads: int, dim: int, depth: int = 2, log_distance: bool = False, norm: bool = False):
+        super().__init__(heads)
+        self.log_distance = log_distance
+        layers: list[nn.Module] = []
+        for layer in range(depth):
+            layers.append(nn.Linear(1 if layer == 0 else dim, dim))
+            if norm:
+                layers.append(nn.LayerNorm(dim))
+            layers.append(nn.SiLU())
+        self.mlp = nn.Sequential(*layers, nn.Linear(dim, heads))
+
+    def of_distance(self, distance: Tensor) -> Tensor:
+        weight = self.mlp[-1].weight
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        d = distance.to(wide)
+        if self.log_distance:
+            d = d.sign() * d.abs().log1p()
+        return self.mlp(d[..., None].to(weight.dtype)).movedim(-1, 0)
+
+
+class Dynamic(SchemeConfig):
+    """`position="dynamic"`. dim: hidden width, None is model dim / 4."""
+
+    kind: Literal["dynamic"] = "dynamic"
+    dim: int | None = Field(default=None, gt=0)
+    depth: int = Field(default=2, gt=0)
+    log_distance: bool = False
+    norm: bool = False
+    summary: ClassVar[str] = "a small MLP turns distance into a bias per head"
+    paper: ClassVar[str] = "Wang et al. 2021, arXiv:2108.00154"
+
+    def build(self, dims: Dims) -> DynamicBias:
+        return DynamicBias(dims.heads, self.dim or max(1, dims.dim // 4), self.depth, self.log_distance, self.norm)
+
+    def warnings(self, dims: Dims) -> list[str]:
+        if self.log_distance or not dims.max_seq_len or dims.max_seq_len <= 512:
+            return []
+        return [
+            f"dynamic: the MLP reads raw distances up to {dims.max_seq_len}; log_distance=True trains more evenly and "
+            "goes further past the trained length."
+        ]

@@ -1,0 +1,62 @@
+"""Forget gates: ALiBi whose decay per token is read off the content, right under any cache.
+
+B batch, T query tokens, S key tokens, H heads, M model dim.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from x_positional.registry import SchemeConfig
+from x_positional.scheme import NO_TOKEN, AttentionContext, Bias, Dims, PositionScheme
+
+
+class Forgetting(PositionScheme):
+    """bias = sum_{t=n+1..m} log f_t, f_t = sigmoid(w_h . x_t + b_h) (Lin et al. 2025, arXiv:2503.02130, equation 5).
+
+    Each key carries its log f in the cache, in float32: the sums reach -1e3, where bfloat16 steps by 8.
+    """
+
+    causal_only = True
+    continuous = False
+    per_layer = True
+
+    def __init__(self, dim: int, heads: int, bias_init: float = 5.0):
+        super().__init__()
+        self.gate = nn.Linear(dim, heads)
+        nn.init.constant_(self.gate.bias, bias_init)
+
+    def key_state(self, x: Tensor) -> Tensor:
+        gate = self.gate(x)
+        return F.logsigmoid(gate.to(torch.promote_types(gate.dtype, torch.float32))).transpose(1, 2)[..., None]
+
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
+        if state is None:
+            raise ValueError("Forgetting needs its key state; it has none in cross-attention")
+        log_f = state[..., 0].masked_fill((ctx.kv_index == NO_TOKEN)[:, None], 0)  # [B H S]
+        order = ctx.key_order()
+        if order is None:
+            at_key = log_f.cumsum(-1)
+            first = ctx.q_start - ctx.kv_start
+            at_query = at_key[..., first : first + ctx.T].clone()  # its own tensor: flex reads each gradient once
+        else:
+            index = order[:, None].expand_as(log_f)
+            at_key = torch.zeros_like(log_f).scatter(-1, index, log_f.gather(-1, index).cumsum(-1))
+            own = (ctx.kv_index[:, None, :] == ctx.q_index[:, :, None]).long().argmax(-1)  # [B|1 T]
+            at_query = at_key.gather(-1, own[:, None].expand(log_f.shape[0], log_f.shape[1], -1))
+        return Bias(lambda b, h, i, j: at_query[b, h, i] - at_key[b, h, j], ctx.batch, ctx.heads)
+
+
+class ForgettingConfig(SchemeConfig):
+    """`position="forgetting"`. bias_init: of the gates; 5 forgets little at the start."""
+
+    kind: Literal["forgetting"] = "forgetting"
+    bias_init: float = Field(default=5.0)
+    summary: ClassVar[str] = "a learned forget gate per token and head (data-dependent ALiBi)"
+    paper: ClassVar[str] = "Lin et al. 2025, arXiv:2503.02130"
+
+    def build(self, dims: Dims) -> Forgetting:
+        return Forgetting(dims.dim, dims.heads, self.bias_init)

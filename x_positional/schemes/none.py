@@ -1,0 +1,23 @@
+"""No explicit position: order comes from the causal mask alone."""
+
+from typing import ClassVar, Literal
+
+from x_positional.registry import SchemeConfig
+from x_positional.scheme import Dims, PositionScheme
+
+
+class NoPE(PositionScheme):
+    """Nothing is added anywhere (Haviv et al. 2022, arXiv:2203.16634; Kazemnejad et al. 2023, arXiv:2305.19466)."""
+
+    causal_only = True
+
+
+class NoPEConfig(SchemeConfig):
+    """`position="none"`."""
+
+    kind: Literal["none"] = "none"
+    summary: ClassVar[str] = "no position at all; the causal mask gives the order"
+    paper: ClassVar[str] = "Kazemnejad et al. 2023, arXiv:2305.19466"
+
+    def build(self, dims: Dims) -> NoPE:
+        return NoPE()

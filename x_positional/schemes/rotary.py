@@ -1,0 +1,224 @@
+"""Rotary position embedding: queries and keys turn by an angle proportional to their position; xPos lets them decay too.
+
+B batch, T tokens, H heads, D head dim, R rotated width, F = R/2 pairs.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from x_positional.registry import SchemeConfig
+from x_positional.scheme import Dims, PositionScheme
+from x_positional.schemes.frequencies import angles, inverse_frequencies
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Per token: the cosine and signed sine of every rotated channel, [B|1 1 T R] float32, for q and for k."""
+
+    q_cos: Tensor
+    q_sin: Tensor
+    k_cos: Tensor
+    k_sin: Tensor
+
+
+class RotaryEmbedding(PositionScheme):
+    """(x, y) -> (x cos a - y sin a, x sin a + y cos a), a = t * theta^(-2i/R) (Su et al. 2021, arXiv:2104.09864, eq. 34).
+
+    width: R, the first R channels turn and the rest pass (partial rotation, GPT-J). interleaved: pairs are (2i, 2i+1),
+    otherwise (i, i + R/2). heads: only the last `heads` heads turn. interpolation_factor divides positions (Chen et al.
+    2023, arXiv:2306.15595). base_rescale_factor s multiplies theta by s^(R/(R-2)) (NTK-aware, bloc97 2023).
+    """
+
+    def __init__(
+        self, width: int, *, theta: float = 10_000.0, interleaved: bool = False, heads: int | None = None,
+        interpolation_factor: float = 1.0, base_rescale_factor: float = 1.0,
+    ):  # fmt: skip
+        super().__init__()
+        self.width, self.interleaved, self.heads = width, interleaved, heads
+        rescale = 1.0 if base_rescale_factor == 1.0 else base_rescale_factor ** (width / (width - 2))
+        self.theta, self.interpolation_factor = theta * rescale, interpolation_factor
+
+    def inv_freq(self, device: torch.device) -> Tensor:
+        """[F] radians per position."""
+        return inverse_frequencies(self.width, self.theta, device) / self.interpolation_factor
+
+    def decay(self, positions: Tensor) -> Tensor | None:
+        """[B|1 T] -> [B|1 T F]: what queries are multiplied by and keys divided by; None for one."""
+        return None
+
+    def tables(self, positions: Tensor) -> Rotation:
+        angle = angles(positions, self.inv_freq(positions.device))
+        cos, sin, decay = angle.cos(), angle.sin(), self.decay(positions)
+        q_cos, q_sin = self._lay_out(cos, cos), self._lay_out(-sin, sin)
+        if decay is None:
+            return Rotation(q_cos, q_sin, q_cos, q_sin)
+        k_cos, k_sin = self._lay_out(cos / decay, cos / decay), self._lay_out(-sin / decay, sin / decay)
+        return Rotation(
+            self._lay_out(cos * decay, cos * decay), self._lay_out(-sin * decay, sin * decay), k_cos, k_sin
+        )
+
+    def _lay_out(self, first: Tensor, second: Tensor) -> Tensor:
+        both = torch.stack([first, second], -1).flatten(-2) if self.interleaved else torch.cat([first, second], -1)
+        return both.float().unsqueeze(-3)
+
+    def rotate_q(self, q: Tensor, tables: Rotation) -> Tensor:
+        return self._some_heads(q, tables.q_cos, tables.q_sin)
+
+    def rotate_k(self, k: Tensor, tables: Rotation) -> Tensor:
+        return self._some_heads(k, tables.k_cos, tables.k_sin)
+
+    def _some_heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if self.heads is None or self.heads == x.shape[1]:
+            return self._turn(x, cos, sin)
+        return torch.cat([x[:, : -self.heads], self._turn(x[:, -self.heads :], cos, sin)], dim=1)
+
+    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        turned = x[..., : self.width]
+        turned = (turned * cos + self._partner(turned) * sin).to(x.dtype)
+        return turned if self.width == x.shape[-1] else torch.cat([turned, x[..., self.width :]], dim=-1)
+
+    def _partner(self, x: Tensor) -> Tensor:
+        """[... R] -> [... R]: each channel's other half."""
+        if self.interleaved:
+            return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        return x.roll(self.width // 2, dims=-1)
+
+
+class XPosEmbedding(RotaryEmbedding):
+    """RoPE whose scores decay with distance: pair i of q is multiplied by z_i^((t-c)/B), of k divided by it, with
+    z_i = (2i/R + 0.4) / 1.4 (Sun et al. 2022, arXiv:2212.10554, algorithm 1).
+
+    The centre c cancels in every score, so it is fixed; it only keeps the factors small. scale_base: B.
+    """
+
+    causal_only = True
+    RANGE = 80.0
+    """Largest exponent of e that float32 and bfloat16 carry with room to spare."""
+
+    def __init__(self, width: int, *, scale_base: float = 512.0, center: int = 0, interleaved: bool = False,
+                 theta: float = 10_000.0, heads: int | None = None, interpolation_factor: float = 1.0,
+                 base_rescale_factor: float = 1.0):  # fmt: skip
+        super().__init__(
+            width, theta=theta, interleaved=interleaved, heads=heads, interpolation_factor=interpolation_factor,
+            base_rescale_factor=base_rescale_factor,
+        )  # fmt: skip
+        self.scale_base, self.center = scale_base, center
+        self.limit = center + self.reach(scale_base)
+
+    @classmethod
+    def reach(cls, scale_base: float) -> int:
+        """How far from the centre a position may be before the fastest pair leaves the range of float32."""
+        return int(cls.RANGE * scale_base / -math.log(0.4 / 1.4))
+
+    def decay(self, positions: Tensor) -> Tensor:
+        inv_freq = self.inv_freq(positions.device)
+        i = torch.arange(len(inv_freq), device=positions.device, dtype=inv_freq.dtype)
+        base = (2 * i / self.width + 0.4) / 1.4
+        return base ** ((positions.to(inv_freq.dtype) - self.center) / self.scale_base)[..., None]
+
+
+class Rope(SchemeConfig):
+    """`position="rope"`: the whole head, half-split pairs. dim or fraction: rotate less of the head."""
+
+    kind: Literal["rope"] = "rope"
+    theta: float = Field(default=10_000.0, gt=0)
+    dim: int | None = None
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    interleaved: bool = False
+    heads: int | None = Field(default=None, gt=0)
+    interpolation_factor: float = Field(default=1.0, ge=1)
+    base_rescale_factor: float = Field(default=1.0, gt=0)
+    summary: ClassVar[str] = "rotates pairs of query and key channels by position"
+    paper: ClassVar[str] = "Su et al. 2021, arXiv:2104.09864"
+
+    def width(self, dims: Dims) -> int:
+        """R, the rotated channels of a head."""
+        if self.dim is not None:
+            return self.dim
+        return dims.head_dim if self.fraction is None else int(dims.head_dim * self.fraction)
+
+    def build(self, dims: Dims) -> RotaryEmbedding:
+        return RotaryEmbedding(self.width(dims), **self._shared(dims))
+
+    def _shared(self, dims: Dims) -> dict[str, float | bool | int | None]:
+        return dict(
+            theta=self.theta, interleaved=self.interleaved, heads=self.heads,
+            interpolation_factor=self.interpolation_factor, base_rescale_factor=self.base_rescale_factor,
+        )  # fmt: skip
+
+    def problems(self, dims: Dims) -> list[str]:
+        width, found = self.width(dims), []
+        if self.dim is not None and self.fraction is not None:
+            found.append(f"{self.kind}: dim={self.dim} and fraction={self.fraction} say the same thing twice. Give one.")
+        if width <= 0 or width % 2 or width > dims.head_dim:
+            found.append(
+                f"{self.kind}: {width} channels of each head would turn; it must be an even number from 2 to "
+                f"head_dim={dims.head_dim}. Set dim or fraction."
+            )
+        if self.base_rescale_factor != 1.0 and width == 2:
+            found.append(f"{self.kind}: base_rescale_factor needs more than one pair (its exponent is R/(R-2)).")
+        if self.heads is not None and self.heads > dims.heads:
+            found.append(f"{self.kind}: heads={self.heads} of {dims.heads} heads cannot turn.")
+        if self.heads is not None and self.heads < dims.heads and dims.kv_heads != dims.heads:
+            found.append(
+                f"{self.kind}: heads={self.heads} turns some query heads, and kv_heads={dims.kv_heads} shares one key head "
+                "among several of them. Use kv_heads=heads, or rotate every head."
+            )
+        return found
+
+    def warnings(self, dims: Dims) -> list[str]:
+        width, found = self.width(dims), []
+        if 0 < width < 32:
+            found.append(
+                f"{self.kind}: only {width} channels of each head turn; language models want at least 32. "
+                "Raise head_dim, dim or fraction."
+            )
+        if dims.max_seq_len and dims.max_seq_len > 4 * self.theta * self.interpolation_factor * self.base_rescale_factor:
+            found.append(
+                f"{self.kind}: theta={self.theta:g} is small for max_seq_len={dims.max_seq_len}: the slowest pairs turn "
+                f"more than once and far positions look alike. Try theta={dims.max_seq_len * 8:g}."
+            )
+        return found
+
+
+class XPos(Rope):
+    """`position="xpos"`. center: None is max_seq_len // 2."""
+
+    kind: Literal["xpos"] = "xpos"  # type: ignore[assignment]
+    needs_wrapper: ClassVar[bool] = True
+    scale_base: float = Field(default=512.0, gt=0)
+    center: int | None = None
+    summary: ClassVar[str] = "RoPE whose scores decay with distance"
+    paper: ClassVar[str] = "Sun et al. 2022, arXiv:2212.10554"
+
+    def _center(self, dims: Dims) -> int:
+        return (dims.max_seq_len or 0) // 2 if self.center is None else self.center
+
+    def build(self, dims: Dims) -> XPosEmbedding:
+        return XPosEmbedding(
+            self.width(dims), scale_base=self.scale_base, center=self._center(dims), **self._shared(dims)  # type: ignore[arg-type]
+        )
+
+    def problems(self, dims: Dims) -> list[str]:
+        found, reach = super().problems(dims), XPosEmbedding.reach(self.scale_base)
+        farthest = max(self._center(dims), (dims.max_seq_len or 0) - self._center(dims))
+        if farthest > reach:
+            found.append(
+                f"xpos: a position {farthest} from its centre {self._center(dims)} leaves the range of float32 with "
+                f"scale_base={self.scale_base:g} (reach {reach}). Use scale_base={math.ceil(farthest / reach) * self.scale_base:g}."
+            )
+        return found
+
+    def warnings(self, dims: Dims) -> list[str]:
+        found, half_reach = super().warnings(dims), XPosEmbedding.reach(self.scale_base) // 8
+        if dims.max_seq_len and dims.max_seq_len // 2 > half_reach:
+            found.append(
+                f"xpos: positions more than {half_reach} from the centre overflow float16; use float32 or bfloat16, "
+                "or a larger scale_base."
+            )
+        return found

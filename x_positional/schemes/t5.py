@@ -1,0 +1,74 @@
+"""T5's relative position bias: one learned number per head and bucket of distances, buckets growing with distance.
+
+H heads; the bias is in logits, after scaling.
+"""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from x_positional.registry import SchemeConfig
+from x_positional.scheme import Dims
+from x_positional.schemes.distance import DistanceScheme
+
+
+def t5_buckets(distance: Tensor, num_buckets: int, max_distance: int, causal: bool) -> Tensor:
+    """int64 distances (query - key) -> buckets (Raffel et al. 2020, arXiv:1910.10683, section 2.1).
+
+    The first half of the buckets are exact, the rest grow with the logarithm up to max_distance. Without a causal mask
+    half of all buckets serve keys to the right of the query.
+    """
+    offset = 0
+    if not causal:
+        num_buckets //= 2
+        offset = (distance < 0).long() * num_buckets
+        distance = distance.abs()
+    distance = distance.clamp(min=0)
+    exact = num_buckets // 2
+    ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    far = (exact + (ratio * (num_buckets - exact)).long()).clamp(max=num_buckets - 1)
+    return torch.where(distance < exact, distance, far) + offset
+
+
+class T5Bias(DistanceScheme):
+    """bias = scale * W[bucket(distance), h], W [num_buckets, H] shared by all layers."""
+
+    continuous = False
+
+    def __init__(self, heads: int, causal: bool, num_buckets: int = 32, max_distance: int = 128, scale: float = 1.0):
+        super().__init__(heads)
+        self.causal_only, self.num_buckets, self.max_distance, self.scale = causal, num_buckets, max_distance, scale
+        self.table = nn.Parameter(torch.randn(num_buckets, heads) * 0.02)
+
+    def of_distance(self, distance: Tensor) -> Tensor:
+        bucket = t5_buckets(distance, self.num_buckets, self.max_distance, self.causal_only)
+        return self.table.t()[:, bucket] * self.scale
+
+
+class T5(SchemeConfig):
+    """`position="t5"`. scale multiplies the bias: 1 as in T5, sqrt(head_dim) as in x-transformers."""
+
+    kind: Literal["t5"] = "t5"
+    num_buckets: int = Field(default=32, gt=1)
+    max_distance: int = Field(default=128, gt=1)
+    scale: float = 1.0
+    summary: ClassVar[str] = "a learned bias per head and distance bucket"
+    paper: ClassVar[str] = "Raffel et al. 2020, arXiv:1910.10683"
+
+    def build(self, dims: Dims) -> T5Bias:
+        return T5Bias(dims.heads, dims.causal, self.num_buckets, self.max_distance, self.scale)
+
+    def problems(self, dims: Dims) -> list[str]:
+        buckets = self.num_buckets if dims.causal else self.num_buckets // 2
+        found = []
+        if buckets < 2:
+            found.append(f"t5: num_buckets={self.num_buckets} leaves less than two buckets a side in an encoder. Use 4 or more.")
+        if self.max_distance <= buckets // 2:
+            found.append(
+                f"t5: max_distance={self.max_distance} must exceed the {buckets // 2} distances that have a bucket each "
+                f"(num_buckets={self.num_buckets}). Raise max_distance or lower num_buckets."
+            )
+        return found

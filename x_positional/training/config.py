@@ -1,0 +1,140 @@
+"""One schema for a training run: the file, the overrides and `--print-config` are all a TrainConfig."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import Self
+
+from x_positional.config import ModelConfig
+
+TokenDtype = Literal["uint8", "uint16", "uint32", "int16", "int32", "int64"]
+
+
+class Section(BaseModel):
+    """Unknown keys are refused and a config never changes after it was checked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """Where the tokens come from and how they are cut into windows.
+
+    path: a text file, a folder of text files, token ids (`.npy`, or `.bin` with `dtype`), or a folder that holds
+        `train.bin`/`val.bin` or `train.npy`/`val.npy`. None is the embedded text: Python's own documentation topics
+        and standard library sources.
+    tokenizer: "bytes" (one token a byte, 256 ids) or the path of a `tokenizer.json`.
+    seq_len: tokens the model sees in one training window. None is the model's `max_seq_len`.
+    val_fraction: share of the files (of the tokens, if there is only one file) kept for validation.
+    document_end: token id put after every file when there are several. None is 0 for bytes and nothing otherwise.
+    """
+
+    path: str | None = None
+    tokenizer: str = "bytes"
+    dtype: TokenDtype | None = None
+    pattern: str = "**/*"
+    seq_len: int | None = Field(default=None, ge=2)
+    val_fraction: float = Field(default=0.05, gt=0.0, lt=1.0)
+    document_end: int | None = Field(default=None, ge=0)
+
+
+class OptimizerConfig(Section):
+    """AdamW with linear warm-up and a cosine to `final_lr_fraction * lr` at the last step.
+
+    Weight decay acts on the weights of linear maps only: not on norms, biases, embeddings, slopes or bias tables.
+    clip is the largest global gradient norm; None switches clipping off.
+    """
+
+    lr: float = Field(default=1e-3, gt=0.0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0.0)
+    weight_decay: float = Field(default=0.1, ge=0.0)
+    clip: float | None = Field(default=1.0, gt=0.0)
+    warmup_steps: int = Field(default=100, ge=0)
+    final_lr_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _betas_in_range(self) -> Self:
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)} must both be at least 0 and below 1.")
+        return self
+
+
+class RunConfig(Section):
+    """How long, how often and where.
+
+    steps: optimizer steps of the whole run. stop_after: end this session at that step and keep the schedule of
+        the whole run; `--resume` goes on from there.
+    batch_size: windows in one forward pass on each process; accumulate: forward passes in one optimizer step.
+    precision: "auto" is bfloat16 autocast on CUDA (weights stay float32) and float32 elsewhere.
+    keep: newest checkpoints kept; the one with the best validation loss is kept as well.
+    eval_tokens: validation tokens scored at each evaluation, spread over the whole text; None scores all.
+    """
+
+    dir: str = "runs/default"
+    steps: int = Field(default=1000, ge=1)
+    stop_after: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    log_every: int = Field(default=10, ge=1)
+    eval_every: int = Field(default=200, ge=1)
+    eval_tokens: int | None = Field(default=65536, ge=1)
+    save_every: int = Field(default=200, ge=1)
+    keep: int = Field(default=2, ge=1)
+    tensorboard: bool = False
+
+
+class TrainConfig(Section):
+    """A whole run. Only `model` has no default."""
+
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    run: RunConfig = RunConfig()
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in one training window: the trained length."""
+        return self.model.max_seq_len if self.data.seq_len is None else self.data.seq_len
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        problems: list[str] = []
+        if self.seq_len > self.model.max_seq_len:
+            problems.append(
+                f"data.seq_len={self.seq_len} is longer than model.max_seq_len={self.model.max_seq_len}; "
+                "raise model.max_seq_len or lower data.seq_len"
+            )
+        if self.optimizer.warmup_steps >= self.run.steps:
+            problems.append(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves none of run.steps={self.run.steps}; "
+                "lower the warm-up or train longer"
+            )
+        if self.model.layers.kind != "decoder":
+            problems.append(
+                f"model.layers.kind={self.model.layers.kind!r} cannot be trained to predict the next token; "
+                "use kind: decoder, or train it from Python with your own loss"
+            )
+        if self.data.tokenizer == "bytes" and not self.reads_token_ids and self.model.num_tokens < 256:
+            problems.append(
+                f"model.num_tokens={self.model.num_tokens} cannot hold bytes; set it to 256 or name a data.tokenizer"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def reads_token_ids(self) -> bool:
+        """Whether `data.path` names one file of token ids instead of text."""
+        return self.data.path is not None and Path(self.data.path).suffix in (".npy", ".bin")
+
+    def to_yaml(self) -> str:
+        """The resolved config as YAML; reading it back gives an equal config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=110)

@@ -1,0 +1,204 @@
+"""A stack of blocks that share one plan: where tokens are is settled once, then what they are flows through.
+
+B batch, T query tokens, S key tokens, M model dim, C context dim, A position axes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from x_positional import masks
+from x_positional.attention import CrossPlan, LayerPlan
+from x_positional.backends import Choice, Planned
+from x_positional.block import Block
+from x_positional.cache import KeyView, KVCache, Tokens
+from x_positional.crossing import Crossing, plan_cross
+from x_positional.norms import Norm
+from x_positional.placement import InputError, check_positions_fit, place
+from x_positional.scheme import AttentionContext, Dims, IndexFn, PositionError, PositionScheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerKind:
+    """What distinguishes layers: which scheme, which window, which backend."""
+
+    scheme: PositionScheme
+    window: int | None
+    choice: Choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One forward pass: its tokens, and what each layer needs."""
+
+    tokens: Tokens
+    layers: list[LayerPlan]
+    cross: list[CrossPlan] | None
+
+
+class AttentionLayers(nn.Module):
+    """Blocks, their position schemes and a final norm. Takes objects and numbers, never a config.
+
+    schemes: the distinct schemes, which own parameters; kinds: one `LayerKind` per block, whose scheme is one of them
+    or a Chain of some. Runs alone on embeddings [B T M].
+    """
+
+    def __init__(
+        self, *, dims: Dims, blocks: Sequence[Block], schemes: Sequence[PositionScheme], kinds: Sequence[LayerKind],
+        final_norm: Norm | None, cross_choice: Choice | None = None,
+    ):  # fmt: skip
+        super().__init__()
+        self.dims, self.cross_choice = dims, cross_choice
+        self.blocks = nn.ModuleList(blocks)
+        self.final_norm = final_norm
+        self.set_positions(schemes, kinds)
+
+    def set_positions(self, schemes: Sequence[PositionScheme], kinds: Sequence[LayerKind]) -> None:
+        """Replace the position schemes: a wrapper does it once it knows the length that a table needs."""
+        self.schemes, self.kinds = nn.ModuleList(schemes), list(kinds)
+
+    @property
+    def position_schemes(self) -> list[PositionScheme]:
+        """The distinct schemes, typed."""
+        return [s for s in self.schemes if isinstance(s, PositionScheme)]
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """What a cache must have been made for."""
+        return (self.dims.kv_heads, self.dims.head_dim, tuple(k.window for k in self.kinds))
+
+    def new_cache(
+        self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None
+    ) -> KVCache:
+        """A cache for `batch_size` rows. max_len: slots per row, None grows. window: keep (and see) only the last
+        `window` tokens in layers that have no smaller window of their own. dtype: of keys and values, None as computed.
+
+        Raises PositionError where a scheme's cached keys would go stale as the sequence grows.
+        """
+        stale = [type(s).__name__ for s in self.position_schemes if not s.capabilities().kv_cacheable]
+        if stale:
+            raise PositionError(f"{', '.join(stale)} changes old keys as the sequence grows; decode with cache_kv=False.")
+        if not self.dims.causal and any(b.attn is not None for b in self._blocks()):
+            raise InputError("an encoder reads both ways: earlier outputs change with later tokens, so no cache is right.")
+        windows = [w if window is None else min(window, w or window) for w in (k.window for k in self.kinds)]
+        device = next(self.parameters()).device
+        return KVCache(windows, batch_size, max_len, device, dtype, self.signature)
+
+    def _blocks(self) -> list[Block]:
+        return [b for b in self.blocks if isinstance(b, Block)]
+
+    def embed(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """[B T M] -> [B T M]: what schemes add to the embeddings, once."""
+        for scheme in self.position_schemes:
+            x = scheme.embed(x, tokens.positions)
+        return x
+
+    def place(
+        self, batch: int, length: int, device: torch.device, mask: Tensor | None, positions: Tensor | None,
+        document_ids: Tensor | None, cache: KVCache | None,
+    ) -> Tokens:  # fmt: skip
+        """Checked positions of the new tokens. Raises InputError, PositionError, CacheError."""
+        if cache is not None:
+            cache.check(self.signature, batch)
+        tokens = place(batch, length, device, mask, positions, document_ids, cache)
+        check_positions_fit(tokens, self.position_schemes)
+        return tokens
+
+    def plan(
+        self, batch: int, tokens: Tokens, dtype: torch.dtype, cache: KVCache | None = None,
+        context: Tensor | None = None, context_mask: Tensor | None = None, context_positions: Tensor | None = None,
+    ) -> Plan:  # fmt: skip
+        """Masks, tables and shared biases for every layer, computed once."""
+        views: dict[int | None, KeyView] = {} if cache is None else cache.plan(tokens)
+        windows = [k.window for k in self.kinds] if cache is None else list(cache.windows)
+        memos = {} if cache is None else cache.memo
+        contexts = {w: self._context(batch, tokens, w, views.get(w), memos.get(w)) for w in set(windows)}
+        distinct = {id(k.scheme): k.scheme for k in self.kinds}
+        tables = {key: scheme.tables(tokens.positions) for key, scheme in distinct.items()}
+        planned: dict[tuple[int, int | None], Planned] = {}
+        layers = []
+        for layer, (kind, window) in enumerate(zip(self.kinds, windows, strict=True)):
+            key = (id(kind.scheme), window)
+            if key not in planned:
+                bias = kind.scheme.bias(contexts[window])
+                planned[key] = kind.choice.backend.plan(contexts[window], bias, dtype)
+            layers.append(LayerPlan(
+                layer=layer, planned=planned[key], backend=kind.choice.backend, tables=tables[id(kind.scheme)],
+                view=views.get(window), cache=cache,
+            ))  # fmt: skip
+        cross = None
+        if self.cross_choice is not None:
+            crossing = Crossing(context, context_mask, context_positions)
+            of_layer = [(k.scheme, tables[id(k.scheme)]) for k in self.kinds]
+            cross = plan_cross(batch, self.dims.heads, tokens, crossing, of_layer, self.cross_choice.backend, dtype, cache)
+        elif context is not None:
+            raise InputError("context was given, and this stack has no cross-attention. Build it with cross_attend=True.")
+        return Plan(tokens=tokens, layers=layers, cross=cross)
+
+    def _context(
+        self, batch: int, tokens: Tokens, window: int | None, view: KeyView | None, memo: dict[int, Any] | None
+    ) -> AttentionContext:
+        kv_index = tokens.index if view is None else view.index
+        kv_documents = tokens.documents if view is None else view.documents
+        q_documents = tokens.documents
+        if kv_documents is not None and q_documents is None:
+            q_documents = kv_documents.new_zeros(batch, tokens.length)
+        ctx = AttentionContext(
+            q_index=tokens.index, kv_index=kv_index, q_positions=tokens.positions,
+            kv_positions=tokens.positions if view is None else view.positions, batch=batch, heads=self.dims.heads,
+            span=tokens.span, causal=self.dims.causal, window=window,
+            ordered=tokens.start is not None if view is None else view.ordered,
+            q_start=tokens.start or 0 if view is None else view.q_start, kv_start=tokens.start or 0 if view is None else view.start,
+            custom_positions=tokens.custom_positions or (view is not None and view.positions is not view.index),
+            q_documents=q_documents, kv_documents=kv_documents, memo=memo,
+        )  # fmt: skip
+        rules = self._rules(ctx, view is not None and view.only_visible)
+        if not rules:
+            return ctx
+        q_index = ctx.q_index.expand(batch, -1)
+        return replace(ctx, visible=masks.all_of(rules, q_index))
+
+    def _rules(self, ctx: AttentionContext, only_visible: bool) -> list[IndexFn]:
+        q_index, kv_index = ctx.q_index.expand(ctx.batch, -1), ctx.kv_index.expand(ctx.batch, -1)
+        rules: list[IndexFn] = []
+        if only_visible and ctx.q_documents is None:
+            return rules
+        if not ctx.ordered:
+            rules.append(masks.filled(kv_index))
+        if ctx.causal:
+            rules.append(masks.causal(q_index, kv_index))
+        if ctx.window is not None:
+            rules.append(masks.sliding_window(q_index, kv_index, ctx.window, ctx.causal))
+        if ctx.q_documents is not None and ctx.kv_documents is not None:
+            rules.append(masks.same_document(ctx.q_documents, ctx.kv_documents))
+        return rules
+
+    def run(self, x: Tensor, plan: Plan) -> Tensor:
+        """[B T M] -> [B T M] through every block and the final norm."""
+        for i, block in enumerate(self.blocks):
+            cross = None if plan.cross is None else plan.cross[i]
+            x = block(x, self.kinds[i].scheme, plan.layers[i], cross)
+        return x if self.final_norm is None else self.final_norm(x)
+
+    def forward(
+        self, x: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None,
+        document_ids: Tensor | None = None, context: Tensor | None = None, context_mask: Tensor | None = None,
+        context_positions: Tensor | None = None, cache: KVCache | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Embeddings [B T M] -> [B T M].
+
+        mask: [B T] bool, True = keep. positions: [B T], ints or floats. document_ids: [B T], packed rows.
+        context: [B S C] with context_mask [B S] and, to rotate cross-attention too, context_positions [B S].
+        cache: from `new_cache`; x then holds only the new tokens. Raises InputError, PositionError, CacheError.
+        """
+        if x.ndim != 3 or x.shape[-1] != self.dims.dim or not x.is_floating_point():
+            raise InputError(
+                f"expected float embeddings [batch, tokens, dim={self.dims.dim}]; got {list(x.shape)} of {x.dtype}."
+            )
+        tokens = self.place(x.shape[0], x.shape[1], x.device, mask, positions, document_ids, cache)
+        plan = self.plan(x.shape[0], tokens, x.dtype, cache, context, context_mask, context_positions)
+        return self.run(self.embed(x, tokens), plan)
+

@@ -1,0 +1,126 @@
+"""Models around a stack of layers: language models, and continuous inputs.
+
+B batch, T tokens, M model dim, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from x_positional.cache import KVCache
+from x_positional.config import LayersConfig, ModelConfig
+from x_positional.describe import describe
+from x_positional.flags import model_from_flags
+from x_positional.layers import ConfiguredLayers, layers_from_config
+from x_positional.placement import InputError
+
+
+def bound_config(layers: ConfiguredLayers) -> dict[str, Any]:
+    """The fields of a stack's config, for the flags of the wrapper to be read beside."""
+    return {name: getattr(layers.config, name) for name in LayersConfig.model_fields}
+
+
+class TransformerWrapper(nn.Module):
+    """Token ids -> logits. Flags as in x-transformers (`emb_dim, emb_dropout, post_emb_norm, tie_embedding,
+    use_abs_pos_emb, scaled_sinu_pos_emb, l2norm_embed, logits_dim`); see docs/migration.md.
+
+    A learned absolute table of `max_seq_len` rows is on only where it is asked for or where no scheme was chosen.
+    """
+
+    def __init__(self, *, num_tokens: int, max_seq_len: int, attn_layers: ConfiguredLayers, **flags: Any):
+        super().__init__()
+        fields = model_from_flags(num_tokens, max_seq_len, {**flags, "attn_layers": bound_config(attn_layers)})
+        self.config = config = ModelConfig.model_validate(fields)
+        self.num_tokens, self.max_seq_len = num_tokens, max_seq_len
+        emb_dim = config.emb_dim or config.layers.dim
+        attn_layers.bind(config.layers, max_seq_len, emb_dim)
+        self.token_emb = nn.Embedding(num_tokens, emb_dim)
+        if config.l2norm_embed:
+            nn.init.normal_(self.token_emb.weight, std=1e-5)
+        else:
+            nn.init.kaiming_normal_(self.token_emb.weight)
+        self.emb_norm = nn.LayerNorm(emb_dim, bias=False) if config.post_emb_norm else None
+        self.emb_dropout = nn.Dropout(config.emb_dropout)
+        self.project_emb = nn.Linear(emb_dim, config.layers.dim) if emb_dim != config.layers.dim else None
+        self.attn_layers = attn_layers
+        columns = config.logits_dim or num_tokens
+        self.to_logits = None if config.tie_embedding else nn.Linear(config.layers.dim, columns, bias=False)
+        scale = config.tie_embedding_scale
+        self.tie_scale = config.layers.dim**-0.5 if scale is None else scale
+
+    @classmethod
+    def from_config(cls, config: ModelConfig | Mapping[str, Any]) -> Self:
+        """The model of a `ModelConfig` (or of its fields as a dict)."""
+        config = ModelConfig.model_validate(config)
+        own = {n: getattr(config, n) for n in ModelConfig.model_fields if n != "layers"}
+        defaults = {n: f.default for n, f in ModelConfig.model_fields.items() if not f.is_required()}
+        flags = {n: v for n, v in own.items() if n not in defaults or v != defaults[n]}
+        return cls(attn_layers=layers_from_config(config.layers), **flags)
+
+    def new_cache(
+        self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None
+    ) -> KVCache:
+        """A key/value cache for `batch_size` rows; see `AttentionLayers.new_cache`."""
+        return self.attn_layers.new_cache(batch_size, max_len, window, dtype)
+
+    def describe(self) -> str:
+        """What is applied where, which backend runs and why, dtype, parameters, trained length."""
+        return describe(self, self.config)
+
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Raises InputError where ids are not integers of shape [B T] in [0, num_tokens). Looks at the values."""
+        if tokens.is_floating_point() or tokens.dtype == torch.bool or tokens.is_complex():
+            raise InputError(f"tokens must be integer ids; these are {tokens.dtype}. Use tokens.long() if they are whole.")
+        if tokens.ndim != 2 or 0 in tokens.shape:
+            raise InputError(f"tokens must have shape [batch, tokens], neither of them empty; these are {list(tokens.shape)}.")
+        if torch.compiler.is_compiling():
+            return
+        low, high = (int(v) for v in tokens.aminmax())
+        if low < 0 or high >= self.num_tokens:
+            bad = low if low < 0 else high
+            raise InputError(
+                f"token id {bad} is outside 0..{self.num_tokens - 1} (num_tokens={self.num_tokens}). Pad with a real id and "
+                "say mask=, or build the model with a larger num_tokens."
+            )
+
+    def forward(
+        self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
+        document_ids: Tensor | None = None, cache: KVCache | None = None, return_embeddings: bool = False, *,
+        context: Tensor | None = None, context_mask: Tensor | None = None, context_positions: Tensor | None = None,
+        checked: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Ids [B T] -> logits [B T V], or embeddings [B T M] with return_embeddings.
+
+        mask: [B T] bool, True = keep, padded left or right; positions follow it unless given. positions: [B T], ints or
+        floats. document_ids: [B T], packed rows whose documents do not see each other. cache: from `new_cache`; tokens
+        then holds only the new ones. context: for layers with cross-attention. checked: the caller vouches for the ids,
+        which spares a look at the device.
+        Raises InputError, PositionError, CacheError before any kernel runs.
+        """
+        if not checked:
+            self.check_tokens(tokens)
+        layers = self.attn_layers
+        B, T = tokens.shape
+        placed = layers.place(B, T, tokens.device, mask, positions, document_ids, cache)
+        x = self.token_emb(tokens)
+        if self.config.l2norm_embed:
+            x = F.normalize(x, dim=-1)
+        x = layers.embed(x, placed)
+        x = self.emb_dropout(x if self.emb_norm is None else self.emb_norm(x))
+        if self.project_emb is not None:
+            x = self.project_emb(x)
+        plan = layers.plan(B, placed, x.dtype, cache, context, context_mask, context_positions)
+        x = layers.run(x, plan)
+        if return_embeddings:
+            return x
+        if self.to_logits is None:
+            return x @ self.token_emb.weight.t() * self.tie_scale
+        return self.to_logits(x)
+
+
+def build_model(config: ModelConfig | Mapping[str, Any]) -> TransformerWrapper:
+    """The model of a config. Raises IncompatibleConfig with every problem at once."""
+    return TransformerWrapper.from_config(config)
