@@ -130,6 +130,18 @@ class ModelConfig(Config):
         return text
 
 
+class ContinuousConfig(Config):
+    """Continuous inputs and outputs around layers. max_seq_len: None is no table; dim_in, dim_out: None is no
+    projection."""
+
+    layers: LayersConfig
+    max_seq_len: int | None = Field(default=None, gt=0)
+    dim_in: int | None = Field(default=None, gt=0)
+    dim_out: int | None = Field(default=None, gt=0)
+    emb_dropout: float = Field(default=0.0, ge=0, lt=1)
+    post_emb_norm: bool = False
+
+
 def plain(config: Config) -> dict[str, Any]:
     """Numbers, strings, lists and dicts that validate to an equal config. Raises ConfigError for a scheme instance."""
     if isinstance(config, Custom):

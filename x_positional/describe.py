@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from x_positional.config import LayersConfig, ModelConfig
+from x_positional.config import ContinuousConfig, LayersConfig, ModelConfig
 from x_positional.transformer import AttentionLayers
 from x_positional.validate import resolve_position
 
@@ -17,7 +17,7 @@ def position_words(config: LayersConfig, max_seq_len: int | None) -> str:
     return " + ".join(words)
 
 
-def describe(model: nn.Module, config: ModelConfig) -> str:
+def describe(model: nn.Module, config: ModelConfig | ContinuousConfig) -> str:
     """One line per fact. `model` holds an AttentionLayers."""
     layers = config.layers
     stack = next(m for m in model.modules() if isinstance(m, AttentionLayers))
@@ -33,6 +33,6 @@ def describe(model: nn.Module, config: ModelConfig) -> str:
         ("backend", f"{choice.name} ({choice.reason})"),
         ("dtype", f"{parameters[0].dtype} on {parameters[0].device}".replace("torch.", "")),
         ("parameters", f"{count:,}"),
-        ("trained length", f"{config.max_seq_len} tokens; positions are {past}"),
+        ("trained length", f"{config.max_seq_len} tokens; positions are {past}" if config.max_seq_len else "not named"),
     ]
     return "\n".join(f"{name:<15} {value}" for name, value in lines)

@@ -6,7 +6,7 @@ _POSITIONS = "Renamed. Use `positions=`, integers or floats."
 _LEFT = "Use `mask=` (True = keep): positions follow it, left or right padded."
 _CACHE = "Use `cache=model.new_cache(batch_size)`; the call fills it and takes the new tokens alone."
 _MEMS = "There is no memory of earlier segments. Use `cache=model.new_cache(batch_size, window=...)`."
-_MAPS = "Fused attention never holds the maps, so they are not returned. Hook `backend=\"eager\"`."
+_MAPS = "Fused attention never holds the maps, so they are not returned. Leave it out."
 _SCHEME = "Positions belong to the model's scheme. Use `position=` when building it, and `positions=` in the call."
 _MASKS = "Masks follow from tokens and positions. Use `mask=`, `document_ids=`, `window=`, or a scheme with a bias."
 _MIX = "Hidden states are not reached into. Write a block of your own around `Encoder` or `Decoder`."
@@ -165,6 +165,4 @@ GENERATE = table("AutoregressiveWrapper.generate", [
     *_all(_NAMES, kwargs=REQUIRED),
 ])  # fmt: skip
 
-ENTRIES: tuple[Flag, ...] = (
-    LAYERS + PREFIX + ATTENTION + TRANSFORMER + CONTINUOUS + XTRANSFORMER + GENERATE
-)
+ENTRIES: tuple[Flag, ...] = LAYERS + PREFIX + ATTENTION + TRANSFORMER + CONTINUOUS + XTRANSFORMER + GENERATE

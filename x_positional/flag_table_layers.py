@@ -1,6 +1,6 @@
 """Keywords of x-transformers' AttentionLayers (Encoder, Decoder, CrossAttender): layout, norms, residuals, init."""
 
-from x_positional.flag_table_entry import Flag, copied, details, own, refused, table, turned
+from x_positional.flag_table_entry import REQUIRED, Flag, copied, details, own, refused, table, turned
 
 LAYERS = "AttentionLayers"
 
@@ -13,7 +13,7 @@ _CONDITION = (
 )
 
 SHAPE = [
-    copied("dim", None, "dim", "Model width."),
+    copied("dim", REQUIRED, "dim", "Model width."),
     copied("depth", None, "depth", "Number of blocks."),
     copied("heads", 8, "heads", "Query heads."),
     refused("causal", False, "The class says it. Use `Decoder` for causal attention and `Encoder` without."),

@@ -31,8 +31,10 @@ DETAILS = {
 
 EXCLUSIVE = (
     (("rotary", "polar"), "both decide how queries and keys turn. Keep one of them."),
-    (("alibi", "t5", "dynamic", "forgetting"),
-     "each is a bias for the same distances. Keep one of them; a list in position= adds several on purpose."),
+    (
+        ("alibi", "t5", "dynamic", "forgetting"),
+        "each is a bias for the same distances. Keep one of them; a list in position= adds several on purpose.",
+    ),
 )
 
 TABLES = ("absolute", "sinusoidal", "scaled_sinusoidal")

@@ -1,7 +1,9 @@
 """Encoder, Decoder and CrossAttender from keyword flags; each also runs alone on embeddings [B T M]."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
+
+from typing_extensions import Self
 
 from x_positional.backends import choose
 from x_positional.build import Positions, build_blocks, build_kinds, build_norm, positions_of

@@ -4,11 +4,12 @@ B batch, T tokens, M model dim, V vocabulary.
 """
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from x_positional.cache import KVCache
 from x_positional.config import LayersConfig, ModelConfig
@@ -30,6 +31,8 @@ class TransformerWrapper(nn.Module):
     A learned absolute table of `max_seq_len` rows is on only where it is asked for or where no scheme was chosen.
     """
 
+    has_head: ClassVar[bool] = True
+
     def __init__(self, *, num_tokens: int, max_seq_len: int, attn_layers: ConfiguredLayers, **flags: Any):
         super().__init__()
         fields = model_from_flags(num_tokens, max_seq_len, {**flags, "attn_layers": bound_config(attn_layers)})
@@ -47,7 +50,8 @@ class TransformerWrapper(nn.Module):
         self.project_emb = nn.Linear(emb_dim, config.layers.dim) if emb_dim != config.layers.dim else None
         self.attn_layers = attn_layers
         columns = config.logits_dim or num_tokens
-        self.to_logits = None if config.tie_embedding else nn.Linear(config.layers.dim, columns, bias=False)
+        own_head = self.has_head and not config.tie_embedding
+        self.to_logits = nn.Linear(config.layers.dim, columns, bias=False) if own_head else None
         scale = config.tie_embedding_scale
         self.tie_scale = config.layers.dim**-0.5 if scale is None else scale
 
@@ -114,11 +118,19 @@ class TransformerWrapper(nn.Module):
             x = self.project_emb(x)
         plan = layers.plan(B, placed, x.dtype, cache, context, context_mask, context_positions)
         x = layers.run(x, plan)
-        if return_embeddings:
-            return x
+        return self.logits(x) if self.has_head and not return_embeddings else x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[... M] -> [... V]: the head alone."""
         if self.to_logits is None:
             return x @ self.token_emb.weight.t() * self.tie_scale
         return self.to_logits(x)
+
+
+class TokenEncoder(TransformerWrapper):
+    """Token ids -> embeddings [B T M]: a TransformerWrapper without a head."""
+
+    has_head = False
 
 
 def build_model(config: ModelConfig | Mapping[str, Any]) -> TransformerWrapper:
