@@ -40,7 +40,7 @@ types: $(VENV)/.dev ## pyright on the package
 	@$(PY) -m pyright --pythonpath $(PY)
 
 docs: $(VENV)/.dev ## write the generated pages of docs/ again
-	@$(PY) docs/generate.py
+	@set -e; for page in docs/generate/[!_]*.py; do echo "$$page ..."; $(PY) $$page; done
 
 bench: $(VENV)/.dev ## compare speed and memory with x-transformers
 	@$(PY) -m benchmarks

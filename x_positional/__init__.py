@@ -21,7 +21,7 @@ from x_positional.schemes import (
     XPos,
 )
 from x_positional.seq2seq import XTransformer
-from x_positional.validate import IncompatibleConfig, Report
+from x_positional.validate import IncompatibleConfig, Report, check
 from x_positional.wrappers import TransformerWrapper, build_model
 
 __version__ = "0.1.0"
@@ -56,4 +56,5 @@ __all__ = [
     "XPos",
     "XTransformer",
     "build_model",
+    "check",
 ]

@@ -4,7 +4,7 @@ B batch, T query tokens, S key tokens, H heads, G key/value heads, D head dim, M
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,15 +48,18 @@ class HeadNorm(nn.Module):
     """Norm of queries or keys over the head dim, before rotation: rms with a gain per channel (shared by heads, or one
     for each), or plain l2. [B H T D] -> [B H T D]."""
 
-    def __init__(self, kind: QKNormKind, heads: int, head_dim: int, eps: float = 1e-6):
+    EPS: ClassVar[dict[QKNormKind, float]] = {"rms": 1e-6, "rms_per_head": 1e-12, "l2": 1e-12}
+    """rms_per_head divides by the bare length, as in x-transformers; its eps only keeps zero finite."""
+
+    def __init__(self, kind: QKNormKind, heads: int, head_dim: int):
         super().__init__()
-        self.eps, self.head_dim, self.unit = eps, head_dim, kind == "l2"
+        self.eps, self.head_dim, self.unit = self.EPS[kind], head_dim, kind == "l2"
         shape = {"rms": (head_dim,), "rms_per_head": (heads, 1, head_dim)}.get(kind)
         self.gain = None if shape is None else nn.Parameter(torch.zeros(shape))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.unit or self.gain is None:
-            return F.normalize(x, dim=-1)
+            return F.normalize(x, dim=-1, eps=self.eps)
         return F.rms_norm(x, (self.head_dim,), None, self.eps) * (self.gain + 1.0)
 
 

@@ -240,6 +240,7 @@ class KVCache:
         self.cross: list[tuple[Tensor, Tensor] | None] = [None for _ in windows]
         self.cross_context: object = None
         self.memo: dict[int | None, dict[int, Any]] = {w: {} for w in set(windows)}
+        self.ending: tuple[int, Tensor] | None = None  # the span, and [B M] that predicts the token after it
 
     def starts(self) -> Tensor | int:
         """The next token's index: one number, or [B] where rows differ."""
@@ -284,6 +285,8 @@ class KVCache:
         self.lengths = None if self.lengths is None else self.lengths[rows]
         if self.last_document is not None:
             self.last_document = (self.last_document[0][rows], self.last_document[1][rows])
+        if self.ending is not None:
+            self.ending = (self.ending[0], self.ending[1][rows])
         for slots in self._slots.values():
             slots.batch = len(rows)
             slots.reorder(rows)

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from x_positional import schemes as _registered  # noqa: F401  (importing it registers every scheme)
 from x_positional.registry import Config, Custom, SchemeConfig, scheme_config
 from x_positional.scheme import Dims
+from x_positional.schemes.compose import Chain
 
 LayersKind = Literal["encoder", "decoder", "cross_attender"]
 
@@ -53,17 +54,24 @@ class FeedForwardConfig(Config):
 
 
 def _as_list(value: Any) -> Any:
-    if value is None:
-        return None
-    return tuple(scheme_config(v) for v in (value if isinstance(value, list | tuple) else [value]))
+    """One scheme or several -> a list; a Chain is its parts, so that each is judged and built by itself."""
+    return None if value is None else _parts(value)
 
 
-Position = Annotated[tuple[SerializeAsAny[SchemeConfig], ...] | None, BeforeValidator(_as_list)]
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, Chain):
+        value = list(value.parts)
+    return [part for item in value for part in _parts(item)] if isinstance(value, list | tuple) else [value]
+
+
+OneScheme = Annotated[SerializeAsAny[SchemeConfig], BeforeValidator(scheme_config)]
+Position = Annotated[tuple[OneScheme, ...] | None, BeforeValidator(_as_list)]
 
 
 class LayersConfig(Config):
     """A stack of layers. position: a name, a config, a scheme, or a list (combined); None is not chosen: a wrapper then
-    adds learned absolute embeddings. flash: ask for a path that never holds the whole score matrix."""
+    adds learned absolute embeddings. flash: ask for a path that never holds the whole score matrix. final_norm: None is
+    yes, except after norm_place="post", which ends in a norm already."""
 
     kind: LayersKind = "decoder"
     dim: int = Field(gt=0)
@@ -79,7 +87,7 @@ class LayersConfig(Config):
     flash: bool = False
     norm: NormConfig = NormConfig()
     norm_place: Literal["pre", "post", "sandwich", "parallel"] = "pre"
-    final_norm: bool = True
+    final_norm: bool | None = None
     attn: AttentionConfig = AttentionConfig()
     ff: FeedForwardConfig = FeedForwardConfig()
 
@@ -115,8 +123,8 @@ class ModelConfig(Config):
     def from_yaml(cls, path: str | Path) -> "ModelConfig":
         """Reads a file with the model's keys, at the top or under `model:`. Raises ConfigError, ValidationError."""
         try:
-            data = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError) as error:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"cannot read {path}: {error}") from error
         if not isinstance(data, dict):
             raise ConfigError(f"{path} holds {type(data).__name__}, not keys and values of a model.")

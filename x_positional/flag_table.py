@@ -1,7 +1,5 @@
 """Every keyword of x-transformers 2.31, each supported or refused with a reason; data only."""
 
-from collections.abc import Mapping
-
 from x_positional import (
     flag_table_attention,
     flag_table_calls,
@@ -32,5 +30,5 @@ def _by_place() -> dict[str, dict[str, Flag]]:
     return places
 
 
-PLACES: Mapping[str, Mapping[str, Flag]] = _by_place()
+PLACES: dict[str, dict[str, Flag]] = _by_place()
 """class or class.method -> keyword -> what becomes of it."""

@@ -3,8 +3,8 @@
 from x_positional.flag_table_entry import REQUIRED, Flag, refused, table, turned
 
 _POSITIONS = "Renamed. Use `positions=`, integers or floats."
-_LEFT = "Use `mask=` (True = keep): positions follow it, left or right padded."
-_CACHE = "Use `cache=model.new_cache(batch_size)`; the call fills it and takes the new tokens alone."
+_LEFT = "Positions follow the mask, left or right padded. Use `mask=`, True = keep."
+_CACHE = "The cache is an object that calls fill. Use `cache=model.new_cache(batch_size)` and pass new tokens alone."
 _MEMS = "There is no memory of earlier segments. Use `cache=model.new_cache(batch_size, window=...)`."
 _MAPS = "Fused attention never holds the maps, so they are not returned. Leave it out."
 _SCHEME = "Positions belong to the model's scheme. Use `position=` when building it, and `positions=` in the call."
@@ -77,11 +77,12 @@ ATTENTION = table("Attention.forward", [
 ])  # fmt: skip
 
 TRANSFORMER = table("TransformerWrapper.forward", [
-    turned("x", REQUIRED, "tokens", "Token ids, [B, T]."),
+    turned("x", REQUIRED, "tokens", "Token ids, [B, T]; by position or under this name."),
     turned("return_embeddings", False, "return_embeddings", "The hidden state in place of the logits."),
     *_all(_HIDDEN, return_logits_and_embeddings=False, return_embeddings_and_intermediates=False),
     *_all(_CACHE, return_intermediates=False),
-    *_all("Use `logits.log_softmax(-1)`.", return_logit_entropies=False),
+    *_all("Only the logits come back. Use `Categorical(logits=logits).entropy()` of torch.distributions.",
+          return_logit_entropies=False),
     *_all("The next token is predicted, not its embedding. Use `return_embeddings=True`.",
           return_next_embed_pred=False),
     turned("mask", None, "mask", "True = keep, left or right padded."),
@@ -108,25 +109,25 @@ CONTINUOUS = table("ContinuousTransformerWrapper.forward", [
     *_all(_CACHE, return_intermediates=False, input_not_include_cache=False),
     *_all(_MEMS, return_mems=False, mems=None, mem_masks=None),
     turned("mask", None, "mask", "True = keep, left or right padded."),
-    *_all("Use `mask=torch.arange(T) < lens[:, None]`.", lens=None),
+    *_all("Padding is a mask. Use `mask=torch.arange(T) < lens[:, None]`.", lens=None),
     *_all(_MAPS, return_attn=False),
     *_all(_POSITIONS, pos=None),
-    *_all("Add them to the input before the call.", sum_embeds=None),
-    *_all("Join them to the input before the call.", prepend_embeds=None, prepend_mask=None),
+    *_all("The input is all there is. Add them to it before the call.", sum_embeds=None),
+    *_all("The input is all there is. Join them to it before the call.", prepend_embeds=None, prepend_mask=None),
     turned("cache", None, "cache", "The KV cache of `new_cache`; the call takes the new input alone."),
     *_all(_LEFT, seq_start_pos=None),
     *_all(_NAMES, kwargs=REQUIRED),
 ])  # fmt: skip
 
 XTRANSFORMER = table("XTransformer.forward", [
-    turned("src", REQUIRED, "src", "Source ids, [B, S]."),
+    turned("src", REQUIRED, "src", "Source ids, [B, S]; by position or under this name."),
     turned("tgt", REQUIRED, "tgt", "Target ids, [B, T]; the loss predicts each from those before it."),
     turned("mask", None, "mask", "Of the source; True = keep."),
     *_all(_MASKS, attn_mask=None),
     *_all(_EMBED, src_prepend_embeds=None),
 ]) + table("XTransformer.generate", [
-    turned("seq_in", REQUIRED, "src", "Source ids, [B, S]."),
-    turned("seq_out_start", REQUIRED, "start_tokens", "What the target starts with."),
+    turned("seq_in", REQUIRED, "src", "Source ids, [B, S]; by position or under this name."),
+    turned("seq_out_start", REQUIRED, "start_tokens", "What the target starts with; by position or under this name."),
     turned("seq_len", REQUIRED, "seq_len", "Number of new tokens."),
     turned("mask", None, "mask", "Of the source; True = keep."),
     *_all(_MASKS, attn_mask=None),
@@ -150,7 +151,7 @@ GENERATE = table("AutoregressiveWrapper.generate", [
     *_SAMPLING,
     *_all("One model decodes. Combine the logits of two models in a `filter_logits_fn` of your own.",
           amateur_model=None, contrastive_decode_kwargs={"beta": 0.5, "alpha": 0.1}),
-    *_all("The cache is an object of its own. Make it with `model.new_cache(...)`.", return_intermediates=False),
+    *_all("Renamed. Use `return_cache=True`, and `cache=` to go on from it.", return_intermediates=False),
     *_all(_NAMES, kwargs=REQUIRED),
 ]) + table("AutoregressiveWrapper.beam_search", _all(
     "There is no beam search. Use `generate(..., temperature=0)` for the greedy answer, or sample several.",
@@ -158,10 +159,10 @@ GENERATE = table("AutoregressiveWrapper.generate", [
     stochastic=False, prompt_lens=None, filter_logits_fn="identity", restrict_to_max_seq_len=True, filter_kwargs={},
     cache_kv=True, kwargs=REQUIRED,
 )) + table("AutoregressiveWrapper.forward", [
-    turned("x", REQUIRED, "tokens", "[B, T]; each token is predicted from those before it."),
+    turned("x", REQUIRED, "tokens", "Ids, [B, T]; by position or under this name."),
     *_all("The loss is what comes back. Call the model for the logits.", return_outputs=False),
     *_all(_EMBED, prepend_embeds=None),
-    *_all("Put `ignore_index` where the padding is.", lens=None),
+    *_all("Padding is a mask. Use `mask=torch.arange(T) < lens[:, None]`.", lens=None),
     *_all(_NAMES, kwargs=REQUIRED),
 ])  # fmt: skip
 

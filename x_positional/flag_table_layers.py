@@ -18,7 +18,7 @@ SHAPE = [
     copied("heads", 8, "heads", "Query heads."),
     refused("causal", False, "The class says it. Use `Decoder` for causal attention and `Encoder` without."),
     turned("cross_attend", False, "cross_attend", "Cross-attention in every block; the call then takes `context=`."),
-    turned("only_cross", False, "kind", "With `cross_attend=True`: no self-attention, as in `CrossAttender`."),
+    refused("only_cross", False, "The class says it. Use `CrossAttender` for blocks without self-attention."),
     refused("only_attn", False, _BLOCK + "Make the feedforward small with `ff_mult`."),
     refused("weight_tie_layers", False, _BLOCK + "Each block has weights of its own; lower `depth` for fewer."),
     refused("custom_layers", None, _BLOCK + 'Choose with `depth`, `cross_attend` and `norm_place="parallel"`.'),

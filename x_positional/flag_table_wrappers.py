@@ -29,7 +29,7 @@ TRANSFORMER = table("TransformerWrapper", [
     copied("tie_embedding", False, "tie_embedding", "Logits from the embedding matrix."),
     turned("tie_embedding_scale", None, "tie_embedding_scale", "With `tie_embedding`; `dim ** -0.5` if not given."),
     copied("logits_dim", None, "logits_dim", "Width of the logits where it is not `num_tokens`."),
-    refused("return_only_embed", False, "It is said in the call: `return_embeddings=True`."),
+    refused("return_only_embed", False, "The call says it. Use `return_embeddings=True` there."),
     refused("num_output_heads", 1, _LOGITS),
     *WRAPPER,
     copied("l2norm_embed", False, "l2norm_embed", "Token embeddings of length one."),

@@ -29,7 +29,7 @@ def layer_reader(
         name: flags.get(name.removeprefix("cross_"), flag.default)  # cross-attention follows `attn_*`
         for name, flag in table.items() if name.startswith("cross_attn_")
     }  # fmt: skip
-    defaults["causal"] = kind == "decoder"
+    defaults |= {"causal": kind == "decoder", "only_cross": kind == "cross_attender"}
     read = FlagReader(flags, places, problems, prefix=prefix, defaults=defaults)
     read.check(("dim", "depth", *missing))
     if kind not in CLASSES:
@@ -40,9 +40,8 @@ def layer_reader(
 def layer_fields(read: FlagReader, kind: Any) -> dict[str, Any]:
     """The fields that checked flags set; what is wrong goes to the reader's problems."""
     fields = Fields(read)
-    fields.set("kind", _kind(read, kind), "kind")
-    if kind != "cross_attender" and "cross_attend" in read.given:
-        fields.set("cross_attend", read.value("cross_attend"), "cross_attend")
+    fields.set("kind", kind, "kind")
+    _cross_attend(fields, read, kind)
     _own_groups(fields, read)
     fields.set_copied(LAYERS)
     _norms(fields, read)
@@ -54,16 +53,12 @@ def layer_fields(read: FlagReader, kind: Any) -> dict[str, Any]:
     return fields.tree if position is None else {**fields.tree, "position": position}
 
 
-def _kind(read: FlagReader, kind: Any) -> Any:
-    cross, only = read.value("cross_attend"), read.value("only_cross")
-    if kind == "cross_attender":
-        for name in ("cross_attend", "only_cross"):
-            if read.given.get(name) is False:
-                read.problem(f"{read.shown(name)} contradicts CrossAttender, which is nothing else. Leave it out.")
-        return kind
-    if only is True and cross is not True:
-        read.problem(f"{read.shown('only_cross')} changes nothing without {read.prefix}cross_attend=True. Give both.")
-    return "cross_attender" if only is True and cross is True else kind
+def _cross_attend(fields: Fields, read: FlagReader, kind: Any) -> None:
+    if kind != "cross_attender":
+        if "cross_attend" in read.given:
+            fields.set("cross_attend", read.value("cross_attend"), "cross_attend")
+    elif read.given.get("cross_attend") is False:
+        read.problem(f"{read.shown('cross_attend')} contradicts CrossAttender, which does nothing else. Leave it out.")
 
 
 def _own_groups(fields: Fields, read: FlagReader) -> None:

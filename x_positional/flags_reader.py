@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from x_positional.flag_table import PLACES
@@ -101,16 +100,16 @@ class FlagReader:
         return None
 
     def _hint(self, name: str) -> str:
-        for place, table in PLACES.items():
-            if name in table and place not in self.places and "." not in place:
-                return f"it belongs to {place}."
-        known = [n for n, flag in self.table.items() if flag.verdict == "supported"]
-        prefixed = [p + name for p in ("attn_", "ff_", "rotary_", "use_") if p + name in known]
-        nearest = partial(difflib.get_close_matches, name, n=1)
-        close = prefixed or nearest(known) or nearest(self.table)
-        if close:
-            return f"did you mean {self.prefix}{close[0]}?"
-        return "docs/migration.md lists all of them."
+        classes = [place for place in reversed(PLACES) if "." not in place]  # the first to list a name is its home
+        home = {other: place for place in classes for other in PLACES[place]} | dict.fromkeys(self.table, "")
+        if home.get(name):
+            return f"it belongs to {home[name]}."
+        prefixed = [p + name for p in ("attn_", "ff_", "rotary_", "use_") if p + name in self.table]
+        close = prefixed or difflib.get_close_matches(name, home, n=1)
+        if not close:
+            return "docs/migration.md lists all of them."
+        place = home[close[0]]
+        return f"did you mean {close[0]} of {place}?" if place else f"did you mean {self.prefix}{close[0]}?"
 
 
 def check_flags(where: str, flags: Mapping[str, Any]) -> None:

@@ -79,7 +79,7 @@ def _placeholder(problem: str, depth: int) -> Positions:
 
 
 def _ends_normed(config: LayersConfig) -> bool:
-    return config.final_norm and config.norm_place != "post"
+    return config.norm_place != "post" if config.final_norm is None else config.final_norm
 
 
 class Encoder(ConfiguredLayers):

@@ -39,7 +39,8 @@ def _check_positions(positions: Tensor, batch: int, length: int, name: str = "po
     return positions if positions.is_floating_point() else positions.long()
 
 
-def _check_documents(documents: Tensor, batch: int, length: int) -> Tensor:
+def check_documents(documents: Tensor, batch: int, length: int) -> Tensor:
+    """[T] or [B T] integers -> [B T]. Raises InputError."""
     if documents.is_floating_point() or documents.dtype == torch.bool:
         raise InputError(f"document_ids must be integers, one per token; these are {documents.dtype}.")
     if documents.ndim == 1:
@@ -49,6 +50,14 @@ def _check_documents(documents: Tensor, batch: int, length: int) -> Tensor:
             f"document_ids must have shape [batch, tokens] = [{batch}, {length}]; this one is {list(documents.shape)}."
         )
     return documents.long()
+
+
+def token_mask(batch: int, length: int, mask: Tensor | None, positions: Tensor | None) -> Tensor | None:
+    """[B T] bool, False where there is no token; None where nothing says so. Raises InputError."""
+    if mask is not None:
+        _check_mask(mask, batch, length)
+        return mask
+    return None if positions is None else _mask_of_positions(_check_positions(positions, batch, length), None, batch)
 
 
 def place(
@@ -77,7 +86,7 @@ def place(
         shift = first if isinstance(first, int) else first[:, None]
         index = torch.where(mask, index + shift, NO_TOKEN)
     if document_ids is not None:
-        document_ids = _check_documents(document_ids, batch, length).to(device)
+        document_ids = check_documents(document_ids, batch, length).to(device)
         restarted = _restart(index.expand(batch, -1), document_ids, cache)
         positions = restarted if positions is None else positions
     return Tokens(

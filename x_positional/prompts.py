@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from x_positional.cache import KVCache
 from x_positional.placement import InputError
 
 
@@ -25,6 +26,25 @@ class Prompts:
         return x[torch.arange(len(x), device=x.device), ends]
 
 
+def as_ids(tokens: Tensor) -> Tensor:
+    """Integers of any width as int64; anything else as it is, for `check_tokens` to refuse."""
+    refused = tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool
+    return tokens if refused else tokens.long()
+
+
+def nothing_new(cache: KVCache | None) -> Prompts:
+    """No new token: what is drawn next follows from the cache. Raises InputError where it does not know."""
+    if cache is None:
+        raise InputError("prompts=None goes on from a cache, and none was given. Give a prompt, or cache=.")
+    if cache.ending is None or cache.ending[0] != cache.span:
+        raise InputError(
+            "prompts=None goes on where a call of generate or stream left this cache, and the last tokens in it came "
+            "from elsewhere. Give at least one new token a row."
+        )
+    ids = torch.empty(cache.batch_size, 0, dtype=torch.long, device=cache.device)
+    return Prompts(ids, None, False)
+
+
 def read_prompts(
     prompts: Tensor | Sequence[Tensor | Sequence[int]], prompt_lens: Tensor | None, device: torch.device
 ) -> Prompts:
@@ -32,12 +52,14 @@ def read_prompts(
     if not isinstance(prompts, Tensor):
         return _ragged(prompts, prompt_lens, device)
     if prompts.ndim not in (1, 2):
-        raise InputError(f"prompts must be [tokens], [batch, tokens] or a list of them; these are {list(prompts.shape)}.")
-    tokens = torch.atleast_2d(prompts).to(device)
+        raise InputError(
+            f"prompts must be [tokens], [batch, tokens] or a list of them; these are {list(prompts.shape)}."
+        )
+    tokens = as_ids(torch.atleast_2d(prompts).to(device))
     if 0 in tokens.shape:
         raise InputError(
             f"the prompt is empty (shape {list(prompts.shape)}): there is nothing to continue. "
-            "Give at least one token a row, a start token if need be."
+            "Give at least one token a row, a start token if need be; prompts=None goes on from a cache."
         )
     mask = None if prompt_lens is None else _mask_of_lengths(prompt_lens, tokens)
     return Prompts(tokens, mask, prompts.ndim == 1)
@@ -50,7 +72,9 @@ def _mask_of_lengths(lengths: Tensor, tokens: Tensor) -> Tensor | None:
         )
     low, high = int(lengths.min()), int(lengths.max())
     if low < 1 or high > tokens.shape[1]:
-        raise InputError(f"prompt_lens must be from 1 to {tokens.shape[1]}, the width of prompts; they go from {low} to {high}.")
+        raise InputError(
+            f"prompt_lens must be from 1 to {tokens.shape[1]}, the width of prompts; they go from {low} to {high}."
+        )
     return _mask(lengths.to(tokens.device), tokens.shape[1])
 
 
@@ -59,9 +83,7 @@ def _mask(lengths: Tensor, width: int) -> Tensor | None:
     return None if bool(mask.all()) else mask
 
 
-def _ragged(
-    prompts: Sequence[Tensor | Sequence[int]], prompt_lens: Tensor | None, device: torch.device
-) -> Prompts:
+def _ragged(prompts: Sequence[Tensor | Sequence[int]], prompt_lens: Tensor | None, device: torch.device) -> Prompts:
     if prompt_lens is not None:
         raise InputError("prompt_lens follow from a list of prompts. Leave them out.")
     rows = [torch.as_tensor(p, device=device) for p in prompts]

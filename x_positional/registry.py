@@ -1,5 +1,6 @@
 """Position schemes by name: a pydantic config per scheme, registered by being defined."""
 
+import copy
 import difflib
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, get_args
@@ -10,9 +11,9 @@ from x_positional.scheme import Dims, PositionScheme
 
 
 class Config(BaseModel):
-    """Values only: frozen, unknown keys refused, equal when their values are."""
+    """Values only: frozen, unknown keys and infinities refused, equal when their values are."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 class SchemeConfig(Config):
@@ -53,14 +54,17 @@ REGISTRY: dict[str, type[SchemeConfig]] = {}
 
 
 class Custom(SchemeConfig):
-    """A scheme instance of the user's own. It has no name, so it cannot be written to a file."""
+    """A scheme instance of the user's own. It has no name, so it cannot be written to a file.
+
+    A scheme with parameters per layer is copied, once for each layer; any other is used itself.
+    """
 
     kind: Literal["custom"] = "custom"
     scheme: Any
     summary: ClassVar[str] = "your own `PositionScheme` instance"
 
     def build(self, dims: Dims) -> PositionScheme:
-        return self.scheme
+        return copy.deepcopy(self.scheme) if self.scheme.per_layer else self.scheme
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ A leading 1 in place of B means "the same for every row". Biases are in logits: 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,14 @@ class Capabilities:
     uses_positions: bool
 
 
-def grid(batch: int, heads: int, rows: range, keys: int, device: torch.device) -> tuple[Tensor, ...]:
+class Rows(NamedTuple):
+    """Query rows start .. stop - 1. Not a `range`: torch.compile would compile again for each length."""
+
+    start: int
+    stop: int
+
+
+def grid(batch: int, heads: int, rows: Rows, keys: int, device: torch.device) -> tuple[Tensor, ...]:
     """Broadcastable (b, h, q_idx, kv_idx) that cover [batch, heads, rows, keys]."""
     b = torch.arange(batch, device=device)[:, None, None, None]
     h = torch.arange(heads, device=device)[:, None, None]
@@ -128,13 +135,13 @@ class AttentionContext:
         rows_differ = any(t.shape[0] > 1 for t in per_row) or self.q_documents is not None
         return self.batch if rows_differ else 1
 
-    def visible_rows(self, rows: range) -> Tensor | None:
+    def visible_rows(self, rows: Rows) -> Tensor | None:
         """[B|1 1 rows S] bool, or None where every key is visible."""
         if self.visible is None:
             return None
         return self.visible(*grid(self.mask_batch, 1, rows, self.S, self.device))
 
-    def rows(self, rows: range) -> "AttentionContext":
+    def rows(self, rows: Rows) -> "AttentionContext":
         """The same context for some of its queries."""
         cut = slice(rows.start, rows.stop)
         documents = None if self.q_documents is None else self.q_documents[:, cut]
@@ -156,7 +163,7 @@ class Bias:
     batch: int
     heads: int
 
-    def dense(self, ctx: AttentionContext, rows: range) -> Tensor:
+    def dense(self, ctx: AttentionContext, rows: Rows) -> Tensor:
         """[B|1 H rows S], with -inf where the key is hidden."""
         bias = self.fn(*grid(self.batch, self.heads, rows, ctx.S, ctx.device))
         visible = ctx.visible_rows(rows)
@@ -181,6 +188,8 @@ class PositionScheme(nn.Module):
     """How many axes a position may have: 1 for text."""
     limit: int | None = None
     """Positions must be below it: the rows of a learned table. None where every position is defined."""
+    half_limit: int | None = None
+    """The same for float16, where its range ends earlier."""
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """[B T M], [B|1 T] -> [B T M]. Once, on the token embeddings: learned, sinusoidal."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from x_positional.config import ModelConfig
+from x_positional.decoding import evaluating
 from x_positional.describe import describe
 from x_positional.flags import FlagError, xtransformer_from_flags
 from x_positional.generate import AutoregressiveWrapper, PromptsLike
@@ -44,7 +45,9 @@ class XTransformer(nn.Module):
         sides = (("encoder", self.encoder), ("decoder", self.decoder.net))
         return "\n".join(f"{name}\n{describe(side, side.config)}" for name, side in sides)
 
-    def forward(self, src: Tensor, tgt: Tensor, mask: Tensor | None = None, *, tgt_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, src: Tensor, tgt: Tensor, mask: Tensor | None = None, *, tgt_mask: Tensor | None = None
+    ) -> Tensor:
         """Source ids [B S], target ids [B T] -> mean cross entropy (nats) of target tokens 1 .. T-1.
 
         mask: [B S] bool, True = keep; tgt_mask: [B T] likewise, its padding is no target.
@@ -54,7 +57,7 @@ class XTransformer(nn.Module):
     @torch.no_grad()
     def generate(
         self, src: Tensor, start_tokens: PromptsLike, seq_len: int, mask: Tensor | None = None, *,
-        eos_token: int | list[int] | None = None, temperature: float = 1.0,
+        eos_token: int | list[int] | None = None, temperature: float = 1.0, prompt_lens: Tensor | None = None,
         filter_logits_fn: FilterChoice | list[FilterChoice] | None = "top_k", filter_kwargs: Any = None,
         restrict_to_max_seq_len: bool = True, cache_kv: bool = True, repetition_penalty: float = 1.0,
         generator: torch.Generator | None = None, seed: int | None = None,
@@ -63,14 +66,9 @@ class XTransformer(nn.Module):
 
         The source is read once and its keys are computed once. The rest is as in `AutoregressiveWrapper.generate`.
         """
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             return self.decoder.generate(
-                start_tokens, seq_len, eos_token, temperature, filter_logits_fn=filter_logits_fn,
-                restrict_to_max_seq_len=restrict_to_max_seq_len, filter_kwargs=filter_kwargs, cache_kv=cache_kv,
-                repetition_penalty=repetition_penalty, generator=generator, seed=seed,
-                context=self.encoder(src, mask=mask), context_mask=mask,
+                start_tokens, seq_len, eos_token, temperature, prompt_lens, filter_logits_fn,
+                restrict_to_max_seq_len, filter_kwargs, cache_kv, repetition_penalty=repetition_penalty,
+                generator=generator, seed=seed, context=self.encoder(src, mask=mask), context_mask=mask,
             )  # fmt: skip
-        finally:
-            self.train(was_training)

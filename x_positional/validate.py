@@ -1,121 +1,167 @@
 """What cannot work, what deserves a second look, and which backend will run, before anything is built."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
+from x_positional import validate_rules as rules
+from x_positional import validate_use as use_rules
 from x_positional.backends import BackendError, Choice, choose, obstacles
-from x_positional.config import LayersConfig, ModelConfig
+from x_positional.config import ContinuousConfig, LayersConfig, ModelConfig
 from x_positional.registry import SchemeConfig
 from x_positional.scheme import Capabilities, Dims, PositionScheme
-from x_positional.schemes.absolute import Absolute
-from x_positional.schemes.compose import Chain, chain_problems
-from x_positional.schemes.none import NoPEConfig
+from x_positional.schemes.compose import Chain
+from x_positional.validate_case import CacheName, Case, Use, features, part_name, resolve_position
+from x_positional.validate_report import IncompatibleConfig, Report, merged, require
+from x_positional.validate_target import Stack, read_target
+
+__all__ = [
+    "IncompatibleConfig", "Report", "Use", "check", "features", "layers_report", "model_report", "obstacles", "require",
+    "resolve_position",
+]  # fmt: skip
 
 
-class IncompatibleConfig(ValueError):
-    """A configuration with at least one error; the message lists all of them."""
+def check(
+    target: ModelConfig | ContinuousConfig | LayersConfig | nn.Module | Mapping[str, Any] | str | Path | None = None, /, *,
+    cache: CacheName | None = None, cache_window: int | None = None, decode_to: int | None = None,
+    device: str | torch.device | None = None, dtype: str | torch.dtype | None = None, train: bool = False, **flags: Any,
+) -> Report:  # fmt: skip
+    """Everything that is wrong with a model, or with what is asked of it, at once. Never raises for a bad config.
+
+    target: a config, a built model or stack, its fields as a dict, the path of a YAML file; or nothing, and then keyword
+    flags as for `Decoder` (`kind="encoder"` for another class) and, in the same call, for `TransformerWrapper`.
+    The rest says what the model is for, and what it cannot do becomes an error: cache "static", "growing" or "sliding"
+    (with cache_window tokens if the layers have no window), decode_to tokens of prompt and new text, device "cpu" or
+    "cuda", dtype as "float16", train for gradients.
+
+    >>> print(check(dim=64, depth=2, heads=2, position="rope", max_seq_len=128, cache="static", decode_to=4096))
+    """
+    use, problems = _read_use(cache, cache_window, decode_to, device, dtype, train)
+    read = read_target(target, flags)
+    reports = {name: _stack_report(stack, use) for name, stack in read.stacks.items()}
+    return merged(read.problems + problems, reports)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """The validator's verdict. errors: what cannot work; warnings: what may not be meant; each says the way out."""
-
-    errors: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    backend: str | None = None
-    reason: str | None = None
-    capabilities: Capabilities | None = None
-
-    @property
-    def ok(self) -> bool:
-        return not self.errors
+def layers_report(
+    config: LayersConfig, max_seq_len: int | None = None, embed_dim: int | None = None, *,
+    model: ModelConfig | ContinuousConfig | None = None, use: Use | None = None,
+) -> Report:  # fmt: skip
+    """The verdict on a stack of layers, with the length and the embedding width of the wrapper around it."""
+    case = Case(
+        layers=config, parts=resolve_position(config, max_seq_len), max_seq_len=max_seq_len, embed_dim=embed_dim,
+        model=model, use=use or Use(),
+    )  # fmt: skip
+    return judge(case)
 
 
-def resolve_position(config: LayersConfig, max_seq_len: int | None) -> tuple[SchemeConfig, ...]:
-    """The schemes that apply: those chosen; otherwise a learned table where a length is known, and nothing elsewhere."""
-    if config.position is not None:
-        return config.position
-    return (NoPEConfig(),) if max_seq_len is None else (Absolute(),)
+def model_report(config: ModelConfig | ContinuousConfig, use: Use | None = None) -> Report:
+    """The verdict on a model."""
+    embed_dim = config.emb_dim if isinstance(config, ModelConfig) else None
+    return layers_report(config.layers, config.max_seq_len, embed_dim, model=config, use=use)
 
 
-def build_parts(parts: tuple[SchemeConfig, ...], dims: Dims) -> list[PositionScheme]:
-    """One instance of each scheme, on the meta device: enough to ask what it can do."""
-    with torch.device("meta"):
-        return [p.build(dims) for p in parts]
-
-
-def features(config: LayersConfig) -> frozenset[str]:
-    """Score features that some backends lack."""
-    attn = config.attn
-    on = {"softcap": attn.softcap is not None, "sinks": attn.sinks, "dropout": attn.dropout > 0}
-    return frozenset(name for name, is_on in on.items() if is_on)
-
-
-def layers_report(config: LayersConfig, max_seq_len: int | None = None, embed_dim: int | None = None) -> Report:
-    """The verdict on a stack of layers."""
-    dims = config.dims(max_seq_len, embed_dim)
-    parts = resolve_position(config, max_seq_len)
-    errors = list(_shape_problems(config)) + [p for part in parts for p in part.problems(dims)]
-    warnings = [w for part in parts for w in part.warnings(dims)]
-    if errors:
-        return Report(errors=errors, warnings=warnings)
-    schemes = build_parts(parts, dims)
-    errors += chain_problems(schemes)
-    if errors:
-        return Report(errors=errors, warnings=warnings)
-    caps = (schemes[0] if len(schemes) == 1 else Chain(*schemes)).capabilities()
-    errors += _scheme_problems(config, parts, schemes)
+def judge(case: Case) -> Report:
+    """Applies every rule, and asks which backend runs."""
+    dims = case.dims
+    errors = [e for rule in rules.SETTINGS for e in rule(case)]
+    warnings = [w for part in case.parts for w in part.warnings(dims)]
+    schemes, unbuilt = build_parts(case.parts, dims)
+    errors += unbuilt
+    case = Case(**{**vars(case), "schemes": tuple(schemes)})
+    for rule in (*rules.COMBINATIONS, *use_rules.ERRORS):
+        errors += rule(case)
+    for rule in (*rules.WARNINGS, *use_rules.WARNINGS):
+        warnings += rule(case)
+    caps = combined(schemes)
+    if caps is None:
+        return Report(errors=errors, warnings=warnings, position=" + ".join(case.kinds) or None)
     choice: Choice | None = None
     try:
-        choice = choose(config.backend, config.flash, caps.kernel, features(config))
+        choice = choose(case.layers.backend, case.layers.flash, caps.kernel, features(case.layers))
+        errors += [e for rule in use_rules.BACKEND_ERRORS for e in rule(case, choice)]
+        warnings += [w for rule in use_rules.BACKEND_WARNINGS for w in rule(case, choice)]
     except BackendError as error:
         errors.append(str(error))
     return Report(
-        errors=errors, warnings=warnings, backend=choice and choice.name, reason=choice and choice.reason, capabilities=caps
-    )
+        errors=errors, warnings=warnings, position=" + ".join(case.kinds),
+        backend=choice and choice.name, reason=choice and _reason(case, choice), capabilities=None if unbuilt else caps,
+        decodes=use_rules.decodes(case, caps), past=use_rules.past(case, caps),
+    )  # fmt: skip
 
 
-def _shape_problems(config: LayersConfig) -> Iterator[str]:
-    kv_heads = config.kv_heads or config.heads
-    if config.heads % kv_heads:
-        yield f"heads={config.heads} must be a multiple of kv_heads={kv_heads}: each key head serves the same number of query heads."
-    if config.kind == "cross_attender" and config.window is not None:
-        yield "window is for self-attention, and a cross_attender has none. Leave it out."
-    if config.ff.gate_bias is not None and not config.ff.glu:
-        yield "ff.gate_bias is the bias of the gated projection, and ff.glu is off. Set ff.glu or leave it out."
-    if config.attn.qk_norm == "l2" and config.attn.scale is not None:
-        yield "attn.qk_norm='l2' scales scores by qk_norm_scale; attn.scale says it again. Give one."
+def build_parts(parts: tuple[SchemeConfig, ...], dims: Dims) -> tuple[list[PositionScheme], list[str]]:
+    """One instance of each scheme that can be built, enough to ask what it can do; and why others cannot."""
+    schemes, problems = [], []
+    for part in parts:
+        if found := part.problems(dims):
+            problems += found
+            continue
+        try:
+            schemes.append(_build_lightly(part, dims))
+        except Exception as error:  # a scheme of the user's own: whatever it raises is a problem of the config
+            problems.append(f"{part_name(part)} cannot be built: {type(error).__name__}: {error}")
+    return schemes, problems
 
 
-def _scheme_problems(
-    config: LayersConfig, parts: tuple[SchemeConfig, ...], schemes: list[PositionScheme]
-) -> Iterator[str]:
-    if config.kind == "decoder":
-        return
-    undefined = [p.kind for p, s in zip(parts, schemes, strict=True) if s.causal_only and not isinstance(p, NoPEConfig)]
-    if undefined:
-        yield (
-            f"position={', '.join(undefined)} is defined only under a causal mask, and a {config.kind} sees both sides. "
-            "Use a Decoder, or rope, alibi, t5, dynamic, sinusoidal."
-        )
-    elif all(s.causal_only for s in schemes) and config.position is not None and config.kind == "encoder":
-        yield (
-            "position='none' in an encoder: without a causal mask nothing tells one order of tokens from another. "
-            "Use rope, alibi, t5, dynamic, absolute or sinusoidal."
-        )
+def _build_lightly(part: SchemeConfig, dims: Dims) -> PositionScheme:
+    """Without memory for parameters where that works, and without a trace in the random numbers."""
+    try:
+        with torch.device("meta"):
+            return part.build(dims)
+    except (NotImplementedError, RuntimeError):  # it reads values while it is built
+        with torch.random.fork_rng(devices=[]):
+            return part.build(dims)
 
 
-def model_report(config: ModelConfig) -> Report:
-    """The verdict on a language model."""
-    return layers_report(config.layers, config.max_seq_len, config.emb_dim)
+def combined(schemes: list[PositionScheme]) -> Capabilities | None:
+    """What the schemes can do together; None where they do not combine."""
+    if not schemes or rules.chain_problems(schemes):
+        return None
+    return (schemes[0] if len(schemes) == 1 else Chain(*schemes)).capabilities()
 
 
-def require(report: Report) -> None:
-    """Raises IncompatibleConfig with every error."""
-    if report.errors:
-        raise IncompatibleConfig("\n".join(f"- {e}" for e in report.errors))
+def _reason(case: Case, choice: Choice) -> str:
+    kernel, _ = use_rules.kernel_of(case, choice)
+    return choice.reason if kernel is None else f"{choice.reason}; the {kernel} kernel on {case.use.device}"
 
 
-__all__ = ["IncompatibleConfig", "Report", "layers_report", "model_report", "obstacles", "require", "resolve_position"]
+def _stack_report(stack: Stack, use: Use) -> Report:
+    config = stack.config
+    if isinstance(config, LayersConfig):
+        report = layers_report(config, stack.max_seq_len, stack.embed_dim, use=use)
+    else:
+        report = model_report(config, use)
+    if not stack.doubtful:
+        return report
+    sure = [e for e in report.errors if not any(name in e for name in stack.doubtful)]
+    return Report(errors=sure)
+
+
+def _read_use(
+    cache: Any, cache_window: Any, decode_to: Any, device: Any, dtype: Any, train: bool
+) -> tuple[Use, list[str]]:  # fmt: skip
+    problems = []
+    if cache not in (None, "static", "growing", "sliding"):
+        problems.append(f"cache={cache!r} is none of 'static', 'growing', 'sliding'.")
+        cache = None
+    for name, value in (("cache_window", cache_window), ("decode_to", decode_to)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            problems.append(f"{name}={value!r} must be a whole number of tokens, 1 or more.")
+            cache_window, decode_to = None, None
+    try:
+        device = None if device is None else torch.device(device).type
+    except (RuntimeError, TypeError):
+        problems.append(f"device={device!r} is no device. Use 'cpu' or 'cuda'.")
+        device = None
+    if isinstance(dtype, str):
+        named = getattr(torch, dtype.removeprefix("torch."), None)
+        problems += [] if isinstance(named, torch.dtype) else [f"dtype={dtype!r} is no dtype. Use 'float32', 'bfloat16', ..."]
+        dtype = named
+    use = Use(
+        cache=cache, cache_window=cache_window, decode_to=decode_to, device=device, train=train,
+        dtype=dtype if isinstance(dtype, torch.dtype) else None,
+    )  # fmt: skip
+    return use, problems

@@ -17,6 +17,7 @@ from x_positional.describe import describe
 from x_positional.flags import model_from_flags
 from x_positional.layers import ConfiguredLayers, layers_from_config
 from x_positional.placement import InputError
+from x_positional.validate import model_report, require
 
 
 def bound_config(layers: ConfiguredLayers) -> dict[str, Any]:
@@ -37,6 +38,7 @@ class TransformerWrapper(nn.Module):
         super().__init__()
         fields = model_from_flags(num_tokens, max_seq_len, {**flags, "attn_layers": bound_config(attn_layers)})
         self.config = config = ModelConfig.model_validate(fields)
+        require(model_report(config))
         self.num_tokens, self.max_seq_len = num_tokens, max_seq_len
         emb_dim = config.emb_dim or config.layers.dim
         attn_layers.bind(config.layers, max_seq_len, emb_dim)
@@ -109,7 +111,7 @@ class TransformerWrapper(nn.Module):
         layers = self.attn_layers
         B, T = tokens.shape
         placed = layers.place(B, T, tokens.device, mask, positions, document_ids, cache)
-        x = self.token_emb(tokens)
+        x = self.token_emb(tokens.long())
         if self.config.l2norm_embed:
             x = F.normalize(x, dim=-1)
         x = layers.embed(x, placed)

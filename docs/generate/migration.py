@@ -55,7 +55,7 @@ loss = AutoregressiveWrapper(model)(tokens)
 ## One value for position
 
 `position=` says everything the position flags say: a name, a config, a scheme of your own, or a list of them.
-The configs are in `x_positional.schemes`.
+`from x_positional import Alibi, Rope, T5, XPos` gets the configs.
 
 | x-transformers | here, the same numbers |
 |---|---|
@@ -97,7 +97,7 @@ The configs are in `x_positional.schemes`.
   gates. It is for causal models; a bidirectional one is refused.
 - **RoPE with CoPE.** CoPE reads the query before rotation here, so moving all positions by a constant changes
   nothing.
-- **`pre_norm=False`** has no final norm, as there. Give `final_norm=True` for one.
+- **`pre_norm=False`** has no final norm, as there.
 - **`l2norm_embed=True`** makes token embeddings unit vectors. There the learned position table is normalised too;
   here it is not. With a scheme that has no table the two agree.
 - **`polar_bias_uniform_init=True`** crashes there and works here. An odd `rotary_emb_dim` turns one channel more than

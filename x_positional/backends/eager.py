@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from x_positional.backends.base import Backend, Planned, ScoreOps
-from x_positional.scheme import Kernel
+from x_positional.scheme import Kernel, Rows
 
 ALL_KERNELS: frozenset[Kernel] = frozenset(("fused", "bias", "rows"))
 
 
-def _probabilities(q: Tensor, k: Tensor, planned: Planned, ops: ScoreOps, rows: range) -> Tensor:
+def _probabilities(q: Tensor, k: Tensor, planned: Planned, ops: ScoreOps, rows: Rows) -> Tensor:
     """[B H T D] for `rows`, [B H S D] -> [B H rows S], in float32 or wider; a row that sees nothing is all zero."""
     ctx = planned.ctx
     visible = ctx.visible_rows(rows)
@@ -57,7 +57,7 @@ class Eager(Backend):
 
     def probabilities(self, q: Tensor, k: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
         """[B H T D], [B G S D] -> [B H T S], before dropout."""
-        return _probabilities(q, share_heads(k, q.shape[1]), planned, ops, range(q.shape[2]))
+        return _probabilities(q, share_heads(k, q.shape[1]), planned, ops, Rows(0, q.shape[2]))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
         probabilities = F.dropout(self.probabilities(q, k, planned, ops), ops.dropout, ops.dropout > 0)
@@ -74,10 +74,10 @@ class Blockwise(Backend):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
         heads, T = q.shape[1], q.shape[2]
         k, v = share_heads(k, heads), share_heads(v, heads)
-        blocks = [range(i, min(i + self.block, T)) for i in range(0, T, self.block)]
+        blocks = [Rows(i, min(i + self.block, T)) for i in range(0, T, self.block)]
         return torch.cat([self._block(q, k, v, planned, ops, rows) for rows in blocks], dim=2)
 
-    def _block(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps, rows: range) -> Tensor:
+    def _block(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps, rows: Rows) -> Tensor:
         seen = k.shape[2]
         if planned.ctx.plain_causal:  # keys after the block's last row are hidden from all of it
             seen = rows.stop

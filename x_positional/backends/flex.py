@@ -5,6 +5,7 @@ B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head 
 
 import functools
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class Flex(Backend):
 
     name = "flex"
     kernels = frozenset(("fused", "bias"))
-    refuses = {
+    refuses: ClassVar[dict[str, str]] = {
         "sinks": "FlexAttention has no attention sinks",
         "dropout": "FlexAttention has no dropout",
     }

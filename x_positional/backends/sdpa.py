@@ -3,12 +3,14 @@
 B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head dim, E value dim.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from x_positional.backends.base import Backend, Planned, ScoreOps
-from x_positional.scheme import AttentionContext, Bias
+from x_positional.scheme import AttentionContext, Bias, Rows
 
 
 class Sdpa(Backend):
@@ -16,13 +18,13 @@ class Sdpa(Backend):
 
     name = "sdpa"
     kernels = frozenset(("fused", "bias"))
-    refuses = {
+    refuses: ClassVar[dict[str, str]] = {
         "softcap": "scaled_dot_product_attention has no place for a soft cap on scores",
         "sinks": "scaled_dot_product_attention has no attention sinks",
     }
 
     def plan(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Planned:
-        rows = range(ctx.T)
+        rows = Rows(0, ctx.T)
         if bias is not None:
             return Planned(ctx=ctx, bias=bias, native=bias.dense(ctx, rows).to(dtype))
         mask = None if ctx.visible is None or ctx.plain_causal else ctx.visible_rows(rows)
@@ -31,7 +33,7 @@ class Sdpa(Backend):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
         mask: Tensor | None = planned.native
         if ops.content is not None:
-            content = ops.content.dense(planned.ctx, range(q.shape[2])).to(q.dtype)
+            content = ops.content.dense(planned.ctx, Rows(0, q.shape[2])).to(q.dtype)
             mask = content if mask is None or mask.dtype == torch.bool else mask + content
         elif mask is not None and mask.dtype not in (torch.bool, q.dtype):
             mask = mask.to(q.dtype)

@@ -1,23 +1,30 @@
 """Entry of the console script: works without the extras far enough to say which one is missing."""
 
-from __future__ import annotations
-
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+NEEDED = ("typer", "numpy")  # what the extras bring and the package alone does not
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 done, 1 a check that found errors, 2 a problem of the request, 130 interrupted."""
     try:
-        import typer  # noqa: F401
-    except ImportError:
-        _fail("the command line needs typer: pip install 'x-positional[train]' (or [cli] for check and generate alone)")
-    from x_positional.cli.app import app
+        from x_positional.cli.app import app
+    except ModuleNotFoundError as error:
+        if error.name not in NEEDED:
+            raise
+        _fail(f"the command line needs {error.name}: pip install 'x-positional[train]'")
+    guarded(lambda: app(args=None if arguments is None else list(arguments), prog_name="x-positional"))
+
+
+def guarded(command: Callable[[], object]) -> None:
+    """Call `command`; a problem that the user can fix becomes a message and exit code 2, not a traceback."""
     from x_positional.training.errors import UserError
 
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="x-positional")
+        command()
     except UserError as error:
         _fail(str(error))
     except BrokenPipeError:  # the reader of our output went away, as `head` does
@@ -30,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 

@@ -1,7 +1,5 @@
 """Dotted overrides from the command line: `--model.layers.depth 4` or `--model.layers.depth=4`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

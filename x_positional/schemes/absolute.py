@@ -121,8 +121,3 @@ class ScaledSinusoidalConfig(SchemeConfig):
 
     def build(self, dims: Dims) -> ScaledSinusoidal:
         return ScaledSinusoidal(dims.embed_dim, self.theta)
-
-    def problems(self, dims: Dims) -> list[str]:
-        if dims.embed_dim % 2 == 0:
-            return []
-        return [f"scaled_sinusoidal pairs sines with cosines, so the width must be even; it is {dims.embed_dim}."]

@@ -39,13 +39,16 @@ class AlibiBias(DistanceScheme):
         self.log_right = nn.Parameter(torch.tensor(right).log()) if learned and right is not None else None
 
     def _slopes(self, fixed: list[float], log: Tensor | None, like: Tensor) -> Tensor:
-        slopes = torch.tensor(fixed, device=like.device) if log is None else log.exp()
+        if log is None:
+            slopes = torch.tensor(fixed, device=like.device, dtype=torch.float32)
+        else:
+            slopes = log.to(torch.promote_types(log.dtype, torch.float32)).exp()
         free = slopes.new_zeros(self.heads - len(fixed))
         return torch.cat([slopes, free]).reshape(-1, *[1] * like.ndim)
 
     def of_distance(self, distance: Tensor) -> Tensor:
         left = self._slopes(self.left, self.log_left, distance)
-        far = distance.abs().to(torch.promote_types(left.dtype, torch.float32))
+        far = distance.abs().to(left.dtype)
         if self.right is None:
             return -left * far
         right = self._slopes(self.right, self.log_right, distance)
@@ -76,6 +79,8 @@ class Alibi(SchemeConfig):
         found = []
         if self._count(dims) > dims.heads:
             found.append(f"alibi: {self._count(dims)} heads are to have slopes, and there are {dims.heads}.")
+        if self.slopes == ():
+            found.append("alibi: slopes=() gives no head a slope. Leave it out for the usual ones, or use position='none'.")
         if self.slopes and self.heads and self.heads != len(self.slopes):
             found.append(f"alibi: heads={self.heads} and {len(self.slopes)} slopes were given. Give one of them.")
         if self.slopes and min(self.slopes) <= 0:
@@ -87,11 +92,18 @@ class Alibi(SchemeConfig):
         return found
 
     def warnings(self, dims: Dims) -> list[str]:
+        found = []
+        if not dims.causal and self.variant != "asymmetric":
+            found.append(
+                "alibi: symmetric slopes treat both sides alike, so without another scheme a text and its mirror image "
+                "look the same. Use variant='asymmetric' if the direction matters."
+            )
         if not dims.max_seq_len or dims.max_seq_len <= 1024 or self._count(dims) < dims.heads:
-            return []
+            return found
         flattest = min(self.slopes) if self.slopes else min(alibi_slopes(self._count(dims)))
-        return [
+        found.append(
             f"alibi: at a distance of about 1k tokens even the flattest head ({flattest:g} a token) takes "
             f"{flattest * 1024:.1f} logits off, so max_seq_len={dims.max_seq_len} will be read mostly nearby. "
             f"Leave some heads free (heads={max(1, dims.heads // 2)}) if far tokens matter."
-        ]
+        )
+        return found

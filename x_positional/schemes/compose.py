@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from x_positional.scheme import AttentionContext, Bias, Capabilities, Kernel, PositionScheme
+from x_positional.scheme import AttentionContext, Bias, Capabilities, Kernel, PositionScheme, Rows
 
 _WEAKEST: tuple[Kernel, ...] = ("rows", "bias", "fused")
 
@@ -27,6 +27,8 @@ class Chain(PositionScheme):
         self.max_axes = min(p.max_axes for p in parts)  # type: ignore[misc]
         limits = [p.limit for p in parts if p.limit is not None]
         self.limit = min(limits) if limits else None
+        halves = [p.half_limit for p in parts if p.half_limit is not None]
+        self.half_limit = min(halves) if halves else None
         if found := chain_problems(parts):
             raise ValueError(" ".join(found))
 
@@ -63,8 +65,8 @@ class Chain(PositionScheme):
         return k
 
     def key_state(self, x: Tensor) -> Tensor | None:
-        states = [state for part in self._all() if (state := part.key_state(x)) is not None]
-        return states[0] if states else None
+        states = [part.key_state(x) for part in self._all()]
+        return next((state for state in states if state is not None), None)
 
     def bias(self, ctx: AttentionContext) -> Bias | None:
         return add([part.bias(ctx) for part in self._all()])
@@ -84,7 +86,7 @@ class SumBias(Bias):
 
     parts: tuple[Bias, ...]
 
-    def dense(self, ctx: AttentionContext, rows: range) -> Tensor:
+    def dense(self, ctx: AttentionContext, rows: Rows) -> Tensor:
         total = self.parts[0].dense(ctx, rows)
         for part in self.parts[1:]:
             total = total + part.dense(ctx, rows)

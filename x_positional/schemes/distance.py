@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from x_positional.scheme import AttentionContext, Bias, PositionScheme
+from x_positional.scheme import AttentionContext, Bias, PositionScheme, Rows
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,10 @@ class ToeplitzBias(Bias):
     table: Tensor
     low: int
 
-    def dense(self, ctx: AttentionContext, rows: range) -> Tensor:
+    def dense(self, ctx: AttentionContext, rows: Rows) -> Tensor:
         """[1 H rows S]: every row is a window of the reversed table, so nothing is gathered and the mask is free."""
+        if torch.compiler.is_compiling():
+            return super().dense(ctx, rows)  # unfold would compile again for each length; a gather is fused
         table = self._hide(self.table, ctx)
         last = table.shape[-1] - 1 - (ctx.q_start - ctx.kv_start - self.low)  # reversed place of row 0, key 0
         reversed_table = table.flip(-1)[:, last - rows.stop + 1 : last - rows.start + ctx.S]

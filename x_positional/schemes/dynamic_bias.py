@@ -3,11 +3,13 @@
 H heads, N distances, E hidden width; the bias is in logits, after scaling.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from x_positional.registry import SchemeConfig
 from x_positional.scheme import Dims
@@ -31,12 +33,19 @@ class DynamicBias(DistanceScheme):
         self.mlp = nn.Sequential(*layers, nn.Linear(dim, heads))
 
     def of_distance(self, distance: Tensor) -> Tensor:
-        weight = self.mlp[-1].weight
-        wide = torch.promote_types(weight.dtype, torch.float32)
+        wide = torch.promote_types(self.mlp[-1].weight.dtype, torch.float32)
         d = distance.to(wide)
         if self.log_distance:
             d = d.sign() * d.abs().log1p()
-        return self.mlp(d[..., None].to(weight.dtype)).movedim(-1, 0)
+        parameters = {name: p.to(wide) for name, p in self.mlp.named_parameters()}
+        with _no_autocast(d.device):  # bfloat16 has no 257: far distances would fall together
+            return functional_call(self.mlp, parameters, d[..., None]).movedim(-1, 0)
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Leaves dtypes alone; on devices without autocast (meta) there is nothing to turn off."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 class Dynamic(SchemeConfig):

@@ -108,11 +108,13 @@ class XPosEmbedding(RotaryEmbedding):
             base_rescale_factor=base_rescale_factor,
         )  # fmt: skip
         self.scale_base, self.center = scale_base, center
-        self.limit = center + self.reach(scale_base)
+        self.limit = min(0, center) + self.reach(scale_base)
+        self.half_limit = min(0, center) + self.reach(scale_base) // 10
 
     @classmethod
     def reach(cls, scale_base: float) -> int:
-        """How far from the centre a position may be before the fastest pair leaves the range of float32."""
+        """How far apart positions may be before the fastest pair leaves the range of float32. Scores of hidden keys
+        count too: they grow with distance, and infinity minus infinity survives a mask."""
         return int(cls.RANGE * scale_base / -math.log(0.4 / 1.4))
 
     def decay(self, positions: Tensor) -> Tensor:
@@ -206,19 +208,11 @@ class XPos(Rope):
 
     def problems(self, dims: Dims) -> list[str]:
         found, reach = super().problems(dims), XPosEmbedding.reach(self.scale_base)
-        farthest = max(self._center(dims), (dims.max_seq_len or 0) - self._center(dims))
+        center, length = self._center(dims), dims.max_seq_len or 0
+        farthest = max(length, center, length - center)
         if farthest > reach:
             found.append(
-                f"xpos: a position {farthest} from its centre {self._center(dims)} leaves the range of float32 with "
+                f"xpos: positions {farthest} apart (centre {center}) leave the range of float32 with "
                 f"scale_base={self.scale_base:g} (reach {reach}). Use scale_base={math.ceil(farthest / reach) * self.scale_base:g}."
-            )
-        return found
-
-    def warnings(self, dims: Dims) -> list[str]:
-        found, half_reach = super().warnings(dims), XPosEmbedding.reach(self.scale_base) // 8
-        if dims.max_seq_len and dims.max_seq_len // 2 > half_reach:
-            found.append(
-                f"xpos: positions more than {half_reach} from the centre overflow float16; use float32 or bfloat16, "
-                "or a larger scale_base."
             )
         return found

@@ -4,8 +4,6 @@ A checkpoint is a folder `step-00000200` with `model.safetensors`, `config.yaml`
 state, `optimizer.safetensors` and `trainer.json` (and `tokenizer.json` where one was used). Nothing is pickled.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -86,8 +84,13 @@ def save_checkpoint(
     config_text: str,
     tokenizer_file: Path | None = None,
 ) -> Path:
-    """Write `root/step-…` so that a crash at any moment leaves it whole or absent; returns the folder."""
+    """Write `root/step-…` so that a crash at any moment leaves it whole or absent; returns the folder.
+
+    Raises `UserError` when there is one of this step already: no folder can be replaced in one move.
+    """
     final = root / f"step-{step:08d}"
+    if final.exists():
+        raise UserError(f"{final} exists already, and checkpoints are never overwritten; move it away")
     temporary = root / f".tmp-{final.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -102,13 +105,7 @@ def save_checkpoint(
     for file in temporary.iterdir():
         _flush_file(file)
     _flush_folder(temporary)
-    if final.exists():  # the same step again, after a resume: keep the old one until the new one is in place
-        replaced = root / f".old-{final.name}-{os.getpid()}"
-        final.rename(replaced)
-        temporary.rename(final)
-        shutil.rmtree(replaced)
-    else:
-        temporary.rename(final)
+    temporary.rename(final)
     _flush_folder(root)
     return final
 
@@ -125,7 +122,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if not folders:
             found = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
             raise UserError(
-                f"{path} holds no checkpoint of x_positional (no {TRAINER}, no checkpoints/step-… folder); it has {found}"
+                f"{path} holds no checkpoint of x_positional (no {TRAINER}, no checkpoints/step-…); it has {found}"
             )
         path = folders[-1]
     return Checkpoint(path, *_read_trainer(path))
@@ -155,7 +152,7 @@ def prune(root: Path, keep: int, best: int | None) -> None:
     for folder in checkpoint_folders(root)[:-keep]:
         if best is None or folder.name != f"step-{best:08d}":
             shutil.rmtree(folder)
-    for leftover in (*root.glob(".tmp-*"), *root.glob(".old-*")):
+    for leftover in root.glob(".tmp-*"):
         shutil.rmtree(leftover)
 
 

@@ -1,26 +1,19 @@
 """One schema for a training run: the file, the overrides and `--print-config` are all a TrainConfig."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from x_positional.config import ModelConfig
+from x_positional.registry import Config
 
 TokenDtype = Literal["uint8", "uint16", "uint32", "int16", "int32", "int64"]
 
 
-class Section(BaseModel):
-    """Unknown keys are refused and a config never changes after it was checked."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DataConfig(Section):
+class DataConfig(Config):
     """Where the tokens come from and how they are cut into windows.
 
     path: a text file, a folder of text files, token ids (`.npy`, or `.bin` with `dtype`), or a folder that holds
@@ -41,7 +34,7 @@ class DataConfig(Section):
     document_end: int | None = Field(default=None, ge=0)
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(Config):
     """AdamW with linear warm-up and a cosine to `final_lr_fraction * lr` at the last step.
 
     Weight decay acts on the weights of linear maps only: not on norms, biases, embeddings, slopes or bias tables.
@@ -63,7 +56,7 @@ class OptimizerConfig(Section):
         return self
 
 
-class RunConfig(Section):
+class RunConfig(Config):
     """How long, how often and where.
 
     steps: optimizer steps of the whole run. stop_after: end this session at that step and keep the schedule of
@@ -91,7 +84,7 @@ class RunConfig(Section):
     tensorboard: bool = False
 
 
-class TrainConfig(Section):
+class TrainConfig(Config):
     """A whole run. Only `model` has no default."""
 
     model: ModelConfig

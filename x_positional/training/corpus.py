@@ -1,7 +1,5 @@
 """Token ids for training and validation from whatever `data` names, checked before the first step."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Named texts: the embedded documents of every Python installation, a file, or a folder; and their split by file."""
 
-from __future__ import annotations
-
 import hashlib
 import sysconfig
 from collections.abc import Iterator, Sequence

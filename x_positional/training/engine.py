@@ -3,8 +3,6 @@
 Shapes: B batch, T tokens in one window.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The one exception type for problems that the person who started the command can fix."""
 
-from __future__ import annotations
-
 
 class UserError(ValueError):
     """A problem in what was asked: bad config, unreadable data, foreign checkpoint.

@@ -3,9 +3,6 @@
 Shapes: B batch, T tokens in one window, V vocabulary.
 """
 
-from __future__ import annotations
-
-import lzma
 import math
 from dataclasses import dataclass
 
@@ -104,5 +101,7 @@ def _windows(tokens: np.ndarray, starts: np.ndarray, plan: Plan) -> tuple[Tensor
 
 
 def xz_bits_per_byte(text: bytes) -> float:
-    """Bits that `xz -9` (LZMA, preset 9) needs for each byte of `text`."""
+    """Bits that `xz -9` (LZMA, preset 9) needs for each byte of `text`. Raises ImportError in a Python without it."""
+    import lzma
+
     return 8.0 * len(lzma.compress(text, preset=9)) / len(text)

@@ -1,18 +1,25 @@
-"""A TrainConfig from a YAML file and overrides: overrides win over the file, the file over the defaults."""
-
-from __future__ import annotations
+"""Configs from a YAML file and overrides: overrides win over the file, the file over the defaults."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from x_positional.training import schema
+from x_positional.config import ModelConfig
+from x_positional.registry import Config
 from x_positional.training.checkpoint import CONFIG
 from x_positional.training.config import TrainConfig
 from x_positional.training.errors import UserError, listed
+from x_positional.training.schema import hint, resolve
+from x_positional.validate_words import sentences
+
+
+class ModelFile(Config):
+    """The names that overrides of a check may use."""
+
+    model: ModelConfig
 
 
 def load_config(file: Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -20,34 +27,27 @@ def load_config(file: Path, overrides: Mapping[str, Any] | None = None) -> Train
 
     Raises `UserError` with every problem of file and overrides together.
     """
+    return _validated(read_yaml(file / CONFIG if file.is_dir() else file), overrides or {}, str(file))
+
+
+def load_model(file: Path, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The fields of the model in a training config or in a file of its own, with what is wrong with the overrides.
+
+    The fields are not validated: that is for the validator, which reports everything at once.
+    """
     raw = read_yaml(file / CONFIG if file.is_dir() else file)
-    problems = []
-    for name, value in (overrides or {}).items():
-        written = tuple(name.split("."))
-        found = schema.resolve(TrainConfig, written)
-        if len(found) == 1:
-            place(raw, found[0], value)
-        elif found:
-            problems.append(f"{name} could be {' or '.join('.'.join(path) for path in found)}; write one of them")
-        else:
-            problems.append(f"{name} is unknown{schema.did_you_mean(schema.nearest(TrainConfig, written))}")
-    try:
-        config = TrainConfig.model_validate(raw)
-    except ValidationError as error:
-        problems += schema.explain(TrainConfig, error)
-    else:
-        if not problems:
-            return config
-    raise UserError(listed(f"{file} and the overrides do not make a run:" if overrides else f"{file} is no run:", problems))
+    whole = {"model": raw.get("model", raw)}
+    problems = override(ModelFile, whole, overrides)
+    return whole["model"], problems
 
 
 def parse_config(text: str, source: str) -> TrainConfig:
     """The config kept inside a checkpoint; raises `UserError` when this version cannot read it."""
     try:
-        return TrainConfig.model_validate(yaml.safe_load(text))
-    except (yaml.YAMLError, ValidationError) as error:
-        problems = schema.explain(TrainConfig, error) if isinstance(error, ValidationError) else [str(error)]
-        raise UserError(listed(f"the config of {source} cannot be used:", problems)) from error
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"the config of {source} is not YAML: {error}") from error
+    return _validated(raw, {}, source)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -59,12 +59,39 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not YAML: {error}") from error
     if not isinstance(raw, dict):
-        raise UserError(f"{file} must be a YAML mapping with the section model, it is {type(raw).__name__}")
+        raise UserError(f"{file} must hold sections and keys, the first of them model; it holds {type(raw).__name__}")
     return raw
 
 
-def place(raw: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Set `raw[path[0]][path[1]]… = value`, making sections on the way.
+def _validated(raw: dict[str, Any], overrides: Mapping[str, Any], source: str) -> TrainConfig:
+    problems = override(TrainConfig, raw, overrides)
+    try:
+        config = TrainConfig.model_validate(raw)
+    except ValidationError as error:
+        problems += sentences(TrainConfig, error, raw)
+    else:
+        if not problems:
+            return config
+    raise UserError(listed(f"{source}{' with these overrides' if overrides else ''} is no valid config:", problems))
+
+
+def override(kind: type[BaseModel], raw: dict[str, Any], overrides: Mapping[str, Any]) -> list[str]:
+    """Put each override into `raw` at the place its name means; returns those that have none."""
+    problems = []
+    for name, value in overrides.items():
+        written = tuple(name.split("."))
+        found = resolve(kind, written)
+        if len(found) == 1:
+            problems += place(raw, found[0], value)
+        elif found:
+            problems.append(f"{name} could be {' or '.join('.'.join(path) for path in found)}; write one of them.")
+        else:
+            problems.append(f"{name} is unknown; {hint(kind, written)}")
+    return problems
+
+
+def place(raw: dict[str, Any], path: tuple[str, ...], value: Any) -> list[str]:
+    """Set `raw[path[0]][path[1]]… = value`, making sections on the way; returns what stands in the way.
 
     A position scheme written by name alone becomes a section when something inside it is set, and a list of one is
     looked through: `position: rope` and `position.theta` give `{kind: rope, theta: …}`. A number picks from a list.
@@ -72,17 +99,26 @@ def place(raw: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     here: Any = raw
     for index, part in enumerate(path[:-1]):
         key: Any = int(part) if isinstance(here, list) else part
-        inner = here.setdefault(key, {}) if isinstance(here, dict) else here[key]
-        if isinstance(inner, list) and len(inner) == 1 and not path[index + 1].isdigit():
-            here, key, inner = inner, 0, inner[0]
-        if isinstance(inner, str):
-            inner = {"kind": inner}
-            here[key] = inner
-        if inner is None:
-            inner = {}
-            here[key] = inner
-        if not isinstance(inner, (dict, list)):
-            raise UserError(f"{'.'.join(path)} cannot be set: {'.'.join(path[: index + 1])} is {inner!r}, not a section")
+        inner = _opened(None if isinstance(here, dict) and key not in here else here[key], path[index + 1])
+        if not isinstance(inner, dict) and not (isinstance(inner, list) and _is_index(inner, path[index + 1])):
+            return [f"{'.'.join(path)} cannot be set: {'.'.join(path[: index + 1])} is {inner!r}"]
+        here[key] = inner
+        if isinstance(inner, list) and not path[index + 1].isdigit():
+            inner[0] = _opened(inner[0], path[index + 1])
+            inner = inner[0]
         here = inner
-    last: Any = int(path[-1]) if isinstance(here, list) else path[-1]
-    here[last] = value
+    here[int(path[-1]) if isinstance(here, list) else path[-1]] = value
+    return []
+
+
+def _opened(value: Any, inside: str) -> Any:
+    """`value` as something that `inside` can be set in: nothing is an empty section, a name is a scheme."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        value = {"kind": value}
+    return [value] if inside.isdigit() and isinstance(value, dict) else value
+
+
+def _is_index(items: list[Any], part: str) -> bool:
+    return int(part) < len(items) if part.isdigit() else len(items) == 1

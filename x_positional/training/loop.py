@@ -1,7 +1,5 @@
 """The steps of one session: train, log, validate, save, and stop at once when the loss is no number any more."""
 
-from __future__ import annotations
-
 import math
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """AdamW with decay on matrices only, and a learning rate that is a function of the step."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The loss curve of a run as a PNG, drawn from its log."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

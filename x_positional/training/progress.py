@@ -1,7 +1,5 @@
 """Progress over things that take more than a moment: shown on a console, or silent."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -29,7 +27,7 @@ def shown(console: Console) -> Track:
     """A bar on `console` that goes away when it is done."""
 
     def show(items: Sequence[Item], label: str) -> Iterable[Item]:
-        return track(items, description=label, console=console, transient=True)
+        return track(items, description=label, console=console, transient=True, disable=not console.is_terminal)
 
     return show
 

@@ -1,7 +1,5 @@
 """What a run leaves behind while it goes: a JSONL log always, TensorBoard by option."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,25 +1,22 @@
-"""The names that a config may use, and pydantic's errors in words, each with the nearest name."""
-
-from __future__ import annotations
+"""The names that an override may use: whole paths, and short ones as long as they are clear."""
 
 import difflib
 from collections.abc import Iterator
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
+
+from x_positional.registry import REGISTRY
 
 Path = tuple[str, ...]
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """The config class that a field holds, also behind Optional and Annotated; None for plain values and lists."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    origin = get_origin(annotation)
-    if origin is Union or str(origin) in ("<class 'types.UnionType'>", "typing.Annotated"):
-        found = [section for section in map(section_of, get_args(annotation)) if section is not None]
-        return found[0] if len(found) == 1 else None
-    return None
+    if isinstance(annotation, type):
+        return annotation if issubclass(annotation, BaseModel) else None
+    found = [inner for inner in get_args(annotation) if isinstance(inner, type) and issubclass(inner, BaseModel)]
+    return found[0] if len(found) == 1 else None
 
 
 def paths(schema: type[BaseModel], before: Path = ()) -> Iterator[Path]:
@@ -34,52 +31,45 @@ def paths(schema: type[BaseModel], before: Path = ()) -> Iterator[Path]:
 def resolve(schema: type[BaseModel], written: Path) -> list[Path]:
     """The paths that `written` can mean: itself, or the ones it shortens by leaving out sections.
 
-    `model.depth` means `model.layers.depth` and `lr` means `optimizer.lr`, as long as there is only one such path. The
-    first part must fit if there are several; the last part always. A path below a field that holds no section
+    `model.depth` means `model.layers.depth` and `lr` means `optimizer.lr`. Of several, the one that leaves out least
+    wins; more than one path comes back only when that does not decide. A path below a field that holds no section
     (`model.layers.position.theta`) is passed on as it is.
     """
     known = list(paths(schema))
-    if written in known or any(written[: len(path)] == path and _is_leaf(known, path) for path in known):
+    if written in known or _below_a_leaf(known, written):
         return [written]
-    return [path for path in known if path[-1] == written[-1] and _shortens(written, path)]
+    meant = [path for path in known if path[-1] == written[-1] and _shortens(written, path)]
+    shortest = min((len(path) for path in meant), default=0)
+    return [path for path in meant if len(path) == shortest]
 
 
-def nearest(schema: type[BaseModel], written: Path) -> list[str]:
-    """Up to three known paths that look like `written`, best first."""
-    known = {".".join(path): path for path in paths(schema)}
-    close = difflib.get_close_matches(".".join(written), known, n=3, cutoff=0.6)
-    by_last = difflib.get_close_matches(written[-1], {path[-1] for path in known.values()}, n=2, cutoff=0.6)
-    for name, path in known.items():
-        if path[-1] in by_last and name not in close and len(close) < 3:
-            close.append(name)
-    return close
+def hint(schema: type[BaseModel], written: Path) -> str:
+    """`did you mean a?` with the path that is most like `written`: in the same section first, then anywhere.
+
+    Inside a position scheme the names are those of all registered schemes.
+    """
+    known = list(paths(schema))
+    beside = {path[-1]: path for path in known if path[:-1] == written[:-1]}
+    if _below_a_leaf(known, written):
+        beside = {name: (*written[:-1], name) for config in REGISTRY.values() for name in config.model_fields}
+    close = difflib.get_close_matches(written[-1], beside, n=1)
+    best = beside[close[0]] if close else max(known, key=lambda path: _likeness(written, path))
+    if close or _likeness(written, best) >= 0.6:
+        return f"did you mean {'.'.join(best)}?"
+    return "--print-config shows all names."
 
 
-def explain(schema: type[BaseModel], error: ValidationError) -> list[str]:
-    """One sentence for each problem that pydantic found."""
-    return [_sentence(schema, problem) for problem in error.errors(include_url=False)]
+def _likeness(written: Path, path: Path) -> float:
+    """1 is equal. The last parts count more than the whole; a name that begins another one is close to it."""
+    last = difflib.SequenceMatcher(None, written[-1], path[-1]).ratio()
+    if len(written[-1]) > 2 and path[-1].startswith(written[-1]):
+        last = max(last, 0.95)
+    return 0.75 * last + 0.25 * difflib.SequenceMatcher(None, written, path).ratio()
 
 
-def _sentence(schema: type[BaseModel], problem: Any) -> str:
-    where = tuple(str(part) for part in problem["loc"])
-    name = ".".join(where)
-    if problem["type"] == "extra_forbidden":
-        return f"{name} is unknown{did_you_mean(nearest(schema, where))}"
-    if problem["type"] == "missing":
-        return f"{name} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not where:
-        return message
-    return f"{name}={problem['input']!r}: {message[0].lower() + message[1:]}"
-
-
-def did_you_mean(names: list[str]) -> str:
-    """`; did you mean a or b?`, or nothing."""
-    return f"; did you mean {' or '.join(names)}?" if names else ""
-
-
-def _is_leaf(known: list[Path], path: Path) -> bool:
-    return not any(other[: len(path)] == path and len(other) > len(path) for other in known)
+def _below_a_leaf(known: list[Path], written: Path) -> bool:
+    leaves = [path for path in known if not any(other[:-1] == path for other in known)]
+    return any(written[: len(path)] == path and len(written) > len(path) for path in leaves)
 
 
 def _shortens(written: Path, path: Path) -> bool:

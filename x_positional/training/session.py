@@ -1,7 +1,5 @@
 """The folder of one run: what is in it before the first step, what a resume needs, when a checkpoint is kept."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from x_positional.training.config import TrainConfig
 from x_positional.training.corpus import Corpus
 from x_positional.training.errors import UserError, listed
 from x_positional.training.evaluate import Score
+from x_positional.training.load import parse_config
 from x_positional.training.state import load_optimizer, optimizer_tensors
 
 
@@ -57,7 +56,12 @@ class Session:
     def write_config(self) -> None:
         """The resolved config beside the checkpoints."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / CONFIG).write_text(self._config.to_yaml(), encoding="utf-8")
+        (self.folder / CONFIG).write_text(self._config_text(), encoding="utf-8")
+
+    def _config_text(self) -> str:
+        """Without `stop_after`: it belongs to one session, and the next one goes on past it."""
+        run = self._config.run.model_copy(update={"stop_after": None})
+        return self._config.model_copy(update={"run": run}).to_yaml()
 
     def last_saved(self) -> Path | None:
         """The newest whole checkpoint."""
@@ -82,16 +86,20 @@ class Session:
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
         problems = []
         for name, now in self._order.items():
-            saved = checkpoint.trainer["order"].get(name)
-            if saved != now:
-                problems.append(f"{name} was {saved} and is now {now}")
-        if checkpoint.trainer["model"] != self._config.model.model_dump(mode="json"):
+            before = checkpoint.trainer["order"].get(name)
+            if before != now:
+                problems.append(f"{name} was {before} and is now {now}")
+        saved = parse_config(checkpoint.config_text(), str(checkpoint.path))
+        if saved.model != self._config.model:
             problems.append(f"the model section differs from the one in {checkpoint.path / CONFIG}")
         if checkpoint.step >= self._config.run.steps:
             problems.append(f"it already has {checkpoint.step} of {self._config.run.steps} steps; raise run.steps")
         if problems:
             raise UserError(
-                listed(f"{checkpoint.path} cannot be resumed with this config (or start anew in another --run-dir):", problems)
+                listed(
+                    f"{checkpoint.path} cannot be resumed with this config (or start anew in another --run-dir):",
+                    problems,
+                )
             )
 
     def save(self, step: int, net: nn.Module, optimizer: torch.optim.Optimizer, score: Score | None) -> Path:
@@ -106,12 +114,12 @@ class Session:
             optimizer=optimizer_tensors(net, optimizer),
             trainer={
                 "order": self._order,
-                "model": self._config.model.model_dump(mode="json"),
                 "validation": None if score is None else {"loss": score.loss, "tokens": score.tokens, **score.bits},
                 "best": None if self._best is None else {"step": self._best.step, "loss": self._best.loss},
+                "tokenizer": None if tokenizer is None else tokenizer.name,
                 "torch": torch.__version__,
             },
-            config_text=self._config.to_yaml(),
+            config_text=self._config_text(),
             tokenizer_file=None if tokenizer is None else tokenizer.file,
         )
         prune(self.root, self._config.run.keep, None if self._best is None else self._best.step)

@@ -1,7 +1,5 @@
 """Optimizer state to named tensors and back, so that it can be kept in safetensors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

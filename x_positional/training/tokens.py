@@ -1,7 +1,5 @@
 """Text to token ids and back: bytes by default, any `tokenizer.json` by option."""
 
-from __future__ import annotations
-
 import codecs
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +20,7 @@ class StreamDecoder(Protocol):
 class Tokenizer(Protocol):
     """What training and sampling need to know about a vocabulary."""
 
+    name: str
     vocab_size: int
     document_end: int | None
     file: Path | None
@@ -49,7 +48,8 @@ class ByteDecoder:
 class ByteTokenizer:
     """One token a byte. Byte 0, which text does not use, ends a document."""
 
-    vocab_size = 256
+    name: str = "bytes"
+    vocab_size: int = 256
     document_end: int | None = 0
     file: Path | None = None
 
@@ -63,7 +63,7 @@ class ByteTokenizer:
 class JsonDecoder:
     """Decodes the ids since the last emitted text, and waits while the end is half a character."""
 
-    def __init__(self, tokenizer: JsonTokenizer) -> None:
+    def __init__(self, tokenizer: "JsonTokenizer") -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._emitted = ""
@@ -87,6 +87,7 @@ class JsonDecoder:
 class JsonTokenizer:
     """A `tokenizer.json` as the tokenizers package writes it."""
 
+    name: str = "tokenizer.json"
     document_end: int | None = None
 
     def __init__(self, file: Path) -> None:

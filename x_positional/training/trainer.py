@@ -1,16 +1,14 @@
 """A training run from config to result: read, check, build, train, and leave everything needed to go on."""
 
-from __future__ import annotations
-
 import time
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from x_positional.build import build_model
-from x_positional.config import ModelConfig
+from x_positional.describe import position_words
 from x_positional.generate import AutoregressiveWrapper
 from x_positional.training.config import TrainConfig
 from x_positional.training.corpus import Corpus, load_corpus
@@ -24,30 +22,33 @@ from x_positional.training.record import Record
 from x_positional.training.session import Interrupt, Session, refuse_to_overwrite
 from x_positional.training.windows import Windows
 from x_positional.validate import Report, check
-from x_positional.wrappers import TransformerWrapper
+from x_positional.wrappers import build_model
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a session did. `interrupted` says that Ctrl-C (or `stop_after`) ended it before `run.steps`."""
+    """What a session did. `interrupted`: Ctrl-C ended it; `finished`: all of `run.steps` are done."""
 
     folder: Path
     step: int
+    finished: bool
     interrupted: bool
     checkpoint: Path | None
     validation: Score | None
     seconds: float
     plot: Path | None
-    net: TransformerWrapper
     engine: Engine
     corpus: Corpus
 
 
-def checked(config: ModelConfig) -> Report:
-    """The validator's report; raises `UserError` with every error in it."""
-    report = check(config)
+def checked(config: TrainConfig) -> Report:
+    """The validator's report for training this model on this device; raises `UserError` with every error in it."""
+    wanted = config.run.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    report = check(config.model, device=wanted, train=True)
     if report.errors:
-        raise UserError(listed("this model cannot be built:", [str(error) for error in report.errors]))
+        raise UserError(listed("this model cannot be trained:", report.errors))
     return report
 
 
@@ -58,7 +59,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     """
     console = Console(quiet=True) if console is None else console
     began = time.monotonic()
-    report = checked(config.model)
+    report = checked(config)
     if not resume:
         refuse_to_overwrite(config)
     corpus = load_corpus(config.data, config.model.num_tokens, config.seq_len, shown(console))
@@ -66,58 +67,58 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     net = build_model(config.model)
     windows = Windows(corpus.train.tokens, config.seq_len, config.run.seed)
     engine = Engine(net, AutoregressiveWrapper(net), windows, config)
-    main = engine.accelerator.is_main_process
-    if not main:
+    if not engine.accelerator.is_main_process:
         console = Console(quiet=True)
     session = Session(config, corpus, windows_per_step=engine.windows_per_step)
     start = session.resume(net, engine.optimizer) if resume else 0
-    session.write_config()
-    record = Record(session.folder, tensorboard=config.run.tensorboard) if main else None
+    stop = session_end(config, start)
     headline = describe_run(config, engine, report)
-    console.print(headline, markup=False, highlight=False, soft_wrap=True)
-    console.print(describe_data(corpus, windows), markup=False, highlight=False, soft_wrap=True)
-    for warning in report.warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    try:
-        if record is not None:
+    say(console, headline, describe_data(corpus, windows), *(f"warning: {warning}" for warning in report.warnings))
+    with ExitStack() as stack:
+        record = None
+        if engine.accelerator.is_main_process:
+            session.write_config()
+            record = stack.enter_context(closing(Record(session.folder, tensorboard=config.run.tensorboard)))
             record.write("start", start, {"run": headline, "data": corpus.source})
-        loop, done = _steps(config, corpus, engine, session, record, start, console)
+        interrupt = stack.enter_context(Interrupt())
+        meter = stack.enter_context(Meter(console, config.run.steps, start))
+        loop = Loop(config, corpus, engine, session, record, meter)
+        done = loop.run(start, stop, interrupt)
+        seconds = time.monotonic() - began
         if record is not None:
-            record.write("end", done, {"seconds": round(time.monotonic() - began, 1)})
-    finally:
-        if record is not None:
-            record.close()
-    plot = _plot(session.folder, headline, console) if main else None
+            record.write("end", done, {"seconds": round(seconds, 1)})
+    plot = None if record is None else _plot(session.folder, headline, console)
+    finished = done == config.run.steps
     return Result(
-        session.folder, done, done < config.run.steps, loop.checkpoint, loop.score, time.monotonic() - began, plot, net, engine, corpus
+        session.folder, done, finished, interrupt.requested, loop.checkpoint, loop.score, seconds, plot, engine, corpus
     )
 
 
-def _steps(
-    config: TrainConfig,
-    corpus: Corpus,
-    engine: Engine,
-    session: Session,
-    record: Record | None,
-    start: int,
-    console: Console,
-) -> tuple[Loop, int]:
+def session_end(config: TrainConfig, start: int) -> int:
+    """The step this session ends at; raises `UserError` when `stop_after` is not after its start."""
     run = config.run
-    stop = run.steps if run.stop_after is None else min(run.steps, run.stop_after)
-    if stop <= start:
-        raise UserError(f"run.stop_after={run.stop_after} is not after step {start}, where this session starts; raise it")
-    with Interrupt() as interrupt, Meter(console, run.steps, start) as meter:
-        loop = Loop(config, corpus, engine, session, record, meter)
-        return loop, loop.run(start, stop, interrupt)
+    if run.stop_after is None:
+        return run.steps
+    if run.stop_after <= start:
+        raise UserError(
+            f"run.stop_after={run.stop_after} is not after step {start}, where this session starts; raise it"
+        )
+    return min(run.steps, run.stop_after)
+
+
+def say(console: Console, *lines: str) -> None:
+    """Plain lines, whatever signs are in them."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def describe_run(config: TrainConfig, engine: Engine, report: Report) -> str:
     """One line: scheme, backend and why, dtype, parameter count, trained length."""
-    schemes = " + ".join(scheme.kind for scheme in config.model.layers.position or ()) or "none chosen"
+    position = position_words(config.model.layers, config.model.max_seq_len)
     parameters = sum(parameter.numel() for parameter in engine.net.parameters())
     dtype = "float32 weights, bfloat16 autocast" if engine.precision == "bf16" else "float32"
     return (
-        f"position {schemes} | backend {report.backend} ({report.reason}) | {dtype} on {engine.device.type} | "
+        f"position {position} | backend {report.backend} ({report.reason}) | {dtype} on {engine.device.type} | "
         f"{parameters:,} parameters | trained length {config.seq_len}"
     )
 
@@ -135,5 +136,5 @@ def _plot(folder: Path, title: str, console: Console) -> Path | None:
     try:
         return plot_losses(folder, title)
     except MissingExtra as error:
-        console.print(str(error), markup=False, highlight=False)
+        say(console, str(error))
         return None

@@ -3,8 +3,6 @@
 Shapes: B batch, T tokens in one window.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

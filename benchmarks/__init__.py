@@ -1,0 +1,1 @@
+"""Speed and memory against x-transformers on the same shapes, in one run."""

@@ -1,0 +1,124 @@
+"""`x-positional generate`: text from a checkpoint, written as it is drawn.
+
+Shapes: B batch, T tokens.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from x_positional.generate import AutoregressiveWrapper
+from x_positional.training.checkpoint import TOKENIZER, Checkpoint, load_model, open_checkpoint
+from x_positional.training.errors import UserError
+from x_positional.training.load import parse_config
+from x_positional.training.tokens import Tokenizer, load_tokenizer
+from x_positional.wrappers import TransformerWrapper, build_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to draw. stop: end at the id that ends a document, where the tokenizer has one."""
+
+    length: int = 512
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    cache: bool = True
+    stop: bool = True
+
+    @property
+    def filters(self) -> tuple[list[str], list[dict[str, Any]]]:
+        """Names and options of the filters asked for, applied in this order."""
+        wanted = [
+            ("top_k", {"k": self.top_k}, self.top_k),
+            ("top_p", {"thres": self.top_p}, self.top_p),
+            ("min_p", {"min_p": self.min_p}, self.min_p),
+        ]
+        chosen = [(name, options) for name, options, value in wanted if value is not None]
+        return [name for name, _ in chosen], [options for _, options in chosen]
+
+
+def sample_text(run: Path, prompt: str, sampling: Sampling, device: str) -> None:
+    """Write prompt and continuation to the standard output, and the speed to the standard error."""
+    checkpoint = open_checkpoint(run)
+    net = load_net(checkpoint, device)
+    tokenizer = checkpoint_tokenizer(checkpoint)
+    ids = prompt_ids(prompt, tokenizer)
+    print(prompt, end="", flush=True)
+    began, count = time.perf_counter(), 0
+    try:
+        for text in stream_text(net, ids, tokenizer, sampling):
+            print(text, end="", flush=True)
+            count += 1
+    except ValueError as error:  # lengths and options that the model refuses
+        raise UserError(str(error)) from error
+    print(flush=True)
+    seconds = time.perf_counter() - began
+    print(f"[{count} tokens, {count / seconds:,.0f} tokens/s, {checkpoint.path}]", file=sys.stderr)
+
+
+def stream_text(
+    net: TransformerWrapper, ids: list[int], tokenizer: Tokenizer | None, sampling: Sampling
+) -> Iterator[str]:
+    """The text of each new token, in order; a piece is empty while a character is incomplete."""
+    names, options = sampling.filters
+    end = tokenizer.document_end if tokenizer is not None and sampling.stop else None
+    tokens = AutoregressiveWrapper(net).stream(
+        torch.tensor([ids], device=next(net.parameters()).device), sampling.length, eos_token=end,
+        temperature=sampling.temperature, filter_logits_fn=names or None, filter_kwargs=options or None,
+        cache_kv=sampling.cache, seed=sampling.seed,
+    )  # fmt: skip
+    decoder = None if tokenizer is None else tokenizer.decoder()
+    for token in tokens:
+        number = int(token[0])
+        if number == end:
+            break
+        yield f" {number}" if decoder is None else decoder.feed(number)
+    rest = "" if decoder is None else decoder.finish()
+    if rest:
+        yield rest
+
+
+def load_net(checkpoint: Checkpoint, device: str) -> TransformerWrapper:
+    """The model of a checkpoint on `device`; raises `UserError` when the device is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = parse_config(checkpoint.config_text(), str(checkpoint.path))
+    net = build_model(config.model)
+    load_model(net, checkpoint.model_tensors(), checkpoint.path)
+    try:
+        return net.to(device).eval()
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a device it does not have
+        raise UserError(f"--device {device} cannot be used: {error}") from error
+
+
+def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    """The tokenizer of the run; None when it was trained on bare ids."""
+    name = checkpoint.trainer["tokenizer"]
+    if name == TOKENIZER:
+        return load_tokenizer(str(checkpoint.path / TOKENIZER))
+    return None if name is None else load_tokenizer(name)
+
+
+def prompt_ids(prompt: str, tokenizer: Tokenizer | None) -> list[int]:
+    """Ids of the prompt. An empty prompt starts a new document; without a tokenizer the prompt is ids itself."""
+    if tokenizer is None:
+        try:
+            return [int(word) for word in prompt.replace(",", " ").split()] or [0]
+        except ValueError as error:
+            raise UserError(f"this model was trained on bare token ids, so --prompt must be ids: {error}") from error
+    ids = [int(token) for token in tokenizer.encode(prompt.encode())]
+    if ids:
+        return ids
+    if tokenizer.document_end is None:
+        raise UserError(
+            "--prompt is empty, and this tokenizer has no id that starts a document; give at least one token"
+        )
+    return [tokenizer.document_end]

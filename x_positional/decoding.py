@@ -1,0 +1,180 @@
+"""Autoregressive decoding: prefill once, then one token a step.
+
+B batch, T prompt tokens, S tokens so far, M model dim.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from x_positional.cache import CacheError, KVCache
+from x_positional.placement import InputError
+from x_positional.prompts import Prompts
+from x_positional.sampling import LogitsFilter, mark_seen, repetition_penalty, sample, seen_tokens
+from x_positional.wrappers import TransformerWrapper
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Every module inside in eval mode; afterwards each is as it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How to pick tokens and when to stop. keep_cache: the cache is to hold every token that was handed out."""
+
+    seq_len: int
+    eos: Tensor | None
+    temperature: float
+    filters: list[LogitsFilter]
+    penalty: float
+    generator: torch.Generator | None
+    use_cache: bool
+    restrict: bool
+    keep_cache: bool
+    context: Tensor | None = None
+    context_mask: Tensor | None = None
+
+
+class Run:
+    """One call of generate or stream. Raises InputError, CacheError where its tokens do not fit model or cache."""
+
+    def __init__(
+        self, net: TransformerWrapper, prompts: Prompts, decoding: Decoding, cache: KVCache | None, pad_value: int
+    ):
+        self.net, self.prompts, self.decoding, self.pad_value = net, prompts, decoding, pad_value
+        if prompts.tokens.shape[1]:
+            net.check_tokens(prompts.tokens)
+        self.cache = self._choose_cache(cache)
+        self.fed, self.mask = prompts.tokens, prompts.mask  # [B S], grown only where no cache is used
+        self.ended = torch.zeros(len(self.fed), dtype=torch.bool, device=self.fed.device)
+
+    def _choose_cache(self, cache: KVCache | None) -> KVCache | None:
+        """The cache given, if the run fits into it; else one of the final size; None where none is used."""
+        net, decoding, before = self.net, self.decoding, 0 if cache is None else cache.span
+        new = self.prompts.tokens.shape[1] + decoding.seq_len - (0 if decoding.keep_cache else 1)
+        _check_length(net, before + new)
+        past = decoding.restrict and before + new > net.max_seq_len
+        if cache is not None:
+            _check_room(cache, new, net.max_seq_len if past else None)
+            return cache
+        window = net.max_seq_len if past or (decoding.restrict and decoding.keep_cache) else None
+        if not decoding.use_cache and window is None:
+            return None
+        grows = decoding.keep_cache or window is not None
+        return net.new_cache(len(self.prompts.tokens), max_len=None if grows else new, window=window)
+
+    @torch.no_grad()
+    def tokens(self) -> Iterator[Tensor]:
+        """The new tokens, [B] at a time; the model is in eval mode meanwhile."""
+        with evaluating(self.net):
+            yield from self._draw()
+
+    def _draw(self) -> Iterator[Tensor]:
+        decoding, seen = self.decoding, None
+        if decoding.penalty != 1.0:
+            seen = seen_tokens(self.fed, self.net.num_tokens, self.mask)
+        x = self._prefill()
+        for step in range(decoding.seq_len):
+            logits = self.net.logits(x)
+            if seen is not None:
+                logits = repetition_penalty(logits, seen, decoding.penalty)
+            token = sample(logits, decoding.temperature, decoding.filters, decoding.generator)
+            if decoding.eos is not None:
+                token = torch.where(self.ended, self.pad_value, token)
+            if seen is not None:
+                seen = mark_seen(seen, token)
+            try:
+                yield token
+            except GeneratorExit:  # the caller stops here, and this token was handed out
+                if decoding.keep_cache:
+                    self._advance(x, token)
+                raise
+            last = step + 1 == decoding.seq_len or self._all_end(token)
+            if last and not decoding.keep_cache:
+                return
+            x = self._advance(x, token)
+            if last:
+                return
+
+    def _all_end(self, token: Tensor) -> bool:
+        """Whether no row goes on after these tokens [B]. The one look at values, and only where eos asks for it."""
+        eos = self.decoding.eos
+        return eos is not None and bool((self.ended | torch.isin(token, eos)).all())
+
+    def _prefill(self) -> Tensor:
+        """[B M] that the first new token is predicted from."""
+        cache, prompts = self.cache, self.prompts
+        if cache is not None and cache.ending is not None and not prompts.tokens.shape[1]:
+            return cache.ending[1]
+        x = prompts.last(self._read(prompts.tokens, prompts.mask, cache, self.decoding.context))
+        if cache is not None and self.decoding.keep_cache:
+            cache.ending = (cache.span, x)
+        return x
+
+    def _advance(self, x: Tensor, token: Tensor) -> Tensor:
+        """Read one more token a row, [B]; x [B M] predicted it, what is returned predicts the next."""
+        if self.net.training:  # the caller may have changed it between two tokens
+            self.net.eval()
+        alive, eos, cache = ~self.ended, self.decoding.eos, self.cache
+        if eos is not None:
+            self.ended = self.ended | torch.isin(token, eos)
+        if not self.decoding.use_cache:
+            return self._read_again(token)
+        if not self.decoding.keep_cache:
+            return self._read(token[:, None], None, cache, None)[:, -1]
+        new = self._read(token[:, None], None if eos is None else alive[:, None], cache, None)[:, -1]
+        x = torch.where(alive[:, None], new, x)  # rows that ended stay as they were
+        if cache is not None:
+            cache.ending = (cache.span, x)
+        return x
+
+    def _read_again(self, token: Tensor) -> Tensor:
+        """The same without a cache: [B] and all tokens before it -> [B M]."""
+        self.fed = torch.cat([self.fed, token[:, None]], dim=1)
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+        windowed = None if self.cache is None else self.net.new_cache(len(self.fed), window=self.net.max_seq_len)
+        return self._read(self.fed, self.mask, windowed, self.decoding.context)[:, -1]
+
+    def _read(self, tokens: Tensor, mask: Tensor | None, cache: KVCache | None, context: Tensor | None) -> Tensor:
+        context_mask = None if context is None else self.decoding.context_mask
+        return self.net(
+            tokens, mask=mask, cache=cache, return_embeddings=True, checked=True, context=context,
+            context_mask=context_mask,
+        )  # fmt: skip
+
+
+def _check_length(net: TransformerWrapper, total: int) -> None:
+    limits = [s.limit for s in net.attn_layers.position_schemes if s.limit is not None]
+    if limits and total > min(limits):
+        raise InputError(
+            f"prompt and seq_len together feed {total} tokens, and this model's positions end at {min(limits)} "
+            f"(max_seq_len={net.max_seq_len}): there is no row for more. Ask for fewer, or use a scheme without "
+            "a table (rope, alibi, ...)."
+        )
+
+
+def _check_room(cache: KVCache, new: int, longest: int | None) -> None:
+    """Raises where a cache cannot take `new` more tokens, or keeps more than the `longest` that a token may see."""
+    if longest is not None and any(window is None or window > longest for window in cache.windows):
+        raise InputError(
+            f"with {cache.span} tokens in the cache and {new} more, tokens pass max_seq_len={longest}, where "
+            "restrict_to_max_seq_len=True shows the last max_seq_len only, and this cache shows them all. Make it with "
+            f"new_cache({cache.batch_size}, window={longest}), or say restrict_to_max_seq_len=False."
+        )
+    if cache.max_len is not None and None in cache.windows and cache.span + new > cache.max_len:
+        raise CacheError(
+            f"the cache holds max_len={cache.max_len} tokens a row; {cache.span} are used and this call needs {new} "
+            "more. Make it with a larger max_len, or with max_len=None to let it grow."
+        )

@@ -1,0 +1,102 @@
+"""Decoding with a cache gives the logits of one full forward pass.
+
+B batch, T tokens, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from x_positional.cache import KVCache
+from x_positional.scheme import PositionError
+from x_positional.testing.judge import Judge
+from x_positional.testing.subject import Subject, forced, forced_cache
+from x_positional.wrappers import TransformerWrapper
+
+LENGTH, WINDOW = 23, 5
+CHUNKS = (1, 3, 7, LENGTH)
+
+
+def decode(model: TransformerWrapper, cache: KVCache, chunk: int, tokens: Tensor, **per_token: Tensor) -> Tensor:
+    """[B T] -> [B T V], `chunk` tokens at a time; masks, positions and documents are cut alike."""
+    pieces = [
+        model(part, cache=cache, **{name: value[:, start : start + chunk] for name, value in per_token.items()})
+        for start, part in zip(range(0, tokens.shape[1], chunk), tokens.split(chunk, 1), strict=True)
+    ]
+    return torch.cat(pieces, 1)
+
+
+def need_cache(subject: Subject) -> None:
+    """Raises NotApplicable where no cache is right for the scheme."""
+    subject.need_decoder()
+    subject.need_cacheable()
+
+
+@torch.no_grad()
+def cached_equals_full(subject: Subject, judge: Judge) -> None:
+    """Chunks of 1, 3, 7 and all tokens through a growing and a static cache equal the full pass; a scheme that declares
+    kv_cacheable=False is refused a cache, and forced into one really differs."""
+    subject.need_decoder()
+    model, tokens = subject.model("decoder"), subject.tokens(LENGTH)
+    full = model(tokens)
+    if not subject.capabilities("decoder").kv_cacheable:
+        judge.refused(lambda: model.new_cache(3), PositionError, "new_cache with kv_cacheable=False")
+        cache = forced_cache(model, 3)
+        got = torch.cat([forced(model, part, cache=cache) for part in tokens.split(3, 1)], 1)
+        judge.require(not judge.same(got, full, "a forced cache"), "kv_cacheable=False is declared, and a cache is right.")
+        return
+    for chunk in CHUNKS:
+        judge.equal(decode(model, model.new_cache(3), chunk, tokens), full, f"a growing cache, chunks of {chunk}")
+        static = model.new_cache(3, max_len=LENGTH)
+        judge.equal(decode(model, static, chunk, tokens), full, f"a static cache, chunks of {chunk}")
+    if subject.capabilities("decoder").uses_positions:
+        positions = subject.stretched(LENGTH)
+        got = decode(model, model.new_cache(3), 3, tokens, positions=positions)
+        judge.equal(got, model(tokens, positions=positions), "a growing cache, custom positions")
+
+
+@torch.no_grad()
+def cache_grows(subject: Subject, judge: Judge) -> None:
+    """A growing cache stays right when it is enlarged in the middle of a sequence, in chunks and token by token."""
+    need_cache(subject)
+    model, tokens = subject.model("decoder"), subject.tokens(141, batch=2)
+    full = model(tokens)
+    judge.equal(decode(model, model.new_cache(2), 31, tokens), full, "141 tokens, chunks of 31")
+    cache = model.new_cache(2)
+    head, tail = decode(model, cache, 61, tokens[:, :61]), decode(model, cache, 1, tokens[:, 61:71])
+    judge.equal(torch.cat([head, tail], 1), full[:, :71], "61 tokens, then 10 single ones")
+
+
+@torch.no_grad()
+def sliding_windows(subject: Subject, judge: Judge) -> None:
+    """A window of 5, in the model or in the cache, gives the logits of the windowed full pass for every chunk size."""
+    need_cache(subject)
+    model, open_model, tokens = subject.model("decoder", window=WINDOW), subject.model("decoder"), subject.tokens(LENGTH)
+    full = model(tokens)
+    for chunk in (*CHUNKS, 2, 5, 9):
+        judge.equal(decode(model, model.new_cache(3), chunk, tokens), full, f"a windowed model, chunks of {chunk}")
+        sliding = open_model.new_cache(3, window=WINDOW)
+        judge.equal(decode(open_model, sliding, chunk, tokens), full, f"a sliding cache, chunks of {chunk}")
+    if subject.capabilities("decoder").uses_positions:
+        positions = subject.stretched(LENGTH)
+        want = model(tokens, positions=positions)
+        for chunk in (1, 3, 9):
+            got = decode(model, model.new_cache(3), chunk, tokens, positions=positions)
+            judge.equal(got, want, f"a windowed model, custom positions, chunks of {chunk}")
+
+
+@torch.no_grad()
+def cache_reorders(subject: Subject, judge: Judge) -> None:
+    """After cache.reorder(rows), as beams do, decoding goes on as if those rows had been read from the start."""
+    need_cache(subject)
+    model, prompt, more = subject.model("decoder"), subject.tokens(11), subject.tokens(6, seed=2)
+    keep = torch.arange(11, device=subject.device) >= torch.tensor([[0], [4], [7]], device=subject.device)
+    for rows in ([2, 0, 0], [1, 2]):
+        picked = torch.tensor(rows, device=subject.device)
+        for mask in (None, keep):
+            cache = model.new_cache(3)
+            model(prompt, mask=mask, cache=cache)
+            cache.reorder(picked)
+            got = decode(model, cache, 4, more[picked])
+            whole = None if mask is None else torch.cat([mask, torch.ones_like(more, dtype=torch.bool)], 1)[picked]
+            want = model(torch.cat([prompt, more], 1)[picked], mask=whole)[:, 11:]
+            judge.equal(got, want, f"rows {rows} of {'a plain' if mask is None else 'a padded'} batch")

@@ -1,0 +1,167 @@
+"""What moving, stretching and splitting positions does, against what the scheme declares.
+
+B batch, T tokens, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from x_positional.scheme import PositionError
+from x_positional.testing.checks_cache import decode
+from x_positional.testing.judge import TOLERANCE, Broken, Judge, NotApplicable, difference, fails
+from x_positional.testing.subject import Kind, Subject, forced
+from x_positional.wrappers import TransformerWrapper
+
+LENGTH = 13
+SHIFTS = (1, 7, 1000, 2**17)
+
+
+@torch.no_grad()
+def shift(subject: Subject, judge: Judge) -> None:
+    """Moving every position by a constant (1 to 131072, another one in each row) changes nothing; with absolute=True it
+    must change the logits."""
+    subject.need_positions()
+    limit = subject.scheme().limit
+    for kind in subject.kinds:
+        model, tokens, absolute = subject.model(kind), subject.tokens(LENGTH), subject.capabilities(kind).absolute
+        still = model(tokens)
+        for by in SHIFTS:
+            if limit is not None and 3 * by + LENGTH > limit:
+                continue
+            rows = torch.tensor([[by], [2 * by], [3 * by]], device=subject.device)
+            moved = model(tokens, positions=subject.positions(LENGTH) + rows)
+            if absolute:
+                judge.differ(moved, still, f"absolute=True, positions moved by {by}, {kind}")
+            else:
+                judge.equal(moved, still, f"absolute=False, positions moved by {by}, {kind}")
+
+
+@torch.no_grad()
+def limit(subject: Subject, judge: Judge) -> None:
+    """Without a limit, positions past max_seq_len work and are told apart; with one, they work up to it, are refused from
+    it on, and forced past it really fail."""
+    for kind in subject.kinds:
+        bound = subject.scheme(kind).limit
+        judge.require(
+            subject.capabilities(kind).unbounded == (bound is None),
+            f"unbounded={bound is not None} is declared, and limit is {bound}.",
+        )
+        if bound is None:
+            _has_no_limit(subject, judge, kind)
+        else:
+            _has_limit(subject, judge, kind, bound)
+
+
+def _has_no_limit(subject: Subject, judge: Judge, kind: Kind) -> None:
+    model, caps, end = subject.model(kind), subject.capabilities(kind), subject.sizes.max_seq_len
+    longer = subject.tokens(end + 7, batch=1)
+    full = model(longer)
+    judge.finite(full, f"{end + 7} tokens with max_seq_len={end}, {kind}")
+    if kind == "decoder":
+        judge.equal(full[:, :end], model(longer[:, :end]), f"the tokens before max_seq_len={end}")
+    if not caps.uses_positions:
+        return
+    tokens = subject.tokens(LENGTH)
+    far = [model(tokens, positions=subject.positions(LENGTH, start)) for start in (10 * end, 10 * end + 1)]
+    judge.finite(far[0], f"positions from {10 * end} on, {kind}")
+    if caps.absolute:
+        judge.differ(far[0], far[1], f"positions from {10 * end} and from {10 * end + 1} on, {kind}")
+
+
+def _has_limit(subject: Subject, judge: Judge, kind: Kind, bound: int) -> None:
+    model, tokens = subject.model(kind), subject.tokens(LENGTH)
+    last = subject.positions(LENGTH, bound - LENGTH)
+    if subject.capabilities(kind).uses_positions:
+        judge.finite(model(tokens, positions=last), f"positions up to limit - 1 = {bound - 1}, {kind}")
+        judge.refused(lambda: model(tokens, positions=last + 1), PositionError, f"position {bound} = limit, {kind}")
+    if bound <= 2 * subject.sizes.max_seq_len:
+        longer = subject.tokens(bound + 1, batch=1)
+        judge.finite(model(longer[:, :bound]), f"{bound} tokens, {kind}")
+        judge.refused(lambda: model(longer), PositionError, f"{bound + 1} tokens, {kind}")
+    if kind == "decoder" and bound <= 2 * subject.sizes.max_seq_len and subject.capabilities(kind).kv_cacheable:
+        judge.refused(lambda: decode(model, model.new_cache(1), 7, longer), PositionError, f"{bound + 1} tokens, cached")
+    _fails_past(subject, judge, kind, bound)
+
+
+def _fails_past(subject: Subject, judge: Judge, kind: Kind, bound: int) -> None:
+    host = Subject(subject.specs, subject.sizes, torch.device("cpu"))  # a bad index on a GPU would end the process
+    model, tokens = host.model(kind), host.tokens(LENGTH)
+    starts = (bound, 4 * bound)
+    broken = any(fails(lambda start=start: forced(model, tokens, host.positions(LENGTH, start))) for start in starts)
+    judge.require(broken, f"limit={bound} is declared, and positions past it work as well, {kind}.")
+
+
+@torch.no_grad()
+def custom_positions(subject: Subject, judge: Judge) -> None:
+    """Custom integer positions change the logits where the scheme reads positions; where it does not, they are refused,
+    and forced on it they change nothing. More axes than the scheme takes are refused."""
+    for kind in subject.kinds:
+        model, tokens, caps = subject.model(kind), subject.tokens(LENGTH), subject.capabilities(kind)
+        plain, stretched = subject.positions(LENGTH), subject.stretched(LENGTH)
+        if not caps.uses_positions:
+            judge.refused(lambda: model(tokens, positions=stretched), PositionError, f"custom positions, {kind}")  # noqa: B023
+            judge.equal(forced(model, tokens, stretched), model(tokens), f"uses_positions=False, forced positions, {kind}")
+            continue
+        judge.equal(model(tokens, positions=plain), model(tokens), f"positions 0, 1, 2, ... given, {kind}")
+        judge.equal(model(tokens, positions=plain[0].int()), model(tokens), f"positions [T] of int32, {kind}")
+        judge.differ(model(tokens, positions=stretched), model(tokens), f"positions with gaps, {kind}")
+        row = torch.cat([model(tokens[i : i + 1], positions=stretched[i : i + 1]) for i in range(3)])
+        judge.equal(model(tokens, positions=stretched), row, f"other positions in each row, {kind}")
+        _no_token(subject, judge, kind)
+        axes = subject.scheme(kind).max_axes
+        many = stretched[..., None].expand(-1, -1, axes + 1)
+        judge.refused(lambda: model(tokens, positions=many), PositionError, f"{axes + 1} axes, {kind}")  # noqa: B023
+
+
+def _no_token(subject: Subject, judge: Judge, kind: Kind) -> None:
+    model, tokens = subject.model(kind), subject.tokens(LENGTH)
+    positions = subject.stretched(LENGTH)
+    hidden = torch.cat([torch.full_like(positions[:, :3], -1), positions[:, :-3]], 1)
+    want = model(tokens[:, 3:], positions=positions[:, :-3])
+    judge.equal(model(tokens, positions=hidden)[:, 3:], want, f"three tokens at position -1 are none, {kind}")
+
+
+@torch.no_grad()
+def float_positions(subject: Subject, judge: Judge) -> None:
+    """A continuous scheme takes float positions: whole ones as integers, fractions in between. Others refuse them, and
+    forced they fail or see no fraction."""
+    subject.need_positions()
+    for kind in subject.kinds:
+        model, tokens = subject.model(kind), subject.tokens(LENGTH)
+        whole = subject.positions(LENGTH)
+        between = whole + torch.linspace(0, 0.4, LENGTH, device=subject.device)
+        if not subject.capabilities(kind).continuous:
+            judge.refused(lambda: model(tokens, positions=between), PositionError, f"float positions, {kind}")  # noqa: B023
+            if not _steps(model, tokens, whole.float(), between):
+                raise Broken(f"continuous=False is declared, and float positions work, {kind}.")
+            continue
+        judge.equal(model(tokens, positions=whole.float()), model(tokens), f"whole float positions, {kind}")
+        judge.equal(model(tokens, positions=whole.double()), model(tokens), f"whole float64 positions, {kind}")
+        moved = model(tokens, positions=between)
+        judge.differ(moved, model(tokens), f"fractional positions, {kind}")
+        nearby = model(tokens, positions=between.double() + 1e-7)
+        judge.equal(nearby, moved, f"positions that differ by 1e-7, {kind}", tolerance=1e-4)
+
+
+def _steps(model: TransformerWrapper, tokens: Tensor, whole: Tensor, between: Tensor) -> bool:
+    if fails(lambda: forced(model, tokens, between)):
+        return True
+    rounded, fraction = forced(model, tokens, whole), forced(model, tokens, between)
+    return difference(fraction, rounded) <= TOLERANCE
+
+
+@torch.no_grad()
+def axes(subject: Subject, judge: Judge) -> None:
+    """Every axis of a position that the scheme takes (text, image, video) changes the logits."""
+    subject.need_positions()
+    count = min(subject.scheme(kind).max_axes for kind in subject.kinds)
+    if count == 1:
+        raise NotApplicable("positions have one axis")
+    for kind in subject.kinds:
+        model, tokens = subject.model(kind), subject.tokens(LENGTH)
+        start = subject.stretched(LENGTH)[..., None].repeat(1, 1, count)
+        for axis in range(count):
+            moved = start.clone()
+            moved[..., axis] = moved[..., axis].flip(1)
+            judge.differ(model(tokens, positions=moved), model(tokens, positions=start), f"axis {axis} of {count}, {kind}")
+

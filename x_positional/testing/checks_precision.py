@@ -1,0 +1,133 @@
+"""Positions stay apart in half precision: under `.bfloat16()` and under autocast, at any position up to 131072.
+
+B batch, T tokens, H heads, G key/value heads, D head dim, M model dim.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from x_positional.scheme import AttentionContext, PositionScheme
+from x_positional.testing.judge import Broken, Judge, difference
+from x_positional.testing.subject import Kind, Subject, leaves
+
+BASES = (0, 250, 505, 4090, 65_530, 131_060)
+LENGTH, LONG = 12, 400
+RELATIVE, LOGIT = 2**-6, 0.02
+"""Four units in the last place of bfloat16; a bias off by LOGIT does no harm."""
+
+
+@torch.no_grad()
+def precision(subject: Subject, judge: Judge) -> None:
+    """With bfloat16 parameters or under autocast every hook gives what float32 gives, but for rounding: at positions up to
+    131072 (or the limit), next to each other and far apart; and the model runs, cached too, and stays finite."""
+    for kind in subject.kinds:
+        narrow = subject.fresh(kind).bfloat16()
+        wide = copy.deepcopy(narrow).float()
+        pairs = zip(*(leaves(m.attn_layers.kinds[0].scheme) for m in (wide, narrow)), strict=True)
+        for exact, rounded in pairs:
+            for what, hook in hooks(subject, kind, exact):
+                want = hook(exact, torch.float32)
+                _close(judge, hook(rounded, torch.bfloat16), want, f"{what} of a bfloat16 module, {kind}")
+                with torch.autocast(subject.device.type, dtype=torch.bfloat16):
+                    _close(judge, hook(exact, torch.float32), want, f"{what} under autocast, {kind}")
+        _whole_model(subject, judge, kind, wide, narrow)
+
+
+def bases(limit: int | None) -> list[int]:
+    """Where to look: the positions that the scheme allows."""
+    return [base for base in BASES if limit is None or base + LENGTH <= limit]
+
+
+Hook = Callable[[PositionScheme, torch.dtype], Tensor]
+
+
+def hooks(subject: Subject, kind: Kind, scheme: PositionScheme) -> Iterator[tuple[str, Hook]]:
+    """The scheme's hooks as functions of an instance and the dtype of activations."""
+    s, random = subject.sizes, torch.Generator().manual_seed(13)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random).bfloat16().to(subject.device)
+
+    x, q, k = draw(1, 1, s.dim), draw(1, s.heads, 1, s.head_dim), draw(1, s.kv_heads, 1, s.head_dim)
+    x, q, k = x.expand(-1, LENGTH, -1), q.expand(-1, -1, LENGTH, -1), k.expand(-1, -1, LENGTH, -1)
+    for base in bases(scheme.limit):
+        positions, what = subject.positions(LENGTH, base), f"at positions from {base} on"
+        if scheme.overrides("embed"):
+            yield f"embed {what}", lambda p, t, at=positions: p.embed(x.to(t), at)
+        if scheme.overrides("rotate_q"):
+            yield f"rotate_q {what}", lambda p, t, at=positions: p.rotate_q(q.to(t), p.tables(at))
+            yield f"rotate_k {what}", lambda p, t, at=positions: p.rotate_k(k.to(t), p.tables(at))
+        if scheme.overrides("bias"):
+            ctx = context(subject, kind, subject.positions(LENGTH, base), subject.positions(LENGTH))
+            yield f"bias {what}, keys from 0 on", lambda p, t, ctx=ctx: bias_of(p.bias(ctx), ctx)
+    if scheme.overrides("content_bias") or scheme.overrides("transform_scores"):
+        yield from _content(subject, kind, scheme, draw)
+
+
+def _content(
+    subject: Subject, kind: Kind, scheme: PositionScheme, draw: Callable[..., Tensor]
+) -> Iterator[tuple[str, Hook]]:
+    s, at = subject.sizes, subject.positions(LONG)
+    ctx = context(subject, kind, at, at)
+    x, q = draw(1, LONG, s.dim), draw(1, s.heads, LONG, s.head_dim)
+    if scheme.overrides("content_bias"):
+        yield f"content_bias of {LONG} tokens", lambda p, t: bias_of(
+            p.content_bias(q.to(t), ctx, p.key_state(x.to(t))), ctx
+        )
+    if scheme.overrides("transform_scores"):
+        scores, seen = draw(1, s.heads, LONG, LONG).float(), ctx.visible_rows(range(LONG))
+        yield f"transform_scores of {LONG} tokens", lambda p, t: p.transform_scores(scores, seen, q.to(t), ctx)
+
+
+def context(subject: Subject, kind: Kind, q_positions: Tensor, kv_positions: Tensor) -> AttentionContext:
+    """Queries and keys at these positions; every key is visible."""
+    T, S = q_positions.shape[1], kv_positions.shape[1]
+    return AttentionContext(
+        q_index=subject.positions(T), kv_index=subject.positions(S), q_positions=q_positions, kv_positions=kv_positions,
+        batch=1, heads=subject.sizes.heads, span=max(T, S), causal=kind == "decoder", custom_positions=True,
+        ordered=True,
+    )  # fmt: skip
+
+
+def bias_of(bias: object, ctx: AttentionContext) -> Tensor:
+    """[1 H T S]; zeros where a scheme gives none."""
+    if bias is None:
+        return torch.zeros(1, ctx.heads, ctx.T, ctx.S, device=ctx.device)
+    return bias.dense(ctx, range(ctx.T))  # type: ignore[attr-defined]
+
+
+def _close(judge: Judge, got: Tensor, want: Tensor, what: str) -> None:
+    """Every value right for its size, and every step from one position to the next right for its own."""
+    got, want = got.float(), want.float()
+    size = want.abs().amax(-1, keepdim=True) if want.shape[-2] == LENGTH != want.shape[-1] else want.abs()
+    _within(got, want, RELATIVE * size + LOGIT, what)
+    steps = [t.diff(dim=-2) for t in (got, want)]
+    _within(steps[0], steps[1], RELATIVE * size[..., 1:, :] + LOGIT, f"{what}, from one position to the next")
+    judge.note(0.0)
+
+
+def _within(got: Tensor, want: Tensor, bound: Tensor, what: str) -> None:
+    excess = ((got - want).abs() - bound).nan_to_num(float("inf"), float("inf"), float("inf"))
+    if bool((excess > 0).any()):
+        at = int(excess.argmax())
+        value, right = got.flatten()[at].item(), want.flatten()[at].item()
+        raise Broken(f"{what}: {value:.6g} where float32 gives {right:.6g}; positions run together.")
+
+
+def _whole_model(
+    subject: Subject, judge: Judge, kind: Kind, wide: torch.nn.Module, narrow: torch.nn.Module
+) -> None:
+    tokens, caps = subject.tokens(LENGTH), subject.capabilities(kind)
+    got = narrow(tokens)
+    judge.require(got.dtype == torch.bfloat16, f"a bfloat16 {kind} gives {got.dtype} logits.")
+    usual = difference(got, wide(tokens))
+    for base in bases(subject.scheme(kind).limit) if caps.uses_positions else []:
+        at = subject.positions(LENGTH, base)
+        measured = difference(narrow(tokens, positions=at), wide(tokens, positions=at))
+        judge.require(
+            measured <= 4 * usual + LOGIT,
+            f"a bfloat16 {kind} is off by {measured:.2g} at positions from {base} on, and by {usual:.2g} at the start.",
+        )

@@ -1,0 +1,167 @@
+"""The scheme under test, and the small models it is tried in.
+
+B batch, T tokens, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from x_positional.cache import KVCache
+from x_positional.config import ModelConfig
+from x_positional.placement import place
+from x_positional.registry import SchemeConfig, scheme_config
+from x_positional.scheme import Capabilities, Dims, PositionScheme
+from x_positional.schemes.compose import Chain
+from x_positional.testing.judge import NotApplicable
+from x_positional.validate import model_report
+from x_positional.wrappers import TransformerWrapper, build_model
+
+Kind = Literal["decoder", "encoder"]
+KINDS: tuple[Kind, ...] = ("decoder", "encoder")
+
+Makes = Callable[[Dims], PositionScheme]
+Scheme: TypeAlias = str | dict[str, Any] | SchemeConfig | Makes
+"""A registered name, a config (or its fields), or a function of `Dims` that makes the scheme (a class will do)."""
+
+NOISE = 0.2
+"""Added to every parameter: what starts at zero would hide a fault."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the models that a scheme is tried in: small, and no size that another could be taken for."""
+
+    dim: int = 22
+    heads: int = 6
+    kv_heads: int = 3
+    head_dim: int = 16
+    max_seq_len: int = 160
+    num_tokens: int = 37
+
+
+class Subject:
+    """A scheme under test. `model(...)` makes models with equal parameters, wherever they have the same ones."""
+
+    def __init__(self, scheme: Scheme | Sequence[Scheme], sizes: Sizes, device: torch.device):
+        chain = isinstance(scheme, Sequence) and not isinstance(scheme, str)
+        self.specs = tuple(_checked(s) for s in (scheme if chain else [scheme]))  # type: ignore[union-attr]
+        self.sizes, self.device = sizes, device
+        self._models: dict[Any, TransformerWrapper] = {}
+        reports = {kind: model_report(self.config(kind)) for kind in KINDS}
+        self.kinds = [kind for kind in KINDS if reports[kind].ok]
+        self.errors = {kind: " ".join(reports[kind].errors) for kind in KINDS}
+        if not self.kinds:
+            raise ValueError(f"no model can be built with this scheme. {' '.join(self.errors.values())}")
+
+    def config(self, kind: Kind = "decoder", **fields: Any) -> ModelConfig:
+        """A model's config with the scheme in it; `fields` are of LayersConfig."""
+        s = self.sizes
+        dims = Dims(
+            dim=s.dim, heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim, causal=kind == "decoder",
+            embed_dim=s.dim, max_seq_len=s.max_seq_len,
+        )  # fmt: skip
+        position = [spec if isinstance(spec, SchemeConfig) else spec(dims) for spec in self.specs]
+        layers = dict(
+            kind=kind, dim=s.dim, depth=2, heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim, position=position
+        )
+        return ModelConfig.model_validate(
+            dict(num_tokens=s.num_tokens, max_seq_len=s.max_seq_len, layers=layers | fields)
+        )
+
+    def fresh(self, kind: Kind = "decoder", *, seed: int = 0, **fields: Any) -> TransformerWrapper:
+        """A new model in eval mode, every parameter moved off its initial value."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build_model(self.config(kind, **fields))
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(torch.randn_like(parameter) * NOISE)
+        return model.to(self.device).eval()
+
+    def model(self, kind: Kind = "decoder", **fields: Any) -> TransformerWrapper:
+        """The same, kept for the next check: not to be changed."""
+        key = (kind, *((name, repr(fields[name])) for name in sorted(fields)))
+        if key not in self._models:
+            self._models[key] = self.fresh(kind, **fields)
+        return self._models[key]
+
+    def scheme(self, kind: Kind | None = None) -> PositionScheme:
+        """What the first layer has: one scheme or a Chain."""
+        return self.model(kind or self.kinds[0]).attn_layers.kinds[0].scheme
+
+    def capabilities(self, kind: Kind | None = None) -> Capabilities:
+        """What the scheme declares."""
+        return self.scheme(kind).capabilities()
+
+    def need_decoder(self) -> None:
+        """Raises NotApplicable where the scheme is for encoders alone."""
+        if "decoder" not in self.kinds:
+            raise NotApplicable(f"refused in a decoder: {self.errors['decoder']}")
+
+    def need_cacheable(self) -> None:
+        """Raises NotApplicable where no cache is right for the scheme."""
+        if not self.capabilities("decoder").kv_cacheable:
+            raise NotApplicable("kv_cacheable=False: it is refused a cache")
+
+    def need_positions(self) -> None:
+        """Raises NotApplicable where the scheme reads no positions."""
+        if not self.capabilities().uses_positions:
+            raise NotApplicable("it reads no positions")
+
+    def tokens(self, length: int, batch: int = 3, seed: int = 1) -> Tensor:
+        """[B T] random ids."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(0, self.sizes.num_tokens, (batch, length), generator=generator).to(self.device)
+
+    def positions(self, length: int, start: int = 0) -> Tensor:
+        """[1 T] start, start + 1, ..."""
+        return torch.arange(start, start + length, device=self.device)[None]
+
+    def stretched(self, length: int, batch: int = 3) -> Tensor:
+        """[B T] increasing positions with gaps, other ones in each row, all below 3 * length."""
+        generator = torch.Generator().manual_seed(7)
+        steps = torch.randint(1, 4, (batch, length), generator=generator)
+        return (steps.cumsum(-1) - 1).to(self.device)
+
+
+def _checked(spec: Scheme) -> SchemeConfig | Makes:
+    if isinstance(spec, PositionScheme):
+        raise TypeError(
+            f"check_scheme needs a way to make {type(spec).__name__}, not an instance: it is made many times and for several "
+            "sizes. Give the class, a function of Dims, a config or a registered name."
+        )
+    return spec if not isinstance(spec, str | dict | SchemeConfig) else scheme_config(spec)
+
+
+def leaves(scheme: PositionScheme) -> list[PositionScheme]:
+    """The schemes of a Chain, or the scheme itself."""
+    if not isinstance(scheme, Chain):
+        return [scheme]
+    return [leaf for part in scheme.parts if isinstance(part, PositionScheme) for leaf in leaves(part)]
+
+
+def forced(
+    model: TransformerWrapper, tokens: Tensor, positions: Tensor | None = None, cache: KVCache | None = None
+) -> Tensor:
+    """Logits [B T V] without asking whether the scheme can use these positions."""
+    layers, (batch, length) = model.attn_layers, tokens.shape
+    placed = place(batch, length, tokens.device, positions=positions, cache=cache)
+    x = layers.embed(model.token_emb(tokens), placed)
+    return model.logits(layers.run(x, layers.plan(batch, placed, x.dtype, cache)))
+
+
+def forced_cache(model: TransformerWrapper, batch: int) -> KVCache:
+    """A growing cache, without asking whether the scheme's keys stay right."""
+    layers = model.attn_layers
+    windows = [kind.window for kind in layers.kinds]
+    return KVCache(windows, batch, None, next(model.parameters()).device, None, layers.signature)
+
+
+def both_sides(model: TransformerWrapper) -> TransformerWrapper:
+    """The same model without its causal mask, without asking whether the scheme is defined there."""
+    model.attn_layers.dims = replace(model.attn_layers.dims, causal=False)
+    return model

@@ -1,0 +1,70 @@
+"""check_scheme: the contract that every position scheme keeps, run against what it declares."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeAlias
+
+import torch
+
+from x_positional.testing.checks_backends import backends_agree, gradcheck, gradients_agree, hooks_run
+from x_positional.testing.checks_batch import batch_independent, packing, padding, prefix_consistent, ragged_decoding
+from x_positional.testing.checks_cache import cache_grows, cache_reorders, cached_equals_full, sliding_windows
+from x_positional.testing.checks_compile import compiles
+from x_positional.testing.checks_cross import cross_attention
+from x_positional.testing.checks_module import copies, meta_init, no_buffers, state_dict
+from x_positional.testing.checks_order import order
+from x_positional.testing.checks_positions import axes, custom_positions, float_positions, limit, shift
+from x_positional.testing.checks_precision import precision
+from x_positional.testing.judge import Broken, Judge, NotApplicable
+from x_positional.testing.report import ContractError, ContractReport, Outcome
+from x_positional.testing.subject import Scheme, Sizes, Subject
+
+Check: TypeAlias = Callable[[Subject, Judge], None]
+
+_ALL: tuple[Check, ...] = (
+    hooks_run, backends_agree, gradients_agree, gradcheck,
+    cached_equals_full, cache_grows, sliding_windows, cache_reorders,
+    prefix_consistent, batch_independent, padding, ragged_decoding, packing,
+    shift, limit, custom_positions, float_positions, axes, order, cross_attention, precision,
+    no_buffers, meta_init, state_dict, copies, compiles,
+)  # fmt: skip
+
+CHECKS: dict[str, Check] = {check.__name__: check for check in _ALL}
+"""Every check by name; the docstring of each says what it proves."""
+
+
+def run_check(name: str, subject: Subject) -> Outcome:
+    """The outcome of one check."""
+    judge = Judge()
+    try:
+        CHECKS[name](subject, judge)
+    except NotApplicable as reason:
+        return Outcome(check=name, verdict="n/a", detail=str(reason))
+    except Broken as broken:
+        return Outcome(check=name, verdict="fail", difference=judge.largest, detail=str(broken))
+    except Exception as error:
+        detail = f"{type(error).__name__}: {error}"
+        return Outcome(check=name, verdict="fail", difference=judge.largest, detail=detail)
+    return Outcome(check=name, verdict="pass", difference=judge.largest)
+
+
+def check_scheme(
+    scheme: Scheme | Sequence[Scheme], *, only: str | Collection[str] | None = None, skip: Collection[str] = (),
+    sizes: Sizes | None = None, device: str | torch.device = "cpu", strict: bool = True,
+) -> ContractReport:  # fmt: skip
+    """Runs the contract suite on a scheme: what it declares must hold, and what it does not declare must really fail.
+
+    scheme: a registered name, a config, or a function of `Dims` that makes the scheme (its class will do); a list of them
+    is combined. only, skip: names from `CHECKS`. sizes: of the small models it is tried in. strict: raise ContractError,
+    with every failure, where one check fails; False returns the report.
+    Raises ValueError where no model can be built with the scheme, or for an unknown check.
+    """
+    names = list(CHECKS) if only is None else [only] if isinstance(only, str) else list(only)
+    unknown = [name for name in (*names, *skip) if name not in CHECKS]
+    if unknown:
+        raise ValueError(f"no check named {', '.join(unknown)}; there are: {', '.join(CHECKS)}")
+    subject = Subject(scheme, sizes or Sizes(), torch.device(device))
+    outcomes = tuple(run_check(name, subject) for name in names if name not in skip)
+    report = ContractReport(capabilities=subject.capabilities(), outcomes=outcomes)
+    if strict and not report.ok:
+        raise ContractError(report)
+    return report

@@ -1,0 +1,71 @@
+"""What is judged: a stack of layers, its schemes, the model around it, and the use it is meant for."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from x_positional.config import ContinuousConfig, LayersConfig, ModelConfig
+from x_positional.registry import Custom, SchemeConfig
+from x_positional.scheme import Dims, PositionScheme
+from x_positional.schemes.absolute import Absolute
+from x_positional.schemes.none import NoPEConfig
+
+CacheName = Literal["static", "growing", "sliding"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """What a model is meant to do; None is not asked.
+
+    cache: the kind to decode with; cache_window: `new_cache(window=)`. decode_to: prompt and new tokens together.
+    device: "cpu", "cuda". train: gradients are wanted.
+    """
+
+    cache: CacheName | None = None
+    cache_window: int | None = None
+    decode_to: int | None = None
+    device: str | None = None
+    dtype: torch.dtype | None = None
+    train: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One stack of layers. schemes: one of each part that can be built, on the meta device; model: None for layers alone."""
+
+    layers: LayersConfig
+    parts: tuple[SchemeConfig, ...]
+    schemes: tuple[PositionScheme, ...] = ()
+    max_seq_len: int | None = None
+    embed_dim: int | None = None
+    model: ModelConfig | ContinuousConfig | None = None
+    use: Use = Use()
+
+    @property
+    def dims(self) -> Dims:
+        return self.layers.dims(self.max_seq_len, self.embed_dim)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The names of the schemes, a class name for an instance."""
+        return [part_name(part) for part in self.parts]
+
+
+def part_name(part: SchemeConfig) -> str:
+    """The name in `position=`, or the class of an instance."""
+    return type(part.scheme).__name__ if isinstance(part, Custom) else part.kind
+
+
+def resolve_position(config: LayersConfig, max_seq_len: int | None) -> tuple[SchemeConfig, ...]:
+    """The schemes that apply: those chosen; otherwise a learned table where a length is known, and nothing elsewhere."""
+    if config.position is not None:
+        return config.position
+    return (NoPEConfig(),) if max_seq_len is None else (Absolute(),)
+
+
+def features(config: LayersConfig) -> frozenset[str]:
+    """Score features that some backends lack."""
+    attn = config.attn
+    on = {"softcap": attn.softcap is not None, "sinks": attn.sinks, "dropout": attn.dropout > 0}
+    return frozenset(name for name, is_on in on.items() if is_on)

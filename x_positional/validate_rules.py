@@ -1,0 +1,191 @@
+"""The validator's general rules, one function each: the docstring says what holds, the messages why and the way out.
+
+What concerns one scheme alone is said by its config's `problems` and `warnings`, in the scheme's own file.
+"""
+
+from collections.abc import Callable, Iterator
+
+from x_positional.config import ModelConfig
+from x_positional.schemes.compose import chain_problems
+from x_positional.schemes.none import NoPE
+from x_positional.validate_case import Case
+
+Rule = Callable[[Case], Iterator[str]]
+
+
+def kv_heads_divide_heads(case: Case) -> Iterator[str]:
+    """Each key head serves the same number of query heads."""
+    heads, kv_heads = case.layers.heads, case.layers.kv_heads or case.layers.heads
+    if heads % kv_heads:
+        fitting = [n for n in range(1, heads + 1) if heads % n == 0]
+        yield (
+            f"heads={heads} must be a multiple of kv_heads={kv_heads}: each key head serves the same number of query "
+            f"heads. Use kv_heads={' or '.join(map(str, fitting))}, or other heads."
+        )
+
+
+def some_position(case: Case) -> Iterator[str]:
+    """An empty list of schemes says neither the default nor none."""
+    if not case.parts:
+        yield "position=[] names no scheme. Leave position out for the default, or use position='none'."
+
+
+def no_setting_is_idle(case: Case) -> Iterator[str]:
+    """A setting that changes nothing was meant to change something: it is refused, never dropped silently."""
+    layers, attn, norm, ff = case.layers, case.layers.attn, case.layers.norm, case.layers.ff
+    crosses = layers.cross_attend or layers.kind == "cross_attender"
+    if layers.kind == "cross_attender" and layers.window is not None:
+        yield f"window={layers.window} is for self-attention, and a cross_attender has none. Leave it out."
+    if layers.kind == "cross_attender" and layers.norm_place == "parallel":
+        yield (
+            "norm_place='parallel' puts self-attention and feedforward side by side, and a cross_attender has no "
+            "self-attention. Use 'pre', 'post' or 'sandwich'."
+        )
+    if layers.context_dim is not None and not crosses:
+        yield f"context_dim={layers.context_dim} without cross-attention changes nothing. Set cross_attend, or leave it out."
+    if norm.bias and norm.kind != "layer":
+        yield f"norm.bias=True with norm.kind={norm.kind!r}: only 'layer' has a bias. Use 'layer', or leave it out."
+    if not norm.unit_offset and norm.kind in ("simple_rms", "none"):
+        yield f"norm.unit_offset=False with norm.kind={norm.kind!r}, which has no gain to store. Leave it out."
+    if norm.kind == "none":
+        placed = {"norm.eps": norm.eps, "final_norm": layers.final_norm, "norm_place": layers.norm_place}
+        idle = [f"{name}={value!r}" for name, value in placed.items() if value not in (None, "pre", "parallel")]
+        if idle:
+            yield f"{', '.join(idle)} with norm.kind='none': there is no norm to set or place. Leave it out."
+    if attn.qk_norm != "l2" and attn.qk_norm_scale != type(attn)().qk_norm_scale:
+        yield (
+            f"attn.qk_norm_scale={attn.qk_norm_scale:g} scales the scores of attn.qk_norm='l2' alone, and qk_norm is "
+            f"{attn.qk_norm!r}. Use attn.scale, or qk_norm='l2'."
+        )
+    if attn.qk_norm == "l2" and attn.scale is not None:
+        yield (
+            f"attn.qk_norm='l2' scales scores by qk_norm_scale={attn.qk_norm_scale:g}, and attn.scale={attn.scale:g} says "
+            "it again. Give qk_norm_scale alone."
+        )
+    if ff.gate_bias is not None and not ff.glu:
+        yield "ff.gate_bias is the bias of the gated projection, and ff.glu is off. Set ff.glu, or leave it out."
+    if ff.dim is not None and ff.mult != type(ff)().mult:
+        yield f"ff.dim={ff.dim} is the inner width, and ff.mult={ff.mult:g} says it again. Give one of them."
+
+
+def head_fits(case: Case) -> Iterator[str]:
+    """Tied logits are as wide as the vocabulary and read embeddings as wide as the model."""
+    model = case.model
+    if not isinstance(model, ModelConfig):
+        return
+    if model.tie_embedding and model.emb_dim not in (None, case.layers.dim):
+        yield (
+            f"tie_embedding=True reads the logits off the embedding matrix, whose rows are emb_dim={model.emb_dim} wide, "
+            f"and the model is dim={case.layers.dim} wide. Leave emb_dim out, or untie."
+        )
+    if model.tie_embedding and model.logits_dim not in (None, model.num_tokens):
+        yield (
+            f"tie_embedding=True gives num_tokens={model.num_tokens} logits, and logits_dim={model.logits_dim} asks for "
+            "another number. Leave one of them out."
+        )
+    if model.tie_embedding_scale is not None and not model.tie_embedding:
+        yield (
+            f"tie_embedding_scale={model.tie_embedding_scale:g} without tie_embedding changes nothing. "
+            "Set tie_embedding, or leave it out."
+        )
+
+
+def none_stands_alone(case: Case) -> Iterator[str]:
+    """No position at all and some position contradict each other."""
+    if "none" in case.kinds and len(case.kinds) > 1:
+        yield f"position={case.kinds} says 'none' and something else. Leave 'none' out, or give it alone."
+
+
+def schemes_combine(case: Case) -> Iterator[str]:
+    """A list of schemes has a meaning only where no scheme undoes another."""
+    yield from chain_problems(case.schemes)
+    for scheme in case.schemes:
+        if scheme.per_layer and scheme.overrides("embed"):
+            yield (
+                f"{type(scheme).__name__} has parameters for each layer and also changes the embeddings, which happens "
+                "once. Split it into two schemes and give both: position=[..., ...]."
+            )
+
+
+def causal_schemes_need_a_decoder(case: Case) -> Iterator[str]:
+    """A scheme that is undefined without a causal mask cannot run where tokens see both sides."""
+    kind = case.layers.kind
+    if kind == "decoder":
+        return
+    undefined = [type(s).__name__ for s in case.schemes if s.causal_only and not isinstance(s, NoPE)]
+    if undefined:
+        yield (
+            f"{', '.join(undefined)} is defined only under a causal mask, and a {kind} has none. Use a decoder, or "
+            "rope, polar, alibi, t5, dynamic, absolute or sinusoidal."
+        )
+
+
+def an_encoder_needs_order(case: Case) -> Iterator[str]:
+    """Without a causal mask and without positions nothing tells one order of tokens from another."""
+    if case.layers.kind == "encoder" and case.layers.position is not None and set(case.kinds) == {"none"}:
+        yield (
+            "position='none' in an encoder: nothing tells one order of tokens from another. "
+            "Use rope, polar, alibi, t5, dynamic, absolute or sinusoidal."
+        )
+
+
+def schemes_reach_max_seq_len(case: Case) -> Iterator[str]:
+    """Every position below max_seq_len is defined."""
+    length = case.max_seq_len
+    for scheme in case.schemes:
+        if length is not None and scheme.limit is not None and scheme.limit < length:
+            yield (
+                f"{type(scheme).__name__} ends at {scheme.limit} positions, and max_seq_len={length} asks for more. "
+                f"Give it {length}, or lower max_seq_len."
+            )
+
+
+def a_table_bounds_the_length(case: Case) -> Iterator[str]:
+    """A table of positions beside a relative scheme keeps the model from running past the table."""
+    bounded = [type(s).__name__ for s in case.schemes if s.absolute and s.limit is not None]
+    relative = [type(s).__name__ for s in case.schemes if not s.absolute and not isinstance(s, NoPE)]
+    if bounded and relative:
+        yield (
+            f"{', '.join(bounded)} beside {', '.join(relative)}: the table ends at {min(_limits(case))} positions, so the "
+            "model does too, although the other scheme goes on. Leave 'absolute' out if longer input matters."
+        )
+
+
+def schemes_are_distinct(case: Case) -> Iterator[str]:
+    """The same kind twice is rarely meant."""
+    twice = sorted({kind for kind in case.kinds if case.kinds.count(kind) > 1 and kind != "none"})
+    if twice:
+        yield f"position names {', '.join(twice)} more than once; the effects add up. Give each scheme once."
+
+
+def order_comes_from_somewhere(case: Case) -> Iterator[str]:
+    """An encoder that was told nothing about positions is blind to order unless its input carries it."""
+    if case.layers.kind == "encoder" and case.layers.position is None and set(case.kinds) == {"none"}:
+        yield (
+            "no position scheme and no max_seq_len: this encoder is blind to order unless its input carries positions. "
+            "Give position=, or put it into a wrapper with max_seq_len."
+        )
+
+
+def a_window_is_shorter_than_the_text(case: Case) -> Iterator[str]:
+    """A window as long as the longest input hides nothing."""
+    window, length = case.layers.window, case.max_seq_len
+    if window is not None and length is not None and window >= length:
+        yield f"window={window} hides nothing up to max_seq_len={length}. Use a shorter window, or leave it out."
+
+
+def _limits(case: Case) -> list[int]:
+    return [s.limit for s in case.schemes if s.limit is not None]
+
+
+SETTINGS: tuple[Rule, ...] = (kv_heads_divide_heads, some_position, no_setting_is_idle, head_fits, none_stands_alone)
+"""Errors that need no scheme."""
+
+COMBINATIONS: tuple[Rule, ...] = (
+    schemes_combine, causal_schemes_need_a_decoder, an_encoder_needs_order, schemes_reach_max_seq_len,
+)  # fmt: skip
+"""Errors that need the schemes."""
+
+WARNINGS: tuple[Rule, ...] = (
+    a_table_bounds_the_length, schemes_are_distinct, order_comes_from_somewhere, a_window_is_shorter_than_the_text,
+)  # fmt: skip
