@@ -20,9 +20,11 @@ LAYOUT = {
     # What a module may import from the package, in the order of docs/architecture.md.
     "scheme": "",
     "masks": "scheme",
-    "cache": "scheme",
+    "slots": "scheme",
+    "cache": "scheme slots",
     "registry": "scheme",
     "schemes": "scheme registry",
+    "rotary": "schemes",
     "backends": "scheme masks",
     "norms": "",
     "feedforward": "",
@@ -52,7 +54,7 @@ LAYOUT = {
 }
 FAMILIES = ("flag_table", "flags", "validate")  # flags_reader.py belongs to flags, and so on
 
-TORCH_ONLY = {"scheme", "masks", "cache", "sampling"}
+TORCH_ONLY = {"scheme", "masks", "slots", "cache", "sampling"}
 BASE = {"torch", "einops", "pydantic", "typing_extensions", "yaml", "safetensors", "rich"}  # always installed
 EXTRAS = {
     "training": {"accelerate", "matplotlib", "numpy", "tensorboard", "tokenizers"},

@@ -83,6 +83,7 @@ PARTS = {
     "qk_norm": {"attn_qk_norm": True},
     "qk_norm, scale": {"attn_qk_norm": True, "attn_qk_norm_scale": 3.0},
     "qk_rmsnorm": {"attn_qk_rmsnorm": True},
+    "qk_rmsnorm of small queries": {"attn_qk_rmsnorm": True, "pre_norm": False},
     "softclamp": {"attn_softclamp_logits": True, "attn_logit_softclamp_value": 0.5},
     "sinks": {"attn_head_learned_sink": True},
     "past": {"attn_max_attend_past": 4},

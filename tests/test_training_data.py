@@ -157,7 +157,7 @@ def test_text_that_cannot_be_used_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"data\.path='.*absent' does not exist; leave it out to train on the embedded"):
         load(tmp_path / "absent")
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(UserError, match="empty.txt is empty"):
+    with pytest.raises(UserError, match=r"empty\.txt is empty"):
         load(tmp_path / "empty.txt")
     (tmp_path / "short.txt").write_text("seventeen letters.")
     with pytest.raises(UserError, match=r"one window needs 17"):
@@ -194,7 +194,7 @@ def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path):
         load(text_file(tmp_path), tokenizer="byte")
     bad = tmp_path / "tokenizer.json"
     bad.write_text("{}")
-    with pytest.raises(UserError, match="is not a tokenizer.json that can be read"):
+    with pytest.raises(UserError, match=r"is not a tokenizer\.json that can be read"):
         load(text_file(tmp_path), tokenizer=str(bad))
 
 

@@ -1,5 +1,7 @@
 """Decay on matrices only, and a learning rate that is a function of the step."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -57,7 +59,7 @@ def test_the_rate_rises_in_a_line_and_falls_in_a_cosine():
     assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
     assert rates[9] == pytest.approx((2.0 + 0.2) / 2)  # half way between step 4 and step 14
     assert rates[14] == pytest.approx(0.2)
-    assert all(later < earlier for earlier, later in zip(rates[4:], rates[5:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates[4:]))
 
 
 def test_without_warmup_the_first_rate_is_the_full_one():

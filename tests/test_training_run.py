@@ -1,5 +1,6 @@
 """Whole runs: resume is bit-equal, interrupts save, bad numbers stop, and what a run leaves behind."""
 
+import io
 import json
 import os
 import signal
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from training_runs import config, raw_config, text_file
+from training_runs import config, raw_config
 
 from x_positional.training import NonFiniteLoss, TrainConfig, UserError, loop, train
 from x_positional.training.checkpoint import open_checkpoint
 from x_positional.training.engine import Engine
 from x_positional.training.record import read_curve
+from x_positional.training.windows import Windows
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -52,6 +54,21 @@ def test_a_resumed_run_is_bit_equal_to_one_that_never_stopped(tmp_path: Path):
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts"), "the windows or the dropout differed"
     train(changed(other, run={"seed": 8}))
     assert not same(weights(tmp_path / "whole"), weights(tmp_path / "other"))
+
+
+def test_each_step_takes_the_next_windows_also_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    taken: list[int] = []
+    batch = Windows.batch
+
+    def remember(self: Windows, first: int, count: int) -> torch.Tensor:
+        taken.extend(range(first, first + count))
+        return batch(self, first, count)
+
+    monkeypatch.setattr(Windows, "batch", remember)
+    base = config(tmp_path)
+    train(changed(base, run={"stop_after": 3}))
+    train(base, resume=True)
+    assert taken == list(range(8 * 3 * 2))
 
 
 def test_dropout_and_accumulation_take_part(tmp_path: Path):
@@ -108,7 +125,7 @@ def test_a_run_leaves_config_log_plot_and_checkpoints(tmp_path: Path):
 
 
 def test_the_first_line_says_scheme_backend_dtype_size_and_length(tmp_path: Path):
-    console = Console(width=400, record=True, quiet=False, file=open(os.devnull, "w"))
+    console = Console(width=400, record=True, file=io.StringIO())
     result = train(config(tmp_path, steps=3), console=console)
     line = console.export_text().splitlines()[0]
     count = sum(parameter.numel() for parameter in result.engine.net.parameters())
@@ -138,9 +155,9 @@ def test_an_interrupt_saves_and_the_run_goes_on_bit_equal(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
-@pytest.mark.parametrize("log_every", [1, 3, 100])
+@pytest.mark.parametrize(("log_every", "eval_every"), [(1, 100), (3, 100), (100, 100), (100, 8)])
 def test_a_bad_number_stops_with_the_step_and_the_last_good_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str, log_every: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str, log_every: int, eval_every: int
 ):
     step = Engine.step
 
@@ -154,7 +171,7 @@ def test_a_bad_number_stops_with_the_step_and_the_last_good_checkpoint(
     with pytest.raises(
         NonFiniteLoss, match=r"stopped at step 6: .*last good checkpoint is .*step-00000004.*optimizer\.lr"
     ):
-        train(config(tmp_path, log_every=log_every))
+        train(config(tmp_path, steps=12, log_every=log_every, eval_every=eval_every))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
 
@@ -227,12 +244,12 @@ def test_a_model_that_the_validator_refuses_is_not_trained(tmp_path: Path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="run.device=cuda, and torch sees no CUDA device"):
+    with pytest.raises(UserError, match=r"run\.device=cuda, and torch sees no CUDA device"):
         train(config(tmp_path, device="cuda"))
 
 
 def test_bfloat16_autocast_keeps_float32_weights(tmp_path: Path):
-    console = Console(width=400, record=True, file=open(os.devnull, "w"))
+    console = Console(width=400, record=True, file=io.StringIO())
     train(config(tmp_path, precision="bf16"), console=console)
     assert "float32 weights, bfloat16 autocast" in console.export_text()
     assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32}
@@ -262,16 +279,23 @@ def test_the_text_may_be_the_embedded_one(tmp_path: Path):
     assert train(base).corpus.source == "the embedded text"
 
 
-@pytest.mark.slow
-def test_a_compiled_run_learns_the_same(tmp_path: Path):
-    text_file(tmp_path)
+def test_a_compiled_run_learns_the_same_and_saves_the_same_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Traced by the compiler, but not turned into machine code: that takes minutes and needs a C++ compiler."""
+    calls = []
+
+    def traced(module: torch.nn.Module) -> Any:
+        calls.append(module)
+        return compile_(module, backend="aot_eager")
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", traced)
+    layers = {**raw_config(tmp_path)["model"]["layers"], "attn": {}, "ff": {"mult": 2}}
     for name, compiled in (("eager", False), ("compiled", True)):
-        layers = {**raw_config(tmp_path)["model"]["layers"], "attn": {}, "ff": {"mult": 2}}
-        base = changed(
-            config(tmp_path, dir=str(tmp_path / name), compile=compiled), model={"emb_dropout": 0.0, "layers": layers}
-        )
-        train(base)
-    np.testing.assert_allclose(losses(tmp_path / "compiled"), losses(tmp_path / "eager"), rtol=1e-4)
+        base = config(tmp_path, dir=str(tmp_path / name), compile=compiled, steps=3)
+        train(changed(base, model={"emb_dropout": 0.0, "layers": layers}))
+    assert len(calls) == 1
+    np.testing.assert_allclose(losses(tmp_path / "compiled"), losses(tmp_path / "eager"), rtol=1e-5)
+    assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "eager").keys()
 
 
 def test_the_loop_keeps_no_list_that_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

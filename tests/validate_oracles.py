@@ -10,13 +10,14 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn import Module
 
 from x_positional.backends import BackendError, Choice, choose
 from x_positional.backends.eager import Eager
 from x_positional.config import ModelConfig
 from x_positional.scheme import AttentionContext, PositionScheme
-from x_positional.schemes import AlibiBias, Chain, CoPE, Forgetting, T5Bias, XPosEmbedding, t5_buckets
+from x_positional.schemes import Alibi, AlibiBias, Chain, CoPE, Forgetting, Rope, T5Bias, XPosEmbedding, t5_buckets
 from x_positional.validate import Use
 from x_positional.wrappers import TransformerWrapper, build_model
 
@@ -55,6 +56,8 @@ def forced(config: ModelConfig) -> TransformerWrapper:
         model = build_model(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not parameter.isfinite().all():
+                raise ValueError(f"{name} starts at {parameter}")
             noise = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
             parameter.copy_(torch.randn(parameter.shape, generator=noise) * 1.5 / fan_in**0.5)
@@ -128,6 +131,19 @@ def _cut(chunks: list[int], length: int) -> list[int]:
     for chunk in chunks:
         out.append(min(chunk, length - sum(out)))
     return [n for n in out if n]
+
+
+def padding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """Tokens padded on the left and on the right give what they give alone."""
+    n = full.shape[1]
+    tokens, context = tokens_of(config, n), context_of(config)
+    for left, right in ((2, 0), (0, 2), (1, 1)):
+        padded = F.pad(tokens, (left, right))
+        mask = F.pad(torch.ones_like(tokens, dtype=torch.bool), (left, right))
+        with torch.no_grad():
+            out = model(padded, mask=mask, **context)
+        if far(out[:, left : left + n], full):
+            yield f"padding by {left} on the left and {right} on the right changes the output"
 
 
 def reaching(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
@@ -254,8 +270,8 @@ def fusing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tenso
 
 def training(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
     """Every parameter is reached by the gradient, and all of it is finite."""
-    if not use.train:
-        return
+    if config.layers.backend == "flex" and not use.train:
+        return  # on this device it has no gradient, and nobody asked for one
     model.zero_grad()
     model(tokens_of(config, full.shape[1]), **context_of(config)).square().mean().backward()
     for name, parameter in model.named_parameters():
@@ -276,7 +292,8 @@ def settings(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
             after = _behaviour(other, forced(other))
         except Exception:
             continue  # without the setting it would not even run
-        if before[0] == after[0] and not far(before[1], after[1], 1e-7):
+        alike = all(before[0][name] == after[0][name] for name in before[0].keys() & after[0].keys())
+        if alike and not far(before[1], after[1], 1e-7):
             yield f"{'.'.join(map(str, path))} changes nothing"
 
 
@@ -306,10 +323,16 @@ def has_no_effect_by_design(config: ModelConfig, path: Path) -> bool:
         "kv_heads": (layers.heads,), "heads": (layers.heads,), "context_dim": (layers.dim,), "emb_dim": (layers.dim,),
         "final_norm": (layers.norm_place != "post",), "variant": natural,
         "gate_bias": (layers.ff.bias,) if layers.ff.glu else (),
+        "cross_attend": (layers.kind == "cross_attender",),
     }  # fmt: skip
     hidden = leaf == "max_distance" and layers.window is not None  # no distance is as far as the window
-    started = leaf == "slopes" and at(config, path[:-1]).learned
-    return hidden or started or value in meant.get(str(leaf), ())
+    part = at(config, path[:-1])
+    if isinstance(part, Rope):
+        meant["dim"] = (layers.head_dim,)
+    if isinstance(part, Alibi):  # learned slopes are a start; as many heads as slopes are said twice
+        meant["slopes"] = (part.slopes,) if part.learned and part.slopes else ()
+        meant["heads"] = (len(part.slopes),) if part.slopes else meant["heads"]
+    return hidden or value in meant.get(str(leaf), ())
 
 
 def at(config, path: Path):
@@ -347,5 +370,5 @@ def replaced(config, path: Path, value):
 
 
 ORACLES: list[Callable[..., Iterator[str]]] = [
-    decoding, reaching, order, shifting, listing, rotating, laws, both_sides, fusing, training, settings,
+    decoding, padding, reaching, order, shifting, listing, rotating, laws, both_sides, fusing, training, settings,
 ]  # fmt: skip

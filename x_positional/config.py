@@ -157,7 +157,7 @@ def plain(config: Config) -> dict[str, Any]:
             f"{type(config.scheme).__name__} was given as an instance, which a file cannot hold. Register a SchemeConfig "
             "for it (a class with `kind` and `build`) and use its name."
         )
-    out: dict[str, Any] = {"kind": config.kind} if isinstance(config, SchemeConfig) else {}
+    out: dict[str, Any] = {config.tag: getattr(config, config.tag)} if config.tag else {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if value == field.default and not field.is_required():

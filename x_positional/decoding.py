@@ -62,7 +62,8 @@ class Run:
     def _choose_cache(self, cache: KVCache | None) -> KVCache | None:
         """The cache given, if the run fits into it; else one of the final size; None where none is used."""
         net, decoding, before = self.net, self.decoding, 0 if cache is None else cache.span
-        new = self.prompts.tokens.shape[1] + decoding.seq_len - (0 if decoding.keep_cache else 1)
+        last_unread = decoding.seq_len > 0 and not decoding.keep_cache
+        new = self.prompts.tokens.shape[1] + decoding.seq_len - last_unread
         _check_length(net, before + new)
         past = decoding.restrict and before + new > net.max_seq_len
         if cache is not None:

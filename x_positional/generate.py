@@ -151,10 +151,11 @@ class AutoregressiveWrapper(nn.Module):
     def _ending_ids(self, eos_token: int | Sequence[int] | None) -> Tensor | None:
         if eos_token is None:
             return None
-        ids = [eos_token] if isinstance(eos_token, int) else list(eos_token)
-        if not all(isinstance(i, int) and 0 <= i < self.net.num_tokens for i in ids):
-            raise InputError(f"eos_token={eos_token!r} must be one or several ids from 0 to {self.net.num_tokens - 1}.")
-        return torch.tensor(ids, dtype=torch.long, device=self._device)
+        ids, last = torch.as_tensor(eos_token).flatten(), self.net.num_tokens - 1
+        whole = not (ids.is_floating_point() or ids.dtype == torch.bool)
+        if not (whole and len(ids) and 0 <= int(ids.min()) and int(ids.max()) <= last):
+            raise InputError(f"eos_token={eos_token!r} must be one or several ids from 0 to {last}.")
+        return ids.to(self._device)
 
 
 def _but_last(x: Tensor | None) -> Tensor | None:

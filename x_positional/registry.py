@@ -14,11 +14,14 @@ class Config(BaseModel):
     """Values only: frozen, unknown keys and infinities refused, equal when their values are."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+    tag: ClassVar[str] = ""
+    """The field that says which class this is, written out even where it is the default; none by default."""
 
 
 class SchemeConfig(Config):
     """Base of every scheme's config. Subclass with `kind: Literal["name"] = "name"` and `build`; that registers it."""
 
+    tag: ClassVar[str] = "kind"
     kind: str
     summary: ClassVar[str] = ""
     """One line for the table of schemes."""

@@ -3,6 +3,7 @@
 B batch, T query tokens, S key tokens, M model dim, C context dim, A position axes.
 """
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -52,6 +53,7 @@ class AttentionLayers(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.dims, self.cross_choice = dims, cross_choice
+        self.identity = uuid.uuid4().hex  # caches carry it, so that one model's keys never serve another
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = final_norm
         self.set_positions(schemes, kinds)
@@ -64,11 +66,6 @@ class AttentionLayers(nn.Module):
     def position_schemes(self) -> list[PositionScheme]:
         """The distinct schemes, typed."""
         return [s for s in self.schemes if isinstance(s, PositionScheme)]
-
-    @property
-    def signature(self) -> tuple[object, ...]:
-        """What a cache must have been made for."""
-        return (self.dims.kv_heads, self.dims.head_dim, tuple(k.window for k in self.kinds))
 
     def new_cache(
         self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None
@@ -85,7 +82,7 @@ class AttentionLayers(nn.Module):
             raise InputError("an encoder reads both ways: earlier outputs change with later tokens, so no cache is right.")
         windows = [w if window is None else min(window, w or window) for w in (k.window for k in self.kinds)]
         device = next(self.parameters()).device
-        return KVCache(windows, batch_size, max_len, device, dtype, self.signature)
+        return KVCache(windows, batch_size, max_len, device, dtype, self.identity)
 
     def _blocks(self) -> list[Block]:
         return [b for b in self.blocks if isinstance(b, Block)]
@@ -102,7 +99,7 @@ class AttentionLayers(nn.Module):
     ) -> Tokens:  # fmt: skip
         """Checked positions of the new tokens. Raises InputError, PositionError, CacheError."""
         if cache is not None:
-            cache.check(self.signature, batch)
+            cache.check(self.identity, batch)
         tokens = place(batch, length, device, mask, positions, document_ids, cache)
         check_positions_fit(tokens, self.position_schemes)
         return tokens

@@ -122,7 +122,7 @@ def causal_schemes_need_a_decoder(case: Case) -> Iterator[str]:
 
 def an_encoder_needs_order(case: Case) -> Iterator[str]:
     """Without a causal mask and without positions nothing tells one order of tokens from another."""
-    if case.layers.kind == "encoder" and case.layers.position is not None and set(case.kinds) == {"none"}:
+    if _blind(case) and case.layers.position is not None:
         yield (
             "position='none' in an encoder: nothing tells one order of tokens from another. "
             "Use rope, polar, alibi, t5, dynamic, absolute or sinusoidal."
@@ -160,7 +160,7 @@ def schemes_are_distinct(case: Case) -> Iterator[str]:
 
 def order_comes_from_somewhere(case: Case) -> Iterator[str]:
     """An encoder that was told nothing about positions is blind to order unless its input carries it."""
-    if case.layers.kind == "encoder" and case.layers.position is None and set(case.kinds) == {"none"}:
+    if _blind(case) and case.layers.position is None:
         yield (
             "no position scheme and no max_seq_len: this encoder is blind to order unless its input carries positions. "
             "Give position=, or put it into a wrapper with max_seq_len."
@@ -172,6 +172,11 @@ def a_window_is_shorter_than_the_text(case: Case) -> Iterator[str]:
     window, length = case.layers.window, case.max_seq_len
     if window is not None and length is not None and window >= length:
         yield f"window={window} hides nothing up to max_seq_len={length}. Use a shorter window, or leave it out."
+
+
+def _blind(case: Case) -> bool:
+    """A window tells near from far, so it is not blind."""
+    return case.layers.kind == "encoder" and case.layers.window is None and set(case.kinds) == {"none"}
 
 
 def _limits(case: Case) -> list[int]:

@@ -4,8 +4,9 @@ B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head 
 """
 
 import functools
+import warnings
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,13 @@ from x_positional.scheme import AttentionContext, Bias
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=True)
+
+
+def _uncompiled(*tensors: Tensor, **options: Any) -> Any:
+    """The reference: torch warns that it is slow, which `describe()` has said already."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+        return flex_attention(*tensors, **options)
 
 
 class Flex(Backend):
@@ -41,7 +49,9 @@ class Flex(Backend):
         on_cpu = q.device.type == "cpu"
         if on_cpu and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
             raise BackendError("FlexAttention has no backward on CPU. Use backend='sdpa', or torch.no_grad().")
-        run = flex_attention if on_cpu or torch.compiler.is_compiling() else _compiled()
+        run = _uncompiled if on_cpu else _compiled()
+        if torch.compiler.is_compiling():
+            run = flex_attention
         biases = [b.fn for b in (planned.bias, ops.content) if b is not None]
         cap = ops.softcap
 

@@ -72,7 +72,9 @@ def plan(config: TrainConfig, seconds: float, console: Console) -> TrainConfig:
     say(console, f"one step takes {each * 1000:.0f} ms here, so {steps} steps fill {seconds:.0f} seconds")
     optimizer = config.optimizer.model_copy(update={"warmup_steps": min(config.optimizer.warmup_steps, steps // 10)})
     every = max(1, steps // 10)
-    run = config.run.model_copy(update={"steps": steps, "eval_every": every, "save_every": every})
+    run = config.run.model_copy(
+        update={"steps": steps, "eval_every": every, "save_every": every, "log_every": max(1, steps // 150)}
+    )
     return config.model_copy(update={"optimizer": optimizer, "run": run})
 
 
@@ -80,7 +82,7 @@ def whole_validation(result: Result, config: TrainConfig, console: Console) -> S
     """Every byte of the validation text predicted once, with at least half a window before it."""
     part = result.corpus.validation
     return evaluate(
-        result.engine.net,
+        result.net,
         part,
         plan_windows(len(part.tokens), config.seq_len, stride=config.seq_len // 2),
         batch_size=4 * config.run.batch_size,
@@ -109,9 +111,7 @@ def sample(result: Result, console: Console) -> None:
     ids = [int(token) for token in tokenizer.encode(PROMPT.encode())]
     console.out(PROMPT, end="", highlight=False)
     began, count = time.perf_counter(), 0
-    for text in stream_text(
-        result.engine.net, ids, tokenizer, Sampling(length=400, temperature=0.7, top_p=0.95, seed=1)
-    ):
+    for text in stream_text(result.net, ids, tokenizer, Sampling(length=400, temperature=0.7, top_p=0.95, seed=1)):
         console.out(text, end="", highlight=False)
         count += 1
     say(console, "", "", f"{count} bytes at {count / (time.perf_counter() - began):,.0f} bytes/s")

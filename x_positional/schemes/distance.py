@@ -55,9 +55,10 @@ class DistanceScheme(PositionScheme):
             offset = ctx.q_start - ctx.kv_start - low
             return ToeplitzBias(lambda b, h, i, j: table[h, i - j + offset], 1, self.heads, table, low)
         bound = self._bound(ctx)
-        if bound is None or 2 * bound > ctx.mask_batch * ctx.T * ctx.S + 64:
+        shortest = 0 if ctx.causal and not ctx.custom_positions else 1 - (bound or 0)  # the mask hides what is below
+        if bound is None or bound - shortest > ctx.mask_batch * ctx.T * ctx.S + 64:
             return self._of_pairs(ctx)
-        table, low = self._table(ctx, 1 - bound, bound - 1)
+        table, low = self._table(ctx, shortest, bound - 1)
         q, k = self._columns(ctx)
         high = low + table.shape[-1] - 1
         return Bias(

@@ -60,7 +60,15 @@ class Dynamic(SchemeConfig):
     paper: ClassVar[str] = "Wang et al. 2021, arXiv:2108.00154"
 
     def build(self, dims: Dims) -> DynamicBias:
-        return DynamicBias(dims.heads, self.dim or max(1, dims.dim // 4), self.depth, self.log_distance, self.norm)
+        return DynamicBias(dims.heads, self._width(dims), self.depth, self.log_distance, self.norm)
+
+    def _width(self, dims: Dims) -> int:
+        return self.dim or max(1, dims.dim // 4)
+
+    def problems(self, dims: Dims) -> list[str]:
+        if not self.norm or self._width(dims) > 1:
+            return []
+        return ["dynamic: norm=True over one hidden channel makes every distance the same. Set dim to 2 or more."]
 
     def warnings(self, dims: Dims) -> list[str]:
         if self.log_distance or not dims.max_seq_len or dims.max_seq_len <= 512:

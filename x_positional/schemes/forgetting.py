@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from x_positional.registry import SchemeConfig
 from x_positional.scheme import NO_TOKEN, AttentionContext, Bias, Dims, PositionScheme
+from x_positional.schemes.frequencies import wide_dtype
 
 
 class Forgetting(PositionScheme):
     """bias = sum_{t=n+1..m} log f_t, f_t = sigmoid(w_h . x_t + b_h) (Lin et al. 2025, arXiv:2503.02130, equation 5).
 
-    Each key carries its log f in the cache, in float32: the sums reach -1e3, where bfloat16 steps by 8.
+    Each key carries its log f in the cache, in float32: the sums reach -1e3, where bfloat16 steps by 8. They are summed in
+    float64, where the difference of two sums holds nothing of the tokens before: packed documents stay strangers.
     """
 
     causal_only = True
@@ -36,7 +38,8 @@ class Forgetting(PositionScheme):
     def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
         if state is None:
             raise ValueError("Forgetting needs its key state; it has none in cross-attention")
-        log_f = state[..., 0].masked_fill((ctx.kv_index == NO_TOKEN)[:, None], 0)  # [B H S]
+        narrow, wide = state.dtype, wide_dtype(state.device)
+        log_f = state[..., 0].masked_fill((ctx.kv_index == NO_TOKEN)[:, None], 0).to(wide)  # [B H S]
         order = ctx.key_order()
         if order is None:
             at_key = log_f.cumsum(-1)
@@ -47,7 +50,7 @@ class Forgetting(PositionScheme):
             at_key = torch.zeros_like(log_f).scatter(-1, index, log_f.gather(-1, index).cumsum(-1))
             own = (ctx.kv_index[:, None, :] == ctx.q_index[:, :, None]).long().argmax(-1)  # [B|1 T]
             at_query = at_key.gather(-1, own[:, None].expand(log_f.shape[0], log_f.shape[1], -1))
-        return Bias(lambda b, h, i, j: at_query[b, h, i] - at_key[b, h, j], ctx.batch, ctx.heads)
+        return Bias(lambda b, h, i, j: (at_query[b, h, i] - at_key[b, h, j]).to(narrow), ctx.batch, ctx.heads)
 
 
 class ForgettingConfig(SchemeConfig):

@@ -3,8 +3,20 @@
 B batch, T tokens, F frequencies.
 """
 
+from typing import NamedTuple, TypeAlias
+
 import torch
 from torch import Tensor
+
+Number: TypeAlias = float | Tensor
+"""A number, or one for each token: [B|1 T|1]."""
+
+
+class Frequencies(NamedTuple):
+    """How fast each pair turns, and what cosines and sines of queries and keys are multiplied by."""
+
+    inv_freq: Tensor  # [F] radians per position; [B|1 T|1 F] where they differ between tokens
+    attention_factor: Number = 1.0  # a tensor has a last axis of 1
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -12,13 +24,16 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def inverse_frequencies(width: int, theta: float, device: torch.device, count: int | None = None) -> Tensor:
-    """[F] theta^(-2i/width), i = 0 .. ceil(width/2)-1 (or count-1). Su et al. 2021, arXiv:2104.09864, eq. 15."""
+def inverse_frequencies(width: int, theta: Number, device: torch.device, count: int | None = None) -> Tensor:
+    """[F] theta^(-2i/width), i = 0 .. ceil(width/2)-1 (or count-1). Su et al. 2021, arXiv:2104.09864, eq. 15.
+
+    A theta for each token, [B|1 T|1], gives [B|1 T|1 F].
+    """
     pairs = (width + 1) // 2 if count is None else count
     exponent = torch.arange(pairs, device=device, dtype=wide_dtype(device)) * (2.0 / width)
-    return theta**-exponent
+    return (theta[..., None] if isinstance(theta, Tensor) else theta) ** -exponent
 
 
 def angles(positions: Tensor, inv_freq: Tensor) -> Tensor:
-    """[B|1 T], [F] -> [B|1 T F] radians, multiplied in float64: float32 is off by 4e-2 at position 2^20."""
+    """[B|1 T], [F] or [B|1 T|1 F] -> [B|1 T F] radians, multiplied in float64: float32 is off by 4e-2 at position 2^20."""
     return positions[..., None].to(inv_freq.dtype) * inv_freq

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from x_positional.backends import BACKENDS, obstacles
+from x_positional.backends import BACKENDS, BackendError, obstacles
 from x_positional.testing.judge import APART, TOLERANCE, Broken, Judge, difference
 from x_positional.testing.subject import Kind, Subject, leaves
 from x_positional.validate import IncompatibleConfig
@@ -62,7 +62,7 @@ def backends_agree(subject: Subject, judge: Judge) -> None:
             for name in stopped:
                 judge.refused(
                     lambda kind=kind, name=name, scene=scene: subject.fresh(kind, backend=name, **scene.layers),
-                    IncompatibleConfig, f"backend={name!r}, {kind}, {scene.name}",
+                    (IncompatibleConfig, BackendError), f"backend={name!r}, {kind}, {scene.name}",
                 )  # fmt: skip
 
 

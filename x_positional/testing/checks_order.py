@@ -4,13 +4,13 @@ B batch, T tokens, V vocabulary.
 """
 
 import torch
-from torch import Tensor
 
 from x_positional.testing.judge import APART, Judge, NotApplicable, difference
-from x_positional.testing.subject import Subject, both_sides
+from x_positional.testing.subject import Subject, both_sides, forced
 from x_positional.wrappers import TransformerWrapper
 
-LENGTH, MIDDLE, FAR = 9, 4, 64
+LENGTH, MIDDLE = 9, 4
+FAR, REACH, LOUDER = 256, 2**15, 8
 SWAPS = {"before": (1, 2), "after": (6, 7)}
 
 
@@ -45,13 +45,15 @@ def sees(model: TransformerWrapper, subject: Subject, side: str) -> bool:
 
 
 def grows_rightward(model: TransformerWrapper, subject: Subject) -> bool:
-    """Whether the first token hears the last of FAR tokens far more than an average one would be heard."""
-    effect = [_effect(model, subject, length) for length in (LENGTH, FAR)]
-    return not effect[1] < effect[0]
+    """Whether the first token hears the last one far better than the next one: the farther right, the more it counts."""
+    return _heard(model, subject, FAR - 1) > LOUDER * _heard(model, subject, 1)
 
 
-def _effect(model: TransformerWrapper, subject: Subject, length: int) -> float:
-    tokens = subject.tokens(length, batch=8)
-    other = torch.cat([tokens[:, :-1], (tokens[:, -1:] + 1) % subject.sizes.num_tokens], 1)
-    first: list[Tensor] = [model(t)[:, 0] for t in (tokens, other)]
-    return (first[1] - first[0]).square().mean().sqrt().item()
+def _heard(model: TransformerWrapper, subject: Subject, at: int) -> float:
+    scheme, tokens, positions = subject.scheme("decoder"), subject.tokens(FAR, batch=8), None
+    if scheme.capabilities().uses_positions:
+        positions = subject.positions(FAR) * max(1, min(scheme.limit or REACH, REACH) // FAR)
+    other = tokens.clone()
+    other[:, at] = (tokens[:, at] + 1) % subject.sizes.num_tokens
+    first, changed = (forced(model, t, positions)[:, 0] for t in (tokens, other))
+    return (changed - first).square().mean().sqrt().item()

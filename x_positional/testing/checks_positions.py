@@ -8,7 +8,7 @@ from torch import Tensor
 
 from x_positional.scheme import PositionError
 from x_positional.testing.checks_cache import decode
-from x_positional.testing.judge import TOLERANCE, Broken, Judge, NotApplicable, difference, fails
+from x_positional.testing.judge import APART, TOLERANCE, Broken, Judge, NotApplicable, difference, fails
 from x_positional.testing.subject import Kind, Subject, forced
 from x_positional.wrappers import TransformerWrapper
 
@@ -86,8 +86,18 @@ def _has_limit(subject: Subject, judge: Judge, kind: Kind, bound: int) -> None:
 def _fails_past(subject: Subject, judge: Judge, kind: Kind, bound: int) -> None:
     host = Subject(subject.specs, subject.sizes, torch.device("cpu"))  # a bad index on a GPU would end the process
     model, tokens = host.model(kind), host.tokens(LENGTH)
-    starts = (bound, 4 * bound)
-    broken = any(fails(lambda start=start: forced(model, tokens, host.positions(LENGTH, start))) for start in starts)
+
+    def at(start: int) -> Tensor:
+        return forced(model, tokens, host.positions(LENGTH, start))
+
+    absolute, broken = host.capabilities(kind).absolute, False
+    for start in (bound, 4 * bound):
+        if fails(lambda: at(start)):  # noqa: B023
+            broken = True
+        elif absolute:  # the next position must be told apart
+            broken |= difference(at(start + 1), at(start)) <= TOLERANCE
+        else:  # only distances may count
+            broken |= difference(at(start), at(0)) > APART
     judge.require(broken, f"limit={bound} is declared, and positions past it work as well, {kind}.")
 
 

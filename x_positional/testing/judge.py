@@ -70,15 +70,19 @@ class Judge:
         """Raises Broken where a value is infinite or not a number."""
         self.require(bool(got.isfinite().all()), f"{what}: some values are not finite.")
 
-    def refused(self, call: Callable[[], object], error: type[Exception], what: str) -> None:
+    def refused(self, call: Callable[[], object], error: type[Exception] | tuple[type[Exception], ...], what: str) -> None:
         """Raises Broken unless `call` raises `error`."""
         try:
             call()
         except error:
             return
         except Exception as other:
-            raise Broken(f"{what}: {error.__name__} was expected; it raised {type(other).__name__}: {other}") from other
-        raise Broken(f"{what}: {error.__name__} was expected, and it ran.")
+            raise Broken(f"{what}: {_name(error)} was expected; it raised {type(other).__name__}: {other}") from other
+        raise Broken(f"{what}: {_name(error)} was expected, and it ran.")
+
+
+def _name(error: type[Exception] | tuple[type[Exception], ...]) -> str:
+    return error.__name__ if isinstance(error, type) else " or ".join(e.__name__ for e in error)
 
 
 def fails(call: Callable[[], Tensor]) -> bool:

@@ -158,7 +158,7 @@ def forced_cache(model: TransformerWrapper, batch: int) -> KVCache:
     """A growing cache, without asking whether the scheme's keys stay right."""
     layers = model.attn_layers
     windows = [kind.window for kind in layers.kinds]
-    return KVCache(windows, batch, None, next(model.parameters()).device, None, layers.signature)
+    return KVCache(windows, batch, None, next(model.parameters()).device, None, layers.identity)
 
 
 def both_sides(model: TransformerWrapper) -> TransformerWrapper:

@@ -8,7 +8,7 @@ import torch
 from x_positional.testing.checks_backends import backends_agree, gradcheck, gradients_agree, hooks_run
 from x_positional.testing.checks_batch import batch_independent, packing, padding, prefix_consistent, ragged_decoding
 from x_positional.testing.checks_cache import cache_grows, cache_reorders, cached_equals_full, sliding_windows
-from x_positional.testing.checks_compile import compiles
+from x_positional.testing.checks_compile import compiles, compiles_decoding
 from x_positional.testing.checks_cross import cross_attention
 from x_positional.testing.checks_module import copies, meta_init, no_buffers, state_dict
 from x_positional.testing.checks_order import order
@@ -25,7 +25,7 @@ _ALL: tuple[Check, ...] = (
     cached_equals_full, cache_grows, sliding_windows, cache_reorders,
     prefix_consistent, batch_independent, padding, ragged_decoding, packing,
     shift, limit, custom_positions, float_positions, axes, order, cross_attention, precision,
-    no_buffers, meta_init, state_dict, copies, compiles,
+    no_buffers, meta_init, state_dict, copies, compiles, compiles_decoding,
 )  # fmt: skip
 
 CHECKS: dict[str, Check] = {check.__name__: check for check in _ALL}

@@ -98,7 +98,11 @@ def _read_ids(file: Path, dtype: str | None) -> np.ndarray:
     if file.suffix == ".bin" and dtype is None:
         raise UserError(f"{file} does not say what its numbers are; set data.dtype, for example uint16")
     try:
-        ids = np.load(file, mmap_mode="r", allow_pickle=False) if file.suffix == ".npy" else np.memmap(file, dtype, "r")
+        ids = (
+            np.load(file, mmap_mode="r", allow_pickle=False)
+            if file.suffix == ".npy"
+            else np.memmap(file, dtype or "u1", "r")
+        )
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"cannot read token ids from {file}: {error}") from error
     if ids.dtype.kind not in "iu":

@@ -14,12 +14,11 @@ def decayed_parameters(model: nn.Module) -> set[str]:
     Norm gains, biases, slopes, bias tables and embeddings (also when tied to the output) are not among them: shrinking
     those towards zero is no regularizer of a map, it moves the function itself.
     """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    names = set()
-    for prefix, module in model.named_modules():
-        if isinstance(module, nn.Linear) and id(module.weight) not in embeddings:
-            names.add(f"{prefix}.weight" if prefix else "weight")
-    return names
+    return {
+        f"{prefix}.weight" if prefix else "weight"
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

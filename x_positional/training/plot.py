@@ -28,7 +28,8 @@ def plot_losses(folder: Path, title: str) -> Path:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(steps, train, color=_FAINT, linewidth=0.8)
-    axes.plot(steps, smoothed(train), color=_TRAIN, linewidth=2, label="training, smoothed")
+    label = "training" if smoothed(train) == train else "training, smoothed"
+    axes.plot(steps, smoothed(train), color=_TRAIN, linewidth=2, label=label)
     if checked:
         axes.plot(checked, validation, color=_VALIDATION, marker="o", markersize=4, linewidth=1.5, label="validation")
         axes.annotate(
@@ -48,9 +49,11 @@ def plot_losses(folder: Path, title: str) -> Path:
     return folder / FILE
 
 
-def smoothed(values: list[float], share: float = 0.03) -> list[float]:
-    """Running mean over a window of `share` of the curve, shorter at the ends, so that the curve keeps its length."""
-    reach = max(1, round(len(values) * share))
+def smoothed(values: list[float], share: float = 0.02) -> list[float]:
+    """Running mean that reaches `share` of the curve to both sides, less at its ends; a short curve stays as it is."""
+    reach = round(len(values) * share)
+    if reach == 0:
+        return values
     total = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     low, high = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(values))

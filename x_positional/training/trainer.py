@@ -22,7 +22,7 @@ from x_positional.training.record import Record
 from x_positional.training.session import Interrupt, Session, refuse_to_overwrite
 from x_positional.training.windows import Windows
 from x_positional.validate import Report, check
-from x_positional.wrappers import build_model
+from x_positional.wrappers import TransformerWrapper, build_model
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Result:
     seconds: float
     plot: Path | None
     engine: Engine
+    net: TransformerWrapper
     corpus: Corpus
 
 
@@ -87,10 +88,20 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
         seconds = time.monotonic() - began
         if record is not None:
             record.write("end", done, {"seconds": round(seconds, 1)})
-    plot = None if record is None else _plot(session.folder, headline, console)
+    plot = None if record is None else _plot(session.folder, plot_title(config, engine), console)
     finished = done == config.run.steps
     return Result(
-        session.folder, done, finished, interrupt.requested, loop.checkpoint, loop.score, seconds, plot, engine, corpus
+        session.folder,
+        done,
+        finished,
+        interrupt.requested,
+        loop.checkpoint,
+        loop.score,
+        seconds,
+        plot,
+        engine,
+        net,
+        corpus,
     )
 
 
@@ -121,6 +132,13 @@ def describe_run(config: TrainConfig, engine: Engine, report: Report) -> str:
         f"position {position} | backend {report.backend} ({report.reason}) | {dtype} on {engine.device.type} | "
         f"{parameters:,} parameters | trained length {config.seq_len}"
     )
+
+
+def plot_title(config: TrainConfig, engine: Engine) -> str:
+    """What fits above a plot."""
+    parameters = sum(parameter.numel() for parameter in engine.net.parameters())
+    position = position_words(config.model.layers, config.model.max_seq_len)
+    return f"position {position}, {parameters:,} parameters, trained length {config.seq_len}"
 
 
 def describe_data(corpus: Corpus, windows: Windows) -> str:

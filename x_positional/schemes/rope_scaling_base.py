@@ -1,0 +1,105 @@
+"""What a scaling of rotary frequencies is: a small config that turns a width and a theta into frequencies."""
+
+from typing import Any, ClassVar, get_args
+
+import torch
+from torch import Tensor
+
+from x_positional.registry import Config, nearest
+from x_positional.schemes.frequencies import Frequencies, Number, inverse_frequencies
+
+CPU = torch.device("cpu")
+
+
+class RopeScaling(Config):
+    """Base of every scaling. Subclass with `rope_type: Literal["name"] = "name"` and `frequencies`; that names it.
+
+    Notation of the subclasses: f_i = theta^(-2i/width), i = 0 .. width/2 - 1; s the factor; L the trained length
+    `original_max_position_embeddings`; r_i = L f_i / (2 pi) the turns that pair i makes in L positions.
+    """
+
+    tag: ClassVar[str] = "rope_type"
+    rope_type: str
+    paper: ClassVar[str] = ""
+    """Authors, year, arXiv number."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        names = get_args(cls.model_fields["rope_type"].annotation)
+        if names:
+            SCALINGS[names[0]] = cls
+
+    @property
+    def follows_length(self) -> bool:
+        """The frequencies of a text depend on how long it is, so a longer one turns its keys otherwise."""
+        return False
+
+    def frequencies(
+        self, width: int, theta: float, *, length: Number | None = None, device: torch.device = CPU
+    ) -> Frequencies:
+        """Radians per position of width/2 pairs, float64, and the attention factor.
+
+        length: of the text, where `follows_length`; a tensor [B|1 T|1] has one for each token.
+        """
+        raise TypeError(f"{type(self).__name__} defines no frequencies(width, theta)")
+
+    def bound(self, max_seq_len: int | None) -> "RopeScaling":
+        """The same with what it takes from the model's length."""
+        return self
+
+    def regime(self, length: int) -> int | None:
+        """Texts of two lengths turn alike where their regimes are equal."""
+        return None
+
+    def problems(self, width: int, theta: float) -> list[str]:
+        """Why `frequencies` cannot work, each with the value, the reason and the way out; [] if it can."""
+        return []
+
+    def reach(self) -> float | None:
+        """The length that the scaled frequencies are meant for; None where nothing says so."""
+        return None
+
+    def _said(self, text: str) -> str:
+        return f"scaling {self.rope_type}: {text}"
+
+
+SCALINGS: dict[str, type[RopeScaling]] = {}
+
+
+def scaling_config(value: Any) -> RopeScaling | None:
+    """A scaling, its name, or a dict with `rope_type` -> the scaling. Raises ValueError."""
+    if value is None or isinstance(value, RopeScaling):
+        return value
+    if isinstance(value, str):
+        value = {"rope_type": value}
+    if not isinstance(value, dict) or "rope_type" not in value:
+        raise ValueError(
+            f"scaling must be a RopeScaling, its name, or a dict with rope_type; got {value!r}. "
+            f"Names: {', '.join(sorted(SCALINGS))}"
+        )
+    kind = str(value["rope_type"])
+    if kind not in SCALINGS:
+        raise ValueError(f"no scaling named {kind!r}; {nearest(kind, SCALINGS)}")
+    return SCALINGS[kind].model_validate(value)
+
+
+def rescaled_theta(width: int, theta: float, factor: Number) -> Number:
+    """theta * factor^(width/(width-2)): the slowest pair turns `factor` times slower, the fastest as before."""
+    return theta * factor ** (width / (width - 2))
+
+
+def needs_two_pairs(width: int) -> list[str]:
+    """Why `rescaled_theta` has no meaning."""
+    if width > 2:
+        return []
+    return [f"width {width} is one pair, and the exponent width/(width-2) needs two. Use linear, or rotate more channels."]
+
+
+def mixed(inv_freq: Tensor, factor: float, keep: Tensor) -> Tensor:
+    """[F]: as they are where keep is 1, divided by the factor where it is 0, in between otherwise."""
+    return inv_freq * keep + inv_freq / factor * (1 - keep)
+
+
+def plain(width: int, theta: float, device: torch.device) -> Tensor:
+    """[F] f_i."""
+    return inverse_frequencies(width, theta, device)

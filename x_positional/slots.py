@@ -1,0 +1,214 @@
+"""Where keys are: growing, static and ring-shaped sets of slots. A slot means nothing; its token's index does.
+
+B batch, T new tokens, S key slots, G key/value heads, C channels. `plan` runs once per forward pass and window size and
+says where keys are; `exchange` runs once per tensor and layer: it stores what is new and returns what queries see.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from x_positional.scheme import NO_TOKEN
+
+
+class CacheError(ValueError):
+    """A cache that is full, or that was made for another model or batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """The new tokens of one forward pass. `start` is their first index where rows are alike and unpadded, else None."""
+
+    index: Tensor  # [B|1 T], -1 where there is no token
+    positions: Tensor  # [B|1 T] or [B|1 T A]; the same tensor as index unless custom
+    documents: Tensor | None
+    start: int | None
+    span: int  # every index, the cached ones included, is below it
+
+    @property
+    def length(self) -> int:
+        return self.index.shape[1]
+
+    @property
+    def custom_positions(self) -> bool:
+        return self.positions is not self.index
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyView:
+    """The keys that the new queries can see, in slot order, and how a layer's tensors get there."""
+
+    index: Tensor  # [B|1 S]
+    positions: Tensor
+    documents: Tensor | None
+    ordered: bool
+    q_start: int
+    start: int
+    only_visible: bool  # the host knows that every slot is visible to every query
+    exchange: Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]]  # (stored, new) -> (stored, seen)
+
+
+class Slots:
+    """What the slots of one window size hold. Tensors exist only once rows differ or positions are custom."""
+
+    def __init__(self, batch: int, device: torch.device, size: int | None, window: int | None):
+        self.batch, self.device, self.size, self.window = batch, device, size, window
+        self.capacity = window or size or 64
+        self.index: Tensor | None = None
+        self.positions: Tensor | None = None  # None: the index itself
+        self.documents: Tensor | None = None
+
+    def plan(self, tokens: Tokens, before: int) -> KeyView:
+        """`before` tokens (at most, per row) are already stored."""
+        if self.window is None:
+            self._reserve(before, tokens.length)
+        if tokens.start is not None and self.index is None and not tokens.custom_positions:
+            return self._plan_ordered(tokens, tokens.start)
+        self._remember(tokens, before)
+        return self._plan_by_row(tokens)
+
+    def _reserve(self, before: int, new: int) -> None:
+        if self.size is not None and before + new > self.size:
+            raise CacheError(
+                f"the cache is full: it holds max_len={self.size} tokens a row, {before} are used and {new} more came. "
+                "Make it with a larger max_len, or with max_len=None to let it grow."
+            )
+        while before + new > self.capacity:
+            self.capacity *= 2
+
+    def _plan_ordered(self, tokens: Tokens, start: int) -> KeyView:
+        T, W = tokens.length, self.window
+        stop = start + T
+        if W is None or stop <= W:  # no slot is used twice so far: slot = index
+            index, first = torch.arange(stop, device=self.device)[None], 0
+            exchange = self._writer(slice(start, stop), stop)
+        elif T == 1:  # the slot overwritten is the one that just left the window
+            slot = torch.arange(W, device=self.device)
+            index, first = (start - (start - slot) % W)[None], 0
+            exchange = self._writer(slice(start % W, start % W + 1), W)
+        else:  # old ring in token order, then the new keys; only then is the ring overwritten
+            first = max(0, start - W)
+            index = torch.arange(first, stop, device=self.device)[None]
+            exchange = self._ring_reader(start, T)
+        ordered = W is None or stop <= W or T > 1
+        return KeyView(
+            index=index, positions=index, documents=None, ordered=ordered, q_start=start, start=first,
+            only_visible=T == 1, exchange=exchange,
+        )  # fmt: skip
+
+    def _plan_by_row(self, tokens: Tokens) -> KeyView:
+        index = self.index
+        if index is None:
+            raise CacheError("the cache was planned before its tokens were remembered")
+        new = tokens.index.expand(self.batch, -1)
+        slots = torch.where(new == NO_TOKEN, self.capacity, new if self.window is None else new % self.window)
+        keep_all = self.window is None or tokens.length == 1
+        if self.window is not None and not keep_all:
+            last = new > new.amax(1, keepdim=True) - self.window
+            slots = torch.where(last, slots, self.capacity)
+        seen = (index, self.positions, self.documents)
+        stored = tuple(
+            None if held is None or fresh is None else self._put(held, slots, fresh)
+            for held, fresh in zip(seen, self._columns(tokens), strict=True)
+        )
+        self.index, self.positions, self.documents = stored  # type: ignore[assignment]
+        stop = min(tokens.span, self.capacity) if self.window is None else self.capacity
+        if keep_all:
+            view = tuple(None if t is None else t[:, :stop] for t in stored)
+        else:
+            view = tuple(
+                None if t is None or fresh is None else torch.cat([t[:, : self.capacity], fresh], dim=1)
+                for t, fresh in zip(seen, self._columns(tokens), strict=True)
+            )
+        return KeyView(
+            index=view[0], positions=view[0] if view[1] is None else view[1], documents=view[2],  # type: ignore[arg-type]
+            ordered=False, q_start=0, start=0, only_visible=False, exchange=self._row_writer(slots, stop, keep_all),
+        )  # fmt: skip
+
+    def _columns(self, tokens: Tokens) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        documents = None if self.documents is None else tokens.documents
+        if self.documents is not None and documents is None:
+            documents = self.documents.new_zeros(self.batch, tokens.length)
+        positions = None
+        if self.positions is not None:
+            positions = tokens.positions.expand(self.batch, *tokens.positions.shape[1:]).to(self.positions.dtype)
+        return tokens.index.expand(self.batch, -1), positions, documents
+
+    def _put(self, held: Tensor, slots: Tensor, fresh: Tensor) -> Tensor:
+        where = slots if held.ndim == 2 else slots[..., None].expand_as(fresh)
+        out = held.scatter(1, where, fresh)
+        out[:, self.capacity :].fill_(NO_TOKEN)
+        return out
+
+    def _remember(self, tokens: Tokens, before: int) -> None:
+        """Turn host knowledge into tensors, and make room: index, positions, documents per slot (the last is scratch)."""
+        wide = self.capacity + 1
+        if self.index is None:
+            slot = torch.arange(wide, device=self.device)
+            index = slot if self.window is None else before - 1 - (before - 1 - slot) % self.window
+            index = torch.where((index >= 0) & (index < before) & (slot < self.capacity), index, NO_TOKEN)
+            self.index = index.expand(self.batch, -1).clone()
+        if self.index.shape[1] < wide:
+            grow = wide - self.index.shape[1]
+            self.index, self.positions, self.documents = (
+                None if t is None else torch.cat([t, t.new_full((self.batch, grow, *t.shape[2:]), NO_TOKEN)], dim=1)
+                for t in (self.index, self.positions, self.documents)
+            )
+        if tokens.documents is not None and self.documents is None and self.index is not None:
+            self.documents = torch.zeros_like(self.index)
+        if self.positions is not None or tokens.custom_positions:
+            self._match_positions(self.index if self.positions is None else self.positions, tokens.positions)
+
+    def _match_positions(self, held: Tensor, new: Tensor) -> None:
+        if new.ndim > held.ndim:  # earlier tokens had one axis: the same value on each
+            held = held[..., None].expand(*held.shape, new.shape[-1]).clone()
+        self.positions = held.to(torch.promote_types(held.dtype, new.dtype))
+
+    def _room(self, stored: Tensor | None, new: Tensor) -> Tensor:
+        wide = self.capacity + 1
+        if stored is None:
+            return new.new_zeros(*new.shape[:2], wide, new.shape[-1])
+        if stored.shape[2] < wide:
+            larger = stored.new_zeros(*stored.shape[:2], wide, stored.shape[-1])
+            larger[:, :, : stored.shape[2] - 1] = stored[:, :, :-1]
+            return larger
+        return stored
+
+    def _writer(self, where: slice, stop: int) -> Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]]:
+        def exchange(stored: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor]:
+            stored = self._room(stored, new)
+            stored[:, :, where] = new
+            return stored, stored[:, :, :stop]
+
+        return exchange
+
+    def _ring_reader(self, start: int, T: int) -> Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]]:
+        W = self.capacity
+        kept = torch.arange(max(0, start - W), start, device=self.device) % W
+        last = torch.arange(max(start, start + T - W), start + T, device=self.device)
+
+        def exchange(stored: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor]:
+            stored = self._room(stored, new)
+            seen = torch.cat([stored[:, :, kept], new], dim=2) if len(kept) else new
+            stored[:, :, last % W] = new[:, :, last - start]
+            return stored, seen
+
+        return exchange
+
+    def _row_writer(
+        self, slots: Tensor, stop: int, write_first: bool
+    ) -> Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]]:
+        def exchange(stored: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor]:
+            stored = self._room(stored, new)
+            seen = None if write_first else torch.cat([stored[:, :, : self.capacity], new], dim=2)
+            stored.scatter_(2, slots[:, None, :, None].expand_as(new), new)
+            return stored, stored[:, :, :stop] if seen is None else seen
+
+        return exchange
+
+    def reorder(self, rows: Tensor) -> None:
+        self.index, self.positions, self.documents = (
+            None if t is None else t[rows] for t in (self.index, self.positions, self.documents)
+        )

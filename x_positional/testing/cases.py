@@ -1,0 +1,64 @@
+"""What the library itself answers for: every registered scheme, useful chains, and variants of the configs."""
+
+from dataclasses import dataclass
+
+from x_positional.registry import REGISTRY
+from x_positional.schemes.absolute import Absolute, SinusoidalConfig
+from x_positional.schemes.alibi import Alibi
+from x_positional.schemes.cope import CopeConfig
+from x_positional.schemes.dynamic_bias import Dynamic
+from x_positional.schemes.forgetting import ForgettingConfig
+from x_positional.schemes.polar import PolarConfig
+from x_positional.schemes.rotary import Rope, XPos
+from x_positional.schemes.t5 import T5
+from x_positional.testing.subject import Scheme, Sizes
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scheme or several combined, and the sizes to try them in."""
+
+    scheme: Scheme | list[Scheme]
+    sizes: Sizes = Sizes()
+
+
+CHAINS: tuple[list[Scheme], ...] = (
+    ["absolute", "alibi"], ["absolute", "rope"], ["absolute", "cope"], ["absolute", "forgetting"], ["rope", "alibi"],
+    ["rope", "t5"], ["rope", "cope"], ["rope", "forgetting"], ["alibi", "cope"], ["sinusoidal", "t5"], ["polar", "dynamic"],
+    ["xpos", "alibi", "forgetting"],
+)  # fmt: skip
+
+EVEN = Sizes(heads=4, kv_heads=2)
+ALONE = Sizes(kv_heads=6)
+"""A key head for every query head."""
+SHARED = Sizes(kv_heads=1)
+
+VARIANTS: dict[str, Case] = {
+    "absolute, two spare rows": Case(Absolute(offset=2, scale=1.0)),
+    "sinusoidal, sines then cosines": Case(SinusoidalConfig(layout="concat"), Sizes(dim=23)),
+    "rope, interleaved": Case(Rope(interleaved=True)),
+    "rope, 6 of 16 channels": Case(Rope(dim=6), SHARED),
+    "rope, a quarter of the head, interleaved": Case(Rope(fraction=0.25, interleaved=True)),
+    "rope, 2 of 6 heads": Case(Rope(heads=2), ALONE),
+    "rope, NTK rescaled by 4": Case(Rope(base_rescale_factor=4.0)),
+    "rope, interpolated by 4": Case(Rope(interpolation_factor=4.0)),
+    "xpos, interleaved, base 64": Case(XPos(interleaved=True, scale_base=64.0)),
+    "polar, uniform phases": Case(PolarConfig(uniform_init=True), SHARED),
+    "alibi, 4 heads": Case("alibi", EVEN),
+    "alibi, learned": Case(Alibi(learned=True)),
+    "alibi, 4 of 6 heads": Case(Alibi(heads=4), ALONE),
+    "alibi, own slopes": Case(Alibi(slopes=(0.5, 0.25, 0.125))),
+    "alibi, symmetric": Case(Alibi(variant="symmetric")),
+    "alibi, asymmetric, learned": Case(Alibi(variant="asymmetric", learned=True)),
+    "t5, 8 buckets to 20, scaled": Case(T5(num_buckets=8, max_distance=20, scale=4.0)),
+    "dynamic, log distance, norm": Case(Dynamic(log_distance=True, norm=True, depth=1, dim=7)),
+    "cope, 4 positions": Case(CopeConfig(max_pos=4), SHARED),
+    "forgetting, gates half open": Case(ForgettingConfig(bias_init=0.0)),
+}
+
+
+def cases() -> dict[str, Case]:
+    """By name. A scheme is here as soon as it is registered."""
+    found = {kind: Case(kind) for kind in sorted(REGISTRY) if kind != "custom"}
+    found |= {" + ".join(map(str, chain)): Case(chain) for chain in CHAINS}
+    return found | VARIANTS
