@@ -58,7 +58,7 @@ def test_train_reports_the_run_and_the_next_command(call: Call, file: Path, tmp_
     code, out, _ = call("train", file, "--run-dir", "elsewhere", "--model.layers.depth", "3", "--lr", "1e-3")
     assert code == 0
     assert "position rope | backend sdpa (" in out
-    assert re.search(r"validation loss \d\.\d+, \d\.\d+ bits per byte", out)
+    assert re.search(r"validation loss \d\.\d+, \d\.\d+ bits/byte", out)
     assert "checkpoint elsewhere/checkpoints/step-00000008" in out
     assert "generate elsewhere --prompt" in out
     saved = yaml.safe_load((tmp_path / "elsewhere" / "config.yaml").read_text())

@@ -17,7 +17,8 @@ PAGES = [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"]
 def generator(name: str) -> ModuleType:
     """docs/generate/NAME.py as a module."""
     spec = importlib.util.spec_from_file_location(f"generate_{name}", ROOT / "docs" / "generate" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

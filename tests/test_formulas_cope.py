@@ -9,7 +9,7 @@ from naive_attention import Row, attended, dot, naive, one_layer, pairwise, rand
 from x_positional.schemes import CopeConfig
 
 HEADS, HEAD_DIM = 3, 5
-TIGHT = 1e-6
+TIGHT = 1e-12
 
 
 def cope_logits(table: list[list[float]]):

@@ -9,7 +9,7 @@ from naive_attention import Row, attended, dot, naive, one_layer, pairwise, rand
 from x_positional.schemes import T5, T5Bias, t5_buckets
 
 HEADS, HEAD_DIM = 3, 5
-TIGHT = 1e-6
+TIGHT = 1e-12
 
 SIZES = [(32, 128), (32, 256), (64, 128), (32, 512), (320, 800), (8, 20), (7, 9), (4, 3), (5, 1000), (33, 4096)]
 

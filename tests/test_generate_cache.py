@@ -145,7 +145,7 @@ def test_a_table_refuses_to_be_passed_and_serves_up_to_its_last_row(restrict: bo
     wrapper = wrap("absolute", max_seq_len=9)
     calls = []
     wrapper.net.register_forward_pre_hook(lambda module, args: calls.append(1))
-    with pytest.raises(InputError, match="max_seq_len=9.*Ask for fewer, or use a scheme without a table"):
+    with pytest.raises(InputError, match=r"max_seq_len=9.*Ask for fewer, or use a scheme without a table"):
         wrapper.generate(ids(2, 5), 6, restrict_to_max_seq_len=restrict)
     with pytest.raises(InputError, match="10 tokens"):
         wrapper.generate(ids(2, 5), 5, restrict_to_max_seq_len=restrict, return_cache=True)
@@ -203,7 +203,7 @@ def test_what_a_cache_cannot_do_is_said_before_anything_is_computed() -> None:
     assert not calls
     with pytest.raises(CacheError, match="holds batch_size=3 rows, 2 came"):
         wrapper.generate(ids(2, 4), 3, cache=net.new_cache(3))
-    with pytest.raises(CacheError, match="made for another model|made by another model"):
+    with pytest.raises(CacheError, match="made for another model"):
         wrapper.generate(ids(2, 4), 3, cache=language_model().new_cache(2))
 
 
@@ -217,7 +217,7 @@ def test_a_growing_cache_passes_max_seq_len_when_told_to_keep_everything() -> No
 
 def test_a_learned_table_says_so_when_the_model_itself_is_asked_for_too_much() -> None:
     net = language_model("absolute", max_seq_len=9)
-    with pytest.raises(PositionError, match="position 9 was asked for.*9 rows.*larger max_seq_len"):
+    with pytest.raises(PositionError, match=r"position 9 was asked for.*9 rows.*larger max_seq_len"):
         net(ids(1, 10))
     greedy = AutoregressiveWrapper(net).generate(ids(1, 5), 5, **GREEDY)
     assert greedy.shape == (1, 5)

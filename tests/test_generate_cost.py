@@ -1,6 +1,7 @@
 """What one new token costs: no look at values, nothing that grows is copied, old keys are never touched again."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_a_growing_cache_doubles() -> None:
     assert sizes == sorted(sizes)
     distinct = sorted(set(sizes))
     assert 3 <= len(distinct) <= 5
-    assert all(1.7 < after / before < 2.1 for before, after in zip(distinct, distinct[1:], strict=False))
+    assert all(1.7 < after / before < 2.1 for before, after in pairwise(distinct))
 
 
 def test_generate_makes_a_cache_of_the_final_size() -> None:

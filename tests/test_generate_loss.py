@@ -7,7 +7,7 @@ import torch
 from generation_models import NUM_TOKENS, ids, language_model, ragged
 from torch import Tensor
 
-from x_positional import AutoregressiveWrapper, Encoder, TransformerWrapper
+from x_positional import AutoregressiveWrapper, TransformerWrapper
 from x_positional.placement import InputError
 
 IGNORED = -100
@@ -66,20 +66,17 @@ def test_ignored_ids_are_no_targets_and_are_read_as_pad_value(wrapper) -> None:
     ignored = torch.zeros_like(tokens, dtype=torch.bool)
     ignored[0, [3, 8]] = ignored[1, 0] = True
     read = torch.where(ignored, wrapper.pad_value, tokens)
-    nats = torch.tensor([surprise(wrapper.net, row) for row in read])
+    nats = torch.tensor([surprise(wrapper.net, row) for row in read], dtype=torch.float64)
     expected = nats[~ignored[:, 1:]].mean().item()
-    assert wrapper(torch.where(ignored, IGNORED, tokens)).item() == pytest.approx(expected, abs=1e-6)
-    own = AutoregressiveWrapper(wrapper.net, ignore_index=2, pad_value=4)
-    assert own(torch.where(ignored, 2, read)).item() == pytest.approx(
-        nats[(torch.where(ignored, 2, read) != 2)[:, 1:]].mean().item(), abs=2e-1
-    )
+    assert wrapper(torch.where(ignored, IGNORED, tokens)).item() == pytest.approx(expected, abs=1e-9)
 
 
 def test_an_ignore_index_that_is_a_token(wrapper) -> None:
     own, tokens = AutoregressiveWrapper(wrapper.net, ignore_index=2, pad_value=4), ids(2, 9)
     tokens[0, 3] = tokens[1, 8] = 2
-    nats = torch.tensor([surprise(wrapper.net, row) for row in torch.where(tokens == 2, 4, tokens)])
-    assert own(tokens).item() == pytest.approx(nats[tokens[:, 1:] != 2].mean().item(), abs=1e-6)
+    read = torch.where(tokens == 2, 4, tokens)
+    nats = torch.tensor([surprise(wrapper.net, row) for row in read], dtype=torch.float64)
+    assert own(tokens).item() == pytest.approx(nats[tokens[:, 1:] != 2].mean().item(), abs=1e-9)
 
 
 def test_the_first_token_of_a_packed_document_is_no_target(wrapper) -> None:
@@ -132,59 +129,3 @@ def test_every_parameter_learns_from_the_loss() -> None:
 def test_inputs_that_do_not_fit_are_refused(wrapper, tokens: Tensor, options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         wrapper(tokens, **options)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "options", "error", "message"),
-    [
-        (ids(2, 0), {}, InputError, "the prompt is empty.*Give at least one token a row"),
-        ([], {}, InputError, "list of prompts is empty"),
-        ([ids(3), ids(0)], {}, InputError, r"prompts \[1\] are not"),
-        ([ids(3), ids(1, 3)], {}, InputError, r"prompts \[1\] are not"),
-        ([[1.5, 2.0]], {}, InputError, "must be integer ids"),
-        (ids(2, 2, 2), {}, InputError, r"these are \[2, 2, 2\]"),
-        (ids(2, 3).float(), {}, InputError, "integer ids; these are torch.float32"),
-        (ids(2, 3) + NUM_TOKENS, {}, InputError, "is outside 0..28"),
-        (ids(2, 3), {"prompt_lens": torch.tensor([1, 4])}, InputError, "from 1 to 3.*from 1 to 4"),
-        (ids(2, 3), {"prompt_lens": torch.tensor([0, 3])}, InputError, "they go from 0 to 3"),
-        (ids(2, 3), {"prompt_lens": torch.tensor([3])}, InputError, "2 integers, one a row"),
-        (ragged(2, 3), {"prompt_lens": torch.tensor([2, 3])}, InputError, "Leave them out"),
-        (ids(2, 3), {"seq_len": -1}, InputError, "seq_len=-1"),
-        (ids(2, 3), {"temperature": -0.5}, ValueError, "temperature=-0.5 is not allowed"),
-        (ids(2, 3), {"repetition_penalty": 0}, ValueError, "repetition_penalty=0 is not allowed"),
-        (ids(2, 3), {"filter_logits_fn": "top_q"}, ValueError, "did you mean 'top_"),
-        (ids(2, 3), {"filter_kwargs": {"thres": 0.9}}, ValueError, "top_k has no option 'thres'"),
-        (ids(2, 3), {"seed": 1, "generator": torch.Generator()}, InputError, "Give one"),
-        (ids(2, 3), {"eos_token": NUM_TOKENS}, InputError, "eos_token=29 must be"),
-        (ids(2, 3), {"eos_token": [3, -1]}, InputError, r"eos_token=\[3, -1\] must be"),
-        (ids(2, 3), {"eos_token": []}, InputError, "one or several ids"),
-        (ids(2, 3), {"eos_token": 3.0}, InputError, "one or several ids"),
-        (ids(2, 3), {"context": torch.zeros(2, 5, 26).double()}, InputError, "no cross-attention"),
-    ],
-)
-@pytest.mark.parametrize("verb", ["generate", "stream"])
-def test_calls_that_cannot_work_say_why(wrapper, verb: str, prompts, options: dict, error: type, message: str) -> None:
-    with pytest.raises(error, match=message):
-        list(getattr(wrapper, verb)(prompts, **{"seq_len": 4, **options}))
-
-
-def test_a_stream_refuses_before_its_first_token_is_asked_for(wrapper) -> None:
-    with pytest.raises(InputError, match="outside 0..28"):
-        wrapper.stream(ids(2, 3) + NUM_TOKENS, 4)
-    with pytest.raises(ValueError, match="temperature"):
-        wrapper.stream(ids(2, 3), 4, temperature=-1)
-
-
-def test_models_that_cannot_be_wrapped() -> None:
-    encoder = TransformerWrapper(
-        num_tokens=NUM_TOKENS, max_seq_len=9, attn_layers=Encoder(dim=26, depth=1, heads=1, position="rope")
-    )
-    with pytest.raises(InputError, match="this net is a encoder.*Use a Decoder"):
-        AutoregressiveWrapper(encoder)
-    net = language_model()
-    for value in (-1, NUM_TOKENS):
-        with pytest.raises(InputError, match=f"pad_value={value} is read by the model"):
-            AutoregressiveWrapper(net, pad_value=value)
-    columns = TransformerWrapper.from_config(net.config.model_copy(update={"logits_dim": 5}))
-    with pytest.raises(InputError, match="logits_dim=5 columns cannot name 29 tokens"):
-        AutoregressiveWrapper(columns)

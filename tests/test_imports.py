@@ -24,6 +24,7 @@ LAYOUT = {
     "cache": "scheme slots",
     "registry": "scheme",
     "schemes": "scheme registry",
+    "rope": "registry schemes",
     "rotary": "schemes",
     "backends": "scheme masks",
     "norms": "",
@@ -52,7 +53,7 @@ LAYOUT = {
     "training": ABOVE,
     "cli": ABOVE,
 }
-FAMILIES = ("flag_table", "flags", "validate")  # flags_reader.py belongs to flags, and so on
+FAMILIES = ("flag_table", "flags", "rope", "validate")  # flags_reader.py belongs to flags, and so on
 
 TORCH_ONLY = {"scheme", "masks", "slots", "cache", "sampling"}
 BASE = {"torch", "einops", "pydantic", "typing_extensions", "yaml", "safetensors", "rich"}  # always installed

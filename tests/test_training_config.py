@@ -163,7 +163,16 @@ def test_a_model_is_read_from_a_run_or_a_model_file(tmp_path: Path, file: Path):
     for path in (file, bare):
         assert load_model(path, {}) == (fields, [])
         assert load_model(path, {"model.depth": 3})[0]["layers"]["depth"] == 3
-        assert load_model(path, {"run.steps": 3})[1] == ["run.steps is unknown; --print-config shows all names."]
+        assert load_model(path, {"zzz": 3})[1] == ["zzz is unknown; --print-config shows all names."]
+    assert load_model(file, {"run.steps": 3})[1] == []
+    assert load_model(bare, {"run.steps": 3})[1] == ["run.steps is unknown; --print-config shows all names."]
+    fields["layers"]["kind"] = "encoder"  # cannot be trained here, and can be checked
+    raw = {"model": fields, "runn": {}, "run": {"steps": 0, "step": 3}}
+    file.write_text(yaml.safe_dump(raw))
+    problems = "\n".join(load_model(file, {})[1])
+    for part in ("runn is unknown; did you mean run?", "run.steps=0", "run.step is unknown; did you mean run.steps?"):
+        assert part in problems
+    assert "kind" not in problems
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda p: p.stem)

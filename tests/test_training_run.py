@@ -4,6 +4,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -309,3 +311,22 @@ def test_the_loop_keeps_no_list_that_grows(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(loop.Loop, "__init__", remember)
     train(config(tmp_path, log_every=3))
     assert (made[0]._unread, made[0]._losses) == ([], [])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without distributed")
+def test_two_processes_train_as_one_does_on_the_same_windows(tmp_path: Path):
+    layers = {**raw_config(tmp_path)["model"]["layers"], "attn": {}, "ff": {"mult": 2}}
+    base = changed(config(tmp_path, batch_size=4), model={"emb_dropout": 0.0, "layers": layers})
+    train(changed(base, run={"dir": str(tmp_path / "one"), "accumulate": 1, "batch_size": 8}))
+    file = tmp_path / "config.yaml"
+    file.write_text(changed(base, run={"dir": str(tmp_path / "two"), "accumulate": 1}).to_yaml())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    run = subprocess.run(
+        [*command, "-m", "x_positional.cli.main", "train", str(file)],
+        capture_output=True, text=True, timeout=180, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("steps done") == 1
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)

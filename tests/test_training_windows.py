@@ -86,7 +86,7 @@ def net() -> nn.Module:
 def test_the_score_is_the_mean_loss_of_all_predictions(net: nn.Module):
     tokens = np.random.default_rng(0).integers(0, 64, 41)
     net.train()
-    score = evaluate(net, Part(tokens, bytes(123)), plan_windows(41, 12), batch_size=3, device=CPU, autocast=FULL)
+    score = evaluate(net, Part(tokens, 123), plan_windows(41, 12), batch_size=3, device=CPU, autocast=FULL)
     assert net.training, "the mode was not put back"
     net.eval()
     losses = []

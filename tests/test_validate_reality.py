@@ -1,6 +1,5 @@
 """The validator against reality: what it calls fine builds, runs, trains and decodes; what it refuses fails or is wrong."""
 
-import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from validate_oracles import faults
@@ -20,9 +19,19 @@ def fields(kind, **options):
     return st.fixed_dictionaries({"kind": st.just(kind)}, optional={k: st.sampled_from(v) for k, v in options.items()})
 
 
+SHORT = {"original_max_position_embeddings": 4}
+SCALINGS = [
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "ntk", "factor": 2.0},
+    {"rope_type": "dynamic", **SHORT},
+    {"rope_type": "dynamic", **SHORT, "length_policy": "recompute"},
+    {"rope_type": "yarn", "original_max_position_embeddings": 64, "factor": 4.0},
+]
+
 ROTARY = {
     "theta": [500.0], "dim": [4, 6, 6, 0, 7, 40], "fraction": [0.5], "interleaved": [True], "heads": [1, 2, 3],
     "interpolation_factor": [2.0], "base_rescale_factor": [3.0],
+    "scaling": SCALINGS,
 }  # fmt: skip
 
 SCHEMES = st.one_of(

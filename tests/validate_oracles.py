@@ -3,87 +3,33 @@
 `faults` names everything that fails or is wrong. The validator must refuse a config if and only if there is a fault.
 """
 
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn import Module
+from torch.nn import functional as F
+from validate_forced import (
+    BATCH,
+    changed,
+    context_of,
+    default_at,
+    far,
+    forced,
+    has_no_effect_by_design,
+    replaced,
+    tokens_of,
+)
 
-from x_positional.backends import BackendError, Choice, choose
 from x_positional.backends.eager import Eager
 from x_positional.config import ModelConfig
 from x_positional.scheme import AttentionContext, PositionScheme
-from x_positional.schemes import Alibi, AlibiBias, Chain, CoPE, Forgetting, Rope, T5Bias, XPosEmbedding, t5_buckets
+from x_positional.schemes import AlibiBias, Chain, CoPE, Forgetting, RotaryEmbedding, T5Bias, XPosEmbedding, t5_buckets
+from x_positional.schemes.frequencies import inverse_frequencies
+from x_positional.schemes.rope_scaling import DefaultRope, LongRope
+from x_positional.schemes.rope_scaling_parts import Parts
 from x_positional.validate import Use
-from x_positional.wrappers import TransformerWrapper, build_model
-
-BATCH, CONTEXT = 2, 5
-CLOSE = 1e-4
-
-
-class Gates(ExitStack):
-    """Inside it nothing is refused: not by the validator, not by the flags, not by `choose`, not by Chain."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        fields = {name: getattr(config, name) for name in ModelConfig.model_fields}
-        for name, value in {
-            "build.require": lambda report: None,
-            "wrappers.require": lambda report: None,
-            "wrappers.model_from_flags": lambda num_tokens, max_seq_len, flags: {**fields, "layers": flags["attn_layers"]},
-            "build.choose": open_choose,
-            "layers.choose": open_choose,
-            "schemes.compose.chain_problems": lambda parts: [],
-        }.items():
-            self.enter_context(patch(f"x_positional.{name}", value))
-
-
-def open_choose(requested: str, *rest) -> Choice:
-    """What was asked for, whether or not it can run it."""
-    try:
-        return choose(requested, *rest)
-    except BackendError:
-        return Choice(requested, "forced")
-
-
-def forced(config: ModelConfig) -> TransformerWrapper:
-    """The model with every parameter set by its name alone, so that equal names are equal numbers."""
-    with Gates(config):
-        model = build_model(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if not parameter.isfinite().all():
-                raise ValueError(f"{name} starts at {parameter}")
-            noise = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
-            parameter.copy_(torch.randn(parameter.shape, generator=noise) * 1.5 / fan_in**0.5)
-            if name.endswith("delta"):  # polar phases live in [-2 pi, 0]
-                parameter.copy_(-parameter.abs())
-    return model.eval()
-
-
-def tokens_of(config: ModelConfig, length: int) -> Tensor:
-    return torch.randint(config.num_tokens, (BATCH, length), generator=torch.Generator().manual_seed(length))
-
-
-def context_of(config: ModelConfig) -> dict[str, Tensor]:
-    layers = config.layers
-    if not (layers.cross_attend or layers.kind == "cross_attender"):
-        return {}
-    noise = torch.Generator().manual_seed(5)
-    given = {"context": torch.randn(BATCH, CONTEXT, layers.context_dim or layers.dim, generator=noise)}
-    positions = layers.kind == "cross_attender" and any(part.kind != "none" for part in layers.position or ())
-    return given | ({"context_positions": torch.arange(CONTEXT)} if positions else {})
-
-
-def far(a: Tensor, b: Tensor, close: float = CLOSE) -> bool:
-    """Different by more than `close` of the larger one's scale, or not finite."""
-    scale = 1 + max(float(a.abs().max()), float(b.abs().max()))
-    return not float((a - b).abs().max()) <= close * scale
+from x_positional.wrappers import TransformerWrapper
 
 
 def faults(config: ModelConfig, use: Use) -> list[str]:
@@ -115,13 +61,17 @@ def decoding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
         if use.cache or use.decode_to:
             model.new_cache(BATCH)
         return
+    if use.cache is None and not model.attn_layers.kinds[0].scheme.capabilities().kv_cacheable:
+        return  # nobody asked for a cache, and there is none
     tokens, context = tokens_of(config, full.shape[1]), context_of(config)
     for chunks in ([1] * tokens.shape[1], [3, 1, 2, tokens.shape[1]]):
         cache = model.new_cache(BATCH, tokens.shape[1] if use.cache == "static" else None, use.cache_window)
         if use.cache == "sliding" and None in cache.windows:
             yield "the sliding cache keeps everything"
         with torch.no_grad():
-            pieces = [model(piece, cache=cache, **context) for piece in tokens.split(_cut(chunks, tokens.shape[1]), dim=1)]
+            pieces = [
+                model(piece, cache=cache, **context) for piece in tokens.split(_cut(chunks, tokens.shape[1]), dim=1)
+            ]
         if far(torch.cat(pieces, dim=1), full):
             yield f"decoding by {chunks} differs from the full pass"
 
@@ -181,9 +131,9 @@ def shifting(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
         if not caps.absolute and far(near, model(tokens, positions=torch.arange(n) + 3, **context)):
             yield "moving all positions changes the output"
         spread = torch.arange(n) * 37 if caps.unbounded else torch.arange(n) * (config.max_seq_len - 1) // (n - 1)
-        if config.max_seq_len > n or caps.unbounded:
-            if not far(near, model(tokens, positions=spread, **context), 1e-6):
-                yield "positions change nothing"
+        farther = config.max_seq_len > n or caps.unbounded
+        if farther and not far(near, model(tokens, positions=spread, **context), 1e-6):
+            yield "positions change nothing"
 
 
 def listing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
@@ -191,16 +141,17 @@ def listing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tens
     position = config.layers.position
     if position is None or len(position) < 2:
         return
-    for kept in (range(len(position))[::-1], *([j for j in range(len(position)) if j != i] for i in range(len(position)))):
+    n = range(len(position))
+    for kept in ([*n][::-1], *([j for j in n if j != i] for i in n)):
         other = forced(replaced(config, ("layers", "position"), tuple(position[j] for j in kept)))
         for ours, theirs in zip(model.attn_layers.kinds, other.attn_layers.kinds, strict=True):
             for j, same in zip(kept, parts_of(theirs.scheme), strict=True):
                 same.load_state_dict(parts_of(ours.scheme)[j].state_dict())
         with torch.no_grad():
             out = other(tokens_of(config, full.shape[1]), **context_of(config))
-        if len(kept) < len(position) and not far(full, out, 1e-6):
-            yield f"of schemes {list(range(len(position)))} {list(kept)} do it all"
-        if len(kept) == len(position) and far(full, out):
+        if len(kept) < len(n) and not far(full, out, 1e-6):
+            yield f"schemes {kept} of {len(n)} do it all"
+        if len(kept) == len(n) and far(full, out):
             yield "the order of the schemes matters"
 
 
@@ -230,6 +181,8 @@ def laws(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor)
             bias = scheme.of_distance(torch.tensor([1, 5]))[: len(scheme.left)]
             if not (bias[:, 1] < bias[:, 0]).all():
                 yield "an alibi head has no penalty"
+        if isinstance(scheme, RotaryEmbedding) and not scheme.scaling.follows_length:
+            yield from stretching(scheme)
         if isinstance(scheme, T5Bias):
             buckets = t5_buckets(torch.arange(200), scheme.num_buckets, scheme.max_distance, scheme.causal_only)
             if (buckets.diff() < 0).any() or buckets.min() < 0:
@@ -249,7 +202,8 @@ def both_sides(config: ModelConfig, use: Use, model: TransformerWrapper, full: T
     for scheme in model.attn_layers.kinds[0].scheme.modules():
         if isinstance(scheme, XPosEmbedding):
             table = scheme.tables(index)
-            if (table.q_cos[0, 0, 0] ** 2 + table.q_sin[0, 0, 0] ** 2 > table.q_cos[0, 0, 1] ** 2 + table.q_sin[0, 0, 1] ** 2).any():
+            factor = (table.q_cos**2 + table.q_sin**2)[0, 0]  # [T R]
+            if (factor[0] > factor[1]).any():
                 yield "xpos scores grow to the right"
         if isinstance(scheme, Forgetting):
             bias = scheme.content_bias(torch.zeros(1), ctx, torch.full((1, heads, n, 1), -1.0)).dense(ctx, range(n))
@@ -260,6 +214,32 @@ def both_sides(config: ModelConfig, use: Use, model: TransformerWrapper, full: T
             counted = scheme.transform_scores(torch.zeros(1, heads, n, n), None, same, ctx)
             if torch.equal(counted[:, :, 0], counted[:, :, 1]):
                 yield "cope counts the same for every query"
+
+
+def stretching(scheme: RotaryEmbedding) -> Iterator[str]:
+    """A scaling alone says how frequencies change: slow pairs at least as much as fast ones, and by its factor."""
+    cpu, scaling = torch.device("cpu"), scheme.scaling
+    ours, said = scheme.frequencies(cpu), scaling.frequencies(scheme.width, scheme.theta)
+    if not isinstance(scaling, DefaultRope) and not torch.allclose(ours.inv_freq, said.inv_freq):
+        yield "the frequencies are stretched twice"
+    if isinstance(scaling, Parts):
+        kept = said.inv_freq / inverse_frequencies(scheme.width, scheme.theta, cpu)
+        if (kept.diff() > 1e-9).any() or (scaling.factor > 1 and kept[-1] > 1 - 1e-9):
+            yield "slow pairs are not stretched by the factor"
+    if isinstance(scaling, LongRope) and scaling.factor is None and scaling.attention_factor is None:
+        if max(scaling.long_factor) > 1 and said.attention_factor == 1.0:
+            yield "a stretched text has no attention factor"
+
+
+def embedding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """What is added to the embeddings is added once, however many layers there are."""
+    layers = model.attn_layers
+    n = min(full.shape[1], config.max_seq_len)
+    placed = layers.place(BATCH, n, full.device, None, None, None, None)
+    x = torch.zeros(BATCH, n, config.emb_dim or config.layers.dim)
+    with torch.no_grad():
+        if far(layers.embed(x, placed), layers.kinds[0].scheme.embed(x, placed.positions)):
+            yield "the embeddings are changed more than once"
 
 
 def fusing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
@@ -307,68 +287,6 @@ def _behaviour(config: ModelConfig, model: TransformerWrapper) -> tuple[dict[str
     return shapes, out
 
 
-Path = tuple[str | int, ...]
-MEANT_FOR_KERNELS = {"backend", "flash"}
-MEANT_FOR_THE_START = {"bias_init", "uniform_init"}
-CANCELS = {"center"}  # xPos: the same in queries and keys
-
-
-def has_no_effect_by_design(config: ModelConfig, path: Path) -> bool:
-    """Settings that say how, not what; that only set initial values; and those that repeat what the default means."""
-    layers, leaf = config.layers, path[-1]
-    if leaf in MEANT_FOR_KERNELS | MEANT_FOR_THE_START | CANCELS:
-        return True
-    value, natural = at(config, path), {"decoder": ("causal", "symmetric")}.get(layers.kind, ("symmetric",))
-    meant = {
-        "kv_heads": (layers.heads,), "heads": (layers.heads,), "context_dim": (layers.dim,), "emb_dim": (layers.dim,),
-        "final_norm": (layers.norm_place != "post",), "variant": natural,
-        "gate_bias": (layers.ff.bias,) if layers.ff.glu else (),
-        "cross_attend": (layers.kind == "cross_attender",),
-    }  # fmt: skip
-    hidden = leaf == "max_distance" and layers.window is not None  # no distance is as far as the window
-    part = at(config, path[:-1])
-    if isinstance(part, Rope):
-        meant["dim"] = (layers.head_dim,)
-    if isinstance(part, Alibi):  # learned slopes are a start; as many heads as slopes are said twice
-        meant["slopes"] = (part.slopes,) if part.learned and part.slopes else ()
-        meant["heads"] = (len(part.slopes),) if part.slopes else meant["heads"]
-    return hidden or value in meant.get(str(leaf), ())
-
-
-def at(config, path: Path):
-    for step in path:
-        config = config[step] if isinstance(step, int) else getattr(config, step)
-    return config
-
-
-def default_at(config, path: Path):
-    return type(at(config, path[:-1])).model_fields[path[-1]].default
-
-
-def changed(config, before: Path = ()) -> Iterator[Path]:
-    """Paths of the settings that have a default and are not at it."""
-    for name, field in type(config).model_fields.items():
-        value, path = getattr(config, name), (*before, name)
-        if name in ("kind", "head_dim") or (not field.is_required() and value == field.default):
-            continue
-        if name == "position":
-            for i, part in enumerate(value):
-                yield from changed(part, (*path, i))
-        elif hasattr(value, "model_fields"):
-            yield from changed(value, path)
-        elif not field.is_required():
-            yield path
-
-
-def replaced(config, path: Path, value):
-    """The config with another value at a path."""
-    step, rest = path[0], path[1:]
-    if isinstance(config, tuple):
-        return tuple(replaced(item, rest, value) if i == step else item for i, item in enumerate(config))
-    old = getattr(config, step)
-    return config.model_copy(update={step: replaced(old, rest, value) if rest else value})
-
-
 ORACLES: list[Callable[..., Iterator[str]]] = [
-    decoding, padding, reaching, order, shifting, listing, rotating, laws, both_sides, fusing, training, settings,
+    decoding, padding, reaching, order, shifting, listing, rotating, laws, both_sides, embedding, fusing, training, settings,
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from x_positional.attention import Attention, CrossAttention
 from x_positional.backends import choose
@@ -52,9 +53,10 @@ def build_blocks(config: LayersConfig) -> list[Block]:
     """The blocks, without positions."""
     attn, ff, dims = config.attn, config.ff, config.dims()
     scale = attn.qk_norm_scale if attn.qk_norm == "l2" else attn.scale
-    shared = dict(
-        bias=attn.bias, dropout=attn.dropout, qk_norm=attn.qk_norm, scale=scale, softcap=attn.softcap, sinks=attn.sinks
-    )
+    shared: dict[str, Any] = {
+        "bias": attn.bias, "dropout": attn.dropout, "qk_norm": attn.qk_norm, "scale": scale, "softcap": attn.softcap,
+        "sinks": attn.sinks,
+    }  # fmt: skip
     sizes = (dims.dim, dims.heads, dims.kv_heads, dims.head_dim)
     crosses = config.cross_attend or config.kind == "cross_attender"
     blocks = []

@@ -73,12 +73,12 @@ def _place_context(batch: int, given: Crossing, schemes: list[PositionScheme]) -
         raise InputError(f"context must be [batch={batch}, tokens, dim]; this one is {list(context.shape)}.")
     rotated = given.positions is not None
     caps = [(type(s).__name__, s.capabilities()) for s in schemes]
-    blind = sorted({name for name, c in caps if c.causal_only or c.kernel == "rows"})
+    blind = sorted({name for name, c in caps if c.causal_only or c.kernel == "rows" or not c.prefix_consistent})
     if rotated and blind:
         raise PositionError(
             f"context_positions were given, and {', '.join(blind)} is defined only under a causal mask, which "
-            "cross-attention has not, or needs whole rows of scores. Leave context_positions out, or use rope, alibi or "
-            "dynamic."
+            "cross-attention has not, or needs whole rows of scores, or turns texts of different lengths differently. "
+            "Leave context_positions out, or use rope, alibi or dynamic."
         )
     tokens = place(batch, context.shape[1], context.device, given.mask, given.positions)
     return SeenContext(tokens, rotated)

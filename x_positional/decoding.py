@@ -3,7 +3,7 @@
 B batch, T prompt tokens, S tokens so far, M model dim.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -55,8 +55,12 @@ class Run:
         self.net, self.prompts, self.decoding, self.pad_value = net, prompts, decoding, pad_value
         if prompts.tokens.shape[1]:
             net.check_tokens(prompts.tokens)
+        schemes = net.attn_layers.position_schemes
+        self.changing = [s for s in schemes if not s.capabilities().kv_cacheable]  # a longer text has other keys
         self.cache = self._choose_cache(cache)
-        self.fed, self.mask = prompts.tokens, prompts.mask  # [B S], grown only where no cache is used
+        self.fed, self.mask = prompts.tokens, prompts.mask  # [B S], grown only where tokens may be read again
+        self.lengths = self._prompt_lengths() if self.changing else []
+        self.regime = self._regime()
         self.ended = torch.zeros(len(self.fed), dtype=torch.bool, device=self.fed.device)
 
     def _choose_cache(self, cache: KVCache | None) -> KVCache | None:
@@ -73,7 +77,21 @@ class Run:
         if not decoding.use_cache and window is None:
             return None
         grows = decoding.keep_cache or window is not None
-        return net.new_cache(len(self.prompts.tokens), max_len=None if grows else new, window=window)
+        self.room = (None if grows else new, window)
+        return self._new_cache()
+
+    def _new_cache(self) -> KVCache:
+        (max_len, window), rereads = self.room, bool(self.changing) and not self.decoding.keep_cache
+        return self.net.new_cache(len(self.prompts.tokens), max_len=max_len, window=window, rereads=rereads)
+
+    def _prompt_lengths(self) -> list[int]:
+        """Tokens per row."""
+        tokens, mask = self.prompts.tokens, self.prompts.mask
+        return [tokens.shape[1]] * len(tokens) if mask is None else mask.sum(dim=-1).tolist()
+
+    def _regime(self) -> Hashable:
+        """Cached keys are right until this changes."""
+        return tuple(scheme.regime(length) for scheme in self.changing for length in self.lengths)
 
     @torch.no_grad()
     def tokens(self) -> Iterator[Tensor]:
@@ -130,8 +148,10 @@ class Run:
         alive, eos, cache = ~self.ended, self.decoding.eos, self.cache
         if eos is not None:
             self.ended = self.ended | torch.isin(token, eos)
-        if not self.decoding.use_cache:
-            return self._read_again(token)
+        if not self.decoding.use_cache or self.changing:
+            self._append(token)
+        if not self.decoding.use_cache or self._outgrown():
+            return self._read_again()
         if not self.decoding.keep_cache:
             return self._read(token[:, None], None, cache, None)[:, -1]
         new = self._read(token[:, None], None if eos is None else alive[:, None], cache, None)[:, -1]
@@ -140,13 +160,21 @@ class Run:
             cache.ending = (cache.span, x)
         return x
 
-    def _read_again(self, token: Tensor) -> Tensor:
-        """The same without a cache: [B] and all tokens before it -> [B M]."""
+    def _append(self, token: Tensor) -> None:
         self.fed = torch.cat([self.fed, token[:, None]], dim=1)
         if self.mask is not None:
             self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
-        windowed = None if self.cache is None else self.net.new_cache(len(self.fed), window=self.net.max_seq_len)
-        return self._read(self.fed, self.mask, windowed, self.decoding.context)[:, -1]
+
+    def _outgrown(self) -> bool:
+        """Whether one more token a row changes the keys of those before it."""
+        before, self.lengths = self.regime, [length + 1 for length in self.lengths]
+        self.regime = self._regime()
+        return self.regime != before
+
+    def _read_again(self) -> Tensor:
+        """All tokens so far, from the first on -> [B M]."""
+        self.cache = None if self.cache is None else self._new_cache()
+        return self._read(self.fed, self.mask, self.cache, self.decoding.context)[:, -1]
 
     def _read(self, tokens: Tensor, mask: Tensor | None, cache: KVCache | None, context: Tensor | None) -> Tensor:
         context_mask = None if context is None else self.decoding.context_mask

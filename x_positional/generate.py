@@ -30,8 +30,8 @@ class AutoregressiveWrapper(nn.Module):
         super().__init__()
         if net.config.layers.kind != "decoder":
             raise InputError(
-                f"AutoregressiveWrapper predicts each token from those before it, and this net is a "
-                f"{net.config.layers.kind}, which sees them all. Use a Decoder."
+                "AutoregressiveWrapper predicts each token from those before it, and the layers of this net, of kind "
+                f"{net.config.layers.kind!r}, see them all. Use a Decoder."
             )
         if net.config.logits_dim not in (None, net.num_tokens):
             raise InputError(
@@ -53,7 +53,7 @@ class AutoregressiveWrapper(nn.Module):
         if tokens.ndim != 2 or tokens.shape[1] < 2:
             raise InputError(f"a loss needs [batch, tokens] with at least two tokens; these are {list(tokens.shape)}.")
         tokens = as_ids(tokens)
-        ids = torch.where(tokens == self.ignore_index, self.pad_value, tokens)
+        ids = tokens.masked_fill(tokens == self.ignore_index, self.pad_value)
         self.net.check_tokens(ids)
         (batch, length), targets = tokens.shape, tokens[:, 1:]
         present = token_mask(batch, length, mask, positions)
@@ -153,7 +153,7 @@ class AutoregressiveWrapper(nn.Module):
             return None
         ids, last = torch.as_tensor(eos_token).flatten(), self.net.num_tokens - 1
         whole = not (ids.is_floating_point() or ids.dtype == torch.bool)
-        if not (whole and len(ids) and 0 <= int(ids.min()) and int(ids.max()) <= last):
+        if not (whole and len(ids) and int(ids.min()) >= 0 and int(ids.max()) <= last):
             raise InputError(f"eos_token={eos_token!r} must be one or several ids from 0 to {last}.")
         return ids.to(self._device)
 

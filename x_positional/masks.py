@@ -61,3 +61,18 @@ def restart_per_document(index: Tensor, documents: Tensor, before: tuple[Tensor,
         last_document, document_start = before
         first[:, 0] = torch.where(documents[:, 0] == last_document, document_start, first[:, 0])
     return torch.where(index == NO_TOKEN, NO_TOKEN, index - first.cummax(dim=-1).values)
+
+
+def text_lengths(index: Tensor, positions: Tensor, documents: Tensor | None) -> Tensor:
+    """[B|1 T] index, [B|1 T] or [B|1 T A] positions, [B T] documents -> how long each token's text is: its last position
+    + 1, over its row [B|1 1], or in a packed row over its document [B T]."""
+    last = positions if positions.ndim == 2 else positions.amax(dim=-1)
+    last = torch.where(index == NO_TOKEN, NO_TOKEN, last)
+    if documents is None:
+        return last.amax(dim=1, keepdim=True) + 1
+    ids, order = documents.sort(dim=1, stable=True)
+    run = torch.zeros_like(ids)
+    run[:, 1:] = (ids[:, 1:] != ids[:, :-1]).cumsum(dim=1)
+    run = torch.zeros_like(run).scatter(1, order, run)  # 0, 1, 2, ... in place of the documents' names
+    of_run = torch.zeros_like(last.expand_as(run)).scatter_reduce(1, run, last.expand_as(run), "amax")
+    return of_run.gather(1, run) + 1

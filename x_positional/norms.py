@@ -39,6 +39,6 @@ class Norm(nn.Module):
             gain = gain + 1.0
         if self.kind == "layer":
             return F.layer_norm(x, (self.dim,), gain, self.shift, self.eps)
-        if self.kind == "scale":
+        if self.kind == "scale" and gain is not None:  # one gain for all channels is no weight of rms_norm
             return F.rms_norm(x, (self.dim,), None, self.eps) * gain
         return F.rms_norm(x, (self.dim,), gain, self.eps)

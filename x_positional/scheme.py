@@ -4,7 +4,7 @@ B batch, T query tokens, S key tokens, H heads, G key/value heads, D head dim, M
 A leading 1 in place of B means "the same for every row". Biases are in logits: they are added after q.k * scale.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -48,6 +48,7 @@ class Capabilities:
     causal_only: blind to order, or undefined, without a causal mask.
     continuous: float positions are as good as integers.
     uses_positions: custom positions change the output (otherwise they are refused).
+    prefix_consistent: in a decoder, the logits of a token do not depend on how many tokens follow it.
     """
 
     kernel: Kernel
@@ -57,6 +58,7 @@ class Capabilities:
     causal_only: bool
     continuous: bool
     uses_positions: bool
+    prefix_consistent: bool = True
 
 
 class Rows(NamedTuple):
@@ -182,6 +184,8 @@ class PositionScheme(nn.Module):
     absolute: ClassVar[bool] = False
     causal_only: ClassVar[bool] = False
     continuous: ClassVar[bool] = True
+    prefix_consistent: ClassVar[bool] = True
+    """False where all tokens of a text change once it is longer than some length (dynamic NTK, LongRoPE)."""
     per_layer: ClassVar[bool] = False
     """Each layer gets parameters of its own (CoPE, forget gates); otherwise all layers share one instance."""
     max_axes: ClassVar[int] = 1
@@ -198,6 +202,16 @@ class PositionScheme(nn.Module):
     def tables(self, positions: Tensor) -> Any:
         """[B|1 T] or [B|1 T A] -> whatever `rotate_q` and `rotate_k` want. Once per forward pass, not once per layer."""
         return None
+
+    def length_tables(self, positions: Tensor, lengths: Tensor) -> Any:
+        """`tables`, given also how long each token's text is: [B|1 T|1], the last position + 1 of its row, or of its
+        document in a packed row. Asked in place of `tables` where `prefix_consistent` is False."""
+        return self.tables(positions)
+
+    def regime(self, length: int) -> Hashable:
+        """Keys cached at one length of the text are right at another where the regimes are equal; where they are not,
+        generation reads the text again."""
+        return None if self.capabilities().kv_cacheable else length
 
     def rotate_q(self, q: Tensor, tables: Any) -> Tensor:
         """[B H T D] -> [B H T D']. New queries of one layer: RoPE, xPos, PoPE."""
@@ -234,6 +248,7 @@ class PositionScheme(nn.Module):
             kernel=kernel, kv_cacheable=self.kv_cacheable, unbounded=self.limit is None, absolute=self.absolute,
             causal_only=self.causal_only, continuous=self.continuous,
             uses_positions=any(map(self.overrides, ("embed", "tables", "bias"))),
+            prefix_consistent=self.prefix_consistent,
         )  # fmt: skip
 
     def overrides(self, hook: str) -> bool:

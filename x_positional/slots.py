@@ -158,8 +158,9 @@ class Slots:
             )
         if tokens.documents is not None and self.documents is None and self.index is not None:
             self.documents = torch.zeros_like(self.index)
-        if self.positions is not None or tokens.custom_positions:
-            self._match_positions(self.index if self.positions is None else self.positions, tokens.positions)
+        held = self.index if self.positions is None else self.positions
+        if held is not None and (self.positions is not None or tokens.custom_positions):
+            self._match_positions(held, tokens.positions)
 
     def _match_positions(self, held: Tensor, new: Tensor) -> None:
         if new.ndim > held.ndim:  # earlier tokens had one axis: the same value on each

@@ -68,16 +68,22 @@ class AttentionLayers(nn.Module):
         return [s for s in self.schemes if isinstance(s, PositionScheme)]
 
     def new_cache(
-        self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None
-    ) -> KVCache:
+        self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None,
+        *, rereads: bool = False,
+    ) -> KVCache:  # fmt: skip
         """A cache for `batch_size` rows. max_len: slots per row, None grows. window: keep (and see) only the last
         `window` tokens in layers that have no smaller window of their own. dtype: of keys and values, None as computed.
+        rereads: the caller drops the cache and reads the whole text again wherever a scheme's `regime` changes.
 
         Raises PositionError where a scheme's cached keys would go stale as the sequence grows.
         """
         stale = [type(s).__name__ for s in self.position_schemes if not s.capabilities().kv_cacheable]
-        if stale:
-            raise PositionError(f"{', '.join(stale)} changes old keys as the sequence grows; decode with cache_kv=False.")
+        if stale and not rereads:
+            raise PositionError(
+                f"{', '.join(stale)} changes old keys as the sequence grows, so a cache goes stale. Use "
+                "AutoregressiveWrapper.generate without a cache of yours, which reads the text again where that happens; "
+                "or, for rotary frequencies that follow the length, length_policy='fixed'."
+            )
         if not self.dims.causal and any(b.attn is not None for b in self._blocks()):
             raise InputError("an encoder reads both ways: earlier outputs change with later tokens, so no cache is right.")
         windows = [w if window is None else min(window, w or window) for w in (k.window for k in self.kinds)]
@@ -114,7 +120,7 @@ class AttentionLayers(nn.Module):
         memos = {} if cache is None else cache.memo
         contexts = {w: self._context(batch, tokens, w, views.get(w), memos.get(w)) for w in set(windows)}
         distinct = {id(k.scheme): k.scheme for k in self.kinds}
-        tables = {key: scheme.tables(tokens.positions) for key, scheme in distinct.items()}
+        tables = {key: _tables(scheme, tokens) for key, scheme in distinct.items()}
         planned: dict[tuple[int, int | None], Planned] = {}
         layers = []
         for layer, (kind, window) in enumerate(zip(self.kinds, windows, strict=True)):
@@ -199,3 +205,8 @@ class AttentionLayers(nn.Module):
         plan = self.plan(x.shape[0], tokens, x.dtype, cache, context, context_mask, context_positions)
         return self.run(self.embed(x, tokens), plan)
 
+
+def _tables(scheme: PositionScheme, tokens: Tokens) -> Any:
+    if scheme.capabilities().prefix_consistent:
+        return scheme.tables(tokens.positions)
+    return scheme.length_tables(tokens.positions, masks.text_lengths(tokens.index, tokens.positions, tokens.documents))

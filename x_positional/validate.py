@@ -1,6 +1,7 @@
 """What cannot work, what deserves a second look, and which backend will run, before anything is built."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,42 +69,42 @@ def judge(case: Case) -> Report:
     dims = case.dims
     errors = [e for rule in rules.SETTINGS for e in rule(case)]
     warnings = [w for part in case.parts for w in part.warnings(dims)]
-    schemes, unbuilt = build_parts(case.parts, dims)
+    named, unbuilt = build_parts(case.parts, dims)
     errors += unbuilt
-    case = Case(**{**vars(case), "schemes": tuple(schemes)})
+    case = replace(case, named=tuple(named))
     for rule in (*rules.COMBINATIONS, *use_rules.ERRORS):
         errors += rule(case)
     for rule in (*rules.WARNINGS, *use_rules.WARNINGS):
         warnings += rule(case)
-    caps = combined(schemes)
-    if caps is None:
-        return Report(errors=errors, warnings=warnings, position=" + ".join(case.kinds) or None)
-    choice: Choice | None = None
-    try:
-        choice = choose(case.layers.backend, case.layers.flash, caps.kernel, features(case.layers))
-        errors += [e for rule in use_rules.BACKEND_ERRORS for e in rule(case, choice)]
-        warnings += [w for rule in use_rules.BACKEND_WARNINGS for w in rule(case, choice)]
-    except BackendError as error:
-        errors.append(str(error))
-    return Report(
-        errors=errors, warnings=warnings, position=" + ".join(case.kinds),
-        backend=choice and choice.name, reason=choice and _reason(case, choice), capabilities=None if unbuilt else caps,
-        decodes=use_rules.decodes(case, caps), past=use_rules.past(case, caps),
+    caps, choice = combined(case.schemes), None
+    if caps is not None:
+        try:
+            choice = choose(case.layers.backend, case.layers.flash, caps.kernel, features(case.layers))
+            errors += [e for rule in use_rules.BACKEND_ERRORS for e in rule(case, choice)]
+            warnings += [w for rule in use_rules.BACKEND_WARNINGS for w in rule(case, choice)]
+        except BackendError as error:
+            errors.append(str(error))
+    report = Report(errors=errors, warnings=warnings, position=" + ".join(case.kinds) or None)
+    if caps is None or unbuilt:  # what is left of the schemes says nothing about the whole
+        return report
+    return replace(
+        report, backend=choice and choice.name, reason=choice and _reason(case, choice), capabilities=caps,
+        decodes=use_rules.decodes(case, caps), past=use_rules.past(case),
     )  # fmt: skip
 
 
-def build_parts(parts: tuple[SchemeConfig, ...], dims: Dims) -> tuple[list[PositionScheme], list[str]]:
-    """One instance of each scheme that can be built, enough to ask what it can do; and why others cannot."""
-    schemes, problems = [], []
+def build_parts(parts: tuple[SchemeConfig, ...], dims: Dims) -> tuple[list[tuple[str, PositionScheme]], list[str]]:
+    """By name, one instance of each scheme that can be built, enough to ask what it can do; and why others cannot."""
+    named, problems = [], []
     for part in parts:
         if found := part.problems(dims):
             problems += found
             continue
         try:
-            schemes.append(_build_lightly(part, dims))
+            named.append((part_name(part), _build_lightly(part, dims)))
         except Exception as error:  # a scheme of the user's own: whatever it raises is a problem of the config
             problems.append(f"{part_name(part)} cannot be built: {type(error).__name__}: {error}")
-    return schemes, problems
+    return named, problems
 
 
 def _build_lightly(part: SchemeConfig, dims: Dims) -> PositionScheme:
@@ -124,8 +125,10 @@ def combined(schemes: list[PositionScheme]) -> Capabilities | None:
 
 
 def _reason(case: Case, choice: Choice) -> str:
-    kernel, _ = use_rules.kernel_of(case, choice)
-    return choice.reason if kernel is None else f"{choice.reason}; the {kernel} kernel on {case.use.device}"
+    kernel, others = use_rules.kernel_of(case, choice)
+    if kernel is None:
+        return choice.reason
+    return f"{choice.reason}; the {kernel} kernel on {case.use.device}{': ' if others else ''}{'; '.join(others)}"
 
 
 def _stack_report(stack: Stack, use: Use) -> Report:
@@ -158,7 +161,9 @@ def _read_use(
         device = None
     if isinstance(dtype, str):
         named = getattr(torch, dtype.removeprefix("torch."), None)
-        problems += [] if isinstance(named, torch.dtype) else [f"dtype={dtype!r} is no dtype. Use 'float32', 'bfloat16', ..."]
+        problems += (
+            [] if isinstance(named, torch.dtype) else [f"dtype={dtype!r} is no dtype. Use 'float32', 'bfloat16', ..."]
+        )
         dtype = named
     use = Use(
         cache=cache, cache_window=cache_window, decode_to=decode_to, device=device, train=train,

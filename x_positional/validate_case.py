@@ -1,5 +1,6 @@
 """What is judged: a stack of layers, its schemes, the model around it, and the use it is meant for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,11 +33,12 @@ class Use:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One stack of layers. schemes: one of each part that can be built, on the meta device; model: None for layers alone."""
+    """One stack of layers. schemes: by name, one of each part that can be built, without memory for parameters.
+    model: None for layers alone."""
 
     layers: LayersConfig
     parts: tuple[SchemeConfig, ...]
-    schemes: tuple[PositionScheme, ...] = ()
+    named: tuple[tuple[str, PositionScheme], ...] = ()
     max_seq_len: int | None = None
     embed_dim: int | None = None
     model: ModelConfig | ContinuousConfig | None = None
@@ -45,6 +47,14 @@ class Case:
     @property
     def dims(self) -> Dims:
         return self.layers.dims(self.max_seq_len, self.embed_dim)
+
+    @property
+    def schemes(self) -> list[PositionScheme]:
+        return [scheme for _, scheme in self.named]
+
+    def names(self, which: Callable[[PositionScheme], bool]) -> list[str]:
+        """The names of some of the schemes."""
+        return [name for name, scheme in self.named if which(scheme)]
 
     @property
     def kinds(self) -> list[str]:

@@ -78,6 +78,7 @@ def capability_words(caps: Capabilities) -> str:
         "needs a causal mask" if caps.causal_only else "works both ways",
         "float positions" if caps.continuous and caps.uses_positions else "whole positions" if caps.uses_positions
         else "positions= is refused",
+        *([] if caps.prefix_consistent else ["a prefix's logits depend on what length follows"]),
     ])  # fmt: skip
 
 

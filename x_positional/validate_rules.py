@@ -99,10 +99,10 @@ def none_stands_alone(case: Case) -> Iterator[str]:
 def schemes_combine(case: Case) -> Iterator[str]:
     """A list of schemes has a meaning only where no scheme undoes another."""
     yield from chain_problems(case.schemes)
-    for scheme in case.schemes:
+    for name, scheme in case.named:
         if scheme.per_layer and scheme.overrides("embed"):
             yield (
-                f"{type(scheme).__name__} has parameters for each layer and also changes the embeddings, which happens "
+                f"{name} has parameters for each layer and also changes the embeddings, which happens "
                 "once. Split it into two schemes and give both: position=[..., ...]."
             )
 
@@ -112,10 +112,10 @@ def causal_schemes_need_a_decoder(case: Case) -> Iterator[str]:
     kind = case.layers.kind
     if kind == "decoder":
         return
-    undefined = [type(s).__name__ for s in case.schemes if s.causal_only and not isinstance(s, NoPE)]
+    undefined = case.names(lambda s: s.causal_only and not isinstance(s, NoPE))
     if undefined:
         yield (
-            f"{', '.join(undefined)} is defined only under a causal mask, and a {kind} has none. Use a decoder, or "
+            f"position={', '.join(undefined)} is defined only under a causal mask, and kind={kind!r} has none. Use a decoder, or "
             "rope, polar, alibi, t5, dynamic, absolute or sinusoidal."
         )
 
@@ -132,18 +132,18 @@ def an_encoder_needs_order(case: Case) -> Iterator[str]:
 def schemes_reach_max_seq_len(case: Case) -> Iterator[str]:
     """Every position below max_seq_len is defined."""
     length = case.max_seq_len
-    for scheme in case.schemes:
+    for name, scheme in case.named:
         if length is not None and scheme.limit is not None and scheme.limit < length:
             yield (
-                f"{type(scheme).__name__} ends at {scheme.limit} positions, and max_seq_len={length} asks for more. "
+                f"position={name} ends at {scheme.limit} positions, and max_seq_len={length} asks for more. "
                 f"Give it {length}, or lower max_seq_len."
             )
 
 
 def a_table_bounds_the_length(case: Case) -> Iterator[str]:
     """A table of positions beside a relative scheme keeps the model from running past the table."""
-    bounded = [type(s).__name__ for s in case.schemes if s.absolute and s.limit is not None]
-    relative = [type(s).__name__ for s in case.schemes if not s.absolute and not isinstance(s, NoPE)]
+    bounded = case.names(lambda s: s.absolute and s.limit is not None)
+    relative = case.names(lambda s: not s.absolute and not isinstance(s, NoPE))
     if bounded and relative:
         yield (
             f"{', '.join(bounded)} beside {', '.join(relative)}: the table ends at {min(_limits(case))} positions, so the "
@@ -164,6 +164,16 @@ def order_comes_from_somewhere(case: Case) -> Iterator[str]:
         yield (
             "no position scheme and no max_seq_len: this encoder is blind to order unless its input carries positions. "
             "Give position=, or put it into a wrapper with max_seq_len."
+        )
+
+
+def cross_attention_reads_positions_if_given(case: Case) -> Iterator[str]:
+    """Queries and context are usually different sequences, so a distance between them means nothing by itself."""
+    names = case.names(lambda s: not s.overrides("embed") and not isinstance(s, NoPE))
+    if case.layers.kind == "cross_attender" and names:
+        yield (
+            f"position={', '.join(names)} in a cross_attender acts only in calls with context_positions=. Give them, or leave "
+            "position out."
         )
 
 
@@ -192,5 +202,6 @@ COMBINATIONS: tuple[Rule, ...] = (
 """Errors that need the schemes."""
 
 WARNINGS: tuple[Rule, ...] = (
-    a_table_bounds_the_length, schemes_are_distinct, order_comes_from_somewhere, a_window_is_shorter_than_the_text,
+    a_table_bounds_the_length, schemes_are_distinct, order_comes_from_somewhere,
+    cross_attention_reads_positions_if_given, a_window_is_shorter_than_the_text,
 )  # fmt: skip

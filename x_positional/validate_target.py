@@ -99,7 +99,9 @@ def _of_file(path: Path) -> Reading:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        return Reading({}, [f"cannot read {path}: {error}. Give the path of a YAML file, or flags: check(position='rope', ...)."])
+        return Reading(
+            {}, [f"cannot read {path}: {error}. Give the path of a YAML file, or flags: check(position='rope', ...)."]
+        )
     if not isinstance(data, Mapping):
         return Reading({}, [f"{path} holds {type(data).__name__}, not keys and values of a model."])
     return _of_fields(data)
@@ -176,7 +178,7 @@ def _fields_of_flags(flags: Mapping[str, Any], problems: list[str]) -> Reading:
     else:
         schema, fields = LayersConfig, layers_from_flags(flags.pop("kind"), flags)
     read = _validated(schema, fields)
-    return Reading(read.stacks, problems + read.problems)
+    return Reading(read.stacks, problems + [p.replace("layers.", "") for p in read.problems])  # flags have no sections
 
 
 def _of_wrapper(flags: Mapping[str, Any]) -> bool:

@@ -23,11 +23,12 @@ def a_cache_needs_a_decoder(case: Case) -> Iterator[str]:
 
 def cached_keys_stay_right(case: Case) -> Iterator[str]:
     """A key that is cached must not depend on how long the text becomes."""
-    stale = [type(s).__name__ for s in case.schemes if not s.capabilities().kv_cacheable]
+    stale = case.names(lambda s: not s.capabilities().kv_cacheable)
     if stale and case.use.cache is not None:
         yield (
             f"cache={case.use.cache!r}: {', '.join(stale)} changes old keys as the text grows, so cached ones go stale. "
-            "Decode with cache_kv=False, or choose another scheme."
+            "Let AutoregressiveWrapper.generate decode, which reads the text again where that happens, or choose a scheme "
+            "or a length policy whose keys stay right."
         )
 
 
@@ -80,9 +81,9 @@ def float16_reaches_max_seq_len(case: Case) -> Iterator[str]:
 
 def _half_limit(case: Case) -> tuple[str, int, int] | None:
     length = max(case.max_seq_len or 0, case.use.decode_to or 0)
-    for scheme in case.schemes:
+    for name, scheme in case.named:
         if scheme.half_limit is not None and scheme.half_limit < length:
-            return type(scheme).__name__, scheme.half_limit, length
+            return name, scheme.half_limit, length
     return None
 
 
@@ -113,6 +114,16 @@ def a_cache_window_hides_tokens(case: Case) -> Iterator[str]:
         yield (
             f"cache_window={use.cache_window}: past it the cached model sees less than the full pass does, as if it had "
             f"window={use.cache_window}. Train with that window if the two must agree."
+        )
+
+
+def prefixes_stay_the_same(case: Case) -> Iterator[str]:
+    """Where the length of a text counts, a prefix does not score as it does inside the whole."""
+    following = case.names(lambda s: not s.capabilities().prefix_consistent)
+    if following and case.layers.kind == "decoder":
+        yield (
+            f"{', '.join(following)} follows the length of the text: past the trained length, one more token changes the "
+            "logits of all before it. Say length_policy='fixed' if a prefix must score as it does inside a longer text."
         )
 
 
@@ -149,15 +160,19 @@ def kernel_of(case: Case, choice: Choice) -> tuple[str | None, list[str]]:
 
 def _query_width(case: Case) -> int:
     """How wide queries are after rotation: polar doubles them."""
+    position = torch.zeros(1, 1, dtype=torch.long, device="meta")
     q = torch.empty(1, case.layers.heads, 1, case.layers.head_dim, device="meta")
-    for scheme in case.schemes:
-        q = scheme.rotate_q(q, scheme.tables(torch.zeros(1, 1, dtype=torch.long, device="meta")))
+    try:
+        for scheme in case.schemes:
+            q = scheme.rotate_q(q, scheme.length_tables(position, position + 1))
+    except Exception:  # a scheme of the user's own that reads values, of which there are none here
+        return case.layers.head_dim
     return q.shape[-1]
 
 
 def _shortest(case: Case) -> tuple[str, int] | None:
     """The scheme whose positions end first, and where."""
-    ends = [(s.limit, type(s).__name__) for s in case.schemes if s.limit is not None]
+    ends = [(scheme.limit, name) for name, scheme in case.named if scheme.limit is not None]
     return (min(ends)[1], min(ends)[0]) if ends else None
 
 
@@ -169,12 +184,12 @@ def decodes(case: Case, caps: Capabilities) -> str:
     if kind == "cross_attender":
         return "there is no self-attention; the keys of the context are computed once"
     if not caps.kv_cacheable:
-        return "without a cache only: old keys change as the text grows"
+        return "by reading the text again where old keys change, which generate does; a cache alone goes stale"
     sliding = f"sliding (the last {window} tokens)" if window is not None else "sliding with new_cache(window=...)"
     return f"yes: growing, static, or {sliding}"
 
 
-def past(case: Case, caps: Capabilities) -> str:
+def past(case: Case) -> str:
     """What happens after max_seq_len, in words."""
     short, length = _shortest(case), case.max_seq_len
     if short is not None:
@@ -187,6 +202,8 @@ ERRORS = (
     a_cache_needs_a_decoder, cached_keys_stay_right, a_sliding_cache_needs_a_window, decoding_ends_with_the_positions,
     float16_reaches_max_seq_len,
 )  # fmt: skip
-WARNINGS = (float16_may_overflow, decoding_past_the_trained_length, a_cache_window_hides_tokens)
+WARNINGS = (
+    float16_may_overflow, decoding_past_the_trained_length, a_cache_window_hides_tokens, prefixes_stay_the_same,
+)  # fmt: skip
 BACKEND_ERRORS = (flex_fits_the_device,)
 BACKEND_WARNINGS = (sdpa_falls_back, flex_may_refuse)

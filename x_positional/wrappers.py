@@ -67,10 +67,11 @@ class TransformerWrapper(nn.Module):
         return cls(attn_layers=layers_from_config(config.layers), **flags)
 
     def new_cache(
-        self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None
-    ) -> KVCache:
+        self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None,
+        *, rereads: bool = False,
+    ) -> KVCache:  # fmt: skip
         """A key/value cache for `batch_size` rows; see `AttentionLayers.new_cache`."""
-        return self.attn_layers.new_cache(batch_size, max_len, window, dtype)
+        return self.attn_layers.new_cache(batch_size, max_len, window, dtype, rereads=rereads)
 
     def describe(self) -> str:
         """What is applied where, which backend runs and why, dtype, parameters, trained length."""

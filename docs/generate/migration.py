@@ -88,7 +88,7 @@ loss = AutoregressiveWrapper(model)(tokens)
   the past and leaves the future open, which is refused; `window=` bounds both sides.
 - **Grouped queries.** With `attn_kv_heads=G` the query head h reads key head `h // (heads // G)`, as in most
   published models. x-transformers reads `h % G`. Reorder the query heads and the columns of the output projection
-  when you bring weights.
+  when you bring weights, and beside ALiBi its slopes too, which go by head: `Alibi(slopes=...)`.
 - **Norms.** `use_rmsnorm`, `use_simple_rmsnorm` and `use_scalenorm` set `norm.eps=1e-12`, because x-transformers
   divides by the bare length. `norm="rms"` has the usual 1e-6.
 - **Gated feedforward.** The gated projection of x-transformers has a bias even with `ff_no_bias=True`. The two flags

@@ -21,11 +21,11 @@ def _compiled() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def _uncompiled(*tensors: Tensor, **options: Any) -> Any:
+def _uncompiled(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
     """The reference: torch warns that it is slow, which `describe()` has said already."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-        return flex_attention(*tensors, **options)
+        return flex_attention(q, k, v, **options)
 
 
 class Flex(Backend):

@@ -29,14 +29,13 @@ WARM, TIMED = 3, 8  # steps that are run and thrown away to see how fast this ma
 
 
 def demo(
-    config: Annotated[Path, typer.Option(help="The run to show.")] = CONFIG,
     seconds: Annotated[float, typer.Option(min=1.0, help="Training time to aim at.")] = 120.0,
     run_dir: Annotated[str, typer.Option(help="Folder of the run; a number is added if it is taken.")] = "runs/demo",
 ) -> None:
     """Train, compare with xz, sample, and say what to try next."""
     console = Console()
     folder = free_folder(Path(run_dir))
-    planned = plan(load_config(config, {"run.dir": str(folder)}), seconds, console)
+    planned = plan(load_config(CONFIG, {"run.dir": str(folder)}), seconds, console)
     result = train(planned, console=console)
     if not result.finished:
         say(console, f"stopped; go on with: {command()} train {shlex.quote(str(folder))} --resume")
@@ -94,9 +93,9 @@ def whole_validation(result: Result, config: TrainConfig, console: Console) -> S
 
 def comparison(result: Result, score: Score) -> list[str]:
     """Bits per byte of the model beside those of xz, for the same text."""
-    text = result.corpus.validation.text or b""
+    text = result.corpus.validation.tokens.tobytes()  # one token is one byte
     rows = [f"validation text: {len(text):,} bytes from files that were not trained on", "  bits per byte"]
-    rows.append(f"  {score.bits['bits_per_byte']:5.3f}  this model, after {result.seconds:.0f} seconds of training")
+    rows.append(f"  {score.bits['bits_per_byte']:5.3f}  this model, after a run of {result.seconds:.0f} seconds")
     try:
         rows.append(f"  {xz_bits_per_byte(text):5.3f}  xz -9 (LZMA, preset 9)")
     except ImportError:

@@ -17,7 +17,8 @@ def run_training(config: TrainConfig, *, resume: bool) -> int:
     """Train and report; returns the exit code."""
     console = Console()
     result = train(config, resume=resume, console=console)
-    say(console, *summary(result))
+    if result.engine.accelerator.is_main_process:
+        say(console, *summary(result))
     return INTERRUPTED if result.interrupted else 0
 
 

@@ -54,7 +54,6 @@ def apply_learned_rotations(
     P pairs turn, or P*K with freq_ranges (rotation-major). Angles are multiplied in float32 at least, so rotations
     that a half-precision layer predicts keep their meaning under large ranges. Returns t's shape and dtype.
     """
-    rotations = widen(rotations)
     if freq_ranges is not None:
         rotations = (rotations[..., None] * widen(freq_ranges)).flatten(-2)
     return apply_rotary_emb(rotations.repeat_interleave(2, dim=-1), t, start_index=start_index)

@@ -16,6 +16,20 @@ from x_positional.schemes.dynamic_bias import Dynamic, DynamicBias
 from x_positional.schemes.forgetting import Forgetting, ForgettingConfig
 from x_positional.schemes.none import NoPE, NoPEConfig
 from x_positional.schemes.polar import PolarConfig, PolarEmbedding
+from x_positional.schemes.rope_scaling import (
+    DefaultRope,
+    DynamicNtk,
+    Linear,
+    Llama3,
+    LongRope,
+    Ntk,
+    NtkAlpha,
+    NtkByParts,
+    Proportional,
+    RopeScaling,
+    Yarn,
+    YarnPaper,
+)
 from x_positional.schemes.rotary import Rope, RotaryEmbedding, XPos, XPosEmbedding
 from x_positional.schemes.t5 import T5, T5Bias, t5_buckets
 
@@ -27,17 +41,27 @@ __all__ = [
     "Chain",
     "CoPE",
     "CopeConfig",
+    "DefaultRope",
     "DistanceScheme",
     "Dynamic",
     "DynamicBias",
+    "DynamicNtk",
     "Forgetting",
     "ForgettingConfig",
     "LearnedAbsolute",
+    "Linear",
+    "Llama3",
+    "LongRope",
     "NoPE",
     "NoPEConfig",
+    "Ntk",
+    "NtkAlpha",
+    "NtkByParts",
     "PolarConfig",
     "PolarEmbedding",
+    "Proportional",
     "Rope",
+    "RopeScaling",
     "RotaryEmbedding",
     "ScaledSinusoidal",
     "ScaledSinusoidalConfig",
@@ -46,6 +70,8 @@ __all__ = [
     "T5Bias",
     "XPos",
     "XPosEmbedding",
+    "Yarn",
+    "YarnPaper",
     "alibi_slopes",
     "t5_buckets",
 ]

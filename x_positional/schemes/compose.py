@@ -3,7 +3,7 @@
 B batch, T query tokens, S key tokens, H heads, D head dim, M model dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +38,14 @@ class Chain(PositionScheme):
     def capabilities(self) -> Capabilities:
         caps = [p.capabilities() for p in self._all()]
         orders = any(not c.causal_only for c in caps)
+        kernels = [c.kernel for c in caps]
         return Capabilities(
-            kernel=min((c.kernel for c in caps), key=_WEAKEST.index), kv_cacheable=all(c.kv_cacheable for c in caps),
+            kernel=next(kernel for kernel in _WEAKEST if kernel in kernels), kv_cacheable=all(c.kv_cacheable for c in caps),
             unbounded=self.limit is None, absolute=any(c.absolute for c in caps),
             causal_only=not orders or any(c.causal_only and (c.uses_positions or c.kernel != "fused") for c in caps),
             continuous=all(c.continuous for c in caps if c.uses_positions),
             uses_positions=any(c.uses_positions for c in caps),
+            prefix_consistent=all(c.prefix_consistent for c in caps),
         )  # fmt: skip
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -53,6 +55,12 @@ class Chain(PositionScheme):
 
     def tables(self, positions: Tensor) -> list[Any]:
         return [part.tables(positions) for part in self._all()]
+
+    def length_tables(self, positions: Tensor, lengths: Tensor) -> list[Any]:
+        return [part.length_tables(positions, lengths) for part in self._all()]
+
+    def regime(self, length: int) -> Hashable:
+        return tuple(part.regime(length) for part in self._all())
 
     def rotate_q(self, q: Tensor, tables: list[Any]) -> Tensor:
         for part, table in zip(self._all(), tables, strict=True):

@@ -33,7 +33,7 @@ class DynamicBias(DistanceScheme):
         self.mlp = nn.Sequential(*layers, nn.Linear(dim, heads))
 
     def of_distance(self, distance: Tensor) -> Tensor:
-        wide = torch.promote_types(self.mlp[-1].weight.dtype, torch.float32)
+        wide = torch.promote_types(next(self.mlp.parameters()).dtype, torch.float32)
         d = distance.to(wide)
         if self.log_distance:
             d = d.sign() * d.abs().log1p()

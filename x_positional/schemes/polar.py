@@ -69,4 +69,11 @@ class PolarConfig(SchemeConfig):
         return PolarEmbedding(dims.kv_heads, dims.head_dim, self.theta, self.uniform_init)
 
     def warnings(self, dims: Dims) -> list[str]:
-        return [f"polar doubles the width of queries and keys: the key cache holds {2 * dims.head_dim} numbers a head."]
+        found = [f"polar doubles the width of queries and keys: the key cache holds {2 * dims.head_dim} numbers a head."]
+        turn = 2 * math.pi * self.theta ** ((dims.head_dim - 1) / dims.head_dim)
+        if dims.max_seq_len and dims.max_seq_len > turn:
+            found.append(
+                f"polar: theta={self.theta:g} is small for max_seq_len={dims.max_seq_len}: even the slowest channel turns "
+                f"once in {turn:.0f} positions, so far ones look alike. Raise theta or head_dim."
+            )
+        return found

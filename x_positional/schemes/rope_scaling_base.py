@@ -4,9 +4,10 @@ from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from x_positional.registry import Config, nearest
-from x_positional.schemes.frequencies import Frequencies, Number, inverse_frequencies
+from x_positional.schemes.frequencies import Frequencies, Number
 
 CPU = torch.device("cpu")
 
@@ -25,9 +26,11 @@ class RopeScaling(Config):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        names = get_args(cls.model_fields["rope_type"].annotation)
-        if names:
-            SCALINGS[names[0]] = cls
+        for name in get_args(cls.model_fields["rope_type"].annotation):
+            known = SCALINGS.get(name)
+            if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(f"scaling {name!r} is already registered, by {known.__module__}.{known.__name__}")
+            SCALINGS[name] = cls
 
     @property
     def follows_length(self) -> bool:
@@ -43,7 +46,7 @@ class RopeScaling(Config):
         """
         raise TypeError(f"{type(self).__name__} defines no frequencies(width, theta)")
 
-    def bound(self, max_seq_len: int | None) -> "RopeScaling":
+    def bound(self, max_seq_len: int | None) -> Self:
         """The same with what it takes from the model's length."""
         return self
 
@@ -92,14 +95,11 @@ def needs_two_pairs(width: int) -> list[str]:
     """Why `rescaled_theta` has no meaning."""
     if width > 2:
         return []
-    return [f"width {width} is one pair, and the exponent width/(width-2) needs two. Use linear, or rotate more channels."]
+    return [
+        f"width {width} is one pair, and the exponent width/(width-2) needs two. Use linear, or rotate more channels."
+    ]
 
 
 def mixed(inv_freq: Tensor, factor: float, keep: Tensor) -> Tensor:
     """[F]: as they are where keep is 1, divided by the factor where it is 0, in between otherwise."""
     return inv_freq * keep + inv_freq / factor * (1 - keep)
-
-
-def plain(width: int, theta: float, device: torch.device) -> Tensor:
-    """[F] f_i."""
-    return inverse_frequencies(width, theta, device)

@@ -4,8 +4,9 @@ B batch, T tokens, H heads, D head dim, R rotated width, F = R/2 pairs.
 """
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from x_positional.registry import SchemeConfig
 from x_positional.scheme import Dims, PositionScheme
-from x_positional.schemes.frequencies import angles, inverse_frequencies
+from x_positional.schemes.frequencies import Frequencies, angles, wide_dtype
+from x_positional.schemes.rope_scaling import DefaultRope, RopeScaling, Scaling
 
 
 @dataclass(frozen=True)
@@ -30,30 +32,51 @@ class RotaryEmbedding(PositionScheme):
     """(x, y) -> (x cos a - y sin a, x sin a + y cos a), a = t * theta^(-2i/R) (Su et al. 2021, arXiv:2104.09864, eq. 34).
 
     width: R, the first R channels turn and the rest pass (partial rotation, GPT-J). interleaved: pairs are (2i, 2i+1),
-    otherwise (i, i + R/2). heads: only the last `heads` heads turn. interpolation_factor divides positions (Chen et al.
-    2023, arXiv:2306.15595). base_rescale_factor s multiplies theta by s^(R/(R-2)) (NTK-aware, bloc97 2023).
+    otherwise (i, i + R/2). heads: only the last `heads` heads turn. scaling: how the frequencies are changed, and the
+    attention factor that cosines and sines of q and k are multiplied by. interpolation_factor divides positions (Chen et
+    al. 2023, arXiv:2306.15595). base_rescale_factor s multiplies theta by s^(R/(R-2)) (NTK-aware, bloc97 2023).
     """
 
     def __init__(
         self, width: int, *, theta: float = 10_000.0, interleaved: bool = False, heads: int | None = None,
-        interpolation_factor: float = 1.0, base_rescale_factor: float = 1.0,
+        interpolation_factor: float = 1.0, base_rescale_factor: float = 1.0, scaling: RopeScaling | None = None,
     ):  # fmt: skip
         super().__init__()
         self.width, self.interleaved, self.heads = width, interleaved, heads
         rescale = 1.0 if base_rescale_factor == 1.0 else base_rescale_factor ** (width / (width - 2))
         self.theta, self.interpolation_factor = theta * rescale, interpolation_factor
+        self.scaling = scaling or DefaultRope()
+        if self.scaling.follows_length:  # a longer text turns its old keys otherwise
+            self.kv_cacheable = self.prefix_consistent = False  # type: ignore[misc]
+            self.absolute = True  # type: ignore[misc]
+
+    def frequencies(self, device: torch.device, lengths: Tensor | None = None) -> Frequencies:
+        """[F] radians per position and the attention factor; [B|1 T|1 F] where the lengths of texts [B|1 T|1] count."""
+        found = self.scaling.frequencies(self.width, self.theta, length=lengths, device=device)
+        return found._replace(inv_freq=found.inv_freq / self.interpolation_factor)
 
     def inv_freq(self, device: torch.device) -> Tensor:
         """[F] radians per position."""
-        return inverse_frequencies(self.width, self.theta, device) / self.interpolation_factor
+        return self.frequencies(device).inv_freq
+
+    def regime(self, length: int) -> Hashable:
+        return self.scaling.regime(length)
 
     def decay(self, positions: Tensor) -> Tensor | None:
         """[B|1 T] -> [B|1 T F]: what queries are multiplied by and keys divided by; None for one."""
         return None
 
     def tables(self, positions: Tensor) -> Rotation:
-        angle = angles(positions, self.inv_freq(positions.device))
-        cos, sin, decay = angle.cos(), angle.sin(), self.decay(positions)
+        if not self.scaling.follows_length:
+            return self._tables(positions, self.frequencies(positions.device))
+        return self.length_tables(positions, positions.amax(dim=1, keepdim=True) + 1)
+
+    def length_tables(self, positions: Tensor, lengths: Tensor) -> Rotation:
+        return self._tables(positions, self.frequencies(positions.device, lengths))
+
+    def _tables(self, positions: Tensor, frequencies: Frequencies) -> Rotation:
+        angle, scale = angles(positions, frequencies.inv_freq), frequencies.attention_factor
+        cos, sin, decay = angle.cos() * scale, angle.sin() * scale, self.decay(positions)
         q_cos, q_sin = self._lay_out(cos, cos), self._lay_out(-sin, sin)
         if decay is None:
             return Rotation(q_cos, q_sin, q_cos, q_sin)
@@ -102,10 +125,10 @@ class XPosEmbedding(RotaryEmbedding):
 
     def __init__(self, width: int, *, scale_base: float = 512.0, center: int = 0, interleaved: bool = False,
                  theta: float = 10_000.0, heads: int | None = None, interpolation_factor: float = 1.0,
-                 base_rescale_factor: float = 1.0):  # fmt: skip
+                 base_rescale_factor: float = 1.0, scaling: RopeScaling | None = None):  # fmt: skip
         super().__init__(
             width, theta=theta, interleaved=interleaved, heads=heads, interpolation_factor=interpolation_factor,
-            base_rescale_factor=base_rescale_factor,
+            base_rescale_factor=base_rescale_factor, scaling=scaling,
         )  # fmt: skip
         self.scale_base, self.center = scale_base, center
         self.limit = min(0, center) + self.reach(scale_base)
@@ -118,16 +141,18 @@ class XPosEmbedding(RotaryEmbedding):
         return int(cls.RANGE * scale_base / -math.log(0.4 / 1.4))
 
     def decay(self, positions: Tensor) -> Tensor:
-        inv_freq = self.inv_freq(positions.device)
-        i = torch.arange(len(inv_freq), device=positions.device, dtype=inv_freq.dtype)
+        wide = wide_dtype(positions.device)
+        i = torch.arange(self.width // 2, device=positions.device, dtype=wide)
         base = (2 * i / self.width + 0.4) / 1.4
-        return base ** ((positions.to(inv_freq.dtype) - self.center) / self.scale_base)[..., None]
+        return base ** ((positions.to(wide) - self.center) / self.scale_base)[..., None]
 
 
 class Rope(SchemeConfig):
-    """`position="rope"`: the whole head, half-split pairs. dim or fraction: rotate less of the head."""
+    """`position="rope"`: the whole head, half-split pairs. dim or fraction: rotate less of the head. scaling: how the
+    frequencies are stretched for texts longer than those trained on."""
 
     kind: Literal["rope"] = "rope"
+    needs_wrapper: ClassVar[bool] = True
     theta: float = Field(default=10_000.0, gt=0)
     dim: int | None = None
     fraction: float | None = Field(default=None, gt=0, le=1)
@@ -135,6 +160,7 @@ class Rope(SchemeConfig):
     heads: int | None = Field(default=None, gt=0)
     interpolation_factor: float = Field(default=1.0, ge=1)
     base_rescale_factor: float = Field(default=1.0, gt=0)
+    scaling: Scaling = None
     summary: ClassVar[str] = "rotates pairs of query and key channels by position"
     paper: ClassVar[str] = "Su et al. 2021, arXiv:2104.09864"
 
@@ -147,11 +173,14 @@ class Rope(SchemeConfig):
     def build(self, dims: Dims) -> RotaryEmbedding:
         return RotaryEmbedding(self.width(dims), **self._shared(dims))
 
-    def _shared(self, dims: Dims) -> dict[str, float | bool | int | None]:
-        return dict(
-            theta=self.theta, interleaved=self.interleaved, heads=self.heads,
-            interpolation_factor=self.interpolation_factor, base_rescale_factor=self.base_rescale_factor,
-        )  # fmt: skip
+    def _shared(self, dims: Dims) -> dict[str, Any]:
+        return {
+            "theta": self.theta, "interleaved": self.interleaved, "heads": self.heads, "scaling": self._bound(dims),
+            "interpolation_factor": self.interpolation_factor, "base_rescale_factor": self.base_rescale_factor,
+        }  # fmt: skip
+
+    def _bound(self, dims: Dims) -> RopeScaling | None:
+        return None if self.scaling is None else self.scaling.bound(dims.max_seq_len)
 
     def problems(self, dims: Dims) -> list[str]:
         width, found = self.width(dims), []
@@ -165,34 +194,61 @@ class Rope(SchemeConfig):
         if self.base_rescale_factor != 1.0 and width == 2:
             found.append(f"{self.kind}: base_rescale_factor needs more than one pair (its exponent is R/(R-2)).")
         if self.heads is not None and self.heads > dims.heads:
-            found.append(f"{self.kind}: heads={self.heads} of {dims.heads} heads cannot turn.")
+            found.append(f"{self.kind}: heads={self.heads} of {dims.heads} heads cannot turn. Use {dims.heads} or fewer.")
         if self.heads is not None and self.heads < dims.heads and dims.kv_heads != dims.heads:
             found.append(
                 f"{self.kind}: heads={self.heads} turns some query heads, and kv_heads={dims.kv_heads} shares one key head "
                 "among several of them. Use kv_heads=heads, or rotate every head."
             )
+        return found + self._scaling_problems(dims)
+
+    def _scaling_problems(self, dims: Dims) -> list[str]:
+        scaling, width, found = self._bound(dims), self.width(dims), []
+        if scaling is None:
+            return found
+        if self.interpolation_factor != 1 or self.base_rescale_factor != 1:
+            found.append(
+                f"{self.kind}: interpolation_factor={self.interpolation_factor:g} and "
+                f"base_rescale_factor={self.base_rescale_factor:g} stretch the frequencies, and so does scaling "
+                f"{scaling.rope_type!r}. Give one: Linear(factor=...) and Ntk(factor=...) are scalings too."
+            )
+        if width > 0 and width % 2 == 0:
+            found += [f"{self.kind}: {problem}" for problem in scaling.problems(width, self.theta)]
         return found
 
     def warnings(self, dims: Dims) -> list[str]:
-        width, found = self.width(dims), []
+        width, length, found = self.width(dims), dims.max_seq_len or 0, []
         if 0 < width < 32:
             found.append(
                 f"{self.kind}: only {width} channels of each head turn; language models want at least 32. "
                 "Raise head_dim, dim or fraction."
             )
-        if dims.max_seq_len and dims.max_seq_len > 4 * self.theta * self.interpolation_factor * self.base_rescale_factor:
+        turn = self._slowest_turn(width)
+        if self.scaling is None and length > turn:
             found.append(
-                f"{self.kind}: theta={self.theta:g} is small for max_seq_len={dims.max_seq_len}: the slowest pairs turn "
-                f"more than once and far positions look alike. Try theta={dims.max_seq_len * 8:g}."
+                f"{self.kind}: theta={self.theta:g} is small for max_seq_len={length}: even the slowest pair turns once in "
+                f"{turn:.0f} positions, so far ones look alike. Raise theta, dim or interpolation_factor."
+            )
+        reach = None if self.scaling is None else self.scaling.reach()
+        if reach is not None and length > reach:
+            found.append(
+                f"{self.kind}: scaling {self.scaling.rope_type!r} stretches to {reach:g} positions, and "  # type: ignore[union-attr]
+                f"max_seq_len={length} asks for more. Raise its factor, or lower max_seq_len."
             )
         return found
+
+    def _slowest_turn(self, width: int) -> float:
+        """Positions in a whole turn of the slowest pair."""
+        if width < 4:
+            return 2 * math.pi * self.interpolation_factor
+        theta = self.theta * self.base_rescale_factor ** (width / (width - 2))
+        return 2 * math.pi * theta ** ((width - 2) / width) * self.interpolation_factor
 
 
 class XPos(Rope):
     """`position="xpos"`. center: None is max_seq_len // 2."""
 
     kind: Literal["xpos"] = "xpos"  # type: ignore[assignment]
-    needs_wrapper: ClassVar[bool] = True
     scale_base: float = Field(default=512.0, gt=0)
     center: int | None = None
     summary: ClassVar[str] = "RoPE whose scores decay with distance"
@@ -203,7 +259,7 @@ class XPos(Rope):
 
     def build(self, dims: Dims) -> XPosEmbedding:
         return XPosEmbedding(
-            self.width(dims), scale_base=self.scale_base, center=self._center(dims), **self._shared(dims)  # type: ignore[arg-type]
+            self.width(dims), scale_base=self.scale_base, center=self._center(dims), **self._shared(dims)
         )
 
     def problems(self, dims: Dims) -> list[str]:

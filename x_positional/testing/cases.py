@@ -9,6 +9,9 @@ from x_positional.schemes.cope import CopeConfig
 from x_positional.schemes.dynamic_bias import Dynamic
 from x_positional.schemes.forgetting import ForgettingConfig
 from x_positional.schemes.polar import PolarConfig
+from x_positional.schemes.rope_scaling import DynamicNtk, LongRope, RopeScaling, Yarn
+from x_positional.schemes.rope_scaling_length import DynamicNtk, LongRope
+from x_positional.schemes.rope_scaling_parts import Llama3, Yarn
 from x_positional.schemes.rotary import Rope, XPos
 from x_positional.schemes.t5 import T5
 from x_positional.testing.subject import Scheme, Sizes
@@ -19,7 +22,7 @@ class Case:
     """A scheme or several combined, and the sizes to try them in."""
 
     scheme: Scheme | list[Scheme]
-    sizes: Sizes = Sizes()
+    sizes: Sizes | None = None
 
 
 CHAINS: tuple[list[Scheme], ...] = (
@@ -28,12 +31,27 @@ CHAINS: tuple[list[Scheme], ...] = (
     ["xpos", "alibi", "forgetting"],
 )  # fmt: skip
 
+LONGROPE = LongRope(
+    original_max_position_embeddings=15, factor=4.0, length_policy="recompute", short_factor=(1.0,) * 8,
+    long_factor=(1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5),
+)  # fmt: skip
 EVEN = Sizes(heads=4, kv_heads=2)
 ALONE = Sizes(kv_heads=6)
 """A key head for every query head."""
 SHARED = Sizes(kv_heads=1)
 
+SCALINGS: dict[str, RopeScaling] = {
+    "yarn": Yarn(factor=4.0, original_max_position_embeddings=40),
+    "dynamic, each row's length": DynamicNtk(original_max_position_embeddings=8, length_policy="recompute"),
+    "longrope, each row's length": LongRope(
+        short_factor=(1.0,) * 8, long_factor=tuple(2.0 + i for i in range(8)), original_max_position_embeddings=13,
+        short_mscale=1.0, long_mscale=1.5, length_policy="recompute",
+    ),
+}  # fmt: skip
+"""Of 16 channels; the trained lengths are such that the suite's texts are on both sides."""
+
 VARIANTS: dict[str, Case] = {
+    **{f"rope, {name}": Case(Rope(scaling=scaling)) for name, scaling in SCALINGS.items()},
     "absolute, two spare rows": Case(Absolute(offset=2, scale=1.0)),
     "sinusoidal, sines then cosines": Case(SinusoidalConfig(layout="concat"), Sizes(dim=23)),
     "rope, interleaved": Case(Rope(interleaved=True)),
@@ -42,6 +60,13 @@ VARIANTS: dict[str, Case] = {
     "rope, 2 of 6 heads": Case(Rope(heads=2), ALONE),
     "rope, NTK rescaled by 4": Case(Rope(base_rescale_factor=4.0)),
     "rope, interpolated by 4": Case(Rope(interpolation_factor=4.0)),
+    "rope, llama3": Case(Rope(scaling=Llama3(original_max_position_embeddings=40))),
+    "rope, yarn": Case(Rope(scaling=Yarn(factor=4.0, original_max_position_embeddings=40))),
+    "rope, dynamic NTK, fixed": Case(Rope(scaling=DynamicNtk(original_max_position_embeddings=9))),
+    "rope, dynamic NTK, recomputed": Case(
+        Rope(scaling=DynamicNtk(original_max_position_embeddings=9, length_policy="recompute"))
+    ),
+    "rope, LongRoPE, recomputed": Case(Rope(scaling=LONGROPE)),
     "xpos, interleaved, base 64": Case(XPos(interleaved=True, scale_base=64.0)),
     "polar, uniform phases": Case(PolarConfig(uniform_init=True), SHARED),
     "alibi, 4 heads": Case("alibi", EVEN),

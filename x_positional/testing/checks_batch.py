@@ -7,26 +7,31 @@ import torch
 from torch import Tensor
 
 from x_positional.testing.checks_cache import decode, need_cache
-from x_positional.testing.judge import Judge, difference
+from x_positional.testing.judge import APART, Judge, difference
 from x_positional.testing.subject import Kind, Subject
 from x_positional.wrappers import TransformerWrapper
 
 LENGTHS = (11, 4, 7)
-DOCUMENTS = ((0, 5, 13), (0, 1, 9, 13), (0, 13))
-"""Where documents begin and end in each row of 13 tokens."""
+DOCUMENTS = ((5, 8), (1, 8, 4), (13,))
+"""How long the documents of each row of 13 tokens are."""
 
 
 @torch.no_grad()
 def prefix_consistent(subject: Subject, judge: Judge) -> None:
-    """A decoder's logits do not depend on later tokens, nor on how many of them there are."""
+    """A decoder's logits do not depend on later tokens, nor on how many of them there are; with prefix_consistent=False
+    they do not depend on which tokens follow, and really on how many."""
     subject.need_decoder()
+    declared, other = subject.capabilities("decoder").prefix_consistent, subject.tokens(19, seed=9)
     for window in (None, 5):
         model, tokens = subject.model("decoder", window=window), subject.tokens(19)
-        full = model(tokens)
-        for length in (1, 8, 18):
-            judge.equal(model(tokens[:, :length]), full[:, :length], f"the first {length} of 19 tokens")
-            other = torch.cat([tokens[:, :length], subject.tokens(19 - length, seed=9)], 1)
-            judge.equal(model(other)[:, :length], full[:, :length], f"other tokens after the first {length}")
+        full, shorter = model(tokens), {n: model(tokens[:, :n]) for n in (1, 8, 18)}
+        for n in shorter:
+            got = model(torch.cat([tokens[:, :n], other[:, n:]], 1))[:, :n]
+            judge.equal(got, full[:, :n], f"other tokens after the first {n}")
+            if declared:
+                judge.equal(shorter[n], full[:, :n], f"the first {n} of 19 tokens")
+        same = all(judge.same(cut, full[:, :n], f"the first {n} of 19 tokens") for n, cut in shorter.items())
+        judge.require(same == declared, f"prefix_consistent={declared} is declared, and longer texts leave it as it is.")
 
 
 @torch.no_grad()
@@ -95,16 +100,13 @@ def ragged_decoding(subject: Subject, judge: Judge) -> None:
 
 def documents(subject: Subject) -> Tensor:
     """[3 13] ids of the documents."""
-    ids = [sum(([i] * (b - a) for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False))), []) for cuts in DOCUMENTS]
-    return torch.tensor(ids, device=subject.device)
+    rows = [torch.repeat_interleave(torch.arange(len(n)), torch.tensor(n)) for n in DOCUMENTS]
+    return torch.stack(rows).to(subject.device)
 
 
 def each_alone(model: TransformerWrapper, tokens: Tensor) -> Tensor:
     """[3 13 V] logits, every document run by itself."""
-    rows = [
-        torch.cat([model(row[None, a:b])[0] for a, b in zip(cuts, cuts[1:], strict=False)])
-        for row, cuts in zip(tokens, DOCUMENTS, strict=True)
-    ]
+    rows = [alone(model, list(row.split(list(lengths)))) for row, lengths in zip(tokens, DOCUMENTS, strict=True)]
     return torch.stack(rows)
 
 

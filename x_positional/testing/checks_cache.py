@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from x_positional.cache import KVCache
-from x_positional.scheme import PositionError
+from x_positional.scheme import PositionError, PositionScheme
 from x_positional.testing.judge import Judge
 from x_positional.testing.subject import Subject, forced, forced_cache
 from x_positional.wrappers import TransformerWrapper
@@ -33,16 +33,14 @@ def need_cache(subject: Subject) -> None:
 
 @torch.no_grad()
 def cached_equals_full(subject: Subject, judge: Judge) -> None:
-    """Chunks of 1, 3, 7 and all tokens through a growing and a static cache equal the full pass; a scheme that declares
-    kv_cacheable=False is refused a cache, and forced into one really differs."""
+    """Chunks of 1, 3, 7 and all tokens through a growing and a static cache equal the full pass. A scheme that declares
+    kv_cacheable=False is refused a cache, forced into one really differs, and is right where its regime stays the same."""
     subject.need_decoder()
     model, tokens = subject.model("decoder"), subject.tokens(LENGTH)
     full = model(tokens)
     if not subject.capabilities("decoder").kv_cacheable:
-        judge.refused(lambda: model.new_cache(3), PositionError, "new_cache with kv_cacheable=False")
-        cache = forced_cache(model, 3)
-        got = torch.cat([forced(model, part, cache=cache) for part in tokens.split(3, 1)], 1)
-        judge.require(not judge.same(got, full, "a forced cache"), "kv_cacheable=False is declared, and a cache is right.")
+        _stale(judge, model, tokens)
+        _rereads(judge, model, tokens, subject.scheme("decoder"))
         return
     for chunk in CHUNKS:
         judge.equal(decode(model, model.new_cache(3), chunk, tokens), full, f"a growing cache, chunks of {chunk}")
@@ -52,6 +50,25 @@ def cached_equals_full(subject: Subject, judge: Judge) -> None:
         positions = subject.stretched(LENGTH)
         got = decode(model, model.new_cache(3), 3, tokens, positions=positions)
         judge.equal(got, model(tokens, positions=positions), "a growing cache, custom positions")
+
+
+def _stale(judge: Judge, model: TransformerWrapper, tokens: Tensor) -> None:
+    judge.refused(lambda: model.new_cache(3), PositionError, "new_cache with kv_cacheable=False")
+    cache = forced_cache(model, 3)
+    last = [forced(model, part, cache=cache)[:, -1] for part in tokens.split(1, 1)]
+    right = [model(tokens[:, : n + 1])[:, -1] for n in range(LENGTH)]
+    same = judge.same(torch.stack(last), torch.stack(right), "a forced cache")
+    judge.require(not same, "kv_cacheable=False is declared, and a cache is right.")
+
+
+def _rereads(judge: Judge, model: TransformerWrapper, tokens: Tensor, scheme: PositionScheme) -> None:
+    cache = model.new_cache(3, rereads=True)
+    for n in range(1, LENGTH + 1):
+        new = tokens[:, n - 1 : n]
+        if n > 1 and scheme.regime(n) != scheme.regime(n - 1):
+            cache, new = model.new_cache(3, rereads=True), tokens[:, :n]
+        want = model(tokens[:, :n])[:, -1]
+        judge.equal(model(new, cache=cache)[:, -1], want, f"token {n}, read again where the regime changes")
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ def _cached(
 def _with_positions(subject: Subject, judge: Judge, kind: Kind, model: TransformerWrapper) -> None:
     tokens, context, caps = subject.tokens(LENGTH), context_of(subject), subject.capabilities(kind)
     own, theirs = subject.positions(LENGTH), subject.stretched(CONTEXT)
-    if caps.causal_only or caps.kernel == "rows":
+    if caps.causal_only or caps.kernel == "rows" or not caps.prefix_consistent:
         judge.refused(
             lambda: model(tokens, context=context, context_positions=theirs), PositionError, f"context_positions, {kind}"
         )

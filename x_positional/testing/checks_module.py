@@ -68,10 +68,10 @@ def copies(subject: Subject, judge: Judge) -> None:
         want = model(tokens)
         twin = copy.deepcopy(model)
         judge.equal(twin(tokens), want, f"a deep copy, {kind}", tolerance=0)
-        layers = twin.attn_layers
-        schemes, kinds = pickle.loads(pickle.dumps((list(layers.schemes), layers.kinds)))
-        layers.set_positions(schemes, kinds)
-        judge.equal(twin(tokens), want, f"pickled schemes, {kind}", tolerance=0)
         for parameter in twin.parameters():
             parameter.add_(1.0)
         judge.equal(model(tokens), want, f"the original after its copy was changed, {kind}", tolerance=0)
+        layers = model.attn_layers
+        schemes, kinds = pickle.loads(pickle.dumps((list(layers.schemes), layers.kinds)))
+        layers.set_positions(schemes, kinds)
+        judge.equal(model(tokens), want, f"pickled schemes, {kind}", tolerance=0)

@@ -11,7 +11,7 @@ from x_positional.wrappers import TransformerWrapper
 
 LENGTH, MIDDLE = 9, 4
 FAR, REACH, LOUDER = 256, 2**15, 8
-SWAPS = {"before": (1, 2), "after": (6, 7)}
+SWAPS = {"before": (0, 3), "after": (5, 8)}
 
 
 @torch.no_grad()
@@ -46,13 +46,14 @@ def sees(model: TransformerWrapper, subject: Subject, side: str) -> bool:
 
 def grows_rightward(model: TransformerWrapper, subject: Subject) -> bool:
     """Whether the first token hears the last one far better than the next one: the farther right, the more it counts."""
-    return _heard(model, subject, FAR - 1) > LOUDER * _heard(model, subject, 1)
+    length = min(FAR, subject.scheme("decoder").limit or FAR)
+    return _heard(model, subject, length, length - 1) > LOUDER * _heard(model, subject, length, 1)
 
 
-def _heard(model: TransformerWrapper, subject: Subject, at: int) -> float:
-    scheme, tokens, positions = subject.scheme("decoder"), subject.tokens(FAR, batch=8), None
+def _heard(model: TransformerWrapper, subject: Subject, length: int, at: int) -> float:
+    scheme, tokens, positions = subject.scheme("decoder"), subject.tokens(length, batch=8), None
     if scheme.capabilities().uses_positions:
-        positions = subject.positions(FAR) * max(1, min(scheme.limit or REACH, REACH) // FAR)
+        positions = subject.positions(length) * max(1, min(scheme.limit or REACH, REACH) // length)
     other = tokens.clone()
     other[:, at] = (tokens[:, at] + 1) % subject.sizes.num_tokens
     first, changed = (forced(model, t, positions)[:, 0] for t in (tokens, other))

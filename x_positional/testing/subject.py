@@ -39,7 +39,7 @@ class Sizes:
     heads: int = 6
     kv_heads: int = 3
     head_dim: int = 16
-    max_seq_len: int = 160
+    max_seq_len: int = 288
     num_tokens: int = 37
 
 
@@ -52,7 +52,7 @@ class Subject:
         self.sizes, self.device = sizes, device
         self._models: dict[Any, TransformerWrapper] = {}
         reports = {kind: model_report(self.config(kind)) for kind in KINDS}
-        self.kinds = [kind for kind in KINDS if reports[kind].ok]
+        self.kinds: list[Kind] = [kind for kind in KINDS if reports[kind].ok]
         self.errors = {kind: " ".join(reports[kind].errors) for kind in KINDS}
         if not self.kinds:
             raise ValueError(f"no model can be built with this scheme. {' '.join(self.errors.values())}")
@@ -65,12 +65,11 @@ class Subject:
             embed_dim=s.dim, max_seq_len=s.max_seq_len,
         )  # fmt: skip
         position = [spec if isinstance(spec, SchemeConfig) else spec(dims) for spec in self.specs]
-        layers = dict(
-            kind=kind, dim=s.dim, depth=2, heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim, position=position
-        )
-        return ModelConfig.model_validate(
-            dict(num_tokens=s.num_tokens, max_seq_len=s.max_seq_len, layers=layers | fields)
-        )
+        layers = {
+            "kind": kind, "dim": s.dim, "depth": 2, "heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.head_dim,
+            "position": position, **fields,
+        }  # fmt: skip
+        return ModelConfig.model_validate({"num_tokens": s.num_tokens, "max_seq_len": s.max_seq_len, "layers": layers})
 
     def fresh(self, kind: Kind = "decoder", *, seed: int = 0, **fields: Any) -> TransformerWrapper:
         """A new model in eval mode, every parameter moved off its initial value."""

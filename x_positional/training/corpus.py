@@ -24,15 +24,15 @@ _BLOCK = 1 << 24  # tokens looked at together, so that a file larger than memory
 
 @dataclass(frozen=True)
 class Part:
-    """One side of the split. `text` is the text that the ids stand for; None when they came without it."""
+    """One side of the split. `text_bytes` is the size of the text that the ids stand for; None without a text."""
 
     tokens: np.ndarray
-    text: bytes | None
+    text_bytes: int | None
 
     @property
     def bytes_per_token(self) -> float | None:
         """None when the text is not known, and bits per byte with it."""
-        return None if self.text is None else len(self.text) / len(self.tokens)
+        return None if self.text_bytes is None else self.text_bytes / len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,13 @@ def _from_text(config: DataConfig, path: Path | None, num_tokens: int, track: Tr
 
 
 def _encode(documents: Sequence[Document], tokenizer: Tokenizer, end: int | None, track: Track) -> Part:
-    """All documents in one row, each followed by the `end` id; a byte 0 stands for the end in the text."""
-    pieces, text = [], []
+    """All documents in one row, each followed by the `end` id, which counts as one byte of text."""
+    pieces, text_bytes = [], 0
     for document in track(documents, "tokenizing"):
         ids = tokenizer.encode(document.text)
         pieces.append(ids if end is None else np.append(ids, np.asarray(end, dtype=ids.dtype)))
-        text.append(document.text if end is None else document.text + b"\0")
-    return Part(np.concatenate(pieces), b"".join(text))
+        text_bytes += len(document.text) + (end is not None)
+    return Part(np.concatenate(pieces), text_bytes)
 
 
 def _cut(row: np.ndarray, fraction: float) -> list[np.ndarray]:

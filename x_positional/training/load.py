@@ -10,16 +10,25 @@ from pydantic import BaseModel, ValidationError
 from x_positional.config import ModelConfig
 from x_positional.registry import Config
 from x_positional.training.checkpoint import CONFIG
-from x_positional.training.config import TrainConfig
+from x_positional.training.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from x_positional.training.errors import UserError, listed
 from x_positional.training.schema import hint, resolve
 from x_positional.validate_words import sentences
 
 
 class ModelFile(Config):
-    """The names that overrides of a check may use."""
+    """The names that overrides may use where a file holds a model alone."""
 
     model: ModelConfig
+
+
+class Beside(Config):
+    """The sections of a run, the model left unread."""
+
+    model: Any
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    run: RunConfig = RunConfig()
 
 
 def load_config(file: Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -31,14 +40,20 @@ def load_config(file: Path, overrides: Mapping[str, Any] | None = None) -> Train
 
 
 def load_model(file: Path, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The fields of the model in a training config or in a file of its own, with what is wrong with the overrides.
+    """The fields of the model in a training config or in a file of its own, with what is wrong around them.
 
-    The fields are not validated: that is for the validator, which reports everything at once.
+    The fields themselves are not validated: that is for the validator, which reports everything at once.
     """
     raw = read_yaml(file / CONFIG if file.is_dir() else file)
-    whole = {"model": raw.get("model", raw)}
-    problems = override(ModelFile, whole, overrides)
-    return whole["model"], problems
+    if "model" not in raw:
+        raw = {"model": raw}
+        return raw["model"], override(ModelFile, raw, overrides)
+    problems = override(TrainConfig, raw, overrides)
+    try:
+        Beside.model_validate(raw)
+    except ValidationError as error:
+        problems += sentences(Beside, error, raw)
+    return raw["model"], problems
 
 
 def parse_config(text: str, source: str) -> TrainConfig:

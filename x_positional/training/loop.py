@@ -65,7 +65,7 @@ class Loop:
         if self._record is not None:
             figures = {"lr": rate, "grad_norm": self._norm, "tokens_per_s": round(speed, 1), "tokens": done * tokens}
             self._record.write("train", done, {"loss": loss, **values, **figures})
-        self._meter.update(done, f"loss {loss:.3f}  {_headline(values)}  {speed:,.0f} tokens/s")
+        self._meter.update(done, f"loss {loss:.3f}  {_headline(values)}  {speed:,.0f} tok/s")
         self._losses.clear()
         self._restart_clock(done)
 
@@ -114,8 +114,9 @@ class Loop:
         self._read_losses(done)
         accelerator = self._engine.accelerator
         if accelerator.is_main_process:
-            self.checkpoint = self._session.save(done, self._engine.net, self._engine.optimizer, score)
+            self._session.save(done, self._engine.net, self._engine.optimizer, score)
         accelerator.wait_for_everyone()
+        self.checkpoint = self._session.last_saved()
         self._restart_clock(done)
 
     def _restart_clock(self, done: int) -> None:
@@ -124,5 +125,6 @@ class Loop:
 
 def _headline(values: dict[str, float], digits: int = 3) -> str:
     """The figure to show: bits per byte where known."""
-    name = "bits_per_byte" if "bits_per_byte" in values else "bits_per_token"
-    return f"{values[name]:.{digits}f} {name.replace('_', ' ')}"
+    if "bits_per_byte" in values:
+        return f"{values['bits_per_byte']:.{digits}f} bits/byte"
+    return f"{values['bits_per_token']:.{digits}f} bits/token"

@@ -42,12 +42,11 @@ class Meter:
         self._total = total
         self._last_line = time.monotonic()
         self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             console=console,
             disable=not console.is_terminal,
         )
@@ -74,7 +73,7 @@ class Meter:
     def track(self, items: Sequence[Item], label: str) -> Iterable[Item]:
         """A second bar under the first one."""
         if self._console.is_terminal:
-            task = self._bar.add_task(label, total=len(items), figures=label)
+            task = self._bar.add_task(label, total=len(items), figures="")
             for item in items:
                 yield item
                 self._bar.advance(task)

@@ -12,7 +12,7 @@ Value = float | int | str | None
 
 
 class Record:
-    """Appends one JSON object a line. Events: start, train, validation, checkpoint, end."""
+    """Appends one JSON object a line. Events: start, train, validation, end."""
 
     def __init__(self, folder: Path, *, tensorboard: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,337 @@
+"""Renders docs/validator.md: every rule with an example that breaks it, judged by the validator while the page is made.
+
+Run from the repository root: python docs/generate/validator.py
+"""
+
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from x_positional import PositionScheme, Report, check
+from x_positional import validate_rules as rules
+from x_positional import validate_use as use_rules
+from x_positional.schemes import CoPE
+
+PAGE = Path(__file__).parents[1] / "validator.md"
+BASE = {"dim": 64, "depth": 2, "heads": 8, "max_seq_len": 256}
+
+
+class Drifting(PositionScheme):
+    """An example of a scheme whose keys change as the text grows."""
+
+    kv_cacheable = False
+
+
+class Both(CoPE):
+    """An example of a scheme that wants to be in two places."""
+
+    def embed(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@dataclass(frozen=True)
+class Example:
+    """One call of `check` that gets exactly one answer of its level, or `of` several, the last of which is meant.
+    rule: the function, or in words why."""
+
+    rule: Any
+    flags: dict[str, Any] = field(default_factory=dict)
+    level: str = "error"
+    target: dict[str, Any] | None = None
+    of: int = 1
+
+    @property
+    def why(self) -> str:
+        return self.rule if isinstance(self.rule, str) else (self.rule.__doc__ or "")
+
+    def call(self) -> dict[str, Any]:
+        """The flags with the base, where this one does not say otherwise; None leaves one out."""
+        together = {**BASE, **self.flags}
+        return {name: value for name, value in together.items() if value is not None}
+
+    def report(self) -> Report:
+        """What the validator says."""
+        if self.target is None:
+            return check(**self.call())
+        layers = {name: BASE[name] for name in ("dim", "depth", "heads")}
+        return check({"num_tokens": 256, "max_seq_len": BASE["max_seq_len"], "layers": layers, **self.target})
+
+    def answer(self) -> str:
+        """The one line of this level."""
+        report = self.report()
+        said = report.errors if self.level == "error" else report.warnings
+        if len(said) != self.of or (self.level == "warning" and report.errors):
+            raise ValueError(f"{self.flags} should get one {self.level}, and gets {report}")
+        return said[-1]
+
+
+def error(rule: Any, **flags: Any) -> Example:
+    return Example(rule, flags)
+
+
+def error_in(rule: Any, **fields: Any) -> Example:
+    return Example(rule, target=fields)
+
+
+def warning(rule: Any, **flags: Any) -> Example:
+    return Example(rule, flags, "warning")
+
+
+NAMES = [
+    error("A mistyped name is never ignored; the nearest one is offered.", rotary_pos_em=True),
+    error("The same inside a group of fields.", attn={"softcapp": 30.0}),
+    error("A scheme that does not exist.", position="ropee"),
+    error("A setting that its scheme does not have.", position={"kind": "rope", "thetta": 500.0}),
+    error("A value of the wrong type or out of range.", attn={"dropout": 1.5}),
+    error("A word that is none of those that a field takes.", norm={"kind": "rmsnorm"}),
+    error("A flag of x-transformers that is not offered.", use_dynamic_tanh=True),
+    error("Two flags that make no sense together.", alibi_pos_bias=True, rel_pos_bias=True),
+    error("A setting whose main flag is off.", rotary_emb_dim=32),
+]
+
+SETTINGS = [
+    error(rules.kv_heads_divide_heads, kv_heads=3),
+    error(rules.some_position, position=[]),
+    error(rules.no_setting_is_idle, kind="cross_attender", window=64),
+    error(rules.no_setting_is_idle, kind="cross_attender", norm_place="parallel"),
+    error(rules.no_setting_is_idle, context_dim=32),
+    error(rules.no_setting_is_idle, norm={"kind": "rms", "bias": True}),
+    error(rules.no_setting_is_idle, norm={"kind": "simple_rms", "unit_offset": False}),
+    error(rules.no_setting_is_idle, norm={"kind": "none"}, final_norm=True),
+    error(rules.no_setting_is_idle, attn={"qk_norm_scale": 8.0}),
+    error(rules.no_setting_is_idle, attn={"qk_norm": "l2", "scale": 0.1}),
+    error(rules.no_setting_is_idle, ff={"gate_bias": True}),
+    error(rules.no_setting_is_idle, ff={"dim": 100, "mult": 2.0}),
+    error(rules.head_fits, tie_embedding=True, emb_dim=32),
+    error_in(rules.head_fits, tie_embedding=True, logits_dim=99),
+    error_in(rules.head_fits, tie_embedding_scale=0.5),
+    warning(rules.a_window_is_shorter_than_the_text, window=512, position="rope"),
+]
+
+COMBINATIONS = [
+    error(rules.none_stands_alone, position=["none", "rope"]),
+    error(rules.schemes_combine, position=["rope", "polar"]),
+    error(rules.schemes_combine, position=["forgetting", {"kind": "forgetting", "bias_init": 1.0}]),
+    error(rules.schemes_combine, position=["cope", {"kind": "cope", "max_pos": 4}]),
+    error(rules.schemes_combine, position=Both(64)),
+    error(rules.causal_schemes_need_a_decoder, kind="encoder", position="cope"),
+    error(rules.an_encoder_needs_order, kind="encoder", position="none"),
+    error(rules.schemes_reach_max_seq_len, position={"kind": "absolute", "max_seq_len": 128}),
+    warning(rules.order_comes_from_somewhere, kind="encoder", max_seq_len=None),
+    warning(rules.a_table_bounds_the_length, position=["absolute", "t5"]),
+    warning(rules.schemes_are_distinct, position=["alibi", "alibi"]),
+    warning(rules.cross_attention_reads_positions_if_given, kind="cross_attender", position="rope"),
+]
+
+ONE_SCHEME = [
+    error("absolute has one row per position, so it needs a length.", position="absolute", max_seq_len=None),
+    error("rope, xpos: an even number of channels turns.", position={"kind": "rope", "dim": 7}),
+    error("rope, xpos: no more channels than a head has.", position={"kind": "rope", "dim": 80}),
+    error("rope, xpos: one thing is said once.", position={"kind": "rope", "dim": 32, "fraction": 0.5}),
+    error(
+        "rope, xpos: the NTK exponent R/(R-2) needs two pairs.",
+        position={"kind": "rope", "dim": 2, "base_rescale_factor": 2.0},
+    ),
+    error("rope, xpos: no more heads turn than there are.", position={"kind": "rope", "heads": 9}),
+    error(
+        "rope, xpos: a key head that some of its query heads turn and others do not cannot serve both.",
+        kv_heads=2,
+        position={"kind": "rope", "heads": 4},
+    ),
+    warning("rope, xpos: language models want 32 turning channels or more.", position={"kind": "rope", "dim": 16}),
+    warning(
+        "rope, xpos: the slowest pair should not come round within a text.",
+        position={"kind": "rope", "theta": 100.0},
+        max_seq_len=1024,
+    ),
+    error(
+        "xpos: its factors grow with the length of the text and must stay inside float32.",
+        position={"kind": "xpos", "scale_base": 64.0},
+        max_seq_len=8192,
+    ),
+    warning("polar: queries and keys are twice as wide, and so is their cache.", position="polar"),
+    Example(
+        "polar: the slowest channel should not come round within a text.",
+        {"position": {"kind": "polar", "theta": 100.0}, "max_seq_len": 1024},
+        "warning",
+        of=2,
+    ),
+    error("alibi: no more heads than there are.", position={"kind": "alibi", "heads": 12}),
+    error("alibi: own slopes are positive.", position={"kind": "alibi", "slopes": [0.5, -0.5]}),
+    error("alibi: own slopes are some.", position={"kind": "alibi", "slopes": []}),
+    error("alibi: slopes and a number of heads agree.", position={"kind": "alibi", "slopes": [0.5], "heads": 2}),
+    error(
+        "alibi: the causal form has no value for keys to the right.",
+        kind="encoder",
+        position={"kind": "alibi", "variant": "causal"},
+    ),
+    error("alibi: a decoder has no right side.", position={"kind": "alibi", "variant": "asymmetric"}),
+    warning(
+        "alibi: past about a thousand tokens even the flattest head sees little.", position="alibi", max_seq_len=4096
+    ),
+    warning("alibi: symmetric slopes do not tell left from right.", kind="encoder", position="alibi"),
+    error("t5: each side needs two buckets.", kind="encoder", position={"kind": "t5", "num_buckets": 3}),
+    error("t5: distances past the exact buckets share the rest.", position={"kind": "t5", "max_distance": 16}),
+    error("dynamic: a norm over one channel erases it.", position={"kind": "dynamic", "dim": 1, "norm": True}),
+    warning("dynamic: raw distances of a long text are hard on a small network.", position="dynamic", max_seq_len=1024),
+]
+
+FOUR = {
+    "original_max_position_embeddings": 64,
+    "long_factor": [2.0, 2.0, 3.0, 4.0],
+    "short_factor": [1.0, 1.0, 1.0, 1.0],
+}
+
+
+def scaled(rope_type: str, **settings: Any) -> dict[str, Any]:
+    """Rope with a scaling of its frequencies."""
+    return {"kind": "rope", "scaling": {"rope_type": rope_type, **settings}}
+
+
+def long(**settings: Any) -> dict[str, Any]:
+    """The same with LongRoPE on four pairs."""
+    return scaled("longrope", **{**FOUR, **settings}) | {"dim": 8}
+
+
+SCALINGS = [
+    error(
+        "One thing stretches the frequencies.", position=scaled("linear", factor=2.0) | {"interpolation_factor": 2.0}
+    ),
+    warning(
+        "A scaling is made for a length.",
+        position=scaled("ntk_by_parts", factor=2.0, original_max_position_embeddings=64),
+    ),
+    error(
+        "A length that is fixed is known.",
+        max_seq_len=None,
+        position=scaled("dynamic", original_max_position_embeddings=64),
+    ),
+    error(
+        "A length that follows the text is not given.",
+        position=scaled("dynamic", original_max_position_embeddings=64, length_policy="recompute", length=128),
+    ),
+    warning(
+        use_rules.prefixes_stay_the_same,
+        position=scaled("dynamic", original_max_position_embeddings=64, length_policy="recompute"),
+    ),
+    error("NTK's exponent needs two pairs.", position=scaled("ntk", factor=2.0) | {"dim": 2}),
+    error("The ends of a ramp are in order.", position=scaled("llama3", low_freq_factor=4.0, high_freq_factor=1.0)),
+    error(
+        "YaRN: two numbers that count only together.",
+        position=scaled("yarn", factor=8.0, original_max_position_embeddings=64, mscale=1.0),
+    ),
+    error(
+        "YaRN: the ramp divides by the logarithm of theta.",
+        position=scaled("yarn", factor=8.0, original_max_position_embeddings=64) | {"theta": 1.0},
+    ),
+    error(
+        "YaRN: some pair must lie on the ramp.",
+        position=scaled("yarn", factor=128.0, original_max_position_embeddings=2),
+    ),
+    error("LongRoPE: one number for each pair.", position=long(short_factor=[1.0], factor=4.0)),
+    error("LongRoPE: no frequency is divided by zero.", position=long(long_factor=[0.0, 1.0, 1.0, 1.0], factor=4.0)),
+    error("LongRoPE: two numbers that belong together.", position=long(short_mscale=1.2)),
+    error("LongRoPE: the attention factor comes from somewhere.", position=long()),
+    error(
+        "LongRoPE: the attention factor divides by a logarithm.",
+        position=long(original_max_position_embeddings=1, factor=256.0),
+    ),
+]
+
+BACKENDS = [
+    error(
+        "A scheme that needs whole rows of scores has no path through a fused kernel.", position="cope", backend="sdpa"
+    ),
+    error("sdpa has no soft cap.", attn={"softcap": 30.0}, backend="sdpa"),
+    error("Neither sdpa nor flex has sinks.", attn={"sinks": True}, backend="flex"),
+    error("flex has no dropout.", attn={"dropout": 0.1}, backend="flex"),
+    error("Flash means never to hold the whole score matrix.", attn_flash=True, backend="eager"),
+    error(use_rules.flex_fits_the_device, backend="flex", device="cpu", train=True),
+    error(use_rules.flex_fits_the_device, backend="flex", device="cuda", head_dim=8),
+    warning(use_rules.flex_may_refuse, backend="flex", head_dim=8),
+    warning(use_rules.sdpa_falls_back, device="cuda", dtype="bfloat16", position="t5", head_dim=36),
+    warning(use_rules.sdpa_falls_back, device="cuda", dtype="bfloat16", head_dim=300),
+    warning(use_rules.sdpa_falls_back, device="cuda", dtype="float64", window=64),
+    warning(use_rules.sdpa_falls_back, device="cpu", position="t5", train=True),
+    warning(use_rules.sdpa_falls_back, device="cpu", attn={"dropout": 0.1}, train=True),
+]
+
+USES = [
+    error(use_rules.a_cache_needs_a_decoder, kind="encoder", cache="static"),
+    error(use_rules.cached_keys_stay_right, position=Drifting(), cache="growing"),
+    error(use_rules.a_sliding_cache_needs_a_window, cache="sliding"),
+    error(use_rules.a_sliding_cache_needs_a_window, cache="static", cache_window=64),
+    error(use_rules.decoding_ends_with_the_positions, decode_to=1000),
+    error(use_rules.float16_reaches_max_seq_len, position="xpos", max_seq_len=8192, dtype="float16"),
+    warning(use_rules.float16_may_overflow, position="xpos", max_seq_len=8192),
+    warning(use_rules.decoding_past_the_trained_length, position="rope", decode_to=1000),
+    warning(use_rules.a_cache_window_hides_tokens, position="rope", cache="sliding", cache_window=64),
+]
+
+GROUPS = {
+    "Names and types": NAMES,
+    "Settings": SETTINGS,
+    "Schemes together": COMBINATIONS,
+    "One scheme": ONE_SCHEME,
+    "Scaled rotary frequencies": SCALINGS,
+    "Backends and devices": BACKENDS,
+    "Caches, lengths, dtypes": USES,
+}
+
+PROSE = """\
+# What the validator says
+
+`check` judges a model before it is built, and what is asked of it. It never raises for a bad config: every problem is a
+line of the report, all of them at once, each with the value, the reason and the way out.
+
+```python
+from x_positional import check
+
+report = check(num_tokens=256, max_seq_len=1024, dim=512, depth=6, rotary_pos_emb=True, cache="static", decode_to=4096)
+print(report)                             # errors, warnings, the backend and why, what decodes, what is past max_seq_len
+report.ok, report.errors, report.to_dict()
+```
+
+- **What it takes**: keyword flags, a `ModelConfig`, a `LayersConfig`, a built model or stack, a dict of fields, or the
+  path of a YAML file. On the command line: `x-positional check FILE`, with `--json` for programs.
+- **What it is asked**: `cache="static" | "growing" | "sliding"`, `cache_window=`, `decode_to=` tokens, `device=`,
+  `dtype=`, `train=True`. What the model cannot do of that is an error. What is not asked is not judged.
+- **Errors and warnings**: an error fails or gives wrong output. Building a model refuses the same configs with the same
+  words (`IncompatibleConfig`). A warning works and may not be meant.
+- **A setting that changes nothing is an error.** It was meant to change something.
+- **The verdicts are tested against reality**: random models that the validator calls fine are built, run, padded,
+  trained and decoded through a cache, and compared; those that it refuses are built with every gate open, and must fail
+  or be wrong.
+
+Every rule follows, with a call that breaks it and the answer. The calls leave out what they share:
+`check(dim=64, depth=2, heads=8, max_seq_len=256, ...)`.
+"""
+
+
+def shown(value: Any) -> str:
+    """As in a call."""
+    return f"{type(value).__name__}()" if isinstance(value, PositionScheme) else repr(value)
+
+
+def entry(example: Example) -> list[str]:
+    """An example and the answer."""
+    call = ", ".join(f"{name}={shown(value)}" for name, value in example.flags.items())
+    call = call or f"{{..., {', '.join(f'{name!r}: {value!r}' for name, value in (example.target or {}).items())}}}"
+    return [f"- `check({call})`  ", f"  **{example.level}**: {example.answer()}"]
+
+
+def render() -> str:
+    """The whole page."""
+    lines = [PROSE]
+    for title, examples in GROUPS.items():
+        lines += [f"## {title}", ""]
+        for why, same in groupby(examples, key=lambda example: example.why):
+            lines += [f"**{why}**", "", *(line for example in same for line in entry(example)), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render())

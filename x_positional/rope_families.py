@@ -1,0 +1,66 @@
+"""What a model family's rotary embedding is where its `config.json` does not say, by `model_type`: data alone.
+
+From the defaults of the config classes in transformers 5.23. Families of images and of several axes are not here.
+"""
+
+
+def _by_name(groups: dict[float, str]) -> dict[str, float]:
+    return {name: value for value, names in groups.items() for name in names.split()}
+
+
+def _names(text: str) -> set[str]:
+    return set(text.split())
+
+
+THETA = _by_name({
+    1e3: "nomic_bert",
+    1e4: "afmoe arcee aria_text bamba chameleon cohere2 cohere2_moe codegen dbrx deepseek_v2 deepseek_v3 deepseek_v32 "
+    "dia_decoder dia_encoder diffllama doge dots1 esmc eurobert exaone4 exaone_moe falcon falcon_h1 gemma gemma2 glm glm4 "
+    "glm4_moe glm4_moe_lite glm_moe_dsa gpt_neox gpt_neox_japanese gptj granite granitemoe granitemoehybrid granitemoeshared "
+    "hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jetmoe llama mimi minicpm3 ministral mistral moonshine "
+    "moonshine_streaming moshi nemotron olmo olmo2 olmo_hybrid olmoe persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe "
+    "qwen3_next recurrent_gemma seed_oss stablelm starcoder2 vaultgemma youtu zamba2",
+    2e4: "jina_embeddings_v3",
+    1e5: "helium",
+    1.5e5: "gpt_oss",
+    1.6e5: "gte",
+    5e5: "bitnet blt blt_global_transformer blt_local_decoder blt_local_encoder cohere csm ernie4_5 ernie4_5_moe evolla "
+    "flex_olmo llama4_text mllama_text_model olmo3",
+    1e6: "cwm emu3_text_model lfm2 lfm2_moe minimax mixtral phimoe solar_open",
+    2e6: "smollm3",
+    5e6: "minimax_m2",
+    1e7: "longcat_flash",
+    1.2e7: "apertus",
+})  # fmt: skip
+"""The base of the wavelengths."""
+
+FRACTION = _by_name({
+    0.5: "bamba glm glm4 glm4_moe nemotron persimmon phi recurrent_gemma",
+    0.25: "gpt_neox qwen3_next stablelm",
+    0.9: "moonshine",
+    0.8: "moonshine_streaming",
+})  # fmt: skip
+"""The share of a head that turns; elsewhere all of it."""
+
+LOCAL_GLOBAL = {
+    "gemma3_text": (1e4, 1e6), "gemma3n_text": (1e4, 1e6), "t5gemma2_text": (1e4, 1e6), "t5gemma2_decoder": (1e4, 1e6),
+    "embedding_gemma2_text": (1e4, 1e6), "modernbert": (1e4, 1.6e5), "modernbert-decoder": (1e4, 1.6e5),
+    "olmo3": (None, None),
+}  # fmt: skip
+"""Thetas of sliding and of full attention, which turn differently; None is the config's own."""
+
+SCALED_EVERYWHERE = {"modernbert", "modernbert-decoder"}
+"""Of these, the families whose one old-style scaling is for sliding attention too."""
+
+SCALED = {"apertus", "cwm", "gpt_oss"}
+"""Families that are stretched unless their config says otherwise, so it must say something."""
+
+INTERLEAVED = _names(
+    "axk1 bailing_hybrid blt blt_global_transformer blt_local_decoder blt_local_encoder codegen cohere cohere2 cohere2_moe "
+    "deepseek_v2 deepseek_v3 deepseek_v32 ernie4_5 ernie4_5_moe glm glm4 glm4_moe_lite glm_moe_dsa gptj helium llama4_text "
+    "longcat_flash mistral4 moonshine moonshine_streaming roformer youtu"
+)
+"""Families whose pairs are neighbouring channels."""
+
+REFUSED = {"nanochat": "it turns the other way round, by minus the angle"}
+"""Families that `Rope` cannot express."""
