@@ -109,11 +109,15 @@ class _HalfBack(torch.autograd.Function):
         return grad / 2
 
 
-class HalfGradient(_Learned):
+class HalfGradient(_Sinusoidal):
     """A hand-written backward that is off by a factor of two."""
 
+    def __init__(self, dims: Dims):
+        super().__init__(dims)
+        self.gain = nn.Parameter(torch.ones(dims.embed_dim))
+
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
-        return x + _HalfBack.apply(self.table[positions.clamp(min=0)])
+        return x + self.waves(positions).to(x.dtype) * _HalfBack.apply(self.gain)
 
 
 class GrowingBase(_Rope):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.broken_schemes import BROKEN, BrokenCase
-from x_positional.testing import CHECKS, ContractError, Sizes, check_scheme
+from x_positional.testing import CHECKS, Sizes
 from x_positional.testing.subject import Subject
 from x_positional.testing.suite import run_check
 

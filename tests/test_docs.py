@@ -1,11 +1,14 @@
 """What the documentation shows runs, links lead somewhere, and generated pages are up to date."""
 
+import importlib
 import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from x_positional.registry import REGISTRY
 
 ROOT = Path(__file__).parents[1]
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -25,13 +28,21 @@ def generator(name: str) -> ModuleType:
 
 
 @pytest.mark.parametrize("page", SHOWN)
-def test_snippets_run_in_order(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_snippets_run_in_order(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     snippets = SNIPPET.findall((ROOT / page).read_text())
     assert snippets
-    names: dict[str, object] = {"__name__": f"snippets of {page}"}
-    for snippet in snippets:
-        exec(compile(snippet, page, "exec"), names)
-    assert "loss" in names or "KerpleLog" in names
+    name = f"snippets_of_{Path(page).stem.replace('-', '_').lower()}"  # a module, so that its classes can be pickled
+    (tmp_path / f"{name}.py").write_text("\n".join(snippets))
+    monkeypatch.syspath_prepend(tmp_path)
+    known = dict(REGISTRY)
+    try:
+        module = importlib.import_module(name)
+    finally:
+        for extra in set(REGISTRY) - set(known):
+            del REGISTRY[extra]
+    assert {"loss", "KerpleLog"} & set(vars(module))
     assert capsys.readouterr().out
 
 

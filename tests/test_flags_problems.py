@@ -117,7 +117,7 @@ def test_the_window_of_an_encoder_is_another_one():
 
 def test_cross_attender():
     fields = layers_from_flags("cross_attender", {**SIZE, "cross_attend": True, "only_cross": True})
-    assert fields == {"kind": "cross_attender", **SIZE}
+    assert fields == {"kind": "cross_attender", "cross_attend": True, **SIZE}
     found = problems(
         lambda **flags: layers_from_flags("cross_attender", flags), **SIZE, cross_attend=False, only_cross=False
     )

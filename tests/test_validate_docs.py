@@ -80,19 +80,19 @@ def judged(example) -> tuple[ModelConfig, Use] | None:
     return config, Use(**{name: value for name, value in example.flags.items() if name in USE})
 
 
+def name_of(example) -> str:
+    return ", ".join(f"{name}={GENERATOR.shown(value)}" for name, value in (example.flags or example.target).items())
+
+
 IN_WORDS = GENERATOR.NAMES
 ON_CUDA = [example for example in EXAMPLES if example.flags.get("device") == "cuda"]
 ELSEWHERE = {
     "position='absolute', max_seq_len=None": "layers alone; test_a_table_without_a_length_waits",
-    "max_seq_len=None, position={'kind': 'rope', 'scaling': {'rope_type': 'dynamic', 'original_max_position_embeddings': 64}}": "layers alone, as above",
+    name_of(GENERATOR.SCALINGS[2]): "layers alone, as above",
     "cache='static', cache_window=64": "two answers to one question, and neither is wrong by itself",
     "position='xpos', max_seq_len=8192, dtype='float16'": "test_xpos_in_float16_leaves_its_range",
 }
 FORCED = [e for e in EXAMPLES if e.level == "error" and e not in IN_WORDS and e not in ON_CUDA]
-
-
-def name_of(example) -> str:
-    return ", ".join(f"{name}={GENERATOR.shown(value)}" for name, value in (example.flags or example.target).items())
 
 
 @pytest.mark.parametrize("example", [e for e in FORCED if name_of(e) not in ELSEWHERE], ids=name_of)

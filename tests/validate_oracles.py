@@ -226,9 +226,8 @@ def stretching(scheme: RotaryEmbedding) -> Iterator[str]:
         kept = said.inv_freq / inverse_frequencies(scheme.width, scheme.theta, cpu)
         if (kept.diff() > 1e-9).any() or (scaling.factor > 1 and kept[-1] > 1 - 1e-9):
             yield "slow pairs are not stretched by the factor"
-    if isinstance(scaling, LongRope) and scaling.factor is None and scaling.attention_factor is None:
-        if max(scaling.long_factor) > 1 and said.attention_factor == 1.0:
-            yield "a stretched text has no attention factor"
+    if isinstance(scaling, LongRope) and {scaling.factor, scaling.attention_factor, scaling.short_mscale} == {None}:
+        yield f"nobody said the attention factor, and it is {said.attention_factor}"
 
 
 def embedding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:

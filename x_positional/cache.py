@@ -50,6 +50,8 @@ class KVCache:
             counts = (tokens.index != NO_TOKEN).sum(-1).expand(self.batch_size)
             self.lengths = self.starts() + counts
         self.span = tokens.span
+        if tokens.last_document is not None:
+            self.last_document = tokens.last_document
         return views
 
     def write(

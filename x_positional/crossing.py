@@ -34,22 +34,28 @@ class SeenContext:
     rotated: bool
 
 
-def plan_cross(
-    batch: int, heads: int, tokens: Tokens, given: Crossing, of_layer: list[tuple[PositionScheme, Any]],
-    backend: Backend, dtype: torch.dtype, cache: KVCache | None,
-) -> list[CrossPlan]:  # fmt: skip
-    """One plan per layer. `of_layer`: each layer's scheme and its tables for the new tokens.
+def see_context(
+    batch: int, width: int, tokens: Tokens, given: Crossing, schemes: list[PositionScheme], cache: KVCache | None
+) -> SeenContext:
+    """The context that the cache has seen, or the one given, checked; nothing is changed. width: C.
 
     Positions play no part in cross-attention unless context positions were given: queries and context are usually
     different sequences, so a distance between them means nothing. Raises InputError, PositionError.
     """
     if tokens.documents is not None:
         raise InputError("document_ids with a context: nothing says which context belongs to which document. Unpack them.")
-    seen = cache.cross_context if cache is not None and isinstance(cache.cross_context, SeenContext) else None
-    if seen is None:
-        seen = _place_context(batch, given, [scheme for scheme, _ in of_layer])
-        if cache is not None:
-            cache.cross_context = seen
+    if cache is not None and isinstance(cache.cross_context, SeenContext):
+        return cache.cross_context
+    return _place_context(batch, width, given, schemes)
+
+
+def plan_cross(
+    batch: int, heads: int, tokens: Tokens, context: Tensor | None, seen: SeenContext,
+    of_layer: list[tuple[PositionScheme, Any]], backend: Backend, dtype: torch.dtype, cache: KVCache | None,
+) -> list[CrossPlan]:  # fmt: skip
+    """One plan per layer. `of_layer`: each layer's scheme and its tables for the new tokens."""
+    if cache is not None:
+        cache.cross_context = seen
     ctx, reads = _context(batch, heads, tokens, seen.tokens)
     planned: dict[int, Planned] = {}
     k_tables: dict[int, Any] = {}
@@ -59,18 +65,21 @@ def plan_cross(
             planned[id(scheme)] = backend.plan(ctx, scheme.bias(ctx) if seen.rotated else None, dtype)
             k_tables[id(scheme)] = scheme.tables(seen.tokens.positions) if seen.rotated else None
         plans.append(CrossPlan(
-            layer=layer, planned=planned[id(scheme)], backend=backend, context=given.context, q_tables=q_tables,
+            layer=layer, planned=planned[id(scheme)], backend=backend, context=context, q_tables=q_tables,
             k_tables=k_tables[id(scheme)], rotated=seen.rotated, reads=reads, cache=cache,
         ))  # fmt: skip
     return plans
 
 
-def _place_context(batch: int, given: Crossing, schemes: list[PositionScheme]) -> SeenContext:
+def _place_context(batch: int, width: int, given: Crossing, schemes: list[PositionScheme]) -> SeenContext:
     context = given.context
     if context is None:
-        raise InputError("this stack attends to a context: pass context=[batch, tokens, dim].")
-    if context.ndim != 3 or context.shape[0] != batch:
-        raise InputError(f"context must be [batch={batch}, tokens, dim]; this one is {list(context.shape)}.")
+        raise InputError(f"this stack attends to a context: pass context=[batch, tokens, dim={width}].")
+    if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != width or not context.shape[1]:
+        raise InputError(
+            f"context must be [batch={batch}, tokens, dim={width}], with at least one token; this one is "
+            f"{list(context.shape)}."
+        )
     rotated = given.positions is not None
     caps = [(type(s).__name__, s.capabilities()) for s in schemes]
     blind = sorted({name for name, c in caps if c.causal_only or c.kernel == "rows" or not c.prefix_consistent})

@@ -54,11 +54,10 @@ def layer_fields(read: FlagReader, kind: Any) -> dict[str, Any]:
 
 
 def _cross_attend(fields: Fields, read: FlagReader, kind: Any) -> None:
-    if kind != "cross_attender":
-        if "cross_attend" in read.given:
-            fields.set("cross_attend", read.value("cross_attend"), "cross_attend")
-    elif read.given.get("cross_attend") is False:
+    if kind == "cross_attender" and read.given.get("cross_attend") is False:
         read.problem(f"{read.shown('cross_attend')} contradicts CrossAttender, which does nothing else. Leave it out.")
+    elif "cross_attend" in read.given:
+        fields.set("cross_attend", read.value("cross_attend"), "cross_attend")
 
 
 def _own_groups(fields: Fields, read: FlagReader) -> None:

@@ -85,13 +85,15 @@ def place(
         index = index_of(mask)
         shift = first if isinstance(first, int) else first[:, None]
         index = torch.where(mask, index + shift, NO_TOKEN)
+    last_document = None
     if document_ids is not None:
         document_ids = check_documents(document_ids, batch, length).to(device)
-        restarted = _restart(index.expand(batch, -1), document_ids, cache)
+        restarted, last_document = _restart(index.expand(batch, -1), document_ids, cache)
         positions = restarted if positions is None else positions
     return Tokens(
-        index=index, positions=index if positions is None else positions, documents=document_ids, start=start, span=span
-    )
+        index=index, positions=index if positions is None else positions, documents=document_ids, start=start, span=span,
+        last_document=last_document,
+    )  # fmt: skip
 
 
 def _mask_of_positions(positions: Tensor, mask: Tensor | None, batch: int) -> Tensor | None:
@@ -102,13 +104,14 @@ def _mask_of_positions(positions: Tensor, mask: Tensor | None, batch: int) -> Te
     return None if bool(is_token.all()) else is_token.expand(batch, -1)
 
 
-def _restart(index: Tensor, documents: Tensor, cache: KVCache | None) -> Tensor:
-    positions = restart_per_document(index, documents, None if cache is None else cache.last_document)
-    if cache is not None:
-        last = index.argmax(-1, keepdim=True)
-        start = index.gather(1, last) - positions.gather(1, last)
-        cache.last_document = (documents.gather(1, last)[:, 0], start[:, 0])
-    return positions
+def _restart(index: Tensor, documents: Tensor, cache: KVCache | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """[B T] positions that restart per document; and, for a cache, the last document [B] and its first token's index [B]."""
+    if cache is None:
+        return restart_per_document(index, documents), None
+    positions = restart_per_document(index, documents, cache.last_document)
+    last = index.argmax(-1, keepdim=True)
+    start = index.gather(1, last) - positions.gather(1, last)
+    return positions, (documents.gather(1, last)[:, 0], start[:, 0])
 
 
 def check_positions_fit(tokens: Tokens, schemes: list[PositionScheme]) -> None:
@@ -135,14 +138,18 @@ def check_positions_fit(tokens: Tokens, schemes: list[PositionScheme]) -> None:
                 f"positions have {axes} axes, and {name} takes {scheme.max_axes}. Pass positions of shape [batch, tokens]."
             )
         if scheme.limit is not None and not torch.compiler.is_compiling():
-            _check_limit(tokens, name, scheme.limit)
+            _check_limit(tokens, name, scheme.limit, caps.continuous)
 
 
-def _check_limit(tokens: Tokens, name: str, limit: int) -> None:
+def _check_limit(tokens: Tokens, name: str, limit: int, continuous: bool) -> None:
     if not tokens.custom_positions and (tokens.start is not None or tokens.span <= limit):
-        largest = tokens.span - 1  # a bound that needs no look at the device
+        smallest, largest = 0, tokens.span - 1  # a bound that needs no look at the device
     else:
-        largest = int(tokens.positions.max())
+        smallest, largest = (int(bound) for bound in tokens.positions.aminmax())
+    if smallest < NO_TOKEN and not continuous:
+        raise PositionError(
+            f"position {smallest} was asked for, and the rows of {name} start at 0. Shift positions up; -1 means no token."
+        )
     if largest >= limit:
         raise PositionError(
             f"position {largest} was asked for, and {name} has {limit} rows (0 to {limit - 1}). Pass at most {limit} "

@@ -129,7 +129,8 @@ def _top_problems(data: Mapping[str, Any], family: str, elsewhere: Collection[st
             found.append(f"{' and '.join(f'{n}={v}' for n, v in said.items())} mean the same thing. Give one.")
     for name in ("max_position_embeddings", "original_max_position_embeddings", "rotary_dim"):
         value = data.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        whole = isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 and value % 1 == 0
+        if value is not None and not whole:
             found.append(f"{name}={value!r} must be a whole number above 0.")
     if data.get("alibi"):
         found.append("alibi=True: this model has no rotary positions.")

@@ -26,6 +26,7 @@ class Tokens:
     documents: Tensor | None
     start: int | None
     span: int  # every index, the cached ones included, is below it
+    last_document: tuple[Tensor, Tensor] | None = None  # after these: the last document [B], its first token's index [B]
 
     @property
     def length(self) -> int:

@@ -16,7 +16,7 @@ from x_positional.attention import CrossPlan, LayerPlan
 from x_positional.backends import Choice, Planned
 from x_positional.block import Block
 from x_positional.cache import KeyView, KVCache, Tokens
-from x_positional.crossing import Crossing, plan_cross
+from x_positional.crossing import Crossing, SeenContext, plan_cross, see_context
 from x_positional.norms import Norm
 from x_positional.placement import InputError, check_positions_fit, place
 from x_positional.scheme import AttentionContext, Dims, IndexFn, PositionError, PositionScheme
@@ -114,7 +114,8 @@ class AttentionLayers(nn.Module):
         self, batch: int, tokens: Tokens, dtype: torch.dtype, cache: KVCache | None = None,
         context: Tensor | None = None, context_mask: Tensor | None = None, context_positions: Tensor | None = None,
     ) -> Plan:  # fmt: skip
-        """Masks, tables and shared biases for every layer, computed once."""
+        """Masks, tables and shared biases for every layer, computed once. A call that is refused leaves the cache alone."""
+        seen = self._see(batch, tokens, Crossing(context, context_mask, context_positions), cache)
         views: dict[int | None, KeyView] = {} if cache is None else cache.plan(tokens)
         windows = [k.window for k in self.kinds] if cache is None else list(cache.windows)
         memos = {} if cache is None else cache.memo
@@ -133,13 +134,19 @@ class AttentionLayers(nn.Module):
                 view=views.get(window), cache=cache,
             ))  # fmt: skip
         cross = None
-        if self.cross_choice is not None:
-            crossing = Crossing(context, context_mask, context_positions)
+        if seen is not None and self.cross_choice is not None:
             of_layer = [(k.scheme, tables[id(k.scheme)]) for k in self.kinds]
-            cross = plan_cross(batch, self.dims.heads, tokens, crossing, of_layer, self.cross_choice.backend, dtype, cache)
-        elif context is not None:
-            raise InputError("context was given, and this stack has no cross-attention. Build it with cross_attend=True.")
+            backend = self.cross_choice.backend
+            cross = plan_cross(batch, self.dims.heads, tokens, context, seen, of_layer, backend, dtype, cache)
         return Plan(tokens=tokens, layers=layers, cross=cross)
+
+    def _see(self, batch: int, tokens: Tokens, given: Crossing, cache: KVCache | None) -> SeenContext | None:
+        widths = [block.cross.to_kv.in_features for block in self._blocks() if block.cross is not None]
+        if widths:
+            return see_context(batch, widths[0], tokens, given, [k.scheme for k in self.kinds], cache)
+        if given.context is not None:
+            raise InputError("context was given, and this stack has no cross-attention. Build it with cross_attend=True.")
+        return None
 
     def _context(
         self, batch: int, tokens: Tokens, window: int | None, view: KeyView | None, memo: dict[int, Any] | None

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -23,6 +23,11 @@ __all__ = [
     "IncompatibleConfig", "Report", "Use", "check", "features", "layers_report", "model_report", "obstacles", "require",
     "resolve_position",
 ]  # fmt: skip
+
+
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+}
 
 
 def check(
@@ -77,13 +82,13 @@ def judge(case: Case) -> Report:
     for rule in (*rules.WARNINGS, *use_rules.WARNINGS):
         warnings += rule(case)
     caps, choice = combined(case.schemes), None
-    if caps is not None:
-        try:
-            choice = choose(case.layers.backend, case.layers.flash, caps.kernel, features(case.layers))
-            errors += [e for rule in use_rules.BACKEND_ERRORS for e in rule(case, choice)]
-            warnings += [w for rule in use_rules.BACKEND_WARNINGS for w in rule(case, choice)]
-        except BackendError as error:
-            errors.append(str(error))
+    try:
+        kernel = "fused" if caps is None else caps.kernel  # what cannot run even that cannot run any
+        choice = choose(case.layers.backend, case.layers.flash, kernel, features(case.layers))
+        errors += [e for rule in use_rules.BACKEND_ERRORS for e in rule(case, choice)]
+        warnings += [w for rule in use_rules.BACKEND_WARNINGS for w in rule(case, choice)]
+    except BackendError as error:
+        errors.append(str(error))
     report = Report(errors=errors, warnings=warnings, position=" + ".join(case.kinds) or None)
     if caps is None or unbuilt:  # what is left of the schemes says nothing about the whole
         return report
@@ -146,27 +151,40 @@ def _stack_report(stack: Stack, use: Use) -> Report:
 def _read_use(
     cache: Any, cache_window: Any, decode_to: Any, device: Any, dtype: Any, train: bool
 ) -> tuple[Use, list[str]]:  # fmt: skip
-    problems = []
-    if cache not in (None, "static", "growing", "sliding"):
-        problems.append(f"cache={cache!r} is none of 'static', 'growing', 'sliding'.")
+    """What was asked, without what makes no sense; and that."""
+    problems: list[str] = []
+    if cache is not None and cache not in get_args(CacheName):
+        problems.append(f"cache={cache!r} is none of {', '.join(map(repr, get_args(CacheName)))}.")
         cache = None
-    for name, value in (("cache_window", cache_window), ("decode_to", decode_to)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            problems.append(f"{name}={value!r} must be a whole number of tokens, 1 or more.")
-            cache_window, decode_to = None, None
-    try:
-        device = None if device is None else torch.device(device).type
-    except (RuntimeError, TypeError):
-        problems.append(f"device={device!r} is no device. Use 'cpu' or 'cuda'.")
-        device = None
-    if isinstance(dtype, str):
-        named = getattr(torch, dtype.removeprefix("torch."), None)
-        problems += (
-            [] if isinstance(named, torch.dtype) else [f"dtype={dtype!r} is no dtype. Use 'float32', 'bfloat16', ..."]
-        )
-        dtype = named
     use = Use(
-        cache=cache, cache_window=cache_window, decode_to=decode_to, device=device, train=train,
-        dtype=dtype if isinstance(dtype, torch.dtype) else None,
+        cache=cache, cache_window=_count("cache_window", cache_window, problems), device=_device(device, problems),
+        decode_to=_count("decode_to", decode_to, problems), dtype=_dtype(dtype, problems), train=bool(train),
     )  # fmt: skip
     return use, problems
+
+
+def _count(name: str, value: Any, problems: list[str]) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    problems.append(f"{name}={value!r} must be a whole number of tokens, 1 or more.")
+    return None
+
+
+def _device(value: Any, problems: list[str]) -> str | None:
+    if isinstance(value, str | torch.device):
+        try:
+            return torch.device(value).type
+        except RuntimeError:
+            pass  # told below
+    if value is not None:
+        problems.append(f"device={value!r} is no device. Use 'cpu' or 'cuda'.")
+    return None
+
+
+def _dtype(value: Any, problems: list[str]) -> torch.dtype | None:
+    dtype = DTYPES.get(value.removeprefix("torch.")) if isinstance(value, str) else value
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if value is not None:
+        problems.append(f"dtype={value!r} is no dtype of a model. Use {', '.join(map(repr, DTYPES))}.")
+    return None

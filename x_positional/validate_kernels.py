@@ -13,13 +13,15 @@ FLASH_MAX, FLEX_MIN = 256, 16
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """What scaled_dot_product_attention is given. masked: a mask or bias tensor; mask_grad: it is trained."""
+    """What scaled_dot_product_attention is given. masked: a mask or bias tensor; mask_grad: it is trained; grouped: fewer key
+    heads than query heads."""
 
     qk: int
     v: int
     dtype: torch.dtype
     masked: bool = False
     mask_grad: bool = False
+    grouped: bool = False
     dropout: bool = False
 
 
@@ -47,6 +49,7 @@ def _cuda(heads: Heads) -> dict[str, list[str]]:
     efficient = {
         f"wants widths that are multiples of {step} in {_name(heads.dtype)}, not {heads.qk} and {heads.v}":
             bool(heads.qk % step or heads.v % step),
+        "takes no grouped key heads": heads.grouped,
         f"takes float16, bfloat16 and float32, not {_name(heads.dtype)}": heads.dtype not in (*HALF, torch.float32),
     }  # fmt: skip
     return {"flash": _true(flash), "memory-efficient": _true(efficient)}

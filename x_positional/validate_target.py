@@ -21,7 +21,7 @@ from x_positional.flags import (
     xtransformer_from_flags,
 )
 from x_positional.scheme import Dims
-from x_positional.validate_words import at, sentences, suggestion
+from x_positional.validate_words import as_written, at, sentences, suggestion
 
 AnyConfig = ModelConfig | ContinuousConfig | LayersConfig
 
@@ -132,18 +132,19 @@ def _validated(schema: type[AnyConfig], data: Mapping[Any, Any], name: str = "")
 def _mend(schema: type[AnyConfig], error: ValidationError, data: Mapping[Any, Any]) -> tuple[Any, frozenset[str]]:
     """A copy that can be judged further: unknown names read as the nearest, unreadable values left at their defaults."""
     mended, doubtful = copy.deepcopy(dict(data)), set()
-    for problem in error.errors(include_url=False):
-        *place, leaf = problem["loc"]
+    for problem in reversed(error.errors(include_url=False)):  # the last of a list goes first
+        *place, leaf = as_written(problem["loc"], data)
         section = at(mended, tuple(place))
-        if not isinstance(section, dict) or leaf not in section:
-            doubtful.add(str(next((p for p in reversed(problem["loc"]) if isinstance(p, str)), leaf)))
-            continue
-        value = section.pop(leaf)
         found = suggestion(schema, problem["loc"], data) if problem["type"] == "extra_forbidden" else None
         if found is None:
-            doubtful.add(str(leaf))
-        elif isinstance(target := at(mended, found[:-1]), dict):
-            target.setdefault(found[-1], value)
+            doubtful.add(next((step for step in reversed((*place, leaf)) if isinstance(step, str)), ""))
+        if isinstance(section, list) and isinstance(leaf, int):
+            del section[leaf]
+        elif isinstance(section, dict) and leaf in section:
+            value = section.pop(leaf)
+            better = None if found is None else at(mended, found[:-1])
+            if found is not None and isinstance(better, dict):
+                better.setdefault(found[-1], value)
     return mended, frozenset(doubtful)
 
 

@@ -153,7 +153,7 @@ def kernel_of(case: Case, choice: Choice) -> tuple[str | None, list[str]]:
     heads = Heads(
         qk=_query_width(case), v=case.layers.head_dim, dtype=use.dtype or torch.float32,
         masked=bool(biased) or case.layers.window is not None, mask_grad=use.train and trained,
-        dropout=use.train and case.layers.attn.dropout > 0,
+        dropout=use.train and case.layers.attn.dropout > 0, grouped=case.dims.kv_heads < case.layers.heads,
     )  # fmt: skip
     return sdpa_kernel(use.device, heads)
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from x_positional.flag_table import PLACES
 from x_positional.registry import REGISTRY
+from x_positional.schemes.rope_scaling_base import SCALINGS
 
 Loc = tuple[int | str, ...]
 
@@ -29,7 +30,7 @@ def at(data: Any, loc: Loc) -> Any:
     """What the user wrote at a place; None where there is nothing. One scheme is as good as a list of one."""
     for step in loc:
         if isinstance(data, Mapping):
-            data = data if isinstance(step, int) else data.get(step)
+            data = data.get(step, data if isinstance(step, int) else None)
         elif isinstance(data, list | tuple) and isinstance(step, int):
             data = data[step] if step < len(data) else None
     return data
@@ -37,7 +38,11 @@ def at(data: Any, loc: Loc) -> Any:
 
 def as_written(loc: Loc, data: Any) -> Loc:
     """The place without the numbers of lists that the user did not write."""
-    return tuple(p for i, p in enumerate(loc) if isinstance(p, str) or isinstance(at(data, loc[:i]), list | tuple))
+    return tuple(step for i, step in enumerate(loc) if isinstance(step, str) or _holds(at(data, loc[:i]), step))
+
+
+def _holds(data: Any, step: int) -> bool:
+    return isinstance(data, list | tuple) or (isinstance(data, Mapping) and step in data)
 
 
 def suggestion(schema: type[BaseModel], loc: Loc, data: Any) -> Loc | None:
@@ -85,7 +90,9 @@ def _section(schema: type[BaseModel], loc: Loc, data: Any) -> type[BaseModel] | 
     """The config class whose keys are written at `loc`."""
     if "position" in loc:
         written = at(data, loc)
-        return REGISTRY.get(str(written.get("kind"))) if isinstance(written, Mapping) else None
+        if not isinstance(written, Mapping):
+            return None
+        return SCALINGS.get(str(written.get("rope_type"))) or REGISTRY.get(str(written.get("kind")))
     for step in loc:
         field = schema.model_fields.get(str(step))
         inner = None if field is None else _config_of(field.annotation)

@@ -255,6 +255,7 @@ BACKENDS = [
     warning(use_rules.sdpa_falls_back, device="cuda", dtype="bfloat16", position="t5", head_dim=36),
     warning(use_rules.sdpa_falls_back, device="cuda", dtype="bfloat16", head_dim=300),
     warning(use_rules.sdpa_falls_back, device="cuda", dtype="float64", window=64),
+    warning(use_rules.sdpa_falls_back, device="cuda", dtype="bfloat16", window=64, kv_heads=2),
     warning(use_rules.sdpa_falls_back, device="cpu", position="t5", train=True),
     warning(use_rules.sdpa_falls_back, device="cpu", attn={"dropout": 0.1}, train=True),
 ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from x_positional.testing.checks_cache import decode, need_cache
-from x_positional.testing.judge import APART, Judge, difference
+from x_positional.testing.judge import Judge, difference
 from x_positional.testing.subject import Kind, Subject
 from x_positional.wrappers import TransformerWrapper
 

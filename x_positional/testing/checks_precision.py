@@ -30,9 +30,9 @@ def precision(subject: Subject, judge: Judge) -> None:
         for exact, rounded in pairs:
             for what, hook in hooks(subject, kind, exact):
                 want = hook(exact, torch.float32)
-                _close(judge, hook(rounded, torch.bfloat16), want, f"{what} of a bfloat16 module, {kind}")
+                _close(hook(rounded, torch.bfloat16), want, f"{what} of a bfloat16 module, {kind}")
                 with torch.autocast(subject.device.type, dtype=torch.bfloat16):
-                    _close(judge, hook(exact, torch.float32), want, f"{what} under autocast, {kind}")
+                    _close(hook(exact, torch.float32), want, f"{what} under autocast, {kind}")
         _whole_model(subject, judge, kind, wide, narrow)
 
 
@@ -99,14 +99,13 @@ def bias_of(bias: Bias | None, ctx: AttentionContext) -> Tensor:
     return bias.dense(ctx, Rows(0, ctx.T))
 
 
-def _close(judge: Judge, got: Tensor, want: Tensor, what: str) -> None:
+def _close(got: Tensor, want: Tensor, what: str) -> None:
     """Every value right for its size, and every step from one position to the next right for its own."""
     got, want = got.float(), want.float()
     size = want.abs().amax(-1, keepdim=True) if want.shape[-2] == LENGTH != want.shape[-1] else want.abs()
     _within(got, want, RELATIVE * size + LOGIT, what)
     steps = [t.diff(dim=-2) for t in (got, want)]
     _within(steps[0], steps[1], RELATIVE * size[..., 1:, :] + LOGIT, f"{what}, from one position to the next")
-    judge.note(0.0)
 
 
 def _within(got: Tensor, want: Tensor, bound: Tensor, what: str) -> None:

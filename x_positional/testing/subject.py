@@ -33,12 +33,13 @@ NOISE = 0.2
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the models that a scheme is tried in: small, and no size that another could be taken for."""
+    """Of the models that a scheme is tried in: small, no size that could be taken for another, and a head dim whose root
+    is not a round number."""
 
     dim: int = 22
     heads: int = 6
     kv_heads: int = 3
-    head_dim: int = 16
+    head_dim: int = 24
     max_seq_len: int = 288
     num_tokens: int = 37
 

@@ -1,0 +1,80 @@
+"""Random models and uses for hypothesis: every field of a config, some of it wrong."""
+
+from hypothesis import strategies as st
+
+
+def maybe(*values, usual=None, weight=2):
+    """One of the values, or the usual one, which is more likely."""
+    return st.sampled_from([usual] * weight * len(values) + list(values))
+
+
+def fields(kind, **options):
+    """A scheme with some of its settings."""
+    return st.fixed_dictionaries({"kind": st.just(kind)}, optional={k: st.sampled_from(v) for k, v in options.items()})
+
+
+SHORT = {"original_max_position_embeddings": 4}
+SCALINGS = [
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "ntk", "factor": 2.0},
+    {"rope_type": "dynamic", **SHORT},
+    {"rope_type": "dynamic", **SHORT, "length_policy": "recompute"},
+    {"rope_type": "yarn", "original_max_position_embeddings": 64, "factor": 4.0},
+]
+
+ROTARY = {
+    "theta": [500.0], "dim": [4, 6, 6, 0, 7, 40], "fraction": [0.5], "interleaved": [True], "heads": [1, 2, 3],
+    "interpolation_factor": [2.0], "base_rescale_factor": [3.0],
+    "scaling": SCALINGS,
+}  # fmt: skip
+
+SCHEMES = st.one_of(
+    fields("none"),
+    fields("absolute", offset=[2], scale=[0.7], max_seq_len=[4, 40]),
+    fields("sinusoidal", theta=[50.0], layout=["concat"]),
+    fields("scaled_sinusoidal", theta=[50.0]),
+    fields("rope", **ROTARY),
+    fields("xpos", **ROTARY, scale_base=[30.0, 30.0, 0.2], center=[0, 3]),
+    fields("polar", theta=[500.0], uniform_init=[True]),
+    fields("alibi", heads=[1, 2, 9], slopes=[(0.5,), (0.5, 0.1), (0.2, -0.1), ()], learned=[True],
+           variant=["causal", "symmetric", "asymmetric"]),
+    fields("t5", num_buckets=[3, 8, 8], max_distance=[2, 5, 5], scale=[2.0]),
+    fields("dynamic", dim=[5], depth=[1], log_distance=[True], norm=[True]),
+    fields("cope", max_pos=[4]),
+    fields("forgetting", bias_init=[1.0]),
+)  # fmt: skip
+
+NORMS = st.fixed_dictionaries({"kind": maybe("rms", "scale", "simple_rms", "none", usual="layer", weight=1)}, optional={
+    "eps": st.just(0.1), "bias": st.booleans(), "unit_offset": maybe(False, usual=True),
+})  # fmt: skip
+ATTENTION = st.fixed_dictionaries({}, optional={
+    "dropout": maybe(0.3, usual=0.0), "bias": st.booleans(), "qk_norm": maybe("rms", "rms_per_head", "l2"),
+    "qk_norm_scale": maybe(4.0, usual=10.0, weight=4), "softcap": maybe(3.0), "sinks": maybe(True, usual=False),
+    "scale": maybe(0.2),
+})  # fmt: skip
+FEEDFORWARD = st.fixed_dictionaries({}, optional={
+    "mult": maybe(2.0, usual=4.0), "dim": maybe(13), "activation": st.sampled_from(["gelu", "silu", "relu2"]),
+    "glu": st.booleans(), "bias": st.booleans(), "gate_bias": maybe(True, False), "dropout": maybe(0.3, usual=0.0),
+})  # fmt: skip
+
+LAYERS = st.fixed_dictionaries({
+    "kind": st.sampled_from(["decoder"] * 4 + ["encoder", "encoder", "cross_attender"]),
+    "dim": st.sampled_from([7, 12, 16]), "depth": st.just(2), "heads": st.sampled_from([1, 2, 3, 4]),
+    "head_dim": st.sampled_from([6, 8, 12]), "position": st.one_of(st.none(), st.lists(SCHEMES, min_size=1, max_size=2)),
+}, optional={
+    "kv_heads": maybe(1, 2, 3), "cross_attend": maybe(True, usual=False), "context_dim": maybe(5, weight=4),
+    "window": maybe(2, 3, 5, weight=1), "flash": st.booleans(), "norm": NORMS, "attn": ATTENTION, "ff": FEEDFORWARD,
+    "backend": maybe("eager", "blockwise", "sdpa", "flex", usual="auto", weight=1),
+    "norm_place": maybe("post", "sandwich", "parallel", usual="pre"), "final_norm": maybe(True, False),
+})  # fmt: skip
+
+MODELS = st.fixed_dictionaries({
+    "num_tokens": st.just(11), "max_seq_len": st.sampled_from([6, 11, 24]), "layers": LAYERS,
+}, optional={
+    "emb_dim": maybe(10), "tie_embedding": maybe(True, usual=False), "tie_embedding_scale": maybe(0.5, weight=4),
+    "logits_dim": maybe(5, weight=4), "l2norm_embed": maybe(True, usual=False), "post_emb_norm": st.booleans(),
+})  # fmt: skip
+
+USES = st.fixed_dictionaries({"device": st.just("cpu")}, optional={
+    "cache": maybe("static", "growing", "sliding", weight=1), "decode_to": maybe(5, 14, 30), "train": st.booleans(),
+})  # fmt: skip
