@@ -272,8 +272,11 @@ def test_a_refused_call_leaves_the_cache_as_it_was(position: str) -> None:
         ({"tokens": ids(length=2), "context": torch.zeros(B, 3, 16)}, InputError),
     ]
     if position == "absolute":
-        wrong += [({"tokens": ids(length=L)}, PositionError),
-                  ({"tokens": ids(length=L + 1), "document_ids": torch.zeros(B, L + 1, dtype=torch.long)}, PositionError)]  # fmt: skip
+        documents = torch.zeros(B, L + 1, dtype=torch.long)
+        wrong += [
+            ({"tokens": ids(length=L)}, PositionError),
+            ({"tokens": ids(length=L + 1), "document_ids": documents}, PositionError),
+        ]
     with torch.no_grad():
         full = model(tokens)
         for call, error in wrong:
@@ -309,7 +312,9 @@ def test_context_where_there_is_none_to_read_and_none_where_there_is() -> None:
     with pytest.raises(InputError, match=r"pass context=\[batch, tokens, dim=16\]"):
         crossing(ids())
     for wrong in (torch.zeros(3, 3, 16), torch.zeros(B, 16), torch.zeros(B, 3, 15), torch.zeros(B, 0, 16)):
-        with pytest.raises(InputError, match=r"context must be \[batch=2, tokens, dim=16\], with at least one token; this one"):
+        with pytest.raises(
+            InputError, match=r"context must be \[batch=2, tokens, dim=16\], with at least one token; this one"
+        ):
             crossing(ids(), context=wrong)
     with pytest.raises(InputError, match="document_ids with a context"):
         crossing(ids(), context=context, document_ids=torch.zeros(B, T, dtype=torch.long))

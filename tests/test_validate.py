@@ -1,6 +1,7 @@
 """`check`: whatever it is given, one report; everything wrong at once, with the value, the reason and the way out."""
 
 import json
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import pytest
@@ -331,15 +332,6 @@ def test_building_refuses_with_the_same_words(fields: dict) -> None:
 # Schemes of the user's own
 
 
-class Halting(SchemeConfig):
-    """Fails in a way of its own when it is built."""
-
-    kind: Literal["halting"] = "halting"
-
-    def build(self, dims):
-        raise KeyError("no such table")
-
-
 class Reading(PositionScheme):
     """Reads a value while it is built, which nothing without memory can do."""
 
@@ -349,14 +341,7 @@ class Reading(PositionScheme):
         super().__init__()
         self.weight = nn.Parameter(torch.rand(dim))
         self.built_on.append(self.weight.device.type)
-        self.first = float(self.weight[0])
-
-
-class ReadingConfig(SchemeConfig):
-    kind: Literal["reading"] = "reading"
-
-    def build(self, dims):
-        return Reading(dims.dim)
+        self.first = self.weight.detach()[0].item()
 
 
 class Own(PositionScheme):
@@ -364,15 +349,37 @@ class Own(PositionScheme):
     limit = 20
 
 
+@pytest.fixture
+def own_kinds() -> Iterator[None]:
+    """Two registered schemes, forgotten again after the test."""
+
+    class Halting(SchemeConfig):
+        kind: Literal["halting"] = "halting"
+
+        def build(self, dims):
+            raise KeyError("no such table")
+
+    class ReadingConfig(SchemeConfig):
+        kind: Literal["reading"] = "reading"
+
+        def build(self, dims):
+            return Reading(dims.dim)
+
+    yield
+    for kind in ("halting", "reading"):
+        del REGISTRY[kind]
+
+
+@pytest.mark.usefixtures("own_kinds")
 def test_a_scheme_that_cannot_be_built_is_an_error() -> None:
     report = check(**SIZES, position=["halting", {"kind": "rope", "dim": 3}])
     assert report.errors == [
         "halting cannot be built: KeyError: 'no such table'",
         "rope: 3 channels of each head would turn; it must be an even number from 2 to head_dim=16. Set dim or fraction.",
     ]
-    del REGISTRY["halting"]
 
 
+@pytest.mark.usefixtures("own_kinds")
 def test_judging_leaves_no_trace_in_the_random_numbers() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
@@ -381,7 +388,6 @@ def test_judging_leaves_no_trace_in_the_random_numbers() -> None:
     assert check(**SIZES, position="reading").ok
     assert torch.equal(torch.rand(4), expected)
     assert Reading.built_on == ["meta", "cpu"]
-    del REGISTRY["reading"]
 
 
 def test_an_instance_is_judged_by_what_it_says_of_itself() -> None:

@@ -9,7 +9,7 @@ from x_positional.config import ModelConfig
 from x_positional.validate import Use
 
 
-@settings(max_examples=200, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(MODELS, USES)
 def test_the_verdict_is_true(model: dict, use: dict) -> None:
     config = ModelConfig.model_validate(model)
