@@ -7,7 +7,8 @@ from typing import Literal
 import pytest
 import torch
 
-from tests.broken_schemes import FalselyAbsolute, NeedlesslyUncacheable
+from tests.broken_attention import NeedlesslyUncacheable
+from tests.broken_positions import FalselyAbsolute
 from x_positional.registry import REGISTRY, SchemeConfig
 from x_positional.scheme import Dims, PositionScheme
 from x_positional.schemes import AlibiBias, Rope, RotaryEmbedding

@@ -13,7 +13,7 @@ from x_positional.testing.suite import run_check
 
 CASES = cases()
 COMPILING = {"compiles", "compiles_decoding"}
-COMPILED_CHAINS = {"absolute + alibi", "rope + cope", "rope + forgetting", "xpos + alibi + forgetting"}
+COMPILED_CHAINS = {"rope + cope", "xpos + alibi + forgetting"}
 
 
 @functools.cache

@@ -1,7 +1,5 @@
 """What a caller can get wrong is refused on the host: the value, the reason and the way out; and nothing is lost by it."""
 
-import copy
-
 import pytest
 import torch
 
@@ -15,14 +13,12 @@ from x_positional import (
     XTransformer,
     build_model,
 )
-from x_positional.cache import CacheError
 from x_positional.flags import FlagError
 from x_positional.placement import InputError
 from x_positional.scheme import PositionError
 
 V, L, B, T = 11, 9, 2, 5
 SIZES = {"dim": 16, "depth": 2, "heads": 2, "head_dim": 8}
-TABLES = ("absolute", "t5", "cope", "forgetting")
 CONTINUOUS = ("rope", "xpos", "polar", "alibi", "dynamic", "sinusoidal", "scaled_sinusoidal")
 
 
@@ -213,92 +209,6 @@ def test_padding_does_not_count_towards_the_length() -> None:
     mask = torch.ones(B, L + 2, dtype=torch.bool)
     mask[:, :2] = False
     assert model(ids(length=L + 2), mask=mask)[:, 2:].isfinite().all()
-
-
-# Caches
-
-
-def test_a_cache_of_another_model(rope: TransformerWrapper) -> None:
-    for other in (model_of(), model_of(depth=3), model_of(window=3), copy.deepcopy(rope).float()):
-        if other.attn_layers is rope.attn_layers:
-            continue
-        cache = model_of("alibi").new_cache(B)
-        with pytest.raises(CacheError, match=r"made for another model.*new_cache\(batch_size\)"):
-            other(ids(), cache=cache)
-        assert cache.span == 0
-
-
-def test_a_cache_of_another_batch_size(rope: TransformerWrapper) -> None:
-    cache = rope.new_cache(3)
-    with pytest.raises(
-        CacheError, match=r"holds batch_size=3 rows, 2 came\. Make one with new_cache\(2\), or .*reorder"
-    ):
-        rope(ids(), cache=cache)
-
-
-def test_an_encoder_has_no_cache() -> None:
-    with pytest.raises(InputError, match="an encoder reads both ways"):
-        model_of(kind="encoder").new_cache(B)
-
-
-@pytest.mark.parametrize("window", [None, 3])
-def test_a_full_cache_says_how_to_grow_and_loses_nothing(window: int | None) -> None:
-    model, tokens = model_of(window=window), ids(length=6)
-    cache = model.new_cache(B, max_len=6)
-    with torch.no_grad():
-        full = model(tokens)
-        head = model(tokens[:, :4], cache=cache)
-        if window is None:
-            with pytest.raises(
-                CacheError, match=r"full: it holds max_len=6 tokens a row, 4 are used and 3 more.*max_len=None"
-            ):
-                model(ids(length=3), cache=cache)
-        tail = model(tokens[:, 4:], cache=cache)
-    assert torch.allclose(torch.cat([head, tail], dim=1), full, atol=1e-5)
-
-
-@pytest.mark.parametrize("position", ["rope", "absolute", "cope", "forgetting"])
-def test_a_refused_call_leaves_the_cache_as_it_was(position: str) -> None:
-    """Every kind of refusal between two good calls: the second one goes on as if it had not been."""
-    model, tokens = model_of(position), ids(length=6)
-    bad_mask, two_axes = torch.ones(B, 3, dtype=torch.bool), torch.zeros(B, 2, 2)
-    wrong = [
-        ({"tokens": ids(length=2) + V}, InputError),
-        ({"tokens": ids(length=2).float()}, InputError),
-        ({"tokens": ids(3, 2)}, CacheError),
-        ({"tokens": ids(length=2), "mask": bad_mask}, InputError),
-        ({"tokens": ids(length=2), "positions": two_axes}, PositionError),
-        ({"tokens": ids(length=2), "document_ids": torch.zeros(B, 3, dtype=torch.long)}, InputError),
-        ({"tokens": ids(length=2), "context": torch.zeros(B, 3, 16)}, InputError),
-    ]
-    if position == "absolute":
-        documents = torch.zeros(B, L + 1, dtype=torch.long)
-        wrong += [
-            ({"tokens": ids(length=L)}, PositionError),
-            ({"tokens": ids(length=L + 1), "document_ids": documents}, PositionError),
-        ]
-    with torch.no_grad():
-        full = model(tokens)
-        for call, error in wrong:
-            cache = model.new_cache(B)
-            head = model(tokens[:, :4], cache=cache)
-            with pytest.raises(error):
-                model(**call, cache=cache)
-            tail = model(tokens[:, 4:], cache=cache)
-            assert torch.allclose(torch.cat([head, tail], dim=1), full, atol=1e-5), call.keys()
-
-
-def test_a_refusal_leaves_documents_as_they_were() -> None:
-    model, tokens = model_of("absolute"), ids(length=6)
-    documents = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 2, 2]])
-    with torch.no_grad():
-        full = model(tokens, document_ids=documents)
-        cache = model.new_cache(B)
-        head = model(tokens[:, :4], document_ids=documents[:, :4], cache=cache)
-        with pytest.raises(PositionError, match="position"):
-            model(ids(length=L), document_ids=torch.full((B, L), 5), positions=torch.arange(L) + 4, cache=cache)
-        tail = model(tokens[:, 4:], document_ids=documents[:, 4:], cache=cache)
-    assert torch.allclose(torch.cat([head, tail], dim=1), full, atol=1e-5)
 
 
 # Context

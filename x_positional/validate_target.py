@@ -1,6 +1,5 @@
 """From what a user has at hand (a config, a module, a file, fields, flags) to stacks of layers that can be judged."""
 
-import copy
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -131,7 +130,7 @@ def _validated(schema: type[AnyConfig], data: Mapping[Any, Any], name: str = "")
 
 def _mend(schema: type[AnyConfig], error: ValidationError, data: Mapping[Any, Any]) -> tuple[Any, frozenset[str]]:
     """A copy that can be judged further: unknown names read as the nearest, unreadable values left at their defaults."""
-    mended, doubtful = copy.deepcopy(dict(data)), set()
+    mended, doubtful = _copied(data), set()
     for problem in reversed(error.errors(include_url=False)):  # the last of a list goes first
         *place, leaf = as_written(problem["loc"], data)
         section = at(mended, tuple(place))
@@ -146,6 +145,13 @@ def _mend(schema: type[AnyConfig], error: ValidationError, data: Mapping[Any, An
             if found is not None and isinstance(better, dict):
                 better.setdefault(found[-1], value)
     return mended, frozenset(doubtful)
+
+
+def _copied(data: Any) -> Any:
+    """New dicts and lists around the same values."""
+    if isinstance(data, Mapping):
+        return {name: _copied(value) for name, value in data.items()}
+    return [_copied(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def _of_flags(flags: Mapping[str, Any]) -> Reading:

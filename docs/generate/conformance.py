@@ -68,7 +68,7 @@ def cell(report: ContractReport, check: str) -> str:
 
 
 def table(title: str, names: list[str], reports: dict[str, ContractReport]) -> list[str]:
-    """Checks down, schemes across where they are few; this one has schemes down."""
+    """A heading, and tables of nine checks each: schemes down, checks across."""
     lines = [f"## {title}", ""]
     groups = [list(CHECKS)[i : i + 9] for i in range(0, len(CHECKS), 9)]
     for group in groups:
