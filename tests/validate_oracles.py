@@ -24,7 +24,17 @@ from validate_forced import (
 from x_positional.backends.eager import Eager
 from x_positional.config import ModelConfig
 from x_positional.scheme import AttentionContext, PositionScheme
-from x_positional.schemes import AlibiBias, Chain, CoPE, Forgetting, RotaryEmbedding, T5Bias, XPosEmbedding, t5_buckets
+from x_positional.schemes import (
+    AlibiBias,
+    Chain,
+    CoPE,
+    Forgetting,
+    Rope,
+    RotaryEmbedding,
+    T5Bias,
+    XPosEmbedding,
+    t5_buckets,
+)
 from x_positional.schemes.frequencies import inverse_frequencies
 from x_positional.schemes.rope_scaling import DefaultRope, LongRope
 from x_positional.schemes.rope_scaling_parts import Parts
@@ -182,7 +192,7 @@ def laws(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor)
             if not (bias[:, 1] < bias[:, 0]).all():
                 yield "an alibi head has no penalty"
         if isinstance(scheme, RotaryEmbedding) and not scheme.scaling.follows_length:
-            yield from stretching(scheme)
+            yield from stretching(scheme, next(p.theta for p in config.layers.position or () if isinstance(p, Rope)))
         if isinstance(scheme, T5Bias):
             buckets = t5_buckets(torch.arange(200), scheme.num_buckets, scheme.max_distance, scheme.causal_only)
             if (buckets.diff() < 0).any() or buckets.min() < 0:
@@ -216,14 +226,14 @@ def both_sides(config: ModelConfig, use: Use, model: TransformerWrapper, full: T
                 yield "cope counts the same for every query"
 
 
-def stretching(scheme: RotaryEmbedding) -> Iterator[str]:
-    """A scaling alone says how frequencies change: slow pairs at least as much as fast ones, and by its factor."""
+def stretching(scheme: RotaryEmbedding, theta: float) -> Iterator[str]:
+    """A scaling alone says how the frequencies of theta change: slow pairs at least as much as fast ones, by its factor."""
     cpu, scaling = torch.device("cpu"), scheme.scaling
-    ours, said = scheme.frequencies(cpu), scaling.frequencies(scheme.width, scheme.theta)
+    ours, said = scheme.frequencies(cpu), scaling.frequencies(scheme.width, theta)
     if not isinstance(scaling, DefaultRope) and not torch.allclose(ours.inv_freq, said.inv_freq):
         yield "the frequencies are stretched twice"
     if isinstance(scaling, Parts):
-        kept = said.inv_freq / inverse_frequencies(scheme.width, scheme.theta, cpu)
+        kept = said.inv_freq / inverse_frequencies(scheme.width, theta, cpu)
         if (kept.diff() > 1e-9).any() or (scaling.factor > 1 and kept[-1] > 1 - 1e-9):
             yield "slow pairs are not stretched by the factor"
     if isinstance(scaling, LongRope) and {scaling.factor, scaling.attention_factor, scaling.short_mscale} == {None}:

@@ -28,21 +28,22 @@ ROTARY = {
     "scaling": SCALINGS,
 }  # fmt: skip
 
-SCHEMES = st.one_of(
-    fields("none"),
-    fields("absolute", offset=[2], scale=[0.7], max_seq_len=[4, 40]),
-    fields("sinusoidal", theta=[50.0], layout=["concat"]),
-    fields("scaled_sinusoidal", theta=[50.0]),
-    fields("rope", **ROTARY),
-    fields("xpos", **ROTARY, scale_base=[30.0, 30.0, 0.2], center=[0, 3]),
-    fields("polar", theta=[500.0], uniform_init=[True]),
-    fields("alibi", heads=[1, 2, 9], slopes=[(0.5,), (0.5, 0.1), (0.2, -0.1), ()], learned=[True],
-           variant=["causal", "symmetric", "asymmetric"]),
-    fields("t5", num_buckets=[3, 8, 8], max_distance=[2, 5, 5], scale=[2.0]),
-    fields("dynamic", dim=[5], depth=[1], log_distance=[True], norm=[True]),
-    fields("cope", max_pos=[4]),
-    fields("forgetting", bias_init=[1.0]),
-)  # fmt: skip
+SCHEMES = {
+    "none": fields("none"),
+    "absolute": fields("absolute", offset=[2], scale=[0.7], max_seq_len=[4, 40]),
+    "sinusoidal": fields("sinusoidal", theta=[50.0], layout=["concat"]),
+    "scaled_sinusoidal": fields("scaled_sinusoidal", theta=[50.0]),
+    "rope": fields("rope", **ROTARY),
+    "xpos": fields("xpos", **ROTARY, scale_base=[30.0, 30.0, 0.2], center=[0, 3]),
+    "polar": fields("polar", theta=[500.0], uniform_init=[True]),
+    "alibi": fields("alibi", heads=[1, 2, 9], slopes=[(0.5,), (0.5, 0.1), (0.2, -0.1), ()], learned=[True],
+                    variant=["causal", "symmetric", "asymmetric"]),
+    "t5": fields("t5", num_buckets=[3, 8, 8], max_distance=[2, 5, 5], scale=[2.0]),
+    "dynamic": fields("dynamic", dim=[5], depth=[1], log_distance=[True], norm=[True]),
+    "cope": fields("cope", max_pos=[4]),
+    "forgetting": fields("forgetting", bias_init=[1.0]),
+}  # fmt: skip
+ANY = st.one_of(*SCHEMES.values())
 
 NORMS = st.fixed_dictionaries({"kind": maybe("rms", "scale", "simple_rms", "none", usual="layer", weight=1)}, optional={
     "eps": st.just(0.1), "bias": st.booleans(), "unit_offset": maybe(False, usual=True),
@@ -57,23 +58,40 @@ FEEDFORWARD = st.fixed_dictionaries({}, optional={
     "glu": st.booleans(), "bias": st.booleans(), "gate_bias": maybe(True, False), "dropout": maybe(0.3, usual=0.0),
 })  # fmt: skip
 
-LAYERS = st.fixed_dictionaries({
-    "kind": st.sampled_from(["decoder"] * 4 + ["encoder", "encoder", "cross_attender"]),
-    "dim": st.sampled_from([7, 12, 16]), "depth": st.just(2), "heads": st.sampled_from([1, 2, 3, 4]),
-    "head_dim": st.sampled_from([6, 8, 12]), "position": st.one_of(st.none(), st.lists(SCHEMES, min_size=1, max_size=2)),
-}, optional={
-    "kv_heads": maybe(1, 2, 3), "cross_attend": maybe(True, usual=False), "context_dim": maybe(5, weight=4),
-    "window": maybe(2, 3, 5, weight=1), "flash": st.booleans(), "norm": NORMS, "attn": ATTENTION, "ff": FEEDFORWARD,
-    "backend": maybe("eager", "blockwise", "sdpa", "flex", usual="auto", weight=1),
-    "norm_place": maybe("post", "sandwich", "parallel", usual="pre"), "final_norm": maybe(True, False),
-})  # fmt: skip
 
-MODELS = st.fixed_dictionaries({
-    "num_tokens": st.just(11), "max_seq_len": st.sampled_from([6, 11, 24]), "layers": LAYERS,
-}, optional={
-    "emb_dim": maybe(10), "tie_embedding": maybe(True, usual=False), "tie_embedding_scale": maybe(0.5, weight=4),
-    "logits_dim": maybe(5, weight=4), "l2norm_embed": maybe(True, usual=False), "post_emb_norm": st.booleans(),
-})  # fmt: skip
+def layers_with(position):
+    """Layers with positions drawn from a strategy."""
+    return st.fixed_dictionaries({
+        "kind": st.sampled_from(["decoder"] * 4 + ["encoder", "encoder", "cross_attender"]),
+        "dim": st.sampled_from([7, 12, 16]), "depth": st.just(2), "heads": st.sampled_from([1, 2, 3, 4]),
+        "head_dim": st.sampled_from([6, 8, 12]), "position": position,
+    }, optional={
+        "kv_heads": maybe(1, 2, 3), "cross_attend": maybe(True, usual=False), "context_dim": maybe(5, weight=4),
+        "window": maybe(2, 3, 5, weight=1), "flash": st.booleans(), "norm": NORMS, "attn": ATTENTION, "ff": FEEDFORWARD,
+        "backend": maybe("eager", "blockwise", "sdpa", "flex", usual="auto", weight=1),
+        "norm_place": maybe("post", "sandwich", "parallel", usual="pre"), "final_norm": maybe(True, False),
+    })  # fmt: skip
+
+
+def models_with(position):
+    """Models of such layers."""
+    return st.fixed_dictionaries({
+        "num_tokens": st.just(11), "max_seq_len": st.sampled_from([6, 11, 24]), "layers": layers_with(position),
+    }, optional={
+        "emb_dim": maybe(10), "tie_embedding": maybe(True, usual=False), "tie_embedding_scale": maybe(0.5, weight=4),
+        "logits_dim": maybe(5, weight=4), "l2norm_embed": maybe(True, usual=False), "post_emb_norm": st.booleans(),
+    })  # fmt: skip
+
+
+POSITIONS = st.one_of(st.none(), st.lists(ANY, min_size=1, max_size=2))
+LAYERS, MODELS = layers_with(POSITIONS), models_with(POSITIONS)
+
+
+def with_scheme(kind):
+    """Positions with one kind of scheme in them, alone or beside another."""
+    alone = SCHEMES[kind].map(lambda scheme: [scheme])
+    return st.one_of(alone, st.tuples(SCHEMES[kind], ANY).map(list), st.tuples(ANY, SCHEMES[kind]).map(list))
+
 
 USES = st.fixed_dictionaries({"device": st.just("cpu")}, optional={
     "cache": maybe("static", "growing", "sliding", weight=1), "decode_to": maybe(5, 14, 30), "train": st.booleans(),
