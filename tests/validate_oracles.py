@@ -191,7 +191,7 @@ def laws(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor)
             bias = scheme.of_distance(torch.tensor([1, 5]))[: len(scheme.left)]
             if not (bias[:, 1] < bias[:, 0]).all():
                 yield "an alibi head has no penalty"
-        if isinstance(scheme, RotaryEmbedding) and not scheme.scaling.follows_length:
+        if isinstance(scheme, RotaryEmbedding):
             yield from stretching(scheme, next(p.theta for p in config.layers.position or () if isinstance(p, Rope)))
         if isinstance(scheme, T5Bias):
             buckets = t5_buckets(torch.arange(200), scheme.num_buckets, scheme.max_distance, scheme.causal_only)
@@ -229,7 +229,8 @@ def both_sides(config: ModelConfig, use: Use, model: TransformerWrapper, full: T
 def stretching(scheme: RotaryEmbedding, theta: float) -> Iterator[str]:
     """A scaling alone says how the frequencies of theta change: slow pairs at least as much as fast ones, by its factor."""
     cpu, scaling = torch.device("cpu"), scheme.scaling
-    ours, said = scheme.frequencies(cpu), scaling.frequencies(scheme.width, theta)
+    length = torch.tensor([[64]]) if scaling.follows_length else None
+    ours, said = scheme.frequencies(cpu, length), scaling.frequencies(scheme.width, theta, length=length)
     if not isinstance(scaling, DefaultRope) and not torch.allclose(ours.inv_freq, said.inv_freq):
         yield "the frequencies are stretched twice"
     if isinstance(scaling, Parts):
