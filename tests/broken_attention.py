@@ -188,5 +188,3 @@ class ColumnSinusoidal(PlainSinusoidal):
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return super().embed(x, torch.arange(x.shape[1], device=x.device)[None])
-
-

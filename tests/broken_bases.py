@@ -3,7 +3,6 @@
 B batch, T query tokens, S key tokens, H heads, D head dim, M model dim.
 """
 
-
 from torch import Tensor
 
 from x_positional.scheme import AttentionContext, Dims
@@ -51,5 +50,3 @@ class PlainLearned(LearnedAbsolute):
 def pairs(ctx: AttentionContext) -> tuple[Tensor, Tensor]:
     """Positions of queries and keys, [B T] and [B S]."""
     return ctx.q_positions.expand(ctx.batch, -1), ctx.kv_positions.expand(ctx.batch, -1)
-
-

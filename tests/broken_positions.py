@@ -162,7 +162,9 @@ class BufferedRope(PlainRope):
 
     def __init__(self, dims: Dims):
         super().__init__(dims)
-        self.register_buffer("table", 10_000.0 ** -(torch.arange(0, dims.head_dim, 2) / dims.head_dim), persistent=False)
+        self.register_buffer(
+            "table", 10_000.0 ** -(torch.arange(0, dims.head_dim, 2) / dims.head_dim), persistent=False
+        )
 
     def frequencies(self, device: torch.device, lengths: Tensor | None = None) -> Frequencies:
         return Frequencies(self.table)
@@ -220,5 +222,3 @@ class CountsCalls(PlainRope):
         self.calls += 1
         shape = [1] * (self.calls % 7 + 1)
         return super().tables(positions.reshape(*shape, *positions.shape).reshape(positions.shape))
-
-

@@ -153,7 +153,9 @@ def after(spoil: Callable[[torch.nn.Module], object], **config: float) -> Callab
     def measure(library: ModuleType) -> float:
         module = library.RotaryEmbedding(64, **config)
         spoil(module)
-        return float((module(torch.arange(4.0), seq_len=4) - angles(torch.arange(4)).repeat_interleave(2, -1)).abs().max())
+        return float(
+            (module(torch.arange(4.0), seq_len=4) - angles(torch.arange(4)).repeat_interleave(2, -1)).abs().max()
+        )
 
     return measure
 

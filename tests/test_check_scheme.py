@@ -168,4 +168,6 @@ def test_the_page_covers_the_registry_the_chains_and_the_variants_and_nothing_fa
 def test_the_page_says_what_each_check_proves():
     generator = runpy.run_path(str(ROOT / "docs/generate/conformance.py"))
     rows = {row[0]: row[1] for row in page_tables()["The checks"][1:]}
-    assert rows == {f"`{check}`": generator["sentence"](check) for check in CHECKS}, "run: python docs/generate/conformance.py"
+    assert rows == {f"`{check}`": generator["sentence"](check) for check in CHECKS}, (
+        "run: python docs/generate/conformance.py"
+    )

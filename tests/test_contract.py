@@ -46,7 +46,9 @@ def test_every_registered_scheme_and_every_chain_is_a_case():
 
 
 def test_flex_as_it_is_on_cpu(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False, raising=False)
+    monkeypatch.setattr(
+        torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False, raising=False
+    )
     assert check_scheme("forgetting", only="backends_agree").ok
 
 

@@ -187,9 +187,9 @@ def test_what_a_cache_cannot_do_is_said_before_anything_is_computed() -> None:
     _, used = wrapper.generate(ids(2, 4), 3, return_cache=True)
     net(ids(2, 1), cache=used)
     net.register_forward_pre_hook(lambda module, args: calls.append(1))
-    with pytest.raises(CacheError, match=r"max_len=9.*this call needs 10 more"):
+    with pytest.raises(CacheError, match=r"max_len=9.*a row comes to 10"):
         wrapper.generate(ids(2, 4), 6, cache=net.new_cache(2, max_len=9))
-    with pytest.raises(InputError, match=r"pass max_seq_len=16.*window=16.*restrict_to_max_seq_len=False"):
+    with pytest.raises(InputError, match=r"past max_seq_len=16.*window=16.*restrict_to_max_seq_len=False"):
         wrapper.generate(ids(2, 4), 13, cache=net.new_cache(2))
     with pytest.raises(InputError, match="came from elsewhere"):
         wrapper.generate(None, 3, cache=used)

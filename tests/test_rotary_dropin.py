@@ -165,7 +165,10 @@ def test_positions(dtype: torch.dtype | None) -> None:
         mine, other = pair(config)
         for offset in (0, 300, -2, 0.25):
             near(mine.get_seq_pos(T, dtype=dtype, offset=offset), other.get_seq_pos(T, dtype=dtype, offset=offset), 0)
-    assert mine.get_seq_pos(3, torch.device("cpu"), torch.long).tolist() == other.get_seq_pos(3, "cpu", torch.long).tolist()
+    assert (
+        mine.get_seq_pos(3, torch.device("cpu"), torch.long).tolist()
+        == other.get_seq_pos(3, "cpu", torch.long).tolist()
+    )
 
 
 @pytest.mark.parametrize("name", ["plain", "pixel", "custom", "constant", "learned"])
@@ -211,7 +214,8 @@ def test_apply_rotary_emb(
 
 
 @pytest.mark.parametrize(
-    ("rotations", "t"), [((2, 9, 4), (2, 9, 13)), ((9, 4), (7, 9, 13)), ((2, 1, 9, 4), (2, 3, 9, 13)), ((9, 4), (9, 13))]
+    ("rotations", "t"),
+    [((2, 9, 4), (2, 9, 13)), ((9, 4), (7, 9, 13)), ((2, 1, 9, 4), (2, 3, 9, 13)), ((9, 4), (9, 13))],
 )
 @pytest.mark.parametrize("start", [0, 2])
 def test_apply_learned_rotations(rotations: tuple[int, ...], t: tuple[int, ...], start: int) -> None:

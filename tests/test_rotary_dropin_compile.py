@@ -57,4 +57,6 @@ def test_the_compiler_of_the_default_backend_takes_it() -> None:
     torch.compiler.reset()
     module, x = RotaryEmbedding(8), torch.randn(1, 2, 9, 8).bfloat16()
     compiled = torch.compile(module.rotate_queries_or_keys, fullgraph=True)
-    torch.testing.assert_close(compiled(x, offset=300), module.rotate_queries_or_keys(x, offset=300), rtol=0, atol=2**-7)
+    torch.testing.assert_close(
+        compiled(x, offset=300), module.rotate_queries_or_keys(x, offset=300), rtol=0, atol=2**-7
+    )

@@ -91,7 +91,9 @@ def test_float64_positions_keep_public_angles_exact() -> None:
 
 
 @pytest.mark.parametrize("shift", [1, 7, 1000, 2**17])
-@pytest.mark.parametrize("config", [{}, {"interpolate_factor": 2.0}, {"theta_rescale_factor": 4.0}, {"learned_freq": True}])
+@pytest.mark.parametrize(
+    "config", [{}, {"interpolate_factor": 2.0}, {"theta_rescale_factor": 4.0}, {"learned_freq": True}]
+)
 def test_scores_see_distances_only(shift: int, config: dict) -> None:
     module = RotaryEmbedding(16, **config)
     q, k = torch.randn(2, 2, 9, 20, generator=torch.Generator().manual_seed(shift)).double().unbind(0)
@@ -225,7 +227,10 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: RotaryEmbedding(2, theta_rescale_factor=2.0), "theta_rescale_factor=2.0"),
     (lambda: RotaryEmbedding(4, use_xpos=True).rotate_queries_or_keys(torch.ones(3, 4)), "rotate_queries_and_keys"),
     (lambda: RotaryEmbedding(4).get_scale(torch.arange(3)), "use_xpos=True"),
-    (lambda: RotaryEmbedding(4).rotate_queries_with_cached_keys(torch.ones(3, 4), torch.ones(2, 4)), "3 queries for 2 keys"),
+    (
+        lambda: RotaryEmbedding(4).rotate_queries_with_cached_keys(torch.ones(3, 4), torch.ones(2, 4)),
+        "3 queries for 2 keys",
+    ),
     (lambda: RotaryEmbedding(4).rotate_queries_and_keys(torch.ones(1, 4), torch.ones(2, 4)), "1 queries for 2 keys"),
     (lambda: RotaryEmbedding(4).get_axial_freqs(2, 3, offsets=(1,)), "1 numbers for 2 axes"),
     (lambda: RotaryEmbedding(8).rotate_queries_or_keys(torch.ones(3, 6)), "turns 8 channels.*t has 6"),

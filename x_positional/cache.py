@@ -4,6 +4,7 @@ B batch, T new tokens, S key slots, G key/value heads, H heads, D head dim, C ch
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,37 @@ from torch import Tensor
 from x_positional.scheme import NO_TOKEN
 from x_positional.slots import CacheError, KeyView, Slots, Tokens
 
-__all__ = ["CacheError", "KVCache", "KeyView", "Tokens"]
+__all__ = ["CacheError", "KVCache", "KeyView", "SeenContext", "Tokens"]
+
+
+@dataclass(frozen=True)
+class SeenContext:
+    """The context of cross-attention: where its tokens are, whether its keys are rotated, and what the caller gave."""
+
+    tokens: Tokens
+    rotated: bool
+    context: Tensor
+    mask: Tensor | None
+    positions: Tensor | None
+
+    def rows(self, rows: Tensor) -> "SeenContext":
+        """The contexts of the rows [B'], in that order."""
+        held = self.tokens
+        index = _rows(held.index, rows)
+        places = _rows(held.positions, rows) if held.custom_positions else index
+        mask = None if self.mask is None else self.mask[rows]
+        positions = self.positions
+        if positions is not None and positions.ndim > 1:
+            positions = _rows(positions, rows)
+        return replace(
+            self, tokens=replace(held, index=index, positions=places), context=self.context[rows], mask=mask,
+            positions=positions,
+        )  # fmt: skip
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    """[B|1 ...] -> [B'|1 ...]."""
+    return x if x.shape[0] == 1 else x[rows]
 
 
 class KVCache:
@@ -35,13 +66,21 @@ class KVCache:
         self._slots = {w: Slots(batch_size, device, max_len, w) for w in set(windows)}
         self._layers: list[list[Tensor | None]] = [[None, None, None] for _ in windows]
         self.cross: list[tuple[Tensor, Tensor] | None] = [None for _ in windows]
-        self.cross_context: object = None
+        self.cross_context: SeenContext | None = None
         self.memo: dict[int | None, dict[int, Any]] = {w: {} for w in set(windows)}
         self.ending: tuple[int, Tensor] | None = None  # the span, and [B M] that predicts the token after it
 
     def starts(self) -> Tensor | int:
         """The next token's index: one number, or [B] where rows differ."""
         return self.span if self.lengths is None else self.lengths
+
+    def longest(self) -> int:
+        """Tokens of the longest row. Looks at the device where rows differ."""
+        return self.span if self.lengths is None else int(self.lengths.max())
+
+    def must_grow(self, span: int) -> bool:
+        """Whether tokens below index `span` are more than there are slots for now."""
+        return any(slots.must_grow(span) for slots in self._slots.values())
 
     def plan(self, tokens: Tokens) -> dict[int | None, KeyView]:
         """Where the new tokens go and which keys they see, for each window size. Once per forward pass."""
@@ -91,6 +130,7 @@ class KVCache:
             slots.reorder(rows)
         self._layers = [[None if t is None else t[rows] for t in layer] for layer in self._layers]
         self.cross = [None if kv is None else (kv[0][rows], kv[1][rows]) for kv in self.cross]
+        self.cross_context = None if self.cross_context is None else self.cross_context.rows(rows)
 
     def nbytes(self) -> int:
         """Bytes held by keys, values and key states."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from x_positional import masks
 from x_positional.attention import CrossPlan
 from x_positional.backends import Backend, Planned
-from x_positional.cache import KVCache, Tokens
+from x_positional.cache import KVCache, SeenContext, Tokens
 from x_positional.placement import InputError, place
 from x_positional.scheme import NO_TOKEN, AttentionContext, PositionError, PositionScheme
 
@@ -26,14 +26,6 @@ class Crossing:
     positions: Tensor | None
 
 
-@dataclass(frozen=True)
-class SeenContext:
-    """What a cache keeps of a context besides keys and values."""
-
-    tokens: Tokens
-    rotated: bool
-
-
 def see_context(
     batch: int, width: int, tokens: Tokens, given: Crossing, schemes: list[PositionScheme], cache: KVCache | None
 ) -> SeenContext:
@@ -43,10 +35,27 @@ def see_context(
     different sequences, so a distance between them means nothing. Raises InputError, PositionError.
     """
     if tokens.documents is not None:
-        raise InputError("document_ids with a context: nothing says which context belongs to which document. Unpack them.")
-    if cache is not None and isinstance(cache.cross_context, SeenContext):
-        return cache.cross_context
-    return _place_context(batch, width, given, schemes)
+        raise InputError(
+            "document_ids with a context: nothing says which context belongs to which document. Unpack them."
+        )
+    if cache is None or cache.cross_context is None:
+        return _place_context(batch, width, given, schemes)
+    _refuse_another(given, cache.cross_context)
+    return cache.cross_context
+
+
+def _refuse_another(given: Crossing, seen: SeenContext) -> None:
+    """Raises InputError where what is given is not what the cache holds the keys of."""
+    pairs = (("context", given.context, seen.context), ("context_mask", given.mask, seen.mask),
+             ("context_positions", given.positions, seen.positions))  # fmt: skip
+    for name, new, old in pairs:
+        if new is None or new is old:
+            continue
+        if old is None or new.shape != old.shape or not torch.equal(new, old):
+            raise InputError(
+                f"this cache holds the keys of another {name}, and keys are computed once. Pass the same one, or leave it "
+                "out to go on with what the cache has seen, or make a new cache for the new context."
+            )
 
 
 def plan_cross(
@@ -90,7 +99,7 @@ def _place_context(batch: int, width: int, given: Crossing, schemes: list[Positi
             "Leave context_positions out, or use rope, alibi or dynamic."
         )
     tokens = place(batch, context.shape[1], context.device, given.mask, given.positions)
-    return SeenContext(tokens, rotated)
+    return SeenContext(tokens, rotated, context, given.mask, given.positions)
 
 
 def _context(batch: int, heads: int, tokens: Tokens, keys: Tokens) -> tuple[AttentionContext, Tensor | None]:

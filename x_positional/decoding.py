@@ -65,20 +65,27 @@ class Run:
 
     def _choose_cache(self, cache: KVCache | None) -> KVCache | None:
         """The cache given, if the run fits into it; else one of the final size; None where none is used."""
-        net, decoding, before = self.net, self.decoding, 0 if cache is None else cache.span
+        net, decoding = self.net, self.decoding
         last_unread = decoding.seq_len > 0 and not decoding.keep_cache
-        new = self.prompts.tokens.shape[1] + decoding.seq_len - last_unread
-        _check_length(net, before + new)
-        past = decoding.restrict and before + new > net.max_seq_len
+        total = self._longest_row(cache) + decoding.seq_len - last_unread
+        _check_length(net, total)
+        past = decoding.restrict and total > net.max_seq_len
         if cache is not None:
-            _check_room(cache, new, net.max_seq_len if past else None)
+            _check_room(cache, total, net.max_seq_len if past else None)
             return cache
         window = net.max_seq_len if past or (decoding.restrict and decoding.keep_cache) else None
         if not decoding.use_cache and window is None:
             return None
         grows = decoding.keep_cache or window is not None
-        self.room = (None if grows else new, window)
+        self.room = (None if grows else total, window)
         return self._new_cache()
+
+    def _longest_row(self, cache: KVCache | None) -> int:
+        """Tokens of the longest row, those in the cache and the prompt. Looks at the device where rows differ."""
+        before = 0 if cache is None else cache.starts()
+        prompt = self.prompts.tokens.shape[1] if self.prompts.mask is None else self.prompts.mask.sum(dim=-1)
+        total = before + prompt
+        return total if isinstance(total, int) else int(total.max())
 
     def _new_cache(self) -> KVCache:
         (max_len, window), rereads = self.room, bool(self.changing) and not self.decoding.keep_cache
@@ -194,16 +201,16 @@ def _check_length(net: TransformerWrapper, total: int) -> None:
         )
 
 
-def _check_room(cache: KVCache, new: int, longest: int | None) -> None:
-    """Raises where a cache cannot take `new` more tokens, or keeps more than the `longest` that a token may see."""
+def _check_room(cache: KVCache, total: int, longest: int | None) -> None:
+    """Raises where a cache cannot take `total` tokens a row, or keeps more than the `longest` that a token may see."""
     if longest is not None and any(window is None or window > longest for window in cache.windows):
         raise InputError(
-            f"with {cache.span} tokens in the cache and {new} more, tokens pass max_seq_len={longest}, where "
+            f"with what is in the cache a row comes to {total} tokens, past max_seq_len={longest}, where "
             "restrict_to_max_seq_len=True shows the last max_seq_len only, and this cache shows them all. Make it with "
             f"new_cache({cache.batch_size}, window={longest}), or say restrict_to_max_seq_len=False."
         )
-    if cache.max_len is not None and None in cache.windows and cache.span + new > cache.max_len:
+    if cache.max_len is not None and None in cache.windows and total > cache.max_len:
         raise CacheError(
-            f"the cache holds max_len={cache.max_len} tokens a row; {cache.span} are used and this call needs {new} "
-            "more. Make it with a larger max_len, or with max_len=None to let it grow."
+            f"the cache holds max_len={cache.max_len} tokens a row, and with this call a row comes to {total}. "
+            "Make it with a larger max_len, or with max_len=None to let it grow."
         )

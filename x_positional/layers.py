@@ -12,7 +12,7 @@ from x_positional.flags import layers_from_flags
 from x_positional.scheme import AttentionContext, PositionError, PositionScheme
 from x_positional.schemes.none import NoPE
 from x_positional.transformer import AttentionLayers
-from x_positional.validate import features
+from x_positional.validate import features, layers_report, require
 
 
 class Unbound(NoPE):
@@ -36,7 +36,9 @@ class ConfiguredLayers(AttentionLayers):
 
     def __init__(self, dim: int | None = None, depth: int | None = None, **flags: Any):
         given = {name: value for name, value in (("dim", dim), ("depth", depth)) if value is not None}
-        self._assemble(LayersConfig.model_validate({**layers_from_flags(self.kind, {**given, **flags}), "kind": self.kind}))
+        self._assemble(
+            LayersConfig.model_validate({**layers_from_flags(self.kind, {**given, **flags}), "kind": self.kind})
+        )
 
     @classmethod
     def from_config(cls, config: LayersConfig | Mapping[str, Any]) -> Self:
@@ -47,7 +49,11 @@ class ConfiguredLayers(AttentionLayers):
 
     def _assemble(self, config: LayersConfig) -> None:
         waiting = missing_length(config)
-        positions = positions_of(config, None, None) if waiting is None else _placeholder(waiting, config.depth)
+        if waiting is None:
+            positions = positions_of(config, None, None)
+        else:
+            require(layers_report(config, 1))  # any length shows the problems that have nothing to do with it
+            positions = _placeholder(waiting, config.depth)
         crosses = config.cross_attend or config.kind == "cross_attender"
         super().__init__(
             dims=config.dims(), blocks=build_blocks(config), schemes=positions.parts,

@@ -19,7 +19,9 @@ def _check_mask(mask: Tensor, batch: int, length: int, name: str = "mask") -> No
     if mask.dtype != torch.bool:
         raise InputError(f"{name} must be bool, True = keep; this one is {mask.dtype}. Use {name}.bool().")
     if mask.shape != (batch, length):
-        raise InputError(f"{name} must have shape [batch, tokens] = [{batch}, {length}]; this one is {list(mask.shape)}.")
+        raise InputError(
+            f"{name} must have shape [batch, tokens] = [{batch}, {length}]; this one is {list(mask.shape)}."
+        )
 
 
 def _check_positions(positions: Tensor, batch: int, length: int, name: str = "positions") -> Tensor:
@@ -85,6 +87,8 @@ def place(
         index = index_of(mask)
         shift = first if isinstance(first, int) else first[:, None]
         index = torch.where(mask, index + shift, NO_TOKEN)
+    if cache is not None and start is None and cache.must_grow(span):  # padding counts in the bound: look at the rows
+        span = max(cache.longest(), int(index.max()) + 1)
     last_document = None
     if document_ids is not None:
         document_ids = check_documents(document_ids, batch, length).to(device)

@@ -37,7 +37,9 @@ class SchemeConfig(Config):
             raise TypeError(f'{cls.__name__} must have a field `kind: Literal["name"] = "name"`')
         known = REGISTRY.get(names[0])
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"position scheme {names[0]!r} is already registered, by {known.__module__}.{known.__name__}")
+            raise ValueError(
+                f"position scheme {names[0]!r} is already registered, by {known.__module__}.{known.__name__}"
+            )
         REGISTRY[names[0]] = cls
 
     def build(self, dims: Dims) -> PositionScheme:

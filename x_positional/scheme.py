@@ -186,6 +186,9 @@ class PositionScheme(nn.Module):
     continuous: ClassVar[bool] = True
     prefix_consistent: ClassVar[bool] = True
     """False where all tokens of a text change once it is longer than some length (dynamic NTK, LongRoPE)."""
+    uses_positions: ClassVar[bool | None] = None
+    """Whether custom positions change the output. None: where `embed`, `tables` or `bias` is defined. Say True where
+    `content_bias` or `transform_scores` reads the positions of its context."""
     per_layer: ClassVar[bool] = False
     """Each layer gets parameters of its own (CoPE, forget gates); otherwise all layers share one instance."""
     max_axes: ClassVar[int] = 1
@@ -244,10 +247,11 @@ class PositionScheme(nn.Module):
             kernel = "bias"
         if self.overrides("transform_scores"):
             kernel = "rows"
+        reads = any(map(self.overrides, ("embed", "tables", "bias")))
         return Capabilities(
             kernel=kernel, kv_cacheable=self.kv_cacheable, unbounded=self.limit is None, absolute=self.absolute,
             causal_only=self.causal_only, continuous=self.continuous,
-            uses_positions=any(map(self.overrides, ("embed", "tables", "bias"))),
+            uses_positions=reads if self.uses_positions is None else self.uses_positions,
             prefix_consistent=self.prefix_consistent,
         )  # fmt: skip
 

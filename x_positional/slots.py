@@ -13,6 +13,10 @@ from torch import Tensor
 from x_positional.scheme import NO_TOKEN
 
 
+FIRST_SLOTS = 64
+"""Slots that a cache without a max_len starts with; it doubles them, up to the window if there is one."""
+
+
 class CacheError(ValueError):
     """A cache that is full, or that was made for another model or batch."""
 
@@ -26,7 +30,9 @@ class Tokens:
     documents: Tensor | None
     start: int | None
     span: int  # every index, the cached ones included, is below it
-    last_document: tuple[Tensor, Tensor] | None = None  # after these: the last document [B], its first token's index [B]
+    last_document: tuple[Tensor, Tensor] | None = (
+        None  # after these: the last document [B], its first token's index [B]
+    )
 
     @property
     def length(self) -> int:
@@ -56,28 +62,32 @@ class Slots:
 
     def __init__(self, batch: int, device: torch.device, size: int | None, window: int | None):
         self.batch, self.device, self.size, self.window = batch, device, size, window
-        self.capacity = window or size or 64
+        grown = FIRST_SLOTS if window is None else min(window, FIRST_SLOTS)
+        self.capacity = grown if size is None else window or size
         self.index: Tensor | None = None
         self.positions: Tensor | None = None  # None: the index itself
         self.documents: Tensor | None = None
 
     def plan(self, tokens: Tokens, before: int) -> KeyView:
         """`before` tokens (at most, per row) are already stored."""
-        if self.window is None:
-            self._reserve(before, tokens.length)
+        self._reserve(tokens.span)
         if tokens.start is not None and self.index is None and not tokens.custom_positions:
             return self._plan_ordered(tokens, tokens.start)
         self._remember(tokens, before)
         return self._plan_by_row(tokens)
 
-    def _reserve(self, before: int, new: int) -> None:
-        if self.size is not None and before + new > self.size:
+    def must_grow(self, span: int) -> bool:
+        """Whether tokens below index `span` need more slots than there are now."""
+        return span > self.capacity and self.capacity != self.window
+
+    def _reserve(self, span: int) -> None:
+        if self.window is None and self.size is not None and span > self.size:
             raise CacheError(
-                f"the cache is full: it holds max_len={self.size} tokens a row, {before} are used and {new} more came. "
+                f"the cache is full: it holds max_len={self.size} tokens a row, and with the new ones a row has {span}. "
                 "Make it with a larger max_len, or with max_len=None to let it grow."
             )
-        while before + new > self.capacity:
-            self.capacity *= 2
+        while self.must_grow(span):
+            self.capacity = 2 * self.capacity if self.window is None else min(2 * self.capacity, self.window)
 
     def _plan_ordered(self, tokens: Tokens, start: int) -> KeyView:
         T, W = tokens.length, self.window
@@ -187,7 +197,7 @@ class Slots:
         return exchange
 
     def _ring_reader(self, start: int, T: int) -> Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]]:
-        W = self.capacity
+        W = self.capacity  # the whole window by now: there are more tokens than it holds
         kept = torch.arange(max(0, start - W), start, device=self.device) % W
         last = torch.arange(max(start, start + T - W), start + T, device=self.device)
 

@@ -85,7 +85,9 @@ class AttentionLayers(nn.Module):
                 "or, for rotary frequencies that follow the length, length_policy='fixed'."
             )
         if not self.dims.causal and any(b.attn is not None for b in self._blocks()):
-            raise InputError("an encoder reads both ways: earlier outputs change with later tokens, so no cache is right.")
+            raise InputError(
+                "an encoder reads both ways: earlier outputs change with later tokens, so no cache is right."
+            )
         windows = [w if window is None else min(window, w or window) for w in (k.window for k in self.kinds)]
         device = next(self.parameters()).device
         return KVCache(windows, batch_size, max_len, device, dtype, self.identity)
@@ -145,7 +147,9 @@ class AttentionLayers(nn.Module):
         if widths:
             return see_context(batch, widths[0], tokens, given, [k.scheme for k in self.kinds], cache)
         if given.context is not None:
-            raise InputError("context was given, and this stack has no cross-attention. Build it with cross_attend=True.")
+            raise InputError(
+                "context was given, and this stack has no cross-attention. Build it with cross_attend=True."
+            )
         return None
 
     def _context(

@@ -80,9 +80,13 @@ class TransformerWrapper(nn.Module):
     def check_tokens(self, tokens: Tensor) -> None:
         """Raises InputError where ids are not integers of shape [B T] in [0, num_tokens). Looks at the values."""
         if tokens.is_floating_point() or tokens.dtype == torch.bool or tokens.is_complex():
-            raise InputError(f"tokens must be integer ids; these are {tokens.dtype}. Use tokens.long() if they are whole.")
+            raise InputError(
+                f"tokens must be integer ids; these are {tokens.dtype}. Use tokens.long() if they are whole."
+            )
         if tokens.ndim != 2 or 0 in tokens.shape:
-            raise InputError(f"tokens must have shape [batch, tokens], neither of them empty; these are {list(tokens.shape)}.")
+            raise InputError(
+                f"tokens must have shape [batch, tokens], neither of them empty; these are {list(tokens.shape)}."
+            )
         if torch.compiler.is_compiling():
             return
         low, high = (int(v) for v in tokens.aminmax())

@@ -70,7 +70,9 @@ def capability_rows() -> list[str]:
         caps = report.capabilities
         if caps is None:
             raise ValueError(f"{name} could not be built: {report.errors}")
-        backends = ", ".join(b for b in ("sdpa", "flex", "blockwise", "eager") if not obstacles(b, caps.kernel, frozenset()))
+        backends = ", ".join(
+            b for b in ("sdpa", "flex", "blockwise", "eager") if not obstacles(b, caps.kernel, frozenset())
+        )
         floats = yes(caps.continuous) if caps.uses_positions else "reads none"
         encoder = layers_report(LayersConfig(kind="encoder", dim=64, depth=1, heads=4, head_dim=32, position=name), 128)
         cells = (

@@ -50,7 +50,9 @@ def choose(requested: str, flash: bool, kernel: Kernel, features: frozenset[str]
     able = [name for name in ("sdpa", "blockwise", "eager", "flex") if not obstacles(name, kernel, features)]
     if requested != "auto":
         if found := obstacles(requested, kernel, features):
-            raise BackendError(f"backend={requested!r} cannot run this: {'; '.join(found)}. Use one of: {', '.join(able)}.")
+            raise BackendError(
+                f"backend={requested!r} cannot run this: {'; '.join(found)}. Use one of: {', '.join(able)}."
+            )
         if flash and requested == "eager":
             raise BackendError(
                 "attn_flash=True asks for a path that never holds the whole score matrix, and backend='eager' holds it. "

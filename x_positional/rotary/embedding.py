@@ -286,7 +286,9 @@ def argument_problems(
         shape = f"shape {tuple(custom_freqs.shape)}" + (" on the meta device" if custom_freqs.is_meta else "")
         found.append(f"custom_freqs has {shape}: give a list of numbers, one for each pair of channels.")
     if theta_rescale_factor != 1 and dim == 2 and freqs_for == "lang" and custom_freqs is None:
-        found.append(f"theta_rescale_factor={theta_rescale_factor} has no effect on one pair (its exponent is dim/(dim-2)).")
+        found.append(
+            f"theta_rescale_factor={theta_rescale_factor} has no effect on one pair (its exponent is dim/(dim-2))."
+        )
     return found
 
 

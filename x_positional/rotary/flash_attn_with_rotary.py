@@ -65,9 +65,7 @@ def _match_heads(x: Tensor, q: Tensor, cos: Tensor) -> Tensor:
     return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if own and x.shape[1] != q.shape[1] else x
 
 
-def _where_both(
-    turned_q: Tensor, turned_k: Tensor, q: Tensor, k: Tensor, pos_mask: Tensor
-) -> tuple[Tensor, Tensor]:
+def _where_both(turned_q: Tensor, turned_k: Tensor, q: Tensor, k: Tensor, pos_mask: Tensor) -> tuple[Tensor, Tensor]:
     """[... T D] -> [... T 3D] whose products are turned ones where both tokens have a position, else plain ones.
 
     The three parts of a product: both have one; the query has none; the query has one and the key has none.

@@ -78,15 +78,23 @@ class Alibi(SchemeConfig):
     def problems(self, dims: Dims) -> list[str]:
         found = []
         if self._count(dims) > dims.heads:
-            found.append(f"alibi: {self._count(dims)} heads are to have slopes, and there are {dims.heads}. Give fewer.")
+            found.append(
+                f"alibi: {self._count(dims)} heads are to have slopes, and there are {dims.heads}. Give fewer."
+            )
         if self.slopes == ():
-            found.append("alibi: slopes=() gives no head a slope. Leave it out for the usual ones, or use position='none'.")
+            found.append(
+                "alibi: slopes=() gives no head a slope. Leave it out for the usual ones, or use position='none'."
+            )
         if self.slopes and self.heads and self.heads != len(self.slopes):
             found.append(f"alibi: heads={self.heads} and {len(self.slopes)} slopes were given. Give one of them.")
         if self.slopes and min(self.slopes) <= 0:
-            found.append(f"alibi: slopes must be positive, or far keys gain instead of fading; the smallest is {min(self.slopes)}.")
+            found.append(
+                f"alibi: slopes must be positive, or far keys gain instead of fading; the smallest is {min(self.slopes)}."
+            )
         if self.variant == "causal" and not dims.causal:
-            found.append("alibi: variant='causal' in an encoder, which sees both sides. Use 'symmetric' or 'asymmetric'.")
+            found.append(
+                "alibi: variant='causal' in an encoder, which sees both sides. Use 'symmetric' or 'asymmetric'."
+            )
         if self.variant == "asymmetric" and dims.causal:
             found.append("alibi: variant='asymmetric' in a decoder, which never sees the right side. Use 'causal'.")
         return found

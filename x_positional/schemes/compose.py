@@ -123,7 +123,11 @@ def chain_problems(parts: Sequence[PositionScheme]) -> list[str]:
     if sum(p.overrides("key_state") for p in parts) > 1:
         found.append(f"of {names}, more than one carries key state; a cache keeps one. Choose one of them.")
     if sum(p.overrides("transform_scores") for p in parts) > 1:
-        found.append(f"of {names}, more than one transforms whole rows of scores, each seeing the other's result. Choose one.")
+        found.append(
+            f"of {names}, more than one transforms whole rows of scores, each seeing the other's result. Choose one."
+        )
     if sum(p.overrides("rotate_q") for p in parts) > 1:
-        found.append(f"of {names}, more than one rotates queries and keys, each undoing what the other means. Choose one.")
+        found.append(
+            f"of {names}, more than one rotates queries and keys, each undoing what the other means. Choose one."
+        )
     return found

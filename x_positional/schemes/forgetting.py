@@ -3,7 +3,8 @@
 B batch, T query tokens, S key tokens, H heads, M model dim.
 """
 
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,40 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from x_positional.registry import SchemeConfig
-from x_positional.scheme import NO_TOKEN, AttentionContext, Bias, Dims, PositionScheme
+from x_positional.scheme import NO_TOKEN, AttentionContext, Bias, Dims, PositionScheme, Rows
 from x_positional.schemes.frequencies import wide_dtype
+
+
+class _Difference(torch.autograd.Function):
+    """[B H T], [B H S], both float64 -> their differences [B H T S] in a narrower dtype, rounded once, and -inf where
+    hidden: in one pass, where autograd would keep a float64 tensor of that size."""
+
+    @staticmethod
+    def forward(ctx: Any, at_query: Tensor, at_key: Tensor, visible: Tensor | None, dtype: torch.dtype) -> Tensor:
+        out = at_query.new_empty(*at_query.shape, at_key.shape[-1], dtype=dtype)
+        torch.sub(at_query[..., None], at_key[..., None, :], out=out)
+        return out if visible is None else out.masked_fill_(~visible, float("-inf"))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads  # zero at hidden keys already: no probability is left there
+        wide = wide_dtype(grad.device)
+        return grad.sum(-1, dtype=wide), -grad.sum(-2, dtype=wide), None, None
+
+
+@dataclass(frozen=True)
+class GateBias(Bias):
+    """Sums of log f up to each query [B H T] and each key [B H S], in float64; their difference is the bias."""
+
+    at_query: Tensor
+    at_key: Tensor
+    dtype: torch.dtype
+
+    def dense(self, ctx: AttentionContext, rows: Rows) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().dense(ctx, rows)  # fused there
+        at_query = self.at_query[..., rows.start : rows.stop]
+        return _Difference.apply(at_query, self.at_key[..., : ctx.S], ctx.visible_rows(rows), self.dtype)  # type: ignore[no-any-return]
 
 
 class Forgetting(PositionScheme):
@@ -50,7 +83,11 @@ class Forgetting(PositionScheme):
             at_key = torch.zeros_like(log_f).scatter(-1, index, log_f.gather(-1, index).cumsum(-1))
             own = (ctx.kv_index[:, None, :] == ctx.q_index[:, :, None]).long().argmax(-1)  # [B|1 T]
             at_query = at_key.gather(-1, own[:, None].expand(log_f.shape[0], log_f.shape[1], -1))
-        return Bias(lambda b, h, i, j: (at_query[b, h, i] - at_key[b, h, j]).to(narrow), ctx.batch, ctx.heads)
+
+        def difference(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return (at_query[b, h, i] - at_key[b, h, j]).to(narrow)
+
+        return GateBias(difference, ctx.batch, ctx.heads, at_query, at_key, narrow)
 
 
 class ForgettingConfig(SchemeConfig):

@@ -69,7 +69,9 @@ class PolarConfig(SchemeConfig):
         return PolarEmbedding(dims.kv_heads, dims.head_dim, self.theta, self.uniform_init)
 
     def warnings(self, dims: Dims) -> list[str]:
-        found = [f"polar doubles the width of queries and keys: the key cache holds {2 * dims.head_dim} numbers a head."]
+        found = [
+            f"polar doubles the width of queries and keys: the key cache holds {2 * dims.head_dim} numbers a head."
+        ]
         turn = 2 * math.pi * self.theta ** ((dims.head_dim - 1) / dims.head_dim)
         if dims.max_seq_len and dims.max_seq_len > turn:
             found.append(

@@ -81,9 +81,7 @@ class RotaryEmbedding(PositionScheme):
         if decay is None:
             return Rotation(q_cos, q_sin, q_cos, q_sin)
         k_cos, k_sin = self._lay_out(cos / decay, cos / decay), self._lay_out(-sin / decay, sin / decay)
-        return Rotation(
-            self._lay_out(cos * decay, cos * decay), self._lay_out(-sin * decay, sin * decay), k_cos, k_sin
-        )
+        return Rotation(self._lay_out(cos * decay, cos * decay), self._lay_out(-sin * decay, sin * decay), k_cos, k_sin)
 
     def _lay_out(self, first: Tensor, second: Tensor) -> Tensor:
         both = torch.stack([first, second], -1).flatten(-2) if self.interleaved else torch.cat([first, second], -1)
@@ -185,7 +183,9 @@ class Rope(SchemeConfig):
     def problems(self, dims: Dims) -> list[str]:
         width, found = self.width(dims), []
         if self.dim is not None and self.fraction is not None:
-            found.append(f"{self.kind}: dim={self.dim} and fraction={self.fraction} say the same thing twice. Give one.")
+            found.append(
+                f"{self.kind}: dim={self.dim} and fraction={self.fraction} say the same thing twice. Give one."
+            )
         if width <= 0 or width % 2 or width > dims.head_dim:
             found.append(
                 f"{self.kind}: {width} channels of each head would turn; it must be an even number from 2 to "
@@ -194,7 +194,9 @@ class Rope(SchemeConfig):
         if self.base_rescale_factor != 1.0 and width == 2:
             found.append(f"{self.kind}: base_rescale_factor needs more than one pair (its exponent is R/(R-2)).")
         if self.heads is not None and self.heads > dims.heads:
-            found.append(f"{self.kind}: heads={self.heads} of {dims.heads} heads cannot turn. Use {dims.heads} or fewer.")
+            found.append(
+                f"{self.kind}: heads={self.heads} of {dims.heads} heads cannot turn. Use {dims.heads} or fewer."
+            )
         if self.heads is not None and self.heads < dims.heads and dims.kv_heads != dims.heads:
             found.append(
                 f"{self.kind}: heads={self.heads} turns some query heads, and kv_heads={dims.kv_heads} shares one key head "

@@ -66,7 +66,9 @@ class T5(SchemeConfig):
         buckets = self.num_buckets if dims.causal else self.num_buckets // 2
         found = []
         if buckets < 2:
-            found.append(f"t5: num_buckets={self.num_buckets} leaves less than two buckets a side in an encoder. Use 4 or more.")
+            found.append(
+                f"t5: num_buckets={self.num_buckets} leaves less than two buckets a side in an encoder. Use 4 or more."
+            )
         if self.max_distance <= buckets // 2:
             found.append(
                 f"t5: max_distance={self.max_distance} must exceed the {buckets // 2} distances that have a bucket each "

@@ -127,7 +127,9 @@ def gradcheck(subject: Subject, judge: Judge) -> None:
             run = partial(_with_parameters, layers, tuple(theta))
             inputs = (x.to(subject.device).requires_grad_(), *theta.values())
             judge.require(
-                torch.autograd.gradcheck(run, inputs, fast_mode=True, atol=1e-7, nondet_tol=1e-12, raise_exception=False),
+                torch.autograd.gradcheck(
+                    run, inputs, fast_mode=True, atol=1e-7, nondet_tol=1e-12, raise_exception=False
+                ),
                 f"the gradients of a {kind} ({backend}) are not its derivatives.",
             )
 

@@ -31,7 +31,9 @@ def prefix_consistent(subject: Subject, judge: Judge) -> None:
             if declared:
                 judge.equal(shorter[n], full[:, :n], f"the first {n} of 19 tokens")
         same = all(judge.same(cut, full[:, :n], f"the first {n} of 19 tokens") for n, cut in shorter.items())
-        judge.require(same == declared, f"prefix_consistent={declared} is declared, and longer texts leave it as it is.")
+        judge.require(
+            same == declared, f"prefix_consistent={declared} is declared, and longer texts leave it as it is."
+        )
 
 
 @torch.no_grad()

@@ -87,7 +87,11 @@ def cache_grows(subject: Subject, judge: Judge) -> None:
 def sliding_windows(subject: Subject, judge: Judge) -> None:
     """A window of 5, in the model or in the cache, gives the logits of the windowed full pass for every chunk size."""
     need_cache(subject)
-    model, open_model, tokens = subject.model("decoder", window=WINDOW), subject.model("decoder"), subject.tokens(LENGTH)
+    model, open_model, tokens = (
+        subject.model("decoder", window=WINDOW),
+        subject.model("decoder"),
+        subject.tokens(LENGTH),
+    )
     full = model(tokens)
     for chunk in (*CHUNKS, 2, 5, 9):
         judge.equal(decode(model, model.new_cache(3), chunk, tokens), full, f"a windowed model, chunks of {chunk}")

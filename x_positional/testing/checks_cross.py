@@ -61,7 +61,9 @@ def _with_positions(subject: Subject, judge: Judge, kind: Kind, model: Transform
     own, theirs = subject.positions(LENGTH), subject.stretched(CONTEXT)
     if caps.causal_only or caps.kernel == "rows" or not caps.prefix_consistent:
         judge.refused(
-            lambda: model(tokens, context=context, context_positions=theirs), PositionError, f"context_positions, {kind}"
+            lambda: model(tokens, context=context, context_positions=theirs),
+            PositionError,
+            f"context_positions, {kind}",
         )
         return
     placed = model(tokens, context=context, context_positions=theirs)
@@ -74,7 +76,9 @@ def _with_positions(subject: Subject, judge: Judge, kind: Kind, model: Transform
     for backend in ("eager", "blockwise"):
         other = subject.model(kind, cross_attend=True, backend=backend)
         judge.equal(
-            other(tokens, context=context, context_positions=theirs), placed, f"{backend} with context positions, {kind}"
+            other(tokens, context=context, context_positions=theirs),
+            placed,
+            f"{backend} with context positions, {kind}",
         )
     if kind == "decoder" and caps.kv_cacheable:
         cache = model.new_cache(3)

@@ -27,7 +27,9 @@ def no_buffers(subject: Subject, judge: Judge) -> None:
             for scheme in layers.position_schemes for module in scheme.modules()
             for name, value in vars(module).items() if isinstance(value, Tensor)
         ]  # fmt: skip
-        judge.require(not loose, f"tensors that are no parameters: {', '.join(loose)}. They stay behind when a model moves.")
+        judge.require(
+            not loose, f"tensors that are no parameters: {', '.join(loose)}. They stay behind when a model moves."
+        )
 
 
 def on_meta(subject: Subject, kind: Kind) -> TransformerWrapper:

@@ -24,7 +24,9 @@ def order(subject: Subject, judge: Judge) -> None:
         )
         model = subject.model("encoder", depth=1)
         for side in SWAPS:
-            judge.require(sees(model, subject, side), f"blind to the order of two tokens {side} the query, in an encoder.")
+            judge.require(
+                sees(model, subject, side), f"blind to the order of two tokens {side} the query, in an encoder."
+            )
         return
     caps = subject.capabilities("decoder")
     if not caps.causal_only:

@@ -32,7 +32,8 @@ def shift(subject: Subject, judge: Judge) -> None:
             else:
                 judge.equal(got, still, f"absolute=False, positions moved by {by}, {kind}")
         judge.require(
-            moved == subject.capabilities(kind).absolute, f"absolute=True is declared, and no shift changes a {kind}'s logits."
+            moved == subject.capabilities(kind).absolute,
+            f"absolute=True is declared, and no shift changes a {kind}'s logits.",
         )
 
 
@@ -79,7 +80,9 @@ def _has_limit(subject: Subject, judge: Judge, kind: Kind, bound: int) -> None:
         judge.finite(model(longer[:, :bound]), f"{bound} tokens, {kind}")
         judge.refused(lambda: model(longer), PositionError, f"{bound + 1} tokens, {kind}")
     if kind == "decoder" and bound <= 2 * subject.sizes.max_seq_len and subject.capabilities(kind).kv_cacheable:
-        judge.refused(lambda: decode(model, model.new_cache(1), 7, longer), PositionError, f"{bound + 1} tokens, cached")
+        judge.refused(
+            lambda: decode(model, model.new_cache(1), 7, longer), PositionError, f"{bound + 1} tokens, cached"
+        )
     _fails_past(subject, judge, kind, bound)
 
 
@@ -110,7 +113,9 @@ def custom_positions(subject: Subject, judge: Judge) -> None:
         plain, stretched = subject.positions(LENGTH), subject.stretched(LENGTH)
         if not caps.uses_positions:
             judge.refused(lambda: model(tokens, positions=stretched), PositionError, f"custom positions, {kind}")  # noqa: B023
-            judge.equal(forced(model, tokens, stretched), model(tokens), f"uses_positions=False, forced positions, {kind}")
+            judge.equal(
+                forced(model, tokens, stretched), model(tokens), f"uses_positions=False, forced positions, {kind}"
+            )
             continue
         judge.equal(model(tokens, positions=plain), model(tokens), f"positions 0, 1, 2, ... given, {kind}")
         judge.equal(model(tokens, positions=plain[0].int()), model(tokens), f"positions [T] of int32, {kind}")
@@ -173,5 +178,6 @@ def axes(subject: Subject, judge: Judge) -> None:
         for axis in range(count):
             moved = start.clone()
             moved[..., axis] = moved[..., axis].flip(1)
-            judge.differ(model(tokens, positions=moved), model(tokens, positions=start), f"axis {axis} of {count}, {kind}")
-
+            judge.differ(
+                model(tokens, positions=moved), model(tokens, positions=start), f"axis {axis} of {count}, {kind}"
+            )

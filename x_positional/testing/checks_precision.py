@@ -74,8 +74,9 @@ def _content(
     ctx = context(subject, kind, at, at)
     x, q = draw(1, LONG, s.dim), draw(1, s.heads, LONG, s.head_dim)
     if scheme.overrides("content_bias"):
-        yield f"content_bias of {LONG} tokens", lambda p, t: bias_of(
-            p.content_bias(q.to(t), ctx, p.key_state(x.to(t))), ctx
+        yield (
+            f"content_bias of {LONG} tokens",
+            lambda p, t: bias_of(p.content_bias(q.to(t), ctx, p.key_state(x.to(t))), ctx),
         )
     if scheme.overrides("transform_scores"):
         scores, seen = draw(1, s.heads, LONG, LONG).float(), ctx.visible_rows(Rows(0, LONG))
@@ -116,9 +117,7 @@ def _within(got: Tensor, want: Tensor, bound: Tensor, what: str) -> None:
         raise Broken(f"{what}: {value:.6g} where float32 gives {right:.6g}; positions run together.")
 
 
-def _whole_model(
-    subject: Subject, judge: Judge, kind: Kind, wide: torch.nn.Module, narrow: torch.nn.Module
-) -> None:
+def _whole_model(subject: Subject, judge: Judge, kind: Kind, wide: torch.nn.Module, narrow: torch.nn.Module) -> None:
     tokens, caps = subject.tokens(LENGTH), subject.capabilities(kind)
     got = narrow(tokens)
     judge.require(got.dtype == torch.bfloat16, f"a bfloat16 {kind} gives {got.dtype} logits.")

@@ -70,7 +70,9 @@ class Judge:
         """Raises Broken where a value is infinite or not a number."""
         self.require(bool(got.isfinite().all()), f"{what}: some values are not finite.")
 
-    def refused(self, call: Callable[[], object], error: type[Exception] | tuple[type[Exception], ...], what: str) -> None:
+    def refused(
+        self, call: Callable[[], object], error: type[Exception] | tuple[type[Exception], ...], what: str
+    ) -> None:
         """Raises Broken unless `call` raises `error`."""
         try:
             call()
