@@ -12,7 +12,6 @@ from torch import Tensor
 
 from x_positional.scheme import NO_TOKEN
 
-
 FIRST_SLOTS = 64
 """Slots that a cache without a max_len starts with; it doubles them, up to the window if there is one."""
 
