@@ -18,26 +18,28 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 ABOVE = "everything above"
 LAYOUT = {
     # What a module may import from the package, in the order of docs/architecture.md.
-    "scheme": "",
+    "context": "",
+    "scheme": "context",
     "masks": "scheme",
     "slots": "scheme",
+    "anchors": "context scheme slots",
     "cache": "scheme slots",
     "registry": "scheme",
-    "schemes": "scheme registry",
+    "schemes": "context scheme registry",
     "rope": "registry schemes",
     "rotary": "schemes",
     "backends": "scheme masks",
     "norms": "",
     "feedforward": "",
-    "attention": "scheme masks cache backends norms",
+    "attention": "context scheme masks anchors cache backends norms",
     "placement": "scheme masks cache",
     "crossing": "scheme masks cache backends attention placement",
     "block": "scheme cache norms feedforward attention",
-    "transformer": "scheme masks cache backends norms attention placement crossing block",
+    "transformer": "scheme masks anchors cache backends norms attention placement crossing block",
     "config": "scheme registry schemes",
     "flag_table": "",
     "flags": "scheme registry schemes config flag_table",
-    "validate": "scheme registry schemes backends config flag_table flags",
+    "validate": "scheme anchors registry schemes backends config flag_table flags",
     "build": ABOVE,
     "describe": ABOVE,
     "layers": ABOVE,
@@ -55,7 +57,7 @@ LAYOUT = {
 }
 FAMILIES = ("flag_table", "flags", "rope", "validate")  # flags_reader.py belongs to flags, and so on
 
-TORCH_ONLY = {"scheme", "masks", "slots", "cache", "sampling"}
+TORCH_ONLY = {"context", "scheme", "masks", "slots", "cache", "sampling"}
 BASE = {"torch", "einops", "pydantic", "typing_extensions", "yaml", "safetensors", "rich"}  # always installed
 EXTRAS = {
     "training": {"accelerate", "matplotlib", "numpy", "tensorboard", "tokenizers"},

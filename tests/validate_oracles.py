@@ -23,7 +23,7 @@ from validate_forced import (
 
 from x_positional.backends.eager import Eager
 from x_positional.config import ModelConfig
-from x_positional.scheme import AttentionContext, PositionScheme
+from x_positional.scheme import AttentionContext, PositionScheme, Span
 from x_positional.schemes import (
     AlibiBias,
     Chain,
@@ -216,7 +216,9 @@ def both_sides(config: ModelConfig, use: Use, model: TransformerWrapper, full: T
             if (factor[0] > factor[1]).any():
                 yield "xpos scores grow to the right"
         if isinstance(scheme, Forgetting):
-            bias = scheme.content_bias(torch.zeros(1), ctx, torch.full((1, heads, n, 1), -1.0)).dense(ctx, range(n))
+            bias = scheme.content_bias(torch.zeros(1), ctx, torch.full((1, heads, n, 1), -1.0)).dense(
+                ctx, Span(0, n), Span(0, n)
+            )
             if (bias > 0).any():
                 yield "forgetting remembers what lies to the right better the farther it is"
         if isinstance(scheme, CoPE):

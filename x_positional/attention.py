@@ -3,15 +3,17 @@
 B batch, T query tokens, S key tokens, H heads, G key/value heads, D head dim, M model dim, C context dim.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from x_positional.anchors import Anchors
 from x_positional.backends import Backend, Planned, ScoreOps
 from x_positional.cache import KeyView, KVCache
+from x_positional.context import add
 from x_positional.scheme import PositionScheme
 
 QKNormKind = Literal["rms", "rms_per_head", "l2"]
@@ -27,6 +29,7 @@ class LayerPlan:
     tables: Any
     view: KeyView | None = None
     cache: KVCache | None = None
+    anchors: Anchors | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +121,9 @@ class Attention(_Heads):
         if plan.cache is not None and plan.view is not None:
             k, v, state = plan.cache.write(plan.layer, plan.view, k, v, state)
         ops = self.ops(scheme, content, state, plan.planned)
+        if plan.anchors is not None:
+            moved = scheme.rotate_q(content, plan.anchors.tables)
+            ops = replace(ops, content=add([ops.content, plan.anchors.correction(moved, q, k, self.scale)]))
         return self.join(plan.backend.attend(q, k, v, plan.planned, ops))
 
 

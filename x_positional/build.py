@@ -7,14 +7,14 @@ from typing import Any
 from x_positional.attention import Attention, CrossAttention
 from x_positional.backends import choose
 from x_positional.block import Block
-from x_positional.config import LayersConfig
+from x_positional.config import LayerConfig, LayersConfig
 from x_positional.feedforward import FeedForward
 from x_positional.norms import Norm
 from x_positional.registry import SchemeConfig
 from x_positional.scheme import Dims, PositionScheme
 from x_positional.schemes.compose import Chain
 from x_positional.transformer import LayerKind
-from x_positional.validate import features, layers_report, require, resolve_position
+from x_positional.validate import features, layers_report, require, resolve_kinds
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,27 @@ class Positions:
     layers: list[PositionScheme]
 
 
-def build_positions(parts: tuple[SchemeConfig, ...], dims: Dims, depth: int) -> Positions:
-    """Shared schemes once, per-layer schemes once per layer, combined by Chain where there are several."""
-    shared: dict[int, PositionScheme] = {}
+def build_positions(kinds: tuple[LayerConfig, ...], dims: Dims, depth: int) -> Positions:
+    """Shared schemes once, per-layer schemes once per layer, combined by Chain where there are several. Layers share a
+    scheme where their configs are equal and stand in the same place of the list."""
+    shared: list[tuple[int, SchemeConfig, PositionScheme]] = []
+    chained: dict[tuple[int, ...], PositionScheme] = {}
     owned: list[PositionScheme] = []
     layers: list[PositionScheme] = []
-    for _ in range(depth):
+    for layer in range(depth):
         row: list[PositionScheme] = []
-        for i, part in enumerate(parts):
-            scheme = shared.get(i) or part.build(dims)
-            if i not in shared:
+        for place, part in enumerate(kinds[layer % len(kinds)].parts):
+            scheme = next((s for at, known, s in shared if at == place and known == part), None)
+            if scheme is None:
+                scheme = part.build(dims)
                 owned.append(scheme)
-            if not scheme.per_layer:
-                shared[i] = scheme
+                if not scheme.per_layer:
+                    shared.append((place, part, scheme))
             row.append(scheme)
-        layers.append(row[0] if len(row) == 1 else Chain(*row))
+        key = tuple(map(id, row))
+        if key not in chained:
+            chained[key] = row[0] if len(row) == 1 else Chain(*row)
+        layers.append(chained[key])
     return Positions(owned, layers)
 
 
@@ -73,17 +79,18 @@ def build_blocks(config: LayersConfig) -> list[Block]:
 
 
 def build_kinds(config: LayersConfig, positions: Positions) -> list[LayerKind]:
-    """Scheme, window and backend of every layer."""
+    """Scheme, reach and backend of every layer."""
+    kinds = config.layer_kinds()
     return [
         LayerKind(
-            scheme=scheme, window=config.window,
+            scheme=scheme, reach=kinds[layer % len(kinds)].reach,
             choice=choose(config.backend, config.flash, scheme.capabilities().kernel, features(config)),
         )
-        for scheme in positions.layers
+        for layer, scheme in enumerate(positions.layers)
     ]  # fmt: skip
 
 
 def positions_of(config: LayersConfig, max_seq_len: int | None, embed_dim: int | None) -> Positions:
     """The schemes of a stack. Raises IncompatibleConfig with every problem of the config."""
     require(layers_report(config, max_seq_len, embed_dim))
-    return build_positions(resolve_position(config, max_seq_len), config.dims(max_seq_len, embed_dim), config.depth)
+    return build_positions(resolve_kinds(config, max_seq_len), config.dims(max_seq_len, embed_dim), config.depth)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from x_positional.scheme import NO_TOKEN
+from x_positional.scheme import NO_TOKEN, Reach
 from x_positional.slots import CacheError, KeyView, Slots, Tokens
 
 __all__ = ["CacheError", "KVCache", "KeyView", "SeenContext", "Tokens"]
@@ -49,12 +49,12 @@ def _rows(x: Tensor, rows: Tensor) -> Tensor:
 class KVCache:
     """Keys, values and key states of every layer, and where they are. Make one with `model.new_cache(...)`.
 
-    windows: one entry per layer, its sliding window or None. max_len: slots per row; None grows (by doubling).
+    reaches: what each layer sees, and so has to keep. max_len: slots per row; None grows (by doubling).
     owner: a token of the model it was made for, so that it cannot serve another one.
     """
 
     def __init__(
-        self, windows: Sequence[int | None], batch_size: int, max_len: int | None, device: torch.device,
+        self, reaches: Sequence[Reach], batch_size: int, max_len: int | None, device: torch.device,
         dtype: torch.dtype | None = None, owner: str = "",
     ):  # fmt: skip
         self.batch_size, self.max_len, self.device, self.dtype = batch_size, max_len, device, dtype
@@ -62,12 +62,12 @@ class KVCache:
         self.span = 0  # every index so far is below it; equal to each row's length while rows are alike
         self.lengths: Tensor | None = None  # [B] tokens per row, once rows differ
         self.last_document: tuple[Tensor, Tensor] | None = None  # the last document [B], its first token's index [B]
-        self.windows = tuple(windows)
-        self._slots = {w: Slots(batch_size, device, max_len, w) for w in set(windows)}
-        self._layers: list[list[Tensor | None]] = [[None, None, None] for _ in windows]
-        self.cross: list[tuple[Tensor, Tensor] | None] = [None for _ in windows]
+        self.reaches = tuple(reaches)
+        self._slots = {reach: Slots(batch_size, device, max_len, reach) for reach in set(reaches)}
+        self._layers: list[list[Tensor | None]] = [[None, None, None] for _ in reaches]
+        self.cross: list[tuple[Tensor, Tensor] | None] = [None for _ in reaches]
         self.cross_context: SeenContext | None = None
-        self.memo: dict[int | None, dict[int, Any]] = {w: {} for w in set(windows)}
+        self.memo: dict[Reach, dict[int, Any]] = {reach: {} for reach in set(reaches)}
         self.ending: tuple[int, Tensor] | None = None  # the span, and [B M] that predicts the token after it
 
     def starts(self) -> Tensor | int:
@@ -82,9 +82,9 @@ class KVCache:
         """Whether tokens below index `span` are more than there are slots for now."""
         return any(slots.must_grow(span) for slots in self._slots.values())
 
-    def plan(self, tokens: Tokens) -> dict[int | None, KeyView]:
-        """Where the new tokens go and which keys they see, for each window size. Once per forward pass."""
-        views = {w: slots.plan(tokens, self.span) for w, slots in self._slots.items()}
+    def plan(self, tokens: Tokens) -> dict[Reach, KeyView]:
+        """Where the new tokens go and which keys they see, for each reach. Once per forward pass."""
+        views = {reach: slots.plan(tokens, self.span) for reach, slots in self._slots.items()}
         if tokens.start is None:
             counts = (tokens.index != NO_TOKEN).sum(-1).expand(self.batch_size)
             self.lengths = self.starts() + counts

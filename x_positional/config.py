@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from x_positional import schemes as _registered  # noqa: F401  (importing it registers every scheme)
 from x_positional.registry import Config, Custom, SchemeConfig, scheme_config
-from x_positional.scheme import Dims
+from x_positional.scheme import Dims, Reach
 from x_positional.schemes.compose import Chain
 
 LayersKind = Literal["encoder", "decoder", "cross_attender"]
@@ -68,10 +68,32 @@ OneScheme = Annotated[SerializeAsAny[SchemeConfig], BeforeValidator(scheme_confi
 Position = Annotated[tuple[OneScheme, ...] | None, BeforeValidator(_as_list)]
 
 
+class LayerConfig(Config):
+    """What may differ between the layers of a stack. position: None is that of the stack. window: see the last `window`
+    tokens. chunk: see the tokens of the own chunk, where texts are cut every `chunk` tokens (Llama 4). keep_first: beside a
+    window, see the first tokens too, at distances that stop growing (StreamingLLM)."""
+
+    position: Position = None
+    window: int | None = Field(default=None, gt=0)
+    chunk: int | None = Field(default=None, gt=0)
+    keep_first: int = Field(default=0, ge=0)
+
+    @property
+    def parts(self) -> tuple[SchemeConfig, ...]:
+        """The schemes that were chosen."""
+        return self.position or ()
+
+    @property
+    def reach(self) -> Reach:
+        """The same as attention reads it."""
+        return Reach(window=self.window, chunk=self.chunk, first=self.keep_first)
+
+
 class LayersConfig(Config):
     """A stack of layers. position: a name, a config, a scheme, or a list (combined); None is not chosen: a wrapper then
-    adds learned absolute embeddings. flash: ask for a path that never holds the whole score matrix. final_norm: None is
-    yes, except after norm_place="post", which ends in a norm already."""
+    adds learned absolute embeddings. window, chunk, keep_first: as in `LayerConfig`, for every layer; pattern: what differs
+    between layers, entry i for layer i, and over again. flash: ask for a path that never holds the whole score matrix.
+    final_norm: None is yes, except after norm_place="post", which ends in a norm already."""
 
     kind: LayersKind = "decoder"
     dim: int = Field(gt=0)
@@ -83,6 +105,9 @@ class LayersConfig(Config):
     cross_attend: bool = False
     context_dim: int | None = Field(default=None, gt=0)
     window: int | None = Field(default=None, gt=0)
+    chunk: int | None = Field(default=None, gt=0)
+    keep_first: int = Field(default=0, ge=0)
+    pattern: tuple[LayerConfig, ...] = ()
     backend: Literal["auto", "eager", "blockwise", "sdpa", "flex"] = "auto"
     flash: bool = False
     norm: NormConfig = NormConfig()
@@ -97,6 +122,15 @@ class LayersConfig(Config):
             dim=self.dim, heads=self.heads, kv_heads=self.kv_heads or self.heads, head_dim=self.head_dim,
             causal=self.kind == "decoder", embed_dim=embed_dim or self.dim, max_seq_len=max_seq_len,
         )  # fmt: skip
+
+    def layer_kinds(self) -> tuple[LayerConfig, ...]:
+        """The kinds of layers: layer i is of kind i, and over again."""
+        if not self.pattern:
+            own = {name: getattr(self, name) for name in LayerConfig.model_fields}
+            return (LayerConfig(**own),)
+        return tuple(
+            k.model_copy(update={"position": self.position}) if k.position is None else k for k in self.pattern
+        )
 
     def to_flags(self) -> dict[str, Any]:
         """Keyword arguments that make the same layers: `Decoder(**config.to_flags())`."""

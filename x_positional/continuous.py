@@ -38,10 +38,11 @@ class ContinuousTransformerWrapper(nn.Module):
         self.project_out = None if config.dim_out is None else nn.Linear(dim, config.dim_out, bias=False)
 
     def new_cache(
-        self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None
-    ) -> KVCache:
+        self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None,
+        *, keep_first: int = 0,
+    ) -> KVCache:  # fmt: skip
         """A key/value cache for `batch_size` rows; see `AttentionLayers.new_cache`."""
-        return self.attn_layers.new_cache(batch_size, max_len, window, dtype)
+        return self.attn_layers.new_cache(batch_size, max_len, window, dtype, keep_first=keep_first)
 
     def describe(self) -> str:
         """What is applied where, which backend runs and why, dtype, parameters."""

@@ -203,13 +203,13 @@ def _check_length(net: TransformerWrapper, total: int) -> None:
 
 def _check_room(cache: KVCache, total: int, longest: int | None) -> None:
     """Raises where a cache cannot take `total` tokens a row, or keeps more than the `longest` that a token may see."""
-    if longest is not None and any(window is None or window > longest for window in cache.windows):
+    if longest is not None and any(reach.recent is None or reach.recent > longest for reach in cache.reaches):
         raise InputError(
             f"with what is in the cache a row comes to {total} tokens, past max_seq_len={longest}, where "
             "restrict_to_max_seq_len=True shows the last max_seq_len only, and this cache shows them all. Make it with "
             f"new_cache({cache.batch_size}, window={longest}), or say restrict_to_max_seq_len=False."
         )
-    if cache.max_len is not None and None in cache.windows and total > cache.max_len:
+    if cache.max_len is not None and total > cache.max_len and any(reach.recent is None for reach in cache.reaches):
         raise CacheError(
             f"the cache holds max_len={cache.max_len} tokens a row, and with this call a row comes to {total}. "
             "Make it with a larger max_len, or with max_len=None to let it grow."

@@ -96,9 +96,13 @@ RESIDUALS = [
 
 OWN = [
     own("position", "position", "How the model knows position: a name, a config, a scheme of yours, a list of them "
-        "(combined), or a pattern over layers.", copied=False),
+        "(combined).", copied=False),
     own("window", "window", "Each query sees the last `window` keys, its own included; without a causal mask as many "
         "ahead too."),
+    own("chunk", "chunk", "Texts are cut every `chunk` tokens, and each query sees its own chunk (Llama 4)."),
+    own("keep_first", "keep_first", "Beside a window, the first tokens are seen too, at distances that stop growing."),
+    own("pattern", "pattern", "What differs between layers: a list of `LayerConfig` fields (position, window, chunk, "
+        "keep_first), entry i for layer i, and over again."),
     own("backend", "backend", "`auto`, `eager`, `blockwise`, `sdpa` or `flex`."),
     own("flash", "flash", "Ask for a fused path; refused with the reason where there is none."),
     own("kv_heads", "kv_heads", "Key/value heads."),

@@ -9,6 +9,7 @@ from x_positional.backends import choose
 from x_positional.build import Positions, build_blocks, build_kinds, build_norm, positions_of
 from x_positional.config import LayersConfig, LayersKind
 from x_positional.flags import layers_from_flags
+from x_positional.registry import SchemeConfig
 from x_positional.scheme import AttentionContext, PositionError, PositionScheme
 from x_positional.schemes.none import NoPE
 from x_positional.transformer import AttentionLayers
@@ -64,19 +65,26 @@ class ConfiguredLayers(AttentionLayers):
 
     def bind(self, config: LayersConfig, max_seq_len: int | None, embed_dim: int | None) -> None:
         """Called by a wrapper: `config` with the wrapper's positions. Schemes that needed its length are made now."""
-        unchanged = config.position == self.config.position
+        unchanged = config.layer_kinds() == self.config.layer_kinds()
         self.dims = config.dims(max_seq_len, embed_dim)
         positions = positions_of(config, max_seq_len, embed_dim)  # says every problem, whether or not it is used
-        if not unchanged or any(part.needs_wrapper for part in config.position or ()) or config.position is None:
+        chosen = all(kind.position is not None for kind in config.layer_kinds())
+        if not (unchanged and chosen) or any(part.needs_wrapper for part in parts_of(config)):
             self.set_positions(positions.parts, build_kinds(config, positions))
         self.config = config
 
 
 def missing_length(config: LayersConfig) -> str | None:
     """What a scheme waits for until a wrapper names a length; None where nothing does."""
-    found = [p for part in config.position or () if part.needs_wrapper for p in part.problems(config.dims())]
-    complete = [p for part in config.position or () if part.needs_wrapper for p in part.problems(config.dims(1))]
+    waiting = [part for part in parts_of(config) if part.needs_wrapper]
+    found = [problem for part in waiting for problem in part.problems(config.dims())]
+    complete = [problem for part in waiting for problem in part.problems(config.dims(1))]
     return found[0] if found and not complete else None
+
+
+def parts_of(config: LayersConfig) -> list[SchemeConfig]:
+    """The schemes of every kind of layer."""
+    return [part for kind in config.layer_kinds() for part in kind.parts]
 
 
 def _placeholder(problem: str, depth: int) -> Positions:

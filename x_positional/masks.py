@@ -19,11 +19,26 @@ def causal(q_index: Tensor, kv_index: Tensor) -> IndexFn:
     return lambda b, h, i, j: kv_index[b, j] <= q_index[b, i]
 
 
-def sliding_window(q_index: Tensor, kv_index: Tensor, size: int, causal: bool) -> IndexFn:
-    """The last `size` keys, the query's own included; to both sides (|distance| < size) without a causal mask."""
-    if causal:
-        return lambda b, h, i, j: q_index[b, i] - kv_index[b, j] < size
-    return lambda b, h, i, j: (q_index[b, i] - kv_index[b, j]).abs() < size
+def sliding_window(q_index: Tensor, kv_index: Tensor, size: int, causal: bool, first: int = 0) -> IndexFn:
+    """The last `size` keys, the query's own included; to both sides (|distance| < size) without a causal mask. And the
+    `first` keys of the row."""
+    if not causal:
+        return lambda b, h, i, j: (q_index[b, i] - kv_index[b, j]).abs() < size
+    if first:
+        return lambda b, h, i, j: (q_index[b, i] - kv_index[b, j] < size) | (kv_index[b, j] < first)
+    return lambda b, h, i, j: q_index[b, i] - kv_index[b, j] < size
+
+
+def same_chunk(q_index: Tensor, kv_index: Tensor, q_place: Tensor, size: int) -> IndexFn:
+    """Keys of the query's own chunk, where its text is cut every `size` tokens. q_place: [B T] the query's place in its
+    text, which in a packed row is its document."""
+
+    def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        place = q_place[b, i]
+        kv_place = place - (q_index[b, i] - kv_index[b, j])  # right within a text; keys of others are masked anyway
+        return kv_place.div(size, rounding_mode="floor") == place.div(size, rounding_mode="floor")
+
+    return visible
 
 
 def same_document(q_documents: Tensor, kv_documents: Tensor) -> IndexFn:

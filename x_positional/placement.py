@@ -89,14 +89,14 @@ def place(
         index = torch.where(mask, index + shift, NO_TOKEN)
     if cache is not None and start is None and cache.must_grow(span):  # padding counts in the bound: look at the rows
         span = max(cache.longest(), int(index.max()) + 1)
-    last_document = None
+    last_document, restarted = None, None
     if document_ids is not None:
         document_ids = check_documents(document_ids, batch, length).to(device)
         restarted, last_document = _restart(index.expand(batch, -1), document_ids, cache)
         positions = restarted if positions is None else positions
     return Tokens(
         index=index, positions=index if positions is None else positions, documents=document_ids, start=start, span=span,
-        last_document=last_document,
+        last_document=last_document, in_document=restarted,
     )  # fmt: skip
 
 

@@ -4,18 +4,18 @@ B batch, T query tokens, S key tokens, H heads, G key/value heads, D head dim, M
 A leading 1 in place of B means "the same for every row". Biases are in logits: they are added after q.k * scale.
 """
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
-NO_TOKEN = -1
-"""The index of a slot that holds no token: padding, or a cache slot that was never written."""
+from x_positional.context import NO_TOKEN, AttentionContext, Bias, IndexFn, Reach, Span
 
-IndexFn = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""A function of broadcastable (b, h, q_idx, kv_idx), as FlexAttention calls it."""
+__all__ = [
+    "NO_TOKEN", "AttentionContext", "Bias", "Capabilities", "Dims", "IndexFn", "Kernel", "PositionError", "PositionScheme",
+    "Reach", "Span",
+]  # fmt: skip
 
 Kernel = Literal["fused", "bias", "rows"]
 
@@ -59,117 +59,6 @@ class Capabilities:
     continuous: bool
     uses_positions: bool
     prefix_consistent: bool = True
-
-
-class Rows(NamedTuple):
-    """Query rows start .. stop - 1. Not a `range`: torch.compile would compile again for each length."""
-
-    start: int
-    stop: int
-
-
-def grid(batch: int, heads: int, rows: Rows, keys: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Broadcastable (b, h, q_idx, kv_idx) that cover [batch, heads, rows, keys]."""
-    b = torch.arange(batch, device=device)[:, None, None, None]
-    h = torch.arange(heads, device=device)[:, None, None]
-    i = torch.arange(rows.start, rows.stop, device=device)[:, None]
-    return b, h, i, torch.arange(keys, device=device)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionContext:
-    """Where the queries and keys of one forward pass are; built once, shared by every layer of a kind.
-
-    index: a token's place in its own row (0, 1, 2, ... over the real tokens; -1 for none). Masks and caches use it.
-    positions: what schemes see. The same tensor as index unless custom positions or documents were given.
-    visible: which keys a query may see, as an index function over the whole batch; None where every key is.
-    ordered: in every row q_index is q_start + 0..T-1 and kv_index is kv_start + 0..S-1 (known on the host).
-    custom_positions: positions were given, or restart per document, so they are not the index.
-    span: a bound known on the host: every index is below it.
-    """
-
-    q_index: Tensor  # [B|1 T]
-    kv_index: Tensor  # [B|1 S]
-    q_positions: Tensor  # [B|1 T] or [B|1 T A]
-    kv_positions: Tensor  # [B|1 S] or [B|1 S A]
-    batch: int
-    heads: int
-    span: int
-    causal: bool
-    window: int | None = None
-    visible: IndexFn | None = None
-    ordered: bool = False
-    q_start: int = 0
-    kv_start: int = 0
-    custom_positions: bool = False
-    q_documents: Tensor | None = None  # [B T]
-    kv_documents: Tensor | None = None  # [B S]
-    memo: dict[int, Any] | None = None  # lives as long as the cache: work that need not be done again at each step
-
-    @property
-    def T(self) -> int:
-        return self.q_index.shape[1]
-
-    @property
-    def S(self) -> int:
-        return self.kv_index.shape[1]
-
-    @property
-    def device(self) -> torch.device:
-        return self.q_index.device
-
-    @property
-    def regular(self) -> bool:
-        """Ordered, and positions are the index: distances depend on q_idx - kv_idx alone."""
-        return self.ordered and not self.custom_positions
-
-    @property
-    def plain_causal(self) -> bool:
-        """The lower triangle is the whole mask, so a kernel needs no mask tensor."""
-        square = self.ordered and self.q_start == self.kv_start and self.T == self.S
-        unwindowed = self.window is None or self.window >= self.S
-        return square and unwindowed and self.causal and self.q_documents is None
-
-    @property
-    def mask_batch(self) -> int:
-        """1 where all rows share positions and masks, otherwise B."""
-        per_row = (self.q_index, self.kv_index, self.q_positions, self.kv_positions)
-        rows_differ = any(t.shape[0] > 1 for t in per_row) or self.q_documents is not None
-        return self.batch if rows_differ else 1
-
-    def visible_rows(self, rows: Rows) -> Tensor | None:
-        """[B|1 1 rows S] bool, or None where every key is visible."""
-        if self.visible is None:
-            return None
-        return self.visible(*grid(self.mask_batch, 1, rows, self.S, self.device))
-
-    def rows(self, rows: Rows) -> "AttentionContext":
-        """The same context for some of its queries."""
-        cut = slice(rows.start, rows.stop)
-        documents = None if self.q_documents is None else self.q_documents[:, cut]
-        return replace(
-            self, q_index=self.q_index[:, cut], q_positions=self.q_positions[:, cut], q_documents=documents,
-            q_start=self.q_start + rows.start, visible=None,
-        )  # fmt: skip
-
-    def key_order(self) -> Tensor | None:
-        """[B|1 S] the key slots in token order, empty slots first; None where the slots are in order already."""
-        return None if self.ordered else self.kv_index.argsort(dim=-1, stable=True)
-
-
-@dataclass(frozen=True)
-class Bias:
-    """A bias in logits. `fn` is pointwise in (b, h, q_idx, kv_idx); `batch` is 1 where it is the same for every row."""
-
-    fn: IndexFn
-    batch: int
-    heads: int
-
-    def dense(self, ctx: AttentionContext, rows: Rows) -> Tensor:
-        """[B|1 H rows S], with -inf where the key is hidden."""
-        bias = self.fn(*grid(self.batch, self.heads, rows, ctx.S, ctx.device))
-        visible = ctx.visible_rows(rows)
-        return bias if visible is None else torch.where(visible, bias, float("-inf"))
 
 
 class PositionScheme(nn.Module):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from x_positional.scheme import NO_TOKEN
+from x_positional.scheme import NO_TOKEN, Reach
 
 FIRST_SLOTS = 64
 """Slots that a cache without a max_len starts with; it doubles them, up to the window if there is one."""
@@ -29,6 +29,7 @@ class Tokens:
     documents: Tensor | None
     start: int | None
     span: int  # every index, the cached ones included, is below it
+    in_document: Tensor | None = None  # [B T] a token's place in its document; None where a row is one text
     last_document: tuple[Tensor, Tensor] | None = (
         None  # after these: the last document [B], its first token's index [B]
     )
@@ -36,6 +37,11 @@ class Tokens:
     @property
     def length(self) -> int:
         return self.index.shape[1]
+
+    @property
+    def place(self) -> Tensor:
+        """[B|1 T] a token's place in its text: its row, or its document in a packed row."""
+        return self.index if self.in_document is None else self.in_document
 
     @property
     def custom_positions(self) -> bool:
@@ -57,12 +63,18 @@ class KeyView:
 
 
 class Slots:
-    """What the slots of one window size hold. Tensors exist only once rows differ or positions are custom."""
+    """What the slots for one reach hold. Tensors exist only once rows differ or positions are custom.
 
-    def __init__(self, batch: int, device: torch.device, size: int | None, window: int | None):
-        self.batch, self.device, self.size, self.window = batch, device, size, window
-        grown = FIRST_SLOTS if window is None else min(window, FIRST_SLOTS)
-        self.capacity = grown if size is None else window or size
+    Where only recent tokens count, slots are a ring behind those of the first tokens, if those are kept too.
+    """
+
+    def __init__(self, batch: int, device: torch.device, size: int | None, reach: Reach):
+        self.batch, self.device, self.size, self.reach = batch, device, size, reach
+        self.first = reach.first
+        self.window = reach.recent
+        self.most = None if self.window is None else self.first + self.window
+        grown = FIRST_SLOTS if self.most is None else min(self.most, FIRST_SLOTS)
+        self.capacity = grown if size is None else self.most or size
         self.index: Tensor | None = None
         self.positions: Tensor | None = None  # None: the index itself
         self.documents: Tensor | None = None
@@ -77,7 +89,7 @@ class Slots:
 
     def must_grow(self, span: int) -> bool:
         """Whether tokens below index `span` need more slots than there are now."""
-        return span > self.capacity and self.capacity != self.window
+        return span > self.capacity and self.capacity != self.most
 
     def _reserve(self, span: int) -> None:
         if self.window is None and self.size is not None and span > self.size:
@@ -86,26 +98,41 @@ class Slots:
                 "Make it with a larger max_len, or with max_len=None to let it grow."
             )
         while self.must_grow(span):
-            self.capacity = 2 * self.capacity if self.window is None else min(2 * self.capacity, self.window)
+            self.capacity = 2 * self.capacity if self.most is None else min(2 * self.capacity, self.most)
+
+    def _slot_of(self, index: Tensor) -> Tensor:
+        """Where the token of an index goes."""
+        if self.window is None:
+            return index
+        ring = self.first + (index - self.first) % self.window
+        return torch.where(index < self.first, index, ring) if self.first else ring
+
+    def _held(self, slot: Tensor, count: int) -> Tensor:
+        """The index of the token in a slot after `count` tokens; what is not in 0 .. count - 1 is none."""
+        if self.window is None:
+            return slot
+        last = count - 1 - self.first
+        ring = self.first + last - (last - (slot - self.first)) % self.window
+        return torch.where(slot < self.first, slot, torch.where(ring < self.first, NO_TOKEN, ring))
 
     def _plan_ordered(self, tokens: Tokens, start: int) -> KeyView:
-        T, W = tokens.length, self.window
-        stop = start + T
-        if W is None or stop <= W:  # no slot is used twice so far: slot = index
-            index, first = torch.arange(stop, device=self.device)[None], 0
+        T, stop, ordered, kv_start = tokens.length, start + tokens.length, True, 0
+        if self.window is None or self.most is None or stop <= self.most:  # no slot is used twice so far: slot = index
+            index = torch.arange(stop, device=self.device)
             exchange = self._writer(slice(start, stop), stop)
         elif T == 1:  # the slot overwritten is the one that just left the window
-            slot = torch.arange(W, device=self.device)
-            index, first = (start - (start - slot) % W)[None], 0
-            exchange = self._writer(slice(start % W, start % W + 1), W)
+            index, ordered = self._held(torch.arange(self.most, device=self.device), stop), False
+            slot = self.first + (start - self.first) % self.window
+            exchange = self._writer(slice(slot, slot + 1), self.most)
         else:  # old ring in token order, then the new keys; only then is the ring overwritten
-            first = max(0, start - W)
-            index = torch.arange(first, stop, device=self.device)[None]
-            exchange = self._ring_reader(start, T)
-        ordered = W is None or stop <= W or T > 1
+            recent = torch.arange(max(0, start - self.window), stop, device=self.device)
+            early = torch.arange(min(self.first, max(0, start - self.window)), device=self.device)
+            index, ordered = torch.cat([early, recent]), not len(early)
+            kv_start = max(0, start - self.window)
+            exchange = self._ring_reader(index[: len(index) - T], start, T)
         return KeyView(
-            index=index, positions=index, documents=None, ordered=ordered, q_start=start, start=first,
-            only_visible=T == 1, exchange=exchange,
+            index=index[None], positions=index[None], documents=None, ordered=ordered, q_start=start, start=kv_start,
+            only_visible=T == 1 and self.reach.chunk is None, exchange=exchange,
         )  # fmt: skip
 
     def _plan_by_row(self, tokens: Tokens) -> KeyView:
@@ -113,10 +140,10 @@ class Slots:
         if index is None:
             raise CacheError("the cache was planned before its tokens were remembered")
         new = tokens.index.expand(self.batch, -1)
-        slots = torch.where(new == NO_TOKEN, self.capacity, new if self.window is None else new % self.window)
+        slots = torch.where(new == NO_TOKEN, self.capacity, self._slot_of(new))
         keep_all = self.window is None or tokens.length == 1
         if self.window is not None and not keep_all:
-            last = new > new.amax(1, keepdim=True) - self.window
+            last = (new > new.amax(1, keepdim=True) - self.window) | (new < self.first)
             slots = torch.where(last, slots, self.capacity)
         seen = (index, self.positions, self.documents)
         stored = tuple(
@@ -157,7 +184,7 @@ class Slots:
         wide = self.capacity + 1
         if self.index is None:
             slot = torch.arange(wide, device=self.device)
-            index = slot if self.window is None else before - 1 - (before - 1 - slot) % self.window
+            index = self._held(slot, before)
             index = torch.where((index >= 0) & (index < before) & (slot < self.capacity), index, NO_TOKEN)
             self.index = index.expand(self.batch, -1).clone()
         if self.index.shape[1] < wide:
@@ -195,15 +222,20 @@ class Slots:
 
         return exchange
 
-    def _ring_reader(self, start: int, T: int) -> Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]]:
-        W = self.capacity  # the whole window by now: there are more tokens than it holds
-        kept = torch.arange(max(0, start - W), start, device=self.device) % W
-        last = torch.arange(max(start, start + T - W), start + T, device=self.device)
+    def _ring_reader(
+        self, kept: Tensor, start: int, T: int
+    ) -> Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]]:
+        """kept: the indices of the stored tokens that the new ones may see."""
+        late = start + max(0, T - (self.window or 0))
+        stays = torch.arange(late, start + T, device=self.device)
+        if start < self.first:
+            stays = torch.cat([torch.arange(start, min(self.first, late), device=self.device), stays])
+        read, write = self._slot_of(kept), self._slot_of(stays)
 
         def exchange(stored: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor]:
             stored = self._room(stored, new)
-            seen = torch.cat([stored[:, :, kept], new], dim=2) if len(kept) else new
-            stored[:, :, last % W] = new[:, :, last - start]
+            seen = torch.cat([stored[:, :, read], new], dim=2) if len(read) else new
+            stored[:, :, write] = new[:, :, stays - start]
             return stored, seen
 
         return exchange

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from x_positional import masks
+from x_positional.anchors import Anchors, anchor_problem, anchored, anchored_bias
 from x_positional.attention import CrossPlan, LayerPlan
 from x_positional.backends import Choice, Planned
 from x_positional.block import Block
@@ -19,15 +20,15 @@ from x_positional.cache import KeyView, KVCache, Tokens
 from x_positional.crossing import Crossing, SeenContext, plan_cross, see_context
 from x_positional.norms import Norm
 from x_positional.placement import InputError, check_positions_fit, place
-from x_positional.scheme import AttentionContext, Dims, IndexFn, PositionError, PositionScheme
+from x_positional.scheme import AttentionContext, Dims, IndexFn, PositionError, PositionScheme, Reach
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerKind:
-    """What distinguishes layers: which scheme, which window, which backend."""
+    """What distinguishes layers: which scheme, which tokens they see, which backend."""
 
     scheme: PositionScheme
-    window: int | None
+    reach: Reach
     choice: Choice
 
 
@@ -69,11 +70,12 @@ class AttentionLayers(nn.Module):
 
     def new_cache(
         self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None,
-        *, rereads: bool = False,
+        *, keep_first: int = 0, rereads: bool = False,
     ) -> KVCache:  # fmt: skip
         """A cache for `batch_size` rows. max_len: slots per row, None grows. window: keep (and see) only the last
-        `window` tokens in layers that have no smaller window of their own. dtype: of keys and values, None as computed.
-        rereads: the caller drops the cache and reads the whole text again wherever a scheme's `regime` changes.
+        `window` tokens in layers that have no smaller window of their own, and there the `keep_first` tokens of the row
+        too, at distances by place in the cache (StreamingLLM). dtype: of keys and values, None as computed. rereads: the
+        caller drops the cache and reads the whole text again wherever a scheme's `regime` changes.
 
         Raises PositionError where a scheme's cached keys would go stale as the sequence grows.
         """
@@ -88,9 +90,15 @@ class AttentionLayers(nn.Module):
             raise InputError(
                 "an encoder reads both ways: earlier outputs change with later tokens, so no cache is right."
             )
-        windows = [w if window is None else min(window, w or window) for w in (k.window for k in self.kinds)]
+        reaches = [kind.reach for kind in self.kinds]
+        if window is not None:
+            reaches = [_narrowed(reach, window, keep_first) for reach in reaches]
+        elif keep_first:
+            raise InputError(f"keep_first={keep_first} keeps tokens that a window would drop. Give window= too.")
+        if problem := anchor_problem(self.position_schemes, reaches):
+            raise PositionError(problem)
         device = next(self.parameters()).device
-        return KVCache(windows, batch_size, max_len, device, dtype, self.identity)
+        return KVCache(reaches, batch_size, max_len, device, dtype, self.identity)
 
     def _blocks(self) -> list[Block]:
         return [b for b in self.blocks if isinstance(b, Block)]
@@ -118,22 +126,23 @@ class AttentionLayers(nn.Module):
     ) -> Plan:  # fmt: skip
         """Masks, tables and shared biases for every layer, computed once. A call that is refused leaves the cache alone."""
         seen = self._see(batch, tokens, Crossing(context, context_mask, context_positions), cache)
-        views: dict[int | None, KeyView] = {} if cache is None else cache.plan(tokens)
-        windows = [k.window for k in self.kinds] if cache is None else list(cache.windows)
+        reaches = [kind.reach for kind in self.kinds] if cache is None else list(cache.reaches)
+        moved = {reach: _moved(tokens, reach) for reach in set(reaches)}
+        views: dict[Reach, KeyView] = {} if cache is None else cache.plan(tokens)
         memos = {} if cache is None else cache.memo
-        contexts = {w: self._context(batch, tokens, w, views.get(w), memos.get(w)) for w in set(windows)}
+        contexts = {reach: self._context(batch, tokens, reach, views.get(reach), memos.get(reach)) for reach in moved}
         distinct = {id(k.scheme): k.scheme for k in self.kinds}
         tables = {key: _tables(scheme, tokens) for key, scheme in distinct.items()}
-        planned: dict[tuple[int, int | None], Planned] = {}
+        shared: dict[tuple[int, Reach], tuple[Planned, Anchors | None]] = {}
         layers = []
-        for layer, (kind, window) in enumerate(zip(self.kinds, windows, strict=True)):
-            key = (id(kind.scheme), window)
-            if key not in planned:
-                bias = kind.scheme.bias(contexts[window])
-                planned[key] = kind.choice.backend.plan(contexts[window], bias, dtype)
+        for layer, (kind, reach) in enumerate(zip(self.kinds, reaches, strict=True)):
+            key = (id(kind.scheme), reach)
+            if key not in shared:
+                shared[key] = _share(kind, contexts[reach], moved[reach], dtype)
+            planned, anchors = shared[key]
             layers.append(LayerPlan(
-                layer=layer, planned=planned[key], backend=kind.choice.backend, tables=tables[id(kind.scheme)],
-                view=views.get(window), cache=cache,
+                layer=layer, planned=planned, backend=kind.choice.backend, tables=tables[id(kind.scheme)],
+                view=views.get(reach), cache=cache, anchors=anchors,
             ))  # fmt: skip
         cross = None
         if seen is not None and self.cross_choice is not None:
@@ -153,7 +162,7 @@ class AttentionLayers(nn.Module):
         return None
 
     def _context(
-        self, batch: int, tokens: Tokens, window: int | None, view: KeyView | None, memo: dict[int, Any] | None
+        self, batch: int, tokens: Tokens, reach: Reach, view: KeyView | None, memo: dict[int, Any] | None
     ) -> AttentionContext:
         kv_index = tokens.index if view is None else view.index
         kv_documents = tokens.documents if view is None else view.documents
@@ -163,19 +172,19 @@ class AttentionLayers(nn.Module):
         ctx = AttentionContext(
             q_index=tokens.index, kv_index=kv_index, q_positions=tokens.positions,
             kv_positions=tokens.positions if view is None else view.positions, batch=batch, heads=self.dims.heads,
-            span=tokens.span, causal=self.dims.causal, window=window,
+            span=tokens.span, causal=self.dims.causal, reach=reach,
             ordered=tokens.start is not None if view is None else view.ordered,
             q_start=tokens.start or 0 if view is None else view.q_start, kv_start=tokens.start or 0 if view is None else view.start,
             custom_positions=tokens.custom_positions or (view is not None and view.positions is not view.index),
             q_documents=q_documents, kv_documents=kv_documents, memo=memo,
         )  # fmt: skip
-        rules = self._rules(ctx, view is not None and view.only_visible)
+        rules = self._rules(ctx, tokens, view is not None and view.only_visible)
         if not rules:
             return ctx
         q_index = ctx.q_index.expand(batch, -1)
         return replace(ctx, visible=masks.all_of(rules, q_index))
 
-    def _rules(self, ctx: AttentionContext, only_visible: bool) -> list[IndexFn]:
+    def _rules(self, ctx: AttentionContext, tokens: Tokens, only_visible: bool) -> list[IndexFn]:
         q_index, kv_index = ctx.q_index.expand(ctx.batch, -1), ctx.kv_index.expand(ctx.batch, -1)
         rules: list[IndexFn] = []
         if only_visible and ctx.q_documents is None:
@@ -184,8 +193,11 @@ class AttentionLayers(nn.Module):
             rules.append(masks.filled(kv_index))
         if ctx.causal:
             rules.append(masks.causal(q_index, kv_index))
-        if ctx.window is not None:
-            rules.append(masks.sliding_window(q_index, kv_index, ctx.window, ctx.causal))
+        window, chunk = ctx.reach.window, ctx.reach.chunk
+        if window is not None:
+            rules.append(masks.sliding_window(q_index, kv_index, window, ctx.causal, ctx.reach.first))
+        if chunk is not None:
+            rules.append(masks.same_chunk(q_index, kv_index, tokens.place.expand(ctx.batch, -1), chunk))
         if ctx.q_documents is not None and ctx.kv_documents is not None:
             rules.append(masks.same_document(ctx.q_documents, ctx.kv_documents))
         return rules
@@ -215,6 +227,33 @@ class AttentionLayers(nn.Module):
         tokens = self.place(x.shape[0], x.shape[1], x.device, mask, positions, document_ids, cache)
         plan = self.plan(x.shape[0], tokens, x.dtype, cache, context, context_mask, context_positions)
         return self.run(self.embed(x, tokens), plan)
+
+
+def _narrowed(reach: Reach, window: int, keep_first: int) -> Reach:
+    """What a cache's window leaves of a layer's reach. A layer that forgets as much by itself stays as it is."""
+    if reach.recent is not None and reach.recent <= window:
+        return reach
+    return replace(reach, window=window, first=max(reach.first, keep_first))
+
+
+def _moved(tokens: Tokens, reach: Reach) -> Tokens | None:
+    """The new tokens where the first ones see them. Raises InputError where nothing says where that is."""
+    if reach.first and (tokens.custom_positions or tokens.documents is not None):
+        raise InputError(
+            "keep_first sees the first tokens of a row by their place in the cache, and positions= or document_ids= say "
+            "something else. Leave keep_first out, or give neither."
+        )
+    return anchored(tokens, reach)
+
+
+def _share(
+    kind: LayerKind, ctx: AttentionContext, moved: Tokens | None, dtype: torch.dtype
+) -> tuple[Planned, Anchors | None]:
+    """What layers of one scheme and reach share."""
+    if moved is None:
+        return kind.choice.backend.plan(ctx, kind.scheme.bias(ctx), dtype), None
+    planned = kind.choice.backend.plan(ctx, anchored_bias(kind.scheme, ctx, moved), dtype)
+    return planned, Anchors(ctx.reach.first, ctx.kv_index, _tables(kind.scheme, moved))
 
 
 def _tables(scheme: PositionScheme, tokens: Tokens) -> Any:

@@ -15,13 +15,13 @@ from x_positional.config import ContinuousConfig, LayersConfig, ModelConfig
 from x_positional.registry import SchemeConfig
 from x_positional.scheme import Capabilities, Dims, PositionScheme
 from x_positional.schemes.compose import Chain
-from x_positional.validate_case import CacheName, Case, Use, features, part_name, resolve_position
-from x_positional.validate_report import IncompatibleConfig, Report, merged, require
+from x_positional.validate_case import CacheName, Case, Use, features, part_name, resolve_kinds
+from x_positional.validate_report import IncompatibleConfig, Report, across, merged, require
 from x_positional.validate_target import Stack, read_target
 
 __all__ = [
     "IncompatibleConfig", "Report", "Use", "check", "features", "layers_report", "model_report", "obstacles", "require",
-    "resolve_position",
+    "resolve_kinds",
 ]  # fmt: skip
 
 
@@ -56,11 +56,17 @@ def layers_report(
     model: ModelConfig | ContinuousConfig | None = None, use: Use | None = None,
 ) -> Report:  # fmt: skip
     """The verdict on a stack of layers, with the length and the embedding width of the wrapper around it."""
-    case = Case(
-        layers=config, parts=resolve_position(config, max_seq_len), max_seq_len=max_seq_len, embed_dim=embed_dim,
-        model=model, use=use or Use(),
-    )  # fmt: skip
-    return judge(case)
+    stack, reports = resolve_kinds(config, max_seq_len), []
+    for place, (said, kind) in enumerate(zip(config.layer_kinds(), stack, strict=True)):
+        if kind in stack[:place]:
+            continue
+        own = {name: getattr(said, name) for name in type(said).model_fields}
+        case = Case(
+            layers=config.model_copy(update={**own, "pattern": ()}), parts=kind.parts, stack=stack,
+            max_seq_len=max_seq_len, embed_dim=embed_dim, model=model, use=use or Use(),
+        )  # fmt: skip
+        reports.append(judge(case))
+    return across(list(rules.the_pattern_is_the_whole_word(config)), reports)
 
 
 def model_report(config: ModelConfig | ContinuousConfig, use: Use | None = None) -> Report:

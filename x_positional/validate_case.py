@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 
-from x_positional.config import ContinuousConfig, LayersConfig, ModelConfig
+from x_positional.config import ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
 from x_positional.registry import Custom, SchemeConfig
-from x_positional.scheme import Dims, PositionScheme
+from x_positional.scheme import Dims, PositionScheme, Reach
 from x_positional.schemes.absolute import Absolute
 from x_positional.schemes.none import NoPEConfig
 
@@ -33,11 +33,12 @@ class Use:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One stack of layers. schemes: by name, one of each part that can be built, without memory for parameters.
-    model: None for layers alone."""
+    """One kind of layer of a stack. stack: every kind. layers: the config, with what this kind says. schemes: by name, one
+    of each part that can be built, without memory for parameters. model: None for layers alone."""
 
     layers: LayersConfig
     parts: tuple[SchemeConfig, ...]
+    stack: tuple[LayerConfig, ...]
     named: tuple[tuple[str, PositionScheme], ...] = ()
     max_seq_len: int | None = None
     embed_dim: int | None = None
@@ -47,6 +48,11 @@ class Case:
     @property
     def dims(self) -> Dims:
         return self.layers.dims(self.max_seq_len, self.embed_dim)
+
+    @property
+    def reach(self) -> Reach:
+        """What this kind of layer sees."""
+        return Reach(window=self.layers.window, chunk=self.layers.chunk, first=self.layers.keep_first)
 
     @property
     def schemes(self) -> list[PositionScheme]:
@@ -67,11 +73,12 @@ def part_name(part: SchemeConfig) -> str:
     return type(part.scheme).__name__ if isinstance(part, Custom) else part.kind
 
 
-def resolve_position(config: LayersConfig, max_seq_len: int | None) -> tuple[SchemeConfig, ...]:
-    """The schemes that apply: those chosen; otherwise a learned table where a length is known, and nothing elsewhere."""
-    if config.position is not None:
-        return config.position
-    return (NoPEConfig(),) if max_seq_len is None else (Absolute(),)
+def resolve_kinds(config: LayersConfig, max_seq_len: int | None) -> tuple[LayerConfig, ...]:
+    """The kinds of layers with the schemes that apply: those chosen; otherwise a learned table where a length is known, and
+    nothing elsewhere."""
+    default: tuple[SchemeConfig, ...] = (NoPEConfig(),) if max_seq_len is None else (Absolute(),)
+    kinds = config.layer_kinds()
+    return tuple(k.model_copy(update={"position": default}) if k.position is None else k for k in kinds)
 
 
 def features(config: LayersConfig) -> frozenset[str]:

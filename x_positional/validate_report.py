@@ -1,6 +1,6 @@
 """What the validator answers: errors, warnings, the backend and why, what the schemes can do, in words and as data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -80,6 +80,45 @@ def capability_words(caps: Capabilities) -> str:
         else "positions= is refused",
         *([] if caps.prefix_consistent else ["a prefix's logits depend on what length follows"]),
     ])  # fmt: skip
+
+
+def across(problems: Sequence[str], kinds: Sequence[Report]) -> Report:
+    """One report for a stack, from those of its kinds of layers."""
+    first = kinds[0]
+    caps = [kind.capabilities for kind in kinds if kind.capabilities is not None]
+    return Report(
+        errors=_once([*problems, *(e for kind in kinds for e in kind.errors)]),
+        warnings=_once(w for kind in kinds for w in kind.warnings),
+        position=_joined(kind.position for kind in kinds), backend=_joined(kind.backend for kind in kinds),
+        reason=_joined(kind.reason for kind in kinds), decodes=first.decodes,
+        capabilities=_together(caps) if len(caps) == len(kinds) else None,
+        past=min((kind.past for kind in kinds if kind.past is not None), key=_refusals_first, default=None),
+    )  # fmt: skip
+
+
+def _once(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
+
+
+def _joined(texts: Iterable[str | None]) -> str | None:
+    return " | ".join(_once(text for text in texts if text is not None)) or None
+
+
+def _refusals_first(past: str) -> bool:
+    return not past.startswith("refused")
+
+
+def _together(caps: Sequence[Capabilities]) -> Capabilities:
+    """What holds in a stack whose layers differ."""
+    kernels = [c.kernel for c in caps]
+    reading = [c for c in caps if c.uses_positions]
+    return Capabilities(
+        kernel="rows" if "rows" in kernels else "bias" if "bias" in kernels else "fused",
+        kv_cacheable=all(c.kv_cacheable for c in caps), unbounded=all(c.unbounded for c in caps),
+        absolute=any(c.absolute for c in caps), causal_only=all(c.causal_only for c in caps),
+        continuous=all(c.continuous for c in reading or caps), uses_positions=bool(reading),
+        prefix_consistent=all(c.prefix_consistent for c in caps),
+    )  # fmt: skip
 
 
 def merged(problems: Sequence[str], stacks: dict[str, Report]) -> Report:

@@ -5,10 +5,11 @@ What concerns one scheme alone is said by its config's `problems` and `warnings`
 
 from collections.abc import Callable, Iterator
 
-from x_positional.config import ModelConfig
+from x_positional.anchors import anchor_problem
+from x_positional.config import LayersConfig, ModelConfig
 from x_positional.schemes.compose import chain_problems
 from x_positional.schemes.none import NoPE
-from x_positional.validate_case import Case
+from x_positional.validate_case import Case, part_name
 
 Rule = Callable[[Case], Iterator[str]]
 
@@ -34,8 +35,9 @@ def no_setting_is_idle(case: Case) -> Iterator[str]:
     """A setting that changes nothing was meant to change something: it is refused, never dropped silently."""
     layers, attn, norm, ff = case.layers, case.layers.attn, case.layers.norm, case.layers.ff
     crosses = layers.cross_attend or layers.kind == "cross_attender"
-    if layers.kind == "cross_attender" and layers.window is not None:
-        yield f"window={layers.window} is for self-attention, and a cross_attender has none. Leave it out."
+    for name in ("window", "chunk", "keep_first"):
+        if layers.kind == "cross_attender" and getattr(layers, name):
+            yield f"{name}={getattr(layers, name)} is for self-attention, and a cross_attender has none. Leave it out."
     if layers.kind == "cross_attender" and layers.norm_place == "parallel":
         yield (
             "norm_place='parallel' puts self-attention and feedforward side by side, and a cross_attender has no "
@@ -66,6 +68,45 @@ def no_setting_is_idle(case: Case) -> Iterator[str]:
         yield "ff.gate_bias is the bias of the gated projection, and ff.glu is off. Set ff.glu, or leave it out."
     if ff.dim is not None and ff.mult != type(ff)().mult:
         yield f"ff.dim={ff.dim} is the inner width, and ff.mult={ff.mult:g} says it again. Give one of them."
+
+
+def first_tokens_are_kept_beside_a_window(case: Case) -> Iterator[str]:
+    """The first tokens of a text are seen at any distance only where a window would drop them."""
+    layers = case.layers
+    if layers.keep_first and layers.window is None:
+        yield f"keep_first={layers.keep_first} keeps tokens that a window would drop, and there is none. Set window=."
+    if layers.keep_first and layers.kind == "encoder":
+        yield (
+            f"keep_first={layers.keep_first} in an encoder, which sees both ways: its first tokens leave no window on one "
+            "side only. Use a decoder, or leave it out."
+        )
+    if layers.keep_first and layers.chunk is not None:
+        yield f"keep_first={layers.keep_first} and chunk={layers.chunk} say two things about far tokens. Give one of them."
+
+
+def first_tokens_have_distances(case: Case) -> Iterator[str]:
+    """First tokens that are kept are seen from where the cache ends, which embeddings cannot follow."""
+    problem = anchor_problem(case.schemes, [kind.reach for kind in case.stack])
+    if problem is not None:
+        yield problem
+
+
+def the_pattern_is_the_whole_word(config: LayersConfig) -> Iterator[str]:
+    """What differs between layers is said in the pattern, once, and every entry of it is some layer's."""
+    said = [name for name in ("window", "chunk", "keep_first") if getattr(config, name)]
+    if config.pattern and said:
+        yield f"{', '.join(said)} beside pattern: each entry of a pattern says its own. Put it into the entries it is for."
+    if config.position is not None and config.pattern and all(k.position is not None for k in config.pattern):
+        kinds = ", ".join(map(part_name, config.position))
+        yield (
+            f"position={kinds} beside pattern, every entry of which names its own: no layer would use it. Leave it out, or "
+            "put it into the entries it is for."
+        )
+    if len(config.pattern) > config.depth:
+        yield (
+            f"pattern has {len(config.pattern)} entries, and depth={config.depth} layers use the first {config.depth}. "
+            "Shorten it, or raise depth."
+        )
 
 
 def head_fits(case: Case) -> Iterator[str]:
@@ -178,26 +219,32 @@ def cross_attention_reads_positions_if_given(case: Case) -> Iterator[str]:
 
 
 def a_window_is_shorter_than_the_text(case: Case) -> Iterator[str]:
-    """A window as long as the longest input hides nothing."""
-    window, length = case.layers.window, case.max_seq_len
-    if window is not None and length is not None and window >= length:
-        yield f"window={window} hides nothing up to max_seq_len={length}. Use a shorter window, or leave it out."
+    """A window or chunk as long as the longest input hides nothing."""
+    length = case.max_seq_len
+    for name, size in (("window", case.layers.window), ("chunk", case.layers.chunk)):
+        if size is not None and length is not None and size >= length:
+            yield f"{name}={size} hides nothing up to max_seq_len={length}. Use a shorter {name}, or leave it out."
 
 
 def _blind(case: Case) -> bool:
-    """A window tells near from far, so it is not blind."""
-    return case.layers.kind == "encoder" and case.layers.window is None and set(case.kinds) == {"none"}
+    """A window tells near from far, so it is not blind; one kind of layer that is not is enough."""
+    no_order = (k.reach.recent is None and {part_name(part) for part in k.parts} == {"none"} for k in case.stack)
+    return case.layers.kind == "encoder" and all(no_order)
 
 
 def _limits(case: Case) -> list[int]:
     return [s.limit for s in case.schemes if s.limit is not None]
 
 
-SETTINGS: tuple[Rule, ...] = (kv_heads_divide_heads, some_position, no_setting_is_idle, head_fits, none_stands_alone)
+SETTINGS: tuple[Rule, ...] = (
+    kv_heads_divide_heads, some_position, no_setting_is_idle, first_tokens_are_kept_beside_a_window, head_fits,
+    none_stands_alone,
+)  # fmt: skip
 """Errors that need no scheme."""
 
 COMBINATIONS: tuple[Rule, ...] = (
     schemes_combine, causal_schemes_need_a_decoder, an_encoder_needs_order, schemes_reach_max_seq_len,
+    first_tokens_have_distances,
 )  # fmt: skip
 """Errors that need the schemes."""
 

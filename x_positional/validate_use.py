@@ -35,7 +35,8 @@ def cached_keys_stay_right(case: Case) -> Iterator[str]:
 def a_sliding_cache_needs_a_window(case: Case) -> Iterator[str]:
     """A sliding cache keeps the last `window` tokens, so it has to know how many."""
     use = case.use
-    if use.cache == "sliding" and case.layers.window is None and use.cache_window is None:
+    slides = any(kind.reach.recent is not None for kind in case.stack)
+    if use.cache == "sliding" and not slides and use.cache_window is None:
         yield (
             "cache='sliding' keeps the last `window` tokens, and no window is set. Set window= for the layers, or make "
             "the cache with new_cache(window=...)."
@@ -109,7 +110,7 @@ def decoding_past_the_trained_length(case: Case) -> Iterator[str]:
 
 def a_cache_window_hides_tokens(case: Case) -> Iterator[str]:
     """A sliding cache in front of layers without a window makes another model of them."""
-    use, window = case.use, case.layers.window
+    use, window = case.use, case.reach.recent
     if use.cache == "sliding" and use.cache_window is not None and (window is None or use.cache_window < window):
         yield (
             f"cache_window={use.cache_window}: past it the cached model sees less than the full pass does, as if it had "
@@ -152,7 +153,7 @@ def kernel_of(case: Case, choice: Choice) -> tuple[str | None, list[str]]:
     trained = any(s.overrides("content_bias") or list(s.parameters()) for s in biased)
     heads = Heads(
         qk=_query_width(case), v=case.layers.head_dim, dtype=use.dtype or torch.float32,
-        masked=bool(biased) or case.layers.window is not None, mask_grad=use.train and trained,
+        masked=bool(biased) or case.reach.recent is not None, mask_grad=use.train and trained,
         dropout=use.train and case.layers.attn.dropout > 0, grouped=case.dims.kv_heads < case.layers.heads,
     )  # fmt: skip
     return sdpa_kernel(use.device, heads)
@@ -178,14 +179,15 @@ def _shortest(case: Case) -> tuple[str, int] | None:
 
 def decodes(case: Case, caps: Capabilities) -> str:
     """Which cache is right, in words."""
-    kind, window = case.layers.kind, case.layers.window
+    kind, windows = case.layers.kind, [k.reach.recent for k in case.stack]
     if kind == "encoder":
         return "no: an encoder's earlier outputs change with later tokens"
     if kind == "cross_attender":
         return "there is no self-attention; the keys of the context are computed once"
     if not caps.kv_cacheable:
         return "by reading the text again where old keys change, which generate does; a cache alone goes stale"
-    sliding = f"sliding (the last {window} tokens)" if window is not None else "sliding with new_cache(window=...)"
+    sizes = ", ".join("all" if size is None else str(size) for size in dict.fromkeys(windows))
+    sliding = f"sliding (the last {sizes} tokens)" if any(windows) else "sliding with new_cache(window=...)"
     return f"yes: growing, static, or {sliding}"
 
 

@@ -68,10 +68,10 @@ class TransformerWrapper(nn.Module):
 
     def new_cache(
         self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None,
-        *, rereads: bool = False,
+        *, keep_first: int = 0, rereads: bool = False,
     ) -> KVCache:  # fmt: skip
         """A key/value cache for `batch_size` rows; see `AttentionLayers.new_cache`."""
-        return self.attn_layers.new_cache(batch_size, max_len, window, dtype, rereads=rereads)
+        return self.attn_layers.new_cache(batch_size, max_len, window, dtype, keep_first=keep_first, rereads=rereads)
 
     def describe(self) -> str:
         """What is applied where, which backend runs and why, dtype, parameters, trained length."""

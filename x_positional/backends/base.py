@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from x_positional.scheme import AttentionContext, Bias, Kernel
+from x_positional.scheme import AttentionContext, Bias, Kernel, Span
 
 RowFn = Callable[[Tensor, Tensor | None, Tensor, AttentionContext], Tensor]
 
@@ -39,6 +39,12 @@ class Planned:
     ctx: AttentionContext
     bias: Bias | None
     native: Any = None
+
+
+def blocks_of(ctx: AttentionContext, size: int) -> list[tuple[Span, Span]]:
+    """Blocks of `size` queries, each with the keys that they may see."""
+    rows = (Span(start, min(start + size, ctx.T)) for start in range(0, ctx.T, size))
+    return [(block, ctx.keys_of(block)) for block in rows]
 
 
 class Backend:

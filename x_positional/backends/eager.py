@@ -3,32 +3,29 @@
 B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head dim, E value dim.
 """
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from x_positional.backends.base import Backend, Planned, ScoreOps
-from x_positional.scheme import Kernel, Rows
+from x_positional.backends.base import Backend, Planned, ScoreOps, blocks_of
+from x_positional.scheme import Kernel, Span
 
 ALL_KERNELS: frozenset[Kernel] = frozenset(("fused", "bias", "rows"))
 
 
-def _probabilities(q: Tensor, k: Tensor, planned: Planned, ops: ScoreOps, rows: Rows) -> Tensor:
-    """[B H T D] for `rows`, [B H S D] -> [B H rows S], in float32 or wider; a row that sees nothing is all zero."""
+def _probabilities(q: Tensor, k: Tensor, planned: Planned, ops: ScoreOps, rows: Span, keys: Span) -> Tensor:
+    """[B H rows D], [B H keys D] -> [B H rows keys], in float32 or wider; a row that sees nothing is all zero."""
     ctx = planned.ctx
-    visible = ctx.visible_rows(rows)
+    visible = ctx.visible_rows(rows, keys)
     scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * ops.scale
     for bias in (planned.bias, ops.content):
         if bias is not None:
-            scores = scores + replace_hidden(bias.dense(ctx, rows), visible)
+            scores = scores + replace_hidden(bias.dense(ctx, rows, keys), visible)
     if ops.softcap is not None:
         scores = ops.softcap * torch.tanh(scores / ops.softcap)
     if ops.transform is not None and ops.unrotated_q is not None:
-        content = ops.unrotated_q[:, :, rows.start : rows.stop]
-        scores = ops.transform(scores, visible, content, ctx.rows(rows))
+        scores = ops.transform(scores, visible, ops.unrotated_q[:, :, rows.cut], ctx.block(rows, keys))
     if visible is not None:
         scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     if ops.sinks is not None:
@@ -57,7 +54,7 @@ class Eager(Backend):
 
     def probabilities(self, q: Tensor, k: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
         """[B H T D], [B G S D] -> [B H T S], before dropout."""
-        return _probabilities(q, share_heads(k, q.shape[1]), planned, ops, Rows(0, q.shape[2]))
+        return _probabilities(q, share_heads(k, q.shape[1]), planned, ops, planned.ctx.every_row, planned.ctx.every_key)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
         probabilities = F.dropout(self.probabilities(q, k, planned, ops), ops.dropout, ops.dropout > 0)
@@ -72,24 +69,19 @@ class Blockwise(Backend):
     block = 128
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
-        heads, T = q.shape[1], q.shape[2]
+        heads = q.shape[1]
         k, v = share_heads(k, heads), share_heads(v, heads)
-        blocks = [Rows(i, min(i + self.block, T)) for i in range(0, T, self.block)]
-        return torch.cat([self._block(q, k, v, planned, ops, rows) for rows in blocks], dim=2)
+        blocks = blocks_of(planned.ctx, self.block)
+        return torch.cat([self._block(q, k, v, planned, ops, rows, keys) for rows, keys in blocks], dim=2)
 
-    def _block(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps, rows: Rows) -> Tensor:
-        seen = k.shape[2]
-        if planned.ctx.plain_causal:  # keys after the block's last row are hidden from all of it
-            seen = rows.stop
-
+    def _block(
+        self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps, rows: Span, keys: Span
+    ) -> Tensor:
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            probabilities = F.dropout(_probabilities(q, k, cut, ops, rows), ops.dropout, ops.dropout > 0)
+            probabilities = F.dropout(_probabilities(q, k, planned, ops, rows, keys), ops.dropout, ops.dropout > 0)
             return probabilities.to(v.dtype) @ v
 
-        ctx = planned.ctx
-        cut = planned if seen == ctx.S else replace(planned, ctx=replace(ctx, kv_index=ctx.kv_index[:, :seen],
-                                                                         kv_positions=ctx.kv_positions[:, :seen]))  # fmt: skip
-        args = (q[:, :, rows.start : rows.stop], k[:, :, :seen], v[:, :, :seen])
+        args = (q[:, :, rows.cut], k[:, :, keys.cut], v[:, :, keys.cut])
         if not torch.is_grad_enabled():
             return run(*args)
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=ops.dropout > 0)

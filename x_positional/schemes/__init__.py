@@ -32,6 +32,7 @@ from x_positional.schemes.rope_scaling import (
 )
 from x_positional.schemes.rotary import Rope, RotaryEmbedding, XPos, XPosEmbedding
 from x_positional.schemes.t5 import T5, T5Bias, t5_buckets
+from x_positional.schemes.temperature import LogLengthTemperature, LogN, QueryTemperature, Temperature
 
 __all__ = [
     "T5",
@@ -51,6 +52,8 @@ __all__ = [
     "LearnedAbsolute",
     "Linear",
     "Llama3",
+    "LogLengthTemperature",
+    "LogN",
     "LongRope",
     "NoPE",
     "NoPEConfig",
@@ -60,6 +63,7 @@ __all__ = [
     "PolarConfig",
     "PolarEmbedding",
     "Proportional",
+    "QueryTemperature",
     "Rope",
     "RopeScaling",
     "RotaryEmbedding",
@@ -68,6 +72,7 @@ __all__ = [
     "Sinusoidal",
     "SinusoidalConfig",
     "T5Bias",
+    "Temperature",
     "XPos",
     "XPosEmbedding",
     "Yarn",

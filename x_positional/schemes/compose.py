@@ -4,12 +4,12 @@ B batch, T query tokens, S key tokens, H heads, D head dim, M model dim.
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from x_positional.scheme import AttentionContext, Bias, Capabilities, Kernel, PositionScheme, Rows
+from x_positional.context import add
+from x_positional.scheme import AttentionContext, Bias, Capabilities, Kernel, PositionScheme
 
 _WEAKEST: tuple[Kernel, ...] = ("rows", "bias", "fused")
 
@@ -86,34 +86,6 @@ class Chain(PositionScheme):
         for part in self._all():
             scores = part.transform_scores(scores, visible, q, ctx)
         return scores
-
-
-@dataclass(frozen=True)
-class SumBias(Bias):
-    """The sum of biases, each made dense in its own way."""
-
-    parts: tuple[Bias, ...]
-
-    def dense(self, ctx: AttentionContext, rows: Rows) -> Tensor:
-        total = self.parts[0].dense(ctx, rows)
-        for part in self.parts[1:]:
-            total = total + part.dense(ctx, rows)
-        return total
-
-
-def add(biases: Sequence[Bias | None]) -> Bias | None:
-    """Their sum; None where there is none."""
-    present = tuple(b for b in biases if b is not None)
-    if len(present) < 2:
-        return present[0] if present else None
-
-    def total(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        out = present[0].fn(b, h, i, j)
-        for part in present[1:]:
-            out = out + part.fn(b, h, i, j)
-        return out
-
-    return SumBias(total, max(p.batch for p in present), present[0].heads, present)
 
 
 def chain_problems(parts: Sequence[PositionScheme]) -> list[str]:

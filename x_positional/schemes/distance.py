@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from x_positional.scheme import AttentionContext, Bias, PositionScheme, Rows
+from x_positional.scheme import AttentionContext, Bias, PositionScheme, Span
 
 
 @dataclass(frozen=True)
@@ -18,22 +18,24 @@ class ToeplitzBias(Bias):
     table: Tensor
     low: int
 
-    def dense(self, ctx: AttentionContext, rows: Rows) -> Tensor:
-        """[1 H rows S]: every row is a window of the reversed table, so nothing is gathered and the mask is free."""
-        if torch.compiler.is_compiling():
-            return super().dense(ctx, rows)  # unfold would compile again for each length; a gather is fused
+    def dense(self, ctx: AttentionContext, rows: Span, keys: Span) -> Tensor:
+        """[1 H rows keys]: every row is a window of the reversed table, so nothing is gathered and the mask is free."""
+        if torch.compiler.is_compiling() or ctx.reach.chunk is not None or ctx.reach.first:
+            return super().dense(
+                ctx, rows, keys
+            )  # unfold compiles again for each length; chunks are no matter of distance
         table = self._hide(self.table, ctx)
         last = table.shape[-1] - 1 - (ctx.q_start - ctx.kv_start - self.low)  # reversed place of row 0, key 0
-        reversed_table = table.flip(-1)[:, last - rows.stop + 1 : last - rows.start + ctx.S]
-        return reversed_table.unfold(-1, ctx.S, 1).flip(-2)[None]
+        reversed_table = table.flip(-1)[:, last - rows.stop + 1 + keys.start : last - rows.start + keys.stop]
+        return reversed_table.unfold(-1, keys.stop - keys.start, 1).flip(-2)[None]
 
     def _hide(self, table: Tensor, ctx: AttentionContext) -> Tensor:
         if ctx.visible is None:
             return table
         distance = torch.arange(self.low, self.low + table.shape[-1], device=table.device)
         hidden = distance < 0 if ctx.causal else torch.zeros_like(distance, dtype=torch.bool)
-        if ctx.window is not None:
-            hidden = hidden | (distance.abs() >= ctx.window)
+        if ctx.reach.window is not None:
+            hidden = hidden | (distance.abs() >= ctx.reach.window)
         return table.masked_fill(hidden, float("-inf"))
 
 

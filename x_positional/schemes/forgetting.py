@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from x_positional.registry import SchemeConfig
-from x_positional.scheme import NO_TOKEN, AttentionContext, Bias, Dims, PositionScheme, Rows
+from x_positional.scheme import NO_TOKEN, AttentionContext, Bias, Dims, PositionScheme, Span
 from x_positional.schemes.frequencies import wide_dtype
 
 
@@ -41,11 +41,11 @@ class GateBias(Bias):
     at_key: Tensor
     dtype: torch.dtype
 
-    def dense(self, ctx: AttentionContext, rows: Rows) -> Tensor:
+    def dense(self, ctx: AttentionContext, rows: Span, keys: Span) -> Tensor:
         if torch.compiler.is_compiling():
-            return super().dense(ctx, rows)  # fused there
-        at_query = self.at_query[..., rows.start : rows.stop]
-        return _Difference.apply(at_query, self.at_key[..., : ctx.S], ctx.visible_rows(rows), self.dtype)  # type: ignore[no-any-return]
+            return super().dense(ctx, rows, keys)  # fused there
+        at_query, at_key = self.at_query[..., rows.cut], self.at_key[..., keys.cut]
+        return _Difference.apply(at_query, at_key, ctx.visible_rows(rows, keys), self.dtype)  # type: ignore[no-any-return]
 
 
 class Forgetting(PositionScheme):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from x_positional.scheme import AttentionContext, Bias, PositionScheme, Rows
+from x_positional.scheme import AttentionContext, Bias, PositionScheme, Span
 from x_positional.testing.judge import Broken, Judge, difference
 from x_positional.testing.subject import Kind, Subject, leaves
 
@@ -79,7 +79,7 @@ def _content(
             lambda p, t: bias_of(p.content_bias(q.to(t), ctx, p.key_state(x.to(t))), ctx),
         )
     if scheme.overrides("transform_scores"):
-        scores, seen = draw(1, s.heads, LONG, LONG).float(), ctx.visible_rows(Rows(0, LONG))
+        scores, seen = draw(1, s.heads, LONG, LONG).float(), ctx.visible_rows(Span(0, LONG))
         yield f"transform_scores of {LONG} tokens", lambda p, t: p.transform_scores(scores, seen, q.to(t), ctx)
 
 
@@ -97,7 +97,7 @@ def bias_of(bias: Bias | None, ctx: AttentionContext) -> Tensor:
     """[1 H T S]; zeros where a scheme gives none."""
     if bias is None:
         return torch.zeros(1, ctx.heads, ctx.T, ctx.S, device=ctx.device)
-    return bias.dense(ctx, Rows(0, ctx.T))
+    return bias.dense(ctx, ctx.every_row, ctx.every_key)
 
 
 def _close(got: Tensor, want: Tensor, what: str) -> None:

@@ -1,0 +1,206 @@
+"""Where tokens are, as attention hands it to schemes and backends: which keys exist, which are seen, from how far.
+
+B batch, T query tokens, S key tokens, H heads, A position axes. A leading 1 in place of B means "the same for every row".
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+NO_TOKEN = -1
+"""The index of a slot that holds no token: padding, or a cache slot that was never written."""
+
+IndexFn: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""A function of broadcastable (b, h, q_idx, kv_idx), as FlexAttention calls it."""
+
+
+class Span(NamedTuple):
+    """Queries or keys start .. stop - 1. Not a `range`: torch.compile would compile again for each length."""
+
+    start: int
+    stop: int
+
+    @property
+    def cut(self) -> slice:
+        return slice(self.start, self.stop)
+
+
+def grid(batch: int, heads: int, rows: Span, keys: Span, device: torch.device) -> tuple[Tensor, ...]:
+    """Broadcastable (b, h, q_idx, kv_idx) that cover [batch, heads, rows, keys]."""
+    b = torch.arange(batch, device=device)[:, None, None, None]
+    h = torch.arange(heads, device=device)[:, None, None]
+    i = torch.arange(rows.start, rows.stop, device=device)[:, None]
+    return b, h, i, torch.arange(keys.start, keys.stop, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """Which tokens the queries of a layer see, beyond causality and padding.
+
+    window: the last `window` tokens, the query's own included (without a causal mask as many to the right). chunk: those
+    of the query's own chunk, where texts are cut every `chunk` tokens. first: the first `first` tokens of a text as well,
+    whatever the window (attention sinks).
+    """
+
+    window: int | None = None
+    chunk: int | None = None
+    first: int = 0
+
+    @property
+    def recent(self) -> int | None:
+        """How many of the latest tokens a cache must keep; None is all."""
+        sizes = [size for size in (self.window, self.chunk) if size is not None]
+        return min(sizes) if sizes else None
+
+    @property
+    def last(self) -> int | None:
+        """Where a query stands at most, as the first tokens see it; None where they are seen from where it is."""
+        return self.first + self.window - 1 if self.first and self.window is not None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionContext:
+    """Where the queries and keys of one forward pass are; built once, shared by every layer of a kind.
+
+    index: a token's place in its own row (0, 1, 2, ... over the real tokens; -1 for none). Masks and caches use it.
+    positions: what schemes see. The same tensor as index unless custom positions or documents were given.
+    visible: which keys a query may see, as an index function over the whole batch; None where every key is.
+    ordered: in every row q_index is q_start + 0..T-1 and kv_index is kv_start + 0..S-1 (known on the host).
+    custom_positions: positions were given, or restart per document, so they are not the index.
+    span: a bound known on the host: every index is below it.
+    """
+
+    q_index: Tensor  # [B|1 T]
+    kv_index: Tensor  # [B|1 S]
+    q_positions: Tensor  # [B|1 T] or [B|1 T A]
+    kv_positions: Tensor  # [B|1 S] or [B|1 S A]
+    batch: int
+    heads: int
+    span: int
+    causal: bool
+    reach: Reach = Reach()
+    visible: IndexFn | None = None
+    ordered: bool = False
+    q_start: int = 0
+    kv_start: int = 0
+    custom_positions: bool = False
+    q_documents: Tensor | None = None  # [B T]
+    kv_documents: Tensor | None = None  # [B S]
+    memo: dict[int, Any] | None = None  # lives as long as the cache: work that need not be done again at each step
+
+    @property
+    def T(self) -> int:
+        return self.q_index.shape[1]
+
+    @property
+    def S(self) -> int:
+        return self.kv_index.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.q_index.device
+
+    @property
+    def regular(self) -> bool:
+        """Ordered, and positions are the index: distances depend on q_idx - kv_idx alone."""
+        return self.ordered and not self.custom_positions
+
+    @property
+    def plain_causal(self) -> bool:
+        """The lower triangle is the whole mask, so a kernel needs no mask tensor."""
+        square = self.ordered and self.q_start == self.kv_start and self.T == self.S
+        all_in_reach = self.reach.recent is None or self.reach.recent >= self.S
+        return square and all_in_reach and self.causal and self.q_documents is None
+
+    @property
+    def mask_batch(self) -> int:
+        """1 where all rows share positions and masks, otherwise B."""
+        per_row = (self.q_index, self.kv_index, self.q_positions, self.kv_positions)
+        rows_differ = any(t.shape[0] > 1 for t in per_row) or self.q_documents is not None
+        return self.batch if rows_differ else 1
+
+    @property
+    def every_row(self) -> Span:
+        return Span(0, self.T)
+
+    @property
+    def every_key(self) -> Span:
+        return Span(0, self.S)
+
+    def keys_of(self, rows: Span) -> Span:
+        """The keys that some of these queries may see, as far as the host knows: the others are hidden from all of them."""
+        if not self.ordered:
+            return self.every_key
+        offset = self.q_start - self.kv_start  # where a query's own key is, counted from the query
+        first, last, recent = offset + rows.start, offset + rows.stop - 1, self.reach.recent
+        start, stop = 0, last + 1 if self.causal else self.S
+        if recent is not None and not self.reach.first:
+            start = first - recent + 1
+            stop = min(stop, last + recent)
+        return Span(max(0, min(start, self.S - 1)), max(1, min(stop, self.S)))
+
+    def visible_rows(self, rows: Span, keys: Span | None = None) -> Tensor | None:
+        """[B|1 1 rows keys] bool, or None where every key is visible. keys: None is all."""
+        if self.visible is None:
+            return None
+        return self.visible(*grid(self.mask_batch, 1, rows, keys or self.every_key, self.device))
+
+    def block(self, rows: Span, keys: Span) -> "AttentionContext":
+        """The same context for some of its queries and keys, which a transform of scores may look at."""
+        return replace(
+            self, q_index=self.q_index[:, rows.cut], q_positions=self.q_positions[:, rows.cut],
+            kv_index=self.kv_index[:, keys.cut], kv_positions=self.kv_positions[:, keys.cut],
+            q_documents=None if self.q_documents is None else self.q_documents[:, rows.cut],
+            kv_documents=None if self.kv_documents is None else self.kv_documents[:, keys.cut],
+            q_start=self.q_start + rows.start, kv_start=self.kv_start + keys.start, visible=None,
+        )  # fmt: skip
+
+    def key_order(self) -> Tensor | None:
+        """[B|1 S] the key slots in token order, empty slots first; None where the slots are in order already."""
+        return None if self.ordered else self.kv_index.argsort(dim=-1, stable=True)
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A bias in logits. `fn` is pointwise in (b, h, q_idx, kv_idx); `batch` is 1 where it is the same for every row."""
+
+    fn: IndexFn
+    batch: int
+    heads: int
+
+    def dense(self, ctx: AttentionContext, rows: Span, keys: Span) -> Tensor:
+        """[B|1 H rows keys], with -inf where the key is hidden."""
+        bias = self.fn(*grid(self.batch, self.heads, rows, keys, ctx.device))
+        visible = ctx.visible_rows(rows, keys)
+        return bias if visible is None else torch.where(visible, bias, float("-inf"))
+
+
+@dataclass(frozen=True)
+class SumBias(Bias):
+    """The sum of biases, each made dense in its own way."""
+
+    parts: tuple[Bias, ...]
+
+    def dense(self, ctx: AttentionContext, rows: Span, keys: Span) -> Tensor:
+        total = self.parts[0].dense(ctx, rows, keys)
+        for part in self.parts[1:]:
+            total = total + part.dense(ctx, rows, keys)
+        return total
+
+
+def add(biases: Sequence[Bias | None]) -> Bias | None:
+    """Their sum; None where there is none."""
+    present = tuple(b for b in biases if b is not None)
+    if len(present) < 2:
+        return present[0] if present else None
+
+    def total(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        out = present[0].fn(b, h, i, j)
+        for part in present[1:]:
+            out = out + part.fn(b, h, i, j)
+        return out
+
+    return SumBias(total, max(p.batch for p in present), present[0].heads, present)
