@@ -14,9 +14,10 @@ from x_positional.attention import Attention
 from x_positional.backends import choose
 from x_positional.block import Block
 from x_positional.build import build_positions
+from x_positional.config import LayerConfig
 from x_positional.norms import Norm
 from x_positional.registry import SchemeConfig
-from x_positional.scheme import Dims
+from x_positional.scheme import Dims, Reach
 from x_positional.transformer import AttentionLayers, LayerKind
 
 Row = Sequence[float]
@@ -54,7 +55,7 @@ def one_layer(
     if found := [problem for part in parts for problem in part.problems(dims)]:
         raise ValueError(" ".join(found))
     torch.manual_seed(seed)
-    positions = build_positions(parts, dims, 1)
+    positions = build_positions((LayerConfig(position=parts),), dims, 1)
     attn = Attention(dim, heads, groups, head_dim)
     torch.nn.init.eye_(attn.to_qkv.weight)
     torch.nn.init.eye_(attn.to_out.weight)
@@ -62,7 +63,7 @@ def one_layer(
     choice = choose(backend, False, scheme.capabilities().kernel)
     layers = AttentionLayers(
         dims=dims, blocks=[Block(attn, None, None, "pre", partial(Norm, dim, "none"))], schemes=positions.parts,
-        kinds=[LayerKind(scheme=scheme, window=None, choice=choice)], final_norm=None,
+        kinds=[LayerKind(scheme=scheme, reach=Reach(), choice=choice)], final_norm=None,
     )  # fmt: skip
     with torch.no_grad():
         for parameter in layers.schemes.parameters():

@@ -207,7 +207,7 @@ def test_what_cannot_be_kept_is_refused() -> None:
         model(position=["rope", "absolute"], window=8, keep_first=4)
     with pytest.raises(IncompatibleConfig, match="keep_first=4 in an encoder"):
         model(Encoder, window=8, keep_first=4)
-    with pytest.raises(IncompatibleConfig, match="keep_first drops tokens between.*Forgetting adds up"):
+    with pytest.raises(IncompatibleConfig, match=r"keep_first drops tokens between.*Forgetting adds up"):
         model(position="forgetting", window=8, keep_first=4)
     with pytest.raises(IncompatibleConfig, match="window beside pattern: each entry of a pattern says its own"):
         model(window=8, pattern=[{"window": 4}, {}])

@@ -130,8 +130,9 @@ class Slots:
             index, ordered = torch.cat([early, recent]), not len(early)
             kv_start = max(0, start - self.window)
             exchange = self._ring_reader(index[: len(index) - T], start, T)
+        index = index[None]
         return KeyView(
-            index=index[None], positions=index[None], documents=None, ordered=ordered, q_start=start, start=kv_start,
+            index=index, positions=index, documents=None, ordered=ordered, q_start=start, start=kv_start,
             only_visible=T == 1 and self.reach.chunk is None, exchange=exchange,
         )  # fmt: skip
 

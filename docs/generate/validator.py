@@ -109,6 +109,14 @@ SETTINGS = [
     error_in(rules.head_fits, tie_embedding=True, logits_dim=99),
     error_in(rules.head_fits, tie_embedding_scale=0.5),
     warning(rules.a_window_is_shorter_than_the_text, window=512, position="rope"),
+    error(rules.first_tokens_are_kept_beside_a_window, keep_first=4, position="rope"),
+    error(rules.first_tokens_are_kept_beside_a_window, kind="encoder", window=64, keep_first=4, position="rope"),
+    error(rules.first_tokens_are_kept_beside_a_window, window=64, chunk=32, keep_first=4, position="rope"),
+    error(rules.first_tokens_have_distances, window=64, keep_first=4, position="absolute"),
+    error(rules.first_tokens_have_distances, window=64, keep_first=4, position="forgetting"),
+    error(rules.the_pattern_is_the_whole_word, window=64, pattern=[{"window": 32}, {}], position="rope"),
+    error(rules.the_pattern_is_the_whole_word, position="rope", pattern=[{"position": "alibi"}]),
+    error(rules.the_pattern_is_the_whole_word, position="rope", pattern=[{"window": 32}] * 3),
 ]
 
 COMBINATIONS = [

@@ -86,5 +86,7 @@ class LogN(SchemeConfig):
 
     def problems(self, dims: Dims) -> list[str]:
         if self.trained is None and dims.max_seq_len is None:
-            return ["log_n: no trained length is known. Give trained=, or put the layers into a wrapper with max_seq_len."]
+            return [
+                "log_n: no trained length is known. Give trained=, or put the layers into a wrapper with max_seq_len."
+            ]
         return []
