@@ -73,10 +73,12 @@ class Turning(PositionScheme):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """`.to(...)` and its kin: learned frequencies change device, and never become narrower than float32. Rounded to
         bfloat16, a frequency of 0.7 is off by 1e-3, which is a whole radian at position 1000."""
+        learned = [t for p in self.parameters(recurse=False) for t in (p, p.grad) if t is not None]
 
         def wide(x: Tensor) -> Tensor:
             new = fn(x)
-            return new if new.dtype in (torch.float32, torch.float64) else x.to(new.device)
+            narrow = new.dtype not in (torch.float32, torch.float64)
+            return x.to(new.device) if narrow and any(x is t for t in learned) else new
 
         super()._apply(wide, recurse)
         return self
