@@ -1,10 +1,15 @@
 """The validator's rules for models of images, one function each, as in `validate_rules`."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+import torch
+
 from x_positional.scheme import PositionScheme
+from x_positional.schemes.mixed import MixedEmbedding
 from x_positional.schemes.none import NoPEConfig
+from x_positional.schemes.rotation import RotaryEmbedding
 from x_positional.validate_case import Case
 from x_positional.validate_report import Report
 from x_positional.vision_config import VisionConfig, multiples
@@ -103,11 +108,40 @@ def a_window_counts_along_rows(case: Case, image: VisionConfig) -> Iterator[str]
         )
 
 
+def coordinates_suit_the_frequencies(case: Case, image: VisionConfig) -> Iterator[str]:
+    """Neighbours should be told apart, and the two ends of an image too."""
+    for name, scheme in case.named:
+        fastest = _fastest_turn(scheme)
+        if scheme.max_axes != 2 or fastest is None:
+            continue
+        if image.coordinates == "centered" and 2 * fastest < math.pi:
+            yield (
+                f"coordinates='centered' span 2, and the fastest pair of {name} turns by {fastest:.2g} radians for each 1: far "
+                "patches look alike. Use axial with freqs='pixel', or coordinates='index'."
+            )
+        if image.coordinates != "centered" and fastest > math.pi:
+            yield (
+                f"coordinates={image.coordinates!r} are about 1 apart, and the fastest pair of {name} turns by {fastest:.2g} "
+                "radians from one patch to the next, so near ones look far. Use coordinates='centered'."
+            )
+
+
+def _fastest_turn(scheme: PositionScheme) -> float | None:
+    """Radians for a step of 1, before anything was learned; None for a scheme that does not turn."""
+    if isinstance(scheme, MixedEmbedding):
+        return 1.0  # theta^0, whatever theta is
+    if not isinstance(scheme, RotaryEmbedding):
+        return None
+    return float(scheme.initial_frequencies(torch.device("cpu")).inv_freq.max())
+
+
 ERRORS: tuple[Rule, ...] = (
     patches_cover_the_image, an_image_is_read_both_ways, one_table_of_the_grid, positions_fit_every_scheme,
     no_vision_setting_is_idle,
 )  # fmt: skip
-WARNINGS: tuple[Rule, ...] = (rows_are_read_one_after_another, a_window_counts_along_rows)
+WARNINGS: tuple[Rule, ...] = (
+    rows_are_read_one_after_another, a_window_counts_along_rows, coordinates_suit_the_frequencies,
+)  # fmt: skip
 
 
 def found(rules: Iterable[Rule], case: Case) -> list[str]:
