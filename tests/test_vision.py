@@ -176,7 +176,11 @@ def test_images_that_cannot_be_cut_are_refused(x: Tensor, message: str) -> None:
         ({"image_size": 13}, IncompatibleConfig, r"height 13 is no multiple of the patch's 4.*12 or 16"),
         ({"patch_size": (4, 6)}, IncompatibleConfig, r"width 20 is no multiple of the patch's 6.*18 or 24"),
         ({"coordinates": "rescaled", "position": "rope"}, IncompatibleConfig, "no scheme of position=rope reads them"),
-        ({"coordinates": "centered", "position": None}, IncompatibleConfig, "no scheme of position=none reads them"),
+        (
+            {"coordinates": "centered", "position": None},
+            IncompatibleConfig,
+            "no scheme of position=absolute reads them",
+        ),
         ({"interpolation": "bilinear"}, IncompatibleConfig, "there is none. Put 'absolute'"),
         ({"position": ["axial", "alibi"]}, IncompatibleConfig, "axial reads row and column, and alibi one number"),
         ({"position": Rope(sections=(1, 1, 2))}, IncompatibleConfig, "3 axes, and a patch has a row and a column"),

@@ -157,3 +157,14 @@ def test_no_position_is_refused_only_where_the_input_cannot_carry_it() -> None:
     assert encoder(torch.randn(1, 4, 24)).shape == (1, 4, 24)
     with pytest.raises(IncompatibleConfig, match="nothing tells one order of tokens from another"):
         TransformerWrapper(num_tokens=7, max_seq_len=8, attn_layers=encoder)
+
+
+def test_the_page_about_images_runs(capsys) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "images.md").read_text("utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(code, names)
+    assert names["logits"].shape == (2, 10)
+    assert names["patches"].shape == (2, 40, 64)
+    assert [t.shape[1] for t in (names["encoded"].patches, names["encoded"].registers)] == [24, 4]
+    assert "row and column, index; the cls token and 4 registers at 0, not rotated" in capsys.readouterr().out

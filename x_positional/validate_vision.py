@@ -10,7 +10,7 @@ from x_positional.scheme import PositionScheme
 from x_positional.schemes.mixed import MixedEmbedding
 from x_positional.schemes.none import NoPEConfig
 from x_positional.schemes.rotation import RotaryEmbedding
-from x_positional.validate_case import Case
+from x_positional.validate_case import Case, part_name
 from x_positional.validate_report import Report
 from x_positional.vision_config import VisionConfig, multiples
 
@@ -77,9 +77,10 @@ def positions_fit_every_scheme(case: Case, image: VisionConfig) -> Iterator[str]
 def no_vision_setting_is_idle(case: Case, image: VisionConfig) -> Iterator[str]:
     """A setting that changes nothing was meant to change something."""
     if image.coordinates != "index" and position_axes(case.schemes) < 2:
+        chosen = [part_name(part) for part in image.layers.position or image.tables]
         yield (
             f"coordinates={image.coordinates!r} says what a row and a column are, and no scheme of "
-            f"position={' + '.join(case.kinds)} reads them. Use axial or mixed, or leave coordinates out."
+            f"position={' + '.join(chosen)} reads them. Use axial or mixed, or leave coordinates out."
         )
     if image.interpolation != "bicubic" and not image.tables:
         yield (
