@@ -46,6 +46,7 @@ LAYOUT = {
     "continuous": ABOVE,
     "vision": ABOVE,
     "sampling": "",
+    "multimodal": "scheme",
     "prompts": "cache placement",
     "decoding": ABOVE,
     "generate": ABOVE,

@@ -61,11 +61,11 @@ def section_problems(sections: Sequence[int], order: SectionOrder, pairs: int) -
             f"sections={tuple(sections)} sum to {sum(sections)}, and {pairs} pairs turn. Make them sum to {pairs}, "
             "half of the rotated width."
         )
-    reach = max(axes * (s - 1) + a for a, s in enumerate(sections))
-    if order == "interleaved" and reach >= sum(sections) and not found:
+    reach = max(axes * (sections[a] - 1) + a + 1 for a in range(1, axes))
+    if order == "interleaved" and reach > sum(sections) and not found:
         found.append(
-            f"sections={tuple(sections)} interleaved: every {axes}th pair is an axis's, so the largest section would need "
-            f"{reach + 1} pairs. Give axis 0 a larger section, or use section_order='contiguous'."
+            f"sections={tuple(sections)} interleaved: axes after the first take one of {axes} pairs each, which needs "
+            f"{reach} pairs. Give axis 0 a larger section, or use section_order='contiguous'."
         )
     if order == "video" and len(set(sections[1:])) > 1:
         found.append(
