@@ -11,7 +11,7 @@ from x_positional import Encoder, ViTransformerWrapper
 from x_positional.schemes import Absolute, Axial, Rope
 from x_positional.vision import PatchTable, patch_positions
 
-TIGHT = 2e-6
+TIGHT = 2e-7
 """Tables of cosines are float32, everything else float64."""
 
 POSITIONS = {
