@@ -28,7 +28,8 @@ def test_the_page_is_up_to_date() -> None:
 
 def messages() -> list[str]:
     """The longest fixed part of every message that a rule or a scheme's config can give."""
-    files = [PACKAGE / "validate_rules.py", PACKAGE / "validate_use.py", *sorted((PACKAGE / "schemes").glob("*.py"))]
+    rules = [PACKAGE / f"validate_{name}.py" for name in ("rules", "use", "vision")]
+    files = [*rules, *sorted((PACKAGE / "schemes").glob("*.py"))]
     found = []
     for file in files:
         for function in ast.walk(ast.parse(file.read_text())):
@@ -59,6 +60,7 @@ def test_every_message_is_shown(text: str) -> None:
 
 @pytest.mark.parametrize("rule", [*GENERATOR.rules.SETTINGS, *GENERATOR.rules.COMBINATIONS, *GENERATOR.rules.WARNINGS,
                                   *GENERATOR.use_rules.ERRORS, *GENERATOR.use_rules.WARNINGS,
+                                  *GENERATOR.vision_rules.ERRORS, *GENERATOR.vision_rules.WARNINGS,
                                   *GENERATOR.use_rules.BACKEND_ERRORS, *GENERATOR.use_rules.BACKEND_WARNINGS],
                          ids=lambda rule: rule.__name__)  # fmt: skip
 def test_every_rule_is_shown(rule) -> None:
@@ -92,7 +94,8 @@ ELSEWHERE = {
     "cache='static', cache_window=64": "two answers to one question, and neither is wrong by itself",
     "position='xpos', max_seq_len=8192, dtype='float16'": "test_xpos_in_float16_leaves_its_range",
 }
-FORCED = [e for e in EXAMPLES if e.level == "error" and e not in IN_WORDS and e not in ON_CUDA]
+OF_IMAGES = GENERATOR.IMAGES  # test_vision.py builds them
+FORCED = [e for e in EXAMPLES if e.level == "error" and e not in [*IN_WORDS, *ON_CUDA, *OF_IMAGES]]
 
 
 @pytest.mark.parametrize("example", [e for e in FORCED if name_of(e) not in ELSEWHERE], ids=name_of)

@@ -11,6 +11,7 @@ from x_positional.registry import Custom, SchemeConfig
 from x_positional.scheme import Dims, PositionScheme, Reach
 from x_positional.schemes.absolute import Absolute
 from x_positional.schemes.none import NoPEConfig
+from x_positional.vision_config import VisionConfig
 
 CacheName = Literal["static", "growing", "sliding"]
 
@@ -42,7 +43,7 @@ class Case:
     named: tuple[tuple[str, PositionScheme], ...] = ()
     max_seq_len: int | None = None
     embed_dim: int | None = None
-    model: ModelConfig | ContinuousConfig | None = None
+    model: ModelConfig | ContinuousConfig | VisionConfig | None = None
     use: Use = Use()
 
     @property

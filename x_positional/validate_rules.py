@@ -163,7 +163,7 @@ def causal_schemes_need_a_decoder(case: Case) -> Iterator[str]:
 
 def an_encoder_needs_order(case: Case) -> Iterator[str]:
     """Without a causal mask and without positions nothing tells one order of tokens from another."""
-    if _blind(case) and case.layers.position is not None:
+    if isinstance(case.model, ModelConfig) and _blind(case) and case.layers.position is not None:
         yield (
             "position='none' in an encoder: nothing tells one order of tokens from another. "
             "Use rope, polar, alibi, t5, dynamic, absolute or sinusoidal."

@@ -13,6 +13,7 @@ import torch
 from x_positional import PositionScheme, Report, check
 from x_positional import validate_rules as rules
 from x_positional import validate_use as use_rules
+from x_positional import validate_vision as vision_rules
 from x_positional.schemes import CoPE
 
 PAGE = Path(__file__).parents[1] / "validator.md"
@@ -49,7 +50,8 @@ class Example:
 
     def call(self) -> dict[str, Any]:
         """The flags with the base, where this one does not say otherwise; None leaves one out."""
-        together = {**BASE, **self.flags}
+        base = {name: value for name, value in BASE.items() if name != "max_seq_len" or "image_size" not in self.flags}
+        together = {**base, **self.flags}
         return {name: value for name, value in together.items() if value is not None}
 
     def report(self) -> Report:
@@ -280,6 +282,33 @@ USES = [
     warning(use_rules.a_cache_window_hides_tokens, position="rope", cache="sliding", cache_window=64),
 ]
 
+
+def image(rule: Any, level: str = "error", of: int = 1, **flags: Any) -> Example:
+    """A model of images."""
+    return Example(rule, {"image_size": 32, "patch_size": 8, "position": "axial", **flags}, level, of=of)
+
+
+IMAGES = [
+    image(vision_rules.patches_cover_the_image, patch_size=(8, 5)),
+    image(vision_rules.an_image_is_read_both_ways, kind="decoder"),
+    image(vision_rules.an_image_is_read_both_ways, cross_attend=True),
+    image(vision_rules.one_table_of_the_grid, position={"kind": "absolute", "offset": 2}),
+    image(vision_rules.one_table_of_the_grid, position=["absolute", "absolute"]),
+    image(vision_rules.one_table_of_the_grid, position=["absolute", "none"]),
+    image(vision_rules.positions_fit_every_scheme, position=["axial", "t5"]),
+    image(
+        vision_rules.positions_fit_every_scheme, position={"kind": "rope", "dim": 16, "sections": [2, 3, 3]},
+    ),
+    image(vision_rules.no_vision_setting_is_idle, coordinates="centered", position="absolute"),
+    image(vision_rules.no_vision_setting_is_idle, interpolation="bilinear"),
+    image(vision_rules.rows_are_read_one_after_another, "warning", position="rope"),
+    image(vision_rules.a_window_counts_along_rows, "warning", window=3),
+    image(vision_rules.coordinates_suit_the_frequencies, "warning", coordinates="centered"),
+    image(
+        vision_rules.coordinates_suit_the_frequencies, "warning", position={"kind": "axial", "freqs": "pixel"},
+    ),
+]  # fmt: skip
+
 GROUPS = {
     "Names and types": NAMES,
     "Settings": SETTINGS,
@@ -288,6 +317,7 @@ GROUPS = {
     "Scaled rotary frequencies": SCALINGS,
     "Backends and devices": BACKENDS,
     "Caches, lengths, dtypes": USES,
+    "Images": IMAGES,
 }
 
 PROSE = """\
@@ -316,7 +346,7 @@ report.ok, report.errors, report.to_dict()
   or be wrong.
 
 Every rule follows, with a call that breaks it and the answer. The calls leave out what they share:
-`check(dim=64, depth=2, heads=8, max_seq_len=256, ...)`.
+`check(dim=64, depth=2, heads=8, max_seq_len=256, ...)`, and for images no `max_seq_len`.
 """
 
 
