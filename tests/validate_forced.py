@@ -106,7 +106,9 @@ def has_no_effect_by_design(config: ModelConfig, path: Path) -> bool:
         meant["dim"] = (layers.head_dim,)
     if isinstance(part, Mixed):  # theta is where its frequencies start
         meant["theta"] = (part.theta,)
-    if isinstance(part, Rope) and part.kind == "rope" and len(part.sections or ()) > 1:  # text is the same on every axis
+    if (
+        isinstance(part, Rope) and part.kind == "rope" and len(part.sections or ()) > 1
+    ):  # text is the same on every axis
         meant |= {"sections": (part.sections,), "section_order": (part.section_order,)}
     if isinstance(part, Alibi):  # learned slopes are a start; as many heads as slopes are said twice
         meant["slopes"] = (part.slopes,) if part.learned and part.slopes else ()

@@ -126,9 +126,7 @@ def _problems(
     return found
 
 
-def _place(
-    row: Sequence[Segment], diagonal: bool, delta: int, tokens_per_second: float | None
-) -> tuple[Tensor, int]:
+def _place(row: Sequence[Segment], diagonal: bool, delta: int, tokens_per_second: float | None) -> tuple[Tensor, int]:
     """[N 3], and the position after the last."""
     start, parts = 0, [torch.empty(0, 3, dtype=torch.long)]
     for segment in row:

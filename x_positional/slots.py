@@ -30,6 +30,7 @@ class Tokens:
     start: int | None
     span: int  # every index, the cached ones included, is below it
     in_document: Tensor | None = None  # [B T] a token's place in its document; None where a row is one text
+    following: Tensor | None = None  # [B|1] or [B|1 A] the position after these, once positions were given
     last_document: tuple[Tensor, Tensor] | None = (
         None  # after these: the last document [B], its first token's index [B]
     )

@@ -157,7 +157,9 @@ ONE_SCHEME = [
         position={"kind": "rope", "theta": 100.0},
         max_seq_len=1024,
     ),
-    error("rope: sections share out all pairs that turn.", position={"kind": "rope", "dim": 32, "sections": (8, 12, 12)}),
+    error(
+        "rope: sections share out all pairs that turn.", position={"kind": "rope", "dim": 32, "sections": (8, 12, 12)}
+    ),
     error("rope: a section for each of several axes.", position={"kind": "rope", "sections": (32,)}),
     error(
         "rope: axes that take turns need a first axis that fills the rest.",
@@ -171,7 +173,10 @@ ONE_SCHEME = [
     error("xpos: it decays with one distance.", position={"kind": "xpos", "sections": (8, 12, 12)}),
     error("axial: axes have equal shares of the turning channels.", position={"kind": "axial", "axes": 3}),
     error("mixed: axes start with equal shares of the turning channels.", position={"kind": "mixed", "axes": 3}),
-    error("axial: each kind of frequency has its own setting.", position={"kind": "axial", "freqs": "pixel", "theta": 100.0}),
+    error(
+        "axial: each kind of frequency has its own setting.",
+        position={"kind": "axial", "freqs": "pixel", "theta": 100.0},
+    ),
     error("axial: the first frequency is always the same.", position={"kind": "axial", "dim": 4, "theta": 100.0}),
     warning("axial: pixel frequencies are for coordinates.", position={"kind": "axial", "freqs": "pixel"}),
     error(
@@ -322,7 +327,7 @@ IMAGES = [
     image(vision_rules.a_window_counts_along_rows, "warning", window=3),
     image(vision_rules.coordinates_suit_the_frequencies, "warning", coordinates="centered"),
     image(
-        vision_rules.coordinates_suit_the_frequencies, "warning", position={"kind": "axial", "freqs": "pixel"},
+        vision_rules.coordinates_suit_the_frequencies, "warning", 2, position={"kind": "axial", "freqs": "pixel"},
     ),
 ]  # fmt: skip
 

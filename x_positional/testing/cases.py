@@ -58,11 +58,11 @@ VARIANTS: dict[str, Case] = {
     "rope, dynamic NTK, recomputed": Case(Rope(scaling=NTK)),
     "rope, LongRoPE, recomputed": Case(Rope(scaling=LONGROPE)),
     "rope, sections": Case(Rope(sections=(4, 3, 5))),
-    "rope, interleaved sections, interleaved pairs": Case(Rope(sections=(4, 4, 4), section_order="interleaved", interleaved=True)),
+    "rope, interleaved sections, interleaved pairs": Case(
+        Rope(sections=(4, 4, 4), section_order="interleaved", interleaved=True)
+    ),
     "rope, video sections of 20 channels": Case(Rope(dim=20, sections=(4, 3, 3), section_order="video"), SHARED),
-    "rope, sections, yarn": Case(Rope(
-        sections=(6, 6), scaling=Yarn(factor=4.0, original_max_position_embeddings=40)
-    )),
+    "rope, sections, yarn": Case(Rope(sections=(6, 6), scaling=Yarn(factor=4.0, original_max_position_embeddings=40))),
     "rope, sections, dynamic NTK, recomputed": Case(Rope(sections=(2, 5, 5), scaling=NTK)),
     "rope, learned": Case(Rope(learned=True, fraction=0.5)),
     "axial, three axes, interleaved": Case(Axial(axes=3, interleaved=True), SHARED),

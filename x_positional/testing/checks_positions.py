@@ -3,6 +3,8 @@
 B batch, T tokens, V vocabulary.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -188,9 +190,8 @@ def axes(subject: Subject, judge: Judge) -> None:
                 by = 1000 * torch.eye(count, dtype=torch.long, device=subject.device)[axis]
                 judge.equal(model(tokens, positions=moved + by), turned, f"axis {axis} moved by 1000, {kind}")
         if count > 2:
-            judge.refused(
-                lambda: model(tokens, positions=start[..., 1:]), PositionError, f"{count - 1} of {count} axes, {kind}"  # noqa: B023
-            )
+            fewer = partial(model, tokens, positions=start[..., 1:])
+            judge.refused(fewer, PositionError, f"{count - 1} of {count} axes, {kind}")
     if "decoder" in subject.kinds and subject.capabilities("decoder").kv_cacheable:
         _axes_cached(subject, judge, count)
 
