@@ -26,7 +26,7 @@ def perturbed(module: torch.nn.Module, seed: int = 0, size: float = 0.1) -> torc
 def language_model(position="rope", *, seed: int = 0, max_seq_len: int = 48, **flags) -> TransformerWrapper:
     """Two layers, three query heads on one key head, no size a power of two."""
     torch.manual_seed(seed)
-    sizes = {"dim": 26, "depth": 2, "heads": 3, "attn_kv_heads": 1, "attn_dim_head": 10}
+    sizes = {"dim": 26, "depth": 2, "heads": 3, "attn_kv_heads": 1, "attn_dim_head": 12}
     layers = Decoder(**{**sizes, **flags}, position=position)
     return perturbed(TransformerWrapper(num_tokens=NUM_TOKENS, max_seq_len=max_seq_len, attn_layers=layers), seed)
 

@@ -11,7 +11,7 @@ from x_positional import XTransformer
 from x_positional.flags import FlagError
 from x_positional.placement import InputError
 
-SIDE = {"num_tokens": NUM_TOKENS, "max_seq_len": 40, "depth": 2, "heads": 3, "attn_dim_head": 10}
+SIDE = {"num_tokens": NUM_TOKENS, "max_seq_len": 40, "depth": 2, "heads": 3, "attn_dim_head": 12}
 STEPS = 8
 
 

@@ -9,7 +9,7 @@ from test_docs import generator
 from validate_forced import forced
 from validate_oracles import faults
 
-from x_positional.config import ContinuousConfig, LayersConfig, ModelConfig
+from x_positional.config import ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
 from x_positional.schemes import XPos
 from x_positional.validate import Use, check
 from x_positional.validate_target import read_target
@@ -90,7 +90,9 @@ IN_WORDS = GENERATOR.NAMES
 ON_CUDA = [example for example in EXAMPLES if example.flags.get("device") == "cuda"]
 ELSEWHERE = {
     "position='absolute', max_seq_len=None": "layers alone; test_a_table_without_a_length_waits",
+    "position='log_n', max_seq_len=None": "layers alone, as above",
     name_of(GENERATOR.SCALINGS[2]): "layers alone, as above",
+    "position='rope', pattern=[{'position': 'alibi'}]": "idle, and test_what_no_layer_uses_changes_nothing",
     "cache='static', cache_window=64": "two answers to one question, and neither is wrong by itself",
     "position='xpos', max_seq_len=8192, dtype='float16'": "test_xpos_in_float16_leaves_its_range",
 }
@@ -123,6 +125,12 @@ def test_xpos_in_float16_leaves_its_range() -> None:
         with torch.no_grad():
             out = model(torch.ones(2, 3, dtype=torch.long), positions=positions, mask=mask)
         assert bool(out[mask].isfinite().all()) is finite
+
+
+def test_what_no_layer_uses_changes_nothing() -> None:
+    entries = (LayerConfig.model_validate({"position": "alibi"}),)
+    kinds = [LayersConfig(dim=16, depth=2, pattern=entries, position=p).layer_kinds() for p in ("rope", None)]
+    assert kinds[0] == kinds[1]
 
 
 def test_a_table_without_a_length_waits() -> None:

@@ -138,6 +138,7 @@ COMBINATIONS = [
 
 ONE_SCHEME = [
     error("absolute has one row per position, so it needs a length.", position="absolute", max_seq_len=None),
+    error("log_n counts from the trained length.", position="log_n", max_seq_len=None),
     error("rope, xpos: an even number of channels turns.", position={"kind": "rope", "dim": 7}),
     error("rope, xpos: no more channels than a head has.", position={"kind": "rope", "dim": 80}),
     error("rope, xpos: one thing is said once.", position={"kind": "rope", "dim": 32, "fraction": 0.5}),

@@ -15,6 +15,7 @@ from x_positional.schemes.rope_scaling_length import DynamicNtk, LongRope
 from x_positional.schemes.rope_scaling_parts import Llama3, Yarn
 from x_positional.schemes.rotary import Rope, XPos
 from x_positional.schemes.t5 import T5
+from x_positional.schemes.temperature import LogN, Temperature
 from x_positional.testing.subject import Scheme, Sizes
 
 
@@ -79,12 +80,20 @@ VARIANTS: dict[str, Case] = {
     "t5, 8 buckets to 20, scaled": Case(T5(num_buckets=8, max_distance=20, scale=4.0)),
     "dynamic, log distance, norm": Case(Dynamic(log_distance=True, norm=True, depth=1, dim=7)),
     "cope, 4 positions": Case(CopeConfig(max_pos=4), SHARED),
+    "rope + temperature": Case(["rope", Temperature(floor_scale=2, scale=1.0)]),
     "forgetting, gates half open": Case(ForgettingConfig(bias_init=0.0)),
 }
 
 
+SHORT: dict[str, Case] = {
+    "temperature": Case(Temperature(floor_scale=2, scale=1.0)),
+    "log_n": Case(LogN(trained=4)),
+}
+"""Schemes whose defaults do nothing in texts as short as the suite's."""
+
+
 def cases() -> dict[str, Case]:
     """By name. A scheme is here as soon as it is registered."""
-    found = {kind: Case(kind) for kind in sorted(REGISTRY) if kind != "custom"}
+    found = {kind: SHORT.get(kind, Case(kind)) for kind in sorted(REGISTRY) if kind != "custom"}
     found |= {" + ".join(map(str, chain)): Case(chain) for chain in CHAINS}
     return found | VARIANTS
