@@ -1,0 +1,91 @@
+"""Pictures of turning: the cosines and sines of every channel, and the wavelength of every pair.
+
+T positions, D head dim, P pairs.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from x_positional.plotting.canvas import BLUE, GREY, ORANGE, TWO_SIGNS, Picture, figure, mark, png, tidy
+from x_positional.plotting.part import Part
+from x_positional.plotting.rotation import Pairs, cos_sin, find_pairs, speeds
+from x_positional.scheme import PositionScheme
+
+POSITIONS = 256
+
+
+def draw_cos_sin(part: Part) -> Picture | None:
+    """Position by channel, cosines on the left, sines on the right; None where nothing turns in pairs."""
+    pairs = find_pairs(part.scheme, part.dims, part.max_seq_len)
+    if pairs is None:
+        return None
+    positions = torch.arange(min(part.max_seq_len, POSITIONS))
+    tables = cos_sin(part.scheme, part.dims, pairs, positions, part.max_seq_len)
+    drawn = figure(9.6, 4.2)
+    panels = drawn.subplots(1, 2, sharey=True)
+    far = max(1.0, *(float(table.abs().max()) for table in tables))
+    images = []
+    for axes, table, title in zip(
+        panels, tables, ("cosine: what stays in the channel", "sine: what its partner gets"), strict=True
+    ):
+        shown = axes.imshow(table.numpy(), cmap=TWO_SIGNS, vmin=-far, vmax=far, aspect="auto", interpolation="nearest")
+        images.append(shown)
+        axes.set(xlabel="channel of a query", title=title)
+    panels[0].set_ylabel("position")
+    drawn.colorbar(images[0], ax=panels, label="share of the value at position 0")
+    return Picture(f"{part.name}-cos-sin", "Cosines and sines", _about_tables(part, pairs), png(drawn))
+
+
+def draw_wavelengths(part: Part) -> Picture | None:
+    """Positions per turn of every pair on a logarithmic scale, before and after stretching; None without pairs."""
+    pairs = find_pairs(part.scheme, part.dims, part.horizon + 1)
+    if pairs is None:
+        return None
+    after = wavelengths(part.scheme, part, pairs)
+    drawn = figure(8.6, 4.4)
+    axes = drawn.subplots()
+    before = None if part.before is None else find_pairs(part.before, part.dims, part.horizon + 1)
+    if part.before is not None and before is not None:
+        waves = wavelengths(part.before, part, before).numpy()
+        axes.scatter(range(len(waves)), waves, s=30, facecolors="none", edgecolors=GREY, label="before stretching")
+    number, whole = torch.arange(len(after)), after <= part.trained
+    for chosen, colour, marker, label in (
+        (whole, BLUE, "o", f"a whole turn within {part.trained}"), (~whole, ORANGE, "s", "less than a turn"),
+    ):  # fmt: skip
+        if chosen.any():
+            axes.scatter(number[chosen].numpy(), after[chosen].numpy(), s=16, color=colour, marker=marker, label=label)
+    axes.set_yscale("log")
+    mark(axes, part.marks, upright=False)
+    tidy(axes, xlabel="pair of channels", ylabel="positions per turn")
+    drawn.legend(loc="outside right center", frameon=False, fontsize=8)
+    return Picture(f"{part.name}-wavelengths", "Wavelengths", _about_wavelengths(part, pairs, after), png(drawn))
+
+
+def wavelengths(scheme: PositionScheme, part: Part, pairs: Pairs) -> Tensor:
+    """[P] positions per turn; where they follow the length of the text, in one that reaches the horizon."""
+    return 2 * math.pi / speeds(scheme, part.dims, pairs, part.horizon + 1)
+
+
+def _about_tables(part: Part, pairs: Pairs) -> str:
+    turning = part.dims.head_dim - len(pairs.still)
+    rest = f"; the other {len(pairs.still)} stay as they are" if pairs.still else ""
+    head = f" of head {pairs.head + 1}" if part.dims.heads > 1 else ""
+    return (
+        f"A query with 1 in one channel and 0 elsewhere, at each position: {turning} of {part.dims.head_dim} channels{head} "
+        f"turn, each at its own speed, the fast ones in narrow stripes{rest}."
+    )
+
+
+def _about_wavelengths(part: Part, pairs: Pairs, after: Tensor) -> str:
+    whole, count = int((after <= part.trained).sum()), len(after)
+    text = f"{whole} of {count} pairs turn fully within {part.trained} positions"
+    if whole < count:
+        text += "; past them the others reach angles that training has not shown"
+    text += f". The fastest turns once in {float(after.min()):.3g} positions, the slowest in {float(after.max()):.3g}."
+    if part.before is not None and not part.scheme.capabilities().prefix_consistent:
+        text += f" The scaling follows the text's length; this is a text of {part.horizon + 1}."
+    if pairs.still:
+        text += f" {len(pairs.still)} channels do not turn and are not here."
+    return text
