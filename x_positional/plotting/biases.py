@@ -16,7 +16,7 @@ from x_positional.plotting.part import Part
 from x_positional.scheme import AttentionContext, PositionScheme, Rows
 
 CONTENT_HOOKS = ("key_state", "content_bias", "transform_scores")
-SAMPLES, MOST_KEYS = 8, 8192
+SAMPLES, MOST_KEYS = 8, 4096
 """Texts of random content that a bias of content is averaged over, and the most keys that each has."""
 STIR = 0.3
 """Spread of parameters that are drawn at random because those at the start add nothing."""
