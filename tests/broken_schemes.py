@@ -23,6 +23,7 @@ from tests.broken_attention import (
     ZeroedTable,
 )
 from tests.broken_positions import (
+    AnyAxes,
     BufferedRope,
     ClampedTable,
     CountsCalls,
@@ -38,6 +39,7 @@ from tests.broken_positions import (
     NeedlesslyCausal,
     NeedlesslyLimited,
     NeedlesslyWhole,
+    NumberedCells,
     OneSidedT5,
     OverstatedLimit,
     RandomSlopes,
@@ -46,6 +48,7 @@ from tests.broken_positions import (
     SharedTable,
     SlopeFunction,
     TensorRope,
+    TextOnTimeAxis,
 )
 from x_positional.scheme import PositionScheme
 
@@ -91,6 +94,9 @@ BROKEN = [
     BrokenCase(RoundedRope, "float_positions", "fractional"),
     BrokenCase(NeedlesslyWhole, "float_positions", "continuous=False"),
     BrokenCase(FirstAxisRope, "axes", "axis 1 of 2"),
+    BrokenCase(TextOnTimeAxis, "axes", "equal on all axes"),
+    BrokenCase(NumberedCells, "axes", "axis 0 moved by 1000"),
+    BrokenCase(AnyAxes, "axes", "2 of 3 axes"),
     BrokenCase(OneSidedT5, "order", "after the query"),
     BrokenCase(FalselyOrdered, "order", "before the query"),
     BrokenCase(NeedlesslyCausal, "order", "works without a causal mask"),

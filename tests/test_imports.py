@@ -44,6 +44,7 @@ LAYOUT = {
     "wrappers": ABOVE,
     "continuous": ABOVE,
     "sampling": "",
+    "multimodal": "scheme",
     "prompts": "cache placement",
     "decoding": ABOVE,
     "generate": ABOVE,

@@ -134,7 +134,10 @@ class Slots:
             documents = self.documents.new_zeros(self.batch, tokens.length)
         positions = None
         if self.positions is not None:
-            positions = tokens.positions.expand(self.batch, *tokens.positions.shape[1:]).to(self.positions.dtype)
+            positions = tokens.positions.to(self.positions.dtype)
+            if positions.ndim < self.positions.ndim:  # text after an image: the same value on each axis
+                positions = positions[..., None]
+            positions = positions.expand(self.batch, tokens.length, *self.positions.shape[2:])
         return tokens.index.expand(self.batch, -1), positions, documents
 
     def _put(self, held: Tensor, slots: Tensor, fresh: Tensor) -> Tensor:

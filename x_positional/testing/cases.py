@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from x_positional.registry import REGISTRY
 from x_positional.schemes.absolute import Absolute, SinusoidalConfig
 from x_positional.schemes.alibi import Alibi
+from x_positional.schemes.axial import Axial
 from x_positional.schemes.cope import CopeConfig
 from x_positional.schemes.dynamic_bias import Dynamic
 from x_positional.schemes.forgetting import ForgettingConfig
+from x_positional.schemes.mixed import Mixed
 from x_positional.schemes.polar import PolarConfig
 from x_positional.schemes.rope_scaling_length import DynamicNtk, LongRope
 from x_positional.schemes.rope_scaling_parts import Llama3, Yarn
@@ -27,7 +29,7 @@ class Case:
 CHAINS: tuple[list[Scheme], ...] = (
     ["absolute", "alibi"], ["absolute", "rope"], ["absolute", "cope"], ["absolute", "forgetting"], ["rope", "alibi"],
     ["rope", "t5"], ["rope", "cope"], ["rope", "forgetting"], ["alibi", "cope"], ["sinusoidal", "t5"], ["polar", "dynamic"],
-    ["xpos", "alibi", "forgetting"],
+    ["xpos", "alibi", "forgetting"], ["mixed", "forgetting"],
 )  # fmt: skip
 
 NTK = DynamicNtk(original_max_position_embeddings=9, length_policy="recompute")
@@ -55,6 +57,17 @@ VARIANTS: dict[str, Case] = {
     "rope, dynamic NTK, fixed": Case(Rope(scaling=DynamicNtk(original_max_position_embeddings=9))),
     "rope, dynamic NTK, recomputed": Case(Rope(scaling=NTK)),
     "rope, LongRoPE, recomputed": Case(Rope(scaling=LONGROPE)),
+    "rope, sections": Case(Rope(sections=(4, 3, 5))),
+    "rope, interleaved sections, interleaved pairs": Case(Rope(sections=(4, 4, 4), section_order="interleaved", interleaved=True)),
+    "rope, video sections of 20 channels": Case(Rope(dim=20, sections=(4, 3, 3), section_order="video"), SHARED),
+    "rope, sections, yarn": Case(Rope(
+        sections=(6, 6), scaling=Yarn(factor=4.0, original_max_position_embeddings=40)
+    )),
+    "rope, sections, dynamic NTK, recomputed": Case(Rope(sections=(2, 5, 5), scaling=NTK)),
+    "rope, learned": Case(Rope(learned=True, fraction=0.5)),
+    "axial, three axes, interleaved": Case(Axial(axes=3, interleaved=True), SHARED),
+    "axial, pixel, learned": Case(Axial(freqs="pixel", learned=True, dim=16)),
+    "mixed, three axes": Case(Mixed(axes=3, interleaved=True), SHARED),
     "xpos, interleaved, base 64": Case(XPos(interleaved=True, scale_base=64.0)),
     "polar, uniform phases": Case(PolarConfig(uniform_init=True), SHARED),
     "alibi, 4 heads": Case("alibi", EVEN),
