@@ -159,7 +159,7 @@ ASKED = torch.cat([torch.arange(60), torch.tensor([100, 4 * LENGTH])])
 )  # fmt: skip
 def test_the_product_of_equal_queries_and_keys_is_the_mean_of_cosines(position, wanted):
     found = part(position)
-    same = products(found.scheme, found.dims, ASKED).same
+    same = products(found.subject, ASKED).same
     close(same, wanted(ASKED.double()[:, None]).expand(HEADS, -1))
 
 
@@ -169,22 +169,22 @@ def test_the_product_of_polar_is_a_sum_of_positive_lengths_times_cosines():
     speed = 1e4 ** (-torch.arange(WIDTH, dtype=torch.float64) / WIDTH)
     length = math.log1p(math.exp(WIDTH**-0.5))
     wanted = length**2 * (ASKED.double()[:, None] * speed - delta[:, None]).cos().sum(-1)
-    close(products(found.scheme, found.dims, ASKED).same, wanted, atol=1e-5)
+    close(products(found.subject, ASKED).same, wanted, atol=1e-5)
 
 
 def test_heads_that_do_not_turn_are_a_group_of_their_own():
     found = part(Rope(heads=2))
-    same = products(found.scheme, found.dims, ASKED).same
+    same = products(found.subject, ASKED).same
     assert alike(same) == [[0, 1, 2, 3], [4, 5]]
     close(same[:4], torch.ones(4, len(ASKED)))
-    pairs = find_pairs(found.scheme, found.dims, LENGTH)
+    pairs = find_pairs(found.subject, LENGTH)
     assert pairs is not None
     assert pairs.head == 5
 
 
 def test_random_products_spread_around_nothing():
     found = part("rope", head_dim=64, heads=3)
-    got = products(found.scheme, found.dims, ASKED, samples=16_000)
+    got = products(found.subject, ASKED, samples=16_000)
     close(got.mean, torch.zeros_like(got.mean), atol=0.01)
     close(got.high, torch.full_like(got.high, 1.2816 / 8), atol=0.01)  # a unit vector's channel, over the root of 64
     close(got.low, torch.full_like(got.low, -1.2816 / 8), atol=0.01)
@@ -192,19 +192,19 @@ def test_random_products_spread_around_nothing():
 
 def test_the_bound_is_the_mean_of_partial_sums():
     found = part("rope")
-    pairs = find_pairs(found.scheme, found.dims, LENGTH)
+    pairs = find_pairs(found.subject, LENGTH)
     assert pairs is not None
     turns = torch.polar(torch.ones(len(ASKED), 6, dtype=torch.float64), ASKED.double()[:, None] * pair_speeds())
-    limit = bound(found.scheme, found.dims, pairs, ASKED, LENGTH)
+    limit = bound(found.subject, pairs, ASKED, LENGTH)
     close(limit, turns.cumsum(-1).abs().mean(-1))
     assert float(limit[0]) == pytest.approx(3.5)
 
 
 def scaled(position) -> Tensor:
     found = part(position)
-    pairs = find_pairs(found.scheme, found.dims, 4 * LENGTH)
+    pairs = find_pairs(found.subject, 4 * LENGTH)
     assert pairs is not None
-    return speeds(found.scheme, found.dims, pairs, 4 * LENGTH)
+    return speeds(found.subject, pairs, 4 * LENGTH)
 
 
 @pytest.mark.parametrize(
@@ -235,11 +235,11 @@ def test_cosines_and_sines_stand_at_their_channels():
     angle = positions.double()[:, None] * pair_speeds(8)
     for interleaved, firsts, seconds in ((False, [0, 1, 2, 3], [4, 5, 6, 7]), (True, [0, 2, 4, 6], [1, 3, 5, 7])):
         found = part(Rope(dim=8, interleaved=interleaved))
-        pairs = find_pairs(found.scheme, found.dims, LENGTH)
+        pairs = find_pairs(found.subject, LENGTH)
         assert pairs is not None
         assert pairs.still == (8, 9, 10, 11)
         assert pairs.inputs == tuple(zip(firsts, seconds, strict=True))
-        cos, sin = cos_sin(found.scheme, found.dims, pairs, positions, LENGTH)
+        cos, sin = cos_sin(found.subject, pairs, positions, LENGTH)
         for columns, sign in ((firsts, 1), (seconds, -1)):
             close(cos[:, columns], angle.cos())
             close(sin[:, columns], sign * angle.sin())
@@ -249,9 +249,9 @@ def test_cosines_and_sines_stand_at_their_channels():
 
 def test_a_path_of_xpos_shrinks_as_it_turns():
     found = part(XPos(scale_base=60.0))
-    pairs = find_pairs(found.scheme, found.dims, LENGTH)
+    pairs = find_pairs(found.subject, LENGTH)
     assert pairs is not None
-    stands = path(found.scheme, found.dims, pairs, torch.tensor([30]), LENGTH)[0]
+    stands = path(found.subject, pairs, torch.tensor([30]), LENGTH)[0]
     shrinks = ((torch.arange(0, 1, 2 / WIDTH).double() + 0.4) / 1.4) ** 0.5
     close(stands.abs(), shrinks)
     close(stands.real, shrinks * (30 * pair_speeds()).cos())
@@ -259,7 +259,7 @@ def test_a_path_of_xpos_shrinks_as_it_turns():
 
 def test_what_does_not_turn_in_planes_has_no_pairs():
     found = part("alibi")
-    assert find_pairs(found.scheme, found.dims, LENGTH) is None
+    assert find_pairs(found.subject, LENGTH) is None
 
 
 def test_the_table_of_sinusoidal_and_how_alike_its_rows_are():
@@ -307,3 +307,41 @@ def test_parts_are_the_same_at_every_call_and_have_names_of_their_own():
     state = torch.get_rng_state()
     parts_of(layers, LENGTH)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def of_axes(position, name: str) -> Part:
+    layers = LayersConfig(dim=DIM, depth=2, heads=HEADS, head_dim=WIDTH, position=position)
+    return next(p for p in parts_of(layers, LENGTH) if p.name == name)
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("rope", [1, 1, 1]), ("rope-axis-1", [1, 0, 0]), ("rope-axis-2", [0, 1, 0]), ("rope-axis-3", [0, 0, 1])],
+)
+def test_a_scheme_of_several_axes_is_measured_along_each(name: str, share: list[int]):
+    found = of_axes(Rope(sections=(3, 1, 2)), name)
+    turns = torch.tensor(share).repeat_interleave(torch.tensor([3, 1, 2])) * pair_speeds()
+    close(
+        products(found.subject, ASKED).same, (ASKED.double()[:, None] * turns).cos().mean(-1).expand(HEADS, -1)
+    )  # fmt: skip
+    pairs = find_pairs(found.subject, LENGTH)
+    assert pairs is not None
+    torch.testing.assert_close(speeds(found.subject, pairs, LENGTH), turns[turns > 0], rtol=2e-6, atol=0)
+    assert len(pairs.still) == 2 * int((turns == 0).sum())
+
+
+def test_rates_learned_for_each_head_are_found():
+    found = of_axes("mixed", "mixed-axis-2")
+    rate = found.scheme.rate.detach().double()[:, :, 1]
+    close(products(found.subject, ASKED).same, (ASKED.double()[:, None, None] * rate).cos().mean(-1).t(), atol=1e-5)
+    pairs = find_pairs(found.subject, LENGTH)
+    assert pairs is not None
+    torch.testing.assert_close(speeds(found.subject, pairs, LENGTH), rate[pairs.head].abs(), rtol=2e-6, atol=0)
+
+
+def test_axes_in_channels_of_their_own_are_found():
+    found = of_axes("axial", "axial-axis-2")
+    pairs = find_pairs(found.subject, LENGTH)
+    assert pairs is not None
+    assert pairs.inputs == ((3, 9), (4, 10), (5, 11))
+    torch.testing.assert_close(speeds(found.subject, pairs, LENGTH), pair_speeds(6), rtol=2e-6, atol=0)

@@ -105,6 +105,5 @@ def _origin(part: Part, added: Added) -> str:
         text += " It depends on content: queries, keys and inputs are random here, drawn from a normal distribution."
     if added.stirred:
         text += " With the parameters at the start of training nothing is added, so random ones are drawn here."
-    elif any(True for _ in part.scheme.parameters()):
-        text += " The parameters are those at the start of training; they are learned."
-    return text
+        return text
+    return text + part.learned

@@ -19,16 +19,13 @@ def draw_table(part: Part) -> Picture:
     image = axes.imshow(rows.numpy(), cmap=colour_map, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
     axes.set(xlabel="channel of the embedding", ylabel="position")
     drawn.colorbar(image, ax=axes, label="added to the embedding")
-    learned = any(True for _ in part.scheme.parameters())
     sentence = (
         f"What each of the first {len(rows)} positions adds to the {rows.shape[1]} channels of a token's embedding, "
         f"between {float(rows.min()):.3g} and {float(rows.max()):.3g}."
     )
-    if learned:
-        sentence += " The parameters are those at the start of training; they are learned."
     if part.scheme.limit is not None:
         sentence += f" There is no row after position {part.scheme.limit - 1}."
-    return Picture(f"{part.name}-table", "Table", sentence, png(drawn))
+    return Picture(f"{part.name}-table", "Table", sentence + part.learned, png(drawn))
 
 
 def draw_similarity(part: Part) -> Picture:

@@ -42,7 +42,7 @@ def draw_products(part: Part) -> Picture:
     drawn = figure(9.6, 4.2)
     panels = drawn.subplots(1, 2, sharey=True)
     for axes, asked in zip(panels, _ranges(part), strict=True):
-        found = products(part.scheme, part.dims, asked)
+        found = products(part.subject, asked)
         _lines(axes, asked, found)
         _frame(axes, part, asked)
     panels[0].set_ylabel("query · key, before attention's scale")
@@ -53,13 +53,13 @@ def draw_products(part: Part) -> Picture:
 
 def draw_bound(part: Part) -> Picture | None:
     """The bound of RoFormer's section 3.4.3, nearby and as far as the horizon; None where pairs are fewer than two."""
-    pairs = find_pairs(part.scheme, part.dims, part.max_seq_len)
+    pairs = find_pairs(part.subject, part.max_seq_len)
     if pairs is None or len(pairs.inputs) < 2:
         return None
     drawn = figure(9.6, 3.8)
     panels = drawn.subplots(1, 2, sharey=True)
     for axes, asked in zip(panels, _ranges(part), strict=True):
-        limit = bound(part.scheme, part.dims, pairs, asked, part.horizon + 1)
+        limit = bound(part.subject, pairs, asked, part.horizon + 1)
         axes.plot(asked.numpy(), limit.numpy(), color=GREEN, linewidth=1.3, label="mean of |S_1| .. |S_P|")
         axes.set_ylim(bottom=0)
         _frame(axes, part, asked)
@@ -67,9 +67,9 @@ def draw_bound(part: Part) -> Picture | None:
     _legend(drawn, panels[1], part)
     at = nearest(asked, part.trained)
     sentence = (
-        "No query and key can have a product above this line if those of neighbouring pairs of channels differ by at most "
-        f"1/{len(pairs.inputs)} (RoFormer, section 3.4.3). It falls from {float(limit[0]):.3g} to {float(limit[at]):.3g} at "
-        f"distance {int(asked[at])}, and is {float(limit[at:].mean()):.3g} on average after that."
+        "In the channels that turn, no query and key have a product above this line if those of neighbouring pairs differ by "
+        f"at most 1/{len(pairs.inputs)} (RoFormer, section 3.4.3). It falls from {float(limit[0]):.3g} to {float(limit[at]):.3g} "
+        f"at distance {int(asked[at])}, and is {float(limit[at:].mean()):.3g} on average after that."
     )
     return Picture(f"{part.name}-bound", "Upper bound by distance", sentence, png(drawn))
 
@@ -111,6 +111,10 @@ def _heads(group: list[int]) -> str:
     return f"heads {first} to {last}" if last - first == len(group) - 1 else f"head {first} and {len(group) - 1} more"
 
 
+def _kinds(count: int) -> str:
+    return "" if count <= len(OF_GROUPS) else f" Heads turn in {count} ways, and {len(OF_GROUPS)} of them are drawn."
+
+
 def moving(found: Products) -> int:
     """The head whose products change most with distance."""
     return int((found.same.amax(-1) - found.same.amin(-1)).argmax())
@@ -123,4 +127,5 @@ def _about(part: Part, asked: Tensor, found: Products) -> str:
         f"A query and an equal key, both of length 1, begin with a product of {float(same[0]):.3g}; at distance "
         f"{int(asked[at])} it is {float(same[at]):.3g}, and after that {float(same[at:].mean()):.3g} on average. Random ones "
         f"begin with {float(mean[0]):.2g} on average and have {float(mean[at:].mean()):.2g} after distance {int(asked[at])}."
+        f"{_kinds(len(alike(found.same)))}{part.learned}"
     )

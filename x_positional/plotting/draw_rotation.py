@@ -9,20 +9,19 @@ import torch
 from torch import Tensor
 
 from x_positional.plotting.canvas import BLUE, GREY, ORANGE, TWO_SIGNS, Picture, figure, mark, png, tidy
-from x_positional.plotting.part import Part
+from x_positional.plotting.part import Part, Subject
 from x_positional.plotting.rotation import Pairs, cos_sin, find_pairs, speeds
-from x_positional.scheme import PositionScheme
 
 POSITIONS = 256
 
 
 def draw_cos_sin(part: Part) -> Picture | None:
     """Position by channel, cosines on the left, sines on the right; None where nothing turns in pairs."""
-    pairs = find_pairs(part.scheme, part.dims, part.max_seq_len)
+    pairs = find_pairs(part.subject, part.max_seq_len)
     if pairs is None:
         return None
     positions = torch.arange(min(part.max_seq_len, POSITIONS))
-    tables = cos_sin(part.scheme, part.dims, pairs, positions, part.max_seq_len)
+    tables = cos_sin(part.subject, pairs, positions, part.max_seq_len)
     drawn = figure(9.6, 4.2)
     panels = drawn.subplots(1, 2, sharey=True)
     far = max(1.0, *(float(table.abs().max()) for table in tables))
@@ -40,17 +39,17 @@ def draw_cos_sin(part: Part) -> Picture | None:
 
 def draw_wavelengths(part: Part) -> Picture | None:
     """Positions per turn of every pair on a logarithmic scale, before and after stretching; None without pairs."""
-    pairs = find_pairs(part.scheme, part.dims, part.horizon + 1)
+    pairs = find_pairs(part.subject, part.horizon + 1)
     if pairs is None:
         return None
-    after = wavelengths(part.scheme, part, pairs)
+    after = wavelengths(part.subject, pairs, part.horizon + 1)
     drawn = figure(8.6, 4.4)
     axes = drawn.subplots()
-    before = None if part.before is None else find_pairs(part.before, part.dims, part.horizon + 1)
+    before = None if part.before is None else find_pairs(part.before, part.horizon + 1)
     if part.before is not None and before is not None:
-        waves = wavelengths(part.before, part, before).numpy()
-        axes.scatter(range(len(waves)), waves, s=30, facecolors="none", edgecolors=GREY, label="before stretching")
-    number, whole = torch.arange(len(after)), after <= part.trained
+        waves = wavelengths(part.before, before, part.horizon + 1).numpy()
+        axes.scatter(firsts(before).numpy(), waves, s=30, facecolors="none", edgecolors=GREY, label="before stretching")
+    number, whole = firsts(pairs), after <= part.trained
     for chosen, colour, marker, label in (
         (whole, BLUE, "o", f"a whole turn within {part.trained}"), (~whole, ORANGE, "s", "less than a turn"),
     ):  # fmt: skip
@@ -58,14 +57,19 @@ def draw_wavelengths(part: Part) -> Picture | None:
             axes.scatter(number[chosen].numpy(), after[chosen].numpy(), s=16, color=colour, marker=marker, label=label)
     axes.set_yscale("log")
     mark(axes, part.marks, upright=False)
-    tidy(axes, xlabel="pair of channels", ylabel="positions per turn")
+    tidy(axes, xlabel="pair, by its first channel", ylabel="positions per turn")
     drawn.legend(loc="outside right center", frameon=False, fontsize=8)
     return Picture(f"{part.name}-wavelengths", "Wavelengths", _about_wavelengths(part, pairs, after), png(drawn))
 
 
-def wavelengths(scheme: PositionScheme, part: Part, pairs: Pairs) -> Tensor:
-    """[P] positions per turn; where they follow the length of the text, in one that reaches the horizon."""
-    return 2 * math.pi / speeds(scheme, part.dims, pairs, part.horizon + 1)
+def wavelengths(subject: Subject, pairs: Pairs, length: int) -> Tensor:
+    """[P] positions per turn, in a text of `length` where that counts."""
+    return 2 * math.pi / speeds(subject, pairs, length)
+
+
+def firsts(pairs: Pairs) -> Tensor:
+    """[P] the first input channel of each pair."""
+    return torch.tensor([channels[0] for channels in pairs.inputs])
 
 
 def _about_tables(part: Part, pairs: Pairs) -> str:
@@ -74,7 +78,7 @@ def _about_tables(part: Part, pairs: Pairs) -> str:
     head = f" of head {pairs.head + 1}" if part.dims.heads > 1 else ""
     return (
         f"A query with 1 in one channel and 0 elsewhere, at each position: {turning} of {part.dims.head_dim} channels{head} "
-        f"turn, each at its own speed, the fast ones in narrow stripes{rest}."
+        f"turn, each at its own speed, the fast ones in narrow stripes{rest}.{part.learned}"
     )
 
 
@@ -88,4 +92,4 @@ def _about_wavelengths(part: Part, pairs: Pairs, after: Tensor) -> str:
         text += f" The scaling follows the text's length; this is a text of {part.horizon + 1}."
     if pairs.still:
         text += f" {len(pairs.still)} channels do not turn and are not here."
-    return text
+    return text + part.learned

@@ -19,7 +19,7 @@ def embeds(part: Part) -> bool:
 def table(part: Part, positions: int) -> Tensor:
     """[T M]: what is added at positions 0, 1, 2, ..."""
     zeros = torch.zeros(1, positions, part.dims.embed_dim)
-    return part.scheme.embed(zeros, torch.arange(positions)[None])[0]
+    return part.scheme.embed(zeros, part.subject.place(torch.arange(positions)))[0]
 
 
 def similarity(rows: Tensor) -> Tensor:

@@ -62,7 +62,14 @@ def draw(
 
 def _section(part: Part, pictures: list[Picture]) -> Section:
     about = f"{part.config.summary} ({part.config.paper})" if part.config.paper else part.config.summary
-    return Section(part.name, about, pictures, "" if pictures else NOTHING)
+    note = f"Positions here move along {_axes(part)}." if part.scheme.max_axes > 1 else ""
+    note += " Each layer has parameters of its own; these are of one." if part.scheme.per_layer else ""
+    return Section(part.name, about, pictures, note.strip() if pictures else NOTHING)
+
+
+def _axes(part: Part) -> str:
+    axis, axes = part.subject.axis, part.scheme.max_axes
+    return f"all {axes} axes alike" if axis is None else f"axis {axis + 1} of {axes}, the others stay at 0"
 
 
 def _facts(layers: LayersConfig, max_seq_len: int) -> str:

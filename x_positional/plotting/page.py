@@ -22,7 +22,7 @@ figcaption { margin-top: .4rem; } .facts { color: #555; }
 
 @dataclass(frozen=True)
 class Section:
-    """One scheme: its name, one line about it, its pictures. note: what to say where there are none."""
+    """One scheme: its name, one line about it, its pictures. note: what else to know, or why there are none."""
 
     title: str
     about: str

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from x_positional.backends.eager import share_heads
+from x_positional.plotting.part import Subject
 from x_positional.plotting.rotation import Pairs, path, tables_at
-from x_positional.scheme import Dims, PositionScheme
 
 SAMPLES = 64
 CHUNK = 2**22
@@ -30,24 +30,24 @@ class Products:
 
 
 @torch.no_grad()
-def products(scheme: PositionScheme, dims: Dims, distances: Tensor, samples: int = SAMPLES) -> Products:
+def products(subject: Subject, distances: Tensor, samples: int = SAMPLES) -> Products:
     """At whole distances [N], each in a text that is just long enough. Before the scale of attention."""
-    draw = torch.Generator().manual_seed(0)
+    dims, draw = subject.dims, torch.Generator().manual_seed(0)
     q = F.normalize(torch.randn(samples, dims.heads, 1, dims.head_dim, generator=draw), dim=-1)
     k = F.normalize(torch.randn(samples, dims.kv_heads, 1, dims.head_dim, generator=draw), dim=-1)
     flat_q, flat_k = (torch.full_like(x[:1], dims.head_dim**-0.5) for x in (q, k))
     step = max(1, CHUNK // q.numel())
     chunks = distances.split(step)
-    same = torch.cat([_product(scheme, flat_q, flat_k, chunk)[0] for chunk in chunks], dim=-1)
-    spread = torch.cat([_middle(_product(scheme, q, k, chunk)) for chunk in chunks], dim=-1)
+    same = torch.cat([_product(subject, flat_q, flat_k, chunk)[0] for chunk in chunks], dim=-1)
+    spread = torch.cat([_middle(_product(subject, q, k, chunk)) for chunk in chunks], dim=-1)
     return Products(same, *spread)
 
 
-def _product(scheme: PositionScheme, q: Tensor, k: Tensor, distances: Tensor) -> Tensor:
+def _product(subject: Subject, q: Tensor, k: Tensor, distances: Tensor) -> Tensor:
     """[B H 1 D], [B G 1 D] -> [B H N]."""
-    lengths, count = distances[None] + 1, len(distances)
-    q = scheme.rotate_q(q.expand(-1, -1, count, -1), tables_at(scheme, distances[None], lengths))
-    k = scheme.rotate_k(k.expand(-1, -1, count, -1), tables_at(scheme, torch.zeros_like(distances)[None], lengths))
+    scheme, lengths, count = subject.scheme, distances[None] + 1, len(distances)
+    q = scheme.rotate_q(q.expand(-1, -1, count, -1), tables_at(subject, distances, lengths))
+    k = scheme.rotate_k(k.expand(-1, -1, count, -1), tables_at(subject, torch.zeros_like(distances), lengths))
     return (q * share_heads(k, q.shape[1])).sum(-1)
 
 
@@ -57,10 +57,10 @@ def _middle(values: Tensor) -> Tensor:
     return torch.stack([values.mean(0), low, high])
 
 
-def bound(scheme: PositionScheme, dims: Dims, pairs: Pairs, distances: Tensor, length: int) -> Tensor:
+def bound(subject: Subject, pairs: Pairs, distances: Tensor, length: int) -> Tensor:
     """[N]: the mean of |S_1| .. |S_P| at each distance, S_j the sum of the first j pairs' turns: what Su et al. 2021,
     section 3.4.3, bound the product of a query and a key with, for any whose neighbouring pairs differ by 1 / P at most."""
-    return path(scheme, dims, pairs, distances, length).cumsum(-1).abs().mean(-1).float()
+    return path(subject, pairs, distances, length).cumsum(-1).abs().mean(-1).float()
 
 
 def alike(values: Tensor) -> list[list[int]]:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from x_positional.scheme import Dims, PositionScheme
+from x_positional.plotting.part import Subject
+from x_positional.scheme import PositionScheme
 
 STEP = 2.0**-6
 """Between two positions, where fractions are allowed: no pair turns more than half way."""
@@ -34,27 +35,26 @@ def rotates(scheme: PositionScheme) -> bool:
     return scheme.overrides("rotate_q") or scheme.overrides("rotate_k")
 
 
-def tables_at(scheme: PositionScheme, positions: Tensor, lengths: Tensor) -> Any:
-    """The scheme's tables at positions [1 T] in texts of these lengths [1 T|1], which count for some schemes alone."""
-    if scheme.capabilities().prefix_consistent:
-        return scheme.tables(positions)
-    return scheme.length_tables(positions, lengths)
+def tables_at(subject: Subject, positions: Tensor, lengths: Tensor) -> Any:
+    """The scheme's tables at positions [T] in texts of these lengths [1 T|1], which count for some schemes alone."""
+    scheme, placed = subject.scheme, subject.place(positions)
+    return scheme.tables(placed) if scheme.capabilities().prefix_consistent else scheme.length_tables(placed, lengths)
 
 
 @torch.no_grad()
-def turned(scheme: PositionScheme, dims: Dims, channels: Tensor, positions: Tensor, length: int) -> Tensor:
+def turned(subject: Subject, channels: Tensor, positions: Tensor, length: int) -> Tensor:
     """[C D] 0 or 1, [T] -> [C H T E] float64: how the turned query moves when these input channels move from 0 to 1."""
-    tables = tables_at(scheme, positions[None], torch.tensor([[length]]))
-    shape = (len(channels), dims.heads, len(positions), dims.head_dim)
+    scheme, tables = subject.scheme, tables_at(subject, positions, torch.tensor([[length]]))
+    shape = (len(channels), subject.dims.heads, len(positions), subject.dims.head_dim)
     moved = channels.double()[:, None, None, :].expand(shape)
     still = torch.zeros(1, *shape[1:], dtype=torch.float64)
     return (scheme.rotate_q(moved, tables) - scheme.rotate_q(still, tables)).double()
 
 
-def find_pairs(scheme: PositionScheme, dims: Dims, length: int) -> Pairs | None:
+def find_pairs(subject: Subject, length: int) -> Pairs | None:
     """The pairs of the last head that turns; None where nothing turns, or not in planes of two channels."""
-    start_and_next = torch.tensor([0.0, _step(scheme)], dtype=torch.float64)
-    responses = turned(scheme, dims, torch.eye(dims.head_dim), _whole(start_and_next), length)
+    start_and_next = torch.tensor([0.0, _step(subject)], dtype=torch.float64)
+    responses = turned(subject, torch.eye(subject.dims.head_dim), _whole(start_and_next), length)
     moves = (responses[:, :, 0] != responses[:, :, 1]).any(-1).any(0)  # [H]
     if not moves.any():
         return None
@@ -75,33 +75,34 @@ def find_pairs(scheme: PositionScheme, dims: Dims, length: int) -> Pairs | None:
     return Pairs(head, tuple(map(tuple, planes.values())), own, partner, tuple(still))
 
 
-def path(scheme: PositionScheme, dims: Dims, pairs: Pairs, positions: Tensor, length: int) -> Tensor:
+def path(subject: Subject, pairs: Pairs, positions: Tensor, length: int) -> Tensor:
     """[T P] complex: where the first channel of each pair stands at positions [T], 1 at position 0."""
-    firsts = torch.zeros(1, dims.head_dim)
+    firsts = torch.zeros(1, subject.dims.head_dim)
     firsts[0, [channels[0] for channels in pairs.inputs]] = 1
-    both = turned(scheme, dims, firsts, torch.cat([positions.new_zeros(1), positions]), length)[0, pairs.head]
+    both = turned(subject, firsts, torch.cat([positions.new_zeros(1), positions]), length)[0, pairs.head]
     stands = torch.complex(both[:, list(pairs.own)], both[:, list(pairs.partner)])
     return stands[1:] / stands[:1]
 
 
-def speeds(scheme: PositionScheme, dims: Dims, pairs: Pairs, length: int) -> Tensor:
+def speeds(subject: Subject, pairs: Pairs, length: int) -> Tensor:
     """[P] radians per position, without sign, in a text of `length`."""
-    step = _step(scheme)
-    after = path(scheme, dims, pairs, _whole(torch.tensor([step], dtype=torch.float64)), length)[0]
+    step = _step(subject)
+    after = path(subject, pairs, _whole(torch.tensor([step], dtype=torch.float64)), length)[0]
     return after.angle().abs() / step
 
 
-def cos_sin(scheme: PositionScheme, dims: Dims, pairs: Pairs, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def cos_sin(subject: Subject, pairs: Pairs, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Two of [T D]: what stays of each channel at positions [T], and what its partner gets, 1 and 0 at position 0."""
-    cos, sin = torch.ones(len(positions), dims.head_dim), torch.zeros(len(positions), dims.head_dim)
+    width = subject.dims.head_dim
+    cos, sin = torch.ones(len(positions), width), torch.zeros(len(positions), width)
     for place in (0, 1):
         rows = [row for row, channels in enumerate(pairs.inputs) if len(channels) > place]
         if not rows:
             continue
         inputs = [pairs.inputs[row][place] for row in rows]
-        chosen = torch.zeros(1, dims.head_dim)
+        chosen = torch.zeros(1, width)
         chosen[0, inputs] = 1
-        both = turned(scheme, dims, chosen, torch.cat([positions.new_zeros(1), positions]), length)[0, pairs.head]
+        both = turned(subject, chosen, torch.cat([positions.new_zeros(1), positions]), length)[0, pairs.head]
         ends = [(pairs.own[row], pairs.partner[row]) for row in rows]
         ends = [(b, a) if place else (a, b) for a, b in ends]
         own, partner = both[:, [a for a, _ in ends]], both[:, [b for _, b in ends]]
@@ -109,8 +110,8 @@ def cos_sin(scheme: PositionScheme, dims: Dims, pairs: Pairs, positions: Tensor,
     return cos, sin
 
 
-def _step(scheme: PositionScheme) -> float:
-    return STEP if scheme.capabilities().continuous else 1.0
+def _step(subject: Subject) -> float:
+    return STEP if subject.scheme.capabilities().continuous else 1.0
 
 
 def _whole(positions: Tensor) -> Tensor:
