@@ -26,7 +26,8 @@ VARIANTS = {
     "three axes, interleaved": Axial(axes=3, interleaved=True),
     "part of the head": Axial(dim=8),
     "pixel": Axial(freqs="pixel"),
-    "pixel, three axes of half the head": Axial(freqs="pixel", max_freq=256.0, axes=3, dim=6, interleaved=True),
+    "pixel, three axes, far": Axial(freqs="pixel", max_freq=256.0, axes=3, interleaved=True),
+    "pixel, a pair for each of three axes": Axial(freqs="pixel", axes=3, dim=6),
     "one axis": Axial(axes=1, theta=300.0),
 }
 
@@ -135,11 +136,21 @@ def dims(head_dim: int = HEAD_DIM) -> Dims:
         (Axial(axes=3), 4, "Use fewer axes"),
         (Axial(freqs="pixel", theta=100.0), 12, "theta=100 is for freqs='lang'"),
         (Axial(max_freq=256.0), 12, "max_freq=256 is for freqs='pixel'"),
+        (Axial(theta=100.0, dim=4), 12, "theta=100 changes nothing"),
+        (Axial(freqs="pixel", max_freq=256.0, axes=3), 6, "max_freq=256 changes nothing"),
     ],
 )
 def test_what_cannot_work(config: Axial, head_dim: int, words: str) -> None:
     (problem,) = config.problems(dims(head_dim))
     assert re.search(words, problem), problem
+
+
+def test_pixel_frequencies_are_not_for_whole_numbers() -> None:
+    (warning,) = Axial(freqs="pixel").warnings(dims())
+    assert "Pass float positions" in warning
+    assert Axial().warnings(dims()) == []
+    turned = AxialEmbedding(12, freqs="pixel").tables(torch.tensor([[0, 2, 4], [1, 3, 5]])).q_sin
+    assert worst(turned, torch.zeros_like(turned)) < TIGHT
 
 
 def test_too_few_axes_are_refused() -> None:

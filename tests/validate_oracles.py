@@ -26,6 +26,8 @@ from x_positional.config import ModelConfig
 from x_positional.scheme import AttentionContext, PositionScheme
 from x_positional.schemes import (
     AlibiBias,
+    Axial,
+    AxialEmbedding,
     Chain,
     CoPE,
     Forgetting,
@@ -140,7 +142,8 @@ def shifting(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
         near = model(tokens, **context)
         if not caps.absolute and far(near, model(tokens, positions=torch.arange(n) + 3, **context)):
             yield "moving all positions changes the output"
-        spread = torch.arange(n) * 37 if caps.unbounded else torch.arange(n) * (config.max_seq_len - 1) // (n - 1)
+        step = 36.5 if caps.continuous else 37  # whole numbers turn pixel frequencies by multiples of pi
+        spread = torch.arange(n) * step if caps.unbounded else torch.arange(n) * (config.max_seq_len - 1) // (n - 1)
         farther = config.max_seq_len > n or caps.unbounded
         if farther and not far(near, model(tokens, positions=spread, **context), 1e-6):
             yield "positions change nothing"
@@ -163,6 +166,20 @@ def listing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tens
             yield f"schemes {kept} of {len(n)} do it all"
         if len(kept) == len(n) and far(full, out):
             yield "the order of the schemes matters"
+
+
+def splitting(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """Each axis of a position turns the pairs that its section says, or its share of them; none stand still."""
+    for part in config.layers.position or ():
+        if isinstance(part, Axial) or (isinstance(part, Rope) and part.kind == "rope" and part.sections is not None):
+            scheme = part.build(config.layers.dims(config.max_seq_len))
+            axes = len(part.sections) if isinstance(part, Rope) else part.axes
+            pairs = scheme.width // 2
+            said = list(part.sections) if isinstance(part, Rope) else [pairs // axes] * axes
+            positions = torch.eye(axes)[None] if axes > 1 else torch.ones(1, 1)
+            turned = (scheme.tables(positions).k_sin[0, 0] != 0).sum(-1) // 2
+            if turned.tolist() != said or sum(said) != pairs:
+                yield f"of {pairs} pairs the axes turn {turned.tolist()}, not {said}"
 
 
 def parts_of(scheme: PositionScheme) -> list[Module]:
@@ -191,7 +208,7 @@ def laws(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor)
             bias = scheme.of_distance(torch.tensor([1, 5]))[: len(scheme.left)]
             if not (bias[:, 1] < bias[:, 0]).all():
                 yield "an alibi head has no penalty"
-        if isinstance(scheme, RotaryEmbedding):
+        if isinstance(scheme, RotaryEmbedding) and not isinstance(scheme, AxialEmbedding):
             yield from stretching(scheme, next(p.theta for p in config.layers.position or () if isinstance(p, Rope)))
         if isinstance(scheme, T5Bias):
             buckets = t5_buckets(torch.arange(200), scheme.num_buckets, scheme.max_distance, scheme.causal_only)
@@ -230,7 +247,7 @@ def stretching(scheme: RotaryEmbedding, theta: float) -> Iterator[str]:
     """A scaling alone says how the frequencies of theta change: slow pairs at least as much as fast ones, by its factor."""
     cpu, scaling = torch.device("cpu"), scheme.scaling
     length = torch.tensor([[64]]) if scaling.follows_length else None
-    ours, said = scheme.frequencies(cpu, length), scaling.frequencies(scheme.width, theta, length=length)
+    ours, said = scheme.initial_frequencies(cpu, length), scaling.frequencies(scheme.width, theta, length=length)
     if not isinstance(scaling, DefaultRope) and not torch.allclose(ours.inv_freq, said.inv_freq):
         yield "the frequencies are stretched twice"
     if isinstance(scaling, Parts):
@@ -298,5 +315,6 @@ def _behaviour(config: ModelConfig, model: TransformerWrapper) -> tuple[dict[str
 
 
 ORACLES: list[Callable[..., Iterator[str]]] = [
-    decoding, padding, reaching, order, shifting, listing, rotating, laws, both_sides, embedding, fusing, training, settings,
+    decoding, padding, reaching, order, shifting, listing, splitting, rotating, laws, both_sides, embedding, fusing,
+    training, settings,
 ]  # fmt: skip

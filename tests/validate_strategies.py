@@ -25,7 +25,7 @@ SCALINGS = [
 ROTARY = {
     "theta": [500.0], "dim": [4, 6, 6, 0, 7, 40], "fraction": [0.5], "interleaved": [True], "heads": [1, 2, 3],
     "interpolation_factor": [2.0], "base_rescale_factor": [3.0],
-    "scaling": SCALINGS,
+    "scaling": SCALINGS, "sections": [(1, 1), (1, 2), (1, 1, 1), (2, 1, 1), (3,)], "learned": [True],
 }  # fmt: skip
 
 SCHEMES = {
@@ -33,7 +33,10 @@ SCHEMES = {
     "absolute": fields("absolute", offset=[2], scale=[0.7], max_seq_len=[4, 40]),
     "sinusoidal": fields("sinusoidal", theta=[50.0], layout=["concat"]),
     "scaled_sinusoidal": fields("scaled_sinusoidal", theta=[50.0]),
-    "rope": fields("rope", **ROTARY),
+    "rope": fields("rope", **ROTARY, section_order=["interleaved", "video"]),
+    "axial": fields("axial", axes=[1, 2, 3], theta=[500.0], freqs=["pixel"], max_freq=[20.0], dim=[4, 6, 40], interleaved=[True],
+                    learned=[True]),
+    "mixed": fields("mixed", axes=[1, 2, 3], theta=[500.0], dim=[4, 6, 40], interleaved=[True]),
     "xpos": fields("xpos", **ROTARY, scale_base=[30.0, 30.0, 0.2], center=[0, 3]),
     "polar": fields("polar", theta=[500.0], uniform_init=[True]),
     "alibi": fields("alibi", heads=[1, 2, 9], slopes=[(0.5,), (0.5, 0.1), (0.2, -0.1), ()], learned=[True],

@@ -69,12 +69,27 @@ class Axial(SchemeConfig):
 
     def problems(self, dims: Dims) -> list[str]:
         found = [f"axial: {problem}" for problem in width_problems(self.width(dims), self.axes, dims.head_dim)]
-        if self.freqs == "pixel" and self.theta != 10_000.0:
-            found.append(
-                f"axial: theta={self.theta:g} is for freqs='lang'; freqs='pixel' has max_freq. Leave theta out."
-            )
-        if self.freqs == "lang" and self.max_freq != 10.0:
-            found.append(
-                f"axial: max_freq={self.max_freq:g} is for freqs='pixel'; freqs='lang' has theta. Leave it out."
-            )
+        named = {"lang": "theta", "pixel": "max_freq"}
+        for freqs, name in named.items():
+            value = getattr(self, name)
+            if value == type(self).model_fields[name].default:
+                continue
+            if freqs != self.freqs:
+                found.append(
+                    f"axial: {name}={value:g} is for freqs={freqs!r}; freqs={self.freqs!r} has {named[self.freqs]}. "
+                    "Leave it out."
+                )
+            elif self.width(dims) == 2 * self.axes:
+                found.append(
+                    f"axial: {name}={value:g} changes nothing: one pair an axis has the first frequency. Leave it out, or "
+                    "let more channels turn."
+                )
         return found
+
+    def warnings(self, dims: Dims) -> list[str]:
+        if self.freqs == "lang":
+            return []
+        return [
+            "axial: freqs='pixel' is for coordinates from -1 to 1. Whole numbers, such as the index of a token, all turn by "
+            "multiples of pi and look alike. Pass float positions."
+        ]

@@ -46,6 +46,10 @@ class MixedEmbedding(Turning):
         turn[..., -1] *= torch.linalg.det(turn)[:, None]  # rotations alone: row a is the direction of block a
         self.rate.copy_((turn[:, :, None] * sizes[:, None]).flatten(1, 2))
 
+    @property
+    def table_dtype(self) -> torch.dtype:
+        return self.rate.dtype
+
     def tables(self, positions: Tensor) -> Rotation:
         check_axes(positions, self.max_axes)
         rate, at = self.rate.to(wide_dtype(positions.device))[:, None], positions[:, None, :, None]

@@ -38,12 +38,14 @@ class Turning(PositionScheme):
         super().__init__()
         self.width, self.interleaved, self.heads = width, interleaved, heads
 
+    @property
+    def table_dtype(self) -> torch.dtype:
+        """float32, or float64 where learned frequencies are, so that their gradients are as exact as they."""
+        return torch.float32
+
     def channels(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """[... T F] of each pair -> [... T R]: the cosine and the signed sine of each channel. float32, or float64 where
-        learned frequencies are, so that their gradients are as exact as they."""
-        learned = next(self.parameters(), None)
-        dtype = torch.float32 if learned is None else learned.dtype
-        cos, sin = cos.to(dtype), sin.to(dtype)
+        """[... T F] of each pair -> [... T R] in `table_dtype`: the cosine and the signed sine of each channel."""
+        cos, sin = cos.to(self.table_dtype), sin.to(self.table_dtype)
         if self.interleaved:
             return torch.stack([cos, cos], -1).flatten(-2), torch.stack([-sin, sin], -1).flatten(-2)
         return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
@@ -117,6 +119,10 @@ class RotaryEmbedding(Turning):
             self.max_axes, self.places = len(sections), places_of(sections, section_order)  # type: ignore[misc]
         self.log_stretch = nn.Parameter(torch.zeros(width // 2)) if learned else None
 
+    @property
+    def table_dtype(self) -> torch.dtype:
+        return torch.float32 if self.log_stretch is None else self.log_stretch.dtype
+
     def frequencies(self, device: torch.device, lengths: Tensor | None = None) -> Frequencies:
         """[F] radians per position and the attention factor; [B|1 T|1 F] where the lengths of texts [B|1 T|1] count."""
         found = self.initial_frequencies(device, lengths)
@@ -151,11 +157,11 @@ class RotaryEmbedding(Turning):
 
     def _tables(self, positions: Tensor, frequencies: Frequencies) -> Rotation:
         angle, scale = self._angles(positions, frequencies.inv_freq), frequencies.attention_factor
-        cos, sin, decay = (angle.cos() * scale)[:, None], (angle.sin() * scale)[:, None], self.decay(positions)
+        cos, sin, decay = (angle.cos() * scale).unsqueeze(1), (angle.sin() * scale).unsqueeze(1), self.decay(positions)
         if decay is None:
             both = self.channels(cos, sin)
             return Rotation(*both, *both)
-        decay = decay[:, None]
+        decay = decay.unsqueeze(1)
         return Rotation(*self.channels(cos * decay, sin * decay), *self.channels(cos / decay, sin / decay))
 
     def _angles(self, positions: Tensor, inv_freq: Tensor) -> Tensor:
