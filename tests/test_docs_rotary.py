@@ -15,11 +15,11 @@ from x_positional.rope import from_hf
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "rotary").glob("*.md"))
-OTHERS = [ROOT / "docs" / "plot.md"]
+OTHERS = [ROOT / "docs" / "plot.md", ROOT / "docs" / "axes.md"]
 VARIANTS = [page for page in PAGES if page.stem != "index"]
-NO_FORM = {"ntk", "ntk_by_parts", "xpos", "polar"}
+NO_FORM = {"ntk", "ntk_by_parts", "xpos", "polar", "axial", "mixed", "learned"}
 """Pages of what Hugging Face cannot write."""
-PROMISE = re.compile(r"^print\(.*\)  # (.*)$", re.MULTILINE)
+PROMISE = re.compile(r"^ *print\(.*\)  # (.*)$", re.MULTILINE)
 
 
 def blocks(page: Path, language: str) -> list[str]:

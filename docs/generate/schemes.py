@@ -38,7 +38,8 @@ How to read the columns:
 - **needs a causal mask**: blind to order, or undefined, without one; refused in an `Encoder`.
 
 Rotary schemes and their scalings have [a page each](rotary/index.md): formula, when to use it, cost, and what happens past the
-trained length. To see what any scheme does: [`x-positional plot`](plot.md).
+trained length. Images, video and time stamps: [positions with more than one axis](axes.md). To see what any scheme does:
+[`x-positional plot`](plot.md).
 """
 
 
