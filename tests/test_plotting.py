@@ -15,7 +15,7 @@ from x_positional.plotting.gallery import NOTHING
 from x_positional.plotting.part import Part, parts_of
 from x_positional.plotting.products import products
 from x_positional.registry import REGISTRY
-from x_positional.rope import Linear, LongRope, Proportional, Yarn
+from x_positional.rope import Linear, LongRope, NtkByParts, Proportional, Yarn
 from x_positional.scheme import PositionScheme
 from x_positional.training import MissingExtra
 
@@ -186,8 +186,26 @@ def test_wavelengths_are_sorted_by_the_trained_length(figure):
     assert list(before) == pytest.approx(waves.tolist(), rel=1e-5)
     assert [*whole, *less] == pytest.approx((2 * waves).tolist(), rel=1e-5)
     assert max(whole, default=0) <= LENGTH < min(less)
-    assert f"{len(whole)} of 4 pairs turn fully within {LENGTH} positions" in picture.sentence
+    assert f"Within {LENGTH} positions 1 of 4 pairs turned fully before stretching, now 1." in picture.sentence
     assert figure().axes[0].get_yscale() == "log"
+
+
+def test_pairs_are_judged_by_how_they_were_trained(figure):
+    """theta 500 over 4 pairs: waves of 6.3, 29.7, 140, 664; trained on 7, then read to 21."""
+    for factor, new in ((2.0, 3), (3.0, 0)):  # of the three that had not turned within 7, who goes past their angles
+        scaling = NtkByParts(factor=factor, original_max_position_embeddings=7, alpha=1.0, beta=1.01)
+        picture = draw_rotation.draw_wavelengths(one(Rope(theta=500.0, scaling=scaling)))
+        assert picture is not None
+        assert (
+            f"Before stretching 1 of 4 pairs turned fully within the trained 7 positions; of the others, {new} pass"
+            in (picture.sentence)
+        )
+        _, whole, less = (points.get_offsets()[:, 1] for points in figure().axes[0].collections)
+        assert list(whole) == pytest.approx([2 * torch.pi], rel=1e-5)
+        assert list(less) == pytest.approx([2 * torch.pi * 500 ** (i / 4) * factor for i in (1, 2, 3)], rel=1e-5)
+    plain = draw_rotation.draw_wavelengths(one(Rope(theta=500.0)))
+    assert plain is not None
+    assert "1 of 4 pairs turn fully within 21 positions; past them" in plain.sentence
 
 
 def test_a_scaling_that_stops_all_pairs_has_no_pictures_of_pairs(tmp_path: Path):

@@ -42,16 +42,17 @@ def draw_wavelengths(part: Part) -> Picture | None:
     pairs = find_pairs(part.subject, part.horizon + 1)
     if pairs is None:
         return None
-    after = wavelengths(part.subject, pairs, part.horizon + 1)
     drawn = figure(8.6, 4.4)
     axes = drawn.subplots()
-    before = None if part.before is None else find_pairs(part.before, part.horizon + 1)
-    if part.before is not None and before is not None:
-        waves = wavelengths(part.before, before, part.horizon + 1).numpy()
-        axes.scatter(firsts(before).numpy(), waves, s=30, facecolors="none", edgecolors=GREY, label="before stretching")
-    number, whole = firsts(pairs), after <= part.trained
+    length, then = part.horizon + 1, ""
+    before, after = as_trained(part, pairs), wavelengths(part.subject, pairs, length)
+    if part.before is not None and (all_before := find_pairs(part.before, length)) is not None:
+        then = " before stretching"
+        waves = wavelengths(part.before, all_before, length).numpy()
+        axes.scatter(firsts(all_before).numpy(), waves, s=30, facecolors="none", edgecolors=GREY, label=then.strip())
+    number, whole = firsts(pairs), before <= part.trained
     for chosen, colour, marker, label in (
-        (whole, BLUE, "o", f"a whole turn within {part.trained}"), (~whole, ORANGE, "s", "less than a turn"),
+        (whole, BLUE, "o", f"a whole turn within {part.trained}{then}"), (~whole, ORANGE, "s", f"less than a turn{then}"),
     ):  # fmt: skip
         if chosen.any():
             axes.scatter(number[chosen].numpy(), after[chosen].numpy(), s=16, color=colour, marker=marker, label=label)
@@ -59,7 +60,18 @@ def draw_wavelengths(part: Part) -> Picture | None:
     mark(axes, part.marks, upright=False)
     tidy(axes, xlabel="pair, by its first channel", ylabel="positions per turn")
     drawn.legend(loc="outside right center", frameon=False, fontsize=8)
-    return Picture(f"{part.name}-wavelengths", "Wavelengths", _about_wavelengths(part, pairs, after), png(drawn))
+    sentence = _about_wavelengths(part, pairs, before, after)
+    return Picture(f"{part.name}-wavelengths", "Wavelengths", sentence, png(drawn))
+
+
+def as_trained(part: Part, pairs: Pairs) -> Tensor:
+    """[P] positions per turn of these pairs before they were stretched."""
+    length = part.horizon + 1
+    found = None if part.before is None else find_pairs(part.before, length)
+    if part.before is None or found is None:
+        return wavelengths(part.subject, pairs, length)
+    waves = dict(zip(found.inputs, wavelengths(part.before, found, length).tolist(), strict=True))
+    return torch.tensor([waves.get(channels, math.inf) for channels in pairs.inputs], dtype=torch.float64)
 
 
 def wavelengths(subject: Subject, pairs: Pairs, length: int) -> Tensor:
@@ -82,14 +94,29 @@ def _about_tables(part: Part, pairs: Pairs) -> str:
     )
 
 
-def _about_wavelengths(part: Part, pairs: Pairs, after: Tensor) -> str:
-    whole, count = int((after <= part.trained).sum()), len(after)
-    text = f"{whole} of {count} pairs turn fully within {part.trained} positions"
-    if whole < count:
-        text += "; past them the others reach angles that training has not shown"
-    text += f". The fastest turns once in {float(after.min()):.3g} positions, the slowest in {float(after.max()):.3g}."
+def _about_wavelengths(part: Part, pairs: Pairs, before: Tensor, after: Tensor) -> str:
+    text = _turns(part, before, after)
+    text += f" The fastest turns once in {float(after.min()):.3g} positions, the slowest in {float(after.max()):.3g}."
     if part.before is not None and not part.scheme.capabilities().prefix_consistent:
         text += f" The scaling follows the text's length; this is a text of {part.horizon + 1}."
     if pairs.still:
         text += f" {len(pairs.still)} channels do not turn and are not here."
     return text + part.learned
+
+
+def _turns(part: Part, before: Tensor, after: Tensor) -> str:
+    """How many pairs turned fully in training, and which of the others will go where they have not been."""
+    whole, count, trained, longest = before <= part.trained, len(after), part.trained, part.max_seq_len
+    if part.before is None:
+        text = f"{int(whole.sum())} of {count} pairs turn fully within {trained} positions"
+        return text + ("." if whole.all() else "; past them the others reach angles that training has not shown.")
+    if part.config.trained_length() is None:
+        now = int((after <= trained).sum())
+        return (
+            f"Within {trained} positions {int(whole.sum())} of {count} pairs turned fully before stretching, now {now}."
+        )
+    new = int((~whole & (longest / after > 1.0001 * trained / before)).sum())
+    return (
+        f"Before stretching {int(whole.sum())} of {count} pairs turned fully within the trained {trained} positions; of the "
+        f"others, {new} pass the angles they had there within {longest} positions."
+    )
