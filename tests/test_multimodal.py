@@ -4,6 +4,8 @@ B batch, T tokens.
 """
 
 import itertools
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -237,3 +239,12 @@ def test_ragged_prompts_with_images_decode_like_each_row_alone(order: str, paddi
         on = torch.arange(after, after + steps)[:, None].expand(-1, 3)
         alone = model(tokens, positions=torch.cat([own, on])[None])
         assert (torch.cat(got, 1)[b] - alone[0, -steps:]).abs().max() < 1e-5
+
+
+def test_the_page_about_axes_runs() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "axes.md").read_text()
+    shown: dict[str, Any] = {}
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(snippet, shown)
+    assert shown["logits"].isfinite().all()
+    assert shown["placed"].positions.shape == (2, 36, 3)

@@ -147,6 +147,23 @@ ONE_SCHEME = [
         position={"kind": "rope", "theta": 100.0},
         max_seq_len=1024,
     ),
+    error("rope: sections share out all pairs that turn.", position={"kind": "rope", "dim": 32, "sections": (8, 12, 12)}),
+    error("rope: a section for each of several axes.", position={"kind": "rope", "sections": (32,)}),
+    error(
+        "rope: axes that take turns need a first axis that fills the rest.",
+        position={"kind": "rope", "sections": (8, 12, 12), "section_order": "interleaved"},
+    ),
+    error(
+        "rope: in video order height and width take turns.",
+        position={"kind": "rope", "sections": (8, 10, 14), "section_order": "video"},
+    ),
+    error("rope, xpos: an order needs sections.", position={"kind": "rope", "section_order": "video"}),
+    error("xpos: it decays with one distance.", position={"kind": "xpos", "sections": (8, 12, 12)}),
+    error("axial: axes have equal shares of the turning channels.", position={"kind": "axial", "axes": 3}),
+    error("mixed: axes start with equal shares of the turning channels.", position={"kind": "mixed", "axes": 3}),
+    error("axial: each kind of frequency has its own setting.", position={"kind": "axial", "freqs": "pixel", "theta": 100.0}),
+    error("axial: the first frequency is always the same.", position={"kind": "axial", "dim": 4, "theta": 100.0}),
+    warning("axial: pixel frequencies are for coordinates.", position={"kind": "axial", "freqs": "pixel"}),
     error(
         "xpos: its factors grow with the length of the text and must stay inside float32.",
         position={"kind": "xpos", "scale_base": 64.0},

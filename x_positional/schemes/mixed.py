@@ -56,10 +56,14 @@ class MixedEmbedding(Turning):
         if positions.ndim == 2:
             angle = at.to(rate.dtype) * rate.sum(-1)
         else:  # not a matrix product: it would be rounded under autocast where there is no float64
-            angle = sum(at[..., a].to(rate.dtype) * rate[..., a] for a in range(self.max_axes))
-        k = self.channels(angle.cos(), angle.sin())
-        q = k if self.share == 1 else tuple(t.repeat_interleave(self.share, dim=1) for t in k)
-        return Rotation(*q, *k)
+            angle = at[..., 0].to(rate.dtype) * rate[..., 0]
+            for axis in range(1, self.max_axes):
+                angle = angle + at[..., axis].to(rate.dtype) * rate[..., axis]
+        k_cos, k_sin = self.channels(angle.cos(), angle.sin())
+        if self.share == 1:
+            return Rotation(k_cos, k_sin, k_cos, k_sin)
+        q_cos, q_sin = k_cos.repeat_interleave(self.share, dim=1), k_sin.repeat_interleave(self.share, dim=1)
+        return Rotation(q_cos, q_sin, k_cos, k_sin)
 
 
 class Mixed(SchemeConfig):
