@@ -56,6 +56,7 @@ LAYOUT = {
     PACKAGE: ABOVE,  # x_positional/__init__.py: the public names
     "testing": ABOVE,
     "training": ABOVE,
+    "plotting": ABOVE,
     "cli": ABOVE,
 }
 FAMILIES = ("flag_table", "flags", "rope", "validate")  # flags_reader.py belongs to flags, and so on
@@ -64,6 +65,7 @@ TORCH_ONLY = {"context", "scheme", "masks", "slots", "cache", "sampling"}
 BASE = {"torch", "einops", "pydantic", "typing_extensions", "yaml", "safetensors", "rich"}  # always installed
 EXTRAS = {
     "training": {"accelerate", "matplotlib", "numpy", "tensorboard", "tokenizers"},
+    "plotting": {"matplotlib"},
     "cli": {"typer", "click"},
 }
 

@@ -165,6 +165,13 @@ class Rope(SchemeConfig):
             )
         return found
 
+    def unstretched(self) -> SchemeConfig | None:
+        plain = self.model_copy(update={"scaling": None, "interpolation_factor": 1.0, "base_rescale_factor": 1.0})
+        return None if plain == self else plain
+
+    def trained_length(self) -> int | None:
+        return None if self.scaling is None else self.scaling.trained_length()
+
     def _slowest_turn(self, width: int) -> float:
         """Positions in a whole turn of the slowest pair."""
         if width < 4:
