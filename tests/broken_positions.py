@@ -13,7 +13,6 @@ from torch import Tensor
 from tests.broken_bases import PlainAlibi, PlainForgetting, PlainLearned, PlainRope, PlainSinusoidal
 from x_positional.scheme import AttentionContext, Bias, Capabilities, Dims
 from x_positional.schemes import (
-    AxialEmbedding,
     NoPE,
     T5Bias,
     t5_buckets,
@@ -125,18 +124,6 @@ class NumberedCells(PlainRope):
         if positions.ndim == 2:
             positions = positions[..., None].expand(-1, -1, 2)
         return super().tables(positions[..., 0].clamp(max=60) * 40 + positions[..., 1])
-
-
-class AnyAxes(AxialEmbedding):
-    """Takes fewer axes than it has, and fills in zeros."""
-
-    def __init__(self, dims: Dims):
-        super().__init__(dims.head_dim, 3)
-
-    def tables(self, positions: Tensor) -> Rotation:
-        if positions.ndim == 3:
-            positions = torch.nn.functional.pad(positions, (0, 3 - positions.shape[-1]))
-        return super().tables(positions)
 
 
 class OneSidedT5(T5Bias):

@@ -12,10 +12,10 @@ from x_positional import validate_rules as rules
 from x_positional import validate_use as use_rules
 from x_positional import validate_vision as vision_rules
 from x_positional.backends import BackendError, Choice, choose, obstacles
-from x_positional.config import ContinuousConfig, LayersConfig, ModelConfig
+from x_positional.config import ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
 from x_positional.registry import SchemeConfig
 from x_positional.scheme import Capabilities, Dims, PositionScheme
-from x_positional.schemes.compose import Chain
+from x_positional.schemes.compose import Chain, tells_order
 from x_positional.validate_case import CacheName, Case, Use, features, part_name, resolve_kinds
 from x_positional.validate_report import IncompatibleConfig, Report, across, merged, require
 from x_positional.validate_target import AnyConfig, Stack, read_target
@@ -59,12 +59,13 @@ def layers_report(
 ) -> Report:  # fmt: skip
     """The verdict on a stack of layers, with the length and the embedding width of the wrapper around it."""
     stack, reports = resolve_kinds(config, max_seq_len), []
+    blind = all(_is_blind(kind, config.dims(max_seq_len, embed_dim)) for kind in stack)
     for place, (said, kind) in enumerate(zip(config.layer_kinds(), stack, strict=True)):
         if kind in stack[:place]:
             continue
         own = {name: getattr(said, name) for name in type(said).model_fields}
         case = Case(
-            layers=config.model_copy(update={**own, "pattern": ()}), parts=kind.parts, stack=stack,
+            layers=config.model_copy(update={**own, "pattern": ()}), parts=kind.parts, stack=stack, blind=blind,
             max_seq_len=max_seq_len, embed_dim=embed_dim, model=model, use=use or Use(),
         )  # fmt: skip
         reports.append(judge(case))
@@ -133,6 +134,12 @@ def _build_lightly(part: SchemeConfig, dims: Dims) -> PositionScheme:
     except (NotImplementedError, RuntimeError):  # it reads values while it is built
         with torch.random.fork_rng(devices=[]):
             return part.build(dims)
+
+
+def _is_blind(kind: LayerConfig, dims: Dims) -> bool:
+    """Whether layers of this kind, without a causal mask, cannot tell one order of tokens from another."""
+    named, unbuilt = build_parts(kind.parts, dims)
+    return kind.reach.recent is None and not unbuilt and not any(tells_order(scheme) for _, scheme in named)
 
 
 def combined(schemes: list[PositionScheme]) -> Capabilities | None:

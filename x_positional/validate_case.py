@@ -34,12 +34,13 @@ class Use:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One kind of layer of a stack. stack: every kind. layers: the config, with what this kind says. schemes: by name, one
+    """One kind of layer of a stack. stack: every kind; blind: none of them tells one order of tokens from another. layers: the config, with what this kind says. schemes: by name, one
     of each part that can be built, without memory for parameters. model: None for layers alone."""
 
     layers: LayersConfig
     parts: tuple[SchemeConfig, ...]
     stack: tuple[LayerConfig, ...]
+    blind: bool = False
     named: tuple[tuple[str, PositionScheme], ...] = ()
     max_seq_len: int | None = None
     embed_dim: int | None = None

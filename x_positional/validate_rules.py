@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from x_positional.anchors import anchor_problem
 from x_positional.config import LayersConfig, ModelConfig
-from x_positional.schemes.compose import chain_problems
+from x_positional.schemes.compose import chain_problems, tells_order
 from x_positional.schemes.none import NoPE
 from x_positional.validate_case import Case, part_name
 
@@ -153,7 +153,7 @@ def causal_schemes_need_a_decoder(case: Case) -> Iterator[str]:
     kind = case.layers.kind
     if kind == "decoder":
         return
-    undefined = case.names(lambda s: s.causal_only and not isinstance(s, NoPE))
+    undefined = case.names(lambda s: s.causal_only and tells_order(s))
     if undefined:
         yield (
             f"position={', '.join(undefined)} is defined only under a causal mask, and kind={kind!r} has none. Use a decoder, or "
@@ -165,7 +165,7 @@ def an_encoder_needs_order(case: Case) -> Iterator[str]:
     """Without a causal mask and without positions nothing tells one order of tokens from another."""
     if isinstance(case.model, ModelConfig) and _blind(case) and case.layers.position is not None:
         yield (
-            "position='none' in an encoder: nothing tells one order of tokens from another. "
+            f"position={', '.join(case.kinds)} in an encoder: nothing tells one order of tokens from another. "
             "Use rope, polar, alibi, t5, dynamic, absolute or sinusoidal."
         )
 
@@ -228,8 +228,7 @@ def a_window_is_shorter_than_the_text(case: Case) -> Iterator[str]:
 
 def _blind(case: Case) -> bool:
     """A window tells near from far, so it is not blind; one kind of layer that is not is enough."""
-    no_order = (k.reach.recent is None and {part_name(part) for part in k.parts} == {"none"} for k in case.stack)
-    return case.layers.kind == "encoder" and all(no_order)
+    return case.layers.kind == "encoder" and case.blind
 
 
 def _limits(case: Case) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from x_positional.backends.eager import replace_hidden, share_heads
 from x_positional.plotting.contexts import at_distances, last_query, square
 from x_positional.plotting.part import Part
-from x_positional.scheme import AttentionContext, PositionScheme, Rows
+from x_positional.scheme import AttentionContext, PositionScheme
 
 CONTENT_HOOKS = ("key_state", "content_bias", "transform_scores")
 SAMPLES, MOST_KEYS = 8, 4096
@@ -81,12 +81,12 @@ def _lively(scheme: PositionScheme, measure: Callable[[PositionScheme], Tensor])
 
 def _added(scheme: PositionScheme, part: Part, ctx: AttentionContext) -> Tensor:
     """[B H T S]: what the three hooks add, NaN where the key is hidden. Content has unit variance in every channel."""
-    dims, every = part.dims, Rows(0, ctx.T)
-    visible = ctx.visible_rows(every)
+    dims = part.dims
+    visible = ctx.visible_rows(ctx.every_row)
     total = torch.zeros(ctx.batch, dims.heads, ctx.T, ctx.S)
     bias = scheme.bias(ctx)
     if bias is not None:
-        total = total + replace_hidden(bias.dense(ctx, every), visible)
+        total = total + replace_hidden(bias.dense(ctx, ctx.every_row, ctx.every_key), visible)
     if reads_content(scheme):
         draw = torch.Generator().manual_seed(0)
         q = torch.randn(ctx.batch, dims.heads, ctx.T, dims.head_dim, generator=draw)
@@ -94,7 +94,7 @@ def _added(scheme: PositionScheme, part: Part, ctx: AttentionContext) -> Tensor:
         x = torch.randn(ctx.batch, ctx.S, dims.dim, generator=draw)
         content = scheme.content_bias(q, ctx, scheme.key_state(x))
         if content is not None:
-            total = total + replace_hidden(content.dense(ctx, every), visible)
+            total = total + replace_hidden(content.dense(ctx, ctx.every_row, ctx.every_key), visible)
         scores = q @ share_heads(k, dims.heads).mT * dims.head_dim**-0.5 + total
         total = total + scheme.transform_scores(scores, visible, q, ctx) - scores
     return total if visible is None else total.masked_fill(~visible, torch.nan)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from x_positional import masks
 from x_positional.plotting.part import Part
-from x_positional.scheme import AttentionContext
+from x_positional.scheme import AttentionContext, Reach
 
 
 def square(part: Part, tokens: int) -> AttentionContext:
@@ -51,5 +51,5 @@ def _context(part: Part, q_index: Tensor, kv_index: Tensor, ordered: bool) -> At
     return AttentionContext(
         q_index=q_index, kv_index=kv_index, q_positions=part.subject.place(q_index[0]),
         kv_positions=part.subject.place(kv_index[0]), batch=1, heads=part.dims.heads, span=int(kv_index.max()) + 1,
-        causal=part.dims.causal, window=part.window, ordered=ordered, custom_positions=part.scheme.max_axes > 1,
+        causal=part.dims.causal, reach=Reach(window=part.window), ordered=ordered, custom_positions=part.scheme.max_axes > 1,
     )  # fmt: skip

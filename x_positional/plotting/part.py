@@ -11,7 +11,7 @@ from torch import Tensor
 from x_positional.config import LayersConfig
 from x_positional.registry import SchemeConfig
 from x_positional.scheme import Dims, PositionScheme
-from x_positional.validate_case import part_name, resolve_position
+from x_positional.validate_case import part_name, resolve_kinds
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Subject:
 @dataclass(frozen=True)
 class Part:
     """One scheme along one axis. before: the same before its frequencies were stretched, None where they are not.
-    max_seq_len: the model's. window: of its layers, None for all keys."""
+    max_seq_len: the model's. window: of its layer, None for all keys."""
 
     name: str
     config: SchemeConfig
@@ -92,6 +92,14 @@ class Part:
         )
 
 
+def _distinct(layers: LayersConfig, max_seq_len: int) -> list[tuple[SchemeConfig, int | None]]:
+    """Each scheme once with each window that it runs under, in the order of the layers."""
+    found: list[tuple[SchemeConfig, int | None]] = []
+    for kind in resolve_kinds(layers, max_seq_len):
+        found += [(part, kind.window) for part in kind.parts if (part, kind.window) not in found]
+    return found
+
+
 def parts_of(layers: LayersConfig, max_seq_len: int, embed_dim: int | None = None) -> list[Part]:
     """The schemes of a stack, parameters as at the start of training and the same at every call; of a scheme with
     parameters for each layer, one layer's."""
@@ -100,14 +108,14 @@ def parts_of(layers: LayersConfig, max_seq_len: int, embed_dim: int | None = Non
     parts: list[Part] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for config in resolve_position(layers, max_seq_len):
+        for config, window in _distinct(layers, max_seq_len):
             seen.append(part_name(config))
             twin, plain = seen.count(seen[-1]), config.unstretched()
             part = Part(
                 name=seen[-1] if twin == 1 else f"{seen[-1]}-{twin}", config=config,
                 subject=Subject(config.build(dims), dims),
                 before=None if plain is None else Subject(plain.build(dims), dims), max_seq_len=max_seq_len,
-                window=layers.window,
+                window=window,
             )  # fmt: skip
             parts += part.along_axes()
     return parts

@@ -43,7 +43,7 @@ class Chain(PositionScheme):
         return Capabilities(
             kernel=next(kernel for kernel in _WEAKEST if kernel in kernels), kv_cacheable=all(c.kv_cacheable for c in caps),
             unbounded=self.limit is None, absolute=any(c.absolute for c in caps),
-            causal_only=not orders or any(c.causal_only and (c.uses_positions or c.kernel != "fused") for c in caps),
+            causal_only=not orders or any(part.causal_only and tells_order(part) for part in self._all()),
             continuous=all(c.continuous for c in caps if c.uses_positions),
             uses_positions=any(c.uses_positions for c in caps),
             prefix_consistent=all(c.prefix_consistent for c in caps),
@@ -88,6 +88,12 @@ class Chain(PositionScheme):
         for part in self._all():
             scores = part.transform_scores(scores, visible, q, ctx)
         return scores
+
+
+def tells_order(scheme: PositionScheme) -> bool:
+    """Whether it lets a query tell one order of keys from another; no position at all and temperatures do not."""
+    hooks = ("embed", "rotate_k", "key_state", "bias", "content_bias", "transform_scores")
+    return any(map(scheme.overrides, hooks))
 
 
 def chain_problems(parts: Sequence[PositionScheme]) -> list[str]:

@@ -24,7 +24,6 @@ class QueryTemperature(PositionScheme):
 
     absolute = True
     causal_only = True
-    continuous = False  # it steps, so a fraction says nothing
 
     def __init__(self, scale: float = 0.1, floor_scale: float = 8192, offset: float = 1.0):
         super().__init__()
