@@ -10,7 +10,7 @@ from torch import Tensor
 from x_positional import ContinuousTransformerWrapper, Decoder
 from x_positional.registry import REGISTRY
 from x_positional.scheme import Dims
-from x_positional.schemes import Axial, Mixed, Rope
+from x_positional.schemes import Axial, LogN, Mixed, Rope, Temperature
 
 DIMS = Dims(dim=24, heads=2, kv_heads=2, head_dim=24, causal=True, embed_dim=24, max_seq_len=32)
 B, T = 3, 11
@@ -26,7 +26,7 @@ def continuous() -> dict[str, object]:
                 found[kind] = kind
     own: dict[str, object] = {
         "learned": Rope(learned=True), "axial, pixel, learned": Axial(axes=1, freqs="pixel", learned=True),
-        "mixed, one axis": Mixed(axes=1),
+        "mixed, one axis": Mixed(axes=1), "temperature": Temperature(floor_scale=0.7), "log_n": LogN(trained=2),
     }  # fmt: skip
     return found | own
 

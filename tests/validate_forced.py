@@ -100,7 +100,7 @@ def has_no_effect_by_design(config: ModelConfig, path: Path) -> bool:
         "gate_bias": (layers.ff.bias,) if layers.ff.glu else (),
         "cross_attend": (layers.kind == "cross_attender",),
     }  # fmt: skip
-    hidden = leaf == "max_distance" and layers.window is not None  # no distance is as far as the window
+    hidden = leaf == "max_distance" and (layers.window or layers.chunk) is not None  # no distance is as far
     part = at(config, path[:-1])
     if isinstance(part, Rope | Axial | Mixed):
         meant["dim"] = (layers.head_dim,)

@@ -78,7 +78,7 @@ def decoding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
     tokens, context = tokens_of(config, full.shape[1]), context_of(config)
     for chunks in ([1] * tokens.shape[1], [3, 1, 2, tokens.shape[1]]):
         cache = model.new_cache(BATCH, tokens.shape[1] if use.cache == "static" else None, use.cache_window)
-        if use.cache == "sliding" and None in cache.windows:
+        if use.cache == "sliding" and any(reach.recent is None for reach in cache.reaches):
             yield "the sliding cache keeps everything"
         with torch.no_grad():
             pieces = [
@@ -187,17 +187,18 @@ def parts_of(scheme: PositionScheme) -> list[Module]:
 
 
 def rotating(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
-    """Queries turn as each scheme that turns them says."""
+    """Queries point to where each scheme that turns queries and keys says; a temperature only makes them longer."""
     scheme = model.attn_layers.kinds[0].scheme
     if not isinstance(scheme, Chain):
         return
     q = torch.randn(1, config.layers.heads, 4, config.layers.head_dim, generator=torch.Generator().manual_seed(3))
     positions = torch.tensor([[0, 1, 2, 5]])
     turned = scheme.rotate_q(q, scheme.tables(positions))
+    directions = turned / turned.norm(dim=-1, keepdim=True)
     for part in scheme.parts:
-        if isinstance(part, PositionScheme) and part.overrides("rotate_q"):
+        if isinstance(part, PositionScheme) and part.overrides("rotate_k"):
             alone = part.rotate_q(q, part.tables(positions))
-            if alone.shape != turned.shape or far(alone, turned):
+            if alone.shape != turned.shape or far(alone / alone.norm(dim=-1, keepdim=True), directions):
                 yield f"queries do not turn as {type(part).__name__} says"
 
 

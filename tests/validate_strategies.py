@@ -45,6 +45,11 @@ SCHEMES = {
     "dynamic": fields("dynamic", dim=[5], depth=[1], log_distance=[True], norm=[True]),
     "cope": fields("cope", max_pos=[4]),
     "forgetting": fields("forgetting", bias_init=[1.0]),
+    "temperature": st.fixed_dictionaries(
+        {"kind": st.just("temperature"), "floor_scale": st.just(2.0)},  # short enough to be seen in these texts
+        optional={"scale": st.just(0.5), "offset": st.just(0.0)},
+    ),
+    "log_n": st.just({"kind": "log_n", "trained": 3}),
 }  # fmt: skip
 ANY = st.one_of(*SCHEMES.values())
 
@@ -70,7 +75,8 @@ def layers_with(position):
         "head_dim": st.sampled_from([6, 8, 12]), "position": position,
     }, optional={
         "kv_heads": maybe(1, 2, 3), "cross_attend": maybe(True, usual=False), "context_dim": maybe(5, weight=4),
-        "window": maybe(2, 3, 5, weight=1), "flash": st.booleans(), "norm": NORMS, "attn": ATTENTION, "ff": FEEDFORWARD,
+        "window": maybe(2, 3, 5, weight=1), "chunk": maybe(4, weight=6),
+        "keep_first": maybe(1, usual=0, weight=6), "flash": st.booleans(), "norm": NORMS, "attn": ATTENTION, "ff": FEEDFORWARD,
         "backend": maybe("eager", "blockwise", "sdpa", "flex", usual="auto", weight=1),
         "norm_place": maybe("post", "sandwich", "parallel", usual="pre"), "final_norm": maybe(True, False),
     })  # fmt: skip

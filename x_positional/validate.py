@@ -59,7 +59,8 @@ def layers_report(
 ) -> Report:  # fmt: skip
     """The verdict on a stack of layers, with the length and the embedding width of the wrapper around it."""
     stack, reports = resolve_kinds(config, max_seq_len), []
-    blind = all(_is_blind(kind, config.dims(max_seq_len, embed_dim)) for kind in stack)
+    dims = config.dims(max_seq_len, embed_dim)
+    blind = config.kind == "encoder" and all(_is_blind(kind, dims) for kind in stack)
     for place, (said, kind) in enumerate(zip(config.layer_kinds(), stack, strict=True)):
         if kind in stack[:place]:
             continue
@@ -139,7 +140,8 @@ def _build_lightly(part: SchemeConfig, dims: Dims) -> PositionScheme:
 def _is_blind(kind: LayerConfig, dims: Dims) -> bool:
     """Whether layers of this kind, without a causal mask, cannot tell one order of tokens from another."""
     named, unbuilt = build_parts(kind.parts, dims)
-    return kind.reach.recent is None and not unbuilt and not any(tells_order(scheme) for _, scheme in named)
+    sees = any(tells_order(scheme) or not scheme.causal_only for _, scheme in named)
+    return kind.reach.recent is None and not unbuilt and not sees
 
 
 def combined(schemes: list[PositionScheme]) -> Capabilities | None:

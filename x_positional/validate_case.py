@@ -34,8 +34,9 @@ class Use:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One kind of layer of a stack. stack: every kind; blind: none of them tells one order of tokens from another. layers: the config, with what this kind says. schemes: by name, one
-    of each part that can be built, without memory for parameters. model: None for layers alone."""
+    """One kind of layer of a stack. stack: every kind; blind: an encoder none of which tells one order of tokens from
+    another. layers: the config, with what this kind says. schemes: by name, one of each part that can be built, without
+    memory for parameters. model: None for layers alone."""
 
     layers: LayersConfig
     parts: tuple[SchemeConfig, ...]

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 
 from x_positional.anchors import anchor_problem
 from x_positional.config import LayersConfig, ModelConfig
+from x_positional.schemes.axial import Axial
 from x_positional.schemes.compose import chain_problems, tells_order
 from x_positional.schemes.none import NoPE
 from x_positional.validate_case import Case, part_name
+from x_positional.vision_config import VisionConfig
 
 Rule = Callable[[Case], Iterator[str]]
 
@@ -218,6 +220,16 @@ def cross_attention_reads_positions_if_given(case: Case) -> Iterator[str]:
         )
 
 
+def pixel_frequencies_want_coordinates(case: Case) -> Iterator[str]:
+    """Pixel frequencies are for coordinates; what an image is told is judged with the image."""
+    pixels = any(isinstance(part, Axial) and part.freqs == "pixel" for part in case.parts)
+    if pixels and not isinstance(case.model, VisionConfig):
+        yield (
+            "axial: freqs='pixel' is for coordinates from -1 to 1. Whole numbers, such as the index of a token, all turn by "
+            "multiples of pi and look alike. Pass float positions."
+        )
+
+
 def a_window_is_shorter_than_the_text(case: Case) -> Iterator[str]:
     """A window or chunk as long as the longest input hides nothing."""
     length = case.max_seq_len
@@ -228,7 +240,7 @@ def a_window_is_shorter_than_the_text(case: Case) -> Iterator[str]:
 
 def _blind(case: Case) -> bool:
     """A window tells near from far, so it is not blind; one kind of layer that is not is enough."""
-    return case.layers.kind == "encoder" and case.blind
+    return case.blind
 
 
 def _limits(case: Case) -> list[int]:
@@ -249,5 +261,5 @@ COMBINATIONS: tuple[Rule, ...] = (
 
 WARNINGS: tuple[Rule, ...] = (
     a_table_bounds_the_length, schemes_are_distinct, order_comes_from_somewhere,
-    cross_attention_reads_positions_if_given, a_window_is_shorter_than_the_text,
+    cross_attention_reads_positions_if_given, a_window_is_shorter_than_the_text, pixel_frequencies_want_coordinates,
 )  # fmt: skip

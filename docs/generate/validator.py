@@ -179,7 +179,7 @@ ONE_SCHEME = [
         position={"kind": "axial", "freqs": "pixel", "theta": 100.0},
     ),
     error("axial: the first frequency is always the same.", position={"kind": "axial", "dim": 4, "theta": 100.0}),
-    warning("axial: pixel frequencies are for coordinates.", position={"kind": "axial", "freqs": "pixel"}),
+    warning(rules.pixel_frequencies_want_coordinates, position={"kind": "axial", "freqs": "pixel"}),
     error(
         "xpos: its factors grow with the length of the text and must stay inside float32.",
         position={"kind": "xpos", "scale_base": 64.0},
@@ -328,7 +328,7 @@ IMAGES = [
     image(vision_rules.a_window_counts_along_rows, "warning", window=3),
     image(vision_rules.coordinates_suit_the_frequencies, "warning", coordinates="centered"),
     image(
-        vision_rules.coordinates_suit_the_frequencies, "warning", 2, position={"kind": "axial", "freqs": "pixel"},
+        vision_rules.coordinates_suit_the_frequencies, "warning", position={"kind": "axial", "freqs": "pixel"},
     ),
 ]  # fmt: skip
 

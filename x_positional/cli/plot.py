@@ -12,6 +12,7 @@ from x_positional.plotting import draw
 from x_positional.training.errors import UserError, listed
 from x_positional.training.progress import shown
 from x_positional.validate_target import AnyConfig, read_target
+from x_positional.vision_config import VisionConfig
 
 FOLDER = Path("plots")
 
@@ -41,4 +42,6 @@ def _sizes(config: AnyConfig) -> tuple[LayersConfig, int | None, int | None]:
     """The layers, the longest text and the embedding's width, where there are."""
     if isinstance(config, LayersConfig):
         return config, None, None
+    if isinstance(config, VisionConfig):
+        return config.stack, config.trained_patches, None
     return config.layers, config.max_seq_len, config.emb_dim if isinstance(config, ModelConfig) else None

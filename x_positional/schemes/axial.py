@@ -85,11 +85,3 @@ class Axial(SchemeConfig):
                     "let more channels turn."
                 )
         return found
-
-    def warnings(self, dims: Dims) -> list[str]:
-        if self.freqs == "lang":
-            return []
-        return [
-            "axial: freqs='pixel' is for coordinates from -1 to 1. Whole numbers, such as the index of a token, all turn by "
-            "multiples of pi and look alike. Pass float positions."
-        ]

@@ -80,13 +80,13 @@ VARIANTS: dict[str, Case] = {
     "t5, 8 buckets to 20, scaled": Case(T5(num_buckets=8, max_distance=20, scale=4.0)),
     "dynamic, log distance, norm": Case(Dynamic(log_distance=True, norm=True, depth=1, dim=7)),
     "cope, 4 positions": Case(CopeConfig(max_pos=4), SHARED),
-    "rope + temperature": Case(["rope", Temperature(floor_scale=1.5)]),
+    "rope + temperature": Case(["rope", Temperature(floor_scale=0.7)]),
     "forgetting, gates half open": Case(ForgettingConfig(bias_init=0.0)),
 }
 
 
 SHORT: dict[str, Case] = {
-    "temperature": Case(Temperature(floor_scale=1.5)),
+    "temperature": Case(Temperature(floor_scale=0.7)),
     "log_n": Case(LogN(trained=4)),
 }
 """Schemes whose defaults do nothing in texts as short as the suite's."""
