@@ -76,7 +76,7 @@ def layers_with(position):
     }, optional={
         "kv_heads": maybe(1, 2, 3), "cross_attend": maybe(True, usual=False), "context_dim": maybe(5, weight=4),
         "window": maybe(2, 3, 5, weight=1), "chunk": maybe(4, weight=6),
-        "keep_first": maybe(1, usual=0, weight=6), "flash": st.booleans(), "norm": NORMS, "attn": ATTENTION, "ff": FEEDFORWARD,
+        "flash": st.booleans(), "norm": NORMS, "attn": ATTENTION, "ff": FEEDFORWARD,
         "backend": maybe("eager", "blockwise", "sdpa", "flex", usual="auto", weight=1),
         "norm_place": maybe("post", "sandwich", "parallel", usual="pre"), "final_norm": maybe(True, False),
     })  # fmt: skip
