@@ -15,7 +15,7 @@ from x_positional.backends import BackendError, Choice, choose, obstacles
 from x_positional.config import ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
 from x_positional.registry import SchemeConfig
 from x_positional.scheme import Capabilities, Dims, PositionScheme
-from x_positional.schemes.compose import Chain
+from x_positional.schemes.compose import Chain, tells_order
 from x_positional.validate_case import CacheName, Case, Use, features, part_name, resolve_kinds
 from x_positional.validate_report import IncompatibleConfig, Report, across, merged, require
 from x_positional.validate_target import AnyConfig, Stack, read_target
@@ -140,7 +140,8 @@ def _build_lightly(part: SchemeConfig, dims: Dims) -> PositionScheme:
 def _is_blind(kind: LayerConfig, dims: Dims) -> bool:
     """Whether layers of this kind, without a causal mask, cannot tell one order of tokens from another."""
     named, unbuilt = build_parts(kind.parts, dims)
-    blank = all(scheme.causal_only and not scheme.capabilities().uses_positions for _, scheme in named)
+    schemes = [scheme for _, scheme in named]
+    blank = all(s.causal_only and not tells_order(s) and not s.capabilities().uses_positions for s in schemes)
     return kind.reach.recent is None and not unbuilt and blank
 
 
