@@ -16,7 +16,7 @@ from x_positional.schemes import (
     RotaryEmbedding,
     T5Bias,
 )
-from x_positional.schemes.rotary import Rotation
+from x_positional.schemes.rotation import Rotation
 
 
 class QuietCope(PlainCope):

@@ -18,7 +18,7 @@ from x_positional.schemes import (
     t5_buckets,
 )
 from x_positional.schemes.frequencies import Frequencies
-from x_positional.schemes.rotary import Rotation
+from x_positional.schemes.rotation import Rotation
 
 
 class FalselyAbsolute(PlainAlibi):
@@ -101,6 +101,31 @@ class FirstAxisRope(PlainRope):
         return super().tables(positions[..., 0] if positions.ndim == 3 else positions)
 
 
+class TextOnTimeAxis(PlainRope):
+    """Takes a position without axes for one on the first axis alone."""
+
+    max_axes = 3
+
+    def tables(self, positions: Tensor) -> Rotation:
+        pairs = self.width // 2
+        each = torch.nn.functional.pad(positions[..., None], (0, 2)) if positions.ndim == 2 else positions
+        spread = each.repeat_interleave(pairs // 3, dim=-1)
+        angle = spread * self.inv_freq(positions.device)
+        both = self.channels(angle.cos()[:, None], angle.sin()[:, None])
+        return Rotation(*both, *both)
+
+
+class NumberedCells(PlainRope):
+    """Numbers the cells of an image row by row, 40 to a row, in at most 61 rows."""
+
+    max_axes = 2
+
+    def tables(self, positions: Tensor) -> Rotation:
+        if positions.ndim == 2:
+            positions = positions[..., None].expand(-1, -1, 2)
+        return super().tables(positions[..., 0].clamp(max=60) * 40 + positions[..., 1])
+
+
 class OneSidedT5(T5Bias):
     """Has buckets for the past alone, and says that it needs no causal mask."""
 
@@ -141,9 +166,8 @@ class MatmulAngles(PlainRope):
 
     def tables(self, positions: Tensor) -> Rotation:
         angle = positions[..., None].float() @ self.inv_freq(positions.device).float()[None]
-        cos, sin = angle.cos(), angle.sin()
-        q_cos, q_sin = self._lay_out(cos, cos), self._lay_out(-sin, sin)
-        return Rotation(q_cos, q_sin, q_cos, q_sin)
+        both = self.channels(angle.cos()[:, None], angle.sin()[:, None])
+        return Rotation(*both, *both)
 
 
 class HalfGates(PlainForgetting):

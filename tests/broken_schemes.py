@@ -38,6 +38,7 @@ from tests.broken_positions import (
     NeedlesslyCausal,
     NeedlesslyLimited,
     NeedlesslyWhole,
+    NumberedCells,
     OneSidedT5,
     OverstatedLimit,
     RandomSlopes,
@@ -46,6 +47,7 @@ from tests.broken_positions import (
     SharedTable,
     SlopeFunction,
     TensorRope,
+    TextOnTimeAxis,
 )
 from x_positional.scheme import PositionScheme
 
@@ -83,7 +85,7 @@ BROKEN = [
     BrokenCase(NarrowSums, "packing", "changing the first document changed the others"),
     BrokenCase(FalselyAbsolute, "shift", "no shift changes"),
     BrokenCase(FalselyRelative, "shift", "absolute=False"),
-    BrokenCase(ClampedTable, "limit", "and from 2881 on"),
+    BrokenCase(ClampedTable, "limit", "and from 11520 on"),
     BrokenCase(NeedlesslyLimited, "limit", "past it work as well"),
     BrokenCase(OverstatedLimit, "limit", "IndexError"),
     BrokenCase(IndexAlibi, "custom_positions", "with gaps"),
@@ -91,6 +93,8 @@ BROKEN = [
     BrokenCase(RoundedRope, "float_positions", "fractional"),
     BrokenCase(NeedlesslyWhole, "float_positions", "continuous=False"),
     BrokenCase(FirstAxisRope, "axes", "axis 1 of 2"),
+    BrokenCase(TextOnTimeAxis, "axes", "equal on all axes"),
+    BrokenCase(NumberedCells, "axes", "axis 0 moved by 1000"),
     BrokenCase(OneSidedT5, "order", "after the query"),
     BrokenCase(FalselyOrdered, "order", "before the query"),
     BrokenCase(NeedlesslyCausal, "order", "works without a causal mask"),

@@ -10,6 +10,8 @@ SCHEMES = sorted(n for n, c in REGISTRY.items() if c.__module__.startswith("x_po
 TABLES = ["absolute"]
 """Schemes that end at max_seq_len."""
 UNLIMITED = [name for name in SCHEMES if name not in TABLES]
+PAIRS_OF_AXES = ["axial", "mixed"]
+"""Schemes that want a pair of channels for each of two axes."""
 NUM_TOKENS = 29
 GREEDY = {"temperature": 0.0}
 
@@ -27,7 +29,8 @@ def language_model(position="rope", *, seed: int = 0, max_seq_len: int = 48, **f
     """Two layers, three query heads on one key head, no size a power of two."""
     torch.manual_seed(seed)
     sizes = {"dim": 26, "depth": 2, "heads": 3, "attn_kv_heads": 1, "attn_dim_head": 10}
-    layers = Decoder(**{**sizes, **flags}, position=position)
+    wide = {"attn_dim_head": 12} if position in PAIRS_OF_AXES else {}
+    layers = Decoder(**{**sizes, **wide, **flags}, position=position)
     return perturbed(TransformerWrapper(num_tokens=NUM_TOKENS, max_seq_len=max_seq_len, attn_layers=layers), seed)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from x_positional import TransformerWrapper
+from x_positional import ModelConfig, TransformerWrapper, ViTransformerWrapper
 
 NAMES: list[tuple[str, str, int | None]] = [
     (r"token_emb\.emb\.weight", "token_emb.weight", None),
@@ -25,6 +25,12 @@ NAMES: list[tuple[str, str, int | None]] = [
     (r"rel_pos\.mlp\.(\d+)\.1\.(?:weight|gamma)", r"{DynamicBias}.\1.norm.weight", None),
     (r"rel_pos\.mlp\.(\d+)\.1\.bias", r"{DynamicBias}.\1.norm.bias", None),
     (r"rel_pos\.mlp\.(\d+)\.(weight|bias)", r"{DynamicBias}.\1.linear.\2", 0),
+    (r"patch_to_embedding\.0\.gamma", "patch_embedding.pixel_norm.weight", None),
+    (r"patch_to_embedding\.1\.(weight|bias)", r"patch_embedding.project.\1", None),
+    (r"patch_to_embedding\.2\.gamma", "patch_embedding.norm.weight", None),
+    (r"pos_embedding", "patch_table.table", None),
+    (r"register_tokens", "register_tokens", None),
+    (r"mlp_head\.(weight|bias)", r"to_logits.\1", None),
     (r"(.+)\.0\.0\.(?:gamma|g)", r"\1_residual.before.gain", None),
     (r"(.+)\.0\.1\.(?:gamma|g)", r"\1_residual.after.gain", None),
     (r"(.+)\.0\.2\.(?:gamma|g)", r"\1_residual.outer.gain", None),
@@ -46,8 +52,8 @@ BRANCHES = {"a": "attn", "c": "cross", "f": "ff"}
 CONSTANTS = r"(?:rotary|polar)_pos_emb\.(?:inv_freq|scale)"
 
 
-def port(theirs: nn.Module, ours: TransformerWrapper) -> None:
-    """Every parameter of their TransformerWrapper into `ours`. Raises where one has no place or a place stays empty."""
+def port(theirs: nn.Module, ours: TransformerWrapper | ViTransformerWrapper) -> None:
+    """Every parameter of their wrapper into `ours`. Raises where one has no place or a place stays empty."""
     config = ours.config.layers
     order = head_order(config.heads, config.kv_heads or config.heads)
     found: dict[str, Tensor] = {}
@@ -95,7 +101,7 @@ def _reordered(tensor: Tensor, axis: int, order: Tensor) -> Tensor:
     return tensor.unflatten(axis, (len(order), -1)).index_select(axis, order).flatten(axis, axis + 1)
 
 
-def _scheme_named(name: str, ours: TransformerWrapper, block: int) -> str:
+def _scheme_named(name: str, ours: TransformerWrapper | ViTransformerWrapper, block: int) -> str:
     match = re.fullmatch(r"\{(\w+)\}\.(.+)", name)
     if match is None:
         return name
@@ -114,14 +120,19 @@ def _flat_mlp(name: str, scheme: nn.Module) -> str:
     return f"mlp.{int(match[1]) * step + (match[2] == 'norm')}.{match[3]}"
 
 
-def _adapt(found: dict[str, Tensor], ours: TransformerWrapper) -> None:
-    """What differs in more than its name: joined projections, a norm without bias, positions of length one."""
+def _adapt(found: dict[str, Tensor], ours: TransformerWrapper | ViTransformerWrapper) -> None:
+    """What differs in more than its name: joined projections, a norm without bias, positions of length one, and the table of
+    an image, of which theirs reads as many rows as there are patches, from the first."""
     for whole in ours.state_dict():
         match = re.fullmatch(r"(.+\.to_)(qkv|kv)\.weight", whole)
         if match:
             found[whole] = torch.cat([found.pop(f"{match[1]}{part}.weight") for part in match[2]])
         if whole.endswith("mlp.1.bias"):
             found.setdefault(whole, torch.zeros_like(found[whole.replace("bias", "weight")]))
+    if "patch_table.table" in found:
+        rows, columns = ours.config.grid
+        found["patch_table.table"] = found["patch_table.table"][0, : rows * columns].unflatten(0, (rows, columns))
+    unit = isinstance(ours.config, ModelConfig) and ours.config.l2norm_embed
     for name in found:
-        if ours.config.l2norm_embed and name.startswith("attn_layers.schemes") and name.endswith(".table"):
+        if unit and name.startswith("attn_layers.schemes") and name.endswith(".table"):
             found[name] = F.normalize(found[name], dim=-1) * found[name].shape[-1] ** 0.5

@@ -11,7 +11,7 @@ from x_positional.flags import FlagError
 from x_positional.placement import InputError, PositionError
 
 CONTINUOUS = ["rope", "xpos", "polar", "alibi", "dynamic", "sinusoidal", "scaled_sinusoidal"]
-LAYERS = {"dim": 26, "depth": 2, "heads": 3, "attn_kv_heads": 1, "attn_dim_head": 10}
+LAYERS = {"dim": 26, "depth": 2, "heads": 3, "attn_kv_heads": 1, "attn_dim_head": 12}
 
 
 def build(position="rope", layers=Decoder, **wrapper) -> ContinuousTransformerWrapper:

@@ -144,3 +144,15 @@ def test_a_spelling_names_one_date_and_the_batch_holds_it(example) -> None:
     assert [bytes(row).decode() for row in target[:, 1:].tolist()] == [day.isoformat() for day in confusable[:4]]
     assert all(bytes(row[keep].tolist()).decode() for row, keep in zip(source, mask, strict=True))
     assert not source[~mask].any()
+
+
+def test_vit_digits(example, capsys) -> None:
+    module = example("vit_digits")
+    right = module.main(["--quick"])
+    assert list(right) == ["axial", "absolute"]
+    assert all(len(shares) == 3 and shares[0] > 0.15 for shares in right.values())
+    assert min(losses(capsys.readouterr().out)) < 2.25  # log(10) = 2.303 for knowing nothing
+    images, labels = module.draw(30, 24, 28)
+    assert images.shape == (30, 1, 24, 28)
+    bright = (images[:, 0] > 0.8).flatten(1).sum(1)  # noise ends at 0.6, and a digit's pixels begin at 0.8
+    assert bright.tolist() == [4 * int(module.PIXELS[label].sum()) for label in labels]

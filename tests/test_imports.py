@@ -37,15 +37,18 @@ LAYOUT = {
     "block": "scheme cache norms feedforward attention",
     "transformer": "scheme masks anchors cache backends norms attention placement crossing block",
     "config": "scheme registry schemes",
+    "vision_config": "registry schemes config",
     "flag_table": "",
     "flags": "scheme registry schemes config flag_table",
-    "validate": "scheme anchors registry schemes backends config flag_table flags",
+    "validate": "scheme anchors registry schemes backends config vision_config flag_table flags",
     "build": ABOVE,
     "describe": ABOVE,
     "layers": ABOVE,
     "wrappers": ABOVE,
     "continuous": ABOVE,
+    "vision": ABOVE,
     "sampling": "",
+    "multimodal": "scheme",
     "prompts": "cache placement",
     "decoding": ABOVE,
     "generate": ABOVE,
@@ -53,6 +56,7 @@ LAYOUT = {
     PACKAGE: ABOVE,  # x_positional/__init__.py: the public names
     "testing": ABOVE,
     "training": ABOVE,
+    "plotting": ABOVE,
     "cli": ABOVE,
 }
 FAMILIES = ("flag_table", "flags", "rope", "validate")  # flags_reader.py belongs to flags, and so on
@@ -61,6 +65,7 @@ TORCH_ONLY = {"context", "scheme", "masks", "slots", "cache", "sampling"}
 BASE = {"torch", "einops", "pydantic", "typing_extensions", "yaml", "safetensors", "rich"}  # always installed
 EXTRAS = {
     "training": {"accelerate", "matplotlib", "numpy", "tensorboard", "tokenizers"},
+    "plotting": {"matplotlib"},
     "cli": {"typer", "click"},
 }
 
@@ -174,7 +179,7 @@ SOME_PACKAGES = {"x_positional", "x_positional.backends"}
 @pytest.mark.parametrize(
     ("module", "source", "message"),
     [
-        ("x_positional.scheme", "from x_positional.masks import causal", "scheme may import: nothing"),
+        ("x_positional.scheme", "from x_positional.masks import causal", "scheme may import: context"),
         ("x_positional.scheme", "import pydantic", "imports pydantic; scheme may use torch"),
         ("x_positional.scheme", "def f():\n    from x_positional import build", "imports x_positional.build"),
         ("x_positional.masks", "import x_positional.build", "imports x_positional.build"),

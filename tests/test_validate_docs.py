@@ -9,7 +9,7 @@ from test_docs import generator
 from validate_forced import forced
 from validate_oracles import faults
 
-from x_positional.config import ContinuousConfig, LayersConfig, ModelConfig
+from x_positional.config import ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
 from x_positional.schemes import XPos
 from x_positional.validate import Use, check
 from x_positional.validate_target import read_target
@@ -28,7 +28,8 @@ def test_the_page_is_up_to_date() -> None:
 
 def messages() -> list[str]:
     """The longest fixed part of every message that a rule or a scheme's config can give."""
-    files = [PACKAGE / "validate_rules.py", PACKAGE / "validate_use.py", *sorted((PACKAGE / "schemes").glob("*.py"))]
+    rules = [PACKAGE / f"validate_{name}.py" for name in ("rules", "use", "vision")]
+    files = [*rules, *sorted((PACKAGE / "schemes").glob("*.py"))]
     found = []
     for file in files:
         for function in ast.walk(ast.parse(file.read_text())):
@@ -59,6 +60,7 @@ def test_every_message_is_shown(text: str) -> None:
 
 @pytest.mark.parametrize("rule", [*GENERATOR.rules.SETTINGS, *GENERATOR.rules.COMBINATIONS, *GENERATOR.rules.WARNINGS,
                                   *GENERATOR.use_rules.ERRORS, *GENERATOR.use_rules.WARNINGS,
+                                  *GENERATOR.vision_rules.ERRORS, *GENERATOR.vision_rules.WARNINGS,
                                   *GENERATOR.use_rules.BACKEND_ERRORS, *GENERATOR.use_rules.BACKEND_WARNINGS],
                          ids=lambda rule: rule.__name__)  # fmt: skip
 def test_every_rule_is_shown(rule) -> None:
@@ -88,11 +90,14 @@ IN_WORDS = GENERATOR.NAMES
 ON_CUDA = [example for example in EXAMPLES if example.flags.get("device") == "cuda"]
 ELSEWHERE = {
     "position='absolute', max_seq_len=None": "layers alone; test_a_table_without_a_length_waits",
+    "position='log_n', max_seq_len=None": "layers alone, as above",
     name_of(GENERATOR.SCALINGS[2]): "layers alone, as above",
+    "position='rope', pattern=[{'position': 'alibi'}]": "idle, and test_what_no_layer_uses_changes_nothing",
     "cache='static', cache_window=64": "two answers to one question, and neither is wrong by itself",
     "position='xpos', max_seq_len=8192, dtype='float16'": "test_xpos_in_float16_leaves_its_range",
 }
-FORCED = [e for e in EXAMPLES if e.level == "error" and e not in IN_WORDS and e not in ON_CUDA]
+OF_IMAGES = GENERATOR.IMAGES  # test_vision.py builds them
+FORCED = [e for e in EXAMPLES if e.level == "error" and e not in [*IN_WORDS, *ON_CUDA, *OF_IMAGES]]
 
 
 @pytest.mark.parametrize("example", [e for e in FORCED if name_of(e) not in ELSEWHERE], ids=name_of)
@@ -120,6 +125,12 @@ def test_xpos_in_float16_leaves_its_range() -> None:
         with torch.no_grad():
             out = model(torch.ones(2, 3, dtype=torch.long), positions=positions, mask=mask)
         assert bool(out[mask].isfinite().all()) is finite
+
+
+def test_what_no_layer_uses_changes_nothing() -> None:
+    entries = (LayerConfig.model_validate({"position": "alibi"}),)
+    kinds = [LayersConfig(dim=16, depth=2, pattern=entries, position=p).layer_kinds() for p in ("rope", None)]
+    assert kinds[0] == kinds[1]
 
 
 def test_a_table_without_a_length_waits() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from x_positional.backends import BackendError, Choice, choose
 from x_positional.config import ModelConfig
-from x_positional.schemes import Alibi, Rope
+from x_positional.schemes import Alibi, Axial, Mixed, Rope
 from x_positional.wrappers import TransformerWrapper, build_model
 
 BATCH, CONTEXT = 2, 5
@@ -100,10 +100,16 @@ def has_no_effect_by_design(config: ModelConfig, path: Path) -> bool:
         "gate_bias": (layers.ff.bias,) if layers.ff.glu else (),
         "cross_attend": (layers.kind == "cross_attender",),
     }  # fmt: skip
-    hidden = leaf == "max_distance" and layers.window is not None  # no distance is as far as the window
+    hidden = leaf == "max_distance" and (layers.window or layers.chunk) is not None  # no distance is as far
     part = at(config, path[:-1])
-    if isinstance(part, Rope):
+    if isinstance(part, Rope | Axial | Mixed):
         meant["dim"] = (layers.head_dim,)
+    if isinstance(part, Mixed):  # theta is where its frequencies start
+        meant["theta"] = (part.theta,)
+    if (
+        isinstance(part, Rope) and part.kind == "rope" and len(part.sections or ()) > 1
+    ):  # text is the same on every axis
+        meant |= {"sections": (part.sections,), "section_order": (part.section_order,)}
     if isinstance(part, Alibi):  # learned slopes are a start; as many heads as slopes are said twice
         meant["slopes"] = (part.slopes,) if part.learned and part.slopes else ()
         meant["heads"] = (len(part.slopes),) if part.slopes else meant["heads"]

@@ -26,6 +26,8 @@ from x_positional.config import ModelConfig
 from x_positional.scheme import AttentionContext, PositionScheme, Span
 from x_positional.schemes import (
     AlibiBias,
+    Axial,
+    AxialEmbedding,
     Chain,
     CoPE,
     Forgetting,
@@ -76,7 +78,7 @@ def decoding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
     tokens, context = tokens_of(config, full.shape[1]), context_of(config)
     for chunks in ([1] * tokens.shape[1], [3, 1, 2, tokens.shape[1]]):
         cache = model.new_cache(BATCH, tokens.shape[1] if use.cache == "static" else None, use.cache_window)
-        if use.cache == "sliding" and None in cache.windows:
+        if use.cache == "sliding" and any(reach.recent is None for reach in cache.reaches):
             yield "the sliding cache keeps everything"
         with torch.no_grad():
             pieces = [
@@ -140,7 +142,8 @@ def shifting(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
         near = model(tokens, **context)
         if not caps.absolute and far(near, model(tokens, positions=torch.arange(n) + 3, **context)):
             yield "moving all positions changes the output"
-        spread = torch.arange(n) * 37 if caps.unbounded else torch.arange(n) * (config.max_seq_len - 1) // (n - 1)
+        step = 36.5 if caps.continuous else 37  # whole numbers turn pixel frequencies by multiples of pi
+        spread = torch.arange(n) * step if caps.unbounded else torch.arange(n) * (config.max_seq_len - 1) // (n - 1)
         farther = config.max_seq_len > n or caps.unbounded
         if farther and not far(near, model(tokens, positions=spread, **context), 1e-6):
             yield "positions change nothing"
@@ -165,22 +168,37 @@ def listing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tens
             yield "the order of the schemes matters"
 
 
+def splitting(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """Each axis of a position turns the pairs that its section says, or its share of them; none stand still."""
+    for part in config.layers.position or ():
+        if isinstance(part, Axial) or (isinstance(part, Rope) and part.kind == "rope" and part.sections is not None):
+            scheme = part.build(config.layers.dims(config.max_seq_len))
+            axes = len(part.sections) if isinstance(part, Rope) else part.axes
+            pairs = scheme.width // 2
+            said = list(part.sections) if isinstance(part, Rope) else [pairs // axes] * axes
+            positions = torch.eye(axes)[None] if axes > 1 else torch.ones(1, 1)
+            turned = (scheme.tables(positions).k_sin[0, 0] != 0).sum(-1) // 2
+            if turned.tolist() != said or sum(said) != pairs:
+                yield f"of {pairs} pairs the axes turn {turned.tolist()}, not {said}"
+
+
 def parts_of(scheme: PositionScheme) -> list[Module]:
     return list(scheme.parts) if isinstance(scheme, Chain) else [scheme]
 
 
 def rotating(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
-    """Queries turn as each scheme that turns them says."""
+    """Queries point to where each scheme that turns queries and keys says; a temperature only makes them longer."""
     scheme = model.attn_layers.kinds[0].scheme
     if not isinstance(scheme, Chain):
         return
     q = torch.randn(1, config.layers.heads, 4, config.layers.head_dim, generator=torch.Generator().manual_seed(3))
     positions = torch.tensor([[0, 1, 2, 5]])
     turned = scheme.rotate_q(q, scheme.tables(positions))
+    directions = turned / turned.norm(dim=-1, keepdim=True)
     for part in scheme.parts:
-        if isinstance(part, PositionScheme) and part.overrides("rotate_q"):
+        if isinstance(part, PositionScheme) and part.overrides("rotate_k"):
             alone = part.rotate_q(q, part.tables(positions))
-            if alone.shape != turned.shape or far(alone, turned):
+            if alone.shape != turned.shape or far(alone / alone.norm(dim=-1, keepdim=True), directions):
                 yield f"queries do not turn as {type(part).__name__} says"
 
 
@@ -191,7 +209,7 @@ def laws(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor)
             bias = scheme.of_distance(torch.tensor([1, 5]))[: len(scheme.left)]
             if not (bias[:, 1] < bias[:, 0]).all():
                 yield "an alibi head has no penalty"
-        if isinstance(scheme, RotaryEmbedding):
+        if isinstance(scheme, RotaryEmbedding) and not isinstance(scheme, AxialEmbedding):
             yield from stretching(scheme, next(p.theta for p in config.layers.position or () if isinstance(p, Rope)))
         if isinstance(scheme, T5Bias):
             buckets = t5_buckets(torch.arange(200), scheme.num_buckets, scheme.max_distance, scheme.causal_only)
@@ -232,7 +250,7 @@ def stretching(scheme: RotaryEmbedding, theta: float) -> Iterator[str]:
     """A scaling alone says how the frequencies of theta change: slow pairs at least as much as fast ones, by its factor."""
     cpu, scaling = torch.device("cpu"), scheme.scaling
     length = torch.tensor([[64]]) if scaling.follows_length else None
-    ours, said = scheme.frequencies(cpu, length), scaling.frequencies(scheme.width, theta, length=length)
+    ours, said = scheme.initial_frequencies(cpu, length), scaling.frequencies(scheme.width, theta, length=length)
     if not isinstance(scaling, DefaultRope) and not torch.allclose(ours.inv_freq, said.inv_freq):
         yield "the frequencies are stretched twice"
     if isinstance(scaling, Parts):
@@ -300,5 +318,6 @@ def _behaviour(config: ModelConfig, model: TransformerWrapper) -> tuple[dict[str
 
 
 ORACLES: list[Callable[..., Iterator[str]]] = [
-    decoding, padding, reaching, order, shifting, listing, rotating, laws, both_sides, embedding, fusing, training, settings,
+    decoding, padding, reaching, order, shifting, listing, splitting, rotating, laws, both_sides, embedding, fusing,
+    training, settings,
 ]  # fmt: skip

@@ -25,7 +25,7 @@ SCALINGS = [
 ROTARY = {
     "theta": [500.0], "dim": [4, 6, 6, 0, 7, 40], "fraction": [0.5], "interleaved": [True], "heads": [1, 2, 3],
     "interpolation_factor": [2.0], "base_rescale_factor": [3.0],
-    "scaling": SCALINGS,
+    "scaling": SCALINGS, "sections": [(1, 1), (1, 2), (1, 1, 1), (2, 1, 1), (3,)], "learned": [True],
 }  # fmt: skip
 
 SCHEMES = {
@@ -33,7 +33,10 @@ SCHEMES = {
     "absolute": fields("absolute", offset=[2], scale=[0.7], max_seq_len=[4, 40]),
     "sinusoidal": fields("sinusoidal", theta=[50.0], layout=["concat"]),
     "scaled_sinusoidal": fields("scaled_sinusoidal", theta=[50.0]),
-    "rope": fields("rope", **ROTARY),
+    "rope": fields("rope", **ROTARY, section_order=["interleaved", "video"]),
+    "axial": fields("axial", axes=[1, 2, 3], theta=[500.0], freqs=["pixel"], max_freq=[20.0], dim=[4, 6, 40], interleaved=[True],
+                    learned=[True]),
+    "mixed": fields("mixed", axes=[1, 2, 3], theta=[500.0], dim=[4, 6, 40], interleaved=[True]),
     "xpos": fields("xpos", **ROTARY, scale_base=[30.0, 30.0, 0.2], center=[0, 3]),
     "polar": fields("polar", theta=[500.0], uniform_init=[True]),
     "alibi": fields("alibi", heads=[1, 2, 9], slopes=[(0.5,), (0.5, 0.1), (0.2, -0.1), ()], learned=[True],
@@ -42,6 +45,11 @@ SCHEMES = {
     "dynamic": fields("dynamic", dim=[5], depth=[1], log_distance=[True], norm=[True]),
     "cope": fields("cope", max_pos=[4]),
     "forgetting": fields("forgetting", bias_init=[1.0]),
+    "temperature": st.fixed_dictionaries(
+        {"kind": st.just("temperature"), "floor_scale": st.just(2.0)},  # short enough to be seen in these texts
+        optional={"scale": st.just(0.5), "offset": st.just(0.0)},
+    ),
+    "log_n": st.just({"kind": "log_n", "trained": 3}),
 }  # fmt: skip
 ANY = st.one_of(*SCHEMES.values())
 
@@ -67,7 +75,8 @@ def layers_with(position):
         "head_dim": st.sampled_from([6, 8, 12]), "position": position,
     }, optional={
         "kv_heads": maybe(1, 2, 3), "cross_attend": maybe(True, usual=False), "context_dim": maybe(5, weight=4),
-        "window": maybe(2, 3, 5, weight=1), "flash": st.booleans(), "norm": NORMS, "attn": ATTENTION, "ff": FEEDFORWARD,
+        "window": maybe(2, 3, 5, weight=1), "chunk": maybe(4, weight=6),
+        "flash": st.booleans(), "norm": NORMS, "attn": ATTENTION, "ff": FEEDFORWARD,
         "backend": maybe("eager", "blockwise", "sdpa", "flex", usual="auto", weight=1),
         "norm_place": maybe("post", "sandwich", "parallel", usual="pre"), "final_norm": maybe(True, False),
     })  # fmt: skip

@@ -22,6 +22,8 @@ from x_positional.schemes import (
 )
 from x_positional.seq2seq import XTransformer
 from x_positional.validate import IncompatibleConfig, Report, check
+from x_positional.vision import ViTransformerWrapper
+from x_positional.vision_config import VisionConfig
 from x_positional.wrappers import TransformerWrapper, build_model
 
 __version__ = "0.1.0"
@@ -53,6 +55,8 @@ __all__ = [
     "ScaledSinusoidalConfig",
     "SinusoidalConfig",
     "TransformerWrapper",
+    "ViTransformerWrapper",
+    "VisionConfig",
     "XPos",
     "XTransformer",
     "build_model",

@@ -62,6 +62,7 @@ class KVCache:
         self.span = 0  # every index so far is below it; equal to each row's length while rows are alike
         self.lengths: Tensor | None = None  # [B] tokens per row, once rows differ
         self.last_document: tuple[Tensor, Tensor] | None = None  # the last document [B], its first token's index [B]
+        self.following: Tensor | None = None  # [B|1] or [B|1 A] the next position, once positions were given
         self.reaches = tuple(reaches)
         self._slots = {reach: Slots(batch_size, device, max_len, reach) for reach in set(reaches)}
         self._layers: list[list[Tensor | None]] = [[None, None, None] for _ in reaches]
@@ -91,6 +92,7 @@ class KVCache:
         self.span = tokens.span
         if tokens.last_document is not None:
             self.last_document = tokens.last_document
+        self.following = tokens.following
         return views
 
     def write(
@@ -123,6 +125,7 @@ class KVCache:
         self.lengths = None if self.lengths is None else self.lengths[rows]
         if self.last_document is not None:
             self.last_document = (self.last_document[0][rows], self.last_document[1][rows])
+        self.following = None if self.following is None else _rows(self.following, rows)
         if self.ending is not None:
             self.ending = (self.ending[0], self.ending[1][rows])
         for slots in self._slots.values():

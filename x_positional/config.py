@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny
+from typing_extensions import Self
 
 from x_positional import schemes as _registered  # noqa: F401  (importing it registers every scheme)
 from x_positional.registry import Config, Custom, SchemeConfig, scheme_config
@@ -139,22 +140,11 @@ class LayersConfig(Config):
         return {name: value for name, value in values.items() if value != defaults[name]}
 
 
-class ModelConfig(Config):
-    """A language model: embeddings, layers, head."""
-
-    num_tokens: int = Field(gt=0)
-    max_seq_len: int = Field(gt=0)
-    layers: LayersConfig
-    emb_dim: int | None = Field(default=None, gt=0)
-    emb_dropout: float = Field(default=0.0, ge=0, lt=1)
-    post_emb_norm: bool = False
-    tie_embedding: bool = False
-    tie_embedding_scale: float | None = None
-    l2norm_embed: bool = False
-    logits_dim: int | None = Field(default=None, gt=0)
+class FileConfig(Config):
+    """A whole model, which a YAML file can hold."""
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> "ModelConfig":
+    def from_yaml(cls, path: str | Path) -> Self:
         """Reads a file with the model's keys, at the top or under `model:`. Raises ConfigError, ValidationError."""
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -170,6 +160,21 @@ class ModelConfig(Config):
         if path is not None:
             Path(path).write_text(text)
         return text
+
+
+class ModelConfig(FileConfig):
+    """A language model: embeddings, layers, head."""
+
+    num_tokens: int = Field(gt=0)
+    max_seq_len: int = Field(gt=0)
+    layers: LayersConfig
+    emb_dim: int | None = Field(default=None, gt=0)
+    emb_dropout: float = Field(default=0.0, ge=0, lt=1)
+    post_emb_norm: bool = False
+    tie_embedding: bool = False
+    tie_embedding_scale: float | None = None
+    l2norm_embed: bool = False
+    logits_dim: int | None = Field(default=None, gt=0)
 
 
 class ContinuousConfig(Config):

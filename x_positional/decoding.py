@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from x_positional.cache import CacheError, KVCache
-from x_positional.placement import InputError
+from x_positional.placement import InputError, check_positions, following_positions, where_tokens
 from x_positional.prompts import Prompts
 from x_positional.sampling import LogitsFilter, mark_seen, repetition_penalty, sample, seen_tokens
 from x_positional.wrappers import TransformerWrapper
@@ -44,6 +44,7 @@ class Decoding:
     keep_cache: bool
     context: Tensor | None = None
     context_mask: Tensor | None = None
+    positions: Tensor | None = None  # of the prompts
 
 
 class Run:
@@ -59,6 +60,7 @@ class Run:
         self.changing = [s for s in schemes if not s.capabilities().kv_cacheable]  # a longer text has other keys
         self.cache = self._choose_cache(cache)
         self.fed, self.mask = prompts.tokens, prompts.mask  # [B S], grown only where tokens may be read again
+        self.positions = None if decoding.positions is None else self._prompt_positions(decoding.positions)
         self.lengths = self._prompt_lengths() if self.changing else []
         self.regime = self._regime()
         self.ended = torch.zeros(len(self.fed), dtype=torch.bool, device=self.fed.device)
@@ -90,6 +92,18 @@ class Run:
     def _new_cache(self) -> KVCache:
         (max_len, window), rereads = self.room, bool(self.changing) and not self.decoding.keep_cache
         return self.net.new_cache(len(self.prompts.tokens), max_len=max_len, window=window, rereads=rereads)
+
+    def _prompt_positions(self, positions: Tensor) -> Tensor:
+        """[B T] or [B T A], -1 where there is no token. Raises InputError."""
+        batch, length = self.fed.shape
+        positions = check_positions(positions, batch, length).to(self.fed.device)
+        if positions.is_floating_point():
+            raise InputError(
+                f"positions of prompts are {positions.dtype}, and nothing says where the new tokens would be. Give integers, "
+                "or decode with model(tokens, positions=..., cache=cache) yourself."
+            )
+        positions = positions.expand(batch, *positions.shape[1:])
+        return positions if self.mask is None else where_tokens(positions, self.mask)
 
     def _prompt_lengths(self) -> list[int]:
         """Tokens per row."""
@@ -143,7 +157,7 @@ class Run:
         cache, prompts = self.cache, self.prompts
         if cache is not None and cache.ending is not None and not prompts.tokens.shape[1]:
             return cache.ending[1]
-        x = prompts.last(self._read(prompts.tokens, prompts.mask, cache, self.decoding.context))
+        x = prompts.last(self._read(prompts.tokens, prompts.mask, cache, self.decoding.context, self.positions))
         if cache is not None and self.decoding.keep_cache:
             cache.ending = (cache.span, x)
         return x
@@ -171,6 +185,9 @@ class Run:
         self.fed = torch.cat([self.fed, token[:, None]], dim=1)
         if self.mask is not None:
             self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+        if self.positions is not None:
+            after = following_positions(self.positions)[:, None]
+            self.positions = torch.cat([self.positions, after], dim=1)
 
     def _outgrown(self) -> bool:
         """Whether one more token a row changes the keys of those before it."""
@@ -181,12 +198,15 @@ class Run:
     def _read_again(self) -> Tensor:
         """All tokens so far, from the first on -> [B M]."""
         self.cache = None if self.cache is None else self._new_cache()
-        return self._read(self.fed, self.mask, self.cache, self.decoding.context)[:, -1]
+        return self._read(self.fed, self.mask, self.cache, self.decoding.context, self.positions)[:, -1]
 
-    def _read(self, tokens: Tensor, mask: Tensor | None, cache: KVCache | None, context: Tensor | None) -> Tensor:
+    def _read(
+        self, tokens: Tensor, mask: Tensor | None, cache: KVCache | None, context: Tensor | None,
+        positions: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         context_mask = None if context is None else self.decoding.context_mask
         return self.net(
-            tokens, mask=mask, cache=cache, return_embeddings=True, checked=True, context=context,
+            tokens, mask=mask, positions=positions, cache=cache, return_embeddings=True, checked=True, context=context,
             context_mask=context_mask,
         )  # fmt: skip
 

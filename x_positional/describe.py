@@ -5,6 +5,7 @@ from torch import nn
 from x_positional.config import ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
 from x_positional.transformer import AttentionLayers
 from x_positional.validate import resolve_kinds
+from x_positional.vision_config import VisionConfig
 
 
 def position_words(config: LayersConfig, max_seq_len: int | None) -> str:
@@ -27,22 +28,55 @@ def _kind_words(kind: LayerConfig) -> str:
     return ", ".join([" + ".join(words), *seen, *first])
 
 
+def facts(model: nn.Module, layers: LayersConfig, max_seq_len: int | None) -> dict[str, str]:
+    """What holds for any model around an AttentionLayers, by name."""
+    stack = next(m for m in model.modules() if isinstance(m, AttentionLayers))
+    parameters = list(model.parameters())
+    backends = dict.fromkeys(f"{kind.choice.name} ({kind.choice.reason})" for kind in stack.kinds)
+    heads = f"{layers.heads} heads of {layers.head_dim}" + (f", {layers.kv_heads} key heads" if layers.kv_heads else "")
+    return {
+        "layers": f"{layers.kind}, {layers.depth} blocks of width {layers.dim}, {heads}",
+        "position": position_words(layers, max_seq_len),
+        "backend": "; ".join(backends),
+        "dtype": f"{parameters[0].dtype} on {parameters[0].device}".replace("torch.", ""),
+        "parameters": f"{sum(p.numel() for p in parameters):,}",
+    }
+
+
+def written(facts: dict[str, str]) -> str:
+    """One line per fact."""
+    return "\n".join(f"{name:<15} {value}" for name, value in facts.items())
+
+
 def describe(model: nn.Module, config: ModelConfig | ContinuousConfig) -> str:
     """One line per fact. `model` holds an AttentionLayers."""
-    layers = config.layers
     stack = next(m for m in model.modules() if isinstance(m, AttentionLayers))
-    backends = dict.fromkeys(f"{kind.choice.name} ({kind.choice.reason})" for kind in stack.kinds)
-    parameters = list(model.parameters())
-    count = sum(p.numel() for p in parameters)
     unbounded = all(scheme.capabilities().unbounded for scheme in stack.position_schemes)
     past = "defined past it" if unbounded else "refused past it"
-    heads = f"{layers.heads} heads of {layers.head_dim}" + (f", {layers.kv_heads} key heads" if layers.kv_heads else "")
-    lines = [
-        ("layers", f"{layers.kind}, {layers.depth} blocks of width {layers.dim}, {heads}"),
-        ("position", position_words(layers, config.max_seq_len)),
-        ("backend", "; ".join(backends)),
-        ("dtype", f"{parameters[0].dtype} on {parameters[0].device}".replace("torch.", "")),
-        ("parameters", f"{count:,}"),
-        ("trained length", f"{config.max_seq_len} tokens; positions are {past}" if config.max_seq_len else "not named"),
-    ]
-    return "\n".join(f"{name:<15} {value}" for name, value in lines)
+    length = f"{config.max_seq_len} tokens; positions are {past}" if config.max_seq_len else "not named"
+    return written({**facts(model, config.layers, config.max_seq_len), "trained length": length})
+
+
+def describe_image(model: nn.Module, config: VisionConfig, axes: int) -> str:
+    """The same for a model of images whose schemes read positions with `axes` axes, 0 for none."""
+    known = facts(model, config.stack, config.trained_patches)
+    table = "a learned table" if config.tables else ""
+    others = "" if known["position"] == "none" else known["position"]
+    known["position"] = " + ".join(filter(None, (table, others))) or "none: a bag of patches"
+    rows, columns = config.grid
+    height, width = config.image_size
+    size = f"{height} x {width} pixels, {rows} x {columns} patches of {config.patch_size[0]} x {config.patch_size[1]}"
+    resized = f"; the table is resized ({config.interpolation})" if config.tables else ""
+    told = {
+        0: "not read",
+        1: "one axis: the number of the patch, row by row",
+        2: f"row and column, {config.coordinates}",
+    }
+    beside = [f"{config.num_register_tokens} registers"] if config.num_register_tokens else []
+    beside = ["the cls token", *beside] if config.pool == "cls" else beside
+    nowhere = f"; {' and '.join(beside)} at 0, not rotated" if beside and axes else ""
+    head = f"{config.num_classes} classes" if config.num_classes else "no head"
+    return written({
+        **known, "positions": told[axes] + nowhere, "trained size": f"{size}; other sizes run{resized}",
+        "output": f"{head} on the {'cls token' if config.pool == 'cls' else 'mean of the patches'}",
+    })  # fmt: skip

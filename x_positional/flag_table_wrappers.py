@@ -1,6 +1,6 @@
 """Keywords of the constructors of x-transformers' wrappers."""
 
-from x_positional.flag_table_entry import REQUIRED, Flag, copied, details, refused, table, turned
+from x_positional.flag_table_entry import REQUIRED, Flag, copied, details, own, refused, table, turned
 from x_positional.flag_table_positions import MAX_SEQ_LEN, WRAPPER
 
 _EMBEDDINGS = "Call with `return_embeddings=True` and apply a head of your own."
@@ -95,17 +95,20 @@ AUTOREGRESSIVE = table("AutoregressiveWrapper", [
     *details("looped", looped_loss_threshold_exit=0.05, looped_loss_slope=50, looped_exit_loss_weight=1.0),
 ])  # fmt: skip
 
-_VISION = "There is no image wrapper. Cut the image into patches and use `ContinuousTransformerWrapper(dim_in=...)`."
-
 VISION = table("ViTransformerWrapper", [
-    refused("image_size", REQUIRED, _VISION),
-    refused("patch_size", REQUIRED, _VISION),
-    refused("attn_layers", REQUIRED, _VISION),
-    refused("channels", 3, _VISION),
-    refused("num_classes", None, _VISION),
-    refused("post_emb_norm", False, _VISION),
-    refused("num_register_tokens", 0, _VISION),
-    refused("emb_dropout", 0.0, _VISION),
+    copied("image_size", REQUIRED, "image_size", "Trained size in pixels, also (height, width); other sizes run too."),
+    copied("patch_size", REQUIRED, "patch_size", "Pixels of a patch, also (height, width)."),
+    turned("attn_layers", REQUIRED, "layers", "The `Encoder`. The learned table is on where no scheme is chosen; for both, "
+           "put `\"absolute\"` into `position=`."),
+    copied("channels", 3, "channels", "Channels of a pixel."),
+    copied("num_classes", None, "num_classes", "Logits of the head; without it the pooled embedding comes out."),
+    copied("post_emb_norm", False, "post_emb_norm", "LayerNorm after the patches' embedding."),
+    copied("num_register_tokens", 0, "num_register_tokens", "Learned tokens that are no patch: not rotated."),
+    copied("emb_dropout", 0.0, "emb_dropout", "Dropout of the patches' embedding."),
+    own("pool", "pool", "`mean` of the patches, or a `cls` token.", default="mean"),
+    own("coordinates", "coordinates", "`index`, `rescaled` to the trained size, or `centered` in [-1, 1].",
+        default="index"),
+    own("interpolation", "interpolation", "How the table is resized: `bicubic` or `bilinear`.", default="bicubic"),
 ])  # fmt: skip
 
 ENTRIES: tuple[Flag, ...] = TRANSFORMER + CONTINUOUS + XTRANSFORMER + AUTOREGRESSIVE + VISION

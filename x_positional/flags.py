@@ -9,10 +9,12 @@ from x_positional.flags_reader import Fields, FlagError, FlagReader, check_flags
 
 __all__ = [
     "FlagError", "check_flags", "continuous_from_flags", "layers_from_flags", "model_from_flags",
-    "xtransformer_from_flags",
+    "vision_from_flags", "xtransformer_from_flags",
 ]  # fmt: skip
 
 TRANSFORMER, CONTINUOUS, SEQ2SEQ = "TransformerWrapper", "ContinuousTransformerWrapper", "XTransformer"
+VISION = "ViTransformerWrapper"
+NEEDED = {TRANSFORMER: ("num_tokens", "max_seq_len"), VISION: ("image_size", "patch_size")}
 HEAD = ("logits_dim", "tie_embedding", "tie_embedding_scale")
 
 
@@ -49,6 +51,14 @@ def continuous_from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     problems: list[str] = []
     fields = _wrapped(CONTINUOUS, flags, problems)
     _raise(CONTINUOUS, problems)
+    return fields
+
+
+def vision_from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for ViTransformerWrapper: the fields of `VisionConfig`."""
+    problems: list[str] = []
+    fields = _wrapped(VISION, flags, problems)
+    _raise(VISION, problems)
     return fields
 
 
@@ -107,7 +117,7 @@ def _wrapped(where: str, flags: Mapping[str, Any], problems: list[str], prefix: 
     """The fields of one wrapper and its layers; what is wrong goes to `problems`."""
     given = dict(flags)
     layers, kind = given.pop("attn_layers", None), given.pop("kind", None)
-    required = ("num_tokens", "max_seq_len") if where == TRANSFORMER else ()
+    required = NEEDED.get(where, ())
     if layers is None:
         read = layer_reader(kind, given, problems, where, prefix=prefix, missing=required)
         layers = layer_fields(read, kind)
@@ -127,7 +137,7 @@ def _wrapped(where: str, flags: Mapping[str, Any], problems: list[str], prefix: 
         problems.append(
             f"{prefix}max_seq_len=0 is refused. Give the trained length; for no table {prefix}use_abs_pos_emb=False."
         )
-    position = with_table(layers.get("position"), read)
+    position = layers.get("position") if where == VISION else with_table(layers.get("position"), read)
     return {**fields.tree, "layers": dict(layers) if position is None else {**layers, "position": position}}
 
 

@@ -76,7 +76,7 @@ class FlagReader:
                     self.problem(f"{self.shown(name)} is refused. {flag.note}")
             elif isinstance(flag.default, bool) and not isinstance(value, bool):
                 self.problem(f"{self.shown(name)} is neither True nor False.")
-            elif isinstance(value, tuple) and (flag.copied or not flag.own):
+            elif isinstance(value, tuple) and flag.where == "AttentionLayers" and (flag.copied or not flag.own):
                 self.problem(f"{self.shown(name)} differs by layer, which this flag cannot. Give one value for all.")
         for name in missing:
             if self.given.get(name) is None:

@@ -82,7 +82,7 @@ class AutoregressiveWrapper(nn.Module):
         filter_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None, cache_kv: bool = True, *,
         repetition_penalty: float = 1.0, generator: torch.Generator | None = None, seed: int | None = None,
         cache: KVCache | None = None, return_cache: bool = False, context: Tensor | None = None,
-        context_mask: Tensor | None = None,
+        context_mask: Tensor | None = None, positions: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, KVCache]:  # fmt: skip
         """Continue prompts by up to `seq_len` tokens; returns the new tokens [B N] ([N] for a prompt [T]).
 
@@ -91,6 +91,7 @@ class AutoregressiveWrapper(nn.Module):
         temperature: 0 takes the likeliest token. filter_logits_fn: "top_k", "top_p", "min_p", "top_a", "typical", a
         function of logits, or a list applied in turn; filter_kwargs: its options (a list or dict by name for several).
         restrict_to_max_seq_len: past max_seq_len each token sees the last max_seq_len tokens; otherwise all of them.
+        positions: of the prompts, [B T] or [B T A], -1 for none; new tokens go on after the largest of their row.
         repetition_penalty: counts the tokens of this call, prompts included. generator or seed: a repeatable draw.
         cache: continue from what an earlier call returned (`return_cache=True`), or fill a new one. It then holds all
         that was read and drawn, up to each row's eos: prompts are only what comes after, None to go on as it stands.
@@ -99,7 +100,7 @@ class AutoregressiveWrapper(nn.Module):
         read = nothing_new(cache) if prompts is None else read_prompts(prompts, prompt_lens, self._device)
         decoding = self._decoding(
             seq_len, eos_token, temperature, filter_logits_fn, restrict_to_max_seq_len, filter_kwargs, cache_kv,
-            repetition_penalty, generator, seed, context, context_mask, return_cache or cache is not None,
+            repetition_penalty, generator, seed, context, context_mask, positions, return_cache or cache is not None,
         )  # fmt: skip
         run = Run(self.net, read, decoding, cache, self.pad_value)
         new = list(run.tokens())
@@ -114,12 +115,13 @@ class AutoregressiveWrapper(nn.Module):
         filter_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None, cache_kv: bool = True, *,
         repetition_penalty: float = 1.0, generator: torch.Generator | None = None, seed: int | None = None,
         cache: KVCache | None = None, context: Tensor | None = None, context_mask: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Iterator[Tensor]:  # fmt: skip
         """The tokens of `generate`, [B] at a time, as they are drawn; a cache given holds all that were handed out."""
         read = nothing_new(cache) if prompts is None else read_prompts(prompts, prompt_lens, self._device)
         decoding = self._decoding(
             seq_len, eos_token, temperature, filter_logits_fn, restrict_to_max_seq_len, filter_kwargs, cache_kv,
-            repetition_penalty, generator, seed, context, context_mask, cache is not None,
+            repetition_penalty, generator, seed, context, context_mask, positions, cache is not None,
         )  # fmt: skip
         return Run(self.net, read, decoding, cache, self.pad_value).tokens()
 
@@ -130,7 +132,7 @@ class AutoregressiveWrapper(nn.Module):
     def _decoding(
         self, seq_len: int, eos_token: int | Sequence[int] | None, temperature: float, filter_logits_fn: Any,
         restrict: bool, filter_kwargs: Any, cache_kv: bool, penalty: float, generator: torch.Generator | None,
-        seed: int | None, context: Tensor | None, context_mask: Tensor | None, keep_cache: bool,
+        seed: int | None, context: Tensor | None, context_mask: Tensor | None, positions: Tensor | None, keep_cache: bool,
     ) -> Decoding:  # fmt: skip
         if seq_len < 0:
             raise InputError(f"seq_len={seq_len} is the number of new tokens; it cannot be negative.")
@@ -146,6 +148,7 @@ class AutoregressiveWrapper(nn.Module):
             seq_len=seq_len, eos=self._ending_ids(eos_token), temperature=temperature,
             filters=resolve_filters(filter_logits_fn, filter_kwargs), penalty=penalty, generator=generator,
             use_cache=cache_kv, restrict=restrict, keep_cache=keep_cache, context=context, context_mask=context_mask,
+            positions=positions,
         )  # fmt: skip
 
     def _ending_ids(self, eos_token: int | Sequence[int] | None) -> Tensor | None:

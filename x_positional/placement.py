@@ -24,7 +24,7 @@ def _check_mask(mask: Tensor, batch: int, length: int, name: str = "mask") -> No
         )
 
 
-def _check_positions(positions: Tensor, batch: int, length: int, name: str = "positions") -> Tensor:
+def check_positions(positions: Tensor, batch: int, length: int, name: str = "positions") -> Tensor:
     """[T], [B T] or [B T A] -> [B|1 T] or [B|1 T A]."""
     if positions.dtype == torch.bool or positions.is_complex():
         raise InputError(f"{name} must be integers or floats; these are {positions.dtype}.")
@@ -59,7 +59,7 @@ def token_mask(batch: int, length: int, mask: Tensor | None, positions: Tensor |
     if mask is not None:
         _check_mask(mask, batch, length)
         return mask
-    return None if positions is None else _mask_of_positions(_check_positions(positions, batch, length), None, batch)
+    return None if positions is None else _mask_of_positions(check_positions(positions, batch, length), None, batch)
 
 
 def place(
@@ -69,34 +69,42 @@ def place(
     """The new tokens' index, positions and documents, after those already in `cache`.
 
     mask: [B T] bool, True = a token; left, right or anywhere. positions: ints or floats; an integer -1 is no token.
-    document_ids: [B T]; positions then restart at each document unless given. Raises InputError.
+    document_ids: [B T]; positions then restart at each document unless given. After given positions, a cache goes on with
+    the largest so far, of any axis, plus one, on every axis. Raises InputError.
     """
     if mask is not None:
         _check_mask(mask, batch, length)
         if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
             mask = None  # nothing is padded: keep the fast path
     if positions is not None:
-        positions = _check_positions(positions, batch, length).to(device)
+        positions = check_positions(positions, batch, length).to(device)
         mask = _mask_of_positions(positions, mask, batch)
     first = 0 if cache is None else cache.starts()
     span = length if cache is None else cache.span + length
     start = first if mask is None and isinstance(first, int) else None
+    shift = first if isinstance(first, int) else first[:, None]
     if mask is None:
-        index = torch.arange(length, device=device)[None] + (first if isinstance(first, int) else first[:, None])
+        index = torch.arange(length, device=device)[None] + shift
     else:
-        index = index_of(mask)
-        shift = first if isinstance(first, int) else first[:, None]
-        index = torch.where(mask, index + shift, NO_TOKEN)
+        index = torch.where(mask, index_of(mask) + shift, NO_TOKEN)
     if cache is not None and start is None and cache.must_grow(span):  # padding counts in the bound: look at the rows
         span = max(cache.longest(), int(index.max()) + 1)
     last_document, restarted = None, None
     if document_ids is not None:
         document_ids = check_documents(document_ids, batch, length).to(device)
         restarted, last_document = _restart(index.expand(batch, -1), document_ids, cache)
-        positions = restarted if positions is None else positions
+    following = None if cache is None else cache.following
+    if positions is not None:
+        held = positions if mask is None or positions.is_floating_point() else where_tokens(positions, mask)
+        following = following_positions(held, following)
+    elif restarted is not None:
+        positions = restarted
+    elif following is not None:
+        positions = _go_on(following, index, index - shift)
+        following = following_positions(positions, following)
     return Tokens(
         index=index, positions=index if positions is None else positions, documents=document_ids, start=start, span=span,
-        last_document=last_document, in_document=restarted,
+        last_document=last_document, in_document=restarted, following=following,
     )  # fmt: skip
 
 
@@ -104,8 +112,37 @@ def _mask_of_positions(positions: Tensor, mask: Tensor | None, batch: int) -> Te
     if mask is not None or positions.is_floating_point() or torch.compiler.is_compiling():
         return mask
     is_token = positions != NO_TOKEN
-    is_token = is_token.all(-1) if is_token.ndim == 3 else is_token
+    is_token = is_token.any(-1) if is_token.ndim == 3 else is_token
     return None if bool(is_token.all()) else is_token.expand(batch, -1)
+
+
+def following_positions(positions: Tensor, before: Tensor | None = None) -> Tensor:
+    """[B|1 T] or [B|1 T A] positions -> [B|1] or [B|1 A] where a text that ends here goes on: the largest of any axis + 1,
+    on every axis (Wang et al. 2024, arXiv:2409.12191, section 2.1). Floats stay floats: they have no next."""
+    after = positions.flatten(1).amax(dim=1) + 1
+    if positions.ndim == 3:
+        after = after[:, None].expand(-1, positions.shape[-1])
+    if before is None:
+        return after
+    before = before[:, None] if before.ndim < after.ndim else before
+    after = after[:, None] if after.ndim < before.ndim else after
+    return torch.maximum(*torch.broadcast_tensors(before, after))
+
+
+def where_tokens(positions: Tensor, mask: Tensor) -> Tensor:
+    """[B|1 T] or [B|1 T A], -1 where the mask [B T] says that there is no token."""
+    return torch.where(mask if positions.ndim == 2 else mask[..., None], positions, NO_TOKEN)
+
+
+def _go_on(following: Tensor, index: Tensor, place: Tensor) -> Tensor:
+    """[B|1 T] or [B|1 T A]: the positions of new tokens, whose places among the new ones are [B|1 T]."""
+    if following.is_floating_point():
+        raise InputError(
+            "earlier tokens of this cache were given float positions, and nothing says where the next ones are. Pass "
+            "positions= for them too."
+        )
+    axes = (slice(None),) * 2 + (None,) * (following.ndim - 1)
+    return torch.where((index == NO_TOKEN)[axes], NO_TOKEN, following[:, None] + place[axes])
 
 
 def _restart(index: Tensor, documents: Tensor, cache: KVCache | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -137,10 +174,9 @@ def check_positions_fit(tokens: Tokens, schemes: list[PositionScheme]) -> None:
                 f"positions are {positions.dtype}, and {name} looks them up in a table, which has no row for a fraction. "
                 "Round them with positions.long(), or use a continuous scheme: rope, xpos, polar, alibi, dynamic, sinusoidal."
             )
-        if axes > scheme.max_axes:
-            raise PositionError(
-                f"positions have {axes} axes, and {name} takes {scheme.max_axes}. Pass positions of shape [batch, tokens]."
-            )
+        if caps.uses_positions and axes not in (1, scheme.max_axes):
+            shapes = "[batch, tokens]" + (f" or [batch, tokens, {scheme.max_axes}]" if scheme.max_axes > 1 else "")
+            raise PositionError(f"positions have {axes} axes, and {name} takes {scheme.max_axes}. Pass {shapes}.")
         if scheme.limit is not None and not torch.compiler.is_compiling():
             _check_limit(tokens, name, scheme.limit, caps.continuous)
 

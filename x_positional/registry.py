@@ -54,6 +54,14 @@ class SchemeConfig(Config):
         """What works but deserves a second look; [] if nothing."""
         return []
 
+    def unstretched(self) -> "SchemeConfig | None":
+        """The same before it was stretched to texts longer than those trained on; None where nothing is stretched."""
+        return None
+
+    def trained_length(self) -> int | None:
+        """The length before stretching, where the config says it."""
+        return None
+
 
 REGISTRY: dict[str, type[SchemeConfig]] = {}
 

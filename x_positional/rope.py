@@ -4,6 +4,7 @@ F pairs.
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -26,6 +27,7 @@ from x_positional.schemes import (
     Yarn,
     YarnPaper,
 )
+from x_positional.schemes.axes import section_problems
 
 __all__ = [
     "DefaultRope", "DynamicNtk", "Linear", "Llama3", "LongRope", "Ntk", "NtkAlpha", "NtkByParts", "Proportional", "RopeError",
@@ -73,9 +75,10 @@ def from_hf(
 
     Reads today's `rope_parameters` and the older forms: `rope_scaling`, `type`, `su`, `mrope`, theta and the rotated share
     at the top under each of their names, local and global thetas, and what a `model_type` means without saying it.
+    `mrope_section` becomes `Rope.sections`: positions then have an axis for each, or none where it is the same on all.
     length: of the texts to come, for `dynamic` and `longrope`: frequencies are then fixed, so keys can be cached. None
-    takes each row's own, as the published models do. elsewhere: keys whose meaning you provide by other means, such as
-    `mrope_section` for text alone, where all axes are equal. Which layers turn (`no_rope_layers`) is up to the stack.
+    takes each row's own, as the published models do. elsewhere: keys whose meaning you provide by other means, or do not
+    need, such as `mrope_section` for text alone. Which layers turn (`no_rope_layers`) is up to the stack.
     Raises RopeError with every problem at once: unknown keys, with the nearest name, and impossible values.
     """
     source = written(config.to_dict() if isinstance(config, HasDict) else config, length, elsewhere)
@@ -86,10 +89,12 @@ def from_hf(
     problems = [
         f"{name}: {problem}" if name else problem
         for name, found in readings.items() if found is not None
-        for problem in (*found.problems, *_beyond(found, elsewhere), *_misfits(found, source))
+        for problem in (*found.problems, *_beyond(found, elsewhere), *_misfits(found, source, elsewhere))
     ]  # fmt: skip
     if problems:
         raise RopeError(problems)
+    if "mrope_section" in elsewhere:
+        readings = {name: found and replace(found, sections=None) for name, found in readings.items()}
     parts = {name: NoPEConfig() if found is None else _rope(found, source) for name, found in readings.items()}
     return parts if source.nested else _rope(readings[""] or Parameters(), source)
 
@@ -97,7 +102,8 @@ def from_hf(
 def _rope(found: Parameters, source: Written) -> Rope:
     return Rope(
         theta=found.theta, dim=source.dim, fraction=None if source.dim else found.fraction, scaling=found.scaling,
-        interleaved=source.interleaved,
+        interleaved=source.interleaved, sections=found.sections,
+        section_order=found.section_order if found.sections else "contiguous",
     )  # fmt: skip
 
 
@@ -109,12 +115,15 @@ def _beyond(found: Parameters, elsewhere: Collection[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def _misfits(found: Parameters, source: Written) -> list[str]:
-    """What the scaling says against the width, where the config tells it."""
-    if source.head_dim is None or found.scaling is None or found.problems:
+def _misfits(found: Parameters, source: Written, elsewhere: Collection[str]) -> list[str]:
+    """What the scaling and the sections say against the width, where the config tells it."""
+    if source.head_dim is None or found.problems:
         return []
     width = source.dim or int(source.head_dim * (found.fraction or 1.0))
-    return found.scaling.problems(width, found.theta)
+    problems = [] if found.scaling is None else found.scaling.problems(width, found.theta)
+    if found.sections is not None and "mrope_section" not in elsewhere:
+        problems += section_problems(found.sections, found.section_order, width // 2)
+    return problems
 
 
 def to_hf(rope: Rope | Mapping[str, Rope | NoPEConfig]) -> dict[str, Any]:
@@ -141,11 +150,18 @@ def to_hf(rope: Rope | Mapping[str, Rope | NoPEConfig]) -> dict[str, Any]:
     if problems:
         raise RopeError(problems)
     written_out = {
-        name: write(part.theta, part.fraction, _as_scaling(part)) if isinstance(part, Rope) else None
+        name: write(part.theta, part.fraction, _as_scaling(part)) | _sections(part) if isinstance(part, Rope) else None
         for name, part in parts.items()
     }
     out: dict[str, Any] = {"rope_parameters": written_out[""] if isinstance(rope, Rope) else written_out}
     return out | {key: values[0] for key, values in beside.items() if values and values[0] is not None}
+
+
+def _sections(rope: Rope) -> dict[str, Any]:
+    if rope.sections is None:
+        return {}
+    turns = {"mrope_interleaved": True} if rope.section_order == "interleaved" else {}
+    return {"mrope_section": list(rope.sections), **turns}
 
 
 def _as_scaling(rope: Rope) -> RopeScaling | None:
@@ -160,6 +176,10 @@ def _unwritable(rope: Rope) -> list[str]:
         found.append(f"{rope.kind} has no such form; only rope has.")
     if rope.heads is not None:
         found.append(f"heads={rope.heads}: there every head turns. Leave heads out.")
+    if rope.learned:
+        found.append("learned=True: frequencies there are constants. Leave learned out.")
+    if rope.section_order == "video":
+        found.append("section_order='video' has no such form; contiguous and interleaved have.")
     changes = (rope.interpolation_factor != 1, rope.base_rescale_factor != 1, rope.scaling is not None)
     if sum(changes) > 1:
         found.append("interpolation_factor, base_rescale_factor and scaling: there is room for one. Give one.")

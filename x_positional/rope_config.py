@@ -9,13 +9,17 @@ from x_positional.registry import nearest
 from x_positional.rope_families import (
     FRACTION,
     INTERLEAVED,
+    INTERLEAVED_SECTIONS,
     LOCAL_GLOBAL,
     REFUSED,
     SCALED,
     SCALED_EVERYWHERE,
+    SECTIONS,
     THETA,
+    VIDEO_SECTIONS,
 )
 from x_positional.rope_schema import Around, RopeError
+from x_positional.schemes.axes import SectionOrder
 
 THETAS = ("rope_theta", "rotary_emb_base", "global_rope_theta")
 FRACTIONS = ("partial_rotary_factor", "rotary_pct", "rope_pct")
@@ -62,12 +66,19 @@ def written(config: Mapping[str, Any], length: int | None, elsewhere: Collection
         max_position_embeddings=data.get("max_position_embeddings"),
         original_max_position_embeddings=None if nested else data.get("original_max_position_embeddings"),
         theta=_theta(data, family), fraction=_first(data, FRACTIONS, FRACTION.get(family)), length=length,
+        sections=SECTIONS.get(family), section_order=_section_order(family),
     )  # fmt: skip
     interleaved = data.get("rope_interleave")
     return Written(
         layers=layers, nested=nested, around=around, dim=data.get("rotary_dim"),
         interleaved=family in INTERLEAVED if interleaved is None else bool(interleaved), head_dim=_head_dim(data),
     )  # fmt: skip
+
+
+def _section_order(family: str) -> SectionOrder:
+    if family in INTERLEAVED_SECTIONS:
+        return "interleaved"
+    return "video" if family in VIDEO_SECTIONS else "contiguous"
 
 
 def _is_bare(config: Mapping[str, Any]) -> bool:

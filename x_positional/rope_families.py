@@ -1,6 +1,6 @@
 """What a model family's rotary embedding is where its `config.json` does not say, by `model_type`: data alone.
 
-From the defaults of the config classes in transformers 5.23. Families of images and of several axes are not here.
+From the defaults of the config classes in transformers 5.23. Towers that see images are not here, and their text models are.
 """
 
 
@@ -16,27 +16,30 @@ THETA = _by_name({
     1e3: "nomic_bert",
     1e4: "afmoe arcee aria_text bamba chameleon cohere2 cohere2_moe codegen dbrx deepseek_v2 deepseek_v3 deepseek_v32 "
     "dia_decoder dia_encoder diffllama doge dots1 esmc eurobert exaone4 exaone_moe falcon falcon_h1 gemma gemma2 glm glm4 "
+    "glm4v_moe_text glm4v_text glm_image_text glm_ocr_text "
     "glm4_moe glm4_moe_lite glm_moe_dsa gpt_neox gpt_neox_japanese gptj granite granitemoe granitemoehybrid granitemoeshared "
     "hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jetmoe llama mimi minicpm3 ministral mistral moonshine "
     "moonshine_streaming moshi nemotron olmo olmo2 olmo_hybrid olmoe persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe "
-    "qwen3_next recurrent_gemma seed_oss stablelm starcoder2 vaultgemma youtu zamba2",
+    "qwen3_5_moe_text qwen3_5_text qwen3_next recurrent_gemma seed_oss stablelm starcoder2 vaultgemma youtu zamba2",
     2e4: "jina_embeddings_v3",
     1e5: "helium",
     1.5e5: "gpt_oss",
     1.6e5: "gte",
     5e5: "bitnet blt blt_global_transformer blt_local_decoder blt_local_encoder cohere csm ernie4_5 ernie4_5_moe evolla "
-    "flex_olmo llama4_text mllama_text_model olmo3",
-    1e6: "cwm emu3_text_model lfm2 lfm2_moe minimax mixtral phimoe solar_open",
+    "ernie4_5_vl_moe_text flex_olmo llama4_text mllama_text_model olmo3 paddleocr_vl_text qwen3_vl_moe_text qwen3_vl_text",
+    1e6: "cwm emu3_text_model lfm2 lfm2_moe minimax mixtral phimoe qwen2_5_omni_text qwen2_5_vl_text qwen2_vl_text "
+    "qwen3_omni_moe_text solar_open",
     2e6: "smollm3",
     5e6: "minimax_m2",
     1e7: "longcat_flash",
     1.2e7: "apertus",
+    1e8: "cosmos3_edge_text",
 })  # fmt: skip
 """The base of the wavelengths."""
 
 FRACTION = _by_name({
-    0.5: "bamba glm glm4 glm4_moe nemotron persimmon phi recurrent_gemma",
-    0.25: "gpt_neox qwen3_next stablelm",
+    0.5: "bamba glm glm4 glm4_moe glm4v_moe_text nemotron persimmon phi recurrent_gemma",
+    0.25: "gpt_neox qwen3_5_moe_text qwen3_5_text qwen3_next stablelm",
     0.9: "moonshine",
     0.8: "moonshine_streaming",
 })  # fmt: skip
@@ -57,10 +60,36 @@ SCALED = {"apertus", "cwm", "gpt_oss"}
 
 INTERLEAVED = _names(
     "axk1 bailing_hybrid blt blt_global_transformer blt_local_decoder blt_local_encoder codegen cohere cohere2 cohere2_moe "
-    "deepseek_v2 deepseek_v3 deepseek_v32 ernie4_5 ernie4_5_moe glm glm4 glm4_moe_lite glm_moe_dsa gptj helium llama4_text "
+    "deepseek_v2 deepseek_v3 deepseek_v32 ernie4_5 ernie4_5_moe ernie4_5_vl_moe_text glm glm4 glm4_moe_lite glm4v_text "
+    "glm_moe_dsa glm_ocr_text gptj helium llama4_text "
     "longcat_flash mistral4 moonshine moonshine_streaming roformer youtu"
 )
 """Families whose pairs are neighbouring channels."""
 
-REFUSED = {"nanochat": "it turns the other way round, by minus the angle"}
+SECTIONS: dict[str, tuple[int, ...]] = {
+    name: pairs
+    for pairs, names in {
+        (16, 24, 24): "paddleocr_vl_text qwen2_5_omni_text qwen2_5_vl_text qwen2_vl_text",
+        (24, 20, 20): "cosmos3_edge_text qwen3_omni_moe_text qwen3_vl_moe_text qwen3_vl_text",
+        (8, 12, 12): "glm4v_moe_text glm4v_text glm_image_text glm_ocr_text",
+        (11, 11, 10): "qwen3_5_moe_text qwen3_5_text",
+        (22, 22, 20): "ernie4_5_vl_moe_text",
+    }.items()
+    for name in names.split()
+}
+"""How many pairs each axis of a position turns, where the config does not say: time, height and width."""
+
+INTERLEAVED_SECTIONS = _names(
+    "cohere_compass_text cosmos3_edge_text qwen3_5_moe_text qwen3_5_text qwen3_omni_moe_text qwen3_vl_moe_text qwen3_vl_text "
+    "qwen4_exp_text"
+)
+"""Families whose axes take turns over the pairs."""
+
+VIDEO_SECTIONS = _names("ernie4_5_vl_moe_text")
+"""Families whose height and width take turns on the fastest pairs; they name height, width and time in that order."""
+
+_CHANNELS = "it splits channels, not pairs, over the axes of a position, so that a pair is no longer turned as one"
+REFUSED = {
+    "nanochat": "it turns the other way round, by minus the angle", "hunyuan_vl": _CHANNELS, "hunyuan_vl_text": _CHANNELS,
+}  # fmt: skip
 """Families that `Rope` cannot express."""

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from x_positional.registry import nearest
+from x_positional.schemes.axes import SectionOrder
 from x_positional.schemes.rope_scaling import SCALINGS, DynamicNtk, LengthScaling, NtkAlpha, Proportional, RopeScaling
 
 
@@ -19,16 +20,17 @@ class RopeError(ValueError):
 
 
 BEYOND = {
-    "mrope_section": "it splits the pairs over the axes of a position",
-    "xdrope_section": "it splits the pairs over the axes of a position",
-    "mrope_interleaved": "it orders the pairs of each axis of a position",
-    "interleaved": "it orders the pairs of each axis of a position",
+    "xdrope_section": "it splits channels, and not pairs of them, over the axes of a position",
     "llama_4_scaling_beta": "it scales queries by their position",
 }
-"""Keys that say more than how fast each pair turns."""
+"""Keys that say more than how fast each pair turns, and on which axis of a position."""
+
+TAKES_TURNS = ("mrope_interleaved", "interleaved")
+"""True where the axes of a position take turns over the pairs."""
 
 ALIASES = {"su": "longrope", "mrope": "default", "xdrope": "dynamic"}
-COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "max_position_embeddings", *BEYOND}
+COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "max_position_embeddings", "mrope_section",
+          *TAKES_TURNS, *BEYOND}  # fmt: skip
 REQUIRED = {
     "linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "longrope": ("short_factor", "long_factor"),
@@ -43,13 +45,16 @@ OWN = {"rope_type", "length_policy", "length"}
 @dataclass(frozen=True)
 class Around:
     """What the rest of the config says: its length, the trained length (which wins over the dict's), the defaults of theta
-    and of the rotated fraction, and the length that frequencies are fixed for (None: each row's own)."""
+    and of the rotated fraction, how the family splits pairs over axes, and the length that frequencies are fixed for (None:
+    each row's own)."""
 
     max_position_embeddings: int | None = None
     original_max_position_embeddings: int | None = None
     theta: float = 10_000.0
     fraction: float | None = None
     length: int | None = None
+    sections: tuple[int, ...] | None = None
+    section_order: SectionOrder = "contiguous"
 
 
 @dataclass
@@ -59,6 +64,8 @@ class Parameters:
     theta: float = 10_000.0
     fraction: float | None = None
     scaling: RopeScaling | None = None
+    sections: tuple[int, ...] | None = None
+    section_order: SectionOrder = "contiguous"
     beyond: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -88,6 +95,7 @@ def read(written: Mapping[str, Any], around: Around) -> Parameters:
     if kind == "proportional":
         values["fraction"], fraction = 1.0 if fraction is None else fraction, None
     found.fraction = None if fraction == 1 else fraction
+    _split(found, given, around)
     if not missing:
         found.scaling = _scaling(kind, values, written, around, found.problems)
     return found
@@ -102,6 +110,26 @@ def rope_type(written: Mapping[str, Any]) -> str:
     if kind == "dynamic" and written.get("alpha"):
         return "ntk_alpha"  # HunYuan
     return kind
+
+
+def _split(found: Parameters, given: Mapping[str, Any], around: Around) -> None:
+    """Which axis of a position turns which pair."""
+    sections = given.get("mrope_section", around.sections)
+    if sections is None:
+        return
+    whole = isinstance(sections, list | tuple) and all(
+        isinstance(n, int | float) and not isinstance(n, bool) and n > 0 and n % 1 == 0 for n in sections
+    )
+    if not whole or len(sections) < 2:
+        found.problems.append(
+            f"mrope_section={sections!r} must be a list of two or more whole numbers, the pairs of each axis."
+        )
+        return
+    found.sections, found.section_order = tuple(map(int, sections)), around.section_order
+    if any(given.get(key) for key in TAKES_TURNS):
+        found.section_order = "interleaved"
+    if found.section_order == "video":  # height, width, time: here time is the first axis
+        found.sections = (found.sections[-1], *found.sections[:-1])
 
 
 def write(theta: float, fraction: float | None, scaling: RopeScaling | None) -> dict[str, Any]:
@@ -225,5 +253,5 @@ def _keys(kind: str) -> set[str]:
 
 def _unknown_type(kind: str) -> str:
     if kind == "axial":
-        return "rope_type='axial' turns images by row and column, and this reads positions with one axis."
+        return "rope_type='axial' turns images by row and column: a scheme of its own, position='axial'."
     return f"no rope_type {kind!r}; {nearest(kind, {*SCALINGS, *ALIASES})}"

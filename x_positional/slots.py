@@ -30,6 +30,7 @@ class Tokens:
     start: int | None
     span: int  # every index, the cached ones included, is below it
     in_document: Tensor | None = None  # [B T] a token's place in its document; None where a row is one text
+    following: Tensor | None = None  # [B|1] or [B|1 A] the position after these, once positions were given
     last_document: tuple[Tensor, Tensor] | None = (
         None  # after these: the last document [B], its first token's index [B]
     )
@@ -171,7 +172,10 @@ class Slots:
             documents = self.documents.new_zeros(self.batch, tokens.length)
         positions = None
         if self.positions is not None:
-            positions = tokens.positions.expand(self.batch, *tokens.positions.shape[1:]).to(self.positions.dtype)
+            positions = tokens.positions.to(self.positions.dtype)
+            if positions.ndim < self.positions.ndim:  # text after an image: the same value on each axis
+                positions = positions[..., None]
+            positions = positions.expand(self.batch, tokens.length, *self.positions.shape[2:])
         return tokens.index.expand(self.batch, -1), positions, documents
 
     def _put(self, held: Tensor, slots: Tensor, fresh: Tensor) -> Tensor:

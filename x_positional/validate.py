@@ -10,14 +10,16 @@ from torch import nn
 
 from x_positional import validate_rules as rules
 from x_positional import validate_use as use_rules
+from x_positional import validate_vision as vision_rules
 from x_positional.backends import BackendError, Choice, choose, obstacles
-from x_positional.config import ContinuousConfig, LayersConfig, ModelConfig
+from x_positional.config import ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
 from x_positional.registry import SchemeConfig
 from x_positional.scheme import Capabilities, Dims, PositionScheme
-from x_positional.schemes.compose import Chain
+from x_positional.schemes.compose import Chain, tells_order
 from x_positional.validate_case import CacheName, Case, Use, features, part_name, resolve_kinds
 from x_positional.validate_report import IncompatibleConfig, Report, across, merged, require
-from x_positional.validate_target import Stack, read_target
+from x_positional.validate_target import AnyConfig, Stack, read_target
+from x_positional.vision_config import VisionConfig
 
 __all__ = [
     "IncompatibleConfig", "Report", "Use", "check", "features", "layers_report", "model_report", "obstacles", "require",
@@ -31,7 +33,7 @@ DTYPES = {
 
 
 def check(
-    target: ModelConfig | ContinuousConfig | LayersConfig | nn.Module | Mapping[str, Any] | str | Path | None = None, /, *,
+    target: AnyConfig | nn.Module | Mapping[str, Any] | str | Path | None = None, /, *,
     cache: CacheName | None = None, cache_window: int | None = None, decode_to: int | None = None,
     device: str | torch.device | None = None, dtype: str | torch.dtype | None = None, train: bool = False, **flags: Any,
 ) -> Report:  # fmt: skip
@@ -53,24 +55,29 @@ def check(
 
 def layers_report(
     config: LayersConfig, max_seq_len: int | None = None, embed_dim: int | None = None, *,
-    model: ModelConfig | ContinuousConfig | None = None, use: Use | None = None,
+    model: ModelConfig | ContinuousConfig | VisionConfig | None = None, use: Use | None = None,
 ) -> Report:  # fmt: skip
     """The verdict on a stack of layers, with the length and the embedding width of the wrapper around it."""
     stack, reports = resolve_kinds(config, max_seq_len), []
+    dims = config.dims(max_seq_len, embed_dim)
+    blind = config.kind == "encoder" and all(_is_blind(kind, dims) for kind in stack)
     for place, (said, kind) in enumerate(zip(config.layer_kinds(), stack, strict=True)):
         if kind in stack[:place]:
             continue
         own = {name: getattr(said, name) for name in type(said).model_fields}
         case = Case(
-            layers=config.model_copy(update={**own, "pattern": ()}), parts=kind.parts, stack=stack,
+            layers=config.model_copy(update={**own, "pattern": ()}), parts=kind.parts, stack=stack, blind=blind,
             max_seq_len=max_seq_len, embed_dim=embed_dim, model=model, use=use or Use(),
         )  # fmt: skip
         reports.append(judge(case))
     return across(list(rules.the_pattern_is_the_whole_word(config)), reports)
 
 
-def model_report(config: ModelConfig | ContinuousConfig, use: Use | None = None) -> Report:
+def model_report(config: ModelConfig | ContinuousConfig | VisionConfig, use: Use | None = None) -> Report:
     """The verdict on a model."""
+    if isinstance(config, VisionConfig):
+        report = layers_report(config.stack, config.trained_patches, model=config, use=use)
+        return vision_rules.with_table(report, config)
     embed_dim = config.emb_dim if isinstance(config, ModelConfig) else None
     return layers_report(config.layers, config.max_seq_len, embed_dim, model=config, use=use)
 
@@ -85,6 +92,8 @@ def judge(case: Case) -> Report:
     case = replace(case, named=tuple(named))
     for rule in (*rules.COMBINATIONS, *use_rules.ERRORS):
         errors += rule(case)
+    errors += vision_rules.found(vision_rules.ERRORS, case)
+    warnings += vision_rules.found(vision_rules.WARNINGS, case)
     for rule in (*rules.WARNINGS, *use_rules.WARNINGS):
         warnings += rule(case)
     caps, choice = combined(case.schemes), None
@@ -126,6 +135,14 @@ def _build_lightly(part: SchemeConfig, dims: Dims) -> PositionScheme:
     except (NotImplementedError, RuntimeError):  # it reads values while it is built
         with torch.random.fork_rng(devices=[]):
             return part.build(dims)
+
+
+def _is_blind(kind: LayerConfig, dims: Dims) -> bool:
+    """Whether layers of this kind, without a causal mask, cannot tell one order of tokens from another."""
+    named, unbuilt = build_parts(kind.parts, dims)
+    schemes = [scheme for _, scheme in named]
+    blank = all(s.causal_only and not tells_order(s) and not s.capabilities().uses_positions for s in schemes)
+    return kind.reach.recent is None and not unbuilt and blank
 
 
 def combined(schemes: list[PositionScheme]) -> Capabilities | None:

@@ -11,6 +11,7 @@ from x_positional.registry import Custom, SchemeConfig
 from x_positional.scheme import Dims, PositionScheme, Reach
 from x_positional.schemes.absolute import Absolute
 from x_positional.schemes.none import NoPEConfig
+from x_positional.vision_config import VisionConfig
 
 CacheName = Literal["static", "growing", "sliding"]
 
@@ -33,16 +34,18 @@ class Use:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One kind of layer of a stack. stack: every kind. layers: the config, with what this kind says. schemes: by name, one
-    of each part that can be built, without memory for parameters. model: None for layers alone."""
+    """One kind of layer of a stack. stack: every kind; blind: an encoder none of which tells one order of tokens from
+    another. layers: the config, with what this kind says. schemes: by name, one of each part that can be built, without
+    memory for parameters. model: None for layers alone."""
 
     layers: LayersConfig
     parts: tuple[SchemeConfig, ...]
     stack: tuple[LayerConfig, ...]
+    blind: bool = False
     named: tuple[tuple[str, PositionScheme], ...] = ()
     max_seq_len: int | None = None
     embed_dim: int | None = None
-    model: ModelConfig | ContinuousConfig | None = None
+    model: ModelConfig | ContinuousConfig | VisionConfig | None = None
     use: Use = Use()
 
     @property

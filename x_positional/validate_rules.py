@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 
 from x_positional.anchors import anchor_problem
 from x_positional.config import LayersConfig, ModelConfig
-from x_positional.schemes.compose import chain_problems
+from x_positional.schemes.axial import Axial
+from x_positional.schemes.compose import chain_problems, tells_order
 from x_positional.schemes.none import NoPE
 from x_positional.validate_case import Case, part_name
+from x_positional.vision_config import VisionConfig
 
 Rule = Callable[[Case], Iterator[str]]
 
@@ -153,7 +155,7 @@ def causal_schemes_need_a_decoder(case: Case) -> Iterator[str]:
     kind = case.layers.kind
     if kind == "decoder":
         return
-    undefined = case.names(lambda s: s.causal_only and not isinstance(s, NoPE))
+    undefined = case.names(lambda s: s.causal_only and tells_order(s))
     if undefined:
         yield (
             f"position={', '.join(undefined)} is defined only under a causal mask, and kind={kind!r} has none. Use a decoder, or "
@@ -163,9 +165,9 @@ def causal_schemes_need_a_decoder(case: Case) -> Iterator[str]:
 
 def an_encoder_needs_order(case: Case) -> Iterator[str]:
     """Without a causal mask and without positions nothing tells one order of tokens from another."""
-    if _blind(case) and case.layers.position is not None:
+    if isinstance(case.model, ModelConfig) and _blind(case) and case.layers.position is not None:
         yield (
-            "position='none' in an encoder: nothing tells one order of tokens from another. "
+            f"position={', '.join(case.kinds)} in an encoder: nothing tells one order of tokens from another. "
             "Use rope, polar, alibi, t5, dynamic, absolute or sinusoidal."
         )
 
@@ -218,6 +220,16 @@ def cross_attention_reads_positions_if_given(case: Case) -> Iterator[str]:
         )
 
 
+def pixel_frequencies_want_coordinates(case: Case) -> Iterator[str]:
+    """Pixel frequencies are for coordinates; what an image is told is judged with the image."""
+    pixels = any(isinstance(part, Axial) and part.freqs == "pixel" for part in case.parts)
+    if pixels and not isinstance(case.model, VisionConfig):
+        yield (
+            "axial: freqs='pixel' is for coordinates from -1 to 1. Whole numbers, such as the index of a token, all turn by "
+            "multiples of pi and look alike. Pass float positions."
+        )
+
+
 def a_window_is_shorter_than_the_text(case: Case) -> Iterator[str]:
     """A window or chunk as long as the longest input hides nothing."""
     length = case.max_seq_len
@@ -228,8 +240,7 @@ def a_window_is_shorter_than_the_text(case: Case) -> Iterator[str]:
 
 def _blind(case: Case) -> bool:
     """A window tells near from far, so it is not blind; one kind of layer that is not is enough."""
-    no_order = (k.reach.recent is None and {part_name(part) for part in k.parts} == {"none"} for k in case.stack)
-    return case.layers.kind == "encoder" and all(no_order)
+    return case.blind
 
 
 def _limits(case: Case) -> list[int]:
@@ -250,5 +261,5 @@ COMBINATIONS: tuple[Rule, ...] = (
 
 WARNINGS: tuple[Rule, ...] = (
     a_table_bounds_the_length, schemes_are_distinct, order_comes_from_somewhere,
-    cross_attention_reads_positions_if_given, a_window_is_shorter_than_the_text,
+    cross_attention_reads_positions_if_given, a_window_is_shorter_than_the_text, pixel_frequencies_want_coordinates,
 )  # fmt: skip

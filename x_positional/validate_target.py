@@ -17,12 +17,14 @@ from x_positional.flags import (
     continuous_from_flags,
     layers_from_flags,
     model_from_flags,
+    vision_from_flags,
     xtransformer_from_flags,
 )
 from x_positional.scheme import Dims
 from x_positional.validate_words import as_written, at, sentences, suggestion
+from x_positional.vision_config import VisionConfig
 
-AnyConfig = ModelConfig | ContinuousConfig | LayersConfig
+AnyConfig = ModelConfig | ContinuousConfig | LayersConfig | VisionConfig
 
 
 @runtime_checkable
@@ -70,7 +72,7 @@ def read_target(target: Any, flags: Mapping[str, Any]) -> Reading:
         return _of_fields(target)
     if isinstance(target, nn.Module):
         return _of_module(target)
-    if isinstance(target, ModelConfig | ContinuousConfig | LayersConfig):
+    if isinstance(target, AnyConfig):
         return Reading({"": Stack(target)}, [])
     return Reading({}, [
         f"{type(target).__name__} cannot be checked. Give a config, a model, a dict of fields, the path of a YAML file, or "
@@ -111,6 +113,8 @@ def _of_fields(data: Mapping[Any, Any]) -> Reading:
     if isinstance(data.get("model"), Mapping):
         data = data["model"]
     schema = LayersConfig
+    if {"image_size", "patch_size"} & set(data):
+        return _validated(VisionConfig, data)
     if "layers" in data or "num_tokens" in data or "max_seq_len" in data:
         schema = ContinuousConfig if "num_tokens" not in data and {"dim_in", "dim_out"} & set(data) else ModelConfig
     return _validated(schema, data)
@@ -176,8 +180,11 @@ def _fields_of_flags(flags: Mapping[str, Any], problems: list[str]) -> Reading:
         sides = {side: _validated(ModelConfig, fields[side], side) for side in ("encoder", "decoder")}
         stacks = {name: stack for side in sides.values() for name, stack in side.stacks.items()}
         return Reading(stacks, problems + [p for side in sides.values() for p in side.problems])
-    flags = {"kind": "decoder", **flags} if "attn_layers" not in flags else dict(flags)
-    if "dim_in" in flags or "dim_out" in flags:
+    image = bool({"image_size", "patch_size"} & set(flags))
+    flags = {"kind": "encoder" if image else "decoder", **flags} if "attn_layers" not in flags else dict(flags)
+    if image:
+        schema, fields = VisionConfig, vision_from_flags(flags)
+    elif "dim_in" in flags or "dim_out" in flags:
         schema, fields = ContinuousConfig, continuous_from_flags(flags)
     elif _of_wrapper(flags):
         sizes = {"num_tokens": 256, **flags}  # the verdict does not depend on the vocabulary
@@ -195,7 +202,13 @@ def _of_wrapper(flags: Mapping[str, Any]) -> bool:
 
 def _mend_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Unknown flags read as the nearest known one, refused ones left out."""
-    places = ("AttentionLayers", "TransformerWrapper", "ContinuousTransformerWrapper", "XTransformer")
+    places = (
+        "AttentionLayers",
+        "TransformerWrapper",
+        "ContinuousTransformerWrapper",
+        "XTransformer",
+        "ViTransformerWrapper",
+    )
     table = {name: flag for place in places for name, flag in PLACES[place].items()}
     known = {"kind", *(name for name, flag in table.items() if flag.verdict == "supported")}
     mended: dict[str, Any] = {}

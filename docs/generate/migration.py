@@ -98,6 +98,9 @@ loss = AutoregressiveWrapper(model)(tokens)
 - **RoPE with CoPE.** CoPE reads the query before rotation here, so moving all positions by a constant changes
   nothing.
 - **`pre_norm=False`** has no final norm, as there.
+- **Images.** x-transformers' `ViTransformerWrapper` adds its table beside every scheme; here it is on where no scheme is
+  chosen, or with `disable_abs_pos_emb=False`. At another resolution it is resized; there its first rows are read in
+  raster order. Registers stand before the patches, and no scheme rotates them; there they come after and are rotated.
 - **`l2norm_embed=True`** makes token embeddings unit vectors. There the learned position table is normalised too;
   here it is not. With a scheme that has no table the two agree.
 - **`polar_bias_uniform_init=True`** crashes there and works here. An odd `rotary_emb_dim` turns one channel more than

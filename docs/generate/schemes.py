@@ -36,6 +36,10 @@ How to read the columns:
 - **past max_seq_len**: positions are defined there. How good the text is there is another question: measure it.
 - **float positions**: timestamps and other fractions work. Schemes that do not read positions at all refuse custom ones.
 - **needs a causal mask**: blind to order, or undefined, without one; refused in an `Encoder`.
+
+Rotary schemes and their scalings have [a page each](rotary/index.md): formula, when to use it, cost, and what happens past the
+trained length. Images, video and time stamps: [positions with more than one axis](axes.md). To see what any scheme does:
+[`x-positional plot`](plot.md).
 """
 
 
@@ -103,7 +107,10 @@ def details() -> list[str]:
         lines += [f"### `{name}`", "", f"{config.summary[0].upper()}{config.summary[1:]} ({config.paper}).", ""]
         scheme = config().build(LayersConfig(dim=64, depth=1, heads=4, head_dim=32).dims(128))
         lines += [inspect.cleandoc(type(scheme).__doc__ or ""), "", inspect.cleandoc(config.__doc__ or ""), ""]
-        lines += [f"Config `{config.__name__}`; settings: {settings(config)}.", ""]
+        page = (
+            f" More: [rotary/{name}.md](rotary/{name}.md)." if (PAGE.parent / "rotary" / f"{name}.md").exists() else ""
+        )
+        lines += [f"Config `{config.__name__}`; settings: {settings(config)}.{page}", ""]
     return lines
 
 

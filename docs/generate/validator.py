@@ -13,6 +13,7 @@ import torch
 from x_positional import PositionScheme, Report, check
 from x_positional import validate_rules as rules
 from x_positional import validate_use as use_rules
+from x_positional import validate_vision as vision_rules
 from x_positional.schemes import CoPE
 
 PAGE = Path(__file__).parents[1] / "validator.md"
@@ -49,7 +50,8 @@ class Example:
 
     def call(self) -> dict[str, Any]:
         """The flags with the base, where this one does not say otherwise; None leaves one out."""
-        together = {**BASE, **self.flags}
+        base = {name: value for name, value in BASE.items() if name != "max_seq_len" or "image_size" not in self.flags}
+        together = {**base, **self.flags}
         return {name: value for name, value in together.items() if value is not None}
 
     def report(self) -> Report:
@@ -136,6 +138,7 @@ COMBINATIONS = [
 
 ONE_SCHEME = [
     error("absolute has one row per position, so it needs a length.", position="absolute", max_seq_len=None),
+    error("log_n counts from the trained length.", position="log_n", max_seq_len=None),
     error("rope, xpos: an even number of channels turns.", position={"kind": "rope", "dim": 7}),
     error("rope, xpos: no more channels than a head has.", position={"kind": "rope", "dim": 80}),
     error("rope, xpos: one thing is said once.", position={"kind": "rope", "dim": 32, "fraction": 0.5}),
@@ -155,6 +158,28 @@ ONE_SCHEME = [
         position={"kind": "rope", "theta": 100.0},
         max_seq_len=1024,
     ),
+    error(
+        "rope: sections share out all pairs that turn.", position={"kind": "rope", "dim": 32, "sections": (8, 12, 12)}
+    ),
+    error("rope: a section for each of several axes.", position={"kind": "rope", "sections": (32,)}),
+    error(
+        "rope: axes that take turns need a first axis that fills the rest.",
+        position={"kind": "rope", "sections": (8, 12, 12), "section_order": "interleaved"},
+    ),
+    error(
+        "rope: in video order height and width take turns.",
+        position={"kind": "rope", "sections": (8, 10, 14), "section_order": "video"},
+    ),
+    error("rope, xpos: an order needs sections.", position={"kind": "rope", "section_order": "video"}),
+    error("xpos: it decays with one distance.", position={"kind": "xpos", "sections": (8, 12, 12)}),
+    error("axial: axes have equal shares of the turning channels.", position={"kind": "axial", "axes": 3}),
+    error("mixed: axes start with equal shares of the turning channels.", position={"kind": "mixed", "axes": 3}),
+    error(
+        "axial: each kind of frequency has its own setting.",
+        position={"kind": "axial", "freqs": "pixel", "theta": 100.0},
+    ),
+    error("axial: the first frequency is always the same.", position={"kind": "axial", "dim": 4, "theta": 100.0}),
+    warning(rules.pixel_frequencies_want_coordinates, position={"kind": "axial", "freqs": "pixel"}),
     error(
         "xpos: its factors grow with the length of the text and must stay inside float32.",
         position={"kind": "xpos", "scale_base": 64.0},
@@ -280,6 +305,33 @@ USES = [
     warning(use_rules.a_cache_window_hides_tokens, position="rope", cache="sliding", cache_window=64),
 ]
 
+
+def image(rule: Any, level: str = "error", of: int = 1, **flags: Any) -> Example:
+    """A model of images."""
+    return Example(rule, {"image_size": 32, "patch_size": 8, "position": "axial", **flags}, level, of=of)
+
+
+IMAGES = [
+    image(vision_rules.patches_cover_the_image, patch_size=(8, 5)),
+    image(vision_rules.an_image_is_read_both_ways, kind="decoder"),
+    image(vision_rules.an_image_is_read_both_ways, cross_attend=True),
+    image(vision_rules.one_table_of_the_grid, position={"kind": "absolute", "offset": 2}),
+    image(vision_rules.one_table_of_the_grid, position=["absolute", "absolute"]),
+    image(vision_rules.one_table_of_the_grid, position=["absolute", "none"]),
+    image(vision_rules.positions_fit_every_scheme, position=["axial", "t5"]),
+    image(
+        vision_rules.positions_fit_every_scheme, position={"kind": "rope", "dim": 16, "sections": [2, 3, 3]},
+    ),
+    image(vision_rules.no_vision_setting_is_idle, coordinates="centered", position="absolute"),
+    image(vision_rules.no_vision_setting_is_idle, interpolation="bilinear"),
+    image(vision_rules.rows_are_read_one_after_another, "warning", position="rope"),
+    image(vision_rules.a_window_counts_along_rows, "warning", window=3),
+    image(vision_rules.coordinates_suit_the_frequencies, "warning", coordinates="centered"),
+    image(
+        vision_rules.coordinates_suit_the_frequencies, "warning", position={"kind": "axial", "freqs": "pixel"},
+    ),
+]  # fmt: skip
+
 GROUPS = {
     "Names and types": NAMES,
     "Settings": SETTINGS,
@@ -288,6 +340,7 @@ GROUPS = {
     "Scaled rotary frequencies": SCALINGS,
     "Backends and devices": BACKENDS,
     "Caches, lengths, dtypes": USES,
+    "Images": IMAGES,
 }
 
 PROSE = """\
@@ -316,7 +369,7 @@ report.ok, report.errors, report.to_dict()
   or be wrong.
 
 Every rule follows, with a call that breaks it and the answer. The calls leave out what they share:
-`check(dim=64, depth=2, heads=8, max_seq_len=256, ...)`.
+`check(dim=64, depth=2, heads=8, max_seq_len=256, ...)`, and for images no `max_seq_len`.
 """
 
 

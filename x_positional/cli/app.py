@@ -10,6 +10,7 @@ import typer
 
 from x_positional import validate
 from x_positional.cli.overrides import parse_overrides
+from x_positional.cli.plot import plot_model
 from x_positional.cli.run import run_training
 from x_positional.cli.sample import Sampling, sample_text
 from x_positional.training.errors import UserError
@@ -19,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train, sample and check transformers with any position scheme.",
+    help="Train, sample, check and draw transformers with any position scheme.",
 )
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -99,6 +100,19 @@ def check(
     print(json.dumps(report.to_dict(), indent=1) if as_json else report)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command(context_settings=OVERRIDES, epilog="Any key of the model is an option: --model.layers.position alibi")
+def plot(
+    context: typer.Context,
+    config: ConfigFile,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures. Default: plots/ and the config's name.")
+    ] = None,
+) -> None:
+    """Draw what a model's position schemes do: PNG files, and one HTML page that holds them all."""
+    fields, problems = load_model(config, _overrides(config, context, {}))
+    plot_model(fields, problems, config, out)
 
 
 def _overrides(config: Path, context: typer.Context, short: dict[str, str | None]) -> dict[str, object]:

@@ -9,11 +9,13 @@ from x_positional.schemes.absolute import (
     SinusoidalConfig,
 )
 from x_positional.schemes.alibi import Alibi, AlibiBias, alibi_slopes
+from x_positional.schemes.axial import Axial, AxialEmbedding
 from x_positional.schemes.compose import Chain
 from x_positional.schemes.cope import CoPE, CopeConfig
 from x_positional.schemes.distance import DistanceScheme
 from x_positional.schemes.dynamic_bias import Dynamic, DynamicBias
 from x_positional.schemes.forgetting import Forgetting, ForgettingConfig
+from x_positional.schemes.mixed import Mixed, MixedEmbedding
 from x_positional.schemes.none import NoPE, NoPEConfig
 from x_positional.schemes.polar import PolarConfig, PolarEmbedding
 from x_positional.schemes.rope_scaling import (
@@ -30,7 +32,8 @@ from x_positional.schemes.rope_scaling import (
     Yarn,
     YarnPaper,
 )
-from x_positional.schemes.rotary import Rope, RotaryEmbedding, XPos, XPosEmbedding
+from x_positional.schemes.rotary import Rope, XPos, XPosEmbedding
+from x_positional.schemes.rotation import RotaryEmbedding
 from x_positional.schemes.t5 import T5, T5Bias, t5_buckets
 from x_positional.schemes.temperature import LogLengthTemperature, LogN, QueryTemperature, Temperature
 
@@ -39,6 +42,8 @@ __all__ = [
     "Absolute",
     "Alibi",
     "AlibiBias",
+    "Axial",
+    "AxialEmbedding",
     "Chain",
     "CoPE",
     "CopeConfig",
@@ -55,6 +60,8 @@ __all__ = [
     "LogLengthTemperature",
     "LogN",
     "LongRope",
+    "Mixed",
+    "MixedEmbedding",
     "NoPE",
     "NoPEConfig",
     "Ntk",

@@ -24,7 +24,8 @@ class Chain(PositionScheme):
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.per_layer = any(p.per_layer for p in parts)  # type: ignore[misc]
-        self.max_axes = min(p.max_axes for p in parts)  # type: ignore[misc]
+        axes = [p.max_axes for p in parts if p.capabilities().uses_positions]
+        self.max_axes = min(axes, default=1)  # type: ignore[misc]
         limits = [p.limit for p in parts if p.limit is not None]
         self.limit = min(limits) if limits else None
         halves = [p.half_limit for p in parts if p.half_limit is not None]
@@ -42,7 +43,7 @@ class Chain(PositionScheme):
         return Capabilities(
             kernel=next(kernel for kernel in _WEAKEST if kernel in kernels), kv_cacheable=all(c.kv_cacheable for c in caps),
             unbounded=self.limit is None, absolute=any(c.absolute for c in caps),
-            causal_only=not orders or any(c.causal_only and (c.uses_positions or c.kernel != "fused") for c in caps),
+            causal_only=not orders or any(part.causal_only and tells_order(part) for part in self._all()),
             continuous=all(c.continuous for c in caps if c.uses_positions),
             uses_positions=any(c.uses_positions for c in caps),
             prefix_consistent=all(c.prefix_consistent for c in caps),
@@ -63,8 +64,9 @@ class Chain(PositionScheme):
         return tuple(part.regime(length) for part in self._all())
 
     def rotate_q(self, q: Tensor, tables: list[Any]) -> Tensor:
-        for part, table in zip(self._all(), tables, strict=True):
-            q = part.rotate_q(q, table)
+        pairs = list(zip(self._all(), tables, strict=True))
+        for part, table in sorted(pairs, key=lambda pair: not pair[0].overrides("rotate_k")):
+            q = part.rotate_q(q, table)  # what changes queries alone (a temperature) comes last, after what keys follow
         return q
 
     def rotate_k(self, k: Tensor, tables: list[Any]) -> Tensor:
@@ -88,6 +90,12 @@ class Chain(PositionScheme):
         return scores
 
 
+def tells_order(scheme: PositionScheme) -> bool:
+    """Whether it lets a query tell one order of keys from another; no position at all and temperatures do not."""
+    hooks = ("embed", "rotate_k", "key_state", "bias", "content_bias", "transform_scores")
+    return any(map(scheme.overrides, hooks))
+
+
 def chain_problems(parts: Sequence[PositionScheme]) -> list[str]:
     """Why these schemes cannot be combined; [] if they can."""
     names = ", ".join(type(p).__name__ for p in parts)
@@ -98,7 +106,7 @@ def chain_problems(parts: Sequence[PositionScheme]) -> list[str]:
         found.append(
             f"of {names}, more than one transforms whole rows of scores, each seeing the other's result. Choose one."
         )
-    if sum(p.overrides("rotate_q") for p in parts) > 1:
+    if sum(p.overrides("rotate_k") for p in parts) > 1:
         found.append(
             f"of {names}, more than one rotates queries and keys, each undoing what the other means. Choose one."
         )

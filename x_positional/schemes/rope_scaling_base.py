@@ -62,6 +62,10 @@ class RopeScaling(Config):
         """The length that the scaled frequencies are meant for; None where nothing says so."""
         return None
 
+    def trained_length(self) -> int | None:
+        """L, the length before stretching; None where nothing says so."""
+        return None
+
     def _said(self, text: str) -> str:
         return f"scaling {self.rope_type}: {text}"
 

@@ -48,6 +48,9 @@ class LengthScaling(RopeScaling):
             )]  # fmt: skip
         return []
 
+    def trained_length(self) -> int | None:
+        return self.original_max_position_embeddings
+
     def _length(self, given: Number | None) -> Number:
         length = given if self.follows_length else self.length
         if length is None:

@@ -34,6 +34,9 @@ class Parts(RopeScaling):
     def reach(self) -> float | None:
         return self.factor * self.original_max_position_embeddings
 
+    def trained_length(self) -> int | None:
+        return self.original_max_position_embeddings
+
     def _keep(self, inv_freq: Tensor, width: int, theta: float) -> Tensor:
         """[F]: 1 leaves a pair alone, 0 divides it by s."""
         raise TypeError(f"{type(self).__name__} defines no _keep")

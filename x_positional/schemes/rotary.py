@@ -1,11 +1,9 @@
 """Rotary position embedding: queries and keys turn by an angle proportional to their position; xPos lets them decay too.
 
-B batch, T tokens, H heads, D head dim, R rotated width, F = R/2 pairs.
+B batch, T tokens, R rotated width, F = R/2 pairs.
 """
 
 import math
-from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,101 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from x_positional.registry import SchemeConfig
-from x_positional.scheme import Dims, PositionScheme
-from x_positional.schemes.frequencies import Frequencies, angles, wide_dtype
-from x_positional.schemes.rope_scaling import DefaultRope, RopeScaling, Scaling
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """Per token: the cosine and signed sine of every rotated channel, [B|1 1 T R] float32, for q and for k."""
-
-    q_cos: Tensor
-    q_sin: Tensor
-    k_cos: Tensor
-    k_sin: Tensor
-
-
-class RotaryEmbedding(PositionScheme):
-    """(x, y) -> (x cos a - y sin a, x sin a + y cos a), a = t * theta^(-2i/R) (Su et al. 2021, arXiv:2104.09864, eq. 34).
-
-    width: R, the first R channels turn and the rest pass (partial rotation, GPT-J). interleaved: pairs are (2i, 2i+1),
-    otherwise (i, i + R/2). heads: only the last `heads` heads turn. scaling: how the frequencies are changed, and the
-    attention factor that cosines and sines of q and k are multiplied by. interpolation_factor divides positions (Chen et
-    al. 2023, arXiv:2306.15595). base_rescale_factor s multiplies theta by s^(R/(R-2)) (NTK-aware, bloc97 2023).
-    """
-
-    def __init__(
-        self, width: int, *, theta: float = 10_000.0, interleaved: bool = False, heads: int | None = None,
-        interpolation_factor: float = 1.0, base_rescale_factor: float = 1.0, scaling: RopeScaling | None = None,
-    ):  # fmt: skip
-        super().__init__()
-        self.width, self.interleaved, self.heads = width, interleaved, heads
-        rescale = 1.0 if base_rescale_factor == 1.0 else base_rescale_factor ** (width / (width - 2))
-        self.theta, self.interpolation_factor = theta * rescale, interpolation_factor
-        self.scaling = scaling or DefaultRope()
-        if self.scaling.follows_length:  # a longer text turns its old keys otherwise
-            self.kv_cacheable = self.prefix_consistent = False  # type: ignore[misc]
-            self.absolute = True  # type: ignore[misc]
-
-    def frequencies(self, device: torch.device, lengths: Tensor | None = None) -> Frequencies:
-        """[F] radians per position and the attention factor; [B|1 T|1 F] where the lengths of texts [B|1 T|1] count."""
-        found = self.scaling.frequencies(self.width, self.theta, length=lengths, device=device)
-        return found._replace(inv_freq=found.inv_freq / self.interpolation_factor)
-
-    def inv_freq(self, device: torch.device) -> Tensor:
-        """[F] radians per position."""
-        return self.frequencies(device).inv_freq
-
-    def regime(self, length: int) -> Hashable:
-        return self.scaling.regime(length)
-
-    def decay(self, positions: Tensor) -> Tensor | None:
-        """[B|1 T] -> [B|1 T F]: what queries are multiplied by and keys divided by; None for one."""
-        return None
-
-    def tables(self, positions: Tensor) -> Rotation:
-        if not self.scaling.follows_length:
-            return self._tables(positions, self.frequencies(positions.device))
-        return self.length_tables(positions, positions.amax(dim=1, keepdim=True) + 1)
-
-    def length_tables(self, positions: Tensor, lengths: Tensor) -> Rotation:
-        return self._tables(positions, self.frequencies(positions.device, lengths))
-
-    def _tables(self, positions: Tensor, frequencies: Frequencies) -> Rotation:
-        angle, scale = angles(positions, frequencies.inv_freq), frequencies.attention_factor
-        cos, sin, decay = angle.cos() * scale, angle.sin() * scale, self.decay(positions)
-        q_cos, q_sin = self._lay_out(cos, cos), self._lay_out(-sin, sin)
-        if decay is None:
-            return Rotation(q_cos, q_sin, q_cos, q_sin)
-        k_cos, k_sin = self._lay_out(cos / decay, cos / decay), self._lay_out(-sin / decay, sin / decay)
-        return Rotation(self._lay_out(cos * decay, cos * decay), self._lay_out(-sin * decay, sin * decay), k_cos, k_sin)
-
-    def _lay_out(self, first: Tensor, second: Tensor) -> Tensor:
-        both = torch.stack([first, second], -1).flatten(-2) if self.interleaved else torch.cat([first, second], -1)
-        return both.float().unsqueeze(-3)
-
-    def rotate_q(self, q: Tensor, tables: Rotation) -> Tensor:
-        return self._some_heads(q, tables.q_cos, tables.q_sin)
-
-    def rotate_k(self, k: Tensor, tables: Rotation) -> Tensor:
-        return self._some_heads(k, tables.k_cos, tables.k_sin)
-
-    def _some_heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        if self.heads is None or self.heads == x.shape[1]:
-            return self._turn(x, cos, sin)
-        return torch.cat([x[:, : -self.heads], self._turn(x[:, -self.heads :], cos, sin)], dim=1)
-
-    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        turned = x[..., : self.width]
-        turned = (turned * cos + self._partner(turned) * sin).to(x.dtype)
-        return turned if self.width == x.shape[-1] else torch.cat([turned, x[..., self.width :]], dim=-1)
-
-    def _partner(self, x: Tensor) -> Tensor:
-        """[... R] -> [... R]: each channel's other half."""
-        if self.interleaved:
-            return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        return x.roll(self.width // 2, dims=-1)
+from x_positional.scheme import Dims
+from x_positional.schemes.axes import SectionOrder, section_problems
+from x_positional.schemes.frequencies import wide_dtype
+from x_positional.schemes.rope_scaling import RopeScaling, Scaling
+from x_positional.schemes.rotation import RotaryEmbedding
 
 
 class XPosEmbedding(RotaryEmbedding):
@@ -123,10 +31,11 @@ class XPosEmbedding(RotaryEmbedding):
 
     def __init__(self, width: int, *, scale_base: float = 512.0, center: int = 0, interleaved: bool = False,
                  theta: float = 10_000.0, heads: int | None = None, interpolation_factor: float = 1.0,
-                 base_rescale_factor: float = 1.0, scaling: RopeScaling | None = None):  # fmt: skip
+                 base_rescale_factor: float = 1.0, scaling: RopeScaling | None = None,
+                 learned: bool = False):  # fmt: skip
         super().__init__(
             width, theta=theta, interleaved=interleaved, heads=heads, interpolation_factor=interpolation_factor,
-            base_rescale_factor=base_rescale_factor, scaling=scaling,
+            base_rescale_factor=base_rescale_factor, scaling=scaling, learned=learned,
         )  # fmt: skip
         self.scale_base, self.center = scale_base, center
         self.limit = min(0, center) + self.reach(scale_base)
@@ -147,7 +56,8 @@ class XPosEmbedding(RotaryEmbedding):
 
 class Rope(SchemeConfig):
     """`position="rope"`: the whole head, half-split pairs. dim or fraction: rotate less of the head. scaling: how the
-    frequencies are stretched for texts longer than those trained on."""
+    frequencies are stretched for texts longer than those trained on. sections, section_order: positions with several axes,
+    such as time, height and width (M-RoPE, VideoRoPE). learned: frequencies are trained, from where they start."""
 
     kind: Literal["rope"] = "rope"
     needs_wrapper: ClassVar[bool] = True
@@ -159,6 +69,9 @@ class Rope(SchemeConfig):
     interpolation_factor: float = Field(default=1.0, ge=1)
     base_rescale_factor: float = Field(default=1.0, gt=0)
     scaling: Scaling = None
+    sections: tuple[int, ...] | None = None
+    section_order: SectionOrder = "contiguous"
+    learned: bool = False
     summary: ClassVar[str] = "rotates pairs of query and key channels by position"
     paper: ClassVar[str] = "Su et al. 2021, arXiv:2104.09864"
 
@@ -169,12 +82,15 @@ class Rope(SchemeConfig):
         return dims.head_dim if self.fraction is None else int(dims.head_dim * self.fraction)
 
     def build(self, dims: Dims) -> RotaryEmbedding:
-        return RotaryEmbedding(self.width(dims), **self._shared(dims))
+        return RotaryEmbedding(
+            self.width(dims), sections=self.sections, section_order=self.section_order, **self._shared(dims)
+        )
 
     def _shared(self, dims: Dims) -> dict[str, Any]:
         return {
             "theta": self.theta, "interleaved": self.interleaved, "heads": self.heads, "scaling": self._bound(dims),
             "interpolation_factor": self.interpolation_factor, "base_rescale_factor": self.base_rescale_factor,
+            "learned": self.learned,
         }  # fmt: skip
 
     def _bound(self, dims: Dims) -> RopeScaling | None:
@@ -202,7 +118,17 @@ class Rope(SchemeConfig):
                 f"{self.kind}: heads={self.heads} turns some query heads, and kv_heads={dims.kv_heads} shares one key head "
                 "among several of them. Use kv_heads=heads, or rotate every head."
             )
-        return found + self._scaling_problems(dims)
+        return found + self._section_problems(width) + self._scaling_problems(dims)
+
+    def _section_problems(self, width: int) -> list[str]:
+        if self.sections is not None:
+            return [f"{self.kind}: {p}" for p in section_problems(self.sections, self.section_order, width // 2)]
+        if self.section_order == "contiguous":
+            return []
+        return [
+            f"{self.kind}: section_order={self.section_order!r} orders the pairs of several axes, and there are no sections. "
+            "Give sections, the number of pairs of each axis."
+        ]
 
     def _scaling_problems(self, dims: Dims) -> list[str]:
         scaling, width, found = self._bound(dims), self.width(dims), []
@@ -239,6 +165,13 @@ class Rope(SchemeConfig):
             )
         return found
 
+    def unstretched(self) -> SchemeConfig | None:
+        plain = self.model_copy(update={"scaling": None, "interpolation_factor": 1.0, "base_rescale_factor": 1.0})
+        return None if plain == self else plain
+
+    def trained_length(self) -> int | None:
+        return None if self.scaling is None else self.scaling.trained_length()
+
     def _slowest_turn(self, width: int) -> float:
         """Positions in a whole turn of the slowest pair."""
         if width < 4:
@@ -266,6 +199,11 @@ class XPos(Rope):
 
     def problems(self, dims: Dims) -> list[str]:
         found, reach = super().problems(dims), XPosEmbedding.reach(self.scale_base)
+        if self.sections is not None:
+            found.append(
+                f"xpos: sections={self.sections} splits the pairs over several axes, and scores decay with one distance. "
+                "Use rope, or leave sections out."
+            )
         center, length = self._center(dims), dims.max_seq_len or 0
         farthest = max(length, center, length - center)
         if farthest > reach:

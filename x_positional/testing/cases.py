@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from x_positional.registry import REGISTRY
 from x_positional.schemes.absolute import Absolute, SinusoidalConfig
 from x_positional.schemes.alibi import Alibi
+from x_positional.schemes.axial import Axial
 from x_positional.schemes.cope import CopeConfig
 from x_positional.schemes.dynamic_bias import Dynamic
 from x_positional.schemes.forgetting import ForgettingConfig
+from x_positional.schemes.mixed import Mixed
 from x_positional.schemes.polar import PolarConfig
 from x_positional.schemes.rope_scaling_length import DynamicNtk, LongRope
 from x_positional.schemes.rope_scaling_parts import Llama3, Yarn
 from x_positional.schemes.rotary import Rope, XPos
 from x_positional.schemes.t5 import T5
+from x_positional.schemes.temperature import LogN, Temperature
 from x_positional.testing.subject import Scheme, Sizes
 
 
@@ -27,7 +30,7 @@ class Case:
 CHAINS: tuple[list[Scheme], ...] = (
     ["absolute", "alibi"], ["absolute", "rope"], ["absolute", "cope"], ["absolute", "forgetting"], ["rope", "alibi"],
     ["rope", "t5"], ["rope", "cope"], ["rope", "forgetting"], ["alibi", "cope"], ["sinusoidal", "t5"], ["polar", "dynamic"],
-    ["xpos", "alibi", "forgetting"],
+    ["xpos", "alibi", "forgetting"], ["mixed", "forgetting"],
 )  # fmt: skip
 
 NTK = DynamicNtk(original_max_position_embeddings=9, length_policy="recompute")
@@ -55,6 +58,17 @@ VARIANTS: dict[str, Case] = {
     "rope, dynamic NTK, fixed": Case(Rope(scaling=DynamicNtk(original_max_position_embeddings=9))),
     "rope, dynamic NTK, recomputed": Case(Rope(scaling=NTK)),
     "rope, LongRoPE, recomputed": Case(Rope(scaling=LONGROPE)),
+    "rope, sections": Case(Rope(sections=(4, 3, 5))),
+    "rope, interleaved sections, interleaved pairs": Case(
+        Rope(sections=(4, 4, 4), section_order="interleaved", interleaved=True)
+    ),
+    "rope, video sections of 20 channels": Case(Rope(dim=20, sections=(4, 3, 3), section_order="video"), SHARED),
+    "rope, sections, yarn": Case(Rope(sections=(6, 6), scaling=Yarn(factor=4.0, original_max_position_embeddings=40))),
+    "rope, sections, dynamic NTK, recomputed": Case(Rope(sections=(2, 5, 5), scaling=NTK)),
+    "rope, learned": Case(Rope(learned=True, fraction=0.5)),
+    "axial, three axes, interleaved": Case(Axial(axes=3, interleaved=True), SHARED),
+    "axial, pixel, learned": Case(Axial(freqs="pixel", learned=True, dim=16)),
+    "mixed, three axes": Case(Mixed(axes=3, interleaved=True), SHARED),
     "xpos, interleaved, base 64": Case(XPos(interleaved=True, scale_base=64.0)),
     "polar, uniform phases": Case(PolarConfig(uniform_init=True), SHARED),
     "alibi, 4 heads": Case("alibi", EVEN),
@@ -66,12 +80,20 @@ VARIANTS: dict[str, Case] = {
     "t5, 8 buckets to 20, scaled": Case(T5(num_buckets=8, max_distance=20, scale=4.0)),
     "dynamic, log distance, norm": Case(Dynamic(log_distance=True, norm=True, depth=1, dim=7)),
     "cope, 4 positions": Case(CopeConfig(max_pos=4), SHARED),
+    "rope + temperature": Case(["rope", Temperature(floor_scale=0.7)]),
     "forgetting, gates half open": Case(ForgettingConfig(bias_init=0.0)),
 }
 
 
+SHORT: dict[str, Case] = {
+    "temperature": Case(Temperature(floor_scale=0.7)),
+    "log_n": Case(LogN(trained=4)),
+}
+"""Schemes whose defaults do nothing in texts as short as the suite's."""
+
+
 def cases() -> dict[str, Case]:
     """By name. A scheme is here as soon as it is registered."""
-    found = {kind: Case(kind) for kind in sorted(REGISTRY) if kind != "custom"}
+    found = {kind: SHORT.get(kind, Case(kind)) for kind in sorted(REGISTRY) if kind != "custom"}
     found |= {" + ".join(map(str, chain)): Case(chain) for chain in CHAINS}
     return found | VARIANTS

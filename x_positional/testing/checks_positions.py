@@ -3,6 +3,8 @@
 B batch, T tokens, V vocabulary.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -63,10 +65,10 @@ def _has_no_limit(subject: Subject, judge: Judge, kind: Kind) -> None:
     if not caps.uses_positions:
         return
     tokens = subject.tokens(LENGTH)
-    far = [model(tokens, positions=subject.positions(LENGTH, start)) for start in (10 * end, 10 * end + 1)]
+    far = [model(tokens, positions=subject.positions(LENGTH, start)) for start in (10 * end, 40 * end)]
     judge.finite(far[0], f"positions from {10 * end} on, {kind}")
     if caps.absolute and caps.prefix_consistent:  # otherwise it may count only whether a text is long
-        judge.differ(far[0], far[1], f"positions from {10 * end} and from {10 * end + 1} on, {kind}")
+        judge.differ(far[0], far[1], f"positions from {10 * end} and from {40 * end} on, {kind}")
 
 
 def _has_limit(subject: Subject, judge: Judge, kind: Kind, bound: int) -> None:
@@ -167,17 +169,45 @@ def _steps(model: TransformerWrapper, tokens: Tensor, whole: Tensor, between: Te
 
 @torch.no_grad()
 def axes(subject: Subject, judge: Judge) -> None:
-    """Every axis of a position that the scheme takes (text, image, video) changes the logits."""
+    """Every axis of a position that the scheme takes (time, height, width) changes the logits; a position without axes is
+    the same on each; fewer axes are refused; where only distances count, each axis may move by itself; cached chunks of
+    text and of images equal the full pass."""
     subject.need_positions()
     count = min(subject.scheme(kind).max_axes for kind in subject.kinds)
     if count == 1:
         raise NotApplicable("positions have one axis")
     for kind in subject.kinds:
         model, tokens = subject.model(kind), subject.tokens(LENGTH)
-        start = subject.stretched(LENGTH)[..., None].repeat(1, 1, count)
+        text = subject.stretched(LENGTH)
+        start = text[..., None].repeat(1, 1, count)
+        judge.equal(model(tokens, positions=start), model(tokens, positions=text), f"equal on all axes, {kind}")
         for axis in range(count):
             moved = start.clone()
             moved[..., axis] = moved[..., axis].flip(1)
-            judge.differ(
-                model(tokens, positions=moved), model(tokens, positions=start), f"axis {axis} of {count}, {kind}"
-            )
+            turned = model(tokens, positions=moved)
+            judge.differ(turned, model(tokens, positions=start), f"axis {axis} of {count}, {kind}")
+            if not subject.capabilities(kind).absolute:
+                by = 1000 * torch.eye(count, dtype=torch.long, device=subject.device)[axis]
+                judge.equal(model(tokens, positions=moved + by), turned, f"axis {axis} moved by 1000, {kind}")
+        if count > 2:
+            fewer = partial(model, tokens, positions=start[..., 1:])
+            judge.refused(fewer, PositionError, f"{count - 1} of {count} axes, {kind}")
+    if "decoder" in subject.kinds and subject.capabilities("decoder").kv_cacheable:
+        _axes_cached(subject, judge, count)
+
+
+def _axes_cached(subject: Subject, judge: Judge, count: int) -> None:
+    """Text, an image of other rows and columns in each row of the batch, text."""
+    model, tokens = subject.model("decoder"), subject.tokens(LENGTH)
+    positions = subject.positions(LENGTH).repeat(3, 1)[..., None].repeat(1, 1, count)
+    positions[:, 3:9] = 3 + torch.randint(0, 4, (3, 6, count), generator=torch.Generator().manual_seed(9)).to(positions)
+    positions[:, 9:] -= torch.tensor([[[0]], [[1]], [[2]]], device=subject.device)
+    want = model(tokens, positions=positions)
+    for chunk in (1, 4):
+        got = decode(model, model.new_cache(3), chunk, tokens, positions=positions)
+        judge.equal(got, want, f"positions with axes, cached, chunks of {chunk}")
+    cache, parts = model.new_cache(3), []
+    for where in (slice(0, 3), slice(3, 9), slice(9, LENGTH)):  # text without axes
+        at = positions[:, where] if where.start == 3 else positions[:, where, 0]
+        parts.append(model(tokens[:, where], positions=at, cache=cache))
+    judge.equal(torch.cat(parts, 1), want, "text without axes around an image with axes, cached")

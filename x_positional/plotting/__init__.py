@@ -1,0 +1,5 @@
+"""Pictures of what position schemes do, measured through their hooks."""
+
+from x_positional.plotting.gallery import Gallery, draw
+
+__all__ = ["Gallery", "draw"]
