@@ -120,12 +120,16 @@ def reaching(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
 
 
 def order(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
-    """Shuffling the tokens of an encoder does more than shuffle its outputs."""
+    """In one layer of an encoder, what a token makes of the others depends on their order."""
     if config.layers.kind == "encoder":
-        shuffled = torch.randperm(full.shape[1], generator=torch.Generator().manual_seed(1))
+        one = forced(config.model_copy(update={"layers": config.layers.model_copy(update={"depth": 1})}))
+        others = 1 + torch.randperm(full.shape[1] - 1, generator=torch.Generator().manual_seed(1))
+        tokens, context = tokens_of(config, full.shape[1]), context_of(config)
         with torch.no_grad():
-            out = model(tokens_of(config, full.shape[1])[:, shuffled], **context_of(config))
-        if not far(out, full[:, shuffled]):
+            said, shuffled = (
+                one(t, **context)[:, 0] for t in (tokens, torch.cat([tokens[:, :1], tokens[:, others]], 1))
+            )
+        if not far(said, shuffled):
             yield "blind to order"
 
 

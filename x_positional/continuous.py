@@ -13,7 +13,7 @@ from x_positional.config import ContinuousConfig
 from x_positional.describe import describe
 from x_positional.flags import continuous_from_flags
 from x_positional.layers import ConfiguredLayers
-from x_positional.placement import InputError
+from x_positional.placement import InputError, SeqLens, packed_documents
 from x_positional.wrappers import bound_config
 
 
@@ -52,11 +52,13 @@ class ContinuousTransformerWrapper(nn.Module):
         self, x: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
         document_ids: Tensor | None = None, cache: KVCache | None = None, return_embeddings: bool = False, *,
         context: Tensor | None = None, context_mask: Tensor | None = None, context_positions: Tensor | None = None,
+        seq_lens: SeqLens | None = None,
     ) -> Tensor:  # fmt: skip
         """Inputs [B T I] -> [B T O], or [B T M] with return_embeddings; the rest as in `TransformerWrapper.forward`."""
         if x.ndim != 3 or x.shape[-1] != self.dim_in or not x.is_floating_point():
             raise InputError(f"expected floats [batch, tokens, {self.dim_in}]; got {list(x.shape)} of {x.dtype}.")
         layers = self.attn_layers
+        document_ids = packed_documents(document_ids, seq_lens, x.shape[0], x.shape[1])
         placed = layers.place(x.shape[0], x.shape[1], x.device, mask, positions, document_ids, cache)
         x = x if self.project_in is None else self.project_in(x)
         x = layers.embed(x, placed)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from x_positional.cache import KVCache
 from x_positional.decoding import Decoding, Run
-from x_positional.placement import InputError, check_documents, token_mask
+from x_positional.placement import InputError, SeqLens, check_documents, packed_documents, token_mask
 from x_positional.prompts import as_ids, nothing_new, read_prompts
 from x_positional.sampling import NON_NEGATIVE, POSITIVE, FilterChoice, resolve_filters
 from x_positional.wrappers import TransformerWrapper
@@ -44,6 +44,7 @@ class AutoregressiveWrapper(nn.Module):
     def forward(
         self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
         document_ids: Tensor | None = None, *, context: Tensor | None = None, context_mask: Tensor | None = None,
+        seq_lens: SeqLens | None = None,
     ) -> Tensor:  # fmt: skip
         """Ids [B T] -> the mean cross entropy (nats) of tokens 1 .. T-1, each predicted from those before it.
 
@@ -59,7 +60,9 @@ class AutoregressiveWrapper(nn.Module):
         present = token_mask(batch, length, mask, positions)
         if present is not None:
             targets = torch.where(present[:, 1:] & present[:, :-1], targets, self.ignore_index)
+        document_ids = packed_documents(document_ids, seq_lens, batch, length)
         if document_ids is not None:
+            document_ids = document_ids.to(tokens.device)
             documents = check_documents(document_ids, batch, length)
             targets = torch.where(documents[:, 1:] == documents[:, :-1], targets, self.ignore_index)
         logits = self.net(

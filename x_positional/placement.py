@@ -3,12 +3,18 @@
 B batch, T tokens, A position axes.
 """
 
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
 import torch
 from torch import Tensor
 
 from x_positional.cache import KVCache, Tokens
 from x_positional.masks import index_of, restart_per_document
 from x_positional.scheme import NO_TOKEN, PositionError, PositionScheme
+
+SeqLens: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | Tensor
+"""Lengths of the documents of a packed row, or of each row."""
 
 
 class InputError(ValueError):
@@ -52,6 +58,29 @@ def check_documents(documents: Tensor, batch: int, length: int) -> Tensor:
             f"document_ids must have shape [batch, tokens] = [{batch}, {length}]; this one is {list(documents.shape)}."
         )
     return documents.long()
+
+
+def packed_documents(document_ids: Tensor | None, seq_lens: SeqLens | None, batch: int, length: int) -> Tensor | None:
+    """document_ids [B T] or [T], or the same said by the lengths of the documents of each row: one list for all rows, or one
+    list a row, each adding up to T -> document_ids; None where neither was given. Raises InputError."""
+    if seq_lens is None:
+        return document_ids
+    if document_ids is not None:
+        raise InputError("document_ids and seq_lens both say where documents end. Give one.")
+    given: Any = seq_lens.tolist() if isinstance(seq_lens, Tensor) else seq_lens
+    of_each = len(given) > 0 and isinstance(given[0], Sequence)
+    rows: list[list[Any]] = [list(row) for row in given] if of_each else [list(given)] * batch
+    for row in rows:
+        if any(not isinstance(n, int) or n < 1 for n in row) or sum(row) != length:
+            raise InputError(
+                f"seq_lens must be whole numbers from 1 on that add up to the {length} tokens of a row; {row} add up to "
+                f"{sum(row)}. Give padding at the end a length of its own, and say mask=."
+            )
+    if len(rows) != batch:
+        raise InputError(
+            f"seq_lens has {len(rows)} rows, and the batch has {batch}. Give one list for all, or one a row."
+        )
+    return torch.tensor([[number for number, n in enumerate(row) for _ in range(n)] for row in rows])
 
 
 def token_mask(batch: int, length: int, mask: Tensor | None, positions: Tensor | None) -> Tensor | None:

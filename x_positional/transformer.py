@@ -19,7 +19,7 @@ from x_positional.block import Block
 from x_positional.cache import KeyView, KVCache, Tokens
 from x_positional.crossing import Crossing, SeenContext, plan_cross, see_context
 from x_positional.norms import Norm
-from x_positional.placement import InputError, check_positions_fit, place
+from x_positional.placement import InputError, SeqLens, check_positions_fit, packed_documents, place
 from x_positional.scheme import AttentionContext, Dims, IndexFn, PositionError, PositionScheme, Reach
 
 
@@ -212,11 +212,12 @@ class AttentionLayers(nn.Module):
     def forward(
         self, x: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None,
         document_ids: Tensor | None = None, context: Tensor | None = None, context_mask: Tensor | None = None,
-        context_positions: Tensor | None = None, cache: KVCache | None = None,
+        context_positions: Tensor | None = None, cache: KVCache | None = None, seq_lens: SeqLens | None = None,
     ) -> Tensor:  # fmt: skip
         """Embeddings [B T M] -> [B T M].
 
-        mask: [B T] bool, True = keep. positions: [B T], ints or floats. document_ids: [B T], packed rows.
+        mask: [B T] bool, True = keep. positions: [B T] or [B T A], ints or floats. document_ids: [B T], packed rows;
+        seq_lens: the same said by the documents' lengths.
         context: [B S C] with context_mask [B S] and, to rotate cross-attention too, context_positions [B S].
         cache: from `new_cache`; x then holds only the new tokens. Raises InputError, PositionError, CacheError.
         """
@@ -224,6 +225,7 @@ class AttentionLayers(nn.Module):
             raise InputError(
                 f"expected float embeddings [batch, tokens, dim={self.dims.dim}]; got {list(x.shape)} of {x.dtype}."
             )
+        document_ids = packed_documents(document_ids, seq_lens, x.shape[0], x.shape[1])
         tokens = self.place(x.shape[0], x.shape[1], x.device, mask, positions, document_ids, cache)
         plan = self.plan(x.shape[0], tokens, x.dtype, cache, context, context_mask, context_positions)
         return self.run(self.embed(x, tokens), plan)

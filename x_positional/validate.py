@@ -140,8 +140,7 @@ def _build_lightly(part: SchemeConfig, dims: Dims) -> PositionScheme:
 def _is_blind(kind: LayerConfig, dims: Dims) -> bool:
     """Whether layers of this kind, without a causal mask, cannot tell one order of tokens from another."""
     named, unbuilt = build_parts(kind.parts, dims)
-    schemes = [scheme for _, scheme in named]
-    blank = all(s.causal_only and not tells_order(s) and not s.capabilities().uses_positions for s in schemes)
+    blank = all(scheme.causal_only and not tells_order(scheme) for _, scheme in named)
     return kind.reach.recent is None and not unbuilt and blank
 
 

@@ -16,7 +16,7 @@ from x_positional.config import LayersConfig, ModelConfig
 from x_positional.describe import describe
 from x_positional.flags import model_from_flags
 from x_positional.layers import ConfiguredLayers, layers_from_config
-from x_positional.placement import InputError
+from x_positional.placement import InputError, SeqLens, packed_documents
 from x_positional.validate import model_report, require
 
 
@@ -101,12 +101,14 @@ class TransformerWrapper(nn.Module):
         self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
         document_ids: Tensor | None = None, cache: KVCache | None = None, return_embeddings: bool = False, *,
         context: Tensor | None = None, context_mask: Tensor | None = None, context_positions: Tensor | None = None,
-        checked: bool = False,
+        checked: bool = False, seq_lens: SeqLens | None = None,
     ) -> Tensor:  # fmt: skip
         """Ids [B T] -> logits [B T V], or embeddings [B T M] with return_embeddings.
 
-        mask: [B T] bool, True = keep, padded left or right; positions follow it unless given. positions: [B T], ints or
-        floats. document_ids: [B T], packed rows whose documents do not see each other. cache: from `new_cache`; tokens
+        mask: [B T] bool, True = keep, padded left or right; positions follow it unless given. positions: [B T] or
+        [B T A], ints or floats; a cache goes on after the largest. document_ids: [B T], packed rows whose documents do not
+        see each other, and whose positions start again unless given; seq_lens: the same said by the lengths of the
+        documents, one list for all rows or one a row. cache: from `new_cache`; tokens
         then holds only the new ones. context: for layers with cross-attention. checked: the caller vouches for the ids,
         which spares a look at the device.
         Raises InputError, PositionError, CacheError before any kernel runs.
@@ -115,6 +117,7 @@ class TransformerWrapper(nn.Module):
             self.check_tokens(tokens)
         layers = self.attn_layers
         B, T = tokens.shape
+        document_ids = packed_documents(document_ids, seq_lens, B, T)
         placed = layers.place(B, T, tokens.device, mask, positions, document_ids, cache)
         x = self.token_emb(tokens.long())
         if self.config.l2norm_embed:
