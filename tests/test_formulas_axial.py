@@ -13,6 +13,7 @@ import torch
 from naive_attention import Row, attended, dot, naive, one_layer, random_qkv, worst
 from torch import Tensor
 
+from x_positional import check
 from x_positional.scheme import Dims, PositionError
 from x_positional.schemes import Axial, AxialEmbedding, Rope
 
@@ -146,9 +147,9 @@ def test_what_cannot_work(config: Axial, head_dim: int, words: str) -> None:
 
 
 def test_pixel_frequencies_are_not_for_whole_numbers() -> None:
-    (warning,) = Axial(freqs="pixel").warnings(dims())
-    assert "Pass float positions" in warning
-    assert Axial().warnings(dims()) == []
+    pixels, plain = (check(dim=24, depth=2, heads=2, position=Axial(freqs=f), max_seq_len=8) for f in ("pixel", "lang"))
+    assert any("Pass float positions" in warning for warning in pixels.warnings)
+    assert not any("Pass float positions" in warning for warning in plain.warnings)
     turned = AxialEmbedding(12, freqs="pixel").tables(torch.tensor([[0, 2, 4], [1, 3, 5]])).q_sin
     assert worst(turned, torch.zeros_like(turned)) < TIGHT
 

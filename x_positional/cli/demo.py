@@ -25,7 +25,7 @@ from x_positional.wrappers import build_model
 
 CONFIG = Path(__file__).parents[2] / "configs" / "small_rotary.yaml"
 PROMPT = "def main("
-WARM, TIMED = 3, 8  # steps that are run and thrown away to see how fast this machine is
+WARM, TIMED = 25, 25  # steps that are run and thrown away to see how fast this machine is
 
 
 def demo(
@@ -70,7 +70,7 @@ def plan(config: TrainConfig, seconds: float, console: Console) -> TrainConfig:
     steps = max(20, round(seconds / each))
     say(console, f"one step takes {each * 1000:.0f} ms here, so {steps} steps fill {seconds:.0f} seconds")
     optimizer = config.optimizer.model_copy(update={"warmup_steps": min(config.optimizer.warmup_steps, steps // 10)})
-    every = max(1, steps // 8)
+    every = -(-steps // 8)  # the last one at the end
     run = config.run.model_copy(
         update={"steps": steps, "eval_every": every, "save_every": every, "log_every": max(1, steps // 150)}
     )
