@@ -33,6 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each library and job")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-growth", action="store_true", help="skip lengths 256 to 4096")
+    parser.add_argument("--only-growth", action="store_true", help="lengths 256 to 4096 and nothing else")
     parser.add_argument("--no-memory", action="store_true", help="skip peak memory")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     return parser.parse_args()
@@ -41,12 +42,12 @@ def arguments() -> argparse.Namespace:
 def measure_scheme(scheme: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Seconds (and bytes) of both libraries for every job of a scheme."""
     device = torch.device(options.device)
-    jobs = [*JOBS, *(() if options.no_growth else GROWTH)]
+    jobs = [*(() if options.only_growth else JOBS), *(() if options.no_growth else GROWTH)]
     found = {}
     for job in jobs:
         with CONSOLE.status(f"{scheme}: {job.name}"):
             found[job.name] = compare(scheme, job, device, options.rounds)
-    if not options.no_memory:
+    if not (options.no_memory or options.only_growth):
         with CONSOLE.status(f"{scheme}: memory"):
             found["memory"] = {library: float(peak_bytes(library, scheme, MEMORY, device)) for library in LIBRARIES}
     return found
