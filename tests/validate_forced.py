@@ -78,6 +78,7 @@ def context_of(config: ModelConfig) -> dict[str, Tensor]:
 
 def far(a: Tensor, b: Tensor, close: float = CLOSE) -> bool:
     """Different by more than `close` of the larger one's scale, or not finite."""
+    a, b = a.detach(), b.detach()
     scale = 1 + max(float(a.abs().max()), float(b.abs().max()))
     return not float((a - b).abs().max()) <= close * scale
 
