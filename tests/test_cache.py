@@ -2,29 +2,15 @@
 
 import pytest
 import torch
+from small_models import decoder, ids
 
-from x_positional import Decoder, TransformerWrapper
 from x_positional.cache import CacheError
 from x_positional.placement import InputError
 
 
-def model(**flags) -> TransformerWrapper:
-    torch.manual_seed(0)
-    layers = Decoder(dim=24, depth=2, heads=3, head_dim=8, position="rope", **flags)
-    net = TransformerWrapper(num_tokens=13, max_seq_len=300, attn_layers=layers).eval()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(torch.randn_like(p) * 0.3)
-    return net
-
-
-def ids(*shape: int) -> torch.Tensor:
-    return torch.randint(0, 13, shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
 @torch.no_grad()
 def test_padding_takes_no_room_in_a_static_cache() -> None:
-    net, cache = model(), None
+    net, cache = decoder(), None
     cache = net.new_cache(2, max_len=9)
     lengths, rows = torch.zeros(2, dtype=torch.long), [[], []]
     for turn in ([3, 1], [1, 3], [2, 3], [3, 1]):  # widths 3, 3, 3, 3: twelve with padding, nine and eight without
@@ -44,7 +30,7 @@ def test_padding_takes_no_room_in_a_static_cache() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_sliding_cache_grows_up_to_its_window(padded: bool) -> None:
-    net = model(window=150)
+    net = decoder(window=150)
     tokens, cache = ids(2, 290), net.new_cache(2)
     full, sizes, at = net(tokens), [], 0
     for chunk in (1, 62, 2, 1, 63, 20, 1, 1, 100, 39):
@@ -62,7 +48,7 @@ def test_a_sliding_cache_grows_up_to_its_window(padded: bool) -> None:
 
 @torch.no_grad()
 def test_a_cache_keeps_to_the_context_it_has_seen() -> None:
-    net = model(cross_attend=True)
+    net = decoder(cross_attend=True)
     context, tokens = torch.randn(2, 5, 24), ids(2, 4)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
     want, cache = net(tokens, context=context, context_mask=mask), net.new_cache(2)
@@ -87,7 +73,7 @@ def test_a_cache_keeps_to_the_context_it_has_seen() -> None:
 
 @torch.no_grad()
 def test_rows_take_their_context_along() -> None:
-    net = model(cross_attend=True)
+    net = decoder(cross_attend=True)
     context, tokens, rows = torch.randn(3, 5, 24), ids(3, 4), torch.tensor([2, 0])
     mask = torch.arange(5) < torch.tensor([[5], [2], [3]])
     cache = net.new_cache(3)

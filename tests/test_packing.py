@@ -2,30 +2,17 @@
 
 import pytest
 import torch
+from small_models import decoder, ids
 
-from x_positional import AutoregressiveWrapper, ContinuousTransformerWrapper, Decoder, TransformerWrapper
+from x_positional import AutoregressiveWrapper, ContinuousTransformerWrapper, Decoder
 from x_positional.placement import InputError
-
-
-def model(position="rope", **flags) -> TransformerWrapper:
-    torch.manual_seed(0)
-    layers = Decoder(dim=24, depth=2, heads=3, head_dim=8, position=position, **flags)
-    net = TransformerWrapper(num_tokens=13, max_seq_len=64, attn_layers=layers).eval()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(torch.randn_like(p) * 0.3)
-    return net
-
-
-def ids(*shape: int) -> torch.Tensor:
-    return torch.randint(0, 13, shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("position", ["rope", "alibi", "sinusoidal", "cope", "forgetting"])
 @pytest.mark.parametrize("seq_lens", [[[3, 1, 5], [9]], [[2, 7], [8, 1]]], ids=str)
 def test_documents_of_these_lengths_equal_each_alone(position: str, seq_lens: list[list[int]]) -> None:
-    net, tokens = model(position), ids(2, 9)
+    net, tokens = decoder(position), ids(2, 9)
     packed = net(tokens, seq_lens=seq_lens)
     for row, lengths in enumerate(seq_lens):
         start = 0
@@ -38,7 +25,7 @@ def test_documents_of_these_lengths_equal_each_alone(position: str, seq_lens: li
 
 @torch.no_grad()
 def test_one_list_is_for_every_row_and_every_class_takes_it() -> None:
-    net, tokens, documents = model("sinusoidal"), ids(2, 9), torch.tensor([0] * 4 + [1] * 5)
+    net, tokens, documents = decoder("sinusoidal"), ids(2, 9), torch.tensor([0] * 4 + [1] * 5)
     for lengths in ([4, 5], torch.tensor([4, 5]), [[4, 5], [4, 5]]):
         assert torch.equal(net(tokens, seq_lens=lengths), net(tokens, document_ids=documents))
     x = torch.randn(2, 9, 24)
@@ -52,7 +39,7 @@ def test_one_list_is_for_every_row_and_every_class_takes_it() -> None:
 @torch.no_grad()
 def test_positions_start_again_or_go_on() -> None:
     tokens, lengths = ids(1, 9), [4, 5]
-    absolute, relative = model("sinusoidal"), model("rope")
+    absolute, relative = decoder("sinusoidal"), decoder("rope")
     for net, matters in ((absolute, True), (relative, False)):
         again = net(tokens, seq_lens=lengths)
         on = net(tokens, seq_lens=lengths, positions=torch.arange(9))
@@ -73,4 +60,4 @@ def test_positions_start_again_or_go_on() -> None:
 )
 def test_lengths_that_do_not_fit_are_refused(given: dict, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        model()(ids(2, 9), **given)
+        decoder()(ids(2, 9), **given)

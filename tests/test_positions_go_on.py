@@ -2,31 +2,14 @@
 
 import pytest
 import torch
+from small_models import close, decoder, ids
 
-from x_positional import AutoregressiveWrapper, Decoder, TransformerWrapper
+from x_positional import AutoregressiveWrapper
 from x_positional.multimodal import Image, Text, multimodal_positions
 from x_positional.placement import InputError
 from x_positional.scheme import PositionError
 
 MROPE = {"kind": "rope", "sections": (2, 1, 1)}
-
-
-def model(position, seed: int = 0, **flags) -> TransformerWrapper:
-    torch.manual_seed(seed)
-    layers = Decoder(dim=24, depth=2, heads=3, head_dim=8, position=position, **flags)
-    net = TransformerWrapper(num_tokens=13, max_seq_len=64, attn_layers=layers).eval()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(torch.randn_like(p) * 0.3)
-    return net
-
-
-def ids(*shape: int) -> torch.Tensor:
-    return torch.randint(0, 13, shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def close(got: torch.Tensor, want: torch.Tensor) -> None:
-    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
 ROWS = [[Text(2), Image(2, 3), Text(1)], [Text(1), Image(3, 2), Text(2)]]
@@ -35,7 +18,7 @@ ROWS = [[Text(2), Image(2, 3), Text(1)], [Text(1), Image(3, 2), Text(2)]]
 @torch.no_grad()
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 def test_text_goes_on_after_an_image(chunk: int) -> None:
-    net, tokens = model(MROPE), ids(2, 9 + 5)
+    net, tokens = decoder(MROPE), ids(2, 9 + 5)
     found = multimodal_positions(ROWS)
     after = (found.positions.amax(dim=(1, 2)) + 1)[:, None] + torch.arange(5)
     want = net(tokens, positions=torch.cat([found.positions, after[..., None].expand(-1, -1, 3)], dim=1))
@@ -49,7 +32,7 @@ def test_text_goes_on_after_an_image(chunk: int) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("position", ["rope", "alibi", "t5", "sinusoidal", "forgetting"])
 def test_a_cache_goes_on_after_the_largest_position(position: str) -> None:
-    net, tokens = model([position, "rope"] if position == "forgetting" else position), ids(2, 9)
+    net, tokens = decoder([position, "rope"] if position == "forgetting" else position), ids(2, 9)
     given = torch.tensor([[3, 9, 4, 11, 12, 0], [0, 1, 2, 30, 31, 33]])
     want = net(tokens, positions=torch.cat([given, torch.tensor([[13, 14, 15], [34, 35, 36]])], dim=1))
     cache = net.new_cache(2)
@@ -61,7 +44,7 @@ def test_a_cache_goes_on_after_the_largest_position(position: str) -> None:
 
 @torch.no_grad()
 def test_padding_is_no_position() -> None:
-    net, tokens = model("rope"), ids(2, 8)
+    net, tokens = decoder("rope"), ids(2, 8)
     given, mask = torch.tensor([[5, 6, 7, 50], [1, 2, 3, 4]]), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]).bool()
     cache = net.new_cache(2)
     net(tokens[:, :4], positions=given, mask=mask, cache=cache)
@@ -72,7 +55,7 @@ def test_padding_is_no_position() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"cache_kv": False}, {"return_cache": True}], ids=str)
 def test_generation_goes_on_after_an_image(options: dict) -> None:
-    net, tokens = model(MROPE), ids(2, 9)
+    net, tokens = decoder(MROPE), ids(2, 9)
     found = multimodal_positions(ROWS)
     wrapper = AutoregressiveWrapper(net)
     new = wrapper.generate(tokens, 6, temperature=0, positions=found.positions, **options)
@@ -88,7 +71,7 @@ def test_generation_goes_on_after_an_image(options: dict) -> None:
 
 
 def test_what_has_no_next_is_refused() -> None:
-    net, tokens = model("rope"), ids(1, 4)
+    net, tokens = decoder("rope"), ids(1, 4)
     cache = net.new_cache(1)
     net(tokens, positions=torch.rand(1, 4), cache=cache)
     with pytest.raises(InputError, match="nothing says where the next ones are"):
@@ -98,12 +81,12 @@ def test_what_has_no_next_is_refused() -> None:
     with pytest.raises(
         PositionError, match=r"positions have 2 axes, and RotaryEmbedding takes 3. Pass \[batch, tokens\] or"
     ):
-        model(MROPE)(tokens, positions=torch.zeros(1, 4, 2, dtype=torch.long))
+        decoder(MROPE)(tokens, positions=torch.zeros(1, 4, 2, dtype=torch.long))
 
 
 @torch.no_grad()
 def test_minus_one_on_every_axis_is_no_token() -> None:
-    net, tokens = model(MROPE), ids(1, 5)
+    net, tokens = decoder(MROPE), ids(1, 5)
     positions = torch.arange(5)[None, :, None].repeat(1, 1, 3)
     masked, coordinate = positions.clone(), positions.clone()
     masked[0, 2], coordinate[0, 2, 1] = -1, -1
