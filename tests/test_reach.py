@@ -1,7 +1,10 @@
 """What layers see: windows, chunks, first tokens that are kept, and patterns of them, against plain models and masks."""
 
+from functools import partial
+
 import pytest
 import torch
+from small_models import close, decoder, ids
 
 from x_positional import Decoder, Encoder, ModelConfig, TransformerWrapper, build_model, check
 from x_positional.config import LayerConfig
@@ -14,14 +17,7 @@ SCHEMES = [*RELATIVE, "cope", ["rope", "cope"]]
 GATED = ["forgetting", ["rope", "forgetting"]]
 
 
-def model(kind=Decoder, depth: int = 2, position="rope", backend: str = "auto", **flags) -> TransformerWrapper:
-    torch.manual_seed(0)
-    layers = kind(dim=24, depth=depth, heads=3, head_dim=8, position=position, backend=backend, **flags)
-    net = TransformerWrapper(num_tokens=13, max_seq_len=1200, attn_layers=layers).eval()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(torch.randn_like(p) * 0.2)
-    return net
+model = partial(decoder, max_seq_len=1200, noise=0.2)
 
 
 def like(net: TransformerWrapper, **changes) -> TransformerWrapper:
@@ -30,14 +26,6 @@ def like(net: TransformerWrapper, **changes) -> TransformerWrapper:
     twin = build_model(net.config.model_copy(update={"layers": layers})).eval()
     twin.load_state_dict(net.state_dict())
     return twin
-
-
-def ids(*shape: int) -> torch.Tensor:
-    return torch.randint(0, 13, shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def close(got: torch.Tensor, want: torch.Tensor) -> None:
-    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
 def by_chunks(net: TransformerWrapper, tokens: torch.Tensor, cache, chunk: int, mask=None) -> torch.Tensor:
@@ -94,7 +82,7 @@ def test_padding_changes_nothing(position: str, flags: dict) -> None:
 @pytest.mark.parametrize("kind", [Decoder, Encoder])
 @pytest.mark.parametrize("position", ["rope", "alibi", "t5"])
 def test_a_chunk_is_a_text_of_its_own(kind, position: str) -> None:
-    plain, tokens = model(kind, position=position), ids(2, 17)
+    plain, tokens = model(kind=kind, position=position), ids(2, 17)
     net = like(plain, chunk=5)
     full = net(tokens)
     for start in range(0, 17, 5):  # only distances count, so each chunk alone is the same
@@ -206,7 +194,7 @@ def test_what_cannot_be_kept_is_refused() -> None:
     with pytest.raises(IncompatibleConfig, match=r"keep_first sees the first tokens.*AbsolutePositions|.*Absolute"):
         model(position=["rope", "absolute"], window=8, keep_first=4)
     with pytest.raises(IncompatibleConfig, match="keep_first=4 in an encoder"):
-        model(Encoder, window=8, keep_first=4)
+        model(kind=Encoder, window=8, keep_first=4)
     with pytest.raises(IncompatibleConfig, match=r"keep_first drops tokens between.*Forgetting adds up"):
         model(position="forgetting", window=8, keep_first=4)
     with pytest.raises(IncompatibleConfig, match="window beside pattern: each entry of a pattern says its own"):

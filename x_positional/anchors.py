@@ -20,19 +20,27 @@ from x_positional.slots import Tokens
 
 @dataclass(frozen=True)
 class Anchors:
-    """kv_index [B|1 S]; tables: the queries' tables for where the first tokens see them."""
+    """kv_index [B|1 S]; slots [B|1 N] of the first tokens; tables: the queries' tables for where those see them. Once per
+    forward pass: what is left for each layer is its queries and keys."""
 
     first: int
     kv_index: Tensor
+    slots: Tensor
     tables: Any
+
+    @classmethod
+    def of(cls, ctx: AttentionContext, tables: Any) -> "Anchors":
+        """The first tokens among the keys of a context."""
+        index = torch.arange(ctx.reach.first, device=ctx.device)
+        slots = (ctx.kv_index[:, None] == index[:, None]).long().argmax(-1)
+        return cls(ctx.reach.first, ctx.kv_index, slots, tables)
 
     def correction(self, moved: Tensor, q: Tensor, k: Tensor, scale: float) -> Bias:
         """What the scores of the first tokens change by when their queries [B H T D] are `moved`. k: [B G S D]."""
         batch, heads, width = q.shape[0], q.shape[1], q.shape[3]
         kv_index = self.kv_index.expand(batch, -1)
-        of_first = kv_index[:, None] == torch.arange(self.first, device=q.device)[:, None]  # [B N S]
-        slot = of_first.long().argmax(-1)[:, None, :, None].expand(-1, k.shape[1], -1, width)
-        keys = k.gather(2, slot).float()  # of a slot that holds another token where there is none: never looked up
+        slots = self.slots[:, None, :, None].expand(batch, k.shape[1], -1, width)
+        keys = k.gather(2, slots).float()  # of a slot that holds another token where there is none: never looked up
         moved_by = (moved.float() - q.float()).unflatten(1, (k.shape[1], -1))
         change = torch.einsum("bgrtd,bgnd->bgrtn", moved_by, keys).flatten(1, 2) * scale
 

@@ -255,7 +255,7 @@ def _share(
     if moved is None:
         return kind.choice.backend.plan(ctx, kind.scheme.bias(ctx), dtype), None
     planned = kind.choice.backend.plan(ctx, anchored_bias(kind.scheme, ctx, moved), dtype)
-    return planned, Anchors(ctx.reach.first, ctx.kv_index, _tables(kind.scheme, moved))
+    return planned, Anchors.of(ctx, _tables(kind.scheme, moved))
 
 
 def _tables(scheme: PositionScheme, tokens: Tokens) -> Any:
