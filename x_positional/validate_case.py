@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from x_positional.config import ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
+from x_positional.config import AttentionConfig, ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
 from x_positional.registry import Custom, SchemeConfig
 from x_positional.scheme import Dims, PositionScheme, Reach
 from x_positional.schemes.absolute import Absolute
@@ -84,8 +84,7 @@ def resolve_kinds(config: LayersConfig, max_seq_len: int | None) -> tuple[LayerC
     return tuple(k.model_copy(update={"position": default}) if k.position is None else k for k in kinds)
 
 
-def features(config: LayersConfig) -> frozenset[str]:
+def features(attn: AttentionConfig) -> frozenset[str]:
     """Score features that some backends lack."""
-    attn = config.attn
     on = {"softcap": attn.softcap is not None, "sinks": attn.sinks, "dropout": attn.dropout > 0}
     return frozenset(name for name, is_on in on.items() if is_on)
