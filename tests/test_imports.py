@@ -42,6 +42,7 @@ LAYOUT = {
     "flag_table": "",
     "flags": "scheme registry schemes config flag_table",
     "validate": "scheme anchors registry schemes backends config vision_config flag_table flags",
+    "saving": "",
     "build": ABOVE,
     "describe": ABOVE,
     "layers": ABOVE,
@@ -54,6 +55,7 @@ LAYOUT = {
     "decoding": ABOVE,
     "generate": ABOVE,
     "seq2seq": ABOVE,
+    "pretrained": ABOVE,
     PACKAGE: ABOVE,  # x_positional/__init__.py: the public names
     "testing": ABOVE,
     "training": ABOVE,
@@ -67,6 +69,7 @@ BASE = {"torch", "einops", "pydantic", "typing_extensions", "yaml", "safetensors
 EXTRAS = {
     "training": {"accelerate", "matplotlib", "numpy", "tensorboard", "tokenizers"},
     "plotting": {"matplotlib"},
+    "pretrained": {"huggingface_hub", "gguf", "tokenizers", "jinja2"},
     "cli": {"typer", "click"},
 }
 

@@ -4,6 +4,7 @@ from x_positional.config import ModelConfig
 from x_positional.continuous import ContinuousTransformerWrapper
 from x_positional.generate import AutoregressiveWrapper
 from x_positional.layers import CrossAttender, Decoder, Encoder
+from x_positional.pretrained import PretrainedError, from_pretrained
 from x_positional.scheme import AttentionContext, Bias, Capabilities, Dims, PositionScheme
 from x_positional.schemes import (
     T5,
@@ -50,6 +51,7 @@ __all__ = [
     "NoPEConfig",
     "PolarConfig",
     "PositionScheme",
+    "PretrainedError",
     "Report",
     "Rope",
     "ScaledSinusoidalConfig",
@@ -61,4 +63,5 @@ __all__ = [
     "XTransformer",
     "build_model",
     "check",
+    "from_pretrained",
 ]

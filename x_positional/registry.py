@@ -54,6 +54,10 @@ class SchemeConfig(Config):
         """What works but deserves a second look; [] if nothing."""
         return []
 
+    def resolved(self, dims: Dims) -> "SchemeConfig":
+        """The same with what is left to defaults spelled out, so that what computes alike is equal."""
+        return self
+
     def unstretched(self) -> "SchemeConfig | None":
         """The same before it was stretched to texts longer than those trained on; None where nothing is stretched."""
         return None

@@ -16,6 +16,7 @@ from x_positional.flags import vision_from_flags
 from x_positional.layers import ConfiguredLayers, layers_from_config
 from x_positional.norms import Norm
 from x_positional.placement import InputError
+from x_positional.saving import Saveable
 from x_positional.schemes.frequencies import wide_dtype
 from x_positional.validate import model_report, require
 from x_positional.validate_vision import position_axes
@@ -121,7 +122,7 @@ class PatchTable(nn.Module):
         return table.to(self.table.dtype).flatten(0, 1) * self.scale
 
 
-class ViTransformerWrapper(nn.Module):
+class ViTransformerWrapper(Saveable):
     """Images [B C H W] -> logits [B, num_classes], at any resolution that patch_size divides.
 
     image_size, patch_size: pixels, one number or (height, width). attn_layers: an Encoder. num_classes: None gives the

@@ -18,6 +18,7 @@ from x_positional.describe import describe
 from x_positional.flags import model_from_flags
 from x_positional.layers import ConfiguredLayers, layers_from_config
 from x_positional.placement import InputError, SeqLens, packed_documents
+from x_positional.saving import Saveable
 from x_positional.validate import model_report, require
 
 
@@ -26,7 +27,7 @@ def bound_config(layers: ConfiguredLayers) -> dict[str, Any]:
     return {name: getattr(layers.config, name) for name in LayersConfig.model_fields}
 
 
-class TransformerWrapper(nn.Module):
+class TransformerWrapper(Saveable):
     """Token ids -> logits. Flags as in x-transformers (`emb_dim, emb_dropout, post_emb_norm, tie_embedding,
     use_abs_pos_emb, scaled_sinu_pos_emb, l2norm_embed, logits_dim`); see docs/migration.md.
 

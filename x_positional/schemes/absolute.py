@@ -87,6 +87,10 @@ class Absolute(SchemeConfig):
         scale = dims.embed_dim**-0.5 if self.scale is None else self.scale
         return LearnedAbsolute(rows, dims.embed_dim, self.offset, scale)
 
+    def resolved(self, dims: Dims) -> SchemeConfig:
+        scale = dims.embed_dim**-0.5 if self.scale is None else self.scale
+        return self.model_copy(update={"max_seq_len": self.max_seq_len or dims.max_seq_len, "scale": scale})
+
     def problems(self, dims: Dims) -> list[str]:
         if self.max_seq_len or dims.max_seq_len:
             return []

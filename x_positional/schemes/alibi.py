@@ -75,6 +75,11 @@ class Alibi(SchemeConfig):
         right = [s / 2 for s in slopes] if self.variant == "asymmetric" else None
         return AlibiBias(dims.heads, slopes, right, self.learned)
 
+    def resolved(self, dims: Dims) -> SchemeConfig:
+        slopes = tuple(self.slopes) if self.slopes else tuple(alibi_slopes(self._count(dims)))
+        variant = self.variant or ("causal" if dims.causal else "symmetric")
+        return self.model_copy(update={"heads": None, "slopes": slopes, "variant": variant})
+
     def problems(self, dims: Dims) -> list[str]:
         found = []
         if self._count(dims) > dims.heads:

@@ -165,6 +165,9 @@ class Rope(SchemeConfig):
             )
         return found
 
+    def resolved(self, dims: Dims) -> SchemeConfig:
+        return self.model_copy(update={"dim": self.width(dims), "fraction": None, "scaling": self._bound(dims)})
+
     def unstretched(self) -> SchemeConfig | None:
         plain = self.model_copy(update={"scaling": None, "interpolation_factor": 1.0, "base_rescale_factor": 1.0})
         return None if plain == self else plain

@@ -1,0 +1,134 @@
+"""`from_pretrained`: a folder, a file or a name on the Hugging Face Hub, to a model."""
+
+import difflib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from x_positional.pretrained.config_keys import HARMLESS
+from x_positional.pretrained.errors import PretrainedError
+from x_positional.pretrained.families import FAMILIES
+from x_positional.pretrained.family import Family
+from x_positional.pretrained.fields import Fields
+from x_positional.pretrained.files import CONFIG, Tensors, open_tensors, read_json
+from x_positional.pretrained.hub import located
+from x_positional.pretrained.kinds import MAKERS, make
+from x_positional.pretrained.load import Names, fill
+from x_positional.pretrained.native import NATIVE, load_native
+from x_positional.registry import nearest
+
+HEAD, EMBEDDING = "to_logits.weight", "token_emb.weight"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model came from: its family and its `config.json`."""
+
+    family: Family
+    config: Mapping[str, Any]
+
+
+def from_pretrained(
+    source: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None, backend: str = "auto",
+    **overrides: Any,
+) -> nn.Module:  # fmt: skip
+    """A published model: a folder with `config.json` and safetensors (one file or shards), or its name on the Hugging Face
+    Hub. Decoders and encoders are `TransformerWrapper`, so they take `mask=`, `positions=`, `cache=` and generate as any
+    other does.
+
+    dtype, device: None is as stored, and the CPU. backend: as in `Decoder`. overrides: keys of `config.json` that win over
+    the file's, as `rope_parameters={"rope_type": "yarn", ...}`. Tensors are read one at a time: no second copy is held.
+    Raises PretrainedError with everything that is wrong: unknown families and settings, damaged or missing files, pickles,
+    tensors that are missing, do not fit or are not used.
+    """
+    folder = located(source)
+    hf = read_json(folder / CONFIG)
+    if hf.get("model_type") == NATIVE:
+        return load_native(hf, open_tensors(folder), dtype, device)
+    family = family_of(hf, str(folder))
+    hf = {**hf, **_known(family, overrides)}
+    return load(family, hf, open_tensors(folder), dtype, device, backend)
+
+
+def load(
+    family: Family, hf: Mapping[str, Any], tensors: Tensors, dtype: torch.dtype | None, device: torch.device | str | None,
+    backend: str,
+) -> nn.Module:  # fmt: skip
+    """A model of a family, its config and its tensors."""
+    fields, problems = family.read(hf)
+    if problems:
+        raise PretrainedError(f"{CONFIG} of {tensors.source} cannot be followed:", problems)
+    if unknown := family.unknown(hf):
+        warnings.warn(
+            f"{CONFIG} of {tensors.source} has keys that are not read here: {', '.join(unknown)}. If one of them changes what "
+            "the model computes, its logits differ: `x-positional verify` compares them with transformers.",
+            stacklevel=3,
+        )
+    names = Names(tensors, family)
+    headed = _settle_head(family, fields, names, hf)
+    fields["layers.backend"] = backend
+    model = make(family.kind, fields, headed)
+    fill(model, family, lambda name: MAKERS[family.kind].layers(model, name), names, dtype=dtype, device=device)
+    model.origin = Origin(family, hf)  # type: ignore[assignment]
+    return model.eval()
+
+
+def family_of(hf: Mapping[str, Any], source: str) -> Family:
+    """The family of a `config.json`. Raises PretrainedError with the nearest one."""
+    name = hf.get("model_type")
+    if name in FAMILIES:
+        return FAMILIES[name]
+    raise PretrainedError(
+        f"{source} cannot be read:",
+        [f"model_type={name!r} is not known here; {nearest(str(name), FAMILIES)} A family is a table of names and config keys: "
+         "docs/pretrained.md shows how to write one."],
+    )  # fmt: skip
+
+
+def _known(family: Family, overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    problems = []
+    for key in overrides:
+        if key not in family.keys | HARMLESS | family.harmless:
+            close = difflib.get_close_matches(key, family.keys, n=1)
+            hint = (
+                f"did you mean {close[0]!r}?"
+                if close
+                else f"{family.model_type} reads: {', '.join(sorted(family.keys))}"
+            )
+            problems.append(f"{key} is no key of {CONFIG} that is read here; {hint}")
+    if problems:
+        raise PretrainedError("these overrides cannot be followed:", problems)
+    return overrides
+
+
+def _settle_head(family: Family, fields: Fields, names: Names, hf: Mapping[str, Any]) -> bool:
+    """Whether there is a head, and whether it is the embedding: the tensors decide, not the hint in the config.
+
+    Both there and different: two tensors, whatever the config says. One of two that are tied is enough.
+    """
+    places = [family.layout_of(name) for name in (HEAD, EMBEDDING)]
+    if places[0] is None or places[1] is None:
+        return False
+    (head,), (embedding,) = ([name + p.leaf for name in p.layout.names(None)] for p in places)  # type: ignore[arg-type]
+    there, embedded = names.find(head), names.find(embedding)
+    if there is not None and embedded is not None:
+        if fields["tie_embedding"] and names.same(there, embedded):
+            names.used.add(there)
+        else:
+            fields["tie_embedding"] = False
+    elif there is not None and fields["tie_embedding"]:
+        names.alias(embedding, there)
+    elif there is None and not fields["tie_embedding"]:
+        return not _headless(family, hf)
+    return not (there is None and _headless(family, hf))
+
+
+def _headless(family: Family, hf: Mapping[str, Any]) -> bool:
+    """Whether the file is of the body alone, as its `architectures` say."""
+    named = hf.get("architectures") or ()
+    return family.architecture not in named and any(name.endswith(("Model", "Encoder")) for name in named)

@@ -1,0 +1,118 @@
+"""One way of saying what a model computes: every default spelled out, layer by layer. Two configs that compute the same
+have the same canonical fields, whatever was left to defaults; what only training sees (dropout, backends) is not there.
+
+Fields are dotted paths: `num_tokens`, `layers.heads`, and `each.window` with one value per layer. What is alike in all
+layers is there as `layers.window` too.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from x_positional.config import AttentionConfig, FeedForwardConfig, LayerConfig, LayersConfig, ModelConfig, NormConfig
+from x_positional.head_norm import KINDS
+from x_positional.pretrained.fields import Fields
+from x_positional.registry import Config
+from x_positional.scheme import Dims
+from x_positional.validate import resolve_kinds
+
+SILENT = {"dropout", "emb_dropout", "backend", "flash", "mult", "unit_offset", "qk_norm_unit_offset"}
+"""Fields that change no logit, or only how a gain is stored."""
+
+
+def canonical(config: ModelConfig) -> Fields:
+    """Every field of a model by path."""
+    layers, dims = config.layers, config.layers.dims(config.max_seq_len, config.emb_dim)
+    out = _model_fields(config) | {f"layers.{name}": value for name, value in _stack_fields(layers).items()}
+    kinds = resolve_kinds(layers, config.max_seq_len)
+    of_layer = [_layer_fields(kinds[i % len(kinds)], layers, dims) for i in range(layers.depth)]
+    for path in of_layer[0]:
+        values = [fields[path] for fields in of_layer]
+        out[f"each.{path}"] = values
+        if all(value == values[0] for value in values):
+            out[f"layers.{path}"] = values[0]
+    return out
+
+
+def _model_fields(config: ModelConfig) -> Fields:
+    out = {name: getattr(config, name) for name in ModelConfig.model_fields if name not in SILENT | {"layers"}}
+    out["emb_dim"] = config.emb_dim or config.layers.dim
+    out["logits_dim"] = config.logits_dim or config.num_tokens
+    scale = config.layers.dim**-0.5 if config.tie_embedding_scale is None else config.tie_embedding_scale
+    out["tie_embedding_scale"] = scale if config.tie_embedding else None
+    normed = config.post_emb_norm or config.emb_norm is not None
+    del out["post_emb_norm"], out["emb_norm"]
+    return out | _norm_fields("emb_norm", config.emb_norm or NormConfig() if normed else None)
+
+
+def _stack_fields(layers: LayersConfig) -> Fields:
+    of_layer = set(LayerConfig.model_fields)
+    skipped = SILENT | of_layer | {"pattern", "norm"}
+    out = {name: getattr(layers, name) for name in LayersConfig.model_fields if name not in skipped}
+    out["kv_heads"] = layers.kv_heads or layers.heads
+    out["context_dim"] = layers.context_dim or layers.dim
+    out["final_norm"] = layers.norm_place != "post" if layers.final_norm is None else layers.final_norm
+    return out | _norm_fields("norm", layers.norm)
+
+
+def _norm_fields(path: str, norm: NormConfig | None) -> Fields:
+    if norm is None:
+        return {f"{path}.kind": None}
+    eps = (1e-5 if norm.kind == "layer" else 1e-6) if norm.eps is None else norm.eps
+    return {f"{path}.kind": norm.kind, f"{path}.eps": eps, f"{path}.bias": norm.bias, f"{path}.gain": norm.gain}
+
+
+def _layer_fields(layer: LayerConfig, layers: LayersConfig, dims: Dims) -> Fields:
+    attn, ff = layer.attn or layers.attn, layer.ff or layers.ff
+    return {
+        "position": tuple(part.resolved(dims) for part in layer.parts), "window": layer.window, "chunk": layer.chunk,
+        "keep_first": layer.keep_first, **_attention_fields(attn, dims), **_feedforward_fields(ff, layers.dim),
+    }  # fmt: skip
+
+
+def _attention_fields(attn: AttentionConfig, dims: Dims) -> Fields:
+    out = {name: getattr(attn, name) for name in AttentionConfig.model_fields if name not in SILENT}
+    out["out_bias"] = attn.bias if attn.out_bias is None else attn.out_bias
+    if attn.qk_norm == "l2":
+        out["scale"] = attn.qk_norm_scale
+    elif attn.scale is None:
+        out["scale"] = dims.head_dim**-0.5
+    del out["qk_norm_scale"]
+    if attn.qk_norm is not None and attn.qk_norm_eps is None:
+        out["qk_norm_eps"] = KINDS[attn.qk_norm].eps
+    return {f"attn.{name}": value for name, value in _flat(out).items()}
+
+
+def _feedforward_fields(ff: FeedForwardConfig, dim: int) -> Fields:
+    out = {name: getattr(ff, name) for name in FeedForwardConfig.model_fields if name not in SILENT}
+    out["dim"] = ff.dim or int(dim * ff.mult)
+    out["gate_bias"] = (ff.bias if ff.gate_bias is None else ff.gate_bias) if ff.glu else None
+    return {f"ff.{name}": value for name, value in _flat(out).items()}
+
+
+def _flat(fields: Mapping[str, Any]) -> Fields:
+    """Groups inside a group by their own paths."""
+    out: Fields = {}
+    for name, value in fields.items():
+        if isinstance(value, Config):
+            inner = {n: getattr(value, n) for n in type(value).model_fields}
+            out |= {f"{name}.{n}": v for n, v in _flat(inner).items()}
+        else:
+            out[name] = value
+    return out
+
+
+def differences(one: Fields, other: Fields) -> dict[str, tuple[Any, Any]]:
+    """Paths whose values differ. What each layer says is compared layer by layer."""
+    paths = {
+        p for p in one | other if not p.startswith("layers.") or f"each.{p.removeprefix('layers.')}" not in one | other
+    }
+    return {p: (one.get(p), other.get(p)) for p in sorted(paths) if not _alike(one.get(p), other.get(p))}
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, float | int) and isinstance(other, float | int):
+        return math.isclose(one, other, rel_tol=1e-9)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    return one == other

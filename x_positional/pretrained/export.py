@@ -1,0 +1,146 @@
+"""A model of ours as a published family: its config.json and its tensors, or the reasons why no family has it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from x_positional.config import ModelConfig
+from x_positional.pretrained.canonical import canonical, differences
+from x_positional.pretrained.errors import PretrainedError
+from x_positional.pretrained.families import FAMILIES
+from x_positional.pretrained.family import Family
+from x_positional.pretrained.fields import Fields
+from x_positional.pretrained.kinds import model_config
+from x_positional.pretrained.load import sizes_of
+from x_positional.pretrained.write import write_folder
+from x_positional.registry import nearest
+from x_positional.rope import RopeError
+from x_positional.saving import Saveable
+
+DTYPE_KEY = "dtype"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a family makes of a model: its config.json, the same read back, and where that differs from the model."""
+
+    family: Family
+    hf: Mapping[str, Any]
+    read: ModelConfig | None
+    apart: Mapping[str, tuple[Any, Any]]
+    problems: tuple[str, ...] = ()
+
+
+def save_hf(model: Saveable, folder: Path, model_type: str | None = None) -> None:
+    """Write a model for transformers. Raises PretrainedError with what no family has."""
+    config = model.config
+    if not isinstance(config, ModelConfig):
+        raise PretrainedError(
+            f"{type(model).__name__} cannot be written for transformers:", ["only language models can."]
+        )
+    fit = best_fit(config, _candidates(model, model_type))
+    tensors = tensors_of(model, fit)
+    dtype = next(iter(tensors.values())).dtype
+    kept = (
+        {} if model.origin is None or model.origin.family is not fit.family else _kept(model.origin.config, fit.family)
+    )
+    write_folder(folder, {**kept, **fit.hf, DTYPE_KEY: str(dtype).removeprefix("torch.")}, tensors)
+
+
+def best_fit(config: ModelConfig, families: list[Family]) -> Fit:
+    """The first family that says exactly this model. Raises PretrainedError with what the nearest one lacks."""
+    ours, nearest_fit = canonical(config), None
+    for family in families:
+        fit = fitted(family, ours)
+        if not fit.apart and not fit.problems:
+            return fit
+        if nearest_fit is None or len(fit.apart) + len(fit.problems) < len(nearest_fit.apart) + len(
+            nearest_fit.problems
+        ):
+            nearest_fit = fit
+    if nearest_fit is None:
+        raise PretrainedError("this model cannot be written for transformers:", ["there is no family to try."])
+    name = nearest_fit.family.model_type
+    raise PretrainedError(
+        f"this model cannot be written for transformers. The nearest family is {name}, and there:",
+        [*nearest_fit.problems, *(f"{path} is {theirs!r}, here {ours!r}." for path, (ours, theirs) in nearest_fit.apart.items())],
+    )  # fmt: skip
+
+
+def fitted(family: Family, ours: Fields) -> Fit:
+    """A family's config.json for canonical fields, and what is lost on the way there and back."""
+    try:
+        hf = family.write(ours)
+    except RopeError as error:
+        return Fit(family, {}, None, {}, tuple(error.problems))
+    fields, problems = family.read(hf)
+    if problems:
+        return Fit(family, hf, None, differences(ours, fields), tuple(problems))
+    try:
+        read = model_config(fields)
+    except ValueError as error:
+        return Fit(family, hf, None, {}, (str(error),))
+    return Fit(family, hf, read, differences(ours, canonical(read)))
+
+
+def tensors_of(model: Saveable, fit: Fit) -> dict[str, Tensor]:
+    """Name -> tensor, as the family calls and lays them."""
+    config, read = model.config, fit.read
+    if read is None or not isinstance(config, ModelConfig):
+        raise ValueError("only a model that fits has tensors to write")
+    out: dict[str, Tensor] = {}
+    problems = []
+    for name, parameter in model.named_parameters():
+        place = fit.family.layout_of(name)
+        if place is None:
+            problems.append(f"{fit.family.model_type} has no place for {name}.")
+            continue
+        sizes = sizes_of(read.layers, place)
+        stored = place.layout.store(_as_stored(name, parameter.detach(), config, read), sizes)
+        out |= dict(zip(place.names(sizes), stored, strict=True))
+    if problems:
+        raise PretrainedError("this model cannot be written for transformers:", problems)
+    return {name: tensor.contiguous().cpu() for name, tensor in out.items()}
+
+
+def _as_stored(name: str, tensor: Tensor, ours: ModelConfig, theirs: ModelConfig) -> Tensor:
+    """Gains that one side stores as gain - 1 and the other as they are."""
+    if not name.endswith(".gain"):
+        return tensor
+    shift = int(_offset(name, ours)) - int(_offset(name, theirs))
+    return tensor if shift == 0 else (tensor.double() + shift).to(tensor.dtype)
+
+
+def _offset(name: str, config: ModelConfig) -> bool:
+    if name.startswith("emb_norm"):
+        return config.emb_norm is not None and config.emb_norm.unit_offset
+    if ".q_norm." in name or ".k_norm." in name:
+        layer, kinds = int(name.split("blocks.")[1].split(".")[0]), config.layers.layer_kinds()
+        return (kinds[layer % len(kinds)].attn or config.layers.attn).qk_norm_unit_offset
+    return config.layers.norm.unit_offset
+
+
+def _candidates(model: Saveable, model_type: str | None) -> list[Family]:
+    if model_type is not None:
+        if model_type not in FAMILIES:
+            raise PretrainedError(
+                f"{model_type!r} cannot be written:", [f"there is no such family; {nearest(model_type, FAMILIES)}"]
+            )
+        return [FAMILIES[model_type]]
+    own = [] if model.origin is None else [model.origin.family]
+    return own + [family for family in FAMILIES.values() if family not in own and family.kind == "decoder"]
+
+
+def _kept(hf: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """What the original config said beside what is read: ids of special tokens, and so on."""
+    return {
+        key: value
+        for key, value in hf.items()
+        if key not in family.keys | {"dtype", "torch_dtype", "transformers_version"}
+    }
+
+
+__all__ = ["best_fit", "fitted", "save_hf", "tensors_of"]

@@ -1,0 +1,8 @@
+"""Every family that can be read and written, by `model_type`. A family is data: see docs/pretrained.md for how to add one."""
+
+from x_positional.pretrained.families.gpt2 import GPT2
+from x_positional.pretrained.families.llama import LLAMA
+from x_positional.pretrained.family import Family
+
+ALL: tuple[Family, ...] = (LLAMA, GPT2)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}

@@ -1,0 +1,157 @@
+"""How one key of a published `config.json` says one field of ours, and back. Pure data.
+
+Our fields are dotted paths into `ModelConfig`, as `layers.norm.eps`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Hf = Mapping[str, Any]
+Fields = dict[str, Any]
+"""Dotted path -> value."""
+
+
+class Required:
+    """A key without which nothing can be built."""
+
+
+REQUIRED = Required()
+
+
+class Codec(Protocol):
+    """One thing that both sides say. `said`: our fields that it sets, by which a family replaces another's codec."""
+
+    @property
+    def said(self) -> tuple[str, ...]: ...
+
+    @property
+    def keys(self) -> tuple[str, ...]: ...
+
+    def read(self, hf: Hf) -> Fields:
+        """Theirs -> ours. Raises ValueError with the value, the reason and the way out."""
+        ...
+
+    def write(self, config: Fields) -> dict[str, Any]:
+        """Ours (every field, by path) -> theirs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Key:
+    """One field, one key. default: of the key, a value or a function of the whole config. words: their values -> ours."""
+
+    path: str
+    key: str
+    default: Any = REQUIRED
+    words: Mapping[Any, Any] | None = None
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def read(self, hf: Hf) -> Fields:
+        value = hf.get(self.key)
+        if value is None:
+            if isinstance(self.default, Required):
+                raise ValueError(f"{self.key} is missing.")
+            value = self.default(hf) if callable(self.default) else self.default
+        if self.words is None:
+            return {self.path: value}
+        if value not in self.words:
+            raise ValueError(f"{self.key}={value!r} is not known here; there are: {', '.join(map(str, self.words))}.")
+        return {self.path: self.words[value]}
+
+    def write(self, config: Fields) -> dict[str, Any]:
+        value = config.get(self.path)
+        if self.words is not None:
+            value = next((theirs for theirs, ours in self.words.items() if ours == value), None)
+        return {self.key: value}
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A field that is the same in every model of the family."""
+
+    path: str
+    value: Any
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return ()
+
+    def read(self, hf: Hf) -> Fields:
+        return {self.path: self.value}
+
+    def write(self, config: Fields) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Only:
+    """A key of theirs that must have one of these values (the first one is the default), because nothing here does
+    otherwise. why: what other values would mean."""
+
+    key: str
+    values: tuple[Any, ...]
+    why: str
+    path: str = field(default="", init=False)
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        return (f"only {self.key}",)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def read(self, hf: Hf) -> Fields:
+        value = hf.get(self.key, self.values[0])
+        if value not in self.values:
+            raise ValueError(f"{self.key}={value!r}: {self.why}")
+        return {}
+
+    def write(self, config: Fields) -> dict[str, Any]:
+        return {self.key: self.values[0]}
+
+
+@dataclass(frozen=True)
+class Both:
+    """Several fields and keys that say something together. reads, writes: which fields, which keys."""
+
+    paths: tuple[str, ...]
+    theirs: tuple[str, ...]
+    reader: Callable[[Hf], Fields]
+    writer: Callable[[Fields], dict[str, Any]]
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        return self.paths
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.theirs
+
+    def read(self, hf: Hf) -> Fields:
+        return self.reader(hf)
+
+    def write(self, config: Fields) -> dict[str, Any]:
+        return self.writer(config)
+
+
+def of(key: str) -> Callable[[Hf], Any]:
+    """The default is what another key says."""
+    return lambda hf: hf.get(key)
+
+
+def share(whole: str, parts: str) -> Callable[[Hf], Any]:
+    """The default is one key divided by another, as head_dim is hidden_size / num_attention_heads."""
+    return lambda hf: hf[whole] // hf[parts]

@@ -1,0 +1,122 @@
+"""The tensors of a folder, read one at a time: one safetensors file or several, never a pickle."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from x_positional.pretrained.errors import PretrainedError
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+SAFE = (
+    "A pickle runs whatever code it holds, so it is never opened. Load it with transformers where you trust it, and write it "
+    "with save_pretrained(folder): that gives model.safetensors."
+)
+
+
+class Tensors(Protocol):
+    """Named tensors somewhere."""
+
+    source: str
+
+    def names(self) -> set[str]: ...
+
+    def shape(self, name: str) -> list[int]: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+class SafeTensors:
+    """Tensors of safetensors files, by name. Files are mapped, not read: a tensor costs memory when it is asked for."""
+
+    def __init__(self, files: Mapping[str, Path], source: str):
+        self.source, self._files = source, dict(files)
+        self._open = {path: _opened(path) for path in sorted(set(files.values()))}
+
+    def names(self) -> set[str]:
+        return set(self._files)
+
+    def shape(self, name: str) -> list[int]:
+        return list(self._handle(name).get_slice(name).get_shape())
+
+    def read(self, name: str) -> Tensor:
+        try:
+            return self._handle(name).get_tensor(name)
+        except (SafetensorError, RuntimeError) as error:
+            raise PretrainedError(f"{self._files[name]} cannot be read:", [f"{name}: {error}"]) from error
+
+    def _handle(self, name: str) -> Any:
+        return self._open[self._files[name]]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises PretrainedError."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PretrainedError(f"{path} cannot be read:", [str(error)]) from error
+    if not isinstance(data, dict):
+        raise PretrainedError(f"{path} cannot be read:", [f"it holds {type(data).__name__}, not keys and values."])
+    return data
+
+
+def open_tensors(folder: Path) -> SafeTensors:
+    """The tensors of a folder. Raises PretrainedError where a file is missing, damaged or a pickle."""
+    if (folder / INDEX).is_file():
+        return _sharded(folder)
+    single = folder / WEIGHTS
+    if not single.is_file():
+        others = sorted(folder.glob("*.safetensors"))
+        if len(others) != 1:
+            raise PretrainedError(f"{folder} has no weights that can be read:", [_why_none(folder, others)])
+        single = others[0]
+    return SafeTensors(dict.fromkeys(_opened(single).keys(), single), str(folder))
+
+
+def _sharded(folder: Path) -> SafeTensors:
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise PretrainedError(f"{folder / INDEX} cannot be read:", ["it has no weight_map from tensors to files."])
+    shards = {shard: folder / shard for shard in sorted(set(weight_map.values()))}
+    outside = [shard for shard in shards if Path(shard).name != shard]
+    if outside:
+        raise PretrainedError(
+            f"{folder / INDEX} is refused:", [f"{s!r} is not a file of this folder." for s in outside]
+        )
+    missing = [shard for shard, path in shards.items() if not path.is_file()]
+    if missing:
+        raise PretrainedError(
+            f"{folder} is not whole:",
+            [f"{shard} is missing, and {INDEX} names it for "
+             f"{sum(s == shard for s in weight_map.values())} tensors. Fetch it again." for shard in missing],
+        )  # fmt: skip
+    held = {shard: set(_opened(path).keys()) for shard, path in shards.items()}
+    lost = [f"{name} should be in {s}, and is not." for name, s in weight_map.items() if name not in held[s]]
+    if lost:
+        raise PretrainedError(f"{folder} is not whole:", lost)
+    return SafeTensors({name: shards[shard] for name, shard in weight_map.items()}, str(folder))
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise PretrainedError(
+            f"{path} cannot be read as safetensors:",
+            [f"{error}. It has {path.stat().st_size:,} bytes: if the download was cut short, fetch it again."],
+        ) from error
+
+
+def _why_none(folder: Path, safetensors: list[Path]) -> str:
+    if safetensors:
+        names = ", ".join(path.name for path in safetensors)
+        return f"{names} lie there without {INDEX}, which says which tensor is where. Fetch it too."
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        return f"there is only {', '.join(pickles)}. {SAFE}"
+    found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    return f"neither {WEIGHTS} nor {INDEX} is there; it holds {found}."
