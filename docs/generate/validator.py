@@ -102,6 +102,8 @@ SETTINGS = [
     error(rules.no_setting_is_idle, context_dim=32),
     error(rules.no_setting_is_idle, norm={"kind": "rms", "bias": True}),
     error(rules.no_setting_is_idle, norm={"kind": "simple_rms", "unit_offset": False}),
+    error(rules.no_setting_is_idle, attn={"qk_norm_eps": 1e-5}),
+    error(rules.no_setting_is_idle, attn={"qk_norm": "rms_plain", "qk_norm_unit_offset": False}),
     error(rules.no_setting_is_idle, norm={"kind": "none"}, final_norm=True),
     error(rules.no_setting_is_idle, attn={"qk_norm_scale": 8.0}),
     error(rules.no_setting_is_idle, attn={"qk_norm": "l2", "scale": 0.1}),
