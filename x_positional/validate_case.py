@@ -85,7 +85,10 @@ def resolve_kinds(config: LayersConfig, max_seq_len: int | None) -> tuple[LayerC
 
 
 def features(config: LayersConfig) -> frozenset[str]:
-    """Score features that some backends lack."""
+    """What some backends lack."""
     attn = config.attn
-    on = {"softcap": attn.softcap is not None, "sinks": attn.sinks, "dropout": attn.dropout > 0}
+    on = {
+        "softcap": attn.softcap is not None, "sinks": attn.sinks, "dropout": attn.dropout > 0,
+        "chunk": config.chunk is not None, "keep_first": config.keep_first > 0,
+    }  # fmt: skip
     return frozenset(name for name, is_on in on.items() if is_on)
