@@ -12,7 +12,7 @@ from torch import Tensor
 
 from x_positional.attention import Attention
 from x_positional.backends import choose
-from x_positional.block import Block
+from x_positional.block import Around, Block
 from x_positional.build import build_positions
 from x_positional.config import LayerConfig
 from x_positional.norms import Norm
@@ -62,7 +62,7 @@ def one_layer(
     scheme = positions.layers[0]
     choice = choose(backend, False, scheme.capabilities().kernel)
     layers = AttentionLayers(
-        dims=dims, blocks=[Block(attn, None, None, "pre", partial(Norm, dim, "none"))], schemes=positions.parts,
+        dims=dims, blocks=[Block(attn, None, None, Around(norm=partial(Norm, dim, "none")))], schemes=positions.parts,
         kinds=[LayerKind(scheme=scheme, reach=Reach(), choice=choice)], final_norm=None,
     )  # fmt: skip
     with torch.no_grad():

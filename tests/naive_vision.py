@@ -122,7 +122,7 @@ def naive(model: ViTransformerWrapper, image: Tensor) -> Tensor:
     if any(isinstance(scheme, Sinusoidal) for scheme in schemes):
         x = x + waves(len(x), x.shape[1])
     if model.emb_norm is not None:
-        x = normed(x, model.emb_norm.weight)
+        x = normed(x, model.emb_norm.gain)
     at = [
         [coordinate(i, n, old, config.coordinates) for i, n, old in zip(place, grid, config.grid, strict=True)]
         for place in ((row, column) for row in range(grid[0]) for column in range(grid[1]))

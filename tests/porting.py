@@ -15,7 +15,7 @@ NAMES: list[tuple[str, str, int | None]] = [
     (r"token_emb\.emb\.weight", "token_emb.weight", None),
     (r"pos_emb\.emb\.weight", "{LearnedAbsolute}.table", None),
     (r"pos_emb\.scale", "{ScaledSinusoidal}.scale", None),
-    (r"post_emb_norm\.gamma", "emb_norm.weight", None),
+    (r"post_emb_norm\.gamma", "emb_norm.gain", None),
     (r"project_emb\.(weight|bias)", r"project_emb.\1", None),
     (r"to_logits\.weight", "to_logits.weight", None),
     (r"final_norm\.(?:gamma|g)", "attn_layers.final_norm.gain", None),

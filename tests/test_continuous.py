@@ -53,7 +53,7 @@ def test_the_projection_in_is_applied_and_the_norm_after_it() -> None:
     model, bare = build(post_emb_norm=True), build(dim_in=None, dim_out=None)
     x = series(2, 7, 5)
     bare.attn_layers.load_state_dict(model.attn_layers.state_dict())
-    projected = torch.nn.functional.layer_norm(x @ model.project_in.weight.t(), (26,), model.emb_norm.weight)
+    projected = torch.nn.functional.layer_norm(x @ model.project_in.weight.t(), (26,), model.emb_norm.gain)
     equal(model(x), bare(projected) @ model.project_out.weight.t())
 
 

@@ -3,20 +3,19 @@
 B batch, T query tokens, S key tokens, H heads, G key/value heads, D head dim, M model dim, C context dim.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from x_positional.anchors import Anchors
 from x_positional.backends import Backend, Planned, ScoreOps
 from x_positional.cache import KeyView, KVCache
 from x_positional.context import add
+from x_positional.head_norm import HeadNorm
 from x_positional.scheme import PositionScheme
-
-QKNormKind = Literal["rms", "rms_per_head", "l2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,41 +46,35 @@ class CrossPlan:
     cache: KVCache | None = None
 
 
-class HeadNorm(nn.Module):
-    """Norm of queries or keys over the head dim, before rotation: rms with a gain per channel (shared by heads, or one
-    for each), or plain l2. [B H T D] -> [B H T D]."""
-
-    EPS: ClassVar[dict[QKNormKind, float]] = {"rms": 1e-6, "rms_per_head": 1e-12, "l2": 1e-12}
-    """rms_per_head divides by the bare length, as in x-transformers; its eps only keeps zero finite."""
-
-    def __init__(self, kind: QKNormKind, heads: int, head_dim: int):
-        super().__init__()
-        self.eps, self.head_dim, self.unit = self.EPS[kind], head_dim, kind == "l2"
-        shape = {"rms": (head_dim,), "rms_per_head": (heads, 1, head_dim)}.get(kind)
-        self.gain = None if shape is None else nn.Parameter(torch.zeros(shape))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.unit or self.gain is None:
-            return F.normalize(x, dim=-1, eps=self.eps)
-        return F.rms_norm(x, (self.head_dim,), None, self.eps) * (self.gain + 1.0)
-
-
 class _Heads(nn.Module):
     """The parts that self- and cross-attention share."""
 
     def __init__(
-        self, dim: int, heads: int, kv_heads: int, head_dim: int, *, bias: bool = False, dropout: float = 0.0,
-        qk_norm: QKNormKind | None = None, scale: float | None = None, softcap: float | None = None,
-        sinks: bool = False,
+        self, dim: int, heads: int, kv_heads: int, head_dim: int, *, bias: bool = False, out_bias: bool | None = None,
+        dropout: float = 0.0, q_norm: HeadNorm | None = None, k_norm: HeadNorm | None = None, norm_after: bool = False,
+        scale: float | None = None, softcap: float | None = None, sinks: bool = False, clip: float | None = None,
     ):  # fmt: skip
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.scale = head_dim**-0.5 if scale is None else scale
-        self.softcap, self.dropout = softcap, dropout
-        self.q_norm = None if qk_norm is None else HeadNorm(qk_norm, heads, head_dim)
-        self.k_norm = None if qk_norm is None else HeadNorm(qk_norm, kv_heads, head_dim)
+        self.softcap, self.dropout, self.clip = softcap, dropout, clip
+        self.q_norm, self.k_norm, self.norm_after = q_norm, k_norm, norm_after
         self.sinks = nn.Parameter(torch.zeros(heads)) if sinks else None
-        self.to_out = nn.Linear(heads * head_dim, dim, bias=bias)
+        self.to_out = nn.Linear(heads * head_dim, dim, bias=bias if out_bias is None else out_bias)
+
+    def clipped(self, x: Tensor) -> Tensor:
+        """Projections held to [-clip, clip], where a model was trained so (OLMo, MPT)."""
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+
+    def turned(self, x: Tensor, norm: HeadNorm | None, rotate: Callable[[Tensor, Any], Tensor], tables: Any) -> Tensor:
+        """[B H T D], normed before rotation already, rotated, and normed after it where the model says so."""
+        x = rotate(x, tables)
+        return norm(x) if norm is not None and self.norm_after else x
+
+    def prepared(self, x: Tensor, norm: HeadNorm | None) -> Tensor:
+        """[B T H*D] -> [B H T D], normed if norms come before rotation."""
+        x = self.split(x)
+        return x if norm is None or self.norm_after else norm(x)
 
     def split(self, x: Tensor) -> Tensor:
         """[B T H*D] -> [B H T D]."""
@@ -112,17 +105,17 @@ class Attention(_Heads):
 
     def forward(self, x: Tensor, scheme: PositionScheme, plan: LayerPlan) -> Tensor:
         """[B T M] -> [B T M]."""
-        q, k, v = map(self.split, self.to_qkv(x).split(self.widths, dim=-1))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self.clipped(self.to_qkv(x)).split(self.widths, dim=-1)
+        q, k, v = self.prepared(q, self.q_norm), self.prepared(k, self.k_norm), self.split(v)
         content = q  # before rotation: what content-dependent terms read
-        q, k = scheme.rotate_q(q, plan.tables), scheme.rotate_k(k, plan.tables)
+        q = self.turned(q, self.q_norm, scheme.rotate_q, plan.tables)
+        k = self.turned(k, self.k_norm, scheme.rotate_k, plan.tables)
         state = scheme.key_state(x)
         if plan.cache is not None and plan.view is not None:
             k, v, state = plan.cache.write(plan.layer, plan.view, k, v, state)
         ops = self.ops(scheme, content, state, plan.planned)
         if plan.anchors is not None:
-            moved = scheme.rotate_q(content, plan.anchors.tables)
+            moved = self.turned(content, self.q_norm, scheme.rotate_q, plan.anchors.tables)
             ops = replace(ops, content=add([ops.content, plan.anchors.correction(moved, q, k, self.scale)]))
         return self.join(plan.backend.attend(q, k, v, plan.planned, ops))
 
@@ -139,11 +132,8 @@ class CrossAttention(_Heads):
 
     def forward(self, x: Tensor, scheme: PositionScheme, plan: CrossPlan) -> Tensor:
         """[B T M] -> [B T M]."""
-        q = self.split(self.to_q(x))
-        q = q if self.q_norm is None else self.q_norm(q)
-        content = q
-        if plan.rotated:
-            q = scheme.rotate_q(q, plan.q_tables)
+        content = self.prepared(self.clipped(self.to_q(x)), self.q_norm)
+        q = self.turned(content, self.q_norm, scheme.rotate_q if plan.rotated else _as_it_is, plan.q_tables)
         k, v = self._keys(scheme, plan)
         ops = self.ops(scheme if plan.rotated else None, content, None, plan.planned)
         out = plan.backend.attend(q, k, v, plan.planned, ops)
@@ -155,10 +145,14 @@ class CrossAttention(_Heads):
             return held
         if plan.context is None:
             raise ValueError("cross-attention needs context= (or a cache that has seen it)")
-        k, v = map(self.split, self.to_kv(plan.context).chunk(2, dim=-1))
-        k = k if self.k_norm is None else self.k_norm(k)
-        if plan.rotated:
-            k = scheme.rotate_k(k, plan.k_tables)
+        k, v = self.clipped(self.to_kv(plan.context)).chunk(2, dim=-1)
+        k, v = self.prepared(k, self.k_norm), self.split(v)
+        k = self.turned(k, self.k_norm, scheme.rotate_k if plan.rotated else _as_it_is, plan.k_tables)
         if plan.cache is not None:
             plan.cache.cross[plan.layer] = (k, v)
         return k, v
+
+
+def _as_it_is(x: Tensor, tables: Any) -> Tensor:
+    """What rotation is where context has no positions."""
+    return x

@@ -4,8 +4,10 @@ B batch, T tokens, M model dim.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from x_positional.attention import Attention, CrossAttention, CrossPlan, LayerPlan
@@ -13,43 +15,66 @@ from x_positional.feedforward import FeedForward
 from x_positional.norms import Norm
 from x_positional.scheme import PositionScheme
 
-NormPlace = Literal["pre", "post", "sandwich", "parallel"]
+NormPlace = Literal["pre", "post", "after", "sandwich", "parallel", "parallel_two"]
 
 
 class Residual(nn.Module):
-    """x + after(branch(before(x))), then `outer`; a norm that is None is left out."""
+    """x + scale * gain * after(branch(before(x))), then `outer`; a norm or gain that is None is left out."""
 
-    def __init__(self, before: Norm | None = None, after: Norm | None = None, outer: Norm | None = None):
+    def __init__(
+        self, before: Norm | None = None, after: Norm | None = None, outer: Norm | None = None, *, scale: float = 1.0,
+        gain: nn.Parameter | None = None,
+    ):  # fmt: skip
         super().__init__()
-        self.before, self.after, self.outer = before, after, outer
+        self.before, self.after, self.outer, self.scale = before, after, outer, scale
+        self.gain = gain
+
+    def branched(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """What is added to x."""
+        out = branch(x if self.before is None else self.before(x))
+        out = out if self.after is None else self.after(out)
+        out = out if self.gain is None else out * self.gain
+        return out if self.scale == 1.0 else out * self.scale
 
     def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        out = branch(x if self.before is None else self.before(x))
-        x = x + (out if self.after is None else self.after(out))
+        x = x + self.branched(x, branch)
         return x if self.outer is None else self.outer(x)
 
 
-def residual(place: NormPlace, norm: Callable[[], Norm]) -> Residual:
-    """Where norms sit: pre (before the branch), post (after the sum), sandwich (before and after the branch)."""
-    if place == "post":
-        return Residual(outer=norm())
-    return Residual(before=norm(), after=norm() if place == "sandwich" else None)
+@dataclass(frozen=True, kw_only=True)
+class Around:
+    """What stands around the branches of a block. norm: makes one. place: pre (before the branch), post (after the sum),
+    after (after the branch: OLMo 2), sandwich (before and after the branch), parallel (attention and feedforward side by
+    side on one normed input: GPT-J, PaLM), parallel_two (side by side, each on its own norm: GPT-NeoX).
+    layer_scale: where the learned gains of a branch start, None for none."""
+
+    norm: Callable[[], Norm]
+    place: NormPlace = "pre"
+    scale: float = 1.0
+    layer_scale: float | None = None
+    dim: int = 0
+
+    def residual(self) -> Residual:
+        """The residual of one branch."""
+        norm, place = self.norm, self.place
+        gain = None if self.layer_scale is None else nn.Parameter(torch.full((self.dim,), self.layer_scale))
+        return Residual(
+            before=None if place in ("post", "after") else norm(), after=norm() if place in ("sandwich", "after") else None,
+            outer=norm() if place == "post" else None, scale=self.scale, gain=gain,
+        )  # fmt: skip
 
 
 class Block(nn.Module):
     """Self-attention, cross-attention, feedforward, each optional, each in its own residual; or attention and feedforward
-    side by side on one normed input (`parallel`, as in GPT-J and PaLM)."""
+    side by side (`parallel`, `parallel_two`)."""
 
-    def __init__(
-        self, attn: Attention | None, cross: CrossAttention | None, ff: FeedForward | None, place: NormPlace,
-        norm: Callable[[], Norm],
-    ):  # fmt: skip
+    def __init__(self, attn: Attention | None, cross: CrossAttention | None, ff: FeedForward | None, around: Around):
         super().__init__()
         self.attn, self.cross, self.ff = attn, cross, ff
-        self.parallel = place == "parallel"
-        self.attn_residual = None if attn is None else residual(place, norm)
-        self.cross_residual = None if cross is None else residual(place, norm)
-        self.ff_residual = None if ff is None or self.parallel else residual(place, norm)
+        self.side_by_side = around.place in ("parallel", "parallel_two")
+        self.attn_residual = None if attn is None else around.residual()
+        self.cross_residual = None if cross is None else around.residual()
+        self.ff_residual = None if ff is None or around.place == "parallel" else around.residual()
 
     def forward(
         self, x: Tensor, scheme: PositionScheme, plan: LayerPlan, cross_plan: CrossPlan | None = None
@@ -57,14 +82,20 @@ class Block(nn.Module):
         """[B T M] -> [B T M]."""
         attn, cross, ff = self.attn, self.cross, self.ff
         if attn is not None and self.attn_residual is not None:
-            if self.parallel and ff is not None:
-                x = self.attn_residual(x, lambda n: attn(n, scheme, plan) + ff(n))
-            else:
-                x = self.attn_residual(x, lambda n: attn(n, scheme, plan))
+            x = self._attended(x, lambda n: attn(n, scheme, plan), self.attn_residual)
         if cross is not None and self.cross_residual is not None:
             if cross_plan is None:
                 raise ValueError("this block attends to a context: pass context=[batch, tokens, dim]")
             x = self.cross_residual(x, lambda n: cross(n, scheme, cross_plan))
-        if ff is not None and self.ff_residual is not None:
+        if ff is not None and self.ff_residual is not None and not self.side_by_side:
             x = self.ff_residual(x, ff)
         return x
+
+    def _attended(self, x: Tensor, attend: Callable[[Tensor], Tensor], residual: Residual) -> Tensor:
+        """After attention, and after the feedforward too where it stands beside it."""
+        ff = self.ff
+        if ff is None or not self.side_by_side:
+            return residual(x, attend)
+        if self.ff_residual is None:
+            return residual(x, lambda n: attend(n) + ff(n))
+        return x + residual.branched(x, attend) + self.ff_residual.branched(x, ff)

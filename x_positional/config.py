@@ -20,26 +20,41 @@ class ConfigError(ValueError):
 
 
 class NormConfig(Config):
-    """eps: None is 1e-5 for layer and 1e-6 for the others. unit_offset: gains are stored as gain - 1."""
+    """eps: None is 1e-5 for layer and 1e-6 for the others. unit_offset: gains are stored as gain - 1. gain: False is a norm
+    without one (OLMo)."""
 
     kind: Literal["layer", "rms", "scale", "simple_rms", "none"] = "layer"
     eps: float | None = Field(default=None, gt=0)
     bias: bool = False
     unit_offset: bool = True
+    gain: bool = True
+
+
+QKNormKind = Literal["rms", "rms_plain", "rms_whole", "rms_per_head", "layer", "layer_per_head", "l2"]
 
 
 class AttentionConfig(Config):
-    """bias: of the projections. qk_norm: rms (gain shared by heads), rms_per_head, l2 (then scores are scaled by
-    qk_norm_scale). softcap: c * tanh(score / c). sinks: a learned logit per head with no value. scale: None is
-    head_dim^-0.5."""
+    """bias: of the projections; out_bias: of the last one, None follows bias. scale: None is head_dim^-0.5. softcap:
+    c * tanh(score / c). sinks: a learned logit per head with no value. clip: queries, keys and values are clamped to
+    [-clip, clip].
+
+    qk_norm: of queries and keys, see `HeadNorm`; after "l2" scores are scaled by qk_norm_scale. qk_norm_eps: None is that
+    of the kind. qk_norm_bias: layer only. qk_norm_unit_offset: gains are stored as gain - 1. qk_norm_after: after rotation.
+    """
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
     bias: bool = False
-    qk_norm: Literal["rms", "rms_per_head", "l2"] | None = None
+    out_bias: bool | None = None
+    qk_norm: QKNormKind | None = None
     qk_norm_scale: float = Field(default=10.0, gt=0)
+    qk_norm_eps: float | None = Field(default=None, gt=0)
+    qk_norm_bias: bool = False
+    qk_norm_unit_offset: bool = True
+    qk_norm_after: bool = False
     softcap: float | None = Field(default=None, gt=0)
     sinks: bool = False
     scale: float | None = Field(default=None, gt=0)
+    clip: float | None = Field(default=None, gt=0)
 
 
 class FeedForwardConfig(Config):
@@ -47,7 +62,7 @@ class FeedForwardConfig(Config):
 
     mult: float = Field(default=4.0, gt=0)
     dim: int | None = Field(default=None, gt=0)
-    activation: Literal["gelu", "gelu_tanh", "silu", "relu", "relu2"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"] = "gelu"
     glu: bool = False
     bias: bool = True
     gate_bias: bool | None = None
@@ -70,14 +85,16 @@ Position = Annotated[tuple[OneScheme, ...] | None, BeforeValidator(_as_list)]
 
 
 class LayerConfig(Config):
-    """What may differ between the layers of a stack. position: None is that of the stack. window: see the last `window`
-    tokens. chunk: see the tokens of the own chunk, where texts are cut every `chunk` tokens (Llama 4). keep_first: beside a
-    window, see the first tokens too, at distances that stop growing (StreamingLLM)."""
+    """What may differ between the layers of a stack. position, attn, ff: None is that of the stack. window: see the last
+    `window` tokens. chunk: see the tokens of the own chunk, where texts are cut every `chunk` tokens (Llama 4).
+    keep_first: beside a window, see the first tokens too, at distances that stop growing (StreamingLLM)."""
 
     position: Position = None
     window: int | None = Field(default=None, gt=0)
     chunk: int | None = Field(default=None, gt=0)
     keep_first: int = Field(default=0, ge=0)
+    attn: AttentionConfig | None = None
+    ff: FeedForwardConfig | None = None
 
     @property
     def parts(self) -> tuple[SchemeConfig, ...]:
@@ -94,7 +111,8 @@ class LayersConfig(Config):
     """A stack of layers. position: a name, a config, a scheme, or a list (combined); None is not chosen: a wrapper then
     adds learned absolute embeddings. window, chunk, keep_first: as in `LayerConfig`, for every layer; pattern: what differs
     between layers, entry i for layer i, and over again. flash: ask for a path that never holds the whole score matrix.
-    final_norm: None is yes, except after norm_place="post", which ends in a norm already."""
+    final_norm: None is yes, except after norm_place="post", which ends in a norm already. residual_scale: what each branch is
+    multiplied by (Granite). layer_scale: a learned gain per channel of each branch, from this value (LayerScale)."""
 
     kind: LayersKind = "decoder"
     dim: int = Field(gt=0)
@@ -112,8 +130,10 @@ class LayersConfig(Config):
     backend: Literal["auto", "eager", "blockwise", "sdpa", "flex", "varlen"] = "auto"
     flash: bool = False
     norm: NormConfig = NormConfig()
-    norm_place: Literal["pre", "post", "sandwich", "parallel"] = "pre"
+    norm_place: Literal["pre", "post", "after", "sandwich", "parallel", "parallel_two"] = "pre"
     final_norm: bool | None = None
+    residual_scale: float = Field(default=1.0, gt=0)
+    layer_scale: float | None = Field(default=None, gt=0)
     attn: AttentionConfig = AttentionConfig()
     ff: FeedForwardConfig = FeedForwardConfig()
 
@@ -130,7 +150,8 @@ class LayersConfig(Config):
             own = {name: getattr(self, name) for name in LayerConfig.model_fields}
             return (LayerConfig(**own),)
         return tuple(
-            k.model_copy(update={"position": self.position}) if k.position is None else k for k in self.pattern
+            k.model_copy(update={n: getattr(self, n) for n in ("position", "attn", "ff") if getattr(k, n) is None})
+            for k in self.pattern
         )
 
     def to_flags(self) -> dict[str, Any]:
@@ -163,7 +184,9 @@ class FileConfig(Config):
 
 
 class ModelConfig(FileConfig):
-    """A language model: embeddings, layers, head."""
+    """A language model: embeddings, layers, head. emb_scale: token embeddings are multiplied by it. emb_norm: the norm after
+    the embedding where it is not the bias-free LayerNorm of post_emb_norm. logits_bias: of the head. logits_scale: logits are
+    multiplied by it, then capped to c * tanh(logit / c) by logits_softcap."""
 
     num_tokens: int = Field(gt=0)
     max_seq_len: int = Field(gt=0)
@@ -175,6 +198,11 @@ class ModelConfig(FileConfig):
     tie_embedding_scale: float | None = None
     l2norm_embed: bool = False
     logits_dim: int | None = Field(default=None, gt=0)
+    emb_scale: float | None = Field(default=None, gt=0)
+    emb_norm: NormConfig | None = None
+    logits_bias: bool = False
+    logits_scale: float | None = Field(default=None, gt=0)
+    logits_softcap: float | None = Field(default=None, gt=0)
 
 
 class ContinuousConfig(Config):

@@ -13,6 +13,7 @@ from x_positional.config import ContinuousConfig
 from x_positional.describe import describe
 from x_positional.flags import continuous_from_flags
 from x_positional.layers import ConfiguredLayers
+from x_positional.norms import Norm
 from x_positional.placement import InputError, SeqLens, packed_documents
 from x_positional.wrappers import bound_config
 
@@ -32,7 +33,7 @@ class ContinuousTransformerWrapper(nn.Module):
         attn_layers.bind(config.layers, max_seq_len, dim)
         self.dim_in = config.dim_in or dim
         self.project_in = None if config.dim_in is None else nn.Linear(config.dim_in, dim, bias=False)
-        self.emb_norm = nn.LayerNorm(dim, bias=False) if config.post_emb_norm else None
+        self.emb_norm = Norm(dim, unit_offset=False) if config.post_emb_norm else None
         self.emb_dropout = nn.Dropout(config.emb_dropout)
         self.attn_layers = attn_layers
         self.project_out = None if config.dim_out is None else nn.Linear(dim, config.dim_out, bias=False)

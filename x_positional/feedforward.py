@@ -2,10 +2,11 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ActivationKind = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2"]
+ActivationKind = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"]
 
 
 def _relu2(x: Tensor) -> Tensor:
@@ -17,7 +18,14 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": _gelu_tanh, "silu": F.silu, "relu": F.relu, "relu2": _relu2}
+def _quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x) (Hendrycks & Gimpel 2016, arXiv:1606.08415, section 2)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+    "gelu": F.gelu, "gelu_tanh": _gelu_tanh, "quick_gelu": _quick_gelu, "silu": F.silu, "relu": F.relu, "relu2": _relu2,
+}  # fmt: skip
 
 
 class FeedForward(nn.Module):

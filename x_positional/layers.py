@@ -59,7 +59,7 @@ class ConfiguredLayers(AttentionLayers):
         super().__init__(
             dims=config.dims(), blocks=build_blocks(config), schemes=positions.parts,
             kinds=build_kinds(config, positions), final_norm=build_norm(config) if _ends_normed(config) else None,
-            cross_choice=choose(config.backend, config.flash, "fused", features(config)) if crosses else None,
+            cross_choice=choose(config.backend, config.flash, "fused", features(config.attn)) if crosses else None,
         )  # fmt: skip
         self.config = config
 

@@ -16,16 +16,17 @@ class Norm(nn.Module):
     """One of: layer (mean and variance, Ba et al. 2016), rms (Zhang & Sennrich 2019, arXiv:1910.07467), scale (one gain
     for all channels, Nguyen & Salazar 2019, arXiv:1910.05895), simple_rms (no gain), none.
 
-    unit_offset: the gain is stored as gain - 1. bias: layer only.
+    unit_offset: the gain is stored as gain - 1. bias: layer only. gain: False leaves it out (layer, rms).
     """
 
     def __init__(
-        self, dim: int, kind: NormKind = "layer", eps: float | None = None, bias: bool = False, unit_offset: bool = True
-    ):
+        self, dim: int, kind: NormKind = "layer", eps: float | None = None, bias: bool = False, unit_offset: bool = True,
+        gain: bool = True,
+    ):  # fmt: skip
         super().__init__()
         self.dim, self.kind, self.unit_offset = dim, kind, unit_offset
         self.eps = (1e-5 if kind == "layer" else 1e-6) if eps is None else eps
-        gains = {"layer": dim, "rms": dim, "scale": 1}.get(kind)
+        gains = {"layer": dim, "rms": dim, "scale": 1}.get(kind) if gain else None
         start = 0.0 if unit_offset else 1.0
         self.gain = None if gains is None else nn.Parameter(torch.full((gains,), start))
         self.shift = nn.Parameter(torch.zeros(dim)) if bias and kind == "layer" else None

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from x_positional.config import ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
+from x_positional.config import AttentionConfig, ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
 from x_positional.registry import Custom, SchemeConfig
 from x_positional.scheme import Dims, PositionScheme, Reach
 from x_positional.schemes.absolute import Absolute
@@ -84,11 +84,10 @@ def resolve_kinds(config: LayersConfig, max_seq_len: int | None) -> tuple[LayerC
     return tuple(k.model_copy(update={"position": default}) if k.position is None else k for k in kinds)
 
 
-def features(config: LayersConfig) -> frozenset[str]:
-    """What some backends lack."""
-    attn = config.attn
+def features(attn: AttentionConfig, reach: Reach | None = None) -> frozenset[str]:
+    """What a layer has that some backends lack. reach: of self-attention."""
     on = {
         "softcap": attn.softcap is not None, "sinks": attn.sinks, "dropout": attn.dropout > 0,
-        "chunk": config.chunk is not None, "keep_first": config.keep_first > 0,
+        "chunk": reach is not None and reach.chunk is not None, "keep_first": reach is not None and reach.first > 0,
     }  # fmt: skip
     return frozenset(name for name, is_on in on.items() if is_on)

@@ -49,8 +49,13 @@ def no_setting_is_idle(case: Case) -> Iterator[str]:
         yield f"context_dim={layers.context_dim} without cross-attention changes nothing. Set cross_attend, or leave it out."
     if norm.bias and norm.kind != "layer":
         yield f"norm.bias=True with norm.kind={norm.kind!r}: only 'layer' has a bias. Use 'layer', or leave it out."
-    if not norm.unit_offset and norm.kind in ("simple_rms", "none"):
-        yield f"norm.unit_offset=False with norm.kind={norm.kind!r}, which has no gain to store. Leave it out."
+    gainless = norm.kind in ("simple_rms", "none")
+    if not norm.unit_offset and (gainless or not norm.gain):
+        yield f"norm.unit_offset=False with norm.kind={norm.kind!r}, gain={norm.gain}: no gain is stored. Leave it out."
+    if not norm.gain and norm.kind not in ("layer", "rms"):
+        yield f"norm.gain=False with norm.kind={norm.kind!r}: only 'layer' and 'rms' can do without. Leave it out."
+    if norm.bias and not norm.gain:
+        yield "norm.bias=True with norm.gain=False: a norm has both or neither. Leave one of them out."
     if norm.kind == "none":
         placed = {"norm.eps": norm.eps, "final_norm": layers.final_norm, "norm_place": layers.norm_place}
         idle = [f"{name}={value!r}" for name, value in placed.items() if value not in (None, "pre", "parallel")]
@@ -66,10 +71,25 @@ def no_setting_is_idle(case: Case) -> Iterator[str]:
             f"attn.qk_norm='l2' scales scores by qk_norm_scale={attn.qk_norm_scale:g}, and attn.scale={attn.scale:g} says "
             "it again. Give qk_norm_scale alone."
         )
+    yield from _idle_qk_norm(case)
     if ff.gate_bias is not None and not ff.glu:
         yield "ff.gate_bias is the bias of the gated projection, and ff.glu is off. Set ff.glu, or leave it out."
     if ff.dim is not None and ff.mult != type(ff)().mult:
         yield f"ff.dim={ff.dim} is the inner width, and ff.mult={ff.mult:g} says it again. Give one of them."
+
+
+def _idle_qk_norm(case: Case) -> Iterator[str]:
+    attn, unset = case.layers.attn, type(case.layers.attn)()
+    said = [
+        f"attn.{name}={getattr(attn, name)}" for name in ("qk_norm_eps", "qk_norm_bias", "qk_norm_unit_offset", "qk_norm_after")
+        if getattr(attn, name) != getattr(unset, name)
+    ]  # fmt: skip
+    if attn.qk_norm is None and said:
+        yield f"{', '.join(said)} without attn.qk_norm: there is no norm to set. Choose qk_norm, or leave it out."
+    if attn.qk_norm in ("rms_plain", "l2") and (attn.qk_norm_bias or not attn.qk_norm_unit_offset):
+        yield f"attn.qk_norm={attn.qk_norm!r} has no gain and no bias to set. Leave qk_norm_bias and qk_norm_unit_offset out."
+    elif attn.qk_norm_bias and attn.qk_norm not in (None, "layer", "layer_per_head"):
+        yield f"attn.qk_norm_bias=True with attn.qk_norm={attn.qk_norm!r}: only 'layer' has a bias. Leave it out."
 
 
 def first_tokens_are_kept_beside_a_window(case: Case) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing_extensions import Self
 from x_positional.describe import describe_image
 from x_positional.flags import vision_from_flags
 from x_positional.layers import ConfiguredLayers, layers_from_config
+from x_positional.norms import Norm
 from x_positional.placement import InputError
 from x_positional.schemes.frequencies import wide_dtype
 from x_positional.validate import model_report, require
@@ -149,7 +150,7 @@ class ViTransformerWrapper(nn.Module):
         attn_layers.bind(config.stack, config.trained_patches, dim)
         self.patch_embedding = PatchEmbedding(config.channels, config.patch_size, dim)
         self.patch_table = _table(config)
-        self.emb_norm = nn.LayerNorm(dim, bias=False) if config.post_emb_norm else None
+        self.emb_norm = Norm(dim, unit_offset=False) if config.post_emb_norm else None
         self.emb_dropout = nn.Dropout(config.emb_dropout)
         self.cls_token = nn.Parameter(torch.randn(1, dim) * START) if config.pool == "cls" else None
         registers = config.num_register_tokens

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from x_positional.build import build_norm
 from x_positional.cache import KVCache
-from x_positional.config import LayersConfig, ModelConfig
+from x_positional.config import LayersConfig, ModelConfig, NormConfig
 from x_positional.describe import describe
 from x_positional.flags import model_from_flags
 from x_positional.layers import ConfiguredLayers, layers_from_config
@@ -47,13 +48,16 @@ class TransformerWrapper(nn.Module):
             nn.init.normal_(self.token_emb.weight, std=1e-5)
         else:
             nn.init.kaiming_normal_(self.token_emb.weight)
-        self.emb_norm = nn.LayerNorm(emb_dim, bias=False) if config.post_emb_norm else None
+        norm = config.emb_norm or NormConfig(unit_offset=False)
+        normed = config.post_emb_norm or config.emb_norm is not None
+        self.emb_norm = build_norm(config.layers, norm, emb_dim) if normed else None
         self.emb_dropout = nn.Dropout(config.emb_dropout)
         self.project_emb = nn.Linear(emb_dim, config.layers.dim) if emb_dim != config.layers.dim else None
         self.attn_layers = attn_layers
         columns = config.logits_dim or num_tokens
         own_head = self.has_head and not config.tie_embedding
-        self.to_logits = nn.Linear(config.layers.dim, columns, bias=False) if own_head else None
+        self.to_logits = nn.Linear(config.layers.dim, columns, bias=config.logits_bias) if own_head else None
+        self.tied_bias = nn.Parameter(torch.zeros(num_tokens)) if config.logits_bias and config.tie_embedding else None
         scale = config.tie_embedding_scale
         self.tie_scale = config.layers.dim**-0.5 if scale is None else scale
 
@@ -122,6 +126,7 @@ class TransformerWrapper(nn.Module):
         document_ids = packed_documents(document_ids, seq_lens, B, T)
         placed = layers.place(B, T, tokens.device, mask, positions, document_ids, cache)
         x = self.token_emb(tokens.long())
+        x = x if self.config.emb_scale is None else x * torch.tensor(self.config.emb_scale, dtype=x.dtype)
         if self.config.l2norm_embed:
             x = F.normalize(x, dim=-1)
         x = layers.embed(x, placed)
@@ -135,8 +140,13 @@ class TransformerWrapper(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """[... M] -> [... V]: the head alone."""
         if self.to_logits is None:
-            return x @ self.token_emb.weight.t() * self.tie_scale
-        return self.to_logits(x)
+            x = F.linear(x, self.token_emb.weight) * self.tie_scale
+            x = x if self.tied_bias is None else x + self.tied_bias
+        else:
+            x = self.to_logits(x)
+        scale, cap = self.config.logits_scale, self.config.logits_softcap
+        x = x if scale is None else x * scale
+        return x if cap is None else cap * torch.tanh(x / cap)
 
 
 class TokenEncoder(TransformerWrapper):
