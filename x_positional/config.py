@@ -127,7 +127,7 @@ class LayersConfig(Config):
     chunk: int | None = Field(default=None, gt=0)
     keep_first: int = Field(default=0, ge=0)
     pattern: tuple[LayerConfig, ...] = ()
-    backend: Literal["auto", "eager", "blockwise", "sdpa", "flex"] = "auto"
+    backend: Literal["auto", "eager", "blockwise", "sdpa", "flex", "varlen"] = "auto"
     flash: bool = False
     norm: NormConfig = NormConfig()
     norm_place: Literal["pre", "post", "after", "sandwich", "parallel", "parallel_two"] = "pre"
