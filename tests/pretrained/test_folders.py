@@ -151,6 +151,17 @@ def test_keys_that_nobody_reads_are_told(folder: Path):
 def test_overrides(folder: Path):
     model = from_pretrained(folder, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0})
     assert model.config.layers.position[0].scaling.factor == 4.0
+    config = json.loads((folder / "config.json").read_text())
+    del config["rope_parameters"]
+    old = {**config, "rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    (folder / "config.json").write_text(json.dumps(old))
+    assert from_pretrained(folder).config.layers.position[0].scaling.factor == 2.0
+    stretched = from_pretrained(folder, rope_parameters={"rope_type": "linear", "factor": 8.0}).config.layers.position[
+        0
+    ]
+    assert (stretched.theta, stretched.scaling.factor) == (500.0, 8.0), (
+        "the older name in the file says nothing any more"
+    )
     refused(folder, "rope_parametres", "did you mean 'rope_parameters'", rope_parametres={})
 
 
