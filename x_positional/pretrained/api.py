@@ -54,7 +54,7 @@ def from_pretrained(
     if hf.get("model_type") == NATIVE:
         return load_native(hf, open_tensors(folder), dtype, device)
     family = family_of(hf, str(folder))
-    hf = _overridden(family, hf, overrides)
+    hf = _overridden(family, family.renamed(hf), family.renamed(overrides))
     return load(family, hf, open_tensors(folder), dtype, device, backend)
 
 

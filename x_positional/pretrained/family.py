@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ Kind = Literal["decoder", "encoder", "seq2seq", "vision"]
 class Family:
     """model_type, architecture: as in `config.json`. fields: what its keys say, later ones over earlier ones.
     names: our module or parameter -> theirs, `{i}` is the layer. base: the prefix that a file of the body alone lacks.
-    ignored: patterns of tensors that hold nothing to learn. harmless: keys that change no logit, beside `HARMLESS`."""
+    ignored: patterns of tensors that hold nothing to learn. harmless: keys that change no logit, beside `HARMLESS`.
+    aliases: other names of keys -> the name read here, over which they win."""
 
     model_type: str
     architecture: str
@@ -31,6 +32,7 @@ class Family:
     base: str = "model."
     ignored: tuple[str, ...] = ()
     harmless: frozenset[str] = frozenset()
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def like(
         self, model_type: str, architecture: str, fields: Iterable[Codec] = (), names: Mapping[str, Any] | None = None,
@@ -48,11 +50,16 @@ class Family:
     @property
     def keys(self) -> set[str]:
         """The keys of `config.json` that are read."""
-        return {key for codec in self.fields for key in codec.keys}
+        return {key for codec in self.fields for key in codec.keys} | set(self.aliases)
+
+    def renamed(self, hf: Hf) -> Hf:
+        """The same with keys under the names that are read here."""
+        other = {self.aliases[key]: value for key, value in hf.items() if key in self.aliases and value is not None}
+        return {key: value for key, value in hf.items() if key not in self.aliases} | other
 
     def read(self, hf: Hf) -> tuple[Fields, list[str]]:
         """Our fields by path, and what is wrong with theirs."""
-        fields: Fields = {}
+        hf, fields = self.renamed(hf), Fields()
         problems: list[str] = []
         for codec in self.fields:
             try:
