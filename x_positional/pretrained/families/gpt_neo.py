@@ -18,7 +18,9 @@ def _window_fields(hf: Hf) -> Fields:
         kinds = [kind for names, times in types for _ in range(times) for kind in names]
     depth, window = hf.get("num_layers", 24), hf.get("window_size", 256)
     if len(kinds) != depth or set(kinds) - {"global", "local"}:
-        raise ValueError(f"attention_types says {kinds} for {depth} layers; it must say global or local for each of them.")
+        raise ValueError(
+            f"attention_types says {kinds} for {depth} layers; it must say global or local for each of them."
+        )
     return {"each.window": [window if kind == "local" else None for kind in kinds]}
 
 
