@@ -1,43 +1,24 @@
 """Llama 1 to 3, and what every family around it shares."""
 
-from typing import Any
-
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Both, Codec, Fields, Fixed, Hf, Key, Only, of, share
+from x_positional.pretrained.fields import Codec, Fixed, Key, Only, of, share
+from x_positional.pretrained.layer_types import Turns
 from x_positional.pretrained.layouts import Joined, qkv
-from x_positional.rope import from_hf, to_hf
-from x_positional.rope_schema import RopeError
-from x_positional.schemes import Rope
 
 ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh", "relu": "relu", "relu2": "relu2", "quick_gelu": "quick_gelu",
 }  # fmt: skip
-"""Their names -> ours."""
+"""Their names -> ours. The first of several is the one that is written."""
 
 
-def _rope_fields(hf: Hf) -> Fields:
-    rope = from_hf(hf)
-    if not isinstance(rope, Rope):
-        raise RopeError([f"rope_parameters differ by layer type ({', '.join(rope)}), and this family has one type."])
-    return {"layers.position": [rope]}
+def activations(written: str) -> dict[str, str]:
+    """The same, with a name that is written where several mean the same."""
+    return {written: ACTIVATIONS[written], **ACTIVATIONS}
 
 
-def _rope_keys(config: Fields) -> dict[str, Any]:
-    match config.get("layers.position"):
-        case (Rope() as rope,):
-            return to_hf(rope)
-        case _:
-            return {}
-
-
-ROPE = Both(
-    ("layers.position",),
-    ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
-     "rope_interleave", "rotary_dim"),
-    _rope_fields, _rope_keys,
-)  # fmt: skip
-"""One rotary embedding for all layers."""
+ROPE = Turns()
+"""One rotary embedding for all layers, of whole heads."""
 
 SIZES: tuple[Codec, ...] = (
     Key("num_tokens", "vocab_size"),
