@@ -1,5 +1,7 @@
 """Small models of every family of decoders; each module of cases holds a few families."""
 
+from decoders_dense import CASES as DENSE
+from decoders_gemma import CASES as GEMMAS
 from decoders_llama import CASES as LLAMAS
 
-CASES = [*LLAMAS]
+CASES = [*LLAMAS, *DENSE, *GEMMAS]

@@ -182,6 +182,14 @@ def follows(path: str, reader: Callable[[Hf], Any]) -> Both:
     return Both((path,), (), lambda hf: {path: reader(hf)}, lambda config: {})
 
 
+def multiplier(path: str, key: str) -> Both:
+    """What something is multiplied by, where none is 1. The default is in `Family.defaults`."""
+    return Both(
+        (path,), (key,), lambda hf: {path: hf[key]},
+        lambda config: {key: 1.0 if config.get(path) is None else config[path]},
+    )  # fmt: skip
+
+
 def decimal(value: float) -> float | int:
     """The shortest number that is this one, up to the rounding of a division or a root: 1 / (1 / 49) is 49."""
     near = float(f"{value:.15g}")

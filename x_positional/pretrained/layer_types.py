@@ -200,7 +200,10 @@ class Turns:
         if not isinstance(part, Rope) or CHANNELS in self.honours:
             return part
         turned = head_dim if part.dim is None else part.dim
-        return part.model_copy(update={"dim": None, "fraction": share_of(turned, head_dim)})
+        share = share_of(turned, head_dim)  # said in full where a family reads it: its default may be another
+        return part.model_copy(
+            update={"dim": None, "fraction": 1.0 if share is None and SHARE in self.honours else share}
+        )
 
 
 def _by_type(found: Rope | Mapping[str, Rope | NoPEConfig], types: Sequence[str]) -> list[Rope | NoPEConfig]:
