@@ -31,6 +31,10 @@ OLDER: dict[str, tuple[str, Mapping[str, Any]]] = {
         "gemma3", {"sliding_window_pattern": 2, "rope_local_base_freq": 33.0, "rope_theta": 77.0,
                    "rope_scaling": {"rope_type": "linear", "factor": 3.0}}  # with `type` transformers does not stretch
     ),
+    "types without thetas": (
+        "gemma3", {"sliding_window_pattern": 3, "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 3.0}, "sliding_attention": {"rope_type": "default"}}}
+    ),
     "neither pattern nor thetas": ("gemma3", {}),
     "a pattern of turning layers": ("cohere2", {"sliding_window_pattern": 3, "rope_theta": 77.0, "rope_scaling": None}),
     "yarn on full layers alone": ("olmo3", {"rope_theta": 500000.0, "rope_scaling": YARN}),
