@@ -38,6 +38,7 @@ def _model_fields(config: ModelConfig) -> Fields:
     out["logits_dim"] = config.logits_dim or config.num_tokens
     scale = config.layers.dim**-0.5 if config.tie_embedding_scale is None else config.tie_embedding_scale
     out["tie_embedding_scale"] = scale if config.tie_embedding else None
+    out |= {name: None for name in ("emb_scale", "logits_scale") if out[name] == 1.0}
     normed = config.post_emb_norm or config.emb_norm is not None
     del out["post_emb_norm"], out["emb_norm"]
     return out | _norm_fields("emb_norm", config.emb_norm or NormConfig() if normed else None)

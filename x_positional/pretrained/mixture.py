@@ -13,7 +13,7 @@ Sparse = list[bool]
 
 @dataclass(frozen=True)
 class Named:
-    """A key and its default. also: another name of it, which some files have."""
+    """A key and its default. also: another name of it, which some files have in its place."""
 
     key: str
     default: Any
@@ -24,9 +24,9 @@ class Named:
         return said[0] if said else self.default
 
 
-def everywhere(hf: Hf, depth: str = "num_hidden_layers") -> Sparse:
+def everywhere(hf: Hf) -> Sparse:
     """Every layer has experts."""
-    return [True] * hf[depth]
+    return [True] * hf["num_hidden_layers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +43,14 @@ NO_SHARED = Shared(read=lambda hf: None, write=lambda shared, width: {})
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """numbers: field of `MoEConfig` -> key. fixed: fields that are the same in the whole family. width: of an expert. dense: of
-    the feedforward of layers without experts, None where every layer has some. sparse: which layers have some; said_by: the
-    keys that say so."""
+    """numbers: field of `MoEConfig` -> key. fixed: fields that are the same in the whole family. width: the key of an expert's
+    inner width; dense: of that of layers without experts, None where every layer has some. sparse: which layers have some;
+    said_by: the keys that say so."""
 
     numbers: Mapping[str, Named]
-    width: Named
+    width: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    dense: Named | None = None
+    dense: str | None = None
     sparse: Callable[[Hf], Sparse] = everywhere
     said_by: Callable[[Sparse], Mapping[str, Any]] = lambda sparse: {}
     sparse_keys: tuple[str, ...] = ()
@@ -62,16 +62,15 @@ class Mixture:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        named = [*self.numbers.values(), self.width, *([] if self.dense is None else [self.dense])]
-        return (*(key for n in named for key in (n.key, n.also) if key), *self.sparse_keys, *self.shared.keys)
+        named = [key for number in self.numbers.values() for key in (number.key, number.also)]
+        return tuple(key for key in (*named, self.width, self.dense, *self.sparse_keys, *self.shared.keys) if key)
 
     def read(self, hf: Hf) -> Fields:
         said = {name: named.read(hf) for name, named in self.numbers.items()}
         if said.get("groups") == said.get("top_groups"):  # of all groups: there might as well be none
             said |= {"groups": 1, "top_groups": 1} if "groups" in said else {}
         moe = MoEConfig(**{**self.fixed, **said, "shared": self.shared.read(hf)})
-        width, dense = self.width.read(hf), None if self.dense is None else self.dense.read(hf)
-        sparse = self.sparse(hf)
+        width, dense, sparse = hf[self.width], None if self.dense is None else hf[self.dense], self.sparse(hf)
         return {
             "each.ff.moe": [moe if s else None for s in sparse],
             "each.ff.dim": [width if s else dense for s in sparse],
@@ -82,9 +81,9 @@ class Mixture:
         sparse = [moe is not None for moe in mixtures]
         out: dict[str, Any] = dict(self.said_by(sparse))
         if self.dense is not None and not all(sparse):
-            out[self.dense.key] = widths[sparse.index(False)]
+            out[self.dense] = widths[sparse.index(False)]
         if any(sparse):
             moe, width = mixtures[sparse.index(True)], widths[sparse.index(True)]
             out |= {named.key: getattr(moe, name) for name, named in self.numbers.items()}
-            out |= {self.width.key: width, **self.shared.write(moe.shared, width)}
+            out |= {self.width: width, **self.shared.write(moe.shared, width)}
         return out

@@ -1,67 +1,70 @@
-"""Llama 4, its text: chunks and rotation in most layers, temperature in the others, experts that weigh what they are given."""
+"""Llama 4, its text: chunks and rotation in most layers, temperature in the others, experts that weigh what they are given.
 
+It is published alone and inside of a model that sees images.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
-from x_positional.pretrained.families.llama import LLAMA, ROPE, rms_norms
+from x_positional.pretrained.families.llama import LLAMA, rms_norms, sizes
 from x_positional.pretrained.families.mixtral import LAYER, TRAINING, shared_names
-from x_positional.pretrained.fields import Both, Fields, Fixed, Hf, Key
+from x_positional.pretrained.fields import Fields, Fixed, Hf
+from x_positional.pretrained.inner import Inner
+from x_positional.pretrained.layer_types import CHUNKED, FULL, Reaches, Turns, turning_unless_listed
 from x_positional.pretrained.layouts import Joined
 from x_positional.pretrained.layouts_experts import Fused, gates_first
 from x_positional.pretrained.mixture import Mixture, Named, Shared, Sparse
-from x_positional.schemes import NoPEConfig, Rope, Temperature
+from x_positional.registry import SchemeConfig
+from x_positional.schemes import NoPEConfig, Temperature
 
-QK_NORM = ("each.attn.qk_norm", "each.attn.qk_norm_eps", "each.attn.qk_norm_after")
-KEYS = (
-    *ROPE.keys, "no_rope_layers", "no_rope_layer_interval", "attn_temperature_tuning", "floor_scale", "attn_scale",
-    "use_qk_norm", "rms_norm_eps",
-)  # fmt: skip
-
-
-def _turning(hf: Hf) -> list[bool]:
-    """Whether each layer rotates. The list is of layers that do, whatever its name says."""
-    step, depth = hf.get("no_rope_layer_interval", 4), hf["num_hidden_layers"]
-    return [bool(turns) for turns in hf.get("no_rope_layers") or [(i + 1) % step != 0 for i in range(depth)]]
+SOME_TURN = turning_unless_listed()
+TURNS = Turns(turning=SOME_TURN)
+STILL = (NoPEConfig(),)
 
 
-def _position_fields(hf: Hf) -> Fields:
-    turns, rope = _turning(hf), ROPE.read(hf)["layers.position"]
-    still = [NoPEConfig()]
-    if hf.get("attn_temperature_tuning", True):
-        still = [Temperature(scale=hf.get("attn_scale", 0.1), floor_scale=hf.get("floor_scale", 8192), offset=1.0)]
-    normed, eps = hf.get("use_qk_norm", True), hf.get("rms_norm_eps", 1e-5)
-    return {
-        "each.position": [rope if t else still for t in turns],
-        "each.attn.qk_norm": ["rms_plain" if t and normed else None for t in turns],
-        "each.attn.qk_norm_eps": [eps if t and normed else None for t in turns],
-        "each.attn.qk_norm_after": [t and normed for t in turns],
-    }
+@dataclass(frozen=True)
+class Positions:
+    """Layers that turn, and norm what they turned; and layers that do not, whose queries may grow with their position.
+    transformers counts the slots of the cache there, padding included, and ours are positions: without padding the same."""
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        return (*TURNS.said, "each.attn.qk_norm", "each.attn.qk_norm_eps", "each.attn.qk_norm_after")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (*TURNS.keys, "attn_temperature_tuning", "floor_scale", "attn_scale", "use_qk_norm", "rms_norm_eps")
+
+    def read(self, hf: Hf) -> Fields:
+        fields, turning = TURNS.read(hf), SOME_TURN.which(hf)
+        still: tuple[SchemeConfig, ...] = STILL
+        if hf["attn_temperature_tuning"]:
+            still = (Temperature(scale=hf["attn_scale"], floor_scale=hf["floor_scale"], offset=1.0),)
+        positions = fields.get("each.position") or [fields["layers.position"]] * len(turning)
+        normed = [turns and hf["use_qk_norm"] for turns in turning]
+        return {
+            "each.position": [turned if turns else still for turned, turns in zip(positions, turning, strict=True)],
+            "each.attn.qk_norm": ["rms_plain" if n else None for n in normed],
+            "each.attn.qk_norm_after": normed,
+            "each.attn.qk_norm_eps": [hf.get("rms_norm_eps", 1e-5) if n else None for n in normed],
+        }
+
+    def write(self, config: Fields) -> dict[str, Any]:
+        positions = [tuple(schemes) for schemes in config["each.position"]]
+        hot = [s[0] for s in positions if len(s) == 1 and isinstance(s[0], Temperature)]
+        turned = [STILL if hot and s == (hot[0],) else s for s in positions]
+        out = TURNS.write({**config, "each.position": turned})
+        out |= {"use_qk_norm": any(config["each.attn.qk_norm"]), "attn_temperature_tuning": bool(hot)}
+        return {**out, "attn_scale": hot[0].scale, "floor_scale": int(hot[0].floor_scale)} if hot else out
 
 
-def _position_keys(config: Fields) -> dict[str, Any]:
-    schemes = config["each.position"]
-    rope = next((s for s in schemes if len(s) == 1 and isinstance(s[0], Rope)), None)
-    still = next((s[0] for s in schemes if len(s) == 1 and isinstance(s[0], Temperature)), None)
-    out: dict[str, Any] = {} if rope is None else ROPE.write({"layers.position": rope})
-    out |= {"no_rope_layers": [int(s == rope) for s in schemes], "use_qk_norm": any(config["each.attn.qk_norm"])}
-    out["attn_temperature_tuning"] = still is not None
-    return out if still is None else {**out, "attn_scale": still.scale, "floor_scale": int(still.floor_scale)}
-
-
-def _chunk_fields(hf: Hf) -> Fields:
-    kinds = hf.get("layer_types") or ["chunked_attention" if t else "full_attention" for t in _turning(hf)]
-    size = hf.get("attention_chunk_size", 8192)
-    return {"each.chunk": [size if kind == "chunked_attention" else None for kind in kinds]}
-
-
-def _chunk_keys(config: Fields) -> dict[str, Any]:
-    chunks = config["each.chunk"]
-    kinds = ["full_attention" if size is None else "chunked_attention" for size in chunks]
-    return {"layer_types": kinds, "attention_chunk_size": next((size for size in chunks if size is not None), None)}
+def _types(hf: Hf) -> list[str]:
+    return [CHUNKED if turns else FULL for turns in SOME_TURN.which(hf)]
 
 
 def _sparse(hf: Hf) -> Sparse:
-    depth, step = hf["num_hidden_layers"], hf.get("interleave_moe_layer_step", 1)
-    listed = hf.get("moe_layers")
+    """Those that are listed, or every n-th."""
+    depth, step, listed = hf["num_hidden_layers"], hf["interleave_moe_layer_step"], hf.get("moe_layers")
     mixed = range(step - 1, depth, step) if listed is None else listed
     return [i in mixed for i in range(depth)]
 
@@ -71,20 +74,19 @@ def _mixed(sparse: Sparse) -> dict[str, list[int]]:
 
 
 PLACE = LAYER + "feed_forward"
+
 LLAMA4_TEXT = LLAMA.like(
     "llama4_text", "Llama4ForCausalLM",
     fields=(
-        Both(("layers.position", "each.position", *QK_NORM), KEYS, _position_fields, _position_keys),
-        Both(("each.chunk",), ("layer_types", "attention_chunk_size"), _chunk_fields, _chunk_keys),
+        Positions(), Reaches(unlisted=_types, window=None, chunk="attention_chunk_size"),
         Mixture(
             numbers={"experts": Named("num_local_experts", 16), "top_k": Named("num_experts_per_tok", 1)},
-            fixed={"score": "sigmoid", "renorm": False, "weigh": "input"}, width=Named("intermediate_size", 8192),
-            dense=Named("intermediate_size_mlp", 16384), sparse=_sparse, said_by=_mixed,
+            fixed={"score": "sigmoid", "renorm": False, "weigh": "input"}, width="intermediate_size",
+            dense="intermediate_size_mlp", sparse=_sparse, said_by=_mixed,
             sparse_keys=("moe_layers", "interleave_moe_layer_step"),
-            shared=Shared(read=lambda hf: hf.get("intermediate_size", 8192), write=lambda shared, width: {}),
+            shared=Shared(read=lambda hf: hf["intermediate_size"], write=lambda shared, width: {}),
         ),
-        *rms_norms(eps=1e-5), Fixed("layers.ff.bias", False), Key("layers.head_dim", "head_dim", 128),
-        Key("layers.kv_heads", "num_key_value_heads", 8), Key("max_seq_len", "max_position_embeddings", 131072),
+        *rms_norms(eps=1e-5), Fixed("layers.ff.bias", False),
     ),
     names={
         "blocks.{i}.ff.up": Joined((PLACE + ".up_proj", PLACE + ".gate_proj")),
@@ -95,4 +97,14 @@ LLAMA4_TEXT = LLAMA.like(
         **shared_names("feed_forward.shared_expert"),
     },
     harmless=TRAINING,
+    defaults=sizes(
+        202048, 5120, 8192, 48, 40, 131072, num_key_value_heads=8, head_dim=128, intermediate_size_mlp=16384,
+        interleave_moe_layer_step=1, no_rope_layer_interval=4, attention_chunk_size=8192, attn_temperature_tuning=True,
+        floor_scale=8192, attn_scale=0.1, use_qk_norm=True,
+    ),
+)  # fmt: skip
+
+LLAMA4 = Inner(
+    model_type="llama4", architecture="Llama4ForConditionalGeneration", family=LLAMA4_TEXT,
+    names={r"language_model\.": ""}, left=(r"^(vision_model|multi_modal_projector)\.",),
 )  # fmt: skip
