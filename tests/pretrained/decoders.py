@@ -3,5 +3,6 @@
 from decoders_dense import CASES as DENSE
 from decoders_gemma import CASES as GEMMAS
 from decoders_llama import CASES as LLAMAS
+from decoders_moe import CASES as MIXTURES
 
-CASES = [*LLAMAS, *DENSE, *GEMMAS]
+CASES = [*LLAMAS, *DENSE, *GEMMAS, *MIXTURES]
