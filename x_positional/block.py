@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from x_positional.attention import Attention, CrossAttention, CrossPlan, LayerPlan
+from x_positional.experts import MixtureOfExperts
 from x_positional.feedforward import FeedForward
+from x_positional.latent import LatentAttention
 from x_positional.norms import Norm
 from x_positional.scheme import PositionScheme
 
@@ -71,7 +73,10 @@ class Block(nn.Module):
     """Self-attention, cross-attention, feedforward, each optional, each in its own residual; or attention and feedforward
     side by side (`parallel`, `parallel_two`)."""
 
-    def __init__(self, attn: Attention | None, cross: CrossAttention | None, ff: FeedForward | None, around: Around):
+    def __init__(
+        self, attn: Attention | LatentAttention | None, cross: CrossAttention | None,
+        ff: FeedForward | MixtureOfExperts | None, around: Around,
+    ):  # fmt: skip
         super().__init__()
         self.attn, self.cross, self.ff = attn, cross, ff
         self.side_by_side = around.place in ("parallel", "parallel_two")

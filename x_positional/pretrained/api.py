@@ -12,11 +12,12 @@ from torch import nn
 
 from x_positional.pretrained.config_keys import HARMLESS
 from x_positional.pretrained.errors import PretrainedError
-from x_positional.pretrained.families import FAMILIES
+from x_positional.pretrained.families import FAMILIES, INNER
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.fields import Fields
 from x_positional.pretrained.files import CONFIG, Tensors, open_tensors, read_json
 from x_positional.pretrained.hub import located
+from x_positional.pretrained.inner import opened
 from x_positional.pretrained.kinds import MAKERS, make
 from x_positional.pretrained.layouts import Same
 from x_positional.pretrained.load import Names, fill
@@ -53,9 +54,10 @@ def from_pretrained(
     hf = read_json(folder / CONFIG)
     if hf.get("model_type") == NATIVE:
         return load_native(hf, open_tensors(folder), dtype, device)
+    hf, tensors = opened(hf, open_tensors(folder), INNER)
     family = family_of(hf, str(folder))
     hf = _overridden(family, family.renamed(hf), family.renamed(overrides))
-    return load(family, hf, open_tensors(folder), dtype, device, backend)
+    return load(family, hf, tensors, dtype, device, backend)
 
 
 def load(
@@ -88,8 +90,8 @@ def family_of(hf: Mapping[str, Any], source: str) -> Family:
         return FAMILIES[name]
     raise PretrainedError(
         f"{source} cannot be read:",
-        [f"model_type={name!r} is not known here; {nearest(str(name), FAMILIES)} A family is a table of names and config keys: "
-         "docs/pretrained.md shows how to write one."],
+        [f"model_type={name!r} is not known here; {nearest(str(name), {*FAMILIES, *INNER})} A family is a table of names and "
+         "config keys: docs/pretrained.md shows how to write one."],
     )  # fmt: skip
 
 
