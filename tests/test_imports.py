@@ -32,6 +32,7 @@ LAYOUT = {
     "norms": "",
     "feedforward": "",
     "head_norm": "",
+    "head": "norms feedforward",
     "attention": "context scheme masks anchors cache backends head_norm",
     "placement": "scheme masks cache",
     "crossing": "scheme masks cache backends attention placement",

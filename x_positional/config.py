@@ -57,16 +57,27 @@ class AttentionConfig(Config):
     clip: float | None = Field(default=None, gt=0)
 
 
+ActivationKind = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"]
+
+
 class FeedForwardConfig(Config):
     """dim: inner width, None is int(model dim * mult). gate_bias: of the gated projection, None follows bias."""
 
     mult: float = Field(default=4.0, gt=0)
     dim: int | None = Field(default=None, gt=0)
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"] = "gelu"
+    activation: ActivationKind = "gelu"
     glu: bool = False
     bias: bool = True
     gate_bias: bool | None = None
     dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class HeadConfig(Config):
+    """What stands before the last projection of a head: norm(activation(linear(x))), as in BERT. bias: of the linear."""
+
+    activation: ActivationKind = "gelu"
+    bias: bool = True
+    norm: NormConfig = NormConfig(bias=True, unit_offset=False)
 
 
 def _as_list(value: Any) -> Any:
@@ -111,7 +122,8 @@ class LayersConfig(Config):
     """A stack of layers. position: a name, a config, a scheme, or a list (combined); None is not chosen: a wrapper then
     adds learned absolute embeddings. window, chunk, keep_first: as in `LayerConfig`, for every layer; pattern: what differs
     between layers, entry i for layer i, and over again. flash: ask for a path that never holds the whole score matrix.
-    final_norm: None is yes, except after norm_place="post", which ends in a norm already. residual_scale: what each branch is
+    final_norm: None is yes, except after norm_place="post", which ends in a norm already. first_norm: False leaves out the
+    norm before the attention of the first layer, as the embedding ends in one (ModernBERT). residual_scale: what each branch is
     multiplied by (Granite). layer_scale: a learned gain per channel of each branch, from this value (LayerScale)."""
 
     kind: LayersKind = "decoder"
@@ -132,6 +144,7 @@ class LayersConfig(Config):
     norm: NormConfig = NormConfig()
     norm_place: Literal["pre", "post", "after", "sandwich", "parallel", "parallel_two"] = "pre"
     final_norm: bool | None = None
+    first_norm: bool = True
     residual_scale: float = Field(default=1.0, gt=0)
     layer_scale: float | None = Field(default=None, gt=0)
     attn: AttentionConfig = AttentionConfig()
@@ -185,8 +198,10 @@ class FileConfig(Config):
 
 class ModelConfig(FileConfig):
     """A language model: embeddings, layers, head. emb_scale: token embeddings are multiplied by it. emb_norm: the norm after
-    the embedding where it is not the bias-free LayerNorm of post_emb_norm. logits_bias: of the head. logits_scale: logits are
-    multiplied by it, then capped to c * tanh(logit / c) by logits_softcap."""
+    the embedding where it is not the bias-free LayerNorm of post_emb_norm. token_types: how many kinds of tokens have a
+    learned vector of their own, added to the embedding (BERT's segments). head: what stands before the last projection.
+    logits_bias: of the head. logits_scale: logits are multiplied by it, then capped to c * tanh(logit / c) by
+    logits_softcap."""
 
     num_tokens: int = Field(gt=0)
     max_seq_len: int = Field(gt=0)
@@ -200,9 +215,22 @@ class ModelConfig(FileConfig):
     logits_dim: int | None = Field(default=None, gt=0)
     emb_scale: float | None = Field(default=None, gt=0)
     emb_norm: NormConfig | None = None
+    token_types: int | None = Field(default=None, gt=0)
+    head: HeadConfig | None = None
     logits_bias: bool = False
     logits_scale: float | None = Field(default=None, gt=0)
     logits_softcap: float | None = Field(default=None, gt=0)
+
+
+class Seq2SeqConfig(FileConfig):
+    """An encoder, and a decoder that attends to what it gives. tie_token_emb: one table of embeddings for both.
+    ignore_index, pad_value: as in `AutoregressiveWrapper`."""
+
+    encoder: ModelConfig
+    decoder: ModelConfig
+    tie_token_emb: bool = False
+    ignore_index: int = -100
+    pad_value: int = Field(default=0, ge=0)
 
 
 class ContinuousConfig(Config):

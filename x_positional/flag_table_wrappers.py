@@ -30,6 +30,8 @@ TRANSFORMER = table("TransformerWrapper", [
     turned("tie_embedding_scale", None, "tie_embedding_scale", "With `tie_embedding`; `dim ** -0.5` if not given."),
     own("emb_scale", "emb_scale", "Token embeddings are multiplied by it (Gemma)."),
     own("emb_norm", "emb_norm", "The fields of `NormConfig`: another norm after the embedding than that of `post_emb_norm`."),
+    own("token_types", "token_types", "Kinds of tokens that have a learned vector of their own (BERT's segments)."),
+    own("head", "head", "The fields of `HeadConfig`: a layer and a norm before the last projection (BERT)."),
     own("logits_bias", "logits_bias", "A bias of the head.", default=False),
     own("logits_scale", "logits_scale", "Logits are multiplied by it (Cohere)."),
     own("logits_softcap", "logits_softcap", "Then they are `c * tanh(logit / c)` (Gemma 2)."),

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 from torch import nn
 
-from x_positional.config import ContinuousConfig, LayersConfig, ModelConfig
+from x_positional.config import ContinuousConfig, LayersConfig, ModelConfig, Seq2SeqConfig
 from x_positional.flag_table import PLACES
 from x_positional.flags import (
     FlagError,
@@ -72,6 +72,8 @@ def read_target(target: Any, flags: Mapping[str, Any]) -> Reading:
         return _of_fields(target)
     if isinstance(target, nn.Module):
         return _of_module(target)
+    if isinstance(target, Seq2SeqConfig):
+        return Reading({"encoder": Stack(target.encoder), "decoder": Stack(target.decoder)}, [])
     if isinstance(target, AnyConfig):
         return Reading({"": Stack(target)}, [])
     return Reading({}, [

@@ -22,8 +22,6 @@ from x_positional.pretrained.load import Names, fill
 from x_positional.pretrained.native import NATIVE, load_native
 from x_positional.registry import nearest
 
-HEAD, EMBEDDING = "to_logits.weight", "token_emb.weight"
-
 
 @dataclass(frozen=True)
 class Origin:
@@ -39,7 +37,7 @@ def from_pretrained(
 ) -> nn.Module:  # fmt: skip
     """A published model: a folder with `config.json` and safetensors (one file or shards), or its name on the Hugging Face
     Hub. Decoders and encoders are `TransformerWrapper`, so they take `mask=`, `positions=`, `cache=` and generate as any
-    other does.
+    other does; encoders without a head give hidden states. Encoder-decoders are `XTransformer`: `logits(src, tgt, mask)`.
 
     dtype, device: None is as stored, and the CPU. backend: as in `Decoder`. overrides: keys of `config.json` that win over
     the file's, as `rope_parameters={"rope_type": "yarn", ...}`. Tensors are read one at a time: no second copy is held.
@@ -70,10 +68,12 @@ def load(
             stacklevel=3,
         )
     names = Names(tensors, family)
-    headed = _settle_head(family, fields, names, hf)
-    fields["layers.backend"] = backend
+    fields |= {path: names.find(tensor) is not None for path, tensor in family.optional.items()}
+    headed, maker = _settle_head(family, fields, names, hf), MAKERS[family.kind]
+    fields |= {f"{side}layers.backend": backend for side in maker.sides}
     model = make(family.kind, fields, headed)
-    fill(model, family, lambda name: MAKERS[family.kind].layers(model, name), names, dtype=dtype, device=device)
+    config: Any = model.config
+    fill(model, family, lambda name: maker.layers(config, name), names, dtype=dtype, device=device)
     model.origin = Origin(family, hf)  # type: ignore[assignment]
     return model.eval()
 
@@ -111,24 +111,29 @@ def _settle_head(family: Family, fields: Fields, names: Names, hf: Mapping[str, 
 
     Both there and different: two tensors, whatever the config says. One of two that are tied is enough.
     """
-    places = [family.layout_of(name) for name in (HEAD, EMBEDDING)]
+    maker = MAKERS[family.kind]
+    places = [family.layout_of(name) for name in (maker.head, maker.embedding)]
     if places[0] is None or places[1] is None:
         return False
     (head,), (embedding,) = ([name + p.leaf for name in p.layout.names(None)] for p in places)  # type: ignore[arg-type]
     there, embedded = names.find(head), names.find(embedding)
     if there is not None and embedded is not None:
-        if fields["tie_embedding"] and names.same(there, embedded):
+        if fields[maker.tied] and names.same(there, embedded):
             names.used.add(there)
         else:
-            fields["tie_embedding"] = False
-    elif there is not None and fields["tie_embedding"]:
+            fields[maker.tied] = False
+    elif there is not None and fields[maker.tied]:
         names.alias(embedding, there)
-    elif there is None and not fields["tie_embedding"]:
-        return not _headless(family, hf)
-    return not (there is None and _headless(family, hf))
+    elif there is None and not fields[maker.tied]:
+        return not _headless(family, names, hf)
+    return not (there is None and _headless(family, names, hf))
 
 
-def _headless(family: Family, hf: Mapping[str, Any]) -> bool:
-    """Whether the file is of the body alone, as its `architectures` say."""
+def _headless(family: Family, names: Names, hf: Mapping[str, Any]) -> bool:
+    """Whether the file is of the body alone, as its `architectures` say, or where they are silent, its tensors."""
     named = hf.get("architectures") or ()
-    return family.architecture not in named and any(name.endswith(("Model", "Encoder")) for name in named)
+    if family.architecture in named:
+        return False
+    place = family.layout_of("head.linear.weight")
+    bare = place is not None and names.find(place.names(None)[0]) is None  # type: ignore[arg-type]
+    return bare or any(name.endswith(("Model", "Encoder")) for name in named)

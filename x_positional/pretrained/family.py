@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -21,7 +21,9 @@ Kind = Literal["decoder", "encoder", "seq2seq", "vision"]
 class Family:
     """model_type, architecture: as in `config.json`. fields: what its keys say, later ones over earlier ones.
     names: our module or parameter -> theirs, `{i}` is the layer. base: the prefix that a file of the body alone lacks.
-    ignored: patterns of tensors that hold nothing to learn. harmless: keys that change no logit, beside `HARMLESS`."""
+    ignored: patterns of tensors that hold nothing to learn. harmless: keys that change no logit, beside `HARMLESS`.
+    body: the architecture of a file of the body alone. copies: tensors that some files hold twice -> the first of them.
+    older: (pattern, now) of names that older files have. optional: fields that hold where a tensor is there."""
 
     model_type: str
     architecture: str
@@ -31,6 +33,10 @@ class Family:
     base: str = "model."
     ignored: tuple[str, ...] = ()
     harmless: frozenset[str] = frozenset()
+    body: str = ""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    older: tuple[tuple[str, str], ...] = ()
+    optional: Mapping[str, str] = field(default_factory=dict)
 
     def like(
         self, model_type: str, architecture: str, fields: Iterable[Codec] = (), names: Mapping[str, Any] | None = None,

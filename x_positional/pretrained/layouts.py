@@ -128,6 +128,23 @@ class Reordered:
 
 
 @dataclass(frozen=True)
+class Swapped:
+    """One tensor whose second half of the rows comes first here: gated projections that name the gate first."""
+
+    name: str
+
+    def names(self, sizes: Sizes) -> Sequence[str]:
+        return (self.name,)
+
+    def load(self, parts: list[Tensor], sizes: Sizes) -> Tensor:
+        first, second = parts[0].chunk(2)
+        return torch.cat([second, first])
+
+    def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
+        return [self.load([tensor], sizes)]
+
+
+@dataclass(frozen=True)
 class Reshaped:
     """One tensor in another shape; `ours` and `theirs` are the sizes of the axes, by `Sizes`."""
 

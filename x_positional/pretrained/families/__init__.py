@@ -1,8 +1,12 @@
 """Every family that can be read and written, by `model_type`. A family is data: see docs/pretrained.md for how to add one."""
 
+from x_positional.pretrained.families.bert import BERT, ROBERTA, XLM_ROBERTA
 from x_positional.pretrained.families.gpt2 import GPT2
 from x_positional.pretrained.families.llama import LLAMA
+from x_positional.pretrained.families.modernbert import MODERNBERT
+from x_positional.pretrained.families.nomic_bert import NOMIC_BERT
 from x_positional.pretrained.family import Family
 
-ALL: tuple[Family, ...] = (LLAMA, GPT2)
+ENCODERS: tuple[Family, ...] = (BERT, ROBERTA, XLM_ROBERTA, MODERNBERT, NOMIC_BERT)
+ALL: tuple[Family, ...] = (LLAMA, GPT2, *ENCODERS)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
