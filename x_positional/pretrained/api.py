@@ -20,6 +20,7 @@ from x_positional.pretrained.hub import located
 from x_positional.pretrained.kinds import MAKERS, make
 from x_positional.pretrained.load import Names, fill
 from x_positional.pretrained.native import NATIVE, load_native
+from x_positional.pretrained.sides import encoder_alone
 from x_positional.registry import nearest
 
 
@@ -58,6 +59,8 @@ def load(
     backend: str,
 ) -> nn.Module:  # fmt: skip
     """A model of a family, its config and its tensors."""
+    if family.kind == "seq2seq" and not any("decoder." in name for name in tensors.names()):
+        family = encoder_alone(family)
     fields, problems = family.read(hf)
     if problems:
         raise PretrainedError(f"{CONFIG} of {tensors.source} cannot be followed:", problems)

@@ -81,6 +81,7 @@ def fitted(family: Family, ours: Fields, headed: bool = True) -> Fit:
     except RopeError as error:
         return Fit(family, {}, None, {}, tuple(error.problems))
     fields, problems = family.read(hf)
+    fields |= {path: ours[path] for path in (*family.unsaid, *family.optional) if path in ours}
     if problems:
         return Fit(family, hf, None, differences(ours, fields), tuple(problems))
     try:

@@ -23,7 +23,8 @@ class Family:
     names: our module or parameter -> theirs, `{i}` is the layer. base: the prefix that a file of the body alone lacks.
     ignored: patterns of tensors that hold nothing to learn. harmless: keys that change no logit, beside `HARMLESS`.
     body: the architecture of a file of the body alone. copies: tensors that some files hold twice -> the first of them.
-    older: (pattern, now) of names that older files have. optional: fields that hold where a tensor is there."""
+    older: (pattern, now) of names that older files have. optional: fields that hold where a tensor is there. unsaid: fields
+    that tensors decide alone, where other families have a key."""
 
     model_type: str
     architecture: str
@@ -37,6 +38,7 @@ class Family:
     copies: Mapping[str, str] = field(default_factory=dict)
     older: tuple[tuple[str, str], ...] = ()
     optional: Mapping[str, str] = field(default_factory=dict)
+    unsaid: tuple[str, ...] = ()
 
     def like(
         self, model_type: str, architecture: str, fields: Iterable[Codec] = (), names: Mapping[str, Any] | None = None,

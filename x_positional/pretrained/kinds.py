@@ -11,6 +11,7 @@ from x_positional.config import LayersConfig, ModelConfig, Seq2SeqConfig
 from x_positional.pretrained.assemble import assembled
 from x_positional.pretrained.family import Kind
 from x_positional.pretrained.fields import Fields
+from x_positional.pretrained.sides import of_side
 from x_positional.seq2seq import XTransformer
 from x_positional.wrappers import TokenEncoder, TransformerWrapper
 
@@ -43,11 +44,6 @@ def seq2seq_config(fields: Fields) -> Seq2SeqConfig:
     sides = {side: model_config(of_side(fields, side)) for side in SIDES}
     whole = {path: value for path, value in fields.items() if path.split(".")[0] not in SIDES}
     return Seq2SeqConfig.model_validate({**whole, **sides})
-
-
-def of_side(fields: Fields, side: str) -> Fields:
-    """The fields of one side by their own paths."""
-    return {path.removeprefix(f"{side}."): v for path, v in fields.items() if path.startswith(f"{side}.")}
 
 
 def part_of(config: ModelConfig | Seq2SeqConfig, name: str) -> tuple[ModelConfig, str]:
