@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from x_positional.config import Seq2SeqConfig
 from x_positional.decoding import evaluating
 from x_positional.describe import describe
 from x_positional.flags import FlagError, xtransformer_from_flags
 from x_positional.generate import AutoregressiveWrapper, PromptsLike
 from x_positional.sampling import FilterChoice
 from x_positional.saving import Saveable
+from x_positional.seq2seq_config import Seq2SeqConfig
 from x_positional.validate import Report, require
 from x_positional.wrappers import TokenEncoder, TransformerWrapper
 

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 from torch import nn
 
-from x_positional.config import ContinuousConfig, LayersConfig, ModelConfig, Seq2SeqConfig
+from x_positional.config import ContinuousConfig, LayersConfig, ModelConfig
 from x_positional.flag_table import PLACES
 from x_positional.flags import (
     FlagError,
@@ -21,6 +21,7 @@ from x_positional.flags import (
     xtransformer_from_flags,
 )
 from x_positional.scheme import Dims
+from x_positional.seq2seq_config import Seq2SeqConfig
 from x_positional.validate_words import as_written, at, sentences, suggestion
 from x_positional.vision_config import VisionConfig
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from seq2seq_cases import CASES, START, T5, expected, sources
 
 from x_positional import IncompatibleConfig, PretrainedError, XTransformer, from_pretrained
-from x_positional.config import Seq2SeqConfig
 from x_positional.pretrained.files import open_tensors
+from x_positional.seq2seq_config import Seq2SeqConfig
 from x_positional.wrappers import TokenEncoder
 
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

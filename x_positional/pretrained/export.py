@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from x_positional.config import ModelConfig, Seq2SeqConfig
+from x_positional.config import ModelConfig
 from x_positional.pretrained.canonical import canonical, differences
 from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.families import FAMILIES
@@ -19,6 +19,7 @@ from x_positional.pretrained.write import write_folder
 from x_positional.registry import nearest
 from x_positional.rope import RopeError
 from x_positional.saving import Saveable
+from x_positional.seq2seq_config import Seq2SeqConfig
 from x_positional.wrappers import TokenEncoder
 
 DTYPE_KEY = "dtype"

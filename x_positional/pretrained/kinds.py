@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from x_positional.config import LayersConfig, ModelConfig, Seq2SeqConfig
+from x_positional.config import LayersConfig, ModelConfig
 from x_positional.pretrained.assemble import assembled
 from x_positional.pretrained.family import Kind
 from x_positional.pretrained.fields import Fields
 from x_positional.pretrained.sides import of_side
 from x_positional.seq2seq import XTransformer
+from x_positional.seq2seq_config import Seq2SeqConfig
 from x_positional.wrappers import TokenEncoder, TransformerWrapper
 
 SIDES = ("encoder", "decoder")

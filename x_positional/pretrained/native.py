@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from x_positional.config import FileConfig, ModelConfig, Seq2SeqConfig, plain
+from x_positional.config import FileConfig, ModelConfig, plain
 from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.files import Tensors
 from x_positional.pretrained.load import replace_parameter
 from x_positional.pretrained.write import write_folder
 from x_positional.saving import Saveable
 from x_positional.seq2seq import XTransformer
+from x_positional.seq2seq_config import Seq2SeqConfig
 from x_positional.vision import ViTransformerWrapper
 from x_positional.vision_config import VisionConfig
 from x_positional.wrappers import TokenEncoder, TransformerWrapper

@@ -1,42 +1,17 @@
 """Nomic BERT: a rotary BERT with a gated feedforward, queries, keys and values in one tensor on disk."""
 
-from dataclasses import dataclass
-
-from x_positional.pretrained.families.bert import BERT, IDLE_BIAS, POOLER
+from x_positional.pretrained.families.bert import BERT, IDLE_BIAS, POOLER, sizes
 from x_positional.pretrained.families.llama import ROPE
-from x_positional.pretrained.fields import Codec, Fields, Fixed, Hf, Key
+from x_positional.pretrained.fields import Codec, Fixed, Key
 from x_positional.pretrained.layouts import Joined
 
-
-@dataclass(frozen=True)
-class Renamed(Key):
-    """A key that the first published code called otherwise."""
-
-    older: str = ""
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (self.key, self.older)
-
-    def read(self, hf: Hf) -> Fields:
-        return super().read({**hf, self.key: hf.get(self.older)} if hf.get(self.key) is None else hf)
-
-
-def _head_dim(hf: Hf) -> int:
-    sizes = DIM.read(hf) | HEADS.read(hf)
-    return sizes["layers.dim"] // sizes["layers.heads"]
-
-
-DIM = Renamed("layers.dim", "hidden_size", 768, older="n_embd")
-HEADS = Renamed("layers.heads", "num_attention_heads", 12, older="n_head")
 ACTIVATION = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu"}
 SIZES: tuple[Codec, ...] = (
-    Key("num_tokens", "vocab_size", 30528), DIM, HEADS,
-    Renamed("max_seq_len", "max_position_embeddings", 2048, older="n_positions"),
-    Renamed("layers.depth", "num_hidden_layers", 12, older="n_layer"),
-    Key("layers.head_dim", "head_dim", _head_dim),
-    Renamed("layers.ff.dim", "intermediate_size", 3072, older="n_inner"),
-)  # fmt: skip
+    *sizes(768, 12, 12, 3072, 30528),
+    Key("max_seq_len", "max_position_embeddings", 2048),
+    Key("layers.head_dim", "head_dim", lambda hf: hf["hidden_size"] // hf["num_attention_heads"]),
+)
+
 
 NOMIC_BERT = BERT.like(
     "nomic_bert", "NomicBertForMaskedLM",
@@ -59,5 +34,8 @@ NOMIC_BERT = BERT.like(
         "blocks.{i}.ff_residual.outer": "nomic_bert.encoder.layers.{i}.norm2",
         "head.norm": "cls.predictions.transform.layer_norm",
     },
+    defaults={"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12},
+    aliases={"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers",
+             "n_inner": "intermediate_size", "n_positions": "max_position_embeddings"},
     body="NomicBertModel", base="nomic_bert.", ignored=(*POOLER, IDLE_BIAS, r"inv_freq$"),
 )  # fmt: skip
