@@ -3,7 +3,7 @@
 import pytest
 import torch
 from naive_vision import coordinate, naive, resized
-from porting import perturb
+from perturbing import perturb
 from torch import Tensor
 from transformers.models.dinov3_vit.modeling_dinov3_vit import get_patches_center_coordinates
 

@@ -64,7 +64,7 @@ def built(form: Mapping[str, Any]) -> Built:
     except FlagError as error:
         problems += error.problems
     except IncompatibleConfig as error:
-        problems += [str(error)]
+        problems += [] if problems else [line.removeprefix("- ") for line in str(error).splitlines()]
     except ValueError as error:  # sizes that no config can hold
         problems += [str(error)]
     else:
@@ -117,7 +117,9 @@ def _continuous(flags: Flags, problems: list[str]) -> Built:
         flags.pop("max_seq_len", None)
     merged, given = _inside(flags, problems, sized="max_seq_len" in flags)
     config = ContinuousConfig.model_validate(continuous_from_flags(merged))
-    own = {name: value for name in ContinuousConfig.model_fields if name != "layers" and (value := getattr(config, name))}
+    own = {
+        name: value for name in ContinuousConfig.model_fields if name != "layers" and (value := getattr(config, name))
+    }
     model = ContinuousTransformerWrapper(attn_layers=layers_from_config(config.layers), **own)
     return Built(model, [Core(model, given)])
 
@@ -133,14 +135,15 @@ def _xtransformer(flags: Flags, problems: list[str]) -> Built:
     ours = dict(rest)
     for prefix, side in sides.items():
         kind = "decoder" if prefix == "dec_" else "encoder"
-        layers = layers_meaning(kind, {**side, **({"cross_attend": True} if kind == "decoder" else {})}, problems, prefix)
+        layers = layers_meaning(
+            kind, {**side, **({"cross_attend": True} if kind == "decoder" else {})}, problems, prefix
+        )
         layers.pop("cross_attend", None)
         settle_table(layers, layers, sized=side.get("max_seq_len") != 0)
         ours |= {prefix + name: value for name, value in layers.items()}
-    dim = ours.pop("dim", None)
-    if dim is None:
-        problems.append("dim is missing. Model width.")
-    model = XTransformer(dim=dim, **ours)
+    if "dim" not in ours:
+        raise FlagError("XTransformer", [*problems, "dim is missing. Model width."])
+    model = XTransformer(**ours)
     cores = [Core(model.encoder, sides["enc_"], "encoder.", "encoder."),
              Core(model.decoder.net, sides["dec_"], "decoder.net.", "decoder.net.")]  # fmt: skip
     return Built(model, cores)

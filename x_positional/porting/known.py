@@ -14,7 +14,8 @@ def _names(text: str) -> frozenset[str]:
 class Known:
     """The attributes of one class. says: those whose value is the value of a flag. there: those that are something where
     a flag is on. parts: modules and values that are read one by one. rest: what follows from others and what changes
-    nothing; a module in it holds parameters, which must find a place, or is one of `PLAIN`. some: those of the rest that are there only sometimes."""
+    nothing; a module in it holds parameters, which must find a place, or is one of `PLAIN`. some: those of the rest that are
+    there only sometimes."""
 
     says: Mapping[str, str]
     there: Mapping[str, str]
@@ -141,7 +142,7 @@ KNOWN: dict[str, Known] = {
         rest="causal",
     ),
     XT + "DynamicPositionBias": _known({"log_distance": "dynamic_pos_bias_log_distance"}, parts="mlp"),
-    XT + "AlibiPositionalBias": _known({"heads": "alibi_num_heads"}, parts="slopes", rest="total_heads bias"),
+    XT + "AlibiPositionalBias": _known({"heads": "alibi_num_heads"}, parts="slopes total_heads", rest="bias"),
     XT + "CoPE": _known({"max_pos": "cope_max_pos", "soft_onehot": "cope_soft_onehot_pos"},
                         {"talking_heads": "cope_talking_heads"}, rest="soft_onehot_temp pos_emb", some="positions"),
     XT + "DataDependentAlibi": _known(parts="to_forget_gates causal post_log_scale"),
@@ -168,7 +169,12 @@ AROUND = {XT + "Scale": "macaron", XT + "ShiftTokens": "shift_tokens", XT + "Lay
           XT + "AdaptiveLayerScale": "use_adaptive_layerscale"}  # fmt: skip
 """What stands around a branch -> the flag that puts it there."""
 
-ACTIVATIONS = {"torch.GELU": None, "torch.SiLU": "ff_swish", XT + "ReluSquared": "ff_relu_squared", XT + "SoLU": "ff_solu"}
+ACTIVATIONS = {
+    "torch.GELU": None,
+    "torch.SiLU": "ff_swish",
+    XT + "ReluSquared": "ff_relu_squared",
+    XT + "SoLU": "ff_solu",
+}
 """Activation of the feedforward -> the flag that chooses it."""
 
 SOFTMAXES = {"sigmoid": "sigmoid", "one_hot_straight_through": "hard", "sparse_topk_attn": "sparse_topk",

@@ -32,7 +32,7 @@ def attention_flags(read: Reader, module: nn.Module, path: str, stack: Members) 
         flags["logit_softclamp_value"] = attend["logit_softclamp_value"]
     read.expect(attend["scale"] == scale, path, f"multiplies scores by {attend['scale']}, and its flags say {scale}")
     read.expect(held["heads"] == heads, path, f"has {held['heads']} heads, and the stack {heads}")
-    read.expect(class_of(held["to_value_residual_mix"]) == XT + "always", path, "mixes values of the first layer in")
+    flags["learned_value_residual_mix"] = class_of(held["to_value_residual_mix"]) != XT + "always"
     return flags | _softmax(read, attend["attn_fn"], path) | _inside(read, held, attend, path)
 
 
@@ -126,7 +126,12 @@ def norm_flags(read: Reader, norms: dict[str, nn.Module], dim: int) -> dict[str,
         read.strange("the stack", f"has norms of several kinds: {', '.join(sorted(classes))}")
     offsets = set()
     for path, norm in norms.items():
-        if NORMS.get(class_of(norm), "use_scalenorm") not in (None, "use_scalenorm", "use_rmsnorm", "use_simple_rmsnorm"):
+        if NORMS.get(class_of(norm), "use_scalenorm") not in (
+            None,
+            "use_scalenorm",
+            "use_rmsnorm",
+            "use_simple_rmsnorm",
+        ):
             continue
         held = read.members(norm, path)
         if held:

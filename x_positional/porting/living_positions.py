@@ -48,6 +48,13 @@ def rescale_of(table: Tensor) -> float | None:
     return solved if torch.allclose(rotary_table(width, solved).to(table.dtype), table, rtol=CLOSE, atol=0) else None
 
 
+def shortest(number: Tensor) -> float:
+    """The shortest decimal of a number that was rounded to float32."""
+    full = number.item()
+    tries = (float(f"{full:.{digits}g}") for digits in range(1, 10))
+    return next((short for short in tries if torch.tensor(short, dtype=number.dtype) == number), full)
+
+
 def position_flags(read: Reader, held: Members, path: str, head_dim: int) -> dict[str, Any]:
     """The flags of a stack's rotary, polar and distance modules."""
     flags: dict[str, Any] = {}
@@ -60,7 +67,7 @@ def position_flags(read: Reader, held: Members, path: str, head_dim: int) -> dic
         reader = BIASES.get(class_of(bias))
         known = read.members(bias, f"{path}rel_pos")
         if reader is not None and known:
-            flags |= read.said(bias, known) | reader(read, known, f"{path}rel_pos", head_dim)
+            flags |= {**read.said(bias, known), **reader(read, known, f"{path}rel_pos", head_dim)}
     return flags
 
 
@@ -89,14 +96,20 @@ def _t5(read: Reader, held: Members, path: str, head_dim: int) -> dict[str, Any]
 
 def _dynamic(read: Reader, held: Members, path: str, head_dim: int) -> dict[str, Any]:
     first, *_ = mlp = list(held["mlp"])
-    return {"dynamic_pos_bias": True, "dynamic_pos_bias_mlp_depth": len(mlp) - 1, "dynamic_pos_bias_norm": len(first) == 3}
+    return {
+        "dynamic_pos_bias": True,
+        "dynamic_pos_bias_mlp_depth": len(mlp) - 1,
+        "dynamic_pos_bias_norm": len(first) == 3,
+    }
 
 
 def _alibi(read: Reader, held: Members, path: str, head_dim: int) -> dict[str, Any]:
     slopes, count = held["slopes"].detach().flatten().cpu(), held["heads"]
-    flags: dict[str, Any] = {"alibi_pos_bias": True}
+    flags: dict[str, Any] = {
+        "alibi_pos_bias": True, "alibi_num_heads": None if count == held["total_heads"] else count
+    }  # fmt: skip
     if not torch.allclose(torch.tensor(alibi_slopes(count)).to(slopes.dtype), slopes, rtol=CLOSE, atol=0):
-        flags["rel_pos_kwargs"] = {"slopes": slopes.tolist()}
+        flags["rel_pos_kwargs"] = {"slopes": [shortest(slope) for slope in slopes]}
     return flags
 
 

@@ -13,6 +13,7 @@ from x_positional.porting.reader import Members, Reader, class_of, without_defau
 
 BLOCKS = (("a", "f"), ("a", "c", "f"), ("c", "f"))
 """Kinds of branches in the order in which they run: self-attention, cross-attention, feedforward."""
+DROPOUT = "cross_attn_tokens_dropout"
 DROPS_TABLE = ("rel_pos_bias", "rotary_pos_emb", "rotary_xpos", "polar_pos_emb")
 """Flags beside which x-transformers drops the absolute table."""
 NONE = ("torch.Identity", "torch_einops_utils.Identity")
@@ -45,8 +46,12 @@ def stack_form(read: Reader, stack: nn.Module, path: str) -> dict[str, dict[str,
 
 def _said(flags: dict[str, Any]) -> dict[str, Any]:
     """Without defaults; what cross-attention says differs from self-attention, so it stays."""
-    crossed = {name: value for name, value in flags.items() if name.startswith("cross_attn_")}
-    return {**without_defaults(flags, "AttentionLayers"), **crossed}
+    stays = {n: v for n, v in flags.items() if n.startswith("cross_attn_") or n == "attn_project_out"}
+    stays = stays if stays.get(DROPOUT) else {n: v for n, v in stays.items() if n != DROPOUT}
+    return {
+        **without_defaults({n: v for n, v in flags.items() if n not in (*stays, DROPOUT)}, "AttentionLayers"),
+        **stays,
+    }
 
 
 def _order(held: Members, types: Sequence[str]) -> dict[str, Any]:
@@ -54,7 +59,8 @@ def _order(held: Members, types: Sequence[str]) -> dict[str, Any]:
     flags: dict[str, Any] = {}
     order, dropouts = tuple(held["layers_execute_order"]), tuple(held["layer_dropouts"])
     if order != tuple(range(len(types))):
-        flags["layers_execute_order"] = order
+        tied = order == tuple(range(len(types))) * (len(order) // len(types))
+        flags |= {"weight_tie_layers": True} if tied else {"layers_execute_order": order}
     if any(dropouts):
         flags["layer_dropout"] = dropouts
     for block in BLOCKS:
@@ -68,14 +74,14 @@ def _order(held: Members, types: Sequence[str]) -> dict[str, Any]:
     return {**flags, "depth": held["depth"], "custom_layers": tuple(types)}
 
 
-def _branches(read: Reader, held: Members, path: str, flags: dict[str, Any]) -> list[tuple[str, str, nn.Module]]:
+def _branches(read: Reader, held: Members, path: str, flags: dict[str, Any]) -> list[tuple[str, str, Any]]:
     """Kind, path and module of each branch. What stands around a branch becomes a flag."""
     found = []
     for i, (kind, entry) in enumerate(zip(held["layer_types"], held["layers"], strict=True)):
         _, branch, residual = entry
         where = f"{path}layers.{i}"
         if class_of(residual) in RESIDUALS:
-            flags[RESIDUALS[class_of(residual)]] = True
+            flags.setdefault(RESIDUALS[class_of(residual)], True)
         elif inner := read.members(residual, f"{where}.2"):
             flags |= read.said(residual, inner)
         if class_of(branch) in AROUND:
@@ -105,7 +111,7 @@ def _around(read: Reader, held: Members, path: str) -> dict[str, Any]:
     return flags | norm_flags(read, norms, held["dim"])
 
 
-def _widths(read: Reader, branches: list[tuple[str, str, nn.Module]], held: Members, kind: str) -> dict[str, Any]:
+def _widths(read: Reader, branches: list[tuple[str, str, Any]], held: Members, kind: str) -> dict[str, Any]:
     """What only shapes and single modules say: the heads that turn, the width of contexts and of values."""
     flags: dict[str, Any] = {}
     for name, where, branch in branches:

@@ -6,9 +6,6 @@ H query heads, G key/value heads.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from x_positional.flag_table import PLACES
 from x_positional.schemes import alibi_slopes
 
@@ -25,9 +22,9 @@ SELF_ONLY = {"max_attend_past": "bounds", "use_cope": "counts in", "data_depende
 """Settings of attention that x-transformers gives to cross-attention too, and what they do there."""
 
 
-def head_order(heads: int, kv_heads: int) -> Tensor:
+def head_order(heads: int, kv_heads: int) -> list[int]:
     """[H] which of x-transformers' query heads ours is: theirs reads key head h % G, ours key head h // (H / G)."""
-    return torch.arange(heads).view(heads // kv_heads, kv_heads).t().flatten()
+    return [head for group in range(kv_heads) for head in range(group, heads, kv_heads)]
 
 
 def heads_of(flags: Mapping[str, Any]) -> tuple[int, int]:
@@ -61,9 +58,10 @@ def _self_only(flags: Flags, problems: list[str], prefix: str) -> None:
         both = flags.get(f"attn_{name}")
         crossed = flags.pop(f"cross_attn_{name}", both)
         if crossed is not None and crossed is not False:
+            off = False if both is True else None
             problems.append(
                 f"{prefix}attn_{name}={both!r} {does} cross-attention too in x-transformers, where distances between two "
-                f"sequences mean nothing. Only a model made with {prefix}cross_attn_{name}={None if both is not True else False} has an equal here."
+                f"sequences mean nothing. Only a model made with {prefix}cross_attn_{name}={off} has an equal here."
             )
 
 

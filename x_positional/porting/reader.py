@@ -68,7 +68,11 @@ class Reader:
             return {}
         for attribute in known.rest:
             value = held[attribute]
-            if isinstance(value, nn.Module) and class_of(value) not in PLAIN and not any(True for _ in value.parameters()):
+            if (
+                isinstance(value, nn.Module)
+                and class_of(value) not in PLAIN
+                and not any(True for _ in value.parameters())
+            ):
                 self.strange(f"{path}.{attribute}", f"is a {class_of(value)}, which is not understood")
         return held
 

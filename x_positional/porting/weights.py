@@ -42,7 +42,9 @@ def fill(made: Built, state: Mapping[str, Tensor]) -> None:
     problems += [f"{name} is for no parameter of the model." for name in found if name not in wanted]
     for name in found.keys() & wanted.keys():
         if found[name].shape != wanted[name].shape:
-            problems.append(f"{name} is {list(wanted[name].shape)} here, and the state dict has {list(found[name].shape)}.")
+            problems.append(
+                f"{name} is {list(wanted[name].shape)} here, and the state dict has {list(found[name].shape)}."
+            )
     if problems:
         raise ConversionError("the weights do not fit the flags:", problems)
     made.model.load_state_dict({name: tensor.detach().clone() for name, tensor in found.items()}, assign=True)
@@ -63,7 +65,11 @@ def _of_core(core: Core, state: Mapping[str, Tensor], problems: list[str]) -> We
         if named is None or ours is None:
             problems.append(f"{core.theirs}{given} has no place in the model.")
         else:
-            unit = named.scheme is LearnedAbsolute and isinstance(core.model, TransformerWrapper) and core.model.config.l2norm_embed
+            unit = (
+                named.scheme is LearnedAbsolute
+                and isinstance(core.model, TransformerWrapper)
+                and core.model.config.l2norm_embed
+            )
             tensor = F.normalize(tensor, dim=-1) * tensor.shape[-1] ** 0.5 if unit else tensor
             found[ours] = tensor if named.heads is None else _reordered(tensor, named.heads, order)
     _adapt(found, core, config)
@@ -117,12 +123,12 @@ def _flat_mlp(name: str, scheme: nn.Module) -> str:
     return f"mlp.{int(match[1]) * step + (match[2] == 'norm')}.{match[3]}"
 
 
-def _reordered(tensor: Tensor, axis: int, order: Tensor) -> Tensor:
+def _reordered(tensor: Tensor, axis: int, order: Sequence[int]) -> Tensor:
     """Heads along an axis in our order. A tensor that holds no whole heads stays: its shape is judged later."""
     if tensor.ndim <= axis or tensor.shape[axis] % len(order):
         return tensor
     by_head = tensor.unflatten(axis, (len(order), -1))
-    return by_head.index_select(axis, order.to(tensor.device)).flatten(axis, axis + 1)
+    return by_head.index_select(axis, torch.tensor(order, device=tensor.device)).flatten(axis, axis + 1)
 
 
 def _adapt(found: Weights, core: Core, config: LayersConfig) -> None:
