@@ -78,7 +78,7 @@ def model_report(config: ModelConfig | ContinuousConfig | VisionConfig, use: Use
     if isinstance(config, VisionConfig):
         report = layers_report(config.stack, config.trained_patches, model=config, use=use)
         return vision_rules.with_table(report, config)
-    embed_dim = config.emb_dim if isinstance(config, ModelConfig) else None
+    embed_dim = config.placed_dim if isinstance(config, ModelConfig) else None
     return layers_report(config.layers, config.max_seq_len, embed_dim, model=config, use=use)
 
 
@@ -99,7 +99,7 @@ def judge(case: Case) -> Report:
     caps, choice = combined(case.schemes), None
     try:
         kernel = "fused" if caps is None else caps.kernel  # what cannot run even that cannot run any
-        choice = choose(case.layers.backend, case.layers.flash, kernel, features(case.layers.attn))
+        choice = choose(case.layers.backend, case.layers.flash, kernel, features(case.layers.attn, case.reach))
         errors += [e for rule in use_rules.BACKEND_ERRORS for e in rule(case, choice)]
         warnings += [w for rule in use_rules.BACKEND_WARNINGS for w in rule(case, choice)]
     except BackendError as error:

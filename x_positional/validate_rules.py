@@ -52,10 +52,6 @@ def no_setting_is_idle(case: Case) -> Iterator[str]:
     gainless = norm.kind in ("simple_rms", "none")
     if not norm.unit_offset and (gainless or not norm.gain):
         yield f"norm.unit_offset=False with norm.kind={norm.kind!r}, gain={norm.gain}: no gain is stored. Leave it out."
-    if not norm.gain and norm.kind not in ("layer", "rms"):
-        yield f"norm.gain=False with norm.kind={norm.kind!r}: only 'layer' and 'rms' can do without. Leave it out."
-    if norm.bias and not norm.gain:
-        yield "norm.bias=True with norm.gain=False: a norm has both or neither. Leave one of them out."
     if norm.kind == "none":
         placed = {"norm.eps": norm.eps, "final_norm": layers.final_norm, "norm_place": layers.norm_place}
         idle = [f"{name}={value!r}" for name, value in placed.items() if value not in (None, "pre", "parallel")]
@@ -88,8 +84,6 @@ def _idle_qk_norm(case: Case) -> Iterator[str]:
         yield f"{', '.join(said)} without attn.qk_norm: there is no norm to set. Choose qk_norm, or leave it out."
     if attn.qk_norm in ("rms_plain", "l2") and (attn.qk_norm_bias or not attn.qk_norm_unit_offset):
         yield f"attn.qk_norm={attn.qk_norm!r} has no gain and no bias to set. Leave qk_norm_bias and qk_norm_unit_offset out."
-    elif attn.qk_norm_bias and attn.qk_norm not in (None, "layer", "layer_per_head"):
-        yield f"attn.qk_norm_bias=True with attn.qk_norm={attn.qk_norm!r}: only 'layer' has a bias. Leave it out."
 
 
 def first_tokens_are_kept_beside_a_window(case: Case) -> Iterator[str]:
@@ -132,14 +126,21 @@ def the_pattern_is_the_whole_word(config: LayersConfig) -> Iterator[str]:
 
 
 def head_fits(case: Case) -> Iterator[str]:
-    """Tied logits are as wide as the vocabulary and read embeddings as wide as the model."""
+    """Tied logits are as wide as the vocabulary and read embeddings as wide as what comes to the head."""
     model = case.model
     if not isinstance(model, ModelConfig):
         return
-    if model.tie_embedding and model.emb_dim not in (None, case.layers.dim):
+    if model.tie_embedding and model.projected and not model.logits_proj:
         yield (
             f"tie_embedding=True reads the logits off the embedding matrix, whose rows are emb_dim={model.emb_dim} wide, "
-            f"and the model is dim={case.layers.dim} wide. Leave emb_dim out, or untie."
+            f"and the model is dim={case.layers.dim} wide. Set logits_proj, leave emb_dim out, or untie."
+        )
+    idle = {"emb_proj_bias=False": not model.emb_proj_bias, "emb_proj_first": model.emb_proj_first,
+            "logits_proj": model.logits_proj}  # fmt: skip
+    if not model.projected and any(idle.values()):
+        yield (
+            f"{', '.join(name for name, said in idle.items() if said)} with emb_dim={model.emb_dim} and dim={case.layers.dim}: "
+            "there is no projection between embeddings and model. Set emb_dim, or leave it out."
         )
     if model.tie_embedding and model.logits_dim not in (None, model.num_tokens):
         yield (

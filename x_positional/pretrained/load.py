@@ -60,7 +60,8 @@ def fill(
     for name, parameter in list(model.named_parameters()):
         loaded = _loaded(name, parameter, family, layers(name), names, problems)
         if loaded is not None and not problems:
-            ready = loaded.to(device=device or "cpu", dtype=dtype or loaded.dtype, copy=True).contiguous()
+            wanted = dtype if parameter.requires_grad else None  # what no gradient moves stays as wide as it is
+            ready = loaded.to(device=device or "cpu", dtype=wanted or loaded.dtype, copy=True).contiguous()
             _replace(model, parameter, nn.Parameter(ready, requires_grad=parameter.requires_grad))
     problems += [f"{name} of the file has no place in the model." for name in names.unused()]
     if problems:
