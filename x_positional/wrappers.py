@@ -56,11 +56,10 @@ class TransformerWrapper(Saveable):
         self.emb_dropout = nn.Dropout(config.emb_dropout)
         between = config.projected
         self.project_emb = nn.Linear(emb_dim, config.layers.dim, bias=config.emb_proj_bias) if between else None
-        self.project_out = (
-            nn.Linear(config.layers.dim, emb_dim, bias=config.emb_proj_bias) if config.logits_proj else None
-        )
+        back = config.logits_proj
+        self.project_out = nn.Linear(config.layers.dim, emb_dim, bias=config.emb_proj_bias) if back else None
         self.attn_layers = attn_layers
-        columns, rows = config.logits_dim or num_tokens, emb_dim if config.logits_proj else config.layers.dim
+        columns, rows = config.logits_dim or num_tokens, emb_dim if back else config.layers.dim
         own_head = self.has_head and not config.tie_embedding
         self.to_logits = nn.Linear(rows, columns, bias=config.logits_bias) if own_head else None
         self.tied_bias = nn.Parameter(torch.zeros(num_tokens)) if config.logits_bias and config.tie_embedding else None

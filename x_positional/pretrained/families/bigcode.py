@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from x_positional.pretrained.config_keys import key_names
 from x_positional.pretrained.families.gpt2 import GPT2
 from x_positional.pretrained.families.llama import ACTIVATIONS
 from x_positional.pretrained.families.sizes import OLD_ALIASES
@@ -38,7 +39,8 @@ GPT_BIGCODE = GPT2.like(
         "blocks.{i}.ff.down": "transformer.h.{i}.mlp.c_proj",
     },
     aliases=OLD_ALIASES,
-    harmless=frozenset(
-        ["attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "inference_runner", "validate_runner_input", "pre_allocate_kv_cache", "max_sequence_length", "max_batch_size", "pad_key_length", "num_key_value_heads", "n_ctx"]
+    harmless=key_names(
+        "attention_softmax_in_fp32 scale_attention_softmax_in_fp32 inference_runner validate_runner_input pre_allocate_kv_cache "
+        "max_sequence_length max_batch_size pad_key_length num_key_value_heads n_ctx"
     ),
 )  # fmt: skip

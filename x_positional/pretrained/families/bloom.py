@@ -1,5 +1,6 @@
 """BLOOM: ALiBi, a norm after the embedding, queries, keys and values of a head side by side."""
 
+from x_positional.pretrained.config_keys import key_names
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import tied
 from x_positional.pretrained.families.sizes import even_heads
@@ -42,7 +43,8 @@ BLOOM = Family(
         "to_logits": "lm_head",
     },
     aliases={"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "n_embed": "hidden_size"},
-    harmless=frozenset(
-        ["pretraining_tp", "slow_but_exact", "attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi", "skip_bias_add", "skip_bias_add_qkv", "unk_token_id", "hidden_dropout", "attention_dropout"]
+    harmless=key_names(
+        "pretraining_tp slow_but_exact attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion offset_alibi "
+        "skip_bias_add skip_bias_add_qkv unk_token_id hidden_dropout attention_dropout"
     ),
 )  # fmt: skip

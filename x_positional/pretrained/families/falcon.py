@@ -92,4 +92,5 @@ FALCON = Family(
         "to_logits": "lm_head",
     },
     aliases={"n_embed": "hidden_size"},
+    harmless=frozenset(("ff_factor",)),
 )  # fmt: skip

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from x_positional.pretrained.config_keys import key_names
 from x_positional.pretrained.families.llama import tied
 from x_positional.pretrained.families.sizes import even_heads
 from x_positional.pretrained.family import Family
@@ -84,5 +85,5 @@ MPT = Family(
         "to_logits": "lm_head",
     },
     aliases={"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
-    harmless=frozenset(["learned_pos_emb", "embedding_fraction", "emb_pdrop", "init_device", "init_config", "tokenizer_name", "verbose"]),
+    harmless=key_names("learned_pos_emb embedding_fraction emb_pdrop init_device init_config tokenizer_name verbose"),
 )  # fmt: skip
