@@ -30,6 +30,8 @@ TRANSFORMER = table("TransformerWrapper", [
     turned("tie_embedding_scale", None, "tie_embedding_scale", "With `tie_embedding`; `dim ** -0.5` if not given."),
     own("emb_scale", "emb_scale", "Token embeddings are multiplied by it (Gemma)."),
     own("emb_norm", "emb_norm", "The fields of `NormConfig`: another norm after the embedding than that of `post_emb_norm`."),
+    own("token_types", "token_types", "Kinds of tokens that have a learned vector of their own (BERT's segments)."),
+    own("head", "head", "The fields of `HeadConfig`: a layer and a norm before the last projection (BERT)."),
     own("emb_proj_bias", "emb_proj_bias", "The projections between `emb_dim` and `dim` have a bias.", default=True),
     own("emb_proj_first", "emb_proj_first", "Positions and norm come after the projection from `emb_dim` (OPT-350m).",
         default=False),

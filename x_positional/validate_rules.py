@@ -57,6 +57,11 @@ def no_setting_is_idle(case: Case) -> Iterator[str]:
         idle = [f"{name}={value!r}" for name, value in placed.items() if value not in (None, "pre", "parallel")]
         if idle:
             yield f"{', '.join(idle)} with norm.kind='none': there is no norm to set or place. Leave it out."
+    if not layers.first_norm and (layers.norm_place in ("post", "after") or layers.kind == "cross_attender"):
+        yield (
+            f"first_norm=False with kind={layers.kind!r}, norm_place={layers.norm_place!r}: there is no norm before the first "
+            "attention to leave out. Leave first_norm out."
+        )
     if attn.qk_norm != "l2" and attn.qk_norm_scale != type(attn)().qk_norm_scale:
         yield (
             f"attn.qk_norm_scale={attn.qk_norm_scale:g} scales the scores of attn.qk_norm='l2' alone, and qk_norm is "

@@ -108,6 +108,7 @@ SETTINGS = [
     error(rules.no_setting_is_idle, attn={"qk_norm_scale": 8.0}),
     error(rules.no_setting_is_idle, attn={"qk_norm": "l2", "scale": 0.1}),
     error(rules.no_setting_is_idle, ff={"gate_bias": True}),
+    error(rules.no_setting_is_idle, norm_place="post", first_norm=False),
     error(rules.no_setting_is_idle, ff={"dim": 100, "mult": 2.0}),
     error(rules.head_fits, tie_embedding=True, emb_dim=32),
     error_in(rules.head_fits, tie_embedding=True, logits_dim=99),

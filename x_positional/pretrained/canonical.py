@@ -6,20 +6,43 @@ layers is there as `layers.window` too. What a layer may lack as a whole (`ff.mo
 """
 
 import math
+import re
 from typing import Any
 
-from x_positional.config import AttentionConfig, FeedForwardConfig, LayerConfig, LayersConfig, ModelConfig, NormConfig
+from x_positional.config import (
+    AttentionConfig,
+    FeedForwardConfig,
+    HeadConfig,
+    LayerConfig,
+    LayersConfig,
+    ModelConfig,
+    NormConfig,
+)
 from x_positional.head_norm import KINDS
 from x_positional.pretrained.fields import Fields
 from x_positional.scheme import Dims
+from x_positional.seq2seq_config import Seq2SeqConfig
 from x_positional.validate import resolve_kinds
 
 SILENT = {"dropout", "emb_dropout", "backend", "flash", "mult", "unit_offset", "qk_norm_unit_offset"}
 """Fields that change no logit, or only how a gain is stored."""
 
 
-def canonical(config: ModelConfig) -> Fields:
-    """Every field of a model by path."""
+OF_HEADS = ("head.", "logits_", "tie_embedding")
+"""Fields that say nothing where there is no head."""
+
+
+def canonical(config: ModelConfig | Seq2SeqConfig, headed: bool = True) -> Fields:
+    """Every field of a model by path; of one with two sides, under `encoder.` and `decoder.`. headed: with its head."""
+    if isinstance(config, Seq2SeqConfig):
+        sides = {"encoder": canonical(config.encoder, headed=False), "decoder": canonical(config.decoder)}
+        out = {f"{side}.{path}": value for side, fields in sides.items() for path, value in fields.items()}
+        return out | {"tie_token_emb": config.tie_token_emb}
+    fields = _canonical(config)
+    return fields if headed else {path: value for path, value in fields.items() if not path.startswith(OF_HEADS)}
+
+
+def _canonical(config: ModelConfig) -> Fields:
     layers, dims = config.layers, config.layers.dims(config.max_seq_len, config.placed_dim)
     out = _model_fields(config) | {f"layers.{name}": value for name, value in _stack_fields(layers).items()}
     kinds = resolve_kinds(layers, config.max_seq_len)
@@ -42,8 +65,15 @@ def _model_fields(config: ModelConfig) -> Fields:
     out["tie_embedding_scale"] = scale if config.tie_embedding else None
     out |= {name: None for name in ("emb_scale", "logits_scale") if out[name] == 1.0}
     normed = config.post_emb_norm or config.emb_norm is not None
-    del out["post_emb_norm"], out["emb_norm"]
+    del out["post_emb_norm"], out["emb_norm"], out["head"]
+    out |= _head_fields(config.head)
     return out | _norm_fields("emb_norm", config.emb_norm or NormConfig() if normed else None)
+
+
+def _head_fields(head: HeadConfig | None) -> Fields:
+    if head is None:
+        return {"head.activation": None}
+    return {"head.activation": head.activation, "head.bias": head.bias, **_norm_fields("head.norm", head.norm)}
 
 
 def _stack_fields(layers: LayersConfig) -> Fields:
@@ -96,9 +126,8 @@ def _feedforward_fields(ff: FeedForwardConfig, dim: int) -> Fields:
 
 def differences(one: Fields, other: Fields) -> dict[str, tuple[Any, Any]]:
     """Paths whose values differ. What each layer says is compared layer by layer."""
-    paths = {
-        p for p in one | other if not p.startswith("layers.") or f"each.{p.removeprefix('layers.')}" not in one | other
-    }
+    both = one | other
+    paths = {p for p in both if re.sub(r"^(encoder\.|decoder\.|)layers\.", r"\1each.", p) not in both.keys() - {p}}
     return {p: (one.get(p), other.get(p)) for p in sorted(paths) if not _alike(one.get(p), other.get(p))}
 
 

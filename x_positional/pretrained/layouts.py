@@ -128,6 +128,27 @@ class Reordered:
 
 
 @dataclass(frozen=True)
+class Gated:
+    """The way into a feedforward: one tensor, or where it is gated two: what is gated, then the gate."""
+
+    plain: str
+    pair: tuple[str, str]
+
+    def names(self, sizes: Sizes) -> Sequence[str]:
+        return self.pair if self._gated(sizes) else (self.plain,)
+
+    def load(self, parts: list[Tensor], sizes: Sizes) -> Tensor:
+        return torch.cat(parts)
+
+    def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
+        return list(tensor.chunk(2)) if self._gated(sizes) else [tensor]
+
+    def _gated(self, sizes: Sizes) -> bool:
+        own = None if sizes.layer is None else sizes.layer.ff
+        return (own or sizes.layers.ff).glu
+
+
+@dataclass(frozen=True)
 class Reshaped:
     """One tensor in another shape; `ours` and `theirs` are the sizes of the axes, by `Sizes`."""
 
