@@ -62,6 +62,7 @@ LAYOUT = {
     "generate": ABOVE,
     "seq2seq": ABOVE,
     "pretrained": ABOVE,
+    "porting": ABOVE,
     PACKAGE: ABOVE,  # x_positional/__init__.py: the public names
     "testing": ABOVE,
     "training": ABOVE,
