@@ -45,7 +45,7 @@ LAYOUT = {
     "vision_config": "registry schemes config",
     "flag_table": "",
     "flags": "scheme registry schemes config flag_table",
-    "validate": "scheme anchors registry schemes backends config vision_config flag_table flags",
+    "validate": "scheme anchors registry schemes backends config vision_config flag_table flags latent_config",
     "saving": "",
     "build": ABOVE,
     "describe": ABOVE,
