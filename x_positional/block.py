@@ -17,19 +17,19 @@ from x_positional.latent import LatentAttention
 from x_positional.norms import Norm
 from x_positional.scheme import PositionScheme
 
-NormPlace = Literal["pre", "post", "after", "sandwich", "parallel", "parallel_two"]
+NormPlace = Literal["pre", "post", "after", "sandwich", "entry", "parallel", "parallel_two"]
 
 
 class Residual(nn.Module):
-    """x + scale * gain * after(branch(before(x))), then `outer`; a norm or gain that is None is left out."""
+    """x = entry(x), x + scale * gain * after(branch(before(x))), then `outer`; a norm or gain that is None is left out."""
 
     def __init__(
-        self, before: Norm | None = None, after: Norm | None = None, outer: Norm | None = None, *, scale: float = 1.0,
-        gain: nn.Parameter | None = None,
+        self, before: Norm | None = None, after: Norm | None = None, outer: Norm | None = None, entry: Norm | None = None,
+        *, scale: float = 1.0, gain: nn.Parameter | None = None,
     ):  # fmt: skip
         super().__init__()
         self.before, self.after, self.outer, self.scale = before, after, outer, scale
-        self.gain = gain
+        self.entry, self.gain = entry, gain
 
     def branched(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """What is added to x."""
@@ -39,6 +39,7 @@ class Residual(nn.Module):
         return out if self.scale == 1.0 else out * self.scale
 
     def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        x = x if self.entry is None else self.entry(x)
         x = x + self.branched(x, branch)
         return x if self.outer is None else self.outer(x)
 
@@ -46,8 +47,9 @@ class Residual(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class Around:
     """What stands around the branches of a block. norm: makes one. place: pre (before the branch), post (after the sum),
-    after (after the branch: OLMo 2), sandwich (before and after the branch), parallel (attention and feedforward side by
-    side on one normed input: GPT-J, PaLM), parallel_two (side by side, each on its own norm: GPT-NeoX).
+    after (after the branch: OLMo 2), sandwich (before and after the branch), entry (of the stream itself, which carries the
+    normed input on: a BLOOM option), parallel (attention and feedforward side by side on one normed input: GPT-J, PaLM),
+    parallel_two (side by side, each on its own norm: GPT-NeoX).
     layer_scale: where the learned gains of a branch start, None for none."""
 
     norm: Callable[[], Norm]
@@ -61,8 +63,9 @@ class Around:
         norm, place = self.norm, self.place
         gain = None if self.layer_scale is None else nn.Parameter(torch.full((self.dim,), self.layer_scale))
         return Residual(
-            before=None if place in ("post", "after") else norm(), after=norm() if place in ("sandwich", "after") else None,
-            outer=norm() if place == "post" else None, scale=self.scale, gain=gain,
+            before=None if place in ("post", "after", "entry") else norm(),
+            after=norm() if place in ("sandwich", "after") else None, outer=norm() if place == "post" else None,
+            entry=norm() if place == "entry" else None, scale=self.scale, gain=gain,
         )  # fmt: skip
 
 

@@ -139,7 +139,7 @@ class LayersConfig(Config):
     backend: Literal["auto", "eager", "blockwise", "sdpa", "flex", "varlen"] = "auto"
     flash: bool = False
     norm: NormConfig = NormConfig()
-    norm_place: Literal["pre", "post", "after", "sandwich", "parallel", "parallel_two"] = "pre"
+    norm_place: Literal["pre", "post", "after", "sandwich", "entry", "parallel", "parallel_two"] = "pre"
     final_norm: bool | None = None
     residual_scale: float = Field(default=1.0, gt=0)
     layer_scale: float | None = Field(default=None, gt=0)
@@ -195,7 +195,10 @@ class FileConfig(Config):
 class ModelConfig(FileConfig):
     """A language model: embeddings, layers, head. emb_scale: token embeddings are multiplied by it. emb_norm: the norm after
     the embedding where it is not the bias-free LayerNorm of post_emb_norm. logits_bias: of the head. logits_scale: logits are
-    multiplied by it, then capped to c * tanh(logit / c) by logits_softcap."""
+    multiplied by it, then capped to c * tanh(logit / c) by logits_softcap.
+
+    Where emb_dim is not dim, a projection lies between: emb_proj_bias: it has a bias. emb_proj_first: positions and norm come
+    after it, as wide as the model. logits_proj: another one leads back to emb_dim before the head (all as in OPT-350m)."""
 
     num_tokens: int = Field(gt=0)
     max_seq_len: int = Field(gt=0)
@@ -209,9 +212,22 @@ class ModelConfig(FileConfig):
     logits_dim: int | None = Field(default=None, gt=0)
     emb_scale: float | None = Field(default=None, gt=0)
     emb_norm: NormConfig | None = None
+    emb_proj_bias: bool = True
+    emb_proj_first: bool = False
+    logits_proj: bool = False
     logits_bias: bool = False
     logits_scale: float | None = Field(default=None, gt=0)
     logits_softcap: float | None = Field(default=None, gt=0)
+
+    @property
+    def placed_dim(self) -> int | None:
+        """The width at which positions are added; None is that of the model."""
+        return None if self.emb_proj_first else self.emb_dim
+
+    @property
+    def projected(self) -> bool:
+        """Whether embeddings have a width of their own."""
+        return self.emb_dim not in (None, self.layers.dim)
 
 
 class ContinuousConfig(Config):

@@ -109,7 +109,7 @@ OWN = [
     own("context_dim", "context_dim", "Width of the context where it is not `dim`."),
     own("head_dim", "head_dim", "Width of one head."),
     own("norm", "norm", "A kind of norm, or the fields of `NormConfig`.", copied=False),
-    own("norm_place", "norm_place", "`pre`, `post`, `after`, `sandwich`, `parallel` or `parallel_two`."),
+    own("norm_place", "norm_place", "`pre`, `post`, `after`, `sandwich`, `entry`, `parallel` or `parallel_two`."),
     own("final_norm", "final_norm", "A norm after the last block."),
     own("residual_scale", "residual_scale", "Each branch is multiplied by it before it is added (Granite).", default=1.0),
     own("layer_scale", "layer_scale", "A learned gain per channel of each branch, from this value (LayerScale)."),

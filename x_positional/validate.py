@@ -79,7 +79,7 @@ def model_report(config: ModelConfig | ContinuousConfig | VisionConfig, use: Use
     if isinstance(config, VisionConfig):
         report = layers_report(config.stack, config.trained_patches, model=config, use=use)
         return vision_rules.with_table(report, config)
-    embed_dim = config.emb_dim if isinstance(config, ModelConfig) else None
+    embed_dim = config.placed_dim if isinstance(config, ModelConfig) else None
     return layers_report(config.layers, config.max_seq_len, embed_dim, model=config, use=use)
 
 

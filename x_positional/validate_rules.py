@@ -126,14 +126,21 @@ def the_pattern_is_the_whole_word(config: LayersConfig) -> Iterator[str]:
 
 
 def head_fits(case: Case) -> Iterator[str]:
-    """Tied logits are as wide as the vocabulary and read embeddings as wide as the model."""
+    """Tied logits are as wide as the vocabulary and read embeddings as wide as what comes to the head."""
     model = case.model
     if not isinstance(model, ModelConfig):
         return
-    if model.tie_embedding and model.emb_dim not in (None, case.layers.dim):
+    if model.tie_embedding and model.projected and not model.logits_proj:
         yield (
             f"tie_embedding=True reads the logits off the embedding matrix, whose rows are emb_dim={model.emb_dim} wide, "
-            f"and the model is dim={case.layers.dim} wide. Leave emb_dim out, or untie."
+            f"and the model is dim={case.layers.dim} wide. Set logits_proj, leave emb_dim out, or untie."
+        )
+    idle = {"emb_proj_bias=False": not model.emb_proj_bias, "emb_proj_first": model.emb_proj_first,
+            "logits_proj": model.logits_proj}  # fmt: skip
+    if not model.projected and any(idle.values()):
+        yield (
+            f"{', '.join(name for name, said in idle.items() if said)} with emb_dim={model.emb_dim} and dim={case.layers.dim}: "
+            "there is no projection between embeddings and model. Set emb_dim, or leave it out."
         )
     if model.tie_embedding and model.logits_dim not in (None, model.num_tokens):
         yield (

@@ -43,7 +43,8 @@ class TransformerWrapper(Saveable):
         require(model_report(config))
         self.num_tokens, self.max_seq_len = num_tokens, max_seq_len
         emb_dim = config.emb_dim or config.layers.dim
-        attn_layers.bind(config.layers, max_seq_len, emb_dim)
+        placed_dim = config.placed_dim or config.layers.dim
+        attn_layers.bind(config.layers, max_seq_len, placed_dim)
         self.token_emb = nn.Embedding(num_tokens, emb_dim)
         if config.l2norm_embed:
             nn.init.normal_(self.token_emb.weight, std=1e-5)
@@ -51,13 +52,16 @@ class TransformerWrapper(Saveable):
             nn.init.kaiming_normal_(self.token_emb.weight)
         norm = config.emb_norm or NormConfig(unit_offset=False)
         normed = config.post_emb_norm or config.emb_norm is not None
-        self.emb_norm = build_norm(config.layers, norm, emb_dim) if normed else None
+        self.emb_norm = build_norm(config.layers, norm, placed_dim) if normed else None
         self.emb_dropout = nn.Dropout(config.emb_dropout)
-        self.project_emb = nn.Linear(emb_dim, config.layers.dim) if emb_dim != config.layers.dim else None
+        between = config.projected
+        self.project_emb = nn.Linear(emb_dim, config.layers.dim, bias=config.emb_proj_bias) if between else None
+        back = config.logits_proj
+        self.project_out = nn.Linear(config.layers.dim, emb_dim, bias=config.emb_proj_bias) if back else None
         self.attn_layers = attn_layers
-        columns = config.logits_dim or num_tokens
+        columns, rows = config.logits_dim or num_tokens, emb_dim if back else config.layers.dim
         own_head = self.has_head and not config.tie_embedding
-        self.to_logits = nn.Linear(config.layers.dim, columns, bias=config.logits_bias) if own_head else None
+        self.to_logits = nn.Linear(rows, columns, bias=config.logits_bias) if own_head else None
         self.tied_bias = nn.Parameter(torch.zeros(num_tokens)) if config.logits_bias and config.tie_embedding else None
         scale = config.tie_embedding_scale
         self.tie_scale = config.layers.dim**-0.5 if scale is None else scale
@@ -130,16 +134,24 @@ class TransformerWrapper(Saveable):
         x = x if self.config.emb_scale is None else x * torch.tensor(self.config.emb_scale, dtype=x.dtype)
         if self.config.l2norm_embed:
             x = F.normalize(x, dim=-1)
+        first = self.config.emb_proj_first
+        x = self.project_emb(x) if self.project_emb is not None and first else x
         x = layers.embed(x, placed)
         x = self.emb_dropout(x if self.emb_norm is None else self.emb_norm(x))
-        if self.project_emb is not None:
-            x = self.project_emb(x)
+        x = self.project_emb(x) if self.project_emb is not None and not first else x
         plan = layers.plan(B, placed, x.dtype, cache, context, context_mask, context_positions)
         x = layers.run(x, plan)
-        return self.logits(x) if self.has_head and not return_embeddings else x
+        if return_embeddings:
+            return x
+        return self.logits(x) if self.has_head else self.projected(x)
+
+    def projected(self, x: Tensor) -> Tensor:
+        """[... M] -> what the head reads: as wide as the token embeddings with logits_proj, otherwise as it is."""
+        return x if self.project_out is None else self.project_out(x)
 
     def logits(self, x: Tensor) -> Tensor:
         """[... M] -> [... V]: the head alone."""
+        x = self.projected(x)
         if self.to_logits is None:
             x = F.linear(x, self.token_emb.weight) * self.tie_scale
             x = x if self.tied_bias is None else x + self.tied_bias
@@ -151,7 +163,7 @@ class TransformerWrapper(Saveable):
 
 
 class TokenEncoder(TransformerWrapper):
-    """Token ids -> embeddings [B T M]: a TransformerWrapper without a head."""
+    """Token ids -> embeddings [B T M]: a TransformerWrapper without a head. With logits_proj they are emb_dim wide."""
 
     has_head = False
 

@@ -113,6 +113,7 @@ SETTINGS = [
     error(rules.head_fits, tie_embedding=True, emb_dim=32),
     error_in(rules.head_fits, tie_embedding=True, logits_dim=99),
     error_in(rules.head_fits, tie_embedding_scale=0.5),
+    error_in(rules.head_fits, logits_proj=True),
     warning(rules.a_window_is_shorter_than_the_text, window=512, position="rope"),
     error(rules.first_tokens_are_kept_beside_a_window, keep_first=4, position="rope"),
     error(rules.first_tokens_are_kept_beside_a_window, kind="encoder", window=64, keep_first=4, position="rope"),
@@ -231,6 +232,10 @@ ONE_SCHEME = [
     error("alibi: own slopes are positive.", position={"kind": "alibi", "slopes": [0.5, -0.5]}),
     error("alibi: own slopes are some.", position={"kind": "alibi", "slopes": []}),
     error("alibi: slopes and a number of heads agree.", position={"kind": "alibi", "slopes": [0.5], "heads": 2}),
+    error(
+        "alibi: rounded slopes are not trained.",
+        position={"kind": "alibi", "rounding": "bfloat16", "learned": True},
+    ),
     error(
         "alibi: the causal form has no value for keys to the right.",
         kind="encoder",

@@ -4,5 +4,6 @@ from decoders_dense import CASES as DENSE
 from decoders_gemma import CASES as GEMMAS
 from decoders_llama import CASES as LLAMAS
 from decoders_moe import CASES as MIXTURES
+from decoders_oldies import CASES as OLDIES
 
-CASES = [*LLAMAS, *DENSE, *GEMMAS, *MIXTURES]
+CASES = [*LLAMAS, *DENSE, *GEMMAS, *MIXTURES, *OLDIES]

@@ -3,7 +3,8 @@
 from decoders_llama import LLAMA
 from published import EPS, Published
 
-LAYER_NORM = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps"} | {"layer_norm_eps": EPS}
+NO_EPS = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps"}
+LAYER_NORM = NO_EPS | {"layer_norm_eps": EPS}
 WIDE = LLAMA | {"head_dim": 10}
 """Heads that are no share of the model."""
 PHI3_LONG = {"rope_type": "longrope", "rope_theta": 500.0, "short_factor": [1.0, 1.1, 1.2], "long_factor": [2.0, 3.0, 4.0],
@@ -46,8 +47,8 @@ OTHERS = [
     Published(name="cohere2 listed", model="Cohere2ForCausalLM", config=LAYER_NORM | {
         "logit_scale": 0.4, "sliding_window": 6,
         "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
-    Published(name="olmo", model="OlmoForCausalLM", config=LLAMA | {"clip_qkv": 0.3, "attention_bias": True}),
-    Published(name="olmo bare", model="OlmoForCausalLM", config=WIDE | {"clip_qkv": None}),
+    Published(name="olmo", model="OlmoForCausalLM", config=NO_EPS | {"clip_qkv": 0.3, "attention_bias": True}),
+    Published(name="olmo bare", model="OlmoForCausalLM", config=NO_EPS | {"clip_qkv": None, "head_dim": 10}),
     Published(name="olmo2", model="Olmo2ForCausalLM", config=WIDE | {"attention_bias": True}),
     Published(name="olmo3", model="Olmo3ForCausalLM", config=LLAMA | {"sliding_window": 5, "num_hidden_layers": 5}),
     Published(name="olmo3 yarn", model="Olmo3ForCausalLM", config=WIDE | {
@@ -67,19 +68,19 @@ OTHERS = [
         "embedding_multiplier": 3.5, "attention_multiplier": 0.2, "residual_multiplier": 0.6, "logits_scaling": 0.3,
         "attention_bias": True, "mlp_bias": True}),
     Published(name="granite bare", model="GraniteForCausalLM", config=LLAMA | {"attention_multiplier": 0.4}),
-    Published(name="starcoder2", model="Starcoder2ForCausalLM", config=LLAMA | {
+    Published(name="starcoder2", model="Starcoder2ForCausalLM", config=NO_EPS | {
         "norm_epsilon": EPS, "sliding_window": 6, "head_dim": 10}),
-    Published(name="starcoder2 bare", model="Starcoder2ForCausalLM", config=LLAMA | {
+    Published(name="starcoder2 bare", model="Starcoder2ForCausalLM", config=NO_EPS | {
         "norm_epsilon": EPS, "use_bias": False, "tie_word_embeddings": False, "hidden_act": "gelu"}),
     Published(name="glm", model="GlmForCausalLM", config=LLAMA | {"head_dim": 12}),
     Published(name="glm bare", model="GlmForCausalLM", config=LLAMA | {
         "head_dim": 8, "attention_bias": False,
         "rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.75}}),
     Published(name="glm4", model="Glm4ForCausalLM", config=LLAMA | {"head_dim": 12}),
-    Published(name="nemotron", model="NemotronForCausalLM", config=LLAMA | {
+    Published(name="nemotron", model="NemotronForCausalLM", config=NO_EPS | {
         "norm_eps": EPS, "head_dim": 12, "attention_bias": True, "mlp_bias": True}),
-    Published(name="nemotron bare", model="NemotronForCausalLM", config=LLAMA | {
-        "norm_eps": EPS, "rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.25}}),
+    Published(name="nemotron bare", model="NemotronForCausalLM", config=NO_EPS | {
+        "norm_eps": EPS, "rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.75}}),
 ]  # fmt: skip
 
 CASES = [*MISTRALS, *PHIS, *OTHERS]

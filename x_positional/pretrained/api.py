@@ -56,7 +56,7 @@ def from_pretrained(
         return load_native(hf, open_tensors(folder), dtype, device)
     hf, tensors = opened(hf, open_tensors(folder), INNER)
     family = family_of(hf, str(folder))
-    hf = _overridden(family, hf, overrides)
+    hf = _overridden(family, family.renamed(hf), family.renamed(overrides))
     return load(family, hf, tensors, dtype, device, backend)
 
 

@@ -20,7 +20,7 @@ SILENT = {"dropout", "emb_dropout", "backend", "flash", "mult", "unit_offset", "
 
 def canonical(config: ModelConfig) -> Fields:
     """Every field of a model by path."""
-    layers, dims = config.layers, config.layers.dims(config.max_seq_len, config.emb_dim)
+    layers, dims = config.layers, config.layers.dims(config.max_seq_len, config.placed_dim)
     out = _model_fields(config) | {f"layers.{name}": value for name, value in _stack_fields(layers).items()}
     kinds = resolve_kinds(layers, config.max_seq_len)
     of_layer = [_layer_fields(kinds[i % len(kinds)], layers, dims) for i in range(layers.depth)]
@@ -35,6 +35,8 @@ def canonical(config: ModelConfig) -> Fields:
 def _model_fields(config: ModelConfig) -> Fields:
     out = {name: getattr(config, name) for name in ModelConfig.model_fields if name not in SILENT | {"layers"}}
     out["emb_dim"] = config.emb_dim or config.layers.dim
+    if not config.projected:
+        del out["emb_proj_bias"], out["emb_proj_first"]
     out["logits_dim"] = config.logits_dim or config.num_tokens
     scale = config.layers.dim**-0.5 if config.tie_embedding_scale is None else config.tie_embedding_scale
     out["tie_embedding_scale"] = scale if config.tie_embedding else None

@@ -21,6 +21,8 @@ from x_positional.rope import RopeError
 from x_positional.saving import Saveable
 
 DTYPE_KEY = "dtype"
+REWRITTEN = {"dtype", "torch_dtype", "transformers_version"}
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,9 @@ def save_hf(model: Saveable, folder: Path, model_type: str | None = None) -> Non
     fit = best_fit(config, _candidates(model, model_type))
     tensors = tensors_of(model, fit)
     dtype = next(iter(tensors.values())).dtype
-    kept = (
-        {} if model.origin is None or model.origin.family is not fit.family else _kept(model.origin.config, fit.family)
+    write_folder(
+        folder, {**_beside(model, fit.family), **fit.hf, DTYPE_KEY: str(dtype).removeprefix("torch.")}, tensors
     )
-    write_folder(folder, {**kept, **fit.hf, DTYPE_KEY: str(dtype).removeprefix("torch.")}, tensors)
 
 
 def best_fit(config: ModelConfig, families: list[Family]) -> Fit:
@@ -134,13 +135,13 @@ def _candidates(model: Saveable, model_type: str | None) -> list[Family]:
     return own + [family for family in FAMILIES.values() if family not in own and family.kind == "decoder"]
 
 
-def _kept(hf: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """What the original config said beside what is read: ids of special tokens, and so on."""
-    return {
-        key: value
-        for key, value in hf.items()
-        if key not in family.keys | {"dtype", "torch_dtype", "transformers_version"}
-    }
+def _beside(model: Saveable, family: Family) -> dict[str, Any]:
+    """What the original config said beside what is read. Ids of special tokens are said in any case: those that a family
+    has by default are of other tokens, or of none."""
+    hf = {} if model.origin is None else model.origin.config
+    if model.origin is not None and model.origin.family is family:
+        return {key: value for key, value in hf.items() if key not in family.keys | REWRITTEN}
+    return {key: hf.get(key) for key in SPECIAL}
 
 
 __all__ = ["best_fit", "fitted", "save_hf", "tensors_of"]

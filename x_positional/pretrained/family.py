@@ -22,7 +22,8 @@ class Family:
     """model_type, architecture: as in `config.json`. fields: what its keys say, later ones over earlier ones.
     names: our module or parameter -> theirs, `{i}` is the layer. base: the prefix that a file of the body alone lacks.
     ignored: patterns of tensors that hold nothing to learn. harmless: keys that change no logit, beside `HARMLESS`.
-    defaults: what keys mean that a file leaves out (null is not left out)."""
+    defaults: what keys mean that a file leaves out (null is not left out). aliases: other names of keys -> the name read
+    here, over which they win."""
 
     model_type: str
     architecture: str
@@ -33,6 +34,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     harmless: frozenset[str] = frozenset()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def like(
         self, model_type: str, architecture: str, fields: Iterable[Codec] = (), names: Mapping[str, Any] | None = None,
@@ -52,11 +54,16 @@ class Family:
     @property
     def keys(self) -> set[str]:
         """The keys of `config.json` that are read."""
-        return {key for codec in self.fields for key in codec.keys}
+        return {key for codec in self.fields for key in codec.keys} | set(self.aliases)
+
+    def renamed(self, hf: Hf) -> Hf:
+        """The same with keys under the names that are read here."""
+        other = {self.aliases[key]: value for key, value in hf.items() if key in self.aliases and value is not None}
+        return {key: value for key, value in hf.items() if key not in self.aliases} | other
 
     def read(self, hf: Hf) -> tuple[Fields, list[str]]:
         """Our fields by path, and what is wrong with theirs."""
-        hf = {**self.defaults, **hf}
+        hf = {**self.defaults, **self.renamed(hf)}
         fields: Fields = {}
         problems: list[str] = []
         for codec in self.fields:

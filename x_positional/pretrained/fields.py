@@ -76,8 +76,13 @@ class Key:
     def write(self, config: Fields) -> dict[str, Any]:
         value = config.get(self.path)
         if self.words is not None:
-            value = next((theirs for theirs, ours in self.words.items() if ours == value), None)
+            value = next((theirs for theirs in self._spellings() if self.words[theirs] == value), None)
         return {self.key: value}
+
+    def _spellings(self) -> list[Any]:
+        """Their words, the family's own first: two words for one function may round otherwise."""
+        words = list(self.words or ())
+        return sorted(words, key=lambda word: word != self.default)
 
 
 @dataclass(frozen=True)

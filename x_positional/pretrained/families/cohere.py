@@ -2,7 +2,7 @@
 scaled; and its second version, whose layers with windows turn and whose others do not.
 """
 
-from x_positional.pretrained.config_keys import names
+from x_positional.pretrained.config_keys import key_names
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import LLAMA, qk_norms_if, sizes, tied
 from x_positional.pretrained.fields import Fixed, follows, multiplier, share
@@ -33,7 +33,7 @@ COHERE2 = COHERE.like(
         Fixed("layers.attn.qk_norm", None), follows("layers.head_dim", share("hidden_size", "num_attention_heads")),
         Reaches(unlisted=LOCAL, older=("sliding_window_pattern",)), Turns(turning=turning_in(SLIDING, LOCAL)),
     ),
-    harmless=names(
+    harmless=key_names(
         "cache_implementation head_dim layer_switch order_of_interleaved_layers position_embedding_type rotary_pct "
         "use_embedding_sharing use_gated_activation use_parallel_block use_parallel_embedding use_qk_norm"
     ),

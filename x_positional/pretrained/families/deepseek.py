@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from x_positional.latent_config import MLAConfig
-from x_positional.pretrained.config_keys import names
+from x_positional.pretrained.config_keys import key_names
 from x_positional.pretrained.families.llama import LLAMA, sizes
 from x_positional.pretrained.families.mixtral import EXPERTS, LAYER, TRAINING, shared_names
 from x_positional.pretrained.fields import NULL, Fields, Fixed, Hf, Only
@@ -29,7 +29,7 @@ class Latent:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        own = names("kv_lora_rank q_lora_rank qk_rope_head_dim qk_nope_head_dim v_head_dim num_key_value_heads")
+        own = key_names("kv_lora_rank q_lora_rank qk_rope_head_dim qk_nope_head_dim v_head_dim num_key_value_heads")
         return (*TURNS.keys, *own)
 
     def read(self, hf: Hf) -> Fields:
@@ -109,7 +109,7 @@ DEEPSEEK_V3 = LLAMA.like(
         "blocks.{i}.attn.to_kv": LAYER + "self_attn.kv_b_proj",
     },
     ignored=(*LLAMA.ignored, r"^model\.layers\.61\."),  # predicts the token after the next, and is no part of the text model
-    harmless=TRAINING | names("aux_loss_alpha ep_size head_dim num_mtp_layers num_nextn_predict_layers qk_head_dim seq_aux"),
+    harmless=TRAINING | key_names("aux_loss_alpha ep_size head_dim num_mtp_layers num_nextn_predict_layers qk_head_dim seq_aux"),
     defaults=sizes(
         129280, 7168, 18432, 61, 128, 4096, kv_lora_rank=512, q_lora_rank=1536, qk_rope_head_dim=64, qk_nope_head_dim=128,
         v_head_dim=128, moe_intermediate_size=2048, n_shared_experts=1, first_k_dense_replace=3,

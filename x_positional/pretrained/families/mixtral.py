@@ -1,6 +1,6 @@
 """Mixtral and OLMoE: the blocks of Llama with experts whose weights are a softmax."""
 
-from x_positional.pretrained.config_keys import names
+from x_positional.pretrained.config_keys import key_names
 from x_positional.pretrained.families.llama import LLAMA, qk_norms, rms_norms, sizes
 from x_positional.pretrained.families.olmo import OLMO2
 from x_positional.pretrained.fields import Fixed, Maybe
@@ -9,7 +9,7 @@ from x_positional.pretrained.layouts_experts import PerExpert
 from x_positional.pretrained.mixture import Mixture, Named
 
 LAYER = "model.layers.{i}."
-TRAINING = names("output_router_logits router_aux_loss_coef router_jitter_noise")
+TRAINING = key_names("output_router_logits router_aux_loss_coef router_jitter_noise")
 """Keys of losses and noise that only training sees."""
 
 

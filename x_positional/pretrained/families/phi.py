@@ -4,7 +4,7 @@ joined projections and frequencies that change past the trained length.
 
 from typing import Any
 
-from x_positional.pretrained.config_keys import names
+from x_positional.pretrained.config_keys import key_names
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import LLAMA, activations, qk_norms_if, rms_norms, sizes
 from x_positional.pretrained.fields import Both, Fields, Fixed, Key, Maybe
@@ -56,7 +56,7 @@ PHI3 = LLAMA.like(
         "blocks.{i}.attn.to_qkv": "model.layers.{i}.self_attn.qkv_proj",
         "blocks.{i}.ff.up": Swapped("model.layers.{i}.mlp.gate_up_proj"),
     },
-    harmless=names(
+    harmless=key_names(
         "attention_bias full_attn_mod interpolate_factor lm_head_bias mlp_bias"  # no file has a bias
     ),
     defaults=sizes(32064, 3072, 8192, 32, 32, 4096, original_max_position_embeddings=4096),

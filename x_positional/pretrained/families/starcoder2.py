@@ -1,6 +1,6 @@
 """StarCoder 2: LayerNorm, a plain feedforward, biases everywhere, windows."""
 
-from x_positional.pretrained.config_keys import names
+from x_positional.pretrained.config_keys import key_names
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import LLAMA, activations, sizes, tied
 from x_positional.pretrained.fields import Fixed, Key, Maybe
@@ -16,6 +16,6 @@ STARCODER2 = LLAMA.like(
         "blocks.{i}.ff.up": "model.layers.{i}.mlp.c_fc",
         "blocks.{i}.ff.down": "model.layers.{i}.mlp.c_proj",
     },
-    harmless=names("activation_function embedding_dropout mlp_type norm_type residual_dropout"),
+    harmless=key_names("activation_function embedding_dropout mlp_type norm_type residual_dropout"),
     defaults=sizes(49152, 3072, 12288, 30, 24, 4096, num_key_value_heads=2),
 )  # fmt: skip
