@@ -6,6 +6,7 @@ from x_positional.pretrained.families.bigcode import GPT_BIGCODE
 from x_positional.pretrained.families.bloom import BLOOM
 from x_positional.pretrained.families.cohere import COHERE, COHERE2
 from x_positional.pretrained.families.deepseek import DEEPSEEK_V3
+from x_positional.pretrained.families.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from x_positional.pretrained.families.falcon import FALCON
 from x_positional.pretrained.families.gemma import GEMMA, GEMMA2, GEMMA3, GEMMA3_TEXT
 from x_positional.pretrained.families.glm import GLM, GLM4
@@ -31,6 +32,7 @@ from x_positional.pretrained.families.smollm3 import SMOLLM3
 from x_positional.pretrained.families.stablelm import STABLELM
 from x_positional.pretrained.families.starcoder2 import STARCODER2
 from x_positional.pretrained.families.t5 import MT5, T5
+from x_positional.pretrained.families.vit import VIT
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.inner import Inner
 
@@ -42,7 +44,8 @@ MIXTURES = (MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GPT_OSS, DEEPSEEK_V3, LLAMA4_T
 OLDER = (GPT_BIGCODE, GPT_NEO, GPTJ, CODEGEN, GPT_NEOX, OPT, BLOOM, MPT, FALCON)
 ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, MODERNBERT, NOMIC_BERT)
 SEQ2SEQ = (T5, MT5, BART)
-ALL: tuple[Family, ...] = (LLAMA, GPT2, *DENSE, *MIXTURES, *OLDER, *ENCODERS, *SEQ2SEQ)
+VISION = (VIT, DINOV2, DINOV2_WITH_REGISTERS)
+ALL: tuple[Family, ...] = (LLAMA, GPT2, *DENSE, *MIXTURES, *OLDER, *ENCODERS, *SEQ2SEQ, *VISION)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
 
 WHOLES: tuple[Inner, ...] = (GEMMA3, LLAMA4)
