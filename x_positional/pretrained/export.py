@@ -44,7 +44,7 @@ def save_hf(model: Saveable, folder: Path, model_type: str | None = None) -> Non
             f"{type(model).__name__} cannot be written for transformers:", ["only models of text and of images can."]
         )
     headed = config.num_classes is not None if isinstance(config, VisionConfig) else not isinstance(model, TokenEncoder)
-    fit = best_fit(config, _candidates(model, config, model_type), headed)
+    fit = best_fit(config, _candidates(model, config, model_type, headed), headed)
     tensors = tensors_of(model, fit)
     dtype = next(iter(tensors.values())).dtype
     kept = (
@@ -77,6 +77,8 @@ def best_fit(config: AnyConfig, families: list[Family], headed: bool = True) -> 
 
 def fitted(family: Family, ours: Fields, headed: bool = True) -> Fit:
     """A family's config.json for canonical fields, and what is lost on the way there and back."""
+    if headed and not family.architecture:
+        return Fit(family, {}, None, {}, (f"transformers has no class for a {family.model_type} with a head.",))
     try:
         hf = family.write(ours)
     except RopeError as error:
@@ -134,7 +136,7 @@ def _offset(name: str, config: ModelConfig | VisionConfig) -> bool:
     return config.layers.norm.unit_offset
 
 
-def _candidates(model: Saveable, config: AnyConfig, model_type: str | None) -> list[Family]:
+def _candidates(model: Saveable, config: AnyConfig, model_type: str | None, headed: bool) -> list[Family]:
     if model_type is not None:
         if model_type not in FAMILIES:
             raise PretrainedError(
@@ -143,7 +145,8 @@ def _candidates(model: Saveable, config: AnyConfig, model_type: str | None) -> l
         return [FAMILIES[model_type]]
     own = [] if model.origin is None else [model.origin.family]
     kind = kind_of(config)
-    return own + [family for family in FAMILIES.values() if family not in own and family.kind == kind]
+    others = [family for family in FAMILIES.values() if family not in own and family.kind == kind]
+    return own + [family for family in others if family.architecture or not headed]
 
 
 def _kept(hf: Mapping[str, Any], family: Family) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from x_positional.pretrained.families.opt import OPT
 from x_positional.pretrained.families.phi import PHI, PHI3
 from x_positional.pretrained.families.qwen import MISTRAL, QWEN2, QWEN3
 from x_positional.pretrained.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
+from x_positional.pretrained.families.qwen_vl import QWEN2_5_VL, QWEN2_5_VL_TEXT, QWEN2_VL, QWEN2_VL_TEXT
 from x_positional.pretrained.families.smollm3 import SMOLLM3
 from x_positional.pretrained.families.stablelm import STABLELM
 from x_positional.pretrained.families.starcoder2 import STARCODER2
@@ -38,7 +39,7 @@ from x_positional.pretrained.inner import Inner
 
 DENSE = (
     MISTRAL, QWEN2, QWEN3, PHI, PHI3, GEMMA, GEMMA2, GEMMA3_TEXT, COHERE, COHERE2, OLMO, OLMO2, OLMO3, SMOLLM3, STABLELM,
-    GRANITE, STARCODER2, GLM, GLM4, NEMOTRON,
+    GRANITE, STARCODER2, GLM, GLM4, NEMOTRON, QWEN2_VL_TEXT, QWEN2_5_VL_TEXT,
 )  # fmt: skip
 MIXTURES = (MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GPT_OSS, DEEPSEEK_V3, LLAMA4_TEXT)
 OLDER = (GPT_BIGCODE, GPT_NEO, GPTJ, CODEGEN, GPT_NEOX, OPT, BLOOM, MPT, FALCON)
@@ -48,6 +49,6 @@ VISION = (VIT, DINOV2, DINOV2_WITH_REGISTERS)
 ALL: tuple[Family, ...] = (LLAMA, GPT2, *DENSE, *MIXTURES, *OLDER, *ENCODERS, *SEQ2SEQ, *VISION)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
 
-WHOLES: tuple[Inner, ...] = (GEMMA3, LLAMA4)
+WHOLES: tuple[Inner, ...] = (GEMMA3, LLAMA4, QWEN2_VL, QWEN2_5_VL)
 INNER: dict[str, Inner] = {whole.model_type: whole for whole in WHOLES}
 """Larger models of which the text model alone is read, by the `model_type` of the whole."""
