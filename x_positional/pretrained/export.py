@@ -23,6 +23,8 @@ from x_positional.vision_config import VisionConfig
 from x_positional.wrappers import TokenEncoder
 
 DTYPE_KEY = "dtype"
+REWRITTEN = {"dtype", "torch_dtype", "transformers_version"}
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,9 @@ def save_hf(model: Saveable, folder: Path, model_type: str | None = None) -> Non
     fit = best_fit(config, _candidates(model, config, model_type, headed), headed)
     tensors = tensors_of(model, fit)
     dtype = next(iter(tensors.values())).dtype
-    kept = (
-        {} if model.origin is None or model.origin.family is not fit.family else _kept(model.origin.config, fit.family)
-    )
     named = {} if headed or not fit.family.body else {"architectures": [fit.family.body]}
-    write_folder(folder, {**kept, **fit.hf, **named, DTYPE_KEY: str(dtype).removeprefix("torch.")}, tensors)
+    said = {**_beside(model, fit.family), **fit.hf, **named, DTYPE_KEY: str(dtype).removeprefix("torch.")}
+    write_folder(folder, said, tensors)
 
 
 def best_fit(config: AnyConfig, families: list[Family], headed: bool = True) -> Fit:
@@ -149,13 +149,13 @@ def _candidates(model: Saveable, config: AnyConfig, model_type: str | None, head
     return own + [family for family in others if family.architecture or not headed]
 
 
-def _kept(hf: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """What the original config said beside what is read: ids of special tokens, and so on."""
-    return {
-        key: value
-        for key, value in hf.items()
-        if key not in family.keys | {"dtype", "torch_dtype", "transformers_version"}
-    }
+def _beside(model: Saveable, family: Family) -> dict[str, Any]:
+    """What the original config said beside what is read. Ids of special tokens are said in any case: those that a family
+    has by default are of other tokens, or of none."""
+    hf = {} if model.origin is None else model.origin.config
+    if model.origin is not None and model.origin.family is family:
+        return {key: value for key, value in hf.items() if key not in family.keys | REWRITTEN}
+    return {key: hf.get(key) for key in SPECIAL}
 
 
 __all__ = ["best_fit", "fitted", "save_hf", "tensors_of"]

@@ -49,7 +49,7 @@ def sliding_from(first: str) -> Types:
 def types_of(hf: Hf, unlisted: Types) -> list[str]:
     """The type of every layer. Raises ValueError where there are more or fewer types than layers."""
     listed = hf.get("layer_types")
-    types = unlisted(hf) if listed is None else [OLDER.get(kind, kind) for kind in listed]
+    types: list[str] = unlisted(hf) if listed is None else [OLDER.get(str(kind), str(kind)) for kind in listed]
     if len(types) != hf["num_hidden_layers"]:
         raise ValueError(f"layer_types has {len(types)} entries, and there are {hf['num_hidden_layers']} layers.")
     return types
