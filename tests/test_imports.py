@@ -47,7 +47,7 @@ LAYOUT = {
     "seq2seq_config": "config",
     "flag_table": "",
     "flags": "scheme registry schemes config flag_table",
-    "validate": "scheme anchors registry schemes backends config vision_config seq2seq_config flag_table flags",
+    "validate": "scheme anchors registry schemes backends config vision_config seq2seq_config flag_table flags latent_config",
     "saving": "",
     "build": ABOVE,
     "describe": ABOVE,

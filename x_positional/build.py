@@ -112,13 +112,11 @@ def attention_settings(attn: AttentionConfig, dims: Dims) -> dict[str, Any]:
 
 def build_latent(config: LayersConfig, attn: AttentionConfig, mla: MLAConfig) -> LatentAttention:
     """Self-attention whose keys and values come from a latent."""
-    dims = config.dims()
-    settings = {
-        name: value for name, value in attention_settings(attn, dims).items() if name not in ("q_norm", "k_norm")
-    }
+    dims, own = config.dims(), attn.model_copy(update={"qk_norm": None, "qk_norm_after": False, "clip": None})
     return LatentAttention(
         dims.dim, dims.heads, dims.head_dim, kv_rank=mla.kv_rank, rope_dim=mla.rope_dim, q_rank=mla.q_rank, eps=mla.eps,
-        value_dim=mla.value_dim or dims.head_dim - mla.rope_dim, unit_offset=config.norm.unit_offset, **settings,
+        value_dim=mla.value_dim or dims.head_dim - mla.rope_dim, unit_offset=config.norm.unit_offset,
+        **attention_settings(own, dims),
     )  # fmt: skip
 
 
@@ -127,7 +125,10 @@ def build_attention(config: LayersConfig, attn: AttentionConfig) -> Attention | 
     if attn.mla is not None:
         return build_latent(config, attn, attn.mla)
     dims = config.dims()
-    return Attention(dims.dim, dims.heads, dims.kv_heads, dims.head_dim, **attention_settings(attn, dims))
+    return Attention(
+        dims.dim, dims.heads, dims.kv_heads, dims.head_dim, position_projections=attn.position_projections,
+        **attention_settings(attn, dims),
+    )  # fmt: skip
 
 
 def build_block(config: LayersConfig, attn: AttentionConfig, ff: FeedForwardConfig, first: bool = False) -> Block:

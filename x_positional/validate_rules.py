@@ -11,6 +11,7 @@ from x_positional.schemes.axial import Axial
 from x_positional.schemes.compose import chain_problems, tells_order
 from x_positional.schemes.none import NoPE
 from x_positional.validate_case import Case, part_name
+from x_positional.validate_layer import projections_of_positions_are_read
 from x_positional.vision_config import VisionConfig
 
 Rule = Callable[[Case], Iterator[str]]
@@ -281,7 +282,7 @@ SETTINGS: tuple[Rule, ...] = (
 
 COMBINATIONS: tuple[Rule, ...] = (
     schemes_combine, causal_schemes_need_a_decoder, an_encoder_needs_order, schemes_reach_max_seq_len,
-    first_tokens_have_distances,
+    first_tokens_have_distances, projections_of_positions_are_read,
 )  # fmt: skip
 """Errors that need the schemes."""
 

@@ -5,6 +5,7 @@ from x_positional.pretrained.families.bert import BERT, ROBERTA, XLM_ROBERTA
 from x_positional.pretrained.families.bigcode import GPT_BIGCODE
 from x_positional.pretrained.families.bloom import BLOOM
 from x_positional.pretrained.families.cohere import COHERE, COHERE2
+from x_positional.pretrained.families.deberta import DEBERTA_V2
 from x_positional.pretrained.families.deepseek import DEEPSEEK_V3
 from x_positional.pretrained.families.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from x_positional.pretrained.families.falcon import FALCON
@@ -43,7 +44,7 @@ DENSE = (
 )  # fmt: skip
 MIXTURES = (MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GPT_OSS, DEEPSEEK_V3, LLAMA4_TEXT)
 OLDER = (GPT_BIGCODE, GPT_NEO, GPTJ, CODEGEN, GPT_NEOX, OPT, BLOOM, MPT, FALCON)
-ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, MODERNBERT, NOMIC_BERT)
+ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, MODERNBERT, NOMIC_BERT, DEBERTA_V2)
 SEQ2SEQ = (T5, MT5, BART)
 VISION = (VIT, DINOV2, DINOV2_WITH_REGISTERS)
 ALL: tuple[Family, ...] = (LLAMA, GPT2, *DENSE, *MIXTURES, *OLDER, *ENCODERS, *SEQ2SEQ, *VISION)
