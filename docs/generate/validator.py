@@ -373,6 +373,8 @@ IMAGES = [
     ),
     image(vision_rules.no_vision_setting_is_idle, coordinates="centered", position="absolute"),
     image(vision_rules.no_vision_setting_is_idle, interpolation="bilinear"),
+    image(vision_rules.no_vision_setting_is_idle, antialias=True),
+    image(vision_rules.no_vision_setting_is_idle, cls_position=True, position="absolute"),
     image(vision_rules.rows_are_read_one_after_another, "warning", position="rope"),
     image(vision_rules.a_window_counts_along_rows, "warning", window=3),
     image(vision_rules.coordinates_suit_the_frequencies, "warning", coordinates="centered"),
