@@ -4,7 +4,7 @@ from x_positional.config import ModelConfig
 from x_positional.continuous import ContinuousTransformerWrapper
 from x_positional.generate import AutoregressiveWrapper
 from x_positional.layers import CrossAttender, Decoder, Encoder
-from x_positional.pretrained import PretrainedError, from_pretrained
+from x_positional.pretrained import PretrainedError, from_pretrained, load_tokenizer
 from x_positional.scheme import AttentionContext, Bias, Capabilities, Dims, PositionScheme
 from x_positional.schemes import (
     T5,
@@ -64,4 +64,5 @@ __all__ = [
     "build_model",
     "check",
     "from_pretrained",
+    "load_tokenizer",
 ]

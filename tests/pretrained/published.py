@@ -108,6 +108,6 @@ def their_logits(
 
 def left_padded(tokens: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Rows cut to lengths and padded on the left: tokens, mask [B T], positions [B T] that start at the first token."""
-    B, T = tokens.shape
+    T = tokens.shape[1]
     mask = torch.arange(T) >= T - torch.tensor(lengths)[:, None]
     return torch.where(mask, tokens, 0), mask, (mask.long().cumsum(-1) - 1).clamp(min=0)

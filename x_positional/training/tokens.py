@@ -95,7 +95,7 @@ class JsonTokenizer:
             from tokenizers import Tokenizer as Backend
         except ImportError as error:
             raise MissingExtra(
-                f"data.tokenizer={str(file)!r} needs the tokenizers package: pip install 'x-positional[hf]'"
+                f"data.tokenizer={str(file)!r} needs the tokenizers package: pip install 'x-positional[pretrained]'"
             ) from error
         if not file.is_file():
             raise UserError(f"data.tokenizer={str(file)!r} is not a file; use 'bytes' or the path of a tokenizer.json")
