@@ -93,6 +93,7 @@ ELSEWHERE = {
     "position='log_n', max_seq_len=None": "layers alone, as above",
     name_of(GENERATOR.SCALINGS[2]): "layers alone, as above",
     "position='rope', pattern=[{'position': 'alibi'}]": "idle, and test_what_no_layer_uses_changes_nothing",
+    "backend='varlen', kind='cross_attender'": "idle: nothing would run on it",
     "cache='static', cache_window=64": "two answers to one question, and neither is wrong by itself",
     "position='xpos', max_seq_len=8192, dtype='float16'": "test_xpos_in_float16_leaves_its_range",
 }

@@ -107,13 +107,14 @@ def build_blocks(config: LayersConfig) -> list[Block]:
 def build_kinds(config: LayersConfig, positions: Positions) -> list[LayerKind]:
     """Scheme, reach and backend of every layer."""
     kinds = config.layer_kinds()
+    of_layer = [kinds[layer % len(kinds)] for layer in range(config.depth)]
     return [
         LayerKind(
-            scheme=scheme, reach=kinds[layer % len(kinds)].reach,
+            scheme=scheme, reach=kind.reach,
             choice=choose(config.backend, config.flash, scheme.capabilities().kernel,
-                          features(kinds[layer % len(kinds)].attn or config.attn)),
+                          features(kind.attn or config.attn, kind.reach)),
         )
-        for layer, scheme in enumerate(positions.layers)
+        for kind, scheme in zip(of_layer, positions.layers, strict=True)
     ]  # fmt: skip
 
 

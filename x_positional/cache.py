@@ -49,16 +49,17 @@ def _rows(x: Tensor, rows: Tensor) -> Tensor:
 class KVCache:
     """Keys, values and key states of every layer, and where they are. Make one with `model.new_cache(...)`.
 
-    reaches: what each layer sees, and so has to keep. max_len: slots per row; None grows (by doubling).
+    reaches: what each layer sees, and so has to keep. max_len: slots per row; None grows (by doubling). final_lengths:
+    [B|1] how long its rows will be, for schemes that choose their tables by it; None where nobody knows.
     owner: a token of the model it was made for, so that it cannot serve another one.
     """
 
     def __init__(
         self, reaches: Sequence[Reach], batch_size: int, max_len: int | None, device: torch.device,
-        dtype: torch.dtype | None = None, owner: str = "",
+        dtype: torch.dtype | None = None, owner: str = "", final_lengths: Tensor | None = None,
     ):  # fmt: skip
         self.batch_size, self.max_len, self.device, self.dtype = batch_size, max_len, device, dtype
-        self.owner = owner
+        self.owner, self.final_lengths = owner, final_lengths
         self.span = 0  # every index so far is below it; equal to each row's length while rows are alike
         self.lengths: Tensor | None = None  # [B] tokens per row, once rows differ
         self.last_document: tuple[Tensor, Tensor] | None = None  # the last document [B], its first token's index [B]
@@ -126,6 +127,7 @@ class KVCache:
         if self.last_document is not None:
             self.last_document = (self.last_document[0][rows], self.last_document[1][rows])
         self.following = None if self.following is None else _rows(self.following, rows)
+        self.final_lengths = None if self.final_lengths is None else _rows(self.final_lengths, rows)
         if self.ending is not None:
             self.ending = (self.ending[0], self.ending[1][rows])
         for slots in self._slots.values():

@@ -39,7 +39,7 @@ class AttentionConfig(Config):
     [-clip, clip].
 
     qk_norm: of queries and keys, see `HeadNorm`; after "l2" scores are scaled by qk_norm_scale. qk_norm_eps: None is that
-    of the kind. qk_norm_bias: layer only. qk_norm_unit_offset: gains are stored as gain - 1. qk_norm_after: after rotation.
+    of the kind. qk_norm_bias: beside the gains. qk_norm_unit_offset: gains are stored as gain - 1. qk_norm_after: after rotation.
     """
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -127,7 +127,7 @@ class LayersConfig(Config):
     chunk: int | None = Field(default=None, gt=0)
     keep_first: int = Field(default=0, ge=0)
     pattern: tuple[LayerConfig, ...] = ()
-    backend: Literal["auto", "eager", "blockwise", "sdpa", "flex"] = "auto"
+    backend: Literal["auto", "eager", "blockwise", "sdpa", "flex", "varlen"] = "auto"
     flash: bool = False
     norm: NormConfig = NormConfig()
     norm_place: Literal["pre", "post", "after", "sandwich", "parallel", "parallel_two"] = "pre"

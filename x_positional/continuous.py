@@ -40,10 +40,12 @@ class ContinuousTransformerWrapper(nn.Module):
 
     def new_cache(
         self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None,
-        *, keep_first: int = 0,
+        *, keep_first: int = 0, final_lengths: Tensor | None = None,
     ) -> KVCache:  # fmt: skip
         """A key/value cache for `batch_size` rows; see `AttentionLayers.new_cache`."""
-        return self.attn_layers.new_cache(batch_size, max_len, window, dtype, keep_first=keep_first)
+        return self.attn_layers.new_cache(
+            batch_size, max_len, window, dtype, keep_first=keep_first, final_lengths=final_lengths
+        )
 
     def describe(self) -> str:
         """What is applied where, which backend runs and why, dtype, parameters."""

@@ -39,6 +39,11 @@ def see_context(
             "document_ids with a context: nothing says which context belongs to which document. Unpack them."
         )
     if cache is None or cache.cross_context is None:
+        if given.positions is not None and cache is not None and cache.final_lengths is not None:
+            raise PositionError(
+                "context_positions were given, and the cache has final_lengths: queries would turn for the final length of "
+                "their row, and context keys for max_seq_len. Leave one of them out."
+            )
         return _place_context(batch, width, given, schemes)
     _refuse_another(given, cache.cross_context)
     return cache.cross_context

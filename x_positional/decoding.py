@@ -58,9 +58,11 @@ class Run:
             net.check_tokens(prompts.tokens)
         schemes = net.attn_layers.position_schemes
         self.changing = [s for s in schemes if not s.capabilities().kv_cacheable]  # a longer text has other keys
-        self.cache = self._choose_cache(cache)
         self.fed, self.mask = prompts.tokens, prompts.mask  # [B S], grown only where tokens may be read again
         self.positions = None if decoding.positions is None else self._prompt_positions(decoding.positions)
+        foresees = cache is None and any(s.takes_final_length for s in schemes)  # a cache given has lengths of its own
+        self.final_lengths = self._final_lengths() if foresees else None
+        self.cache = self._choose_cache(cache)
         self.lengths = self._prompt_lengths() if self.changing else []
         self.regime = self._regime()
         self.ended = torch.zeros(len(self.fed), dtype=torch.bool, device=self.fed.device)
@@ -76,7 +78,7 @@ class Run:
             _check_room(cache, total, net.max_seq_len if past else None)
             return cache
         window = net.max_seq_len if past or (decoding.restrict and decoding.keep_cache) else None
-        if not decoding.use_cache and window is None:
+        if not decoding.use_cache and window is None and self.final_lengths is None:
             return None
         grows = decoding.keep_cache or window is not None
         self.room = (None if grows else total, window)
@@ -91,7 +93,19 @@ class Run:
 
     def _new_cache(self) -> KVCache:
         (max_len, window), rereads = self.room, bool(self.changing) and not self.decoding.keep_cache
-        return self.net.new_cache(len(self.prompts.tokens), max_len=max_len, window=window, rereads=rereads)
+        return self.net.new_cache(
+            len(self.prompts.tokens), max_len=max_len, window=window, rereads=rereads, final_lengths=self.final_lengths
+        )
+
+    def _final_lengths(self) -> Tensor:
+        """[B|1] the last position + 1 of each row once all that was asked for is drawn."""
+        if self.positions is not None:
+            prompt = following_positions(self.positions).reshape(len(self.fed), -1)[:, 0]
+        elif self.mask is not None:
+            prompt = self.mask.sum(dim=-1)
+        else:
+            prompt = torch.full((1,), self.fed.shape[1], device=self.fed.device)
+        return prompt + self.decoding.seq_len
 
     def _prompt_positions(self, positions: Tensor) -> Tensor:
         """[B T] or [B T A], -1 where there is no token. Raises InputError."""

@@ -103,7 +103,7 @@ OWN = [
     own("keep_first", "keep_first", "Beside a window, the first tokens are seen too, at distances that stop growing."),
     own("pattern", "pattern", "What differs between layers: a list of `LayerConfig` fields (position, window, chunk, "
         "keep_first), entry i for layer i, and over again."),
-    own("backend", "backend", "`auto`, `eager`, `blockwise`, `sdpa` or `flex`."),
+    own("backend", "backend", "`auto`, `eager`, `blockwise`, `sdpa`, `flex` or `varlen`."),
     own("flash", "flash", "Ask for a fused path; refused with the reason where there is none."),
     own("kv_heads", "kv_heads", "Key/value heads."),
     own("context_dim", "context_dim", "Width of the context where it is not `dim`."),

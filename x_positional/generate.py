@@ -98,6 +98,8 @@ class AutoregressiveWrapper(nn.Module):
         repetition_penalty: counts the tokens of this call, prompts included. generator or seed: a repeatable draw.
         cache: continue from what an earlier call returned (`return_cache=True`), or fill a new one. It then holds all
         that was read and drawn, up to each row's eos: prompts are only what comes after, None to go on as it stands.
+        Frequencies with length_policy="fixed" and no length are those of a row's prompt and seq_len together, or of the
+        final_lengths that the cache was made with.
         Raises InputError, PositionError, CacheError, ValueError (filters), all before anything is computed.
         """
         read = nothing_new(cache) if prompts is None else read_prompts(prompts, prompt_lens, self._device)

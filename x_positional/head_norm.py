@@ -34,7 +34,7 @@ length, as in x-transformers; its eps only keeps zero finite. layer (Phi, Persim
 class HeadNorm(nn.Module):
     """Norm of queries or keys over the head dim, or over all heads. [B H T D] -> [B H T D].
 
-    eps: None is that of the kind. bias: layer only. unit_offset: gains are stored as gain - 1.
+    eps: None is that of the kind. bias: beside the gains. unit_offset: gains are stored as gain - 1.
     """
 
     def __init__(

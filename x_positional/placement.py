@@ -184,6 +184,22 @@ def _restart(index: Tensor, documents: Tensor, cache: KVCache | None) -> tuple[T
     return positions, (documents.gather(1, last)[:, 0], start[:, 0])
 
 
+def check_final_lengths(lengths: Tensor, batch: int, schemes: list[PositionScheme]) -> Tensor:
+    """[B] or [1] integers. Raises InputError."""
+    if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.shape not in ((batch,), (1,)):
+        raise InputError(
+            f"final_lengths must be {batch} integers, one a row, or one for all; these are {list(lengths.shape)} of "
+            f"{lengths.dtype}."
+        )
+    if not any(s.takes_final_length for s in schemes):
+        names = ", ".join(type(s).__name__ for s in schemes)
+        raise InputError(
+            f"final_lengths say how long rows will be, and {names} does not ask: that is for rotary frequencies with "
+            "length_policy='fixed' and no length of their own. Leave final_lengths out."
+        )
+    return lengths.long()
+
+
 def check_positions_fit(tokens: Tokens, schemes: list[PositionScheme]) -> None:
     """Raises PositionError where a scheme cannot use these positions: too large, fractional, too many axes, unused."""
     positions = tokens.positions

@@ -75,6 +75,9 @@ class PositionScheme(nn.Module):
     continuous: ClassVar[bool] = True
     prefix_consistent: ClassVar[bool] = True
     """False where all tokens of a text change once it is longer than some length (dynamic NTK, LongRoPE)."""
+    takes_final_length: ClassVar[bool] = False
+    """True where tables are chosen once, for the length that a text will have in the end: where a cache knows it,
+    `length_tables` is asked in place of `tables`. Without one, `tables` says what holds for any length."""
     uses_positions: ClassVar[bool | None] = None
     """Whether custom positions change the output. None: where `embed`, `tables` or `bias` is defined. Say True where
     `content_bias` or `transform_scores` reads the positions of its context."""
@@ -97,7 +100,8 @@ class PositionScheme(nn.Module):
 
     def length_tables(self, positions: Tensor, lengths: Tensor) -> Any:
         """`tables`, given also how long each token's text is: [B|1 T|1], the last position + 1 of its row, or of its
-        document in a packed row. Asked in place of `tables` where `prefix_consistent` is False."""
+        document in a packed row. Asked in place of `tables` where `prefix_consistent` is False; and, with how long each row
+        will be, where `takes_final_length` is True and a cache knows it."""
         return self.tables(positions)
 
     def regime(self, length: int) -> Hashable:

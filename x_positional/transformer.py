@@ -19,7 +19,14 @@ from x_positional.block import Block
 from x_positional.cache import KeyView, KVCache, Tokens
 from x_positional.crossing import Crossing, SeenContext, plan_cross, see_context
 from x_positional.norms import Norm
-from x_positional.placement import InputError, SeqLens, check_positions_fit, packed_documents, place
+from x_positional.placement import (
+    InputError,
+    SeqLens,
+    check_final_lengths,
+    check_positions_fit,
+    packed_documents,
+    place,
+)
 from x_positional.scheme import AttentionContext, Dims, IndexFn, PositionError, PositionScheme, Reach
 
 
@@ -70,14 +77,15 @@ class AttentionLayers(nn.Module):
 
     def new_cache(
         self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None,
-        *, keep_first: int = 0, rereads: bool = False,
+        *, keep_first: int = 0, rereads: bool = False, final_lengths: Tensor | None = None,
     ) -> KVCache:  # fmt: skip
         """A cache for `batch_size` rows. max_len: slots per row, None grows. window: keep (and see) only the last
         `window` tokens in layers that have no smaller window of their own, and there the `keep_first` tokens of the row
         too, at distances by place in the cache (StreamingLLM). dtype: of keys and values, None as computed. rereads: the
-        caller drops the cache and reads the whole text again wherever a scheme's `regime` changes.
+        caller drops the cache and reads the whole text again wherever a scheme's `regime` changes. final_lengths: [B] or
+        [1] how long each row will be, for frequencies with length_policy="fixed"; None is max_seq_len.
 
-        Raises PositionError where a scheme's cached keys would go stale as the sequence grows.
+        Raises PositionError where a scheme's cached keys would go stale as the sequence grows, InputError.
         """
         stale = [type(s).__name__ for s in self.position_schemes if not s.capabilities().kv_cacheable]
         if stale and not rereads:
@@ -98,7 +106,9 @@ class AttentionLayers(nn.Module):
         if problem := anchor_problem(self.position_schemes, reaches):
             raise PositionError(problem)
         device = next(self.parameters()).device
-        return KVCache(reaches, batch_size, max_len, device, dtype, self.identity)
+        if final_lengths is not None:
+            final_lengths = check_final_lengths(final_lengths, batch_size, self.position_schemes).to(device)
+        return KVCache(reaches, batch_size, max_len, device, dtype, self.identity, final_lengths)
 
     def _blocks(self) -> list[Block]:
         return [b for b in self.blocks if isinstance(b, Block)]
@@ -132,13 +142,14 @@ class AttentionLayers(nn.Module):
         memos = {} if cache is None else cache.memo
         contexts = {reach: self._context(batch, tokens, reach, views.get(reach), memos.get(reach)) for reach in moved}
         distinct = {id(k.scheme): k.scheme for k in self.kinds}
-        tables = {key: _tables(scheme, tokens) for key, scheme in distinct.items()}
+        final = None if cache is None else cache.final_lengths
+        tables = {key: _tables(scheme, tokens, final) for key, scheme in distinct.items()}
         shared: dict[tuple[int, Reach], tuple[Planned, Anchors | None]] = {}
         layers = []
         for layer, (kind, reach) in enumerate(zip(self.kinds, reaches, strict=True)):
             key = (id(kind.scheme), reach)
             if key not in shared:
-                shared[key] = _share(kind, contexts[reach], moved[reach], dtype)
+                shared[key] = _share(kind, contexts[reach], moved[reach], final, dtype)
             planned, anchors = shared[key]
             layers.append(LayerPlan(
                 layer=layer, planned=planned, backend=kind.choice.backend, tables=tables[id(kind.scheme)],
@@ -249,16 +260,19 @@ def _moved(tokens: Tokens, reach: Reach) -> Tokens | None:
 
 
 def _share(
-    kind: LayerKind, ctx: AttentionContext, moved: Tokens | None, dtype: torch.dtype
+    kind: LayerKind, ctx: AttentionContext, moved: Tokens | None, final: Tensor | None, dtype: torch.dtype
 ) -> tuple[Planned, Anchors | None]:
     """What layers of one scheme and reach share."""
     if moved is None:
         return kind.choice.backend.plan(ctx, kind.scheme.bias(ctx), dtype), None
     planned = kind.choice.backend.plan(ctx, anchored_bias(kind.scheme, ctx, moved), dtype)
-    return planned, Anchors.of(ctx, _tables(kind.scheme, moved))
+    return planned, Anchors.of(ctx, _tables(kind.scheme, moved, final))
 
 
-def _tables(scheme: PositionScheme, tokens: Tokens) -> Any:
+def _tables(scheme: PositionScheme, tokens: Tokens, final: Tensor | None) -> Any:
+    """final: [B|1] how long the rows will be, None where nobody knows."""
+    if final is not None and scheme.takes_final_length:
+        return scheme.length_tables(tokens.positions, final[:, None])
     if scheme.capabilities().prefix_consistent:
         return scheme.tables(tokens.positions)
     return scheme.length_tables(tokens.positions, masks.text_lengths(tokens.index, tokens.positions, tokens.documents))

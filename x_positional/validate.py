@@ -99,7 +99,7 @@ def judge(case: Case) -> Report:
     caps, choice = combined(case.schemes), None
     try:
         kernel = "fused" if caps is None else caps.kernel  # what cannot run even that cannot run any
-        choice = choose(case.layers.backend, case.layers.flash, kernel, features(case.layers.attn))
+        choice = choose(case.layers.backend, case.layers.flash, kernel, features(case.layers.attn, case.reach))
         errors += [e for rule in use_rules.BACKEND_ERRORS for e in rule(case, choice)]
         warnings += [w for rule in use_rules.BACKEND_WARNINGS for w in rule(case, choice)]
     except BackendError as error:

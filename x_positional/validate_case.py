@@ -84,7 +84,10 @@ def resolve_kinds(config: LayersConfig, max_seq_len: int | None) -> tuple[LayerC
     return tuple(k.model_copy(update={"position": default}) if k.position is None else k for k in kinds)
 
 
-def features(attn: AttentionConfig) -> frozenset[str]:
-    """Score features that some backends lack."""
-    on = {"softcap": attn.softcap is not None, "sinks": attn.sinks, "dropout": attn.dropout > 0}
+def features(attn: AttentionConfig, reach: Reach | None = None) -> frozenset[str]:
+    """What a layer has that some backends lack. reach: of self-attention."""
+    on = {
+        "softcap": attn.softcap is not None, "sinks": attn.sinks, "dropout": attn.dropout > 0,
+        "chunk": reach is not None and reach.chunk is not None, "keep_first": reach is not None and reach.first > 0,
+    }  # fmt: skip
     return frozenset(name for name, is_on in on.items() if is_on)

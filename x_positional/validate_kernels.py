@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-HALF = (torch.float16, torch.bfloat16)
-FLASH_MAX, FLEX_MIN = 256, 16
+from x_positional.backends.varlen import FLASH_MAX, HALF
+
+FLEX_MIN = 16
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,10 +52,6 @@ def no_setting_is_idle(case: Case) -> Iterator[str]:
     gainless = norm.kind in ("simple_rms", "none")
     if not norm.unit_offset and (gainless or not norm.gain):
         yield f"norm.unit_offset=False with norm.kind={norm.kind!r}, gain={norm.gain}: no gain is stored. Leave it out."
-    if not norm.gain and norm.kind not in ("layer", "rms"):
-        yield f"norm.gain=False with norm.kind={norm.kind!r}: only 'layer' and 'rms' can do without. Leave it out."
-    if norm.bias and not norm.gain:
-        yield "norm.bias=True with norm.gain=False: a norm has both or neither. Leave one of them out."
     if norm.kind == "none":
         placed = {"norm.eps": norm.eps, "final_norm": layers.final_norm, "norm_place": layers.norm_place}
         idle = [f"{name}={value!r}" for name, value in placed.items() if value not in (None, "pre", "parallel")]
@@ -88,8 +84,6 @@ def _idle_qk_norm(case: Case) -> Iterator[str]:
         yield f"{', '.join(said)} without attn.qk_norm: there is no norm to set. Choose qk_norm, or leave it out."
     if attn.qk_norm in ("rms_plain", "l2") and (attn.qk_norm_bias or not attn.qk_norm_unit_offset):
         yield f"attn.qk_norm={attn.qk_norm!r} has no gain and no bias to set. Leave qk_norm_bias and qk_norm_unit_offset out."
-    elif attn.qk_norm_bias and attn.qk_norm not in (None, "layer", "layer_per_head"):
-        yield f"attn.qk_norm_bias=True with attn.qk_norm={attn.qk_norm!r}: only 'layer' has a bias. Leave it out."
 
 
 def first_tokens_are_kept_beside_a_window(case: Case) -> Iterator[str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from x_positional.backends import Choice
+from x_positional.backends.varlen import varlen_problems
 from x_positional.scheme import Capabilities
 from x_positional.validate_case import Case
 from x_positional.validate_kernels import FLEX_MIN, Heads, sdpa_kernel
@@ -68,6 +69,19 @@ def flex_fits_the_device(case: Case, choice: Choice) -> Iterator[str]:
             f"backend='flex' on CUDA refuses heads narrower than {FLEX_MIN}, and head_dim={head_dim}. "
             "Raise head_dim, or use backend='sdpa' or 'eager'."
         )
+
+
+def varlen_fits_the_heads(case: Case, choice: Choice) -> Iterator[str]:
+    """varlen_attn is a CUDA kernel for half precision, with flash attention's heads, and for self-attention alone."""
+    if choice.name != "varlen":
+        return
+    if case.layers.kind == "cross_attender":
+        yield (
+            "backend='varlen' packs the texts of self-attention, and a cross_attender has none. Use backend='sdpa' or 'auto'."
+        )
+    device, head_dim = case.use.device, case.layers.head_dim
+    if problems := varlen_problems(device, case.use.dtype, _query_width(case), head_dim):
+        yield f"backend='varlen' cannot run this: {'; '.join(problems)}. Use backend='sdpa' or 'auto'."
 
 
 def float16_reaches_max_seq_len(case: Case) -> Iterator[str]:
@@ -207,5 +221,5 @@ ERRORS = (
 WARNINGS = (
     float16_may_overflow, decoding_past_the_trained_length, a_cache_window_hides_tokens, prefixes_stay_the_same,
 )  # fmt: skip
-BACKEND_ERRORS = (flex_fits_the_device,)
+BACKEND_ERRORS = (flex_fits_the_device, varlen_fits_the_heads)
 BACKEND_WARNINGS = (sdpa_falls_back, flex_may_refuse)

@@ -73,10 +73,12 @@ class TransformerWrapper(Saveable):
 
     def new_cache(
         self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None,
-        *, keep_first: int = 0, rereads: bool = False,
+        *, keep_first: int = 0, rereads: bool = False, final_lengths: Tensor | None = None,
     ) -> KVCache:  # fmt: skip
         """A key/value cache for `batch_size` rows; see `AttentionLayers.new_cache`."""
-        return self.attn_layers.new_cache(batch_size, max_len, window, dtype, keep_first=keep_first, rereads=rereads)
+        return self.attn_layers.new_cache(
+            batch_size, max_len, window, dtype, keep_first=keep_first, rereads=rereads, final_lengths=final_lengths
+        )
 
     def describe(self) -> str:
         """What is applied where, which backend runs and why, dtype, parameters, trained length."""

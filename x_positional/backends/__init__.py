@@ -1,4 +1,4 @@
-"""Attention backends behind one signature: eager, blockwise, sdpa, flex."""
+"""Attention backends behind one signature: eager, blockwise, sdpa, flex, varlen."""
 
 from x_positional.backends.base import Backend, BackendError, Planned, ScoreOps
 from x_positional.backends.choose import BACKENDS, BackendName, Choice, choose, obstacles

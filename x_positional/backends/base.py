@@ -53,6 +53,7 @@ class Backend:
     name: ClassVar[str]
     kernels: ClassVar[frozenset[Kernel]]  # what a scheme may need
     refuses: ClassVar[dict[str, str]] = {}  # score feature -> the reason
+    portable: ClassVar[bool] = True  # runs on every device and in every dtype
 
     def plan(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Planned:
         """The part of the work that all layers of a kind share."""

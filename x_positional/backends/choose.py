@@ -7,10 +7,11 @@ from x_positional.backends.base import Backend, BackendError
 from x_positional.backends.eager import Blockwise, Eager
 from x_positional.backends.flex import Flex
 from x_positional.backends.sdpa import Sdpa
+from x_positional.backends.varlen import Varlen
 from x_positional.scheme import Kernel
 
-BackendName = Literal["auto", "eager", "blockwise", "sdpa", "flex"]
-BACKENDS: dict[str, Backend] = {b.name: b for b in (Eager(), Blockwise(), Sdpa(), Flex())}
+BackendName = Literal["auto", "eager", "blockwise", "sdpa", "flex", "varlen"]
+BACKENDS: dict[str, Backend] = {b.name: b for b in (Eager(), Blockwise(), Sdpa(), Flex(), Varlen())}
 
 _NEEDS: dict[str, str] = {
     "fused": "only queries and keys are changed, so any kernel runs it",
@@ -32,7 +33,8 @@ class Choice:
 
 
 def obstacles(name: str, kernel: Kernel, features: frozenset[str]) -> list[str]:
-    """Why a backend cannot run a kernel class with these score features ("softcap", "sinks", "dropout"); [] if it can."""
+    """Why a backend cannot run a kernel class with these score features ("softcap", "sinks", "dropout", "chunk",
+    "keep_first"); [] if it can."""
     backend = BACKENDS[name]
     found = []
     if kernel not in backend.kernels:

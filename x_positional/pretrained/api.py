@@ -17,11 +17,14 @@ from x_positional.pretrained.family import Family
 from x_positional.pretrained.fields import Fields
 from x_positional.pretrained.files import CONFIG, Tensors
 from x_positional.pretrained.kinds import MAKERS, make
+from x_positional.pretrained.layouts import Same
 from x_positional.pretrained.load import Names, fill
 from x_positional.pretrained.native import NATIVE, load_native
 from x_positional.pretrained.source import Source, open_source
 from x_positional.registry import nearest
 
+RENAMED = {"rope_parameters": "rope_scaling", "rope_scaling": "rope_parameters"}
+"""Two names of one thing: said under one, it is no longer said under the other."""
 HEAD, EMBEDDING = "to_logits.weight", "token_emb.weight"
 
 
@@ -36,7 +39,7 @@ class Origin:
 def from_pretrained(
     source: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None, backend: str = "auto",
     **overrides: Any,
-) -> nn.Module:  # fmt: skip
+) -> Any:  # fmt: skip
     """A published model: a folder with `config.json` and safetensors (one file or shards), its name on the Hugging Face
     Hub, or a GGUF file. Decoders and encoders are `TransformerWrapper`, so they take `mask=`, `positions=`, `cache=` and
     generate as any other does.
@@ -53,13 +56,13 @@ def from_pretrained(
 def load_source(
     source: Source, dtype: torch.dtype | None = None, device: torch.device | str | None = None, backend: str = "auto",
     **overrides: Any,
-) -> nn.Module:  # fmt: skip
+) -> Any:  # fmt: skip
     """`from_pretrained` of what is open already."""
     hf = source.config
     if hf.get("model_type") == NATIVE:
         return load_native(hf, source.tensors(), dtype, device)
     family = family_of(hf, str(source.path))
-    hf = {**hf, **_known(family, overrides)}
+    hf = _overridden(family, hf, overrides)
     return load(family, hf, source.tensors(), dtype, device, backend)
 
 
@@ -78,7 +81,7 @@ def load(
             stacklevel=4,
         )
     names = Names(tensors, family)
-    headed = _settle_head(family, fields, names, hf)
+    headed = settle_head(family, fields, names, hf)
     fields["layers.backend"] = backend
     model = make(family.kind, fields, headed)
     fill(model, family, lambda name: MAKERS[family.kind].layers(model, name), names, dtype=dtype, device=device)
@@ -98,7 +101,8 @@ def family_of(hf: Mapping[str, Any], source: str) -> Family:
     )  # fmt: skip
 
 
-def _known(family: Family, overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+def _overridden(family: Family, hf: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's config with what the caller says instead. A newer key replaces the older name of the same."""
     problems = []
     for key in overrides:
         if key not in family.keys | HARMLESS | family.harmless:
@@ -111,29 +115,34 @@ def _known(family: Family, overrides: Mapping[str, Any]) -> Mapping[str, Any]:
             problems.append(f"{key} is no key of {CONFIG} that is read here; {hint}")
     if problems:
         raise PretrainedError("these overrides cannot be followed:", problems)
-    return overrides
+    replaced = {older for newer, older in RENAMED.items() if newer in overrides}
+    return {**{key: value for key, value in hf.items() if key not in replaced}, **overrides}
 
 
-def _settle_head(family: Family, fields: Fields, names: Names, hf: Mapping[str, Any]) -> bool:
-    """Whether there is a head, and whether it is the embedding: the tensors decide, not the hint in the config.
+def settle_head(family: Family, fields: Fields, names: Names, hf: Mapping[str, Any]) -> bool:
+    """Whether there is a head. Whether it is the embedding is settled in `fields` by the tensors; the config only hints.
 
-    Both there and different: two tensors, whatever the config says. One of two that are tied is enough.
+    Both there and different: two tensors. Both there and equal, or one of them alone: one tensor, where the config ties them.
     """
-    places = [family.layout_of(name) for name in (HEAD, EMBEDDING)]
-    if places[0] is None or places[1] is None:
+    head, embedding = _written(family, HEAD), _written(family, EMBEDDING)
+    if head is None or embedding is None:
         return False
-    (head,), (embedding,) = ([name + p.leaf for name in p.layout.names(None)] for p in places)  # type: ignore[arg-type]
-    there, embedded = names.find(head), names.find(embedding)
-    if there is not None and embedded is not None:
-        if fields["tie_embedding"] and names.same(there, embedded):
-            names.used.add(there)
-        else:
-            fields["tie_embedding"] = False
-    elif there is not None and fields["tie_embedding"]:
-        names.alias(embedding, there)
-    elif there is None and not fields["tie_embedding"]:
+    found = names.find(head), names.find(embedding)
+    if found[0] is None:
         return not _headless(family, hf)
-    return not (there is None and _headless(family, hf))
+    if fields["tie_embedding"] and found[1] is None:
+        names.alias(embedding, found[0])
+    elif fields["tie_embedding"] and found[1] is not None:
+        fields["tie_embedding"] = names.same(found[0], found[1])
+    if fields["tie_embedding"]:
+        names.used.add(found[0])
+    return True
+
+
+def _written(family: Family, parameter: str) -> str | None:
+    """The one tensor that a parameter is, None where the family has no such parameter."""
+    place = family.layout_of(parameter)
+    return place.layout.name + place.leaf if place is not None and isinstance(place.layout, Same) else None
 
 
 def _headless(family: Family, hf: Mapping[str, Any]) -> bool:

@@ -28,6 +28,8 @@ class Chain(PositionScheme):
         self.max_axes = min(axes, default=1)  # type: ignore[misc]
         limits = [p.limit for p in parts if p.limit is not None]
         self.limit = min(limits) if limits else None
+        consistent = all(p.capabilities().prefix_consistent for p in parts)
+        self.takes_final_length = consistent and any(p.takes_final_length for p in parts)  # type: ignore[misc]
         halves = [p.half_limit for p in parts if p.half_limit is not None]
         self.half_limit = min(halves) if halves else None
         if found := chain_problems(parts):
@@ -58,7 +60,12 @@ class Chain(PositionScheme):
         return [part.tables(positions) for part in self._all()]
 
     def length_tables(self, positions: Tensor, lengths: Tensor) -> list[Any]:
-        return [part.length_tables(positions, lengths) for part in self._all()]
+        final = self.takes_final_length
+        asked = [p.takes_final_length if final else not p.capabilities().prefix_consistent for p in self._all()]
+        return [
+            part.length_tables(positions, lengths) if ask else part.tables(positions)
+            for part, ask in zip(self._all(), asked, strict=True)
+        ]
 
     def regime(self, length: int) -> Hashable:
         return tuple(part.regime(length) for part in self._all())

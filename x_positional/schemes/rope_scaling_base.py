@@ -37,17 +37,23 @@ class RopeScaling(Config):
         """The frequencies of a text depend on how long it is, so a longer one turns its keys otherwise."""
         return False
 
+    @property
+    def takes_final_length(self) -> bool:
+        """The frequencies are chosen once, for the length that a text will have in the end."""
+        return False
+
     def frequencies(
         self, width: int, theta: float, *, length: Number | None = None, device: torch.device = CPU
     ) -> Frequencies:
         """Radians per position of width/2 pairs, float64, and the attention factor.
 
-        length: of the text, where `follows_length`; a tensor [B|1 T|1] has one for each token.
+        length: of the text, where `follows_length`, or in the end, where `takes_final_length`; a tensor [B|1 T|1] has one
+        for each token.
         """
         raise TypeError(f"{type(self).__name__} defines no frequencies(width, theta)")
 
     def bound(self, max_seq_len: int | None) -> Self:
-        """The same with what it takes from the model's length."""
+        """The same with what it takes from the model's length where nobody names another."""
         return self
 
     def regime(self, length: int) -> int | None:

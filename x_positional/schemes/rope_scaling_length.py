@@ -7,7 +7,7 @@ import math
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from torch import Tensor
 from typing_extensions import Self
 
@@ -18,30 +18,39 @@ from x_positional.schemes.rope_scaling_base import CPU, RopeScaling, needs_two_p
 class LengthScaling(RopeScaling):
     """Base. length_policy says which length counts:
 
-    "fixed": `length`, or the model's max_seq_len; chosen once, so cached keys stay right and short texts turn like long
-    ones (what vLLM does). "recompute": each row's own, its last position + 1 (each document's, where rows are packed).
-    Then earlier tokens change when a text outgrows the trained length L: logits of a prefix are not those of the whole,
-    and generation reads the text again at each change.
+    "fixed": the final one, chosen once, so cached keys stay right and a text turns alike from its first token to its last:
+    `length`, where it is given; else each row's own at the end of generation, its prompt and all that was asked for; in a
+    pass without generation the model's max_seq_len. "recompute": each row's own, its last position + 1 (each document's,
+    where rows are packed). Then earlier tokens change when a text outgrows the trained length L: logits of a prefix are
+    not those of the whole, and generation reads the text again at each change.
     """
 
     original_max_position_embeddings: int = Field(gt=0)
     length_policy: Literal["fixed", "recompute"] = "fixed"
     length: int | None = Field(default=None, gt=0)
+    _longest: int | None = PrivateAttr(default=None)
+
+    @property
+    def takes_final_length(self) -> bool:
+        return not self.follows_length and self.length is None
 
     @property
     def follows_length(self) -> bool:
         return self.length_policy == "recompute"
 
     def bound(self, max_seq_len: int | None) -> Self:
-        fixed = not self.follows_length and self.length is None
-        return self.model_copy(update={"length": max_seq_len}) if fixed else self
+        if not self.takes_final_length:
+            return self
+        copy = self.model_copy()
+        copy._longest = max_seq_len
+        return copy
 
     def problems(self, width: int, theta: float) -> list[str]:
         if self.follows_length and self.length is not None:
             return [self._said(
                 f"length={self.length} is for length_policy='fixed', and 'recompute' takes each row's own. Give one."
             )]  # fmt: skip
-        if not self.follows_length and self.length is None:
+        if self.takes_final_length and self._longest is None:
             return [self._said(
                 "length_policy='fixed' needs to know the final length. Give length=, put the layers into a wrapper with "
                 "max_seq_len, or say length_policy='recompute'."
@@ -52,7 +61,7 @@ class LengthScaling(RopeScaling):
         return self.original_max_position_embeddings
 
     def _length(self, given: Number | None) -> Number:
-        length = given if self.follows_length else self.length
+        length = self.length or (self._longest if given is None else given)
         if length is None:
             raise ValueError(
                 self._said("frequencies need a length. Give length=, or bind one with bound(max_seq_len).")

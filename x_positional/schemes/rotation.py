@@ -114,6 +114,7 @@ class RotaryEmbedding(Turning):
         if self.scaling.follows_length:  # a longer text turns its old keys otherwise
             self.kv_cacheable = self.prefix_consistent = False  # type: ignore[misc]
             self.absolute = True  # type: ignore[misc]
+        self.takes_final_length = self.scaling.takes_final_length  # type: ignore[misc]
         self.places: Places = ()
         if sections is not None:
             self.max_axes, self.places = len(sections), places_of(sections, section_order)  # type: ignore[misc]

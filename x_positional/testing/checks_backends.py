@@ -48,12 +48,13 @@ def scenes(subject: Subject, kind: Kind) -> Iterator[Scene]:
 
 
 def rivals(subject: Subject, kind: Kind, scene: Scene) -> tuple[list[str], list[str]]:
-    """The backends besides eager that can run it, and those that cannot."""
+    """The backends besides eager that run it on any device and in any dtype, and those that cannot run it at all."""
     attn = scene.layers.get("attn", {})
     features = frozenset(attn) & {"softcap", "sinks"}
     kernel = subject.capabilities(kind).kernel
     stopped = [name for name in BACKENDS if obstacles(name, kernel, features)]
-    return [name for name in BACKENDS if name not in (*stopped, "eager")], stopped
+    able = [name for name, backend in BACKENDS.items() if backend.portable and name not in (*stopped, "eager")]
+    return able, stopped
 
 
 @torch.no_grad()

@@ -1,0 +1,147 @@
+"""Models of one's own written for transformers and in our own format, and what no family has."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from published import ids, perturb, quietly, their_logits
+from safetensors.torch import load_file
+
+from x_positional import Decoder, Encoder, PretrainedError, TransformerWrapper, ViTransformerWrapper, from_pretrained
+from x_positional.pretrained import write
+
+LLAMA_LIKE = {"dim": 32, "depth": 3, "heads": 4, "head_dim": 10, "position": "rope", "norm": "rms",
+              "ff": {"glu": True, "activation": "silu", "bias": False}}  # fmt: skip
+
+
+def own(**changes: Any) -> TransformerWrapper:
+    torch.manual_seed(2)
+    wrapper = {name: changes.pop(name) for name in list(changes) if name.startswith(("tie", "emb", "post", "logits"))}
+    layers = Decoder(**{**LLAMA_LIKE, **changes})
+    model = TransformerWrapper(num_tokens=67, max_seq_len=64, attn_layers=layers, **wrapper).eval()
+    perturb(model)
+    return model
+
+
+CASES = {
+    "llama": ({}, "LlamaForCausalLM"),
+    "llama with groups, biases and a scaled rope": (
+        {"kv_heads": 2, "attn": {"bias": True}, "norm": {"kind": "rms", "eps": 1e-4},
+         "position": {"kind": "rope", "theta": 500.0, "scaling": {"rope_type": "linear", "factor": 2.0}}},
+        "LlamaForCausalLM",
+    ),
+    "llama with a tied head": ({"tie_embedding": True, "tie_embedding_scale": 1.0}, "LlamaForCausalLM"),
+    "gpt2": (
+        {"head_dim": 8, "position": {"kind": "absolute", "scale": 1.0}, "norm": {"kind": "layer", "bias": True},
+         "attn": {"bias": True}, "ff": {"activation": "gelu_tanh"}},
+        "GPT2LMHeadModel",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_models_of_ones_own(name: str, tmp_path: Path):
+    changes, architecture = CASES[name]
+    model = own(**changes)
+    model.save_pretrained(tmp_path, format="hf")
+    theirs = quietly(transformers.AutoModelForCausalLM.from_pretrained, tmp_path)
+    assert type(theirs).__name__ == architecture
+    tokens = ids(2, 19)
+    expected = model(tokens)
+    torch.testing.assert_close(their_logits(theirs, tokens), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(from_pretrained(tmp_path)(tokens), expected, atol=1e-5, rtol=1e-5)
+
+
+REFUSED = {
+    "cope": ({"position": "cope"}, "position"),
+    "two schemes": ({"position": ["rope", "alibi"]}, "position"),
+    "a norm that nobody has": ({"norm": "scale"}, "layers.norm.kind is"),
+    "emb_dim": ({"emb_dim": 16}, "emb_dim"),
+    "scores": ({"attn": {"softcap": 7.5, "sinks": True}}, "attn.softcap"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_family_has_is_named(name: str, tmp_path: Path):
+    changes, word = REFUSED[name]
+    with pytest.raises(PretrainedError, match="The nearest family is") as error:
+        own(**changes).save_pretrained(tmp_path / "model", format="hf")
+    assert word in str(error.value)
+    assert not (tmp_path / "model").exists(), "nothing is written where something is refused"
+
+
+def test_a_family_by_name(tmp_path: Path):
+    with pytest.raises(PretrainedError, match="did you mean 'llama'"):
+        own().save_pretrained(tmp_path, format="hf", model_type="lama")
+    with pytest.raises(PretrainedError, match="nearest family is gpt2"):
+        own().save_pretrained(tmp_path, format="hf", model_type="gpt2")
+    with pytest.raises(ValueError, match="'onnx' is none of"):
+        own().save_pretrained(tmp_path, format="onnx")  # type: ignore[arg-type]
+
+
+NATIVE = {
+    "cope": lambda: own(position="cope"),
+    "pattern": lambda: own(pattern=[{"window": 4}, {"position": "none"}, {"attn": {"softcap": 5.0}}]),
+    "tied": lambda: own(tie_embedding=True, logits_bias=True, emb_scale=2.0),
+    "encoder": lambda: TransformerWrapper(
+        num_tokens=67, max_seq_len=64, attn_layers=Encoder(dim=32, depth=2, heads=2, head_dim=8, position="t5")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NATIVE)
+@torch.no_grad()
+def test_our_own_format_holds_every_model(name: str, tmp_path: Path):
+    model = NATIVE[name]().eval()
+    perturb(model)
+    model.save_pretrained(tmp_path)
+    again = from_pretrained(tmp_path)
+    assert again.config == model.config
+    assert torch.equal(again(ids(2, 19)), model(ids(2, 19)))
+
+
+@torch.no_grad()
+def test_images_in_our_own_format(tmp_path: Path):
+    layers = Encoder(dim=32, depth=2, heads=2, head_dim=8)
+    model = ViTransformerWrapper(image_size=12, patch_size=4, attn_layers=layers, num_classes=5, pool="cls").eval()
+    perturb(model)
+    model.save_pretrained(tmp_path)
+    image = torch.randn(2, 3, 12, 12)
+    assert torch.equal(from_pretrained(tmp_path)(image), model(image))
+    with pytest.raises(PretrainedError, match="ViTransformerWrapper"):
+        model.save_pretrained(tmp_path / "hf", format="hf")
+
+
+def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = own()
+    model.save_pretrained(tmp_path, format="hf")
+    whole = load_file(tmp_path / "model.safetensors")
+    monkeypatch.setattr(write.write_folder, "__defaults__", (20_000,))
+    model.save_pretrained(tmp_path, format="hf")
+    assert not (tmp_path / "model.safetensors").exists(), "what was there before is gone"
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    theirs = quietly(transformers.AutoModelForCausalLM.from_pretrained, tmp_path)
+    state = theirs.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in whole.items())
+    assert torch.equal(from_pretrained(tmp_path)(ids(1, 9)), model(ids(1, 9)))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "nothing temporary is left"
+
+
+@torch.no_grad()
+def test_special_tokens_are_kept(tmp_path: Path):
+    config = transformers.LlamaConfig(
+        vocab_size=67,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=44,
+        eos_token_id=[2, 5],
+    )
+    quietly(transformers.LlamaForCausalLM(config).save_pretrained, tmp_path / "in")
+    from_pretrained(tmp_path / "in", dtype=torch.bfloat16).save_pretrained(tmp_path / "out", format="hf")
+    again = quietly(transformers.AutoModelForCausalLM.from_pretrained, tmp_path / "out", dtype="auto")
+    assert again.config.eos_token_id == [2, 5]
+    assert again.dtype == torch.bfloat16
