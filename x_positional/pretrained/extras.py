@@ -5,13 +5,13 @@ from typing import Any
 
 from x_positional.pretrained.errors import PretrainedError
 
-EXTRA = "pip install 'x-positional[pretrained]'"
 
-
-def needed(package: str, what: str) -> Any:
+def needed(package: str, what: str, extra: str = "pretrained") -> Any:
     """The module of a package. Raises PretrainedError that says what needs it and how to install it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
         name = package.split(".")[0]
-        raise PretrainedError(f"the package {name} is missing:", [f"{what} it: {EXTRA}"]) from error
+        raise PretrainedError(
+            f"the package {name} is missing:", [f"{what} it: pip install 'x-positional[{extra}]'"]
+        ) from error

@@ -10,6 +10,8 @@ from x_positional.pretrained.gguf_file import GgufFile
 from x_positional.pretrained.tokens import TextTokenizer
 from x_positional.registry import nearest
 
+BYTE_PAIRS = "gpt2"
+"""The `tokenizer.ggml.model` of byte pairs, whatever the model around them is."""
 CONTROL, USER_DEFINED = 3, 4
 """Values of `tokenizer.ggml.token_type`: a special token, and one that is always kept whole."""
 PREFIX = "tokenizer.ggml."
@@ -106,7 +108,7 @@ def _byte_pairs(file: GgufFile, names: list[str]) -> Any:
 
 def _splitting(file: GgufFile) -> Splitting:
     model, pre = file.get(f"{PREFIX}model"), file.get(f"{PREFIX}pre")
-    if model != "gpt2":
+    if model != BYTE_PAIRS:
         raise _refused(
             file,
             f"tokenizer.ggml.model={model!r}: only 'gpt2', byte pairs with their merges, can be rebuilt exactly. "
