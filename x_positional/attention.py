@@ -46,13 +46,14 @@ class CrossPlan:
     cache: KVCache | None = None
 
 
-class _Heads(nn.Module):
-    """The parts that self- and cross-attention share."""
+class Heads(nn.Module):
+    """The parts that all kinds of attention share. value_dim: width of a head's values, None is head_dim."""
 
     def __init__(
         self, dim: int, heads: int, kv_heads: int, head_dim: int, *, bias: bool = False, out_bias: bool | None = None,
         dropout: float = 0.0, q_norm: HeadNorm | None = None, k_norm: HeadNorm | None = None, norm_after: bool = False,
         scale: float | None = None, softcap: float | None = None, sinks: bool = False, clip: float | None = None,
+        value_dim: int | None = None,
     ):  # fmt: skip
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
@@ -60,7 +61,7 @@ class _Heads(nn.Module):
         self.softcap, self.dropout, self.clip = softcap, dropout, clip
         self.q_norm, self.k_norm, self.norm_after = q_norm, k_norm, norm_after
         self.sinks = nn.Parameter(torch.zeros(heads)) if sinks else None
-        self.to_out = nn.Linear(heads * head_dim, dim, bias=bias if out_bias is None else out_bias)
+        self.to_out = nn.Linear(heads * (value_dim or head_dim), dim, bias=bias if out_bias is None else out_bias)
 
     def clipped(self, x: Tensor) -> Tensor:
         """Projections held to [-clip, clip], where a model was trained so (OLMo, MPT)."""
@@ -72,9 +73,9 @@ class _Heads(nn.Module):
         return norm(x) if norm is not None and self.norm_after else x
 
     def prepared(self, x: Tensor, norm: HeadNorm | None) -> Tensor:
-        """[B T H*D] -> [B H T D], normed if norms come before rotation."""
+        """[B T H*D] -> [B H T D], normed if norms come before rotation, and clipped after that."""
         x = self.split(x)
-        return x if norm is None or self.norm_after else norm(x)
+        return self.clipped(x if norm is None or self.norm_after else norm(x))
 
     def split(self, x: Tensor) -> Tensor:
         """[B T H*D] -> [B H T D]."""
@@ -95,7 +96,7 @@ class _Heads(nn.Module):
         )  # fmt: skip
 
 
-class Attention(_Heads):
+class Attention(Heads):
     """Self-attention. Query head h reads key head h // (H / G)."""
 
     def __init__(self, dim: int, heads: int, kv_heads: int, head_dim: int, *, bias: bool = False, **shared: Any):
@@ -105,8 +106,8 @@ class Attention(_Heads):
 
     def forward(self, x: Tensor, scheme: PositionScheme, plan: LayerPlan) -> Tensor:
         """[B T M] -> [B T M]."""
-        q, k, v = self.clipped(self.to_qkv(x)).split(self.widths, dim=-1)
-        q, k, v = self.prepared(q, self.q_norm), self.prepared(k, self.k_norm), self.split(v)
+        q, k, v = self.to_qkv(x).split(self.widths, dim=-1)
+        q, k, v = self.prepared(q, self.q_norm), self.prepared(k, self.k_norm), self.prepared(v, None)
         content = q  # before rotation: what content-dependent terms read
         q = self.turned(q, self.q_norm, scheme.rotate_q, plan.tables)
         k = self.turned(k, self.k_norm, scheme.rotate_k, plan.tables)
@@ -120,7 +121,7 @@ class Attention(_Heads):
         return self.join(plan.backend.attend(q, k, v, plan.planned, ops))
 
 
-class CrossAttention(_Heads):
+class CrossAttention(Heads):
     """Attention to a context. Its keys are computed once and kept by the cache."""
 
     def __init__(
@@ -132,7 +133,7 @@ class CrossAttention(_Heads):
 
     def forward(self, x: Tensor, scheme: PositionScheme, plan: CrossPlan) -> Tensor:
         """[B T M] -> [B T M]."""
-        content = self.prepared(self.clipped(self.to_q(x)), self.q_norm)
+        content = self.prepared(self.to_q(x), self.q_norm)
         q = self.turned(content, self.q_norm, scheme.rotate_q if plan.rotated else _as_it_is, plan.q_tables)
         k, v = self._keys(scheme, plan)
         ops = self.ops(scheme if plan.rotated else None, content, None, plan.planned)
@@ -145,8 +146,8 @@ class CrossAttention(_Heads):
             return held
         if plan.context is None:
             raise ValueError("cross-attention needs context= (or a cache that has seen it)")
-        k, v = self.clipped(self.to_kv(plan.context)).chunk(2, dim=-1)
-        k, v = self.prepared(k, self.k_norm), self.split(v)
+        k, v = self.to_kv(plan.context).chunk(2, dim=-1)
+        k, v = self.prepared(k, self.k_norm), self.prepared(v, None)
         k = self.turned(k, self.k_norm, scheme.rotate_k if plan.rotated else _as_it_is, plan.k_tables)
         if plan.cache is not None:
             plan.cache.cross[plan.layer] = (k, v)

@@ -11,23 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from x_positional.attention import Attention, CrossAttention, CrossPlan, LayerPlan
+from x_positional.experts import MixtureOfExperts
 from x_positional.feedforward import FeedForward
+from x_positional.latent import LatentAttention
 from x_positional.norms import Norm
 from x_positional.scheme import PositionScheme
 
-NormPlace = Literal["pre", "post", "after", "sandwich", "parallel", "parallel_two"]
+NormPlace = Literal["pre", "post", "after", "sandwich", "entry", "parallel", "parallel_two"]
 
 
 class Residual(nn.Module):
-    """x + scale * gain * after(branch(before(x))), then `outer`; a norm or gain that is None is left out."""
+    """x = entry(x), x + scale * gain * after(branch(before(x))), then `outer`; a norm or gain that is None is left out."""
 
     def __init__(
-        self, before: Norm | None = None, after: Norm | None = None, outer: Norm | None = None, *, scale: float = 1.0,
-        gain: nn.Parameter | None = None,
+        self, before: Norm | None = None, after: Norm | None = None, outer: Norm | None = None, entry: Norm | None = None,
+        *, scale: float = 1.0, gain: nn.Parameter | None = None,
     ):  # fmt: skip
         super().__init__()
         self.before, self.after, self.outer, self.scale = before, after, outer, scale
-        self.gain = gain
+        self.entry, self.gain = entry, gain
 
     def branched(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """What is added to x."""
@@ -37,6 +39,7 @@ class Residual(nn.Module):
         return out if self.scale == 1.0 else out * self.scale
 
     def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        x = x if self.entry is None else self.entry(x)
         x = x + self.branched(x, branch)
         return x if self.outer is None else self.outer(x)
 
@@ -44,23 +47,27 @@ class Residual(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class Around:
     """What stands around the branches of a block. norm: makes one. place: pre (before the branch), post (after the sum),
-    after (after the branch: OLMo 2), sandwich (before and after the branch), parallel (attention and feedforward side by
-    side on one normed input: GPT-J, PaLM), parallel_two (side by side, each on its own norm: GPT-NeoX).
-    layer_scale: where the learned gains of a branch start, None for none."""
+    after (after the branch: OLMo 2), sandwich (before and after the branch), entry (of the stream itself, which carries the
+    normed input on: a BLOOM option), parallel (attention and feedforward side by side on one normed input: GPT-J, PaLM),
+    parallel_two (side by side, each on its own norm: GPT-NeoX).
+    layer_scale: where the learned gains of a branch start, None for none. attn_normed: False leaves out the norm before
+    attention."""
 
     norm: Callable[[], Norm]
     place: NormPlace = "pre"
     scale: float = 1.0
     layer_scale: float | None = None
     dim: int = 0
+    attn_normed: bool = True
 
-    def residual(self) -> Residual:
-        """The residual of one branch."""
+    def residual(self, normed: bool = True) -> Residual:
+        """The residual of one branch. normed: False for none before it."""
         norm, place = self.norm, self.place
         gain = None if self.layer_scale is None else nn.Parameter(torch.full((self.dim,), self.layer_scale))
         return Residual(
-            before=None if place in ("post", "after") else norm(), after=norm() if place in ("sandwich", "after") else None,
-            outer=norm() if place == "post" else None, scale=self.scale, gain=gain,
+            before=norm() if normed and place not in ("post", "after", "entry") else None,
+            after=norm() if place in ("sandwich", "after") else None, outer=norm() if place == "post" else None,
+            entry=norm() if place == "entry" else None, scale=self.scale, gain=gain,
         )  # fmt: skip
 
 
@@ -68,11 +75,14 @@ class Block(nn.Module):
     """Self-attention, cross-attention, feedforward, each optional, each in its own residual; or attention and feedforward
     side by side (`parallel`, `parallel_two`)."""
 
-    def __init__(self, attn: Attention | None, cross: CrossAttention | None, ff: FeedForward | None, around: Around):
+    def __init__(
+        self, attn: Attention | LatentAttention | None, cross: CrossAttention | None,
+        ff: FeedForward | MixtureOfExperts | None, around: Around,
+    ):  # fmt: skip
         super().__init__()
         self.attn, self.cross, self.ff = attn, cross, ff
         self.side_by_side = around.place in ("parallel", "parallel_two")
-        self.attn_residual = None if attn is None else around.residual()
+        self.attn_residual = None if attn is None else around.residual(around.attn_normed)
         self.cross_residual = None if cross is None else around.residual()
         self.ff_residual = None if ff is None or around.place == "parallel" else around.residual()
 

@@ -4,12 +4,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from x_positional.attention import Attention, CrossAttention
 from x_positional.backends import choose
 from x_positional.block import Around, Block
 from x_positional.config import AttentionConfig, FeedForwardConfig, LayerConfig, LayersConfig, NormConfig
-from x_positional.feedforward import FeedForward
+from x_positional.experts import Experts, MixtureOfExperts, Router, Routing
+from x_positional.experts_config import MoEConfig
+from x_positional.feedforward import FeedForward, Inner
 from x_positional.head_norm import HeadNorm
+from x_positional.latent import LatentAttention
+from x_positional.latent_config import MLAConfig
 from x_positional.norms import Norm
 from x_positional.registry import SchemeConfig
 from x_positional.scheme import Dims, PositionScheme
@@ -65,10 +71,33 @@ def build_head_norm(attn: AttentionConfig, heads: int, head_dim: int) -> HeadNor
     )  # fmt: skip
 
 
-def build_feedforward(config: LayersConfig, ff: FeedForwardConfig) -> FeedForward:
+def build_feedforward(config: LayersConfig, ff: FeedForwardConfig) -> FeedForward | MixtureOfExperts:
     """The feedforward of one layer."""
-    inner = ff.dim or int(config.dim * ff.mult)
-    return FeedForward(config.dim, inner, ff.activation, ff.glu, ff.bias, ff.gate_bias, ff.dropout)
+    width = ff.dim or int(config.dim * ff.mult)
+    inner = Inner(activation=ff.activation, glu=ff.glu, beta=ff.swish_beta, clamp=ff.glu_clamp, shift=ff.glu_shift)
+    gate_bias = ff.gate_bias if ff.glu else None
+    if ff.moe is None:
+        return FeedForward(config.dim, width, inner, ff.bias, gate_bias, ff.dropout)
+    moe = ff.moe
+    experts = Experts(moe.experts, config.dim, width, inner, bias=ff.bias, up_bias=gate_bias, dropout=ff.dropout)
+    shared = None if moe.shared is None else FeedForward(config.dim, moe.shared, inner, ff.bias, gate_bias, ff.dropout)
+    gate = nn.Linear(config.dim, 1, bias=False) if moe.shared_gate else None
+    return MixtureOfExperts(
+        build_router(config.dim, moe), experts, weigh=moe.weigh, shared=shared, shared_gate=gate
+    )  # fmt: skip
+
+
+def build_router(dim: int, moe: MoEConfig) -> Router:
+    """What chooses the experts of a token."""
+    routing = Routing(
+        top_k=moe.top_k,
+        score=moe.score,
+        renorm=moe.renorm,
+        scale=moe.scale,
+        groups=moe.groups,
+        top_groups=moe.top_groups,
+    )
+    return Router(dim, moe.experts, routing, bias=moe.router_bias, correction=moe.correction)
 
 
 def attention_settings(attn: AttentionConfig, dims: Dims) -> dict[str, Any]:
@@ -81,17 +110,35 @@ def attention_settings(attn: AttentionConfig, dims: Dims) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def build_block(config: LayersConfig, attn: AttentionConfig, ff: FeedForwardConfig) -> Block:
-    """One block, without positions."""
+def build_latent(config: LayersConfig, attn: AttentionConfig, mla: MLAConfig) -> LatentAttention:
+    """Self-attention whose keys and values come from a latent."""
+    dims, own = config.dims(), attn.model_copy(update={"qk_norm": None, "qk_norm_after": False, "clip": None})
+    return LatentAttention(
+        dims.dim, dims.heads, dims.head_dim, kv_rank=mla.kv_rank, rope_dim=mla.rope_dim, q_rank=mla.q_rank, eps=mla.eps,
+        value_dim=mla.value_dim or dims.head_dim - mla.rope_dim, unit_offset=config.norm.unit_offset,
+        **attention_settings(own, dims),
+    )  # fmt: skip
+
+
+def build_attention(config: LayersConfig, attn: AttentionConfig) -> Attention | LatentAttention:
+    """The self-attention of one layer."""
+    if attn.mla is not None:
+        return build_latent(config, attn, attn.mla)
+    dims = config.dims()
+    return Attention(dims.dim, dims.heads, dims.kv_heads, dims.head_dim, **attention_settings(attn, dims))
+
+
+def build_block(config: LayersConfig, attn: AttentionConfig, ff: FeedForwardConfig, first: bool = False) -> Block:
+    """One block, without positions. first: the first of its stack."""
     dims = config.dims()
     sizes = (dims.dim, dims.heads, dims.kv_heads, dims.head_dim)
     around = Around(
         norm=partial(build_norm, config), place=config.norm_place, scale=config.residual_scale,
-        layer_scale=config.layer_scale, dim=config.dim,
+        layer_scale=config.layer_scale, dim=config.dim, attn_normed=config.first_norm or not first,
     )  # fmt: skip
     crosses, context_dim = config.cross_attend or config.kind == "cross_attender", config.context_dim or config.dim
     return Block(
-        Attention(*sizes, **attention_settings(attn, dims)) if config.kind != "cross_attender" else None,
+        build_attention(config, attn) if config.kind != "cross_attender" else None,
         CrossAttention(*sizes, context_dim=context_dim, **attention_settings(attn, dims)) if crosses else None,
         build_feedforward(config, ff), around,
     )  # fmt: skip
@@ -101,7 +148,10 @@ def build_blocks(config: LayersConfig) -> list[Block]:
     """The blocks, without positions."""
     kinds = config.layer_kinds()
     of_layer = [kinds[layer % len(kinds)] for layer in range(config.depth)]
-    return [build_block(config, kind.attn or config.attn, kind.ff or config.ff) for kind in of_layer]
+    return [
+        build_block(config, kind.attn or config.attn, kind.ff or config.ff, first=layer == 0)
+        for layer, kind in enumerate(of_layer)
+    ]
 
 
 def build_kinds(config: LayersConfig, positions: Positions) -> list[LayerKind]:

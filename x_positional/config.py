@@ -8,6 +8,8 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from typing_extensions import Self
 
 from x_positional import schemes as _registered  # noqa: F401  (importing it registers every scheme)
+from x_positional.experts_config import MoEConfig
+from x_positional.latent_config import MLAConfig
 from x_positional.registry import Config, Custom, SchemeConfig, scheme_config
 from x_positional.scheme import Dims, Reach
 from x_positional.schemes.compose import Chain
@@ -36,7 +38,7 @@ QKNormKind = Literal["rms", "rms_plain", "rms_whole", "rms_per_head", "layer", "
 class AttentionConfig(Config):
     """bias: of the projections; out_bias: of the last one, None follows bias. scale: None is head_dim^-0.5. softcap:
     c * tanh(score / c). sinks: a learned logit per head with no value. clip: queries, keys and values are clamped to
-    [-clip, clip].
+    [-clip, clip], after a norm that comes before rotation. mla: keys and values from a latent, see `MLAConfig`.
 
     qk_norm: of queries and keys, see `HeadNorm`; after "l2" scores are scaled by qk_norm_scale. qk_norm_eps: None is that
     of the kind. qk_norm_bias: beside the gains. qk_norm_unit_offset: gains are stored as gain - 1. qk_norm_after: after rotation.
@@ -55,18 +57,36 @@ class AttentionConfig(Config):
     sinks: bool = False
     scale: float | None = Field(default=None, gt=0)
     clip: float | None = Field(default=None, gt=0)
+    mla: MLAConfig | None = None
+
+
+ActivationKind = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"]
 
 
 class FeedForwardConfig(Config):
-    """dim: inner width, None is int(model dim * mult). gate_bias: of the gated projection, None follows bias."""
+    """dim: inner width, None is int(model dim * mult). gate_bias: of the gated projection, None follows bias. swish_beta:
+    silu is x * sigmoid(beta x). glu_clamp: gates are held below it and values between -glu_clamp and it, before the activation;
+    glu_shift: is added to the values (gpt-oss: 1). moe: a mixture of experts like this, see `MoEConfig`."""
 
     mult: float = Field(default=4.0, gt=0)
     dim: int | None = Field(default=None, gt=0)
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"] = "gelu"
+    activation: ActivationKind = "gelu"
     glu: bool = False
     bias: bool = True
     gate_bias: bool | None = None
+    swish_beta: float = 1.0
+    glu_clamp: float | None = Field(default=None, gt=0)
+    glu_shift: float = 0.0
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    moe: MoEConfig | None = None
+
+
+class HeadConfig(Config):
+    """What stands before the last projection of a head: norm(activation(linear(x))), as in BERT. bias: of the linear."""
+
+    activation: ActivationKind = "gelu"
+    bias: bool = True
+    norm: NormConfig = NormConfig(bias=True, unit_offset=False)
 
 
 def _as_list(value: Any) -> Any:
@@ -111,7 +131,8 @@ class LayersConfig(Config):
     """A stack of layers. position: a name, a config, a scheme, or a list (combined); None is not chosen: a wrapper then
     adds learned absolute embeddings. window, chunk, keep_first: as in `LayerConfig`, for every layer; pattern: what differs
     between layers, entry i for layer i, and over again. flash: ask for a path that never holds the whole score matrix.
-    final_norm: None is yes, except after norm_place="post", which ends in a norm already. residual_scale: what each branch is
+    final_norm: None is yes, except after norm_place="post", which ends in a norm already. first_norm: False leaves out the
+    norm before the attention of the first layer, as the embedding ends in one (ModernBERT). residual_scale: what each branch is
     multiplied by (Granite). layer_scale: a learned gain per channel of each branch, from this value (LayerScale)."""
 
     kind: LayersKind = "decoder"
@@ -130,8 +151,9 @@ class LayersConfig(Config):
     backend: Literal["auto", "eager", "blockwise", "sdpa", "flex", "varlen"] = "auto"
     flash: bool = False
     norm: NormConfig = NormConfig()
-    norm_place: Literal["pre", "post", "after", "sandwich", "parallel", "parallel_two"] = "pre"
+    norm_place: Literal["pre", "post", "after", "sandwich", "entry", "parallel", "parallel_two"] = "pre"
     final_norm: bool | None = None
+    first_norm: bool = True
     residual_scale: float = Field(default=1.0, gt=0)
     layer_scale: float | None = Field(default=None, gt=0)
     attn: AttentionConfig = AttentionConfig()
@@ -185,8 +207,13 @@ class FileConfig(Config):
 
 class ModelConfig(FileConfig):
     """A language model: embeddings, layers, head. emb_scale: token embeddings are multiplied by it. emb_norm: the norm after
-    the embedding where it is not the bias-free LayerNorm of post_emb_norm. logits_bias: of the head. logits_scale: logits are
-    multiplied by it, then capped to c * tanh(logit / c) by logits_softcap."""
+    the embedding where it is not the bias-free LayerNorm of post_emb_norm. token_types: how many kinds of tokens have a
+    learned vector of their own, added to the embedding (BERT's segments). head: what stands before the last projection.
+    logits_bias: of the head. logits_scale: logits are multiplied by it, then capped to c * tanh(logit / c) by
+    logits_softcap.
+
+    Where emb_dim is not dim, a projection lies between: emb_proj_bias: it has a bias. emb_proj_first: positions and norm come
+    after it, as wide as the model. logits_proj: another one leads back to emb_dim before the head (all as in OPT-350m)."""
 
     num_tokens: int = Field(gt=0)
     max_seq_len: int = Field(gt=0)
@@ -200,9 +227,24 @@ class ModelConfig(FileConfig):
     logits_dim: int | None = Field(default=None, gt=0)
     emb_scale: float | None = Field(default=None, gt=0)
     emb_norm: NormConfig | None = None
+    token_types: int | None = Field(default=None, gt=0)
+    head: HeadConfig | None = None
+    emb_proj_bias: bool = True
+    emb_proj_first: bool = False
+    logits_proj: bool = False
     logits_bias: bool = False
     logits_scale: float | None = Field(default=None, gt=0)
     logits_softcap: float | None = Field(default=None, gt=0)
+
+    @property
+    def placed_dim(self) -> int | None:
+        """The width at which positions are added; None is that of the model."""
+        return None if self.emb_proj_first else self.emb_dim
+
+    @property
+    def projected(self) -> bool:
+        """Whether embeddings have a width of their own."""
+        return self.emb_dim not in (None, self.layers.dim)
 
 
 class ContinuousConfig(Config):

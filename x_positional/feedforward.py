@@ -1,5 +1,6 @@
 """The feedforward layer: plain or gated, any of a few activations. [B T M] -> [B T M]."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -28,28 +29,55 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 
-class FeedForward(nn.Module):
-    """down(act(up(x))), or with glu down(up(x) * act(gate(x))) (Shazeer 2020, arXiv:2002.05202).
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """What happens between the two projections: act(x), or with glu (value + shift) * act(gate), where values and gates lie
+    side by side (Shazeer 2020, arXiv:2002.05202).
 
-    inner: width between the two projections. gate_bias: bias of the gated projection alone; None follows `bias`.
+    beta: silu is x * sigmoid(beta x) (Ramachandran et al. 2017, arXiv:1710.05941). clamp: gates are held below it, and values
+    between -clamp and clamp. shift: is added to the values (gpt-oss).
+    """
+
+    activation: ActivationKind = "gelu"
+    glu: bool = False
+    beta: float = 1.0
+    clamp: float | None = None
+    shift: float = 0.0
+
+    def width(self, inner: int) -> int:
+        """Rows of the first projection."""
+        return 2 * inner if self.glu else inner
+
+    def act(self, x: Tensor) -> Tensor:
+        """[... F] -> [... F]."""
+        swish = self.activation == "silu" and self.beta != 1.0
+        return x * torch.sigmoid(self.beta * x) if swish else ACTIVATIONS[self.activation](x)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[... F] or, with glu, [... 2F] -> [... F]."""
+        if not self.glu:
+            return self.act(x)
+        value, gate = x.chunk(2, dim=-1)
+        if self.clamp is not None:
+            value, gate = value.clamp(-self.clamp, self.clamp), gate.clamp(max=self.clamp)
+        return (value + self.shift if self.shift else value) * self.act(gate)
+
+
+class FeedForward(nn.Module):
+    """down(inner(up(x))).
+
+    width: between the two projections. gate_bias: bias of the gated projection alone; None follows `bias`.
     """
 
     def __init__(
-        self, dim: int, inner: int, activation: ActivationKind = "gelu", glu: bool = False, bias: bool = True,
-        gate_bias: bool | None = None, dropout: float = 0.0,
-    ):  # fmt: skip
+        self, dim: int, width: int, inner: Inner, bias: bool = True, gate_bias: bool | None = None, dropout: float = 0.0
+    ):
         super().__init__()
-        self.glu, self.activation = glu, ACTIVATIONS[activation]
-        up_bias = bias if gate_bias is None or not glu else gate_bias
-        self.up = nn.Linear(dim, inner * 2 if glu else inner, bias=up_bias)
-        self.down = nn.Linear(inner, dim, bias=bias)
+        self.inner = inner
+        up_bias = bias if gate_bias is None or not inner.glu else gate_bias
+        self.up = nn.Linear(dim, inner.width(width), bias=up_bias)
+        self.down = nn.Linear(width, dim, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.up(x)
-        if self.glu:
-            value, gate = x.chunk(2, dim=-1)
-            x = value * self.activation(gate)
-        else:
-            x = self.activation(x)
-        return self.down(self.dropout(x))
+        return self.down(self.dropout(self.inner(self.up(x))))

@@ -57,6 +57,11 @@ def no_setting_is_idle(case: Case) -> Iterator[str]:
         idle = [f"{name}={value!r}" for name, value in placed.items() if value not in (None, "pre", "parallel")]
         if idle:
             yield f"{', '.join(idle)} with norm.kind='none': there is no norm to set or place. Leave it out."
+    if not layers.first_norm and (layers.norm_place in ("post", "after") or layers.kind == "cross_attender"):
+        yield (
+            f"first_norm=False with kind={layers.kind!r}, norm_place={layers.norm_place!r}: there is no norm before the first "
+            "attention to leave out. Leave first_norm out."
+        )
     if attn.qk_norm != "l2" and attn.qk_norm_scale != type(attn)().qk_norm_scale:
         yield (
             f"attn.qk_norm_scale={attn.qk_norm_scale:g} scales the scores of attn.qk_norm='l2' alone, and qk_norm is "
@@ -126,14 +131,21 @@ def the_pattern_is_the_whole_word(config: LayersConfig) -> Iterator[str]:
 
 
 def head_fits(case: Case) -> Iterator[str]:
-    """Tied logits are as wide as the vocabulary and read embeddings as wide as the model."""
+    """Tied logits are as wide as the vocabulary and read embeddings as wide as what comes to the head."""
     model = case.model
     if not isinstance(model, ModelConfig):
         return
-    if model.tie_embedding and model.emb_dim not in (None, case.layers.dim):
+    if model.tie_embedding and model.projected and not model.logits_proj:
         yield (
             f"tie_embedding=True reads the logits off the embedding matrix, whose rows are emb_dim={model.emb_dim} wide, "
-            f"and the model is dim={case.layers.dim} wide. Leave emb_dim out, or untie."
+            f"and the model is dim={case.layers.dim} wide. Set logits_proj, leave emb_dim out, or untie."
+        )
+    idle = {"emb_proj_bias=False": not model.emb_proj_bias, "emb_proj_first": model.emb_proj_first,
+            "logits_proj": model.logits_proj}  # fmt: skip
+    if not model.projected and any(idle.values()):
+        yield (
+            f"{', '.join(name for name, said in idle.items() if said)} with emb_dim={model.emb_dim} and dim={case.layers.dim}: "
+            "there is no projection between embeddings and model. Set emb_dim, or leave it out."
         )
     if model.tie_embedding and model.logits_dim not in (None, model.num_tokens):
         yield (

@@ -113,7 +113,7 @@ class Varlen(Backend):
             return self.otherwise.attend(q, k, v, planned, ops)
         kernel = self._kernel(q, v, ops)
         if not packed.longest:  # padding alone
-            return torch.zeros_like(q)
+            return q.new_zeros(*q.shape[:3], v.shape[-1])
         options = {"enable_gqa": True} if takes_groups(kernel) else {}
         if not options:
             k, v = share_heads(k, q.shape[1]), share_heads(v, q.shape[1])

@@ -44,4 +44,4 @@ def _sizes(config: AnyConfig) -> tuple[LayersConfig, int | None, int | None]:
         return config, None, None
     if isinstance(config, VisionConfig):
         return config.stack, config.trained_patches, None
-    return config.layers, config.max_seq_len, config.emb_dim if isinstance(config, ModelConfig) else None
+    return config.layers, config.max_seq_len, config.placed_dim if isinstance(config, ModelConfig) else None

@@ -2,27 +2,48 @@
 have the same canonical fields, whatever was left to defaults; what only training sees (dropout, backends) is not there.
 
 Fields are dotted paths: `num_tokens`, `layers.heads`, and `each.window` with one value per layer. What is alike in all
-layers is there as `layers.window` too.
+layers is there as `layers.window` too. What a layer may lack as a whole (`ff.moe`, `attn.mla`) is one value.
 """
 
 import math
-from collections.abc import Mapping
+import re
 from typing import Any
 
-from x_positional.config import AttentionConfig, FeedForwardConfig, LayerConfig, LayersConfig, ModelConfig, NormConfig
+from x_positional.config import (
+    AttentionConfig,
+    FeedForwardConfig,
+    HeadConfig,
+    LayerConfig,
+    LayersConfig,
+    ModelConfig,
+    NormConfig,
+)
 from x_positional.head_norm import KINDS
 from x_positional.pretrained.fields import Fields
-from x_positional.registry import Config
 from x_positional.scheme import Dims
+from x_positional.seq2seq_config import Seq2SeqConfig
 from x_positional.validate import resolve_kinds
 
 SILENT = {"dropout", "emb_dropout", "backend", "flash", "mult", "unit_offset", "qk_norm_unit_offset"}
 """Fields that change no logit, or only how a gain is stored."""
 
 
-def canonical(config: ModelConfig) -> Fields:
-    """Every field of a model by path."""
-    layers, dims = config.layers, config.layers.dims(config.max_seq_len, config.emb_dim)
+OF_HEADS = ("head.", "logits_", "tie_embedding")
+"""Fields that say nothing where there is no head."""
+
+
+def canonical(config: ModelConfig | Seq2SeqConfig, headed: bool = True) -> Fields:
+    """Every field of a model by path; of one with two sides, under `encoder.` and `decoder.`. headed: with its head."""
+    if isinstance(config, Seq2SeqConfig):
+        sides = {"encoder": canonical(config.encoder, headed=False), "decoder": canonical(config.decoder)}
+        out = {f"{side}.{path}": value for side, fields in sides.items() for path, value in fields.items()}
+        return out | {"tie_token_emb": config.tie_token_emb}
+    fields = _canonical(config)
+    return fields if headed else {path: value for path, value in fields.items() if not path.startswith(OF_HEADS)}
+
+
+def _canonical(config: ModelConfig) -> Fields:
+    layers, dims = config.layers, config.layers.dims(config.max_seq_len, config.placed_dim)
     out = _model_fields(config) | {f"layers.{name}": value for name, value in _stack_fields(layers).items()}
     kinds = resolve_kinds(layers, config.max_seq_len)
     of_layer = [_layer_fields(kinds[i % len(kinds)], layers, dims) for i in range(layers.depth)]
@@ -37,12 +58,22 @@ def canonical(config: ModelConfig) -> Fields:
 def _model_fields(config: ModelConfig) -> Fields:
     out = {name: getattr(config, name) for name in ModelConfig.model_fields if name not in SILENT | {"layers"}}
     out["emb_dim"] = config.emb_dim or config.layers.dim
+    if not config.projected:
+        del out["emb_proj_bias"], out["emb_proj_first"]
     out["logits_dim"] = config.logits_dim or config.num_tokens
     scale = config.layers.dim**-0.5 if config.tie_embedding_scale is None else config.tie_embedding_scale
     out["tie_embedding_scale"] = scale if config.tie_embedding else None
+    out |= {name: None for name in ("emb_scale", "logits_scale") if out[name] == 1.0}
     normed = config.post_emb_norm or config.emb_norm is not None
-    del out["post_emb_norm"], out["emb_norm"]
+    del out["post_emb_norm"], out["emb_norm"], out["head"]
+    out |= _head_fields(config.head)
     return out | _norm_fields("emb_norm", config.emb_norm or NormConfig() if normed else None)
+
+
+def _head_fields(head: HeadConfig | None) -> Fields:
+    if head is None:
+        return {"head.activation": None}
+    return {"head.activation": head.activation, "head.bias": head.bias, **_norm_fields("head.norm", head.norm)}
 
 
 def _stack_fields(layers: LayersConfig) -> Fields:
@@ -80,33 +111,23 @@ def _attention_fields(attn: AttentionConfig, dims: Dims) -> Fields:
     del out["qk_norm_scale"]
     if attn.qk_norm is not None and attn.qk_norm_eps is None:
         out["qk_norm_eps"] = KINDS[attn.qk_norm].eps
-    return {f"attn.{name}": value for name, value in _flat(out).items()}
+    if attn.mla is not None:
+        width = attn.mla.value_dim or dims.head_dim - attn.mla.rope_dim
+        out["mla"] = attn.mla.model_copy(update={"value_dim": width})
+    return {f"attn.{name}": value for name, value in out.items()}
 
 
 def _feedforward_fields(ff: FeedForwardConfig, dim: int) -> Fields:
     out = {name: getattr(ff, name) for name in FeedForwardConfig.model_fields if name not in SILENT}
     out["dim"] = ff.dim or int(dim * ff.mult)
     out["gate_bias"] = (ff.bias if ff.gate_bias is None else ff.gate_bias) if ff.glu else None
-    return {f"ff.{name}": value for name, value in _flat(out).items()}
-
-
-def _flat(fields: Mapping[str, Any]) -> Fields:
-    """Groups inside a group by their own paths."""
-    out: Fields = {}
-    for name, value in fields.items():
-        if isinstance(value, Config):
-            inner = {n: getattr(value, n) for n in type(value).model_fields}
-            out |= {f"{name}.{n}": v for n, v in _flat(inner).items()}
-        else:
-            out[name] = value
-    return out
+    return {f"ff.{name}": value for name, value in out.items()}
 
 
 def differences(one: Fields, other: Fields) -> dict[str, tuple[Any, Any]]:
     """Paths whose values differ. What each layer says is compared layer by layer."""
-    paths = {
-        p for p in one | other if not p.startswith("layers.") or f"each.{p.removeprefix('layers.')}" not in one | other
-    }
+    both = one | other
+    paths = {p for p in both if re.sub(r"^(encoder\.|decoder\.|)layers\.", r"\1each.", p) not in both.keys() - {p}}
     return {p: (one.get(p), other.get(p)) for p in sorted(paths) if not _alike(one.get(p), other.get(p))}
 
 

@@ -1,11 +1,12 @@
 """Keys of a published `config.json` that change no logit of a forward pass, in any family."""
 
 
-def _names(text: str) -> frozenset[str]:
+def key_names(text: str) -> frozenset[str]:
+    """Keys, written as words."""
     return frozenset(text.split())
 
 
-HARMLESS = _names(
+HARMLESS = key_names(
     "_attn_implementation _name_or_path architectures attention_dropout attention_probs_dropout_prob attn_pdrop "
     "auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward classifier_dropout "
     "cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dropout dtype early_stopping "

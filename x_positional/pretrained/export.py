@@ -13,14 +13,18 @@ from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.families import FAMILIES
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.fields import Fields
-from x_positional.pretrained.kinds import model_config
+from x_positional.pretrained.kinds import MAKERS, kind_of, part_of
 from x_positional.pretrained.load import sizes_of
 from x_positional.pretrained.write import write_folder
 from x_positional.registry import nearest
 from x_positional.rope import RopeError
 from x_positional.saving import Saveable
+from x_positional.seq2seq_config import Seq2SeqConfig
+from x_positional.wrappers import TokenEncoder
 
 DTYPE_KEY = "dtype"
+REWRITTEN = {"dtype", "torch_dtype", "transformers_version"}
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Fit:
 
     family: Family
     hf: Mapping[str, Any]
-    read: ModelConfig | None
+    read: ModelConfig | Seq2SeqConfig | None
     apart: Mapping[str, tuple[Any, Any]]
     problems: tuple[str, ...] = ()
 
@@ -37,24 +41,25 @@ class Fit:
 def save_hf(model: Saveable, folder: Path, model_type: str | None = None) -> None:
     """Write a model for transformers. Raises PretrainedError with what no family has."""
     config = model.config
-    if not isinstance(config, ModelConfig):
+    if not isinstance(config, ModelConfig | Seq2SeqConfig):
         raise PretrainedError(
             f"{type(model).__name__} cannot be written for transformers:", ["only language models can."]
         )
-    fit = best_fit(config, _candidates(model, model_type))
+    headed = not isinstance(model, TokenEncoder)
+    fit = best_fit(config, _candidates(model, config, model_type), headed)
     tensors = tensors_of(model, fit)
     dtype = next(iter(tensors.values())).dtype
-    kept = (
-        {} if model.origin is None or model.origin.family is not fit.family else _kept(model.origin.config, fit.family)
-    )
-    write_folder(folder, {**kept, **fit.hf, DTYPE_KEY: str(dtype).removeprefix("torch.")}, tensors)
+    named = {} if headed or not fit.family.body else {"architectures": [fit.family.body]}
+    said = {**_beside(model, fit.family), **fit.hf, **named, DTYPE_KEY: str(dtype).removeprefix("torch.")}
+    write_folder(folder, said, tensors)
 
 
-def best_fit(config: ModelConfig, families: list[Family]) -> Fit:
-    """The first family that says exactly this model. Raises PretrainedError with what the nearest one lacks."""
-    ours, nearest_fit = canonical(config), None
+def best_fit(config: ModelConfig | Seq2SeqConfig, families: list[Family], headed: bool = True) -> Fit:
+    """The first family that says exactly this model. headed: False where nothing is said of its head. Raises
+    PretrainedError with what the nearest one lacks."""
+    ours, nearest_fit = canonical(config, headed), None
     for family in families:
-        fit = fitted(family, ours)
+        fit = fitted(family, ours, headed)
         if not fit.apart and not fit.problems:
             return fit
         if nearest_fit is None or len(fit.apart) + len(fit.problems) < len(nearest_fit.apart) + len(
@@ -70,26 +75,27 @@ def best_fit(config: ModelConfig, families: list[Family]) -> Fit:
     )  # fmt: skip
 
 
-def fitted(family: Family, ours: Fields) -> Fit:
+def fitted(family: Family, ours: Fields, headed: bool = True) -> Fit:
     """A family's config.json for canonical fields, and what is lost on the way there and back."""
     try:
         hf = family.write(ours)
     except RopeError as error:
         return Fit(family, {}, None, {}, tuple(error.problems))
     fields, problems = family.read(hf)
+    fields |= {path: ours[path] for path in (*family.unsaid, *family.optional) if path in ours}
     if problems:
         return Fit(family, hf, None, differences(ours, fields), tuple(problems))
     try:
-        read = model_config(fields)
+        read = MAKERS[family.kind].config(fields)
     except ValueError as error:
         return Fit(family, hf, None, {}, (str(error),))
-    return Fit(family, hf, read, differences(ours, canonical(read)))
+    return Fit(family, hf, read, differences(ours, canonical(read, headed)))
 
 
 def tensors_of(model: Saveable, fit: Fit) -> dict[str, Tensor]:
     """Name -> tensor, as the family calls and lays them."""
     config, read = model.config, fit.read
-    if read is None or not isinstance(config, ModelConfig):
+    if read is None or not isinstance(config, ModelConfig | Seq2SeqConfig):
         raise ValueError("only a model that fits has tensors to write")
     out: dict[str, Tensor] = {}
     problems = []
@@ -98,7 +104,7 @@ def tensors_of(model: Saveable, fit: Fit) -> dict[str, Tensor]:
         if place is None:
             problems.append(f"{fit.family.model_type} has no place for {name}.")
             continue
-        sizes = sizes_of(read.layers, place)
+        sizes = sizes_of(MAKERS[fit.family.kind].layers(read, name), place)
         stored = place.layout.store(_as_stored(name, parameter.detach(), config, read), sizes)
         out |= dict(zip(place.names(sizes), stored, strict=True))
     if problems:
@@ -106,24 +112,29 @@ def tensors_of(model: Saveable, fit: Fit) -> dict[str, Tensor]:
     return {name: tensor.contiguous().cpu() for name, tensor in out.items()}
 
 
-def _as_stored(name: str, tensor: Tensor, ours: ModelConfig, theirs: ModelConfig) -> Tensor:
+def _as_stored(
+    name: str, tensor: Tensor, ours: ModelConfig | Seq2SeqConfig, theirs: ModelConfig | Seq2SeqConfig
+) -> Tensor:
     """Gains that one side stores as gain - 1 and the other as they are."""
     if not name.endswith(".gain"):
         return tensor
-    shift = int(_offset(name, ours)) - int(_offset(name, theirs))
+    one, (other, short) = part_of(ours, name)[0], part_of(theirs, name)
+    shift = int(_offset(short, one)) - int(_offset(short, other))
     return tensor if shift == 0 else (tensor.double() + shift).to(tensor.dtype)
 
 
 def _offset(name: str, config: ModelConfig) -> bool:
     if name.startswith("emb_norm"):
         return config.emb_norm is not None and config.emb_norm.unit_offset
+    if name.startswith("head."):
+        return config.head is not None and config.head.norm.unit_offset
     if ".q_norm." in name or ".k_norm." in name:
         layer, kinds = int(name.split("blocks.")[1].split(".")[0]), config.layers.layer_kinds()
         return (kinds[layer % len(kinds)].attn or config.layers.attn).qk_norm_unit_offset
     return config.layers.norm.unit_offset
 
 
-def _candidates(model: Saveable, model_type: str | None) -> list[Family]:
+def _candidates(model: Saveable, config: ModelConfig | Seq2SeqConfig, model_type: str | None) -> list[Family]:
     if model_type is not None:
         if model_type not in FAMILIES:
             raise PretrainedError(
@@ -131,16 +142,17 @@ def _candidates(model: Saveable, model_type: str | None) -> list[Family]:
             )
         return [FAMILIES[model_type]]
     own = [] if model.origin is None else [model.origin.family]
-    return own + [family for family in FAMILIES.values() if family not in own and family.kind == "decoder"]
+    kind = kind_of(config)
+    return own + [family for family in FAMILIES.values() if family not in own and family.kind == kind]
 
 
-def _kept(hf: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """What the original config said beside what is read: ids of special tokens, and so on."""
-    return {
-        key: value
-        for key, value in hf.items()
-        if key not in family.keys | {"dtype", "torch_dtype", "transformers_version"}
-    }
+def _beside(model: Saveable, family: Family) -> dict[str, Any]:
+    """What the original config said beside what is read. Ids of special tokens are said in any case: those that a family
+    has by default are of other tokens, or of none."""
+    hf = {} if model.origin is None else model.origin.config
+    if model.origin is not None and model.origin.family is family:
+        return {key: value for key, value in hf.items() if key not in family.keys | REWRITTEN}
+    return {key: hf.get(key) for key in SPECIAL}
 
 
 __all__ = ["best_fit", "fitted", "save_hf", "tensors_of"]

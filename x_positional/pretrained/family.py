@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from x_positional.pretrained.canonical import canonical, differences
 from x_positional.pretrained.config_keys import HARMLESS
-from x_positional.pretrained.fields import Codec, Fields, Hf
+from x_positional.pretrained.fields import Codec, Fields, Hf, Null
 from x_positional.pretrained.layouts import Layout, Same, Sizes
 from x_positional.rope import RopeError
 
@@ -21,7 +21,11 @@ Kind = Literal["decoder", "encoder", "seq2seq", "vision"]
 class Family:
     """model_type, architecture: as in `config.json`. fields: what its keys say, later ones over earlier ones.
     names: our module or parameter -> theirs, `{i}` is the layer. base: the prefix that a file of the body alone lacks.
-    ignored: patterns of tensors that hold nothing to learn. harmless: keys that change no logit, beside `HARMLESS`."""
+    ignored: patterns of tensors that hold nothing to learn. harmless: keys that change no logit, beside `HARMLESS`.
+    defaults: what keys mean that a file leaves out (null is not left out). aliases: other names of keys -> the name read
+    here, over which they win. body: the architecture of a file of the body alone. copies: tensors that some files hold
+    twice -> the first of them. older: (pattern, now) of names that older files have. optional: fields that hold where a
+    tensor is there. unsaid: fields that tensors decide alone, where other families have a key."""
 
     model_type: str
     architecture: str
@@ -31,27 +35,42 @@ class Family:
     base: str = "model."
     ignored: tuple[str, ...] = ()
     harmless: frozenset[str] = frozenset()
+    body: str = ""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    older: tuple[tuple[str, str], ...] = ()
+    optional: Mapping[str, str] = field(default_factory=dict)
+    unsaid: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def like(
         self, model_type: str, architecture: str, fields: Iterable[Codec] = (), names: Mapping[str, Any] | None = None,
-        **changes: Any,
+        defaults: Mapping[str, Any] | None = None, **changes: Any,
     ) -> "Family":  # fmt: skip
-        """Another family that differs in this. A codec replaces those that set one of its fields; a name of None is gone."""
+        """Another family that differs in this. A codec replaces those that set one of its fields; a name of None is gone;
+        defaults are added."""
         fields = tuple(fields)
         said = {path for codec in fields for path in codec.said}
         kept = tuple(codec for codec in self.fields if not said & set(codec.said))
         merged = {ours: theirs for ours, theirs in {**self.names, **(names or {})}.items() if theirs is not None}
         return replace(
-            self, model_type=model_type, architecture=architecture, fields=kept + fields, names=merged, **changes
-        )
+            self, model_type=model_type, architecture=architecture, fields=kept + fields, names=merged,
+            defaults={**self.defaults, **(defaults or {})}, **changes,
+        )  # fmt: skip
 
     @property
     def keys(self) -> set[str]:
         """The keys of `config.json` that are read."""
-        return {key for codec in self.fields for key in codec.keys}
+        return {key for codec in self.fields for key in codec.keys} | set(self.aliases)
+
+    def renamed(self, hf: Hf) -> Hf:
+        """The same with keys under the names that are read here."""
+        other = {self.aliases[key]: value for key, value in hf.items() if key in self.aliases and value is not None}
+        return {key: value for key, value in hf.items() if key not in self.aliases} | other
 
     def read(self, hf: Hf) -> tuple[Fields, list[str]]:
         """Our fields by path, and what is wrong with theirs."""
+        hf = {**self.defaults, **self.renamed(hf)}
         fields: Fields = {}
         problems: list[str] = []
         for codec in self.fields:
@@ -74,7 +93,7 @@ class Family:
         out: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
         for codec in self.fields:
             out |= {key: value for key, value in codec.write(fields).items() if value is not None}
-        return out
+        return {key: None if isinstance(value, Null) else value for key, value in out.items()}
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], str, Layout]]:

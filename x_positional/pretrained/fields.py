@@ -19,6 +19,13 @@ class Required:
 REQUIRED = Required()
 
 
+class Null:
+    """Written as null. A key that is left out means the default of its class; null means that there is none."""
+
+
+NULL = Null()
+
+
 class Codec(Protocol):
     """One thing that both sides say. `said`: our fields that it sets, by which a family replaces another's codec."""
 
@@ -69,8 +76,36 @@ class Key:
     def write(self, config: Fields) -> dict[str, Any]:
         value = config.get(self.path)
         if self.words is not None:
-            value = next((theirs for theirs, ours in self.words.items() if ours == value), None)
+            value = next((theirs for theirs in self._spellings() if self.words[theirs] == value), None)
         return {self.key: value}
+
+    def _spellings(self) -> list[Any]:
+        """Their words, the family's own first: two words for one function may round otherwise."""
+        words = list(self.words or ())
+        return sorted(words, key=lambda word: word != self.default)
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """One field, one key, where null is a value: no window, no cap. What a missing key means, `Family.defaults` says."""
+
+    path: str
+    key: str
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def read(self, hf: Hf) -> Fields:
+        return {self.path: hf.get(self.key)}
+
+    def write(self, config: Fields) -> dict[str, Any]:
+        value = config.get(self.path)
+        return {self.key: NULL if value is None else value}
 
 
 @dataclass(frozen=True)
@@ -145,6 +180,25 @@ class Both:
 
     def write(self, config: Fields) -> dict[str, Any]:
         return self.writer(config)
+
+
+def follows(path: str, reader: Callable[[Hf], Any]) -> Both:
+    """A field that no key says, because it follows from others, as Gemma's scale of embeddings does from its width."""
+    return Both((path,), (), lambda hf: {path: reader(hf)}, lambda config: {})
+
+
+def multiplier(path: str, key: str) -> Both:
+    """What something is multiplied by, where none is 1. The default is in `Family.defaults`."""
+    return Both(
+        (path,), (key,), lambda hf: {path: hf[key]},
+        lambda config: {key: 1.0 if config.get(path) is None else config[path]},
+    )  # fmt: skip
+
+
+def decimal(value: float) -> float | int:
+    """The shortest number that is this one, up to the rounding of a division or a root: 1 / (1 / 49) is 49."""
+    near = float(f"{value:.15g}")
+    return int(near) if near.is_integer() else near
 
 
 def of(key: str) -> Callable[[Hf], Any]:

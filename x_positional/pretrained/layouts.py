@@ -128,6 +128,27 @@ class Reordered:
 
 
 @dataclass(frozen=True)
+class Gated:
+    """The way into a feedforward: one tensor, or where it is gated two: what is gated, then the gate."""
+
+    plain: str
+    pair: tuple[str, str]
+
+    def names(self, sizes: Sizes) -> Sequence[str]:
+        return self.pair if self._gated(sizes) else (self.plain,)
+
+    def load(self, parts: list[Tensor], sizes: Sizes) -> Tensor:
+        return torch.cat(parts)
+
+    def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
+        return list(tensor.chunk(2)) if self._gated(sizes) else [tensor]
+
+    def _gated(self, sizes: Sizes) -> bool:
+        own = None if sizes.layer is None else sizes.layer.ff
+        return (own or sizes.layers.ff).glu
+
+
+@dataclass(frozen=True)
 class Reshaped:
     """One tensor in another shape; `ours` and `theirs` are the sizes of the axes, by `Sizes`."""
 
@@ -143,3 +164,49 @@ class Reshaped:
 
     def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
         return [tensor.reshape(self.theirs(sizes))]
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """One tensor whose two halves lie the other way round: the gate above what it gates."""
+
+    name: str
+
+    def names(self, sizes: Sizes) -> Sequence[str]:
+        return (self.name,)
+
+    def load(self, parts: list[Tensor], sizes: Sizes) -> Tensor:
+        return _swapped(parts[0])
+
+    def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
+        return [_swapped(tensor)]
+
+
+def _swapped(tensor: Tensor) -> Tensor:
+    first, second = tensor.chunk(2)
+    return torch.cat((second, first))
+
+
+@dataclass(frozen=True)
+class PerHead:
+    """A gain [D] of each head in a tensor of its own, `{n}` is the head; ours is [H 1 D]. heads: how many."""
+
+    name: str
+    heads: Callable[[Sizes], int]
+
+    def names(self, sizes: Sizes) -> Sequence[str]:
+        return [self.name.replace("{n}", str(n)) for n in range(self.heads(sizes))]
+
+    def load(self, parts: list[Tensor], sizes: Sizes) -> Tensor:
+        return torch.stack(parts)[:, None]
+
+    def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
+        return list(tensor[:, 0])
+
+
+def head_gains(name: str, heads: Callable[[Sizes], int], *, flat: bool = False) -> Reshaped:
+    """Gains of a norm of queries or keys: ours [H 1 D], theirs [H D], or flat [H*D]."""
+    return Reshaped(
+        name, ours=lambda s: (heads(s), 1, s.head_dim),
+        theirs=lambda s: (heads(s) * s.head_dim,) if flat else (heads(s), s.head_dim),
+    )  # fmt: skip

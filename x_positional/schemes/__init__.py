@@ -9,6 +9,7 @@ from x_positional.schemes.absolute import (
     SinusoidalConfig,
 )
 from x_positional.schemes.alibi import Alibi, AlibiBias, alibi_slopes
+from x_positional.schemes.alibi_rounded import RoundedAlibiBias
 from x_positional.schemes.axial import Axial, AxialEmbedding
 from x_positional.schemes.compose import Chain
 from x_positional.schemes.cope import CoPE, CopeConfig
@@ -74,6 +75,7 @@ __all__ = [
     "Rope",
     "RopeScaling",
     "RotaryEmbedding",
+    "RoundedAlibiBias",
     "ScaledSinusoidal",
     "ScaledSinusoidalConfig",
     "Sinusoidal",

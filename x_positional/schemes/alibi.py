@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from x_positional.registry import SchemeConfig
-from x_positional.scheme import Dims
+from x_positional.scheme import Dims, PositionScheme
+from x_positional.schemes.alibi_rounded import RoundedAlibiBias, Rounding
 from x_positional.schemes.distance import DistanceScheme
 
 Variant = Literal["causal", "symmetric", "asymmetric"]
@@ -57,28 +58,40 @@ class AlibiBias(DistanceScheme):
 
 class Alibi(SchemeConfig):
     """`position="alibi"`. heads: only the first so many. slopes: your own, steepest first. variant: None is causal in a
-    decoder and symmetric in an encoder; asymmetric halves the slopes to the right (and trains them apart if learned)."""
+    decoder and symmetric in an encoder; asymmetric halves the slopes to the right (and trains them apart if learned).
+    scale: the bias is multiplied by it. rounding: products of slope and position are rounded to this type before that, as
+    in Falcon, whose scale is head_dim^-0.5."""
 
     kind: Literal["alibi"] = "alibi"
     heads: int | None = Field(default=None, gt=0)
     slopes: tuple[float, ...] | None = None
     learned: bool = False
     variant: Variant | None = None
+    scale: float = Field(default=1.0, gt=0)
+    rounding: Rounding | None = None
     summary: ClassVar[str] = "a penalty per head that grows with distance"
     paper: ClassVar[str] = "Press et al. 2021, arXiv:2108.12409"
 
     def _count(self, dims: Dims) -> int:
         return self.heads or (len(self.slopes) if self.slopes else dims.heads)
 
-    def build(self, dims: Dims) -> AlibiBias:
-        slopes = list(self.slopes) if self.slopes else alibi_slopes(self._count(dims))
+    def _all_slopes(self, dims: Dims) -> list[float]:
+        return list(self.slopes) if self.slopes else alibi_slopes(self._count(dims))
+
+    def build(self, dims: Dims) -> PositionScheme:
+        slopes = self._all_slopes(dims)
         right = [s / 2 for s in slopes] if self.variant == "asymmetric" else None
-        return AlibiBias(dims.heads, slopes, right, self.learned)
+        if self.rounding is not None:
+            return RoundedAlibiBias(dims.heads, slopes, right, self.rounding, self.scale)
+        scaled = [s * self.scale for s in slopes]
+        return AlibiBias(dims.heads, scaled, right and [s * self.scale for s in right], self.learned)
 
     def resolved(self, dims: Dims) -> SchemeConfig:
-        slopes = tuple(self.slopes) if self.slopes else tuple(alibi_slopes(self._count(dims)))
+        slopes, scale = self._all_slopes(dims), self.scale
+        if self.rounding is None:  # nothing stands between slope and scale
+            slopes, scale = [s * scale for s in slopes], 1.0
         variant = self.variant or ("causal" if dims.causal else "symmetric")
-        return self.model_copy(update={"heads": None, "slopes": slopes, "variant": variant})
+        return self.model_copy(update={"heads": None, "slopes": tuple(slopes), "variant": variant, "scale": scale})
 
     def problems(self, dims: Dims) -> list[str]:
         found = []
@@ -95,6 +108,11 @@ class Alibi(SchemeConfig):
         if self.slopes and min(self.slopes) <= 0:
             found.append(
                 f"alibi: slopes must be positive, or far keys gain instead of fading; the smallest is {min(self.slopes)}."
+            )
+        if self.learned and self.rounding is not None:
+            found.append(
+                f"alibi: learned slopes and rounding={self.rounding!r}: rounded slopes stand still under small updates. "
+                "Leave one of them out."
             )
         if self.variant == "causal" and not dims.causal:
             found.append(
@@ -113,7 +131,7 @@ class Alibi(SchemeConfig):
             )
         if not dims.max_seq_len or dims.max_seq_len <= 1024 or self._count(dims) < dims.heads:
             return found
-        flattest = min(self.slopes) if self.slopes else min(alibi_slopes(self._count(dims)))
+        flattest = min(self._all_slopes(dims)) * self.scale
         found.append(
             f"alibi: at a distance of about 1k tokens even the flattest head ({flattest:g} a token) takes "
             f"{flattest * 1024:.1f} logits off, so max_seq_len={dims.max_seq_len} will be read mostly nearby. "

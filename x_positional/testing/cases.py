@@ -75,6 +75,8 @@ VARIANTS: dict[str, Case] = {
     "alibi, learned": Case(Alibi(learned=True)),
     "alibi, 4 of 6 heads": Case(Alibi(heads=4), ALONE),
     "alibi, own slopes": Case(Alibi(slopes=(0.5, 0.25, 0.125))),
+    "alibi, rounded and scaled": Case(Alibi(rounding="bfloat16", scale=0.25)),
+    "alibi, rounded, asymmetric, 4 of 6 heads": Case(Alibi(rounding="bfloat16", variant="asymmetric", heads=4), ALONE),
     "alibi, symmetric": Case(Alibi(variant="symmetric")),
     "alibi, asymmetric, learned": Case(Alibi(variant="asymmetric", learned=True)),
     "t5, 8 buckets to 20, scaled": Case(T5(num_buckets=8, max_distance=20, scale=4.0)),

@@ -3,41 +3,24 @@
 from typing import Any
 
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Both, Codec, Fields, Fixed, Hf, Key, Only, of, share
+from x_positional.pretrained.fields import Both, Codec, Fixed, Key, Only, of, share
+from x_positional.pretrained.layer_types import Turns
 from x_positional.pretrained.layouts import Joined, qkv
-from x_positional.rope import from_hf, to_hf
-from x_positional.rope_schema import RopeError
-from x_positional.schemes import Rope
 
 ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh", "relu": "relu", "relu2": "relu2", "quick_gelu": "quick_gelu",
 }  # fmt: skip
-"""Their names -> ours."""
+"""Their names -> ours. The first of several is the one that is written."""
 
 
-def _rope_fields(hf: Hf) -> Fields:
-    rope = from_hf(hf)
-    if not isinstance(rope, Rope):
-        raise RopeError([f"rope_parameters differ by layer type ({', '.join(rope)}), and this family has one type."])
-    return {"layers.position": [rope]}
+def activations(written: str) -> dict[str, str]:
+    """The same, with a name that is written where several mean the same."""
+    return {written: ACTIVATIONS[written], **ACTIVATIONS}
 
 
-def _rope_keys(config: Fields) -> dict[str, Any]:
-    match config.get("layers.position"):
-        case (Rope() as rope,):
-            return to_hf(rope)
-        case _:
-            return {}
-
-
-ROPE = Both(
-    ("layers.position",),
-    ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
-     "rope_interleave", "rotary_dim"),
-    _rope_fields, _rope_keys,
-)  # fmt: skip
-"""One rotary embedding for all layers."""
+ROPE = Turns()
+"""One rotary embedding for all layers, of whole heads."""
 
 SIZES: tuple[Codec, ...] = (
     Key("num_tokens", "vocab_size"),
@@ -60,6 +43,37 @@ def tied(default: bool) -> tuple[Codec, ...]:
 def rms_norms(key: str = "rms_norm_eps", eps: float = 1e-6) -> tuple[Codec, ...]:
     """RMS norms whose gains are stored as they are."""
     return (Fixed("layers.norm.kind", "rms"), Fixed("layers.norm.unit_offset", False), Key("layers.norm.eps", key, eps))
+
+
+def qk_norms(kind: str, key: str, eps: float, *, unit_offset: bool = False) -> tuple[Codec, ...]:
+    """Norms of queries and keys with the eps of all norms."""
+    return (
+        Fixed("layers.attn.qk_norm", kind), Fixed("layers.attn.qk_norm_unit_offset", unit_offset),
+        Key("layers.attn.qk_norm_eps", key, eps),
+    )  # fmt: skip
+
+
+def qk_norms_if(switch: str, kind: str, key: str, eps: float, *, bias: bool = False) -> Codec:
+    """The same where a key says so."""
+    off = {"layers.attn.qk_norm": None}
+    on = {"layers.attn.qk_norm": kind, "layers.attn.qk_norm_unit_offset": False, "layers.attn.qk_norm_bias": bias}
+    return Both(
+        (*on, "layers.attn.qk_norm_eps"), (switch,),
+        lambda hf: on | {"layers.attn.qk_norm_eps": hf.get(key) or eps} if hf.get(switch) else off,
+        lambda config: {switch: config.get("layers.attn.qk_norm") is not None},
+    )  # fmt: skip
+
+
+def sizes(
+    vocab_size: int, hidden_size: int, intermediate_size: int, num_hidden_layers: int, num_attention_heads: int,
+    max_position_embeddings: int, **more: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Sizes that a file need not say, because its class has them as defaults."""
+    return {
+        "vocab_size": vocab_size, "hidden_size": hidden_size, "intermediate_size": intermediate_size,
+        "num_hidden_layers": num_hidden_layers, "num_attention_heads": num_attention_heads,
+        "max_position_embeddings": max_position_embeddings, **more,
+    }  # fmt: skip
 
 
 LLAMA = Family(

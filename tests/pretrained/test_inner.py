@@ -1,0 +1,83 @@
+"""A text model inside of one that sees images: read as if it stood alone, and written so."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from decoders_gemma import GEMMA
+from published import ids, left_padded, perturb, quietly, their_logits
+from safetensors.torch import load_file, save_file
+
+from x_positional import PretrainedError, TransformerWrapper, from_pretrained
+
+TEXT = GEMMA | {"sliding_window": 5, "query_pre_attn_scalar": 3, "sliding_window_pattern": 3, "num_hidden_layers": 5}
+EYES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    config = transformers.Gemma3Config(text_config=TEXT, vision_config=EYES, mm_tokens_per_image=4)
+    model = quietly(transformers.Gemma3ForConditionalGeneration, config).eval()
+    perturb(model)
+    folder = tmp_path_factory.mktemp("gemma3")
+    quietly(model.save_pretrained, folder)
+    return model, folder
+
+
+@torch.no_grad()
+def test_the_text_model_alone_is_read(whole: tuple[Any, Path], recwarn: pytest.WarningsRecorder):
+    theirs, folder = whole
+    ours = from_pretrained(folder)
+    assert isinstance(ours, TransformerWrapper)
+    assert ours.origin.family.model_type == "gemma3_text"
+    tokens, mask, positions = left_padded(ids(3, 23), [23, 18, 4])
+    torch.testing.assert_close(
+        ours(tokens, mask=mask)[mask], their_logits(theirs, tokens, mask, positions)[mask], atol=1e-5, rtol=1e-5
+    )
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)], (
+        "every key is read, or known to be of the rest"
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spelling", ["model.language_model", "language_model.model", "model"])
+def test_every_spelling_of_names(whole: tuple[Any, Path], spelling: str, tmp_path: Path):
+    _, folder = whole
+    held = load_file(folder / "model.safetensors")
+    beginning = "language_model.model." if "language_model.model.norm.weight" in held else "model.language_model."
+    assert beginning + "norm.weight" in held
+    renamed = {name.replace(beginning, spelling + "."): tensor for name, tensor in held.items()}
+    save_file(renamed, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    tokens = ids(2, 9)
+    assert torch.equal(from_pretrained(tmp_path)(tokens), from_pretrained(folder)(tokens))
+
+
+@torch.no_grad()
+def test_it_is_written_as_it_would_stand_alone(whole: tuple[Any, Path], tmp_path: Path):
+    theirs, folder = whole
+    from_pretrained(folder).save_pretrained(tmp_path, format="hf")
+    again = quietly(transformers.AutoModelForCausalLM.from_pretrained, tmp_path)
+    assert type(again) is transformers.Gemma3ForCausalLM
+    tokens = ids(2, 23)
+    torch.testing.assert_close(their_logits(again, tokens), their_logits(theirs, tokens), atol=0, rtol=0)
+
+
+def test_what_is_wrong_inside_is_told(whole: tuple[Any, Path], tmp_path: Path):
+    _, folder = whole
+    held = load_file(folder / "model.safetensors")
+    last = next(name for name in held if name.endswith("4.self_attn.q_norm.weight"))
+    save_file({name: t for name, t in held.items() if name != last}, tmp_path / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PretrainedError, match=r"self_attn.q_norm.weight is missing"):
+        from_pretrained(tmp_path)
+    config["text_config"]["attention_gate_kind"] = "twice"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(held, tmp_path / "model.safetensors")
+    with pytest.warns(UserWarning, match="attention_gate_kind"):
+        from_pretrained(tmp_path)

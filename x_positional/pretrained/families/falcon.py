@@ -1,0 +1,96 @@
+"""Falcon in its three kinds: 7b (one key head, one norm for both branches), 40b (groups, a norm for each branch), and rw
+(ALiBi, one branch after the other)."""
+
+from typing import Any
+
+from x_positional.pretrained.families.gpt2 import layer_norms
+from x_positional.pretrained.families.llama import ACTIVATIONS, tied
+from x_positional.pretrained.families.sizes import even_heads, inner_width
+from x_positional.pretrained.family import Family
+from x_positional.pretrained.fields import Both, Fields, Fixed, Hf, Key, Only
+from x_positional.pretrained.fused import ByPlace, grouped
+from x_positional.rope import from_hf, to_hf
+from x_positional.schemes import Alibi, Rope
+
+WIDTH, HEADS = 4544, 71
+LAYER = "transformer.h.{i}."
+
+
+def _position_fields(hf: Hf) -> Fields:
+    """ALiBi's products are rounded to bfloat16, whatever the type of the model, and scaled as scores are."""
+    if not hf.get("alibi"):
+        return {"layers.position": [from_hf(hf)]}
+    head_dim = hf.get("hidden_size", WIDTH) // hf.get("num_attention_heads", HEADS)
+    return {"layers.position": [Alibi(rounding="bfloat16", scale=head_dim**-0.5)]}
+
+
+def _position_keys(config: Fields) -> dict[str, Any]:
+    match config.get("layers.position"):
+        case (Rope() as rope,):
+            return {**to_hf(rope.model_copy(update={"dim": None})), "alibi": False}
+        case (Alibi(),):
+            return {"alibi": True}
+        case _:
+            return {}
+
+
+def _shape_fields(hf: Hf) -> Fields:
+    """Which heads share a key, and where norms stand. The newer kind is always side by side, with two norms unless it says
+    one; of the older kind, num_kv_heads says nothing."""
+    heads = hf.get("num_attention_heads", HEADS)
+    if hf.get("new_decoder_architecture"):
+        norms = hf.get("num_ln_in_parallel_attn") or 2
+        place = "parallel" if norms == 1 else "parallel_two"
+        return {"layers.kv_heads": hf.get("num_kv_heads") or heads, "layers.norm_place": place}
+    place = "parallel" if hf.get("parallel_attn", True) else "pre"
+    return {"layers.kv_heads": 1 if hf.get("multi_query", True) else heads, "layers.norm_place": place}
+
+
+def _shape_keys(config: Fields) -> dict[str, Any]:
+    heads, kv_heads, place = (config[f"layers.{name}"] for name in ("heads", "kv_heads", "norm_place"))
+    newer = place == "parallel_two" or (place == "parallel" and kv_heads not in (1, heads))
+    return {
+        "new_decoder_architecture": newer, "parallel_attn": place != "pre", "multi_query": kv_heads == 1,
+        "num_kv_heads": kv_heads, "num_ln_in_parallel_attn": (2 if place == "parallel_two" else 1) if newer else None,
+    }  # fmt: skip
+
+
+FALCON = Family(
+    model_type="falcon", architecture="FalconForCausalLM", base="transformer.",
+    fields=(
+        Key("num_tokens", "vocab_size", 65024),
+        Key("max_seq_len", "max_position_embeddings", 2048),
+        Key("layers.dim", "hidden_size", WIDTH),
+        Key("layers.depth", "num_hidden_layers", 32),
+        Key("layers.heads", "num_attention_heads", HEADS),
+        even_heads("hidden_size", "num_attention_heads", (WIDTH, HEADS)),
+        inner_width("ffn_hidden_size", "hidden_size", WIDTH),
+        Key("layers.ff.activation", "activation", "gelu", ACTIVATIONS),
+        Both(("layers.position",), ("alibi", "rope_parameters", "rope_scaling", "rope_theta"), _position_fields, _position_keys),
+        Both(("layers.kv_heads", "layers.norm_place"),
+             ("new_decoder_architecture", "multi_query", "parallel_attn", "num_kv_heads", "num_ln_in_parallel_attn"),
+             _shape_fields, _shape_keys),
+        *tied(True), *layer_norms("layer_norm_epsilon"),
+        Fixed("layers.kind", "decoder"),
+        Key("layers.attn.bias", "bias", False),
+        Key("layers.ff.bias", "bias", False),
+        Only("apply_residual_connection_post_layernorm", (False,), "Falcon carries on what comes into a norm."),
+    ),
+    names={
+        "token_emb": "transformer.word_embeddings",
+        "blocks.{i}.attn_residual.before": ByPlace(
+            {"pre": LAYER + "input_layernorm", "parallel": LAYER + "input_layernorm", "parallel_two": LAYER + "ln_attn"}
+        ),
+        "blocks.{i}.attn.to_qkv": grouped(LAYER + "self_attention.query_key_value"),
+        "blocks.{i}.attn.to_out": LAYER + "self_attention.dense",
+        "blocks.{i}.ff_residual.before": ByPlace(
+            {"pre": LAYER + "post_attention_layernorm", "parallel_two": LAYER + "ln_mlp"}
+        ),
+        "blocks.{i}.ff.up": LAYER + "mlp.dense_h_to_4h",
+        "blocks.{i}.ff.down": LAYER + "mlp.dense_4h_to_h",
+        "final_norm": "transformer.ln_f",
+        "to_logits": "lm_head",
+    },
+    aliases={"n_embed": "hidden_size"},
+    harmless=frozenset(("ff_factor",)),
+)  # fmt: skip

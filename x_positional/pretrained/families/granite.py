@@ -1,0 +1,26 @@
+"""Granite: a Llama whose embeddings, scores, branches and logits are scaled."""
+
+from x_positional.pretrained.families.llama import LLAMA, sizes
+from x_positional.pretrained.fields import Both, Fields, Hf, Key, decimal, multiplier
+
+
+def _scale(hf: Hf) -> Fields:
+    return {"logits_scale": 1 / hf["logits_scaling"]}
+
+
+def _scaling(config: Fields) -> Fields:
+    scale = config.get("logits_scale")
+    return {"logits_scaling": 1.0 if scale is None else decimal(1 / scale)}
+
+
+GRANITE = LLAMA.like(
+    "granite", "GraniteForCausalLM",
+    fields=(
+        multiplier("emb_scale", "embedding_multiplier"), multiplier("layers.residual_scale", "residual_multiplier"),
+        Key("layers.attn.scale", "attention_multiplier", 1.0),
+        Both(("logits_scale",), ("logits_scaling",), _scale, _scaling),
+    ),
+    defaults=sizes(
+        32000, 4096, 11008, 32, 32, 2048, embedding_multiplier=1.0, residual_multiplier=1.0, logits_scaling=1.0
+    ),
+)  # fmt: skip

@@ -1,0 +1,25 @@
+"""StableLM: LayerNorm, a quarter of each head turns; the larger ones norm each head by itself and put attention and
+feedforward side by side.
+"""
+
+from x_positional.pretrained.families.gpt2 import layer_norms
+from x_positional.pretrained.families.llama import LLAMA, qk_norms_if, sizes
+from x_positional.pretrained.fields import Fixed, Key, follows, share
+from x_positional.pretrained.layer_types import SHARE, Turns
+from x_positional.pretrained.layouts import PerHead
+
+STABLELM = LLAMA.like(
+    "stablelm", "StableLmForCausalLM",
+    fields=(
+        *layer_norms("layer_norm_eps"), Turns(honours=(SHARE,)),
+        follows("layers.head_dim", share("hidden_size", "num_attention_heads")),
+        Key("layers.norm_place", "use_parallel_residual", False, {False: "pre", True: "parallel"}),
+        Key("layers.attn.bias", "use_qkv_bias", False), Fixed("layers.attn.out_bias", False), Fixed("layers.ff.bias", False),
+        qk_norms_if("qk_layernorm", "layer_per_head", "layer_norm_eps", 1e-5),
+    ),
+    names={
+        "blocks.{i}.attn.q_norm": PerHead("model.layers.{i}.self_attn.q_layernorm.norms.{n}", lambda s: s.heads),
+        "blocks.{i}.attn.k_norm": PerHead("model.layers.{i}.self_attn.k_layernorm.norms.{n}", lambda s: s.kv_heads),
+    },
+    defaults=sizes(50304, 2560, 6912, 32, 32, 4096, num_key_value_heads=32),
+)  # fmt: skip
