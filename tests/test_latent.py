@@ -1,7 +1,9 @@
 """Latent attention against the formula head by head, its two ways of computing against each other, every scheme and backend."""
 
 import math
+import re
 from functools import partial
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -24,6 +26,10 @@ SCHEMES = {
     "turned for each head": {"kind": "mixed", "dim": 4, "axes": 1},
     "rope and cope": [ROPE, "cope"], "learned": {**ROPE, "learned": True},
 }  # fmt: skip
+
+
+RUNS = [(name, backend) for backend in ("eager", "blockwise", "sdpa") for name in SCHEMES]
+RUNS += [("rope", "flex"), ("rope and alibi", "flex"), ("cope", "flex")]  # slow where it is not compiled
 
 
 def everywhere(absorbs: bool):
@@ -78,8 +84,7 @@ def test_the_formula(q_rank: int | None, unit_offset: bool) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("backend", ["eager", "blockwise", "sdpa", "flex"])
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize(("name", "backend"), RUNS)
 def test_both_ways_in_every_scheme_and_backend(name: str, backend: str) -> None:
     position = SCHEMES[name]
     if backend in ("sdpa", "flex") and "cope" in str(position):
@@ -189,3 +194,16 @@ def test_compiled_decoding() -> None:
     steps = [net(tokens[:, :6], cache=cache), *(compiled(t, cache=cache) for t in tokens[:, 6:].split(1, 1))]
     close(torch.cat(steps, 1), net(tokens))
     torch._dynamo.reset()
+
+
+def test_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its numbers too: parameters that a token uses, and what a cache holds."""
+    page = (Path(__file__).parents[1] / "docs" / "experts.md").read_text()
+    known: dict = {}
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(snippet, known)
+    said = capsys.readouterr().out
+    expert = 3 * 64 * 96
+    total = int(re.search(r"parameters +([\d,]+),", said)[1].replace(",", ""))
+    assert f"{total - 3 * 6 * expert:,} of them for one token" in said
+    assert int(said.split()[-1]) == 2 * 101 * (24 + 8) * 4  # one slot more than tokens: padding goes there

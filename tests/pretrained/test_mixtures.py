@@ -227,3 +227,15 @@ def test_what_no_family_has_is_said(tmp_path: Path) -> None:
     model = build_model(ModelConfig.model_validate({"num_tokens": 67, "max_seq_len": 64, "layers": layers}))
     with pytest.raises(PretrainedError, match=r"scale=3\.0"):
         model.save_pretrained(tmp_path, format="hf")
+
+
+@torch.no_grad()
+def test_our_own_format_holds_mixtures_and_latents(tmp_path: Path) -> None:
+    _, ours, _ = both(BY_NAME["deepseek_v3"])
+    ours.save_pretrained(tmp_path, format="native")
+    tokens, again = ids(2, 9), from_pretrained(tmp_path)
+    assert torch.equal(again(tokens), ours(tokens))
+    narrow = from_pretrained(tmp_path, dtype=torch.bfloat16)
+    routers = [m.router for m in narrow.modules() if isinstance(m, MixtureOfExperts)]
+    assert {router.correction.dtype for router in routers} == {torch.float32}
+    assert not any(router.correction.requires_grad for router in routers)
