@@ -50,20 +50,22 @@ class Around:
     after (after the branch: OLMo 2), sandwich (before and after the branch), entry (of the stream itself, which carries the
     normed input on: a BLOOM option), parallel (attention and feedforward side by side on one normed input: GPT-J, PaLM),
     parallel_two (side by side, each on its own norm: GPT-NeoX).
-    layer_scale: where the learned gains of a branch start, None for none."""
+    layer_scale: where the learned gains of a branch start, None for none. attn_normed: False leaves out the norm before
+    attention."""
 
     norm: Callable[[], Norm]
     place: NormPlace = "pre"
     scale: float = 1.0
     layer_scale: float | None = None
     dim: int = 0
+    attn_normed: bool = True
 
-    def residual(self) -> Residual:
-        """The residual of one branch."""
+    def residual(self, normed: bool = True) -> Residual:
+        """The residual of one branch. normed: False for none before it."""
         norm, place = self.norm, self.place
         gain = None if self.layer_scale is None else nn.Parameter(torch.full((self.dim,), self.layer_scale))
         return Residual(
-            before=None if place in ("post", "after", "entry") else norm(),
+            before=norm() if normed and place not in ("post", "after", "entry") else None,
             after=norm() if place in ("sandwich", "after") else None, outer=norm() if place == "post" else None,
             entry=norm() if place == "entry" else None, scale=self.scale, gain=gain,
         )  # fmt: skip
@@ -80,7 +82,7 @@ class Block(nn.Module):
         super().__init__()
         self.attn, self.cross, self.ff = attn, cross, ff
         self.side_by_side = around.place in ("parallel", "parallel_two")
-        self.attn_residual = None if attn is None else around.residual()
+        self.attn_residual = None if attn is None else around.residual(around.attn_normed)
         self.cross_residual = None if cross is None else around.residual()
         self.ff_residual = None if ff is None or around.place == "parallel" else around.residual()
 

@@ -125,16 +125,19 @@ def build_attention(config: LayersConfig, attn: AttentionConfig) -> Attention | 
     if attn.mla is not None:
         return build_latent(config, attn, attn.mla)
     dims = config.dims()
-    return Attention(dims.dim, dims.heads, dims.kv_heads, dims.head_dim, **attention_settings(attn, dims))
+    return Attention(
+        dims.dim, dims.heads, dims.kv_heads, dims.head_dim, position_projections=attn.position_projections,
+        **attention_settings(attn, dims),
+    )  # fmt: skip
 
 
-def build_block(config: LayersConfig, attn: AttentionConfig, ff: FeedForwardConfig) -> Block:
-    """One block, without positions."""
+def build_block(config: LayersConfig, attn: AttentionConfig, ff: FeedForwardConfig, first: bool = False) -> Block:
+    """One block, without positions. first: the first of its stack."""
     dims = config.dims()
     sizes = (dims.dim, dims.heads, dims.kv_heads, dims.head_dim)
     around = Around(
         norm=partial(build_norm, config), place=config.norm_place, scale=config.residual_scale,
-        layer_scale=config.layer_scale, dim=config.dim,
+        layer_scale=config.layer_scale, dim=config.dim, attn_normed=config.first_norm or not first,
     )  # fmt: skip
     crosses, context_dim = config.cross_attend or config.kind == "cross_attender", config.context_dim or config.dim
     return Block(
@@ -148,7 +151,10 @@ def build_blocks(config: LayersConfig) -> list[Block]:
     """The blocks, without positions."""
     kinds = config.layer_kinds()
     of_layer = [kinds[layer % len(kinds)] for layer in range(config.depth)]
-    return [build_block(config, kind.attn or config.attn, kind.ff or config.ff) for kind in of_layer]
+    return [
+        build_block(config, kind.attn or config.attn, kind.ff or config.ff, first=layer == 0)
+        for layer, kind in enumerate(of_layer)
+    ]
 
 
 def build_kinds(config: LayersConfig, positions: Positions) -> list[LayerKind]:

@@ -39,6 +39,7 @@ class AttentionConfig(Config):
     """bias: of the projections; out_bias: of the last one, None follows bias. scale: None is head_dim^-0.5. softcap:
     c * tanh(score / c). sinks: a learned logit per head with no value. clip: queries, keys and values are clamped to
     [-clip, clip], after a norm that comes before rotation. mla: keys and values from a latent, see `MLAConfig`.
+    position_projections: positions have projections of their own to queries and keys, for a scheme that asks (deberta).
 
     qk_norm: of queries and keys, see `HeadNorm`; after "l2" scores are scaled by qk_norm_scale. qk_norm_eps: None is that
     of the kind. qk_norm_bias: beside the gains. qk_norm_unit_offset: gains are stored as gain - 1. qk_norm_after: after rotation.
@@ -58,6 +59,10 @@ class AttentionConfig(Config):
     scale: float | None = Field(default=None, gt=0)
     clip: float | None = Field(default=None, gt=0)
     mla: MLAConfig | None = None
+    position_projections: bool = False
+
+
+ActivationKind = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"]
 
 
 class FeedForwardConfig(Config):
@@ -67,7 +72,7 @@ class FeedForwardConfig(Config):
 
     mult: float = Field(default=4.0, gt=0)
     dim: int | None = Field(default=None, gt=0)
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"] = "gelu"
+    activation: ActivationKind = "gelu"
     glu: bool = False
     bias: bool = True
     gate_bias: bool | None = None
@@ -76,6 +81,14 @@ class FeedForwardConfig(Config):
     glu_shift: float = 0.0
     dropout: float = Field(default=0.0, ge=0, lt=1)
     moe: MoEConfig | None = None
+
+
+class HeadConfig(Config):
+    """What stands before the last projection of a head: norm(activation(linear(x))), as in BERT. bias: of the linear."""
+
+    activation: ActivationKind = "gelu"
+    bias: bool = True
+    norm: NormConfig = NormConfig(bias=True, unit_offset=False)
 
 
 def _as_list(value: Any) -> Any:
@@ -120,7 +133,8 @@ class LayersConfig(Config):
     """A stack of layers. position: a name, a config, a scheme, or a list (combined); None is not chosen: a wrapper then
     adds learned absolute embeddings. window, chunk, keep_first: as in `LayerConfig`, for every layer; pattern: what differs
     between layers, entry i for layer i, and over again. flash: ask for a path that never holds the whole score matrix.
-    final_norm: None is yes, except after norm_place="post", which ends in a norm already. residual_scale: what each branch is
+    final_norm: None is yes, except after norm_place="post", which ends in a norm already. first_norm: False leaves out the
+    norm before the attention of the first layer, as the embedding ends in one (ModernBERT). residual_scale: what each branch is
     multiplied by (Granite). layer_scale: a learned gain per channel of each branch, from this value (LayerScale)."""
 
     kind: LayersKind = "decoder"
@@ -141,6 +155,7 @@ class LayersConfig(Config):
     norm: NormConfig = NormConfig()
     norm_place: Literal["pre", "post", "after", "sandwich", "entry", "parallel", "parallel_two"] = "pre"
     final_norm: bool | None = None
+    first_norm: bool = True
     residual_scale: float = Field(default=1.0, gt=0)
     layer_scale: float | None = Field(default=None, gt=0)
     attn: AttentionConfig = AttentionConfig()
@@ -194,8 +209,10 @@ class FileConfig(Config):
 
 class ModelConfig(FileConfig):
     """A language model: embeddings, layers, head. emb_scale: token embeddings are multiplied by it. emb_norm: the norm after
-    the embedding where it is not the bias-free LayerNorm of post_emb_norm. logits_bias: of the head. logits_scale: logits are
-    multiplied by it, then capped to c * tanh(logit / c) by logits_softcap.
+    the embedding where it is not the bias-free LayerNorm of post_emb_norm. token_types: how many kinds of tokens have a
+    learned vector of their own, added to the embedding (BERT's segments). head: what stands before the last projection.
+    logits_bias: of the head. logits_scale: logits are multiplied by it, then capped to c * tanh(logit / c) by
+    logits_softcap.
 
     Where emb_dim is not dim, a projection lies between: emb_proj_bias: it has a bias. emb_proj_first: positions and norm come
     after it, as wide as the model. logits_proj: another one leads back to emb_dim before the head (all as in OPT-350m)."""
@@ -212,6 +229,8 @@ class ModelConfig(FileConfig):
     logits_dim: int | None = Field(default=None, gt=0)
     emb_scale: float | None = Field(default=None, gt=0)
     emb_norm: NormConfig | None = None
+    token_types: int | None = Field(default=None, gt=0)
+    head: HeadConfig | None = None
     emb_proj_bias: bool = True
     emb_proj_first: bool = False
     logits_proj: bool = False

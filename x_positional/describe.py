@@ -62,6 +62,11 @@ def describe(model: nn.Module, config: ModelConfig | ContinuousConfig) -> str:
     return written({**facts(model, config.layers, config.max_seq_len), "trained length": length})
 
 
+POOLED = {
+    "mean": "mean of the patches", "cls": "cls token", "cls_mean": "cls token and the mean of the patches",
+}  # fmt: skip
+
+
 def describe_image(model: nn.Module, config: VisionConfig, axes: int) -> str:
     """The same for a model of images whose schemes read positions with `axes` axes, 0 for none."""
     known = facts(model, config.stack, config.trained_patches)
@@ -71,17 +76,17 @@ def describe_image(model: nn.Module, config: VisionConfig, axes: int) -> str:
     rows, columns = config.grid
     height, width = config.image_size
     size = f"{height} x {width} pixels, {rows} x {columns} patches of {config.patch_size[0]} x {config.patch_size[1]}"
-    resized = f"; the table is resized ({config.interpolation})" if config.tables else ""
+    resized = f"; the table is resized ({config.resizing})" if config.tables else ""
     told = {
         0: "not read",
         1: "one axis: the number of the patch, row by row",
         2: f"row and column, {config.coordinates}",
     }
     beside = [f"{config.num_register_tokens} registers"] if config.num_register_tokens else []
-    beside = ["the cls token", *beside] if config.pool == "cls" else beside
+    beside = ["the cls token", *beside] if config.has_cls else beside
     nowhere = f"; {' and '.join(beside)} at 0, not rotated" if beside and axes else ""
     head = f"{config.num_classes} classes" if config.num_classes else "no head"
     return written({
         **known, "positions": told[axes] + nowhere, "trained size": f"{size}; other sizes run{resized}",
-        "output": f"{head} on the {'cls token' if config.pool == 'cls' else 'mean of the patches'}",
+        "output": f"{head} on the {POOLED[config.pool]}",
     })  # fmt: skip

@@ -111,6 +111,7 @@ OWN = [
     own("norm", "norm", "A kind of norm, or the fields of `NormConfig`.", copied=False),
     own("norm_place", "norm_place", "`pre`, `post`, `after`, `sandwich`, `entry`, `parallel` or `parallel_two`."),
     own("final_norm", "final_norm", "A norm after the last block."),
+    own("first_norm", "first_norm", "False: no norm before the first attention (ModernBERT).", default=True),
     own("residual_scale", "residual_scale", "Each branch is multiplied by it before it is added (Granite).", default=1.0),
     own("layer_scale", "layer_scale", "A learned gain per channel of each branch, from this value (LayerScale)."),
     own("attn", "attn", "The fields of `AttentionConfig`.", copied=False),

@@ -30,6 +30,8 @@ TRANSFORMER = table("TransformerWrapper", [
     turned("tie_embedding_scale", None, "tie_embedding_scale", "With `tie_embedding`; `dim ** -0.5` if not given."),
     own("emb_scale", "emb_scale", "Token embeddings are multiplied by it (Gemma)."),
     own("emb_norm", "emb_norm", "The fields of `NormConfig`: another norm after the embedding than that of `post_emb_norm`."),
+    own("token_types", "token_types", "Kinds of tokens that have a learned vector of their own (BERT's segments)."),
+    own("head", "head", "The fields of `HeadConfig`: a layer and a norm before the last projection (BERT)."),
     own("emb_proj_bias", "emb_proj_bias", "The projections between `emb_dim` and `dim` have a bias.", default=True),
     own("emb_proj_first", "emb_proj_first", "Positions and norm come after the projection from `emb_dim` (OPT-350m).",
         default=False),
@@ -114,10 +116,13 @@ VISION = table("ViTransformerWrapper", [
     copied("post_emb_norm", False, "post_emb_norm", "LayerNorm after the patches' embedding."),
     copied("num_register_tokens", 0, "num_register_tokens", "Learned tokens that are no patch: not rotated."),
     copied("emb_dropout", 0.0, "emb_dropout", "Dropout of the patches' embedding."),
-    own("pool", "pool", "`mean` of the patches, or a `cls` token.", default="mean"),
+    own("patch_norms", "patch_norms", "Norms over the pixels of a patch and after their projection.", default=True),
+    own("pool", "pool", "`mean` of the patches, a `cls` token, or both (`cls_mean`).", default="mean"),
+    own("cls_position", "cls_position", "The table has a row for the cls token.", default=False),
     own("coordinates", "coordinates", "`index`, `rescaled` to the trained size, or `centered` in [-1, 1].",
         default="index"),
     own("interpolation", "interpolation", "How the table is resized: `bicubic` or `bilinear`.", default="bicubic"),
+    own("antialias", "antialias", "The table is resized with antialiasing.", default=False),
 ])  # fmt: skip
 
 ENTRIES: tuple[Flag, ...] = TRANSFORMER + CONTINUOUS + XTRANSFORMER + AUTOREGRESSIVE + VISION

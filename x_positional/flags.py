@@ -15,7 +15,7 @@ __all__ = [
 TRANSFORMER, CONTINUOUS, SEQ2SEQ = "TransformerWrapper", "ContinuousTransformerWrapper", "XTransformer"
 VISION = "ViTransformerWrapper"
 NEEDED = {TRANSFORMER: ("num_tokens", "max_seq_len"), VISION: ("image_size", "patch_size")}
-HEAD = ("logits_dim", "tie_embedding", "tie_embedding_scale")
+HEAD = ("logits_dim", "tie_embedding", "tie_embedding_scale", "head", "logits_bias", "logits_scale", "logits_softcap")
 
 
 def layers_from_flags(kind: str, flags: Mapping[str, Any]) -> dict[str, Any]:

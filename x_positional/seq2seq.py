@@ -3,21 +3,25 @@
 B batch, S source tokens, T target tokens, N new tokens, M model dim.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import Self
 
-from x_positional.config import ModelConfig
 from x_positional.decoding import evaluating
 from x_positional.describe import describe
 from x_positional.flags import FlagError, xtransformer_from_flags
 from x_positional.generate import AutoregressiveWrapper, PromptsLike
 from x_positional.sampling import FilterChoice
+from x_positional.saving import Saveable
+from x_positional.seq2seq_config import Seq2SeqConfig
+from x_positional.validate import Report, require
 from x_positional.wrappers import TokenEncoder, TransformerWrapper
 
 
-class XTransformer(nn.Module):
+class XTransformer(Saveable):
     """`XTransformer(dim=512, enc_num_tokens=256, enc_depth=6, enc_heads=8, enc_max_seq_len=1024, dec_...=..., ...)`.
 
     Flags of TransformerWrapper and of the layers, with `enc_` or `dec_` before them; anything else is refused.
@@ -25,20 +29,28 @@ class XTransformer(nn.Module):
     """
 
     def __init__(self, *, dim: int, **flags: Any):
+        config = Seq2SeqConfig.model_validate(xtransformer_from_flags(dim, flags))
+        if problems := seq2seq_problems(config):
+            raise FlagError("XTransformer", problems)
+        self._assemble(config)
+
+    @classmethod
+    def from_config(cls, config: Seq2SeqConfig | Mapping[str, Any]) -> Self:
+        """The model of a `Seq2SeqConfig` (or of its fields as a dict). Raises IncompatibleConfig with every problem."""
+        config = Seq2SeqConfig.model_validate(config)
+        require(Report(errors=seq2seq_problems(config)))
+        model = cls.__new__(cls)
+        model._assemble(config)
+        return model
+
+    def _assemble(self, config: Seq2SeqConfig) -> None:
         super().__init__()
-        fields = xtransformer_from_flags(dim, flags)
-        encoder, decoder = (ModelConfig.model_validate(fields[side]) for side in ("encoder", "decoder"))
-        self.encoder = TokenEncoder.from_config(encoder)
-        net = TransformerWrapper.from_config(decoder)
-        if fields["tie_token_emb"]:
-            ours, theirs = net.token_emb.weight.shape, self.encoder.token_emb.weight.shape
-            if ours != theirs:
-                raise FlagError("XTransformer", [
-                    f"tie_token_emb=True shares one table, and the decoder's is {list(ours)}, the encoder's {list(theirs)}. "
-                    "Give both the same num_tokens and emb_dim."
-                ])  # fmt: skip
+        self.encoder = TokenEncoder.from_config(config.encoder)
+        net = TransformerWrapper.from_config(config.decoder)
+        if config.tie_token_emb:
             net.token_emb = self.encoder.token_emb
-        self.decoder = AutoregressiveWrapper(net, ignore_index=fields["ignore_index"], pad_value=fields["pad_value"])
+        self.decoder = AutoregressiveWrapper(net, ignore_index=config.ignore_index, pad_value=config.pad_value)
+        self.config = config
 
     def describe(self) -> str:
         """Both sides in words."""
@@ -53,6 +65,13 @@ class XTransformer(nn.Module):
         mask: [B S] bool, True = keep; tgt_mask: [B T] likewise, its padding is no target.
         """
         return self.decoder(tgt, mask=tgt_mask, context=self.encoder(src, mask=mask), context_mask=mask)
+
+    def logits(self, src: Tensor, tgt: Tensor, mask: Tensor | None = None, *, tgt_mask: Tensor | None = None) -> Tensor:
+        """Source ids [B S], target ids [B T] -> logits [B T V]: at each target token, of the one after it.
+
+        mask: [B S] bool, True = keep; tgt_mask: [B T] likewise. Raises InputError, PositionError.
+        """
+        return self.decoder.net(tgt, mask=tgt_mask, context=self.encoder(src, mask=mask), context_mask=mask)
 
     @torch.no_grad()
     def generate(
@@ -72,3 +91,25 @@ class XTransformer(nn.Module):
                 restrict_to_max_seq_len, filter_kwargs, cache_kv, repetition_penalty=repetition_penalty,
                 generator=generator, seed=seed, context=self.encoder(src, mask=mask), context_mask=mask,
             )  # fmt: skip
+
+
+def seq2seq_problems(config: Seq2SeqConfig) -> list[str]:
+    """What two sides cannot be to each other, beside what is wrong with either."""
+    encoder, decoder, found = config.encoder, config.decoder, []
+    kinds = {"encoder": encoder.layers.kind, "decoder": decoder.layers.kind}
+    found += [f"the {side} has layers of kind {kind!r}. Use {side!r}." for side, kind in kinds.items() if kind != side]
+    if decoder.layers.kind == "decoder" and not decoder.layers.cross_attend:
+        found.append("the decoder has no cross-attention, so it would not see the source. Set cross_attend=True.")
+    width, expected = encoder.layers.dim, decoder.layers.context_dim or decoder.layers.dim
+    if width != expected:
+        found.append(
+            f"the decoder attends to {expected} channels, and the encoder gives {width}. Set context_dim={width}."
+        )
+    if config.tie_token_emb:
+        ours, theirs = ([side.num_tokens, side.emb_dim or side.layers.dim] for side in (decoder, encoder))
+        if ours != theirs:
+            found.append(
+                f"tie_token_emb=True shares one table, and the decoder's is {ours}, the encoder's {theirs}. "
+                "Give both the same num_tokens and emb_dim."
+            )
+    return found

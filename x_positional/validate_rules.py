@@ -11,6 +11,7 @@ from x_positional.schemes.axial import Axial
 from x_positional.schemes.compose import chain_problems, tells_order
 from x_positional.schemes.none import NoPE
 from x_positional.validate_case import Case, part_name
+from x_positional.validate_layer import projections_of_positions_are_read
 from x_positional.vision_config import VisionConfig
 
 Rule = Callable[[Case], Iterator[str]]
@@ -57,6 +58,11 @@ def no_setting_is_idle(case: Case) -> Iterator[str]:
         idle = [f"{name}={value!r}" for name, value in placed.items() if value not in (None, "pre", "parallel")]
         if idle:
             yield f"{', '.join(idle)} with norm.kind='none': there is no norm to set or place. Leave it out."
+    if not layers.first_norm and (layers.norm_place in ("post", "after") or layers.kind == "cross_attender"):
+        yield (
+            f"first_norm=False with kind={layers.kind!r}, norm_place={layers.norm_place!r}: there is no norm before the first "
+            "attention to leave out. Leave first_norm out."
+        )
     if attn.qk_norm != "l2" and attn.qk_norm_scale != type(attn)().qk_norm_scale:
         yield (
             f"attn.qk_norm_scale={attn.qk_norm_scale:g} scales the scores of attn.qk_norm='l2' alone, and qk_norm is "
@@ -276,7 +282,7 @@ SETTINGS: tuple[Rule, ...] = (
 
 COMBINATIONS: tuple[Rule, ...] = (
     schemes_combine, causal_schemes_need_a_decoder, an_encoder_needs_order, schemes_reach_max_seq_len,
-    first_tokens_have_distances,
+    first_tokens_have_distances, projections_of_positions_are_read,
 )  # fmt: skip
 """Errors that need the schemes."""
 

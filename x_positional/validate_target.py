@@ -21,6 +21,7 @@ from x_positional.flags import (
     xtransformer_from_flags,
 )
 from x_positional.scheme import Dims
+from x_positional.seq2seq_config import Seq2SeqConfig
 from x_positional.validate_words import as_written, at, sentences, suggestion
 from x_positional.vision_config import VisionConfig
 
@@ -72,6 +73,8 @@ def read_target(target: Any, flags: Mapping[str, Any]) -> Reading:
         return _of_fields(target)
     if isinstance(target, nn.Module):
         return _of_module(target)
+    if isinstance(target, Seq2SeqConfig):
+        return Reading({"encoder": Stack(target.encoder), "decoder": Stack(target.decoder)}, [])
     if isinstance(target, AnyConfig):
         return Reading({"": Stack(target)}, [])
     return Reading({}, [

@@ -16,6 +16,7 @@ from x_positional.cache import KVCache
 from x_positional.config import LayersConfig, ModelConfig, NormConfig
 from x_positional.describe import describe
 from x_positional.flags import model_from_flags
+from x_positional.head import PredictionHead
 from x_positional.layers import ConfiguredLayers, layers_from_config
 from x_positional.placement import InputError, SeqLens, packed_documents
 from x_positional.saving import Saveable
@@ -50,21 +51,31 @@ class TransformerWrapper(Saveable):
             nn.init.normal_(self.token_emb.weight, std=1e-5)
         else:
             nn.init.kaiming_normal_(self.token_emb.weight)
+        self.token_type_emb = nn.Embedding(config.token_types, emb_dim) if config.token_types else None
         norm = config.emb_norm or NormConfig(unit_offset=False)
         normed = config.post_emb_norm or config.emb_norm is not None
         self.emb_norm = build_norm(config.layers, norm, placed_dim) if normed else None
         self.emb_dropout = nn.Dropout(config.emb_dropout)
         between = config.projected
         self.project_emb = nn.Linear(emb_dim, config.layers.dim, bias=config.emb_proj_bias) if between else None
-        back = config.logits_proj
+        back = between and config.logits_proj
         self.project_out = nn.Linear(config.layers.dim, emb_dim, bias=config.emb_proj_bias) if back else None
         self.attn_layers = attn_layers
+        self.head = self._build_head(config)
         columns, rows = config.logits_dim or num_tokens, emb_dim if back else config.layers.dim
         own_head = self.has_head and not config.tie_embedding
         self.to_logits = nn.Linear(rows, columns, bias=config.logits_bias) if own_head else None
-        self.tied_bias = nn.Parameter(torch.zeros(num_tokens)) if config.logits_bias and config.tie_embedding else None
+        biased = self.has_head and config.logits_bias and config.tie_embedding
+        self.tied_bias = nn.Parameter(torch.zeros(num_tokens)) if biased else None
         scale = config.tie_embedding_scale
         self.tie_scale = config.layers.dim**-0.5 if scale is None else scale
+
+    def _build_head(self, config: ModelConfig) -> PredictionHead | None:
+        """What stands before the last projection."""
+        if config.head is None or not self.has_head:
+            return None
+        norm = build_norm(config.layers, config.head.norm)
+        return PredictionHead(config.layers.dim, config.head.activation, config.head.bias, norm)
 
     @classmethod
     def from_config(cls, config: ModelConfig | Mapping[str, Any]) -> Self:
@@ -112,7 +123,7 @@ class TransformerWrapper(Saveable):
         self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
         document_ids: Tensor | None = None, cache: KVCache | None = None, return_embeddings: bool = False, *,
         context: Tensor | None = None, context_mask: Tensor | None = None, context_positions: Tensor | None = None,
-        checked: bool = False, seq_lens: SeqLens | None = None,
+        checked: bool = False, seq_lens: SeqLens | None = None, token_types: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Ids [B T] -> logits [B T V], or embeddings [B T M] with return_embeddings.
 
@@ -120,7 +131,8 @@ class TransformerWrapper(Saveable):
         [B T A], ints or floats; a cache goes on after the largest. document_ids: [B T], packed rows whose documents do not
         see each other, and whose positions start again unless given; seq_lens: the same said by the lengths of the
         documents, one list for all rows or one a row. cache: from `new_cache`; tokens
-        then holds only the new ones. context: for layers with cross-attention. checked: the caller vouches for the ids,
+        then holds only the new ones. context: for layers with cross-attention. token_types: [B T], which kind each token
+        is; all 0 where none are given. checked: the caller vouches for the ids,
         which spares a look at the device.
         Raises InputError, PositionError, CacheError before any kernel runs.
         """
@@ -134,6 +146,7 @@ class TransformerWrapper(Saveable):
         x = x if self.config.emb_scale is None else x * torch.tensor(self.config.emb_scale, dtype=x.dtype)
         if self.config.l2norm_embed:
             x = F.normalize(x, dim=-1)
+        x = self._typed(x, token_types)
         first = self.config.emb_proj_first
         x = self.project_emb(x) if self.project_emb is not None and first else x
         x = layers.embed(x, placed)
@@ -149,9 +162,27 @@ class TransformerWrapper(Saveable):
         """[... M] -> what the head reads: as wide as the token embeddings with logits_proj, otherwise as it is."""
         return x if self.project_out is None else self.project_out(x)
 
+    def _typed(self, x: Tensor, types: Tensor | None) -> Tensor:
+        """[B T M] and the vectors of token types [B T], or of type 0 where none are given. Raises InputError."""
+        emb = self.token_type_emb
+        if emb is None:
+            if types is not None:
+                raise InputError("token_types were given, and this model has none. Leave them out.")
+            return x
+        if types is None:
+            return x + emb.weight[0]
+        whole = not (types.is_floating_point() or types.dtype == torch.bool)
+        low, high = (0, 0) if torch.compiler.is_compiling() else (int(types.min()), int(types.max()))
+        if types.shape != x.shape[:2] or not whole or low < 0 or high >= emb.num_embeddings:
+            raise InputError(
+                f"token_types must be integers from 0 to {emb.num_embeddings - 1} of shape {list(x.shape[:2])}; these are "
+                f"{types.dtype} of shape {list(types.shape)}, from {low} to {high}."
+            )
+        return x + emb(types.long())
+
     def logits(self, x: Tensor) -> Tensor:
         """[... M] -> [... V]: the head alone."""
-        x = self.projected(x)
+        x = self.projected(x if self.head is None else self.head(x))
         if self.to_logits is None:
             x = F.linear(x, self.token_emb.weight) * self.tie_scale
             x = x if self.tied_bias is None else x + self.tied_bias

@@ -109,7 +109,10 @@ SETTINGS = [
     error(rules.no_setting_is_idle, attn={"qk_norm_scale": 8.0}),
     error(rules.no_setting_is_idle, attn={"qk_norm": "l2", "scale": 0.1}),
     error(rules.no_setting_is_idle, ff={"gate_bias": True}),
+    error(rules.no_setting_is_idle, norm_place="post", first_norm=False),
     error(rules.no_setting_is_idle, ff={"dim": 100, "mult": 2.0}),
+    error(rules.projections_of_positions_are_read, position="rope", attn={"position_projections": True}),
+    error(rules.projections_of_positions_are_read, position="deberta", attn={"mla": {"kv_rank": 8, "rope_dim": 4}}),
     error(rules.head_fits, tie_embedding=True, emb_dim=32),
     error_in(rules.head_fits, tie_embedding=True, logits_dim=99),
     error_in(rules.head_fits, tie_embedding_scale=0.5),
@@ -155,6 +158,7 @@ PARTS = [
     error(part_rules.a_shared_key_turns_for_all_heads, attn=latent(), position="rope"),
     error(part_rules.a_shared_key_turns_for_all_heads, attn=latent(), position={"kind": "rope", "dim": 16, "heads": 2}),
     error(part_rules.a_shared_key_turns_for_all_heads, attn=latent(), position="polar"),
+    error(part_rules.latents_show_no_keys, kind="encoder", attn=latent(), position="deberta"),
 ]
 
 COMBINATIONS = [

@@ -22,11 +22,11 @@ from x_positional.pretrained.kinds import MAKERS, make
 from x_positional.pretrained.layouts import Same
 from x_positional.pretrained.load import Names, fill
 from x_positional.pretrained.native import NATIVE, load_native
+from x_positional.pretrained.sides import encoder_alone
 from x_positional.registry import nearest
 
 RENAMED = {"rope_parameters": "rope_scaling", "rope_scaling": "rope_parameters"}
 """Two names of one thing: said under one, it is no longer said under the other."""
-HEAD, EMBEDDING = "to_logits.weight", "token_emb.weight"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def from_pretrained(
 ) -> Any:  # fmt: skip
     """A published model: a folder with `config.json` and safetensors (one file or shards), or its name on the Hugging Face
     Hub. Decoders and encoders are `TransformerWrapper`, so they take `mask=`, `positions=`, `cache=` and generate as any
-    other does.
+    other does; encoders without a head give hidden states. Encoder-decoders are `XTransformer`: `logits(src, tgt, mask)`. Vision
+    models are `ViTransformerWrapper`, which takes pixel_values [B C H W]; without a head, `encode` gives hidden states.
 
     dtype, device: None is as stored, and the CPU. backend: as in `Decoder`. overrides: keys of `config.json` that win over
     the file's, as `rope_parameters={"rope_type": "yarn", ...}`. Tensors are read one at a time: no second copy is held.
@@ -65,6 +66,8 @@ def load(
     backend: str,
 ) -> nn.Module:  # fmt: skip
     """A model of a family, its config and its tensors."""
+    if family.kind == "seq2seq" and not any("decoder." in name for name in tensors.names()):
+        family = encoder_alone(family)
     fields, problems = family.read(hf)
     if problems:
         raise PretrainedError(f"{CONFIG} of {tensors.source} cannot be followed:", problems)
@@ -75,10 +78,12 @@ def load(
             stacklevel=3,
         )
     names = Names(tensors, family)
-    headed = settle_head(family, fields, names, hf)
-    fields["layers.backend"] = backend
+    fields |= {path: names.find(tensor) is not None for path, tensor in family.optional.items()}
+    headed, maker = settle_head(family, fields, names, hf), MAKERS[family.kind]
+    fields |= {f"{side}layers.backend": backend for side in maker.sides}
     model = make(family.kind, fields, headed)
-    fill(model, family, lambda name: MAKERS[family.kind].layers(model, name), names, dtype=dtype, device=device)
+    config: Any = model.config
+    fill(model, family, lambda name: maker.layers(config, name), names, dtype=dtype, device=device)
     model.origin = Origin(family, hf)  # type: ignore[assignment]
     return model.eval()
 
@@ -118,17 +123,20 @@ def settle_head(family: Family, fields: Fields, names: Names, hf: Mapping[str, A
 
     Both there and different: two tensors. Both there and equal, or one of them alone: one tensor, where the config ties them.
     """
-    head, embedding = _written(family, HEAD), _written(family, EMBEDDING)
+    maker = MAKERS[family.kind]
+    head, embedding = _written(family, maker.head), _written(family, maker.embedding)
+    if head is not None and not maker.embedding:
+        return names.find(head) is not None or not _headless(family, names, hf)
     if head is None or embedding is None:
         return False
     found = names.find(head), names.find(embedding)
     if found[0] is None:
-        return not _headless(family, hf)
-    if fields["tie_embedding"] and found[1] is None:
+        return not _headless(family, names, hf)
+    if fields[maker.tied] and found[1] is None:
         names.alias(embedding, found[0])
-    elif fields["tie_embedding"] and found[1] is not None:
-        fields["tie_embedding"] = names.same(found[0], found[1])
-    if fields["tie_embedding"]:
+    elif fields[maker.tied] and found[1] is not None:
+        fields[maker.tied] = names.same(found[0], found[1])
+    if fields[maker.tied]:
         names.used.add(found[0])
     return True
 
@@ -139,7 +147,11 @@ def _written(family: Family, parameter: str) -> str | None:
     return place.layout.name + place.leaf if place is not None and isinstance(place.layout, Same) else None
 
 
-def _headless(family: Family, hf: Mapping[str, Any]) -> bool:
-    """Whether the file is of the body alone, as its `architectures` say."""
+def _headless(family: Family, names: Names, hf: Mapping[str, Any]) -> bool:
+    """Whether the file is of the body alone, as its `architectures` say, or where they are silent, its tensors."""
     named = hf.get("architectures") or ()
-    return family.architecture not in named and any(name.endswith(("Model", "Encoder")) for name in named)
+    if family.architecture in named:
+        return False
+    place = family.layout_of("head.linear.weight")
+    bare = place is not None and names.find(place.names(None)[0]) is None  # type: ignore[arg-type]
+    return bare or any(name.endswith(("Model", "Encoder", "Backbone")) for name in named)

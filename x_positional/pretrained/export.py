@@ -8,17 +8,19 @@ from typing import Any
 from torch import Tensor
 
 from x_positional.config import ModelConfig
-from x_positional.pretrained.canonical import canonical, differences
+from x_positional.pretrained.canonical import AnyConfig, canonical, differences
 from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.families import FAMILIES
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.fields import Fields
-from x_positional.pretrained.kinds import model_config
+from x_positional.pretrained.kinds import MAKERS, kind_of, part_of
 from x_positional.pretrained.load import sizes_of
 from x_positional.pretrained.write import write_folder
 from x_positional.registry import nearest
 from x_positional.rope import RopeError
 from x_positional.saving import Saveable
+from x_positional.vision_config import VisionConfig
+from x_positional.wrappers import TokenEncoder
 
 DTYPE_KEY = "dtype"
 REWRITTEN = {"dtype", "torch_dtype", "transformers_version"}
@@ -31,7 +33,7 @@ class Fit:
 
     family: Family
     hf: Mapping[str, Any]
-    read: ModelConfig | None
+    read: AnyConfig | None
     apart: Mapping[str, tuple[Any, Any]]
     problems: tuple[str, ...] = ()
 
@@ -39,23 +41,25 @@ class Fit:
 def save_hf(model: Saveable, folder: Path, model_type: str | None = None) -> None:
     """Write a model for transformers. Raises PretrainedError with what no family has."""
     config = model.config
-    if not isinstance(config, ModelConfig):
+    if not isinstance(config, AnyConfig):
         raise PretrainedError(
-            f"{type(model).__name__} cannot be written for transformers:", ["only language models can."]
+            f"{type(model).__name__} cannot be written for transformers:", ["only models of text and of images can."]
         )
-    fit = best_fit(config, _candidates(model, model_type))
+    headed = config.num_classes is not None if isinstance(config, VisionConfig) else not isinstance(model, TokenEncoder)
+    fit = best_fit(config, _candidates(model, config, model_type, headed), headed)
     tensors = tensors_of(model, fit)
     dtype = next(iter(tensors.values())).dtype
-    write_folder(
-        folder, {**_beside(model, fit.family), **fit.hf, DTYPE_KEY: str(dtype).removeprefix("torch.")}, tensors
-    )
+    named = {} if headed or not fit.family.body else {"architectures": [fit.family.body]}
+    said = {**_beside(model, fit.family), **fit.hf, **named, DTYPE_KEY: str(dtype).removeprefix("torch.")}
+    write_folder(folder, said, tensors)
 
 
-def best_fit(config: ModelConfig, families: list[Family]) -> Fit:
-    """The first family that says exactly this model. Raises PretrainedError with what the nearest one lacks."""
-    ours, nearest_fit = canonical(config), None
+def best_fit(config: AnyConfig, families: list[Family], headed: bool = True) -> Fit:
+    """The first family that says exactly this model. headed: False where nothing is said of its head. Raises
+    PretrainedError with what the nearest one lacks."""
+    ours, nearest_fit = canonical(config, headed), None
     for family in families:
-        fit = fitted(family, ours)
+        fit = fitted(family, ours, headed)
         if not fit.apart and not fit.problems:
             return fit
         if nearest_fit is None or len(fit.apart) + len(fit.problems) < len(nearest_fit.apart) + len(
@@ -71,26 +75,29 @@ def best_fit(config: ModelConfig, families: list[Family]) -> Fit:
     )  # fmt: skip
 
 
-def fitted(family: Family, ours: Fields) -> Fit:
+def fitted(family: Family, ours: Fields, headed: bool = True) -> Fit:
     """A family's config.json for canonical fields, and what is lost on the way there and back."""
+    if headed and not family.architecture:
+        return Fit(family, {}, None, {}, (f"transformers has no class for a {family.model_type} with a head.",))
     try:
         hf = family.write(ours)
     except RopeError as error:
         return Fit(family, {}, None, {}, tuple(error.problems))
     fields, problems = family.read(hf)
+    fields |= {path: ours[path] for path in (*family.unsaid, *family.optional) if path in ours}
     if problems:
         return Fit(family, hf, None, differences(ours, fields), tuple(problems))
     try:
-        read = model_config(fields)
+        read = MAKERS[family.kind].config(fields)
     except ValueError as error:
         return Fit(family, hf, None, {}, (str(error),))
-    return Fit(family, hf, read, differences(ours, canonical(read)))
+    return Fit(family, hf, read, differences(ours, canonical(read, headed)))
 
 
 def tensors_of(model: Saveable, fit: Fit) -> dict[str, Tensor]:
     """Name -> tensor, as the family calls and lays them."""
     config, read = model.config, fit.read
-    if read is None or not isinstance(config, ModelConfig):
+    if read is None or not isinstance(config, AnyConfig):
         raise ValueError("only a model that fits has tensors to write")
     out: dict[str, Tensor] = {}
     problems = []
@@ -99,7 +106,7 @@ def tensors_of(model: Saveable, fit: Fit) -> dict[str, Tensor]:
         if place is None:
             problems.append(f"{fit.family.model_type} has no place for {name}.")
             continue
-        sizes = sizes_of(read.layers, place)
+        sizes = sizes_of(MAKERS[fit.family.kind].layers(read, name), place)
         stored = place.layout.store(_as_stored(name, parameter.detach(), config, read), sizes)
         out |= dict(zip(place.names(sizes), stored, strict=True))
     if problems:
@@ -107,24 +114,29 @@ def tensors_of(model: Saveable, fit: Fit) -> dict[str, Tensor]:
     return {name: tensor.contiguous().cpu() for name, tensor in out.items()}
 
 
-def _as_stored(name: str, tensor: Tensor, ours: ModelConfig, theirs: ModelConfig) -> Tensor:
+def _as_stored(name: str, tensor: Tensor, ours: AnyConfig, theirs: AnyConfig) -> Tensor:
     """Gains that one side stores as gain - 1 and the other as they are."""
-    if not name.endswith(".gain"):
+    if not name.endswith(".gain") or name.endswith("_residual.gain"):  # the second is LayerScale's
         return tensor
-    shift = int(_offset(name, ours)) - int(_offset(name, theirs))
+    one, (other, short) = part_of(ours, name)[0], part_of(theirs, name)
+    shift = int(_offset(short, one)) - int(_offset(short, other))
     return tensor if shift == 0 else (tensor.double() + shift).to(tensor.dtype)
 
 
-def _offset(name: str, config: ModelConfig) -> bool:
+def _offset(name: str, config: ModelConfig | VisionConfig) -> bool:
+    if isinstance(config, VisionConfig):
+        return not name.startswith("emb_norm") and config.layers.norm.unit_offset
     if name.startswith("emb_norm"):
         return config.emb_norm is not None and config.emb_norm.unit_offset
+    if name.startswith("head."):
+        return config.head is not None and config.head.norm.unit_offset
     if ".q_norm." in name or ".k_norm." in name:
         layer, kinds = int(name.split("blocks.")[1].split(".")[0]), config.layers.layer_kinds()
         return (kinds[layer % len(kinds)].attn or config.layers.attn).qk_norm_unit_offset
     return config.layers.norm.unit_offset
 
 
-def _candidates(model: Saveable, model_type: str | None) -> list[Family]:
+def _candidates(model: Saveable, config: AnyConfig, model_type: str | None, headed: bool) -> list[Family]:
     if model_type is not None:
         if model_type not in FAMILIES:
             raise PretrainedError(
@@ -132,7 +144,9 @@ def _candidates(model: Saveable, model_type: str | None) -> list[Family]:
             )
         return [FAMILIES[model_type]]
     own = [] if model.origin is None else [model.origin.family]
-    return own + [family for family in FAMILIES.values() if family not in own and family.kind == "decoder"]
+    kind = kind_of(config)
+    others = [family for family in FAMILIES.values() if family not in own and family.kind == kind]
+    return own + [family for family in others if family.architecture or not headed]
 
 
 def _beside(model: Saveable, family: Family) -> dict[str, Any]:

@@ -23,7 +23,9 @@ class Family:
     names: our module or parameter -> theirs, `{i}` is the layer. base: the prefix that a file of the body alone lacks.
     ignored: patterns of tensors that hold nothing to learn. harmless: keys that change no logit, beside `HARMLESS`.
     defaults: what keys mean that a file leaves out (null is not left out). aliases: other names of keys -> the name read
-    here, over which they win."""
+    here, over which they win. body: the architecture of a file of the body alone. copies: tensors that some files hold
+    twice -> the first of them. older: (pattern, now) of names that older files have. optional: fields that hold where a
+    tensor is there. unsaid: fields that tensors decide alone, where other families have a key."""
 
     model_type: str
     architecture: str
@@ -33,6 +35,11 @@ class Family:
     base: str = "model."
     ignored: tuple[str, ...] = ()
     harmless: frozenset[str] = frozenset()
+    body: str = ""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    older: tuple[tuple[str, str], ...] = ()
+    optional: Mapping[str, str] = field(default_factory=dict)
+    unsaid: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
 

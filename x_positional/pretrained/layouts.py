@@ -128,6 +128,27 @@ class Reordered:
 
 
 @dataclass(frozen=True)
+class ByGate:
+    """What lies in one way where the feedforward is plain, and in another where it is gated."""
+
+    plain: Layout
+    gated: Layout
+
+    def names(self, sizes: Sizes) -> Sequence[str]:
+        return self._chosen(sizes).names(sizes)
+
+    def load(self, parts: list[Tensor], sizes: Sizes) -> Tensor:
+        return self._chosen(sizes).load(parts, sizes)
+
+    def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
+        return self._chosen(sizes).store(tensor, sizes)
+
+    def _chosen(self, sizes: Sizes) -> Layout:
+        own = None if sizes.layer is None else sizes.layer.ff
+        return self.gated if (own or sizes.layers.ff).glu else self.plain
+
+
+@dataclass(frozen=True)
 class Reshaped:
     """One tensor in another shape; `ours` and `theirs` are the sizes of the axes, by `Sizes`."""
 

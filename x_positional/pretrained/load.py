@@ -1,7 +1,7 @@
 """Tensors of a published model into a model of ours, one at a time, each read once and held once."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,21 @@ class Names:
 
     def __init__(self, tensors: Tensors, family: Family):
         self.tensors, self.base, self.used = tensors, family.base, set[str]()
-        self.held = tensors.names()
+        self.held = _renamed(tensors.names(), family.older)
         self.aliases: dict[str, str] = {}
         self.ignored = [re.compile(pattern) for pattern in family.ignored]
+        self._settle_copies(family.copies)
+
+    def _settle_copies(self, copies: Mapping[str, str]) -> None:
+        """One of two copies is enough, and either will do. Two that differ are two tensors."""
+        for copy, original in copies.items():
+            there, first = self.find(copy), self.find(original)
+            if there is not None and first is not None:
+                self.used |= {there} if self.same(there, first) else set()
+            elif there is not None:
+                self.alias(original, there)
+            elif first is not None:
+                self.alias(copy, first)
 
     def find(self, name: str) -> str | None:
         """The name in the file, None where it is not there."""
@@ -34,12 +46,27 @@ class Names:
 
     def unused(self) -> list[str]:
         """Tensors that nothing asked for and that hold something."""
-        return sorted(n for n in self.held - self.used if not any(p.search(n) for p in self.ignored))
+        return sorted(n for n in self.held.keys() - self.used if not any(p.search(n) for p in self.ignored))
+
+    def read(self, name: str) -> Tensor:
+        """A tensor by the name that `find` gave."""
+        return self.tensors.read(self.held[name])
 
     def same(self, one: str, other: str) -> bool:
         """Whether two tensors of the file are equal, bit by bit."""
-        a, b = self.tensors.read(one), self.tensors.read(other)
+        a, b = self.read(one), self.read(other)
         return a.shape == b.shape and torch.equal(a, b)
+
+
+def _renamed(names: set[str], older: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Today's names -> those in the file."""
+    held: dict[str, str] = {}
+    for name in sorted(names):
+        now = name
+        for pattern, replacement in older:
+            now = re.sub(pattern, replacement, now)
+        held[now if now not in names else name] = name
+    return held
 
 
 def sizes_of(layers: LayersConfig, place: Place) -> Sizes:
@@ -62,7 +89,7 @@ def fill(
         if loaded is not None and not problems:
             wanted = dtype if parameter.requires_grad else None  # what no gradient moves stays as wide as it is
             ready = loaded.to(device=device or "cpu", dtype=wanted or loaded.dtype, copy=True).contiguous()
-            _replace(model, parameter, nn.Parameter(ready, requires_grad=parameter.requires_grad))
+            replace_parameter(model, parameter, nn.Parameter(ready, requires_grad=parameter.requires_grad))
     problems += [f"{name} of the file has no place in the model." for name in names.unused()]
     if problems:
         raise PretrainedError(f"{names.tensors.source} does not fit {family.model_type}:", problems)
@@ -83,7 +110,7 @@ def _loaded(
     if missing:
         problems += [f"{theirs} is missing (for {name})." for theirs in missing]
         return None
-    parts = [names.tensors.read(there) for there in found if there is not None]
+    parts = [names.read(there) for there in found if there is not None]
     try:
         loaded = place.layout.load(parts, sizes)
     except (RuntimeError, IndexError) as error:
@@ -99,7 +126,7 @@ def _loaded(
     return loaded
 
 
-def _replace(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
+def replace_parameter(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
     """Wherever a parameter stands, tied ones stand twice."""
     for module, leaf in list(_places(model, old)):
         setattr(module, leaf, new)

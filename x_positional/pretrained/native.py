@@ -10,8 +10,11 @@ from torch import nn
 from x_positional.config import FileConfig, ModelConfig, plain
 from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.files import Tensors
+from x_positional.pretrained.load import replace_parameter
 from x_positional.pretrained.write import write_folder
 from x_positional.saving import Saveable
+from x_positional.seq2seq import XTransformer
+from x_positional.seq2seq_config import Seq2SeqConfig
 from x_positional.vision import ViTransformerWrapper
 from x_positional.vision_config import VisionConfig
 from x_positional.wrappers import TokenEncoder, TransformerWrapper
@@ -20,6 +23,7 @@ NATIVE = "x_positional"
 CLASSES: dict[str, tuple[type[nn.Module], type[FileConfig]]] = {
     "TransformerWrapper": (TransformerWrapper, ModelConfig),
     "TokenEncoder": (TokenEncoder, ModelConfig),
+    "XTransformer": (XTransformer, Seq2SeqConfig),
     "ViTransformerWrapper": (ViTransformerWrapper, VisionConfig),
 }
 
@@ -60,6 +64,5 @@ def load_native(
     for name, parameter in own.items():
         wanted = dtype if parameter.requires_grad else None  # what no gradient moves stays as wide as it is
         tensor = tensors.read(name).to(device=device or "cpu", dtype=wanted, copy=True)
-        place = model.get_submodule(name.rpartition(".")[0])
-        setattr(place, name.rpartition(".")[2], nn.Parameter(tensor, requires_grad=parameter.requires_grad))
+        replace_parameter(model, parameter, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
     return model.eval()

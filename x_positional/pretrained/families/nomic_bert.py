@@ -1,0 +1,41 @@
+"""Nomic BERT: a rotary BERT with a gated feedforward, queries, keys and values in one tensor on disk."""
+
+from x_positional.pretrained.families.bert import BERT, IDLE_BIAS, POOLER, sizes
+from x_positional.pretrained.families.llama import ROPE
+from x_positional.pretrained.fields import Codec, Fixed, Key
+from x_positional.pretrained.layouts import Joined
+
+ACTIVATION = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu"}
+SIZES: tuple[Codec, ...] = (
+    *sizes(768, 12, 12, 3072, 30528),
+    Key("max_seq_len", "max_position_embeddings", 2048),
+    Key("layers.head_dim", "head_dim", lambda hf: hf["hidden_size"] // hf["num_attention_heads"]),
+)
+
+
+NOMIC_BERT = BERT.like(
+    "nomic_bert", "NomicBertForMaskedLM",
+    fields=(
+        *SIZES, ROPE,
+        Fixed("layers.attn.bias", False), Fixed("layers.ff.bias", False), Fixed("layers.ff.glu", True),
+        Key("layers.ff.activation", "hidden_act", "silu", ACTIVATION),
+        Key("head.activation", "hidden_act", "silu", ACTIVATION),
+    ),
+    names={
+        "token_emb": "nomic_bert.embeddings.word_embeddings",
+        "token_type_emb": "nomic_bert.embeddings.token_type_embeddings",
+        "schemes.0": None,
+        "emb_norm": "nomic_bert.emb_ln",
+        "blocks.{i}.attn.to_qkv": "nomic_bert.encoder.layers.{i}.attn.Wqkv",
+        "blocks.{i}.attn.to_out": "nomic_bert.encoder.layers.{i}.attn.out_proj",
+        "blocks.{i}.attn_residual.outer": "nomic_bert.encoder.layers.{i}.norm1",
+        "blocks.{i}.ff.up": Joined(("nomic_bert.encoder.layers.{i}.mlp.fc11", "nomic_bert.encoder.layers.{i}.mlp.fc12")),
+        "blocks.{i}.ff.down": "nomic_bert.encoder.layers.{i}.mlp.fc2",
+        "blocks.{i}.ff_residual.outer": "nomic_bert.encoder.layers.{i}.norm2",
+        "head.norm": "cls.predictions.transform.layer_norm",
+    },
+    defaults={"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12},
+    aliases={"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers",
+             "n_inner": "intermediate_size", "n_positions": "max_position_embeddings"},
+    body="NomicBertModel", base="nomic_bert.", ignored=(*POOLER, IDLE_BIAS, r"inv_freq$"),
+)  # fmt: skip

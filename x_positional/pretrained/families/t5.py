@@ -1,0 +1,145 @@
+"""T5, 1.0 and 1.1 (Flan), and mT5: buckets of distances, scores that are not scaled, RMS norms, no biases."""
+
+from typing import Any
+
+from x_positional.pretrained.families.llama import rms_norms
+from x_positional.pretrained.family import Family
+from x_positional.pretrained.fields import Both, Codec, Fields, Fixed, Hf, Key
+from x_positional.pretrained.layouts import ByGate, Joined, Layout, Same, qkv
+from x_positional.pretrained.sides import both, decoder, encoder
+from x_positional.schemes import T5 as Buckets
+
+WORDS = {
+    "relu": "relu", "gelu_new": "gelu_tanh", "gelu": "gelu", "gelu_python": "gelu", "silu": "silu", "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}  # fmt: skip
+
+
+def _feedforward_fields(hf: Hf, usual: str) -> Fields:
+    """`gated-gelu` means the approximation by tanh, `gelu` and `gated-` of anything else what they say."""
+    said = hf.get("feed_forward_proj") or usual
+    *gated, word = said.split("-")
+    word = hf.get("dense_act_fn") or ("gelu_new" if said == "gated-gelu" else word)
+    if word not in WORDS or gated not in ([], ["gated"]):
+        raise ValueError(
+            f"feed_forward_proj={said!r} (dense_act_fn={word!r}) is not known here; there are: {', '.join(WORDS)}, and gated- "
+            "before them."
+        )
+    glu = bool(gated) if hf.get("is_gated_act") is None else hf["is_gated_act"]
+    return {"layers.ff.activation": WORDS[word], "layers.ff.glu": glu}
+
+
+def _feedforward_keys(config: Fields) -> dict[str, Any]:
+    glu, activation = config.get("layers.ff.glu"), config.get("layers.ff.activation")
+    plain = {"gelu_tanh": "gelu_new", "gelu": "gelu"}
+    gated = {"gelu_tanh": "gelu", "gelu": "gelu_python"}
+    word = (gated if glu else plain).get(str(activation), str(activation))
+    return {"feed_forward_proj": f"gated-{word}" if glu else word}
+
+
+def _bucket_fields(hf: Hf) -> Fields:
+    buckets, furthest = hf.get("relative_attention_num_buckets") or 32, hf.get("relative_attention_max_distance") or 128
+    return {"layers.position": [Buckets(num_buckets=buckets, max_distance=furthest)]}
+
+
+def _bucket_keys(config: Fields) -> dict[str, Any]:
+    match config.get("layers.position"):
+        case (Buckets(num_buckets=buckets, max_distance=furthest),):
+            return {"relative_attention_num_buckets": buckets, "relative_attention_max_distance": furthest}
+        case _:
+            return {}
+
+
+def _head_fields(hf: Hf) -> Fields:
+    """T5 1.0 scales what the head reads; 1.1 says by `tie_word_embeddings: false` that it does not. Whether the head is the
+    embedding is another matter, which the tensors decide."""
+    said = hf.get("scale_decoder_outputs")
+    scaled = hf.get("tie_word_embeddings") is not False if said is None else said
+    return {"tie_embedding": True, "logits_scale": hf.get("d_model", 512) ** -0.5 if scaled else None}
+
+
+def feedforward(usual: str) -> Codec:
+    """The activation, and whether it is gated. usual: where the file does not say."""
+    return Both(
+        ("layers.ff.activation", "layers.ff.glu"), ("feed_forward_proj", "dense_act_fn", "is_gated_act"),
+        lambda hf: _feedforward_fields(hf, usual), _feedforward_keys,
+    )  # fmt: skip
+
+
+SIDE: tuple[Codec, ...] = (
+    Key("num_tokens", "vocab_size", 32128),
+    Key("max_seq_len", "n_positions", 512),
+    Key("layers.dim", "d_model", 512),
+    Key("layers.heads", "num_heads", 8),
+    Key("layers.head_dim", "d_kv", 64),
+    Key("layers.ff.dim", "d_ff", 2048),
+    feedforward("relu"),
+    Fixed("layers.ff.bias", False),
+    *rms_norms("layer_norm_epsilon", 1e-6),
+    Fixed("layers.attn.scale", 1.0),
+    Both(("layers.position",), ("relative_attention_num_buckets", "relative_attention_max_distance"),
+         _bucket_fields, _bucket_keys),
+)  # fmt: skip
+DECODER: tuple[Codec, ...] = (
+    Fixed("layers.kind", "decoder"),
+    Fixed("layers.cross_attend", True),
+    Fixed("tie_embedding_scale", 1.0),
+)
+
+
+def _names(side: str, theirs: str, feedforward: int) -> dict[str, str | Layout]:
+    """Names of one side. feedforward: which of the layers of a block it is."""
+    block = f"{theirs}.block.{{i}}.layer"
+    dense = f"{block}.{feedforward}.DenseReluDense"
+    return {
+        f"{side}.schemes.0": f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias",
+        f"{side}.blocks.{{i}}.attn_residual.before": f"{block}.0.layer_norm",
+        f"{side}.blocks.{{i}}.attn.to_qkv": qkv(*(f"{block}.0.SelfAttention.{p}" for p in "qkv")),
+        f"{side}.blocks.{{i}}.attn.to_out": f"{block}.0.SelfAttention.o",
+        f"{side}.blocks.{{i}}.ff_residual.before": f"{block}.{feedforward}.layer_norm",
+        f"{side}.blocks.{{i}}.ff.up": ByGate(Same(f"{dense}.wi"), Joined((f"{dense}.wi_1", f"{dense}.wi_0"))),
+        f"{side}.blocks.{{i}}.ff.down": f"{dense}.wo",
+        f"{side}.final_norm": f"{theirs}.final_layer_norm",
+    }
+
+
+CROSS = "decoder.block.{i}.layer.1"
+T5 = Family(
+    model_type="t5", architecture="T5ForConditionalGeneration", body="T5EncoderModel", kind="seq2seq", base="",
+    fields=(
+        *both(SIDE), Fixed("tie_token_emb", True),
+        *encoder((Fixed("layers.kind", "encoder"), Key("layers.depth", "num_layers", 6))),
+        *decoder((
+            *DECODER, Key("layers.depth", "num_decoder_layers", lambda hf: hf.get("num_layers", 6)),
+            Both(("tie_embedding", "logits_scale"), ("tie_word_embeddings", "scale_decoder_outputs"), _head_fields,
+                 lambda config: {"tie_word_embeddings": config.get("logits_scale") is not None}),
+        )),
+    ),
+    names={
+        "encoder.token_emb": "shared",
+        "decoder.net.to_logits": "lm_head",
+        **_names("encoder", "encoder", 1),
+        **_names("decoder.net", "decoder", 2),
+        "decoder.net.blocks.{i}.cross_residual.before": f"{CROSS}.layer_norm",
+        "decoder.net.blocks.{i}.cross.to_q": f"{CROSS}.EncDecAttention.q",
+        "decoder.net.blocks.{i}.cross.to_kv": Joined((f"{CROSS}.EncDecAttention.k", f"{CROSS}.EncDecAttention.v")),
+        "decoder.net.blocks.{i}.cross.to_out": f"{CROSS}.EncDecAttention.o",
+    },
+    copies={"encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight"},
+    unsaid=("decoder.tie_embedding",),
+    ignored=(r"EncDecAttention\.relative_attention_bias",),
+    harmless=frozenset({"dropout_rate", "classifier_dropout", "output_past"}),
+)  # fmt: skip
+MT5 = T5.like(
+    "mt5", "MT5ForConditionalGeneration", body="MT5EncoderModel",
+    fields=(
+        *both((Key("num_tokens", "vocab_size", 250112), Key("layers.heads", "num_heads", 6), Key("layers.ff.dim", "d_ff", 1024),
+               feedforward("gated-gelu"))),
+        *encoder((Key("layers.depth", "num_layers", 8),)),
+        *decoder((
+            Key("layers.depth", "num_decoder_layers", lambda hf: hf.get("num_layers", 8)),
+            Fixed("logits_scale", None), Fixed("tie_embedding", True),
+        )),
+    ),
+    harmless=T5.harmless | {"tie_word_embeddings", "tokenizer_class"},
+)  # fmt: skip
