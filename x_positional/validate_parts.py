@@ -100,16 +100,6 @@ def a_shared_key_turns_for_all_heads(case: Case) -> Iterator[str]:
             )
 
 
-def latents_show_no_keys(case: Case) -> Iterator[str]:
-    """A scheme that reads the keys of every head has none to read where only latents are kept."""
-    reading = case.names(lambda scheme: scheme.overrides("layer_bias"))
-    if case.layers.attn.mla is not None and case.layers.kind != "cross_attender" and reading:
-        yield (
-            f"position={', '.join(reading)} reads the keys of every head, and attn.mla keeps latents in their place. Leave attn.mla "
-            "out, or use a scheme that reads distances, such as alibi or t5."
-        )
-
-
 def _turns_within(scheme: PositionScheme, mla: MLAConfig, head_dim: int) -> bool:
     """Whether the shared channels are enough for it, as far as that can be told without values."""
     if not scheme.overrides("rotate_k"):
@@ -145,7 +135,7 @@ SETTINGS = (
 )  # fmt: skip
 """Errors that need no scheme."""
 
-COMBINATIONS = (a_shared_key_turns_for_all_heads, latents_show_no_keys)
+COMBINATIONS = (a_shared_key_turns_for_all_heads,)
 """Errors that need the schemes."""
 
 WARNINGS = (a_router_can_learn,)

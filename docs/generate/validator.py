@@ -158,7 +158,6 @@ PARTS = [
     error(part_rules.a_shared_key_turns_for_all_heads, attn=latent(), position="rope"),
     error(part_rules.a_shared_key_turns_for_all_heads, attn=latent(), position={"kind": "rope", "dim": 16, "heads": 2}),
     error(part_rules.a_shared_key_turns_for_all_heads, attn=latent(), position="polar"),
-    error(part_rules.latents_show_no_keys, kind="encoder", attn=latent(), position="deberta"),
 ]
 
 COMBINATIONS = [
