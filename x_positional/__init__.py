@@ -5,7 +5,7 @@ from x_positional.continuous import ContinuousTransformerWrapper
 from x_positional.generate import AutoregressiveWrapper
 from x_positional.layers import CrossAttender, Decoder, Encoder
 from x_positional.porting import ConversionError, from_x_transformers
-from x_positional.pretrained import PretrainedError, from_pretrained
+from x_positional.pretrained import PretrainedError, from_pretrained, load_tokenizer
 from x_positional.scheme import AttentionContext, Bias, Capabilities, Dims, PositionScheme
 from x_positional.schemes import (
     T5,
@@ -67,4 +67,5 @@ __all__ = [
     "check",
     "from_pretrained",
     "from_x_transformers",
+    "load_tokenizer",
 ]

@@ -7,19 +7,21 @@ from x_positional.pretrained.fields import Both, Codec, Fields, Hf, Key, Only
 from x_positional.pretrained.layouts import qkv
 from x_positional.schemes import Absolute
 from x_positional.schemes import Deberta as Disentangled
+from x_positional.schemes.deberta import Term
 
 NORMED = ("layers.norm", "emb_norm", "head.norm")
 EPS = 1e-7
+TERMS: tuple[Term, ...] = ("c2p", "p2c")
 KEYS = (
     "relative_attention", "pos_att_type", "position_buckets", "max_relative_positions", "norm_rel_ebd", "layer_norm_eps",
     "position_biased_input", "share_att_key", "max_position_embeddings",
 )  # fmt: skip
 
 
-def _terms(hf: Hf) -> tuple[str, ...]:
+def _terms(hf: Hf) -> tuple[Term, ...]:
     said = hf.get("pos_att_type") or []
     words = said.lower().split("|") if isinstance(said, str) else said
-    return tuple(term for term in ("c2p", "p2c") if term in {word.strip() for word in words})
+    return tuple(term for term in TERMS if term in {word.strip() for word in words})
 
 
 def _normed(hf: Hf) -> float | None:
