@@ -112,6 +112,7 @@ SETTINGS = [
     error(rules.no_setting_is_idle, ff={"dim": 100, "mult": 2.0}),
     error(rules.projections_of_positions_are_read, position="rope", attn={"position_projections": True}),
     error(rules.projections_of_positions_are_read, position="deberta", attn={"mla": {"kv_rank": 8, "rope_dim": 4}}),
+    error(rules.projections_of_positions_are_read, kind="cross_attender", position="deberta"),
     error(rules.head_fits, tie_embedding=True, emb_dim=32),
     error_in(rules.head_fits, tie_embedding=True, logits_dim=99),
     error_in(rules.head_fits, tie_embedding_scale=0.5),
