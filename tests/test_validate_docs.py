@@ -28,7 +28,7 @@ def test_the_page_is_up_to_date() -> None:
 
 def messages() -> list[str]:
     """The longest fixed part of every message that a rule or a scheme's config can give."""
-    rules = [PACKAGE / f"validate_{name}.py" for name in ("rules", "use", "layer", "vision")]
+    rules = [PACKAGE / f"validate_{name}.py" for name in ("rules", "use", "layer", "vision", "parts")]
     files = [*rules, *sorted((PACKAGE / "schemes").glob("*.py"))]
     found = []
     for file in files:
@@ -59,7 +59,8 @@ def test_every_message_is_shown(text: str) -> None:
 
 
 @pytest.mark.parametrize("rule", [*GENERATOR.rules.SETTINGS, *GENERATOR.rules.COMBINATIONS, *GENERATOR.rules.WARNINGS,
-                                  *GENERATOR.use_rules.ERRORS, *GENERATOR.use_rules.WARNINGS,
+                                  *GENERATOR.part_rules.SETTINGS, *GENERATOR.part_rules.COMBINATIONS,
+                                  *GENERATOR.part_rules.WARNINGS, *GENERATOR.use_rules.ERRORS, *GENERATOR.use_rules.WARNINGS,
                                   *GENERATOR.vision_rules.ERRORS, *GENERATOR.vision_rules.WARNINGS,
                                   *GENERATOR.use_rules.BACKEND_ERRORS, *GENERATOR.use_rules.BACKEND_WARNINGS],
                          ids=lambda rule: rule.__name__)  # fmt: skip
@@ -96,6 +97,7 @@ ELSEWHERE = {
     "backend='varlen', kind='cross_attender'": "idle: nothing would run on it",
     "cache='static', cache_window=64": "two answers to one question, and neither is wrong by itself",
     "position='xpos', max_seq_len=8192, dtype='float16'": "test_xpos_in_float16_leaves_its_range",
+    "ff={'moe': {'experts': 8, 'top_k': 8, 'correction': True}}": "experts in another order are summed with another rounding",
 }
 OF_IMAGES = GENERATOR.IMAGES  # test_vision.py builds them
 FORCED = [e for e in EXAMPLES if e.level == "error" and e not in [*IN_WORDS, *ON_CUDA, *OF_IMAGES]]

@@ -77,6 +77,8 @@ def test_a_scheme_instance_cannot_be_written() -> None:
         ("none", {}, ["none: a bag of patches", "mean of the patches"]),
         ("axial", {"coordinates": "rescaled"}, ["position        axial\n", "row and column, rescaled"]),
         (["absolute", "mixed"], {"interpolation": "bilinear"}, ["a learned table + mixed", "resized (bilinear)"]),
+        ("absolute", {"antialias": True, "pool": "cls_mean", "cls_position": True, "patch_norms": False}, [
+            "resized (bicubic, antialiased)", "cls token and the mean of the patches"]),
         ("alibi", {}, ["alibi", "one axis: the number of the patch, row by row"]),
         ("axial", {"pool": "cls", "num_register_tokens": 2, "num_classes": 9}, [
             "the cls token and 2 registers at 0, not rotated", "12 x 20 pixels, 3 x 5 patches of 4 x 4; other sizes run",

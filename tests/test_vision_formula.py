@@ -3,7 +3,7 @@
 import pytest
 import torch
 from naive_vision import coordinate, naive, resized
-from porting import perturb
+from perturbing import perturb
 from torch import Tensor
 from transformers.models.dinov3_vit.modeling_dinov3_vit import get_patches_center_coordinates
 
@@ -27,7 +27,9 @@ POSITIONS = {
     "none": "none",
 }
 BESIDE = {"patches alone": {}, "cls": {"pool": "cls"}, "registers": {"num_register_tokens": 3},
-          "both": {"pool": "cls", "num_register_tokens": 2}}  # fmt: skip
+          "both": {"pool": "cls", "num_register_tokens": 2},
+          "cls and mean": {"pool": "cls_mean", "num_register_tokens": 1},
+          "no norms": {"patch_norms": False, "patch_size": (4, 5)}}  # fmt: skip
 SIZES = {"trained": (12, 20), "larger": (20, 28), "smaller": (8, 12), "another shape": (28, 8), "one patch": (4, 4)}
 
 
@@ -63,6 +65,12 @@ def test_at_the_trained_size(position, beside: dict) -> None:
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_at_any_size(position, size: tuple[int, int]) -> None:
     assert_same(build(position, pool="cls", num_register_tokens=1), images(*size))
+
+
+@pytest.mark.parametrize("position", [None, Absolute(scale=0.3), ["axial", "absolute"]], ids=str)
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_a_row_for_the_cls_token(position, size: tuple[int, int]) -> None:
+    assert_same(build(position, pool="cls_mean", cls_position=True, num_register_tokens=1), images(*size))
 
 
 @pytest.mark.parametrize("position", ["axial", "mixed", ["absolute", "mixed"]], ids=str)

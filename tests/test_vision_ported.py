@@ -3,14 +3,14 @@
 import pytest
 import torch
 import x_transformers as xt
-from porting import perturb, port
+from perturbing import perturb
 
-import x_positional as xp
+from x_positional import from_x_transformers
 
 TOLERANCE = 1e-5
 LAYERS = {"dim": 40, "depth": 2, "heads": 6, "attn_dim_head": 12}
-SIZE, PATCH, CLASSES = (12, 20), 4, 7
-"""3 x 5 patches. Theirs is made for 16 x 16, and reads the first 15 of its 16 rows."""
+SIZE, PATCH, CLASSES = (16, 16), 4, 7
+"""4 x 4 patches: theirs knows squares alone."""
 
 CASES = {
     "the table alone": ({}, {}),
@@ -28,17 +28,14 @@ CASES = {
 
 
 def pair(layers: dict, wrapper: dict):
-    """Theirs, perturbed, and ours with its weights. Theirs always adds the table; ours is told to, beside a scheme."""
+    """Theirs, perturbed, and ours with its weights. Theirs always adds the table, beside a scheme too."""
     torch.manual_seed(3)
     settings = {"num_classes": CLASSES, **wrapper}
     theirs = xt.ViTransformerWrapper(
         image_size=16, patch_size=PATCH, attn_layers=xt.Encoder(**LAYERS, **layers), **settings
     ).eval()
     perturb(theirs)
-    beside = {"disable_abs_pos_emb": False} if any("pos" in name for name in layers) else {}
-    encoder = xp.Encoder(**LAYERS, **layers, **beside)
-    ours = xp.ViTransformerWrapper(image_size=SIZE, patch_size=PATCH, attn_layers=encoder, **settings).eval()
-    port(theirs, ours)
+    ours = from_x_transformers(theirs)
     return theirs, ours
 
 

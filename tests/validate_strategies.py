@@ -40,7 +40,7 @@ SCHEMES = {
     "xpos": fields("xpos", **ROTARY, scale_base=[30.0, 30.0, 0.2], center=[0, 3]),
     "polar": fields("polar", theta=[500.0], uniform_init=[True]),
     "alibi": fields("alibi", heads=[1, 2, 9], slopes=[(0.5,), (0.5, 0.1), (0.2, -0.1), ()], learned=[True],
-                    variant=["causal", "symmetric", "asymmetric"]),
+                    variant=["causal", "symmetric", "asymmetric"], scale=[0.5]),
     "t5": fields("t5", num_buckets=[3, 8, 8], max_distance=[2, 5, 5], scale=[2.0]),
     "deberta": fields("deberta", num_buckets=[None, 4, 4], max_distance=[3, 5, 5], terms=["c2p", "p2c"],
                       norm_eps=[0.1]),
@@ -58,14 +58,26 @@ ANY = st.one_of(*SCHEMES.values())
 NORMS = st.fixed_dictionaries({"kind": maybe("rms", "scale", "simple_rms", "none", usual="layer", weight=1)}, optional={
     "eps": st.just(0.1), "bias": st.booleans(), "unit_offset": maybe(False, usual=True),
 })  # fmt: skip
+LATENTS = [
+    {"kv_rank": 5, "rope_dim": 4}, {"kv_rank": 9, "rope_dim": 6, "q_rank": 5, "value_dim": 7},
+    {"kv_rank": 2, "rope_dim": 4, "value_dim": 3, "eps": 0.1},
+]  # fmt: skip
+MIXTURES = st.fixed_dictionaries({"experts": st.sampled_from([6, 8]), "top_k": st.sampled_from([1, 2, 3, 7])}, optional={
+    "score": maybe("sigmoid", usual="softmax"), "renorm": maybe(False, usual=True), "scale": maybe(2.5, usual=1.0),
+    "router_bias": st.booleans(), "correction": st.booleans(), "groups": maybe(2, 4, 8, usual=1, weight=1),
+    "top_groups": maybe(2, 3, usual=1, weight=1), "weigh": maybe("input", usual="output"), "shared": maybe(5),
+    "shared_gate": maybe(True, usual=False),
+})  # fmt: skip
 ATTENTION = st.fixed_dictionaries({}, optional={
     "dropout": maybe(0.3, usual=0.0), "bias": st.booleans(), "qk_norm": maybe("rms", "rms_per_head", "l2"),
     "qk_norm_scale": maybe(4.0, usual=10.0, weight=4), "softcap": maybe(3.0), "sinks": maybe(True, usual=False),
-    "scale": maybe(0.2),
+    "scale": maybe(0.2), "mla": maybe(*LATENTS, weight=6),
 })  # fmt: skip
 FEEDFORWARD = st.fixed_dictionaries({}, optional={
     "mult": maybe(2.0, usual=4.0), "dim": maybe(13), "activation": st.sampled_from(["gelu", "silu", "relu2"]),
     "glu": st.booleans(), "bias": st.booleans(), "gate_bias": maybe(True, False), "dropout": maybe(0.3, usual=0.0),
+    "swish_beta": maybe(1.7, usual=1.0, weight=3), "glu_clamp": maybe(0.5, weight=3), "glu_shift": maybe(1.0, usual=0.0, weight=3),
+    "moe": st.one_of(st.none(), st.none(), MIXTURES),
 })  # fmt: skip
 
 
@@ -80,7 +92,7 @@ def layers_with(position):
         "window": maybe(2, 3, 5, weight=1), "chunk": maybe(4, weight=6),
         "flash": st.booleans(), "norm": NORMS, "attn": ATTENTION, "ff": FEEDFORWARD,
         "backend": maybe("eager", "blockwise", "sdpa", "flex", usual="auto", weight=1),
-        "norm_place": maybe("post", "sandwich", "parallel", usual="pre"), "final_norm": maybe(True, False),
+        "norm_place": maybe("post", "sandwich", "entry", "parallel", usual="pre"), "final_norm": maybe(True, False),
     })  # fmt: skip
 
 
@@ -90,6 +102,7 @@ def models_with(position):
         "num_tokens": st.just(11), "max_seq_len": st.sampled_from([6, 11, 24]), "layers": layers_with(position),
     }, optional={
         "emb_dim": maybe(10), "tie_embedding": maybe(True, usual=False), "tie_embedding_scale": maybe(0.5, weight=4),
+        "emb_proj_bias": maybe(False, usual=True, weight=4), "logits_proj": maybe(True, usual=False, weight=4),
         "logits_dim": maybe(5, weight=4), "l2norm_embed": maybe(True, usual=False), "post_emb_norm": st.booleans(),
     })  # fmt: skip
 

@@ -4,7 +4,8 @@ from x_positional.config import ModelConfig
 from x_positional.continuous import ContinuousTransformerWrapper
 from x_positional.generate import AutoregressiveWrapper
 from x_positional.layers import CrossAttender, Decoder, Encoder
-from x_positional.pretrained import PretrainedError, from_pretrained
+from x_positional.porting import ConversionError, from_x_transformers
+from x_positional.pretrained import PretrainedError, from_pretrained, load_tokenizer
 from x_positional.scheme import AttentionContext, Bias, Capabilities, Dims, PositionScheme
 from x_positional.schemes import (
     T5,
@@ -39,6 +40,7 @@ __all__ = [
     "Capabilities",
     "Chain",
     "ContinuousTransformerWrapper",
+    "ConversionError",
     "CopeConfig",
     "CrossAttender",
     "Decoder",
@@ -64,4 +66,6 @@ __all__ = [
     "build_model",
     "check",
     "from_pretrained",
+    "from_x_transformers",
+    "load_tokenizer",
 ]

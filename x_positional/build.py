@@ -112,13 +112,11 @@ def attention_settings(attn: AttentionConfig, dims: Dims) -> dict[str, Any]:
 
 def build_latent(config: LayersConfig, attn: AttentionConfig, mla: MLAConfig) -> LatentAttention:
     """Self-attention whose keys and values come from a latent."""
-    dims = config.dims()
-    settings = {
-        name: value for name, value in attention_settings(attn, dims).items() if name not in ("q_norm", "k_norm")
-    }
+    dims, own = config.dims(), attn.model_copy(update={"qk_norm": None, "qk_norm_after": False, "clip": None})
     return LatentAttention(
         dims.dim, dims.heads, dims.head_dim, kv_rank=mla.kv_rank, rope_dim=mla.rope_dim, q_rank=mla.q_rank, eps=mla.eps,
-        value_dim=mla.value_dim or dims.head_dim - mla.rope_dim, unit_offset=config.norm.unit_offset, **settings,
+        value_dim=mla.value_dim or dims.head_dim - mla.rope_dim, unit_offset=config.norm.unit_offset,
+        **attention_settings(own, dims),
     )  # fmt: skip
 
 

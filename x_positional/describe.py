@@ -3,6 +3,7 @@
 from torch import nn
 
 from x_positional.config import ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
+from x_positional.experts import MixtureOfExperts
 from x_positional.transformer import AttentionLayers
 from x_positional.validate import resolve_kinds
 from x_positional.vision_config import VisionConfig
@@ -34,12 +35,16 @@ def facts(model: nn.Module, layers: LayersConfig, max_seq_len: int | None) -> di
     parameters = list(model.parameters())
     backends = dict.fromkeys(f"{kind.choice.name} ({kind.choice.reason})" for kind in stack.kinds)
     heads = f"{layers.heads} heads of {layers.head_dim}" + (f", {layers.kv_heads} key heads" if layers.kv_heads else "")
+    used = sum(p.numel() for p in parameters) - sum(
+        m.idle() for m in model.modules() if isinstance(m, MixtureOfExperts)
+    )
+    total = f"{sum(p.numel() for p in parameters):,}"
     return {
         "layers": f"{layers.kind}, {layers.depth} blocks of width {layers.dim}, {heads}",
         "position": position_words(layers, max_seq_len),
         "backend": "; ".join(backends),
         "dtype": f"{parameters[0].dtype} on {parameters[0].device}".replace("torch.", ""),
-        "parameters": f"{sum(p.numel() for p in parameters):,}",
+        "parameters": total if f"{used:,}" == total else f"{total}, {used:,} of them for one token",
     }
 
 
@@ -57,6 +62,11 @@ def describe(model: nn.Module, config: ModelConfig | ContinuousConfig) -> str:
     return written({**facts(model, config.layers, config.max_seq_len), "trained length": length})
 
 
+POOLED = {
+    "mean": "mean of the patches", "cls": "cls token", "cls_mean": "cls token and the mean of the patches",
+}  # fmt: skip
+
+
 def describe_image(model: nn.Module, config: VisionConfig, axes: int) -> str:
     """The same for a model of images whose schemes read positions with `axes` axes, 0 for none."""
     known = facts(model, config.stack, config.trained_patches)
@@ -66,17 +76,17 @@ def describe_image(model: nn.Module, config: VisionConfig, axes: int) -> str:
     rows, columns = config.grid
     height, width = config.image_size
     size = f"{height} x {width} pixels, {rows} x {columns} patches of {config.patch_size[0]} x {config.patch_size[1]}"
-    resized = f"; the table is resized ({config.interpolation})" if config.tables else ""
+    resized = f"; the table is resized ({config.resizing})" if config.tables else ""
     told = {
         0: "not read",
         1: "one axis: the number of the patch, row by row",
         2: f"row and column, {config.coordinates}",
     }
     beside = [f"{config.num_register_tokens} registers"] if config.num_register_tokens else []
-    beside = ["the cls token", *beside] if config.pool == "cls" else beside
+    beside = ["the cls token", *beside] if config.has_cls else beside
     nowhere = f"; {' and '.join(beside)} at 0, not rotated" if beside and axes else ""
     head = f"{config.num_classes} classes" if config.num_classes else "no head"
     return written({
         **known, "positions": told[axes] + nowhere, "trained size": f"{size}; other sizes run{resized}",
-        "output": f"{head} on the {'cls token' if config.pool == 'cls' else 'mean of the patches'}",
+        "output": f"{head} on the {POOLED[config.pool]}",
     })  # fmt: skip

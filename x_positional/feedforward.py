@@ -50,7 +50,8 @@ class Inner:
 
     def act(self, x: Tensor) -> Tensor:
         """[... F] -> [... F]."""
-        return ACTIVATIONS[self.activation](x) if self.beta == 1.0 else x * torch.sigmoid(self.beta * x)
+        swish = self.activation == "silu" and self.beta != 1.0
+        return x * torch.sigmoid(self.beta * x) if swish else ACTIVATIONS[self.activation](x)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[... F] or, with glu, [... 2F] -> [... F]."""

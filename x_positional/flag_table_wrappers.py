@@ -116,10 +116,13 @@ VISION = table("ViTransformerWrapper", [
     copied("post_emb_norm", False, "post_emb_norm", "LayerNorm after the patches' embedding."),
     copied("num_register_tokens", 0, "num_register_tokens", "Learned tokens that are no patch: not rotated."),
     copied("emb_dropout", 0.0, "emb_dropout", "Dropout of the patches' embedding."),
-    own("pool", "pool", "`mean` of the patches, or a `cls` token.", default="mean"),
+    own("patch_norms", "patch_norms", "Norms over the pixels of a patch and after their projection.", default=True),
+    own("pool", "pool", "`mean` of the patches, a `cls` token, or both (`cls_mean`).", default="mean"),
+    own("cls_position", "cls_position", "The table has a row for the cls token.", default=False),
     own("coordinates", "coordinates", "`index`, `rescaled` to the trained size, or `centered` in [-1, 1].",
         default="index"),
     own("interpolation", "interpolation", "How the table is resized: `bicubic` or `bilinear`.", default="bicubic"),
+    own("antialias", "antialias", "The table is resized with antialiasing.", default=False),
 ])  # fmt: skip
 
 ENTRIES: tuple[Flag, ...] = TRANSFORMER + CONTINUOUS + XTRANSFORMER + AUTOREGRESSIVE + VISION

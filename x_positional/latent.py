@@ -48,6 +48,9 @@ class LatentAttention(Heads):
         state = scheme.key_state(x)
         if plan.cache is not None and plan.view is not None:
             key, latent, state = plan.cache.write(plan.layer, plan.view, key, latent, state)
+        latent = latent.expand(
+            -1, key.shape[1], -1, -1
+        )  # as many as keys: a scheme may turn them for each head by itself
         absorbs = self._absorbs(x.shape[1], latent.shape[2])
         ops = self.ops(scheme, content, state, plan.planned)
         q = self._placed(scheme.rotate_q(content, plan.tables), absorbs)
@@ -86,6 +89,6 @@ class LatentAttention(Heads):
 
     def _of_heads(self, key: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
         """[B 1 S R], [B 1 S C] -> keys [B H S D] and values [B H S E]."""
-        made = self.to_kv(latent.squeeze(1)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        made = self.to_kv(latent[:, 0]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         plain, values = made.split([self.key_dim, self.value_dim], dim=-1)
         return torch.cat([key.expand(-1, self.heads, -1, -1), plain], dim=-1), values

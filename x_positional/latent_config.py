@@ -11,7 +11,8 @@ class MLAConfig(Config):
 
     rope_dim: the first channels of a head, of queries and of that shared key; only they are rotated, and the other
     head_dim - rope_dim come from the latent. value_dim: width of a head's values, None is head_dim - rope_dim. q_rank: queries
-    come from a latent too; None is none. eps: of the RMS norms of the latents.
+    come from a latent too; None is none. eps: of the RMS norms of the latents. Keys are made for every head and latents have
+    norms, so kv_heads, qk_norm and clip are for cross-attention alone.
     """
 
     kv_rank: int = Field(gt=0)

@@ -35,6 +35,7 @@ BY_LAYER = {
     "rope_scaling_layers": "only these layers use the scaling.",
 }
 """Keys that no single rotation can follow."""
+SLIDING, FULL = "sliding_attention", "full_attention"
 LAYER_TYPES = {
     f"{kind}_attention"
     for kind in ("full", "sliding", "chunked", "window", "indexed", "linear", "hybrid_sliding", "reference_sliding")
@@ -103,23 +104,35 @@ def _layers(
         problems += [
             f"layer type {name!r} is unknown; {nearest(name, known)}" for name in given if name not in known
         ]  # fmt: skip
-        return dict(given), True
+        thetas = _thetas(data, family)
+        return {
+            name: {"rope_theta": thetas[name], **value} if value is not None and name in thetas else value
+            for name, value in given.items()
+        }, True
     mixed = [name for name, value in given.items() if isinstance(value, Mapping)]
     if mixed:
         problems.append(
             f"{', '.join(mixed)} hold dicts beside plain values. Give one dict for all, or one per layer type."
         )
-    local = _first(data, LOCAL_THETAS, None)
-    if local is None and family not in LOCAL_GLOBAL:
+    thetas = _thetas(data, family)
+    if not thetas:
         return {"": given}, False
-    usual = LOCAL_GLOBAL.get(family, (None, None))
-    thetas = (local or usual[0] or _theta(data, family), _first(data, THETAS, usual[1]) or _theta(data, family))
     everywhere = family in SCALED_EVERYWHERE or "local_rope_theta" in data
     scaling = {key: value for key, value in given.items() if key != "rope_theta"}
     return {
-        "sliding_attention": {**(scaling if everywhere else {}), "rope_theta": thetas[0]},
-        "full_attention": {"rope_theta": thetas[1], **given},
+        SLIDING: {**(scaling if everywhere else {}), "rope_theta": thetas[SLIDING]},
+        FULL: {"rope_theta": thetas[FULL], **given},
     }, True
+
+
+def _thetas(data: Mapping[str, Any], family: str) -> dict[str, float]:
+    """Of sliding and of full attention, where they differ and nothing else is said; {} where they do not."""
+    local = _first(data, LOCAL_THETAS, None)
+    if local is None and family not in LOCAL_GLOBAL:
+        return {}
+    usual = LOCAL_GLOBAL.get(family, (None, None))
+    theta = _theta(data, family)
+    return {SLIDING: local or usual[0] or theta, FULL: _first(data, THETAS, usual[1]) or theta}
 
 
 def _top_problems(data: Mapping[str, Any], family: str, elsewhere: Collection[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from x_positional import validate_parts as part_rules
 from x_positional import validate_rules as rules
 from x_positional import validate_use as use_rules
 from x_positional import validate_vision as vision_rules
@@ -85,16 +86,16 @@ def model_report(config: ModelConfig | ContinuousConfig | VisionConfig, use: Use
 def judge(case: Case) -> Report:
     """Applies every rule, and asks which backend runs."""
     dims = case.dims
-    errors = [e for rule in rules.SETTINGS for e in rule(case)]
+    errors = [e for rule in (*rules.SETTINGS, *part_rules.SETTINGS) for e in rule(case)]
     warnings = [w for part in case.parts for w in part.warnings(dims)]
     named, unbuilt = build_parts(case.parts, dims)
     errors += unbuilt
     case = replace(case, named=tuple(named))
-    for rule in (*rules.COMBINATIONS, *use_rules.ERRORS):
+    for rule in (*rules.COMBINATIONS, *part_rules.COMBINATIONS, *use_rules.ERRORS):
         errors += rule(case)
     errors += vision_rules.found(vision_rules.ERRORS, case)
     warnings += vision_rules.found(vision_rules.WARNINGS, case)
-    for rule in (*rules.WARNINGS, *use_rules.WARNINGS):
+    for rule in (*rules.WARNINGS, *part_rules.WARNINGS, *use_rules.WARNINGS):
         warnings += rule(case)
     caps, choice = combined(case.schemes), None
     try:

@@ -53,6 +53,12 @@ class Case:
         return self.layers.dims(self.max_seq_len, self.embed_dim)
 
     @property
+    def value_dim(self) -> int:
+        """Width of a head's values."""
+        mla, head_dim = self.layers.attn.mla, self.layers.head_dim
+        return head_dim if mla is None else mla.value_dim or head_dim - mla.rope_dim
+
+    @property
     def reach(self) -> Reach:
         """What this kind of layer sees."""
         return Reach(window=self.layers.window, chunk=self.layers.chunk, first=self.layers.keep_first)

@@ -59,7 +59,7 @@ def decoding_ends_with_the_positions(case: Case) -> Iterator[str]:
 
 def flex_fits_the_device(case: Case, choice: Choice) -> Iterator[str]:
     """FlexAttention has no backward off CUDA, and its CUDA kernels want heads at least 16 wide."""
-    use, head_dim = case.use, case.layers.head_dim
+    use, head_dim = case.use, min(case.layers.head_dim, case.value_dim)
     if choice.name != "flex":
         return
     if use.train and use.device in ("cpu", "mps"):
@@ -79,8 +79,7 @@ def varlen_fits_the_heads(case: Case, choice: Choice) -> Iterator[str]:
         yield (
             "backend='varlen' packs the texts of self-attention, and a cross_attender has none. Use backend='sdpa' or 'auto'."
         )
-    device, head_dim = case.use.device, case.layers.head_dim
-    if problems := varlen_problems(device, case.use.dtype, _query_width(case), head_dim):
+    if problems := varlen_problems(case.use.device, case.use.dtype, _query_width(case), case.value_dim):
         yield f"backend='varlen' cannot run this: {'; '.join(problems)}. Use backend='sdpa' or 'auto'."
 
 
@@ -166,7 +165,7 @@ def kernel_of(case: Case, choice: Choice) -> tuple[str | None, list[str]]:
     biased = [s for s in case.schemes if s.capabilities().kernel == "bias"]
     trained = any(s.overrides("content_bias") or list(s.parameters()) for s in biased)
     heads = Heads(
-        qk=_query_width(case), v=case.layers.head_dim, dtype=use.dtype or torch.float32,
+        qk=_query_width(case), v=case.value_dim, dtype=use.dtype or torch.float32,
         masked=bool(biased) or case.reach.recent is not None, mask_grad=use.train and trained,
         dropout=use.train and case.layers.attn.dropout > 0, grouped=case.dims.kv_heads < case.layers.heads,
     )  # fmt: skip

@@ -82,6 +82,16 @@ def no_vision_setting_is_idle(case: Case, image: VisionConfig) -> Iterator[str]:
             f"coordinates={image.coordinates!r} says what a row and a column are, and no scheme of "
             f"position={' + '.join(chosen)} reads them. Use axial or mixed, or leave coordinates out."
         )
+    if image.antialias and not image.tables:
+        yield (
+            "antialias=True is how a learned table is resized, and there is none. Put 'absolute' into position, or leave it out."
+        )
+    if image.cls_position and not (image.tables and image.has_cls):
+        lacking = "there is no learned table" if image.has_cls else f"pool={image.pool!r} has no cls token"
+        yield (
+            f"cls_position=True gives the cls token a row of the learned table, and {lacking}. Use pool='cls' and 'absolute' in "
+            "position, or leave it out."
+        )
     if image.interpolation != "bicubic" and not image.tables:
         yield (
             f"interpolation={image.interpolation!r} is how a learned table is resized, and there is none. Put 'absolute' "
@@ -163,6 +173,6 @@ def with_table(report: Report, image: VisionConfig) -> Report:
     past = (
         None
         if report.past is None
-        else f"any size that patch_size divides runs; the table is resized ({image.interpolation})"
+        else f"any size that patch_size divides runs; the table is resized ({image.resizing})"
     )
     return replace(report, position=" + ".join(filter(None, ("absolute", others))), capabilities=caps, past=past)

@@ -58,15 +58,16 @@ def patch_positions(
 
 
 class PatchEmbedding(nn.Module):
-    """[B C H W] -> [B T M]: norm, linear, norm over the pixels of each patch, in the order row, column, channel."""
+    """[B C H W] -> [B T M]: norm, linear, norm over the pixels of each patch, in the order row, column, channel; or without
+    norms a convolution whose stride is its width, which is one linear layer over each patch (Dosovitskiy et al. 2021)."""
 
-    def __init__(self, channels: int, patch_size: tuple[int, int], dim: int):
+    def __init__(self, channels: int, patch_size: tuple[int, int], dim: int, norms: bool = True):
         super().__init__()
         self.channels, self.patch_size = channels, patch_size
         pixels = channels * patch_size[0] * patch_size[1]
-        self.pixel_norm = nn.LayerNorm(pixels, bias=False)
-        self.project = nn.Linear(pixels, dim)
-        self.norm = nn.LayerNorm(dim, bias=False)
+        self.pixel_norm = nn.LayerNorm(pixels, bias=False) if norms else None
+        self.project = nn.Linear(pixels, dim) if norms else nn.Conv2d(channels, dim, patch_size, patch_size)
+        self.norm = nn.LayerNorm(dim, bias=False) if norms else None
 
     def grid(self, pixel_values: Tensor) -> tuple[int, int]:
         """Rows and columns of patches. Raises InputError where the image cannot be cut into them."""
@@ -93,6 +94,8 @@ class PatchEmbedding(nn.Module):
         return sides["height"][0] // self.patch_size[0], sides["width"][0] // self.patch_size[1]
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        if self.pixel_norm is None or self.norm is None:
+            return self.project(pixel_values).flatten(2).transpose(1, 2)
         height, width = self.patch_size
         x = pixel_values.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B C rows height columns width]
         x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
@@ -103,23 +106,32 @@ class PatchTable(nn.Module):
     """One learned vector for each patch of the trained grid, resized to any other (Dosovitskiy et al. 2021,
     arXiv:2010.11929, section 3.2).
 
-    Rows and columns are pixels of an image whose edges stay where they are (corners not aligned), without antialiasing.
+    Rows and columns are pixels of an image whose edges stay where they are (corners not aligned). cls: the table is [1 + T M],
+    and its first row, which is never resized, is that of the cls token.
     """
 
-    def __init__(self, grid: tuple[int, int], dim: int, interpolation: Interpolation = "bicubic", scale: float = 1.0):
+    def __init__(
+        self, grid: tuple[int, int], dim: int, interpolation: Interpolation = "bicubic", scale: float = 1.0, *,
+        antialias: bool = False, cls: bool = False,
+    ):  # fmt: skip
         super().__init__()
-        self.interpolation, self.scale = interpolation, scale
-        self.table = nn.Parameter(torch.empty(*grid, dim))
+        self.grid, self.interpolation, self.scale, self.antialias, self.cls = grid, interpolation, scale, antialias, cls
+        self.table = nn.Parameter(torch.empty(1 + grid[0] * grid[1], dim) if cls else torch.empty(*grid, dim))
         nn.init.normal_(self.table, std=START)
 
     def forward(self, grid: tuple[int, int]) -> Tensor:
         """[T M] for the patches of a grid, row by row."""
-        table = self.table
-        if grid != tuple(table.shape[:2]):
+        table = self.table[1:].unflatten(0, self.grid) if self.cls else self.table
+        if grid != self.grid:
             image = table.permute(2, 0, 1)[None]
             wide = image if image.dtype == torch.float64 else image.float()
-            table = F.interpolate(wide, size=grid, mode=self.interpolation, align_corners=False)[0].permute(1, 2, 0)
+            sized = F.interpolate(wide, grid, mode=self.interpolation, align_corners=False, antialias=self.antialias)
+            table = sized[0].permute(1, 2, 0)
         return table.to(self.table.dtype).flatten(0, 1) * self.scale
+
+    def cls_row(self) -> Tensor | None:
+        """[1 M] for the cls token, None where it has no row."""
+        return self.table[:1] * self.scale if self.cls else None
 
 
 class ViTransformerWrapper(Saveable):
@@ -127,12 +139,14 @@ class ViTransformerWrapper(Saveable):
 
     image_size, patch_size: pixels, one number or (height, width). attn_layers: an Encoder. num_classes: None gives the
     pooled embedding [B M]. Flags: post_emb_norm, num_register_tokens, emb_dropout as in x-transformers; pool ("mean",
-    "cls"), coordinates ("index", "rescaled", "centered") and interpolation ("bicubic", "bilinear") are ours: `VisionConfig`.
+    "cls", "cls_mean"), coordinates ("index", "rescaled", "centered"), interpolation ("bicubic", "bilinear"), antialias,
+    cls_position and patch_norms are ours: `VisionConfig`.
 
     Schemes with two axes ("axial", "mixed") get (row, column), see `patch_positions`; schemes with one axis number the
     patches in raster order. "absolute" is a learned table of the trained grid, on too where no scheme was chosen. The cls
     token and registers come before the patches at position 0 on every axis, so rotation leaves them as they are; nothing
-    is added to them. A scheme of distances sees them where the first patch is.
+    is added to them, but to the cls token its own row of the table where cls_position says that it has one. A scheme of
+    distances sees them where the first patch is.
 
     Raises IncompatibleConfig, FlagError, ValidationError for what cannot be built.
     """
@@ -149,15 +163,16 @@ class ViTransformerWrapper(Saveable):
         require(model_report(config))
         dim = config.layers.dim
         attn_layers.bind(config.stack, config.trained_patches, dim)
-        self.patch_embedding = PatchEmbedding(config.channels, config.patch_size, dim)
+        self.patch_embedding = PatchEmbedding(config.channels, config.patch_size, dim, config.patch_norms)
         self.patch_table = _table(config)
         self.emb_norm = Norm(dim, unit_offset=False) if config.post_emb_norm else None
         self.emb_dropout = nn.Dropout(config.emb_dropout)
-        self.cls_token = nn.Parameter(torch.randn(1, dim) * START) if config.pool == "cls" else None
+        self.cls_token = nn.Parameter(torch.randn(1, dim) * START) if config.has_cls else None
         registers = config.num_register_tokens
         self.register_tokens = nn.Parameter(torch.randn(registers, dim) * START) if registers else None
         self.attn_layers = attn_layers
-        self.to_logits = None if config.num_classes is None else nn.Linear(dim, config.num_classes)
+        width = dim * (2 if config.pool == "cls_mean" else 1)
+        self.to_logits = None if config.num_classes is None else nn.Linear(width, config.num_classes)
         self.axes = position_axes(attn_layers.position_schemes)
 
     @classmethod
@@ -200,11 +215,23 @@ class ViTransformerWrapper(Saveable):
         for scheme in layers.position_schemes:  # only patches are somewhere
             x = scheme.embed(x, placed.positions[:, extra:])
         x = self.emb_dropout(x if self.emb_norm is None else self.emb_norm(x))
-        beside = [t.to(x.dtype).expand(B, -1, -1) for t in (self.cls_token, self.register_tokens) if t is not None]
+        beside = [t.to(x.dtype).expand(B, -1, -1) for t in (self._cls(), self.register_tokens) if t is not None]
         x = torch.cat([*beside, x], dim=1)
         x = layers.run(x, layers.plan(B, placed, x.dtype))
         first = extra - self.config.num_register_tokens
         return EncodedImage(x[:, extra:], x[:, 0] if first else None, x[:, first:extra], grid)
+
+    def _cls(self) -> Tensor | None:
+        """[1 M] the cls token where it enters the layers."""
+        row = None if self.patch_table is None else self.patch_table.cls_row()
+        return self.cls_token if self.cls_token is None or row is None else self.cls_token + row
+
+    def pooled(self, encoded: EncodedImage) -> Tensor:
+        """[B M], or [B 2M] with pool="cls_mean": what the head reads."""
+        mean = encoded.patches.mean(dim=1)
+        if encoded.cls is None:
+            return mean
+        return encoded.cls if self.config.pool == "cls" else torch.cat([encoded.cls, mean], dim=-1)
 
     def forward(self, pixel_values: Tensor, return_embeddings: bool = False) -> Tensor:
         """Images [B C H W] -> logits [B, num_classes], or the patches' embeddings [B T M] with return_embeddings.
@@ -214,7 +241,7 @@ class ViTransformerWrapper(Saveable):
         encoded = self.encode(pixel_values)
         if return_embeddings:
             return encoded.patches
-        pooled = encoded.patches.mean(dim=1) if encoded.cls is None else encoded.cls
+        pooled = self.pooled(encoded)
         return pooled if self.to_logits is None else self.to_logits(pooled)
 
 
@@ -222,4 +249,7 @@ def _table(config: VisionConfig) -> PatchTable | None:
     if not config.tables:
         return None
     scale = config.tables[0].scale
-    return PatchTable(config.grid, config.layers.dim, config.interpolation, 1.0 if scale is None else scale)
+    return PatchTable(
+        config.grid, config.layers.dim, config.interpolation, 1.0 if scale is None else scale, antialias=config.antialias,
+        cls=config.cls_position,
+    )  # fmt: skip

@@ -35,9 +35,11 @@ Interpolation = Literal["bicubic", "bilinear"]
 class VisionConfig(FileConfig):
     """Patches of an image, tokens beside them, layers, head.
 
-    image_size: trained height and width in pixels; other sizes run too. num_classes: None is no head. pool: what the head
-    reads, the mean of the patches or a cls token, which then exists. coordinates: what schemes with two axes are told of
-    a patch (`patch_positions`). interpolation: how a learned table is resized to a grid that was not trained.
+    image_size: trained height and width in pixels; other sizes run too. patch_norms: norms over the pixels of a patch and
+    after their projection; False is a projection alone (ViT). num_classes: None is no head. pool: what the head reads, the
+    mean of the patches, a cls token, which then exists, or both side by side (DINOv2). cls_position: the learned table has a
+    row for the cls token, its first. coordinates: what schemes with two axes are told of a patch (`patch_positions`).
+    interpolation, antialias: how a learned table is resized to a grid that was not trained.
     layers.position: "absolute" is a table of the trained grid, and so is leaving it out.
     """
 
@@ -45,13 +47,26 @@ class VisionConfig(FileConfig):
     patch_size: Size
     layers: Annotated[LayersConfig, BeforeValidator(_encoder)]
     channels: int = Field(default=3, gt=0)
+    patch_norms: bool = True
     num_classes: int | None = Field(default=None, gt=0)
-    pool: Literal["mean", "cls"] = "mean"
+    pool: Literal["mean", "cls", "cls_mean"] = "mean"
+    cls_position: bool = False
     num_register_tokens: int = Field(default=0, ge=0)
     post_emb_norm: bool = False
     emb_dropout: float = Field(default=0.0, ge=0, lt=1)
     coordinates: Coordinates = "index"
     interpolation: Interpolation = "bicubic"
+    antialias: bool = False
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether there is a cls token."""
+        return self.pool != "mean"
+
+    @property
+    def resizing(self) -> str:
+        """How a learned table is resized, in words."""
+        return f"{self.interpolation}, antialiased" if self.antialias else self.interpolation
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from x_positional import PositionScheme, Report, check
+from x_positional import validate_parts as part_rules
 from x_positional import validate_rules as rules
 from x_positional import validate_use as use_rules
 from x_positional import validate_vision as vision_rules
@@ -98,6 +99,7 @@ SETTINGS = [
     error(rules.kv_heads_divide_heads, kv_heads=3),
     error(rules.some_position, position=[]),
     error(rules.no_setting_is_idle, kind="cross_attender", window=64),
+    error(rules.no_setting_is_idle, window=64, chunk=32, position="rope"),
     error(rules.no_setting_is_idle, kind="cross_attender", norm_place="parallel"),
     error(rules.no_setting_is_idle, context_dim=32),
     error(rules.no_setting_is_idle, norm={"kind": "rms", "bias": True}),
@@ -120,12 +122,44 @@ SETTINGS = [
     warning(rules.a_window_is_shorter_than_the_text, window=512, position="rope"),
     error(rules.first_tokens_are_kept_beside_a_window, keep_first=4, position="rope"),
     error(rules.first_tokens_are_kept_beside_a_window, kind="encoder", window=64, keep_first=4, position="rope"),
-    error(rules.first_tokens_are_kept_beside_a_window, window=64, chunk=32, keep_first=4, position="rope"),
+    error(rules.first_tokens_are_kept_beside_a_window, window=16, chunk=32, keep_first=4, position="rope"),
     error(rules.first_tokens_have_distances, window=64, keep_first=4, position="absolute"),
     error(rules.first_tokens_have_distances, window=64, keep_first=4, position="forgetting"),
     error(rules.the_pattern_is_the_whole_word, window=64, pattern=[{"window": 32}, {}], position="rope"),
     error(rules.the_pattern_is_the_whole_word, position="rope", pattern=[{"position": "alibi"}]),
     error(rules.the_pattern_is_the_whole_word, position="rope", pattern=[{"window": 32}] * 3),
+]
+
+
+def mixture(**settings: Any) -> dict[str, Any]:
+    """A feedforward of eight experts, two for a token."""
+    return {"moe": {"experts": 8, "top_k": 2, **settings}}
+
+
+def latent(**settings: Any) -> dict[str, Any]:
+    """Latent attention with 16 shared channels."""
+    return {"mla": {"kv_rank": 32, "rope_dim": 16, **settings}}
+
+
+PARTS = [
+    error(part_rules.experts_can_be_chosen, ff=mixture(top_k=9)),
+    error(part_rules.experts_can_be_chosen, ff=mixture(groups=3, top_groups=2)),
+    error(part_rules.experts_can_be_chosen, ff=mixture(groups=8, top_groups=2)),
+    error(part_rules.experts_can_be_chosen, ff=mixture(groups=4, top_groups=5)),
+    error(part_rules.experts_can_be_chosen, ff=mixture(groups=4, top_groups=1, top_k=3)),
+    error(part_rules.no_setting_of_a_feedforward_is_idle, ff={"glu_clamp": 7.0, "glu_shift": 1.0}),
+    error(part_rules.no_setting_of_a_feedforward_is_idle, ff={"swish_beta": 1.702}),
+    error(part_rules.no_setting_of_a_feedforward_is_idle, ff=mixture(shared_gate=True)),
+    error(part_rules.no_setting_of_a_feedforward_is_idle, ff=mixture(top_groups=2)),
+    error(part_rules.no_setting_of_a_feedforward_is_idle, ff=mixture(groups=4, top_groups=4)),
+    error(part_rules.no_setting_of_a_feedforward_is_idle, ff=mixture(top_k=8, correction=True)),
+    warning(part_rules.a_router_can_learn, ff=mixture(top_k=1)),
+    error(part_rules.no_setting_of_a_latent_is_idle, kind="cross_attender", attn=latent()),
+    error(part_rules.no_setting_of_a_latent_is_idle, attn={**latent(), "qk_norm": "rms"}, kv_heads=2),
+    error(part_rules.latents_leave_room_for_values, attn=latent(rope_dim=64)),
+    error(part_rules.a_shared_key_turns_for_all_heads, attn=latent(), position="rope"),
+    error(part_rules.a_shared_key_turns_for_all_heads, attn=latent(), position={"kind": "rope", "dim": 16, "heads": 2}),
+    error(part_rules.a_shared_key_turns_for_all_heads, attn=latent(), position="polar"),
 ]
 
 COMBINATIONS = [
@@ -340,6 +374,8 @@ IMAGES = [
     ),
     image(vision_rules.no_vision_setting_is_idle, coordinates="centered", position="absolute"),
     image(vision_rules.no_vision_setting_is_idle, interpolation="bilinear"),
+    image(vision_rules.no_vision_setting_is_idle, antialias=True),
+    image(vision_rules.no_vision_setting_is_idle, cls_position=True, position="absolute"),
     image(vision_rules.rows_are_read_one_after_another, "warning", position="rope"),
     image(vision_rules.a_window_counts_along_rows, "warning", window=3),
     image(vision_rules.coordinates_suit_the_frequencies, "warning", coordinates="centered"),
@@ -351,6 +387,7 @@ IMAGES = [
 GROUPS = {
     "Names and types": NAMES,
     "Settings": SETTINGS,
+    "Experts and latents": PARTS,
     "Schemes together": COMBINATIONS,
     "One scheme": ONE_SCHEME,
     "Scaled rotary frequencies": SCALINGS,

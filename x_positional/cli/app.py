@@ -11,8 +11,10 @@ import typer
 from x_positional import validate
 from x_positional.cli.overrides import parse_overrides
 from x_positional.cli.plot import plot_model
+from x_positional.cli.published import is_published
 from x_positional.cli.run import run_training
 from x_positional.cli.sample import Sampling, sample_text
+from x_positional.cli.talk import talk
 from x_positional.training.errors import UserError
 from x_positional.training.load import load_config, load_model
 
@@ -20,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train, sample, check and draw transformers with any position scheme.",
+    help="Train, sample, check, draw and convert transformers with any position scheme.",
 )
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -54,11 +56,17 @@ def train(
 
 @app.command()
 def generate(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run, or of one checkpoint.", show_default=False)
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="The folder of a run or of a published model, a GGUF file, or a name on the Hub.",
+            show_default=False,
+        ),
     ],
     prompt: Annotated[str, typer.Option(help="The text to continue; '-' reads it from the standard input.")],
-    length: Annotated[int, typer.Option(min=1, help="New tokens at most.")] = 512,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask the prompt by the model's chat template.")] = False,
+    length: Annotated[int, typer.Option("--max-new-tokens", "--length", min=1, help="New tokens at most.")] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Keep the k likeliest tokens.")] = None,
     top_p: Annotated[
@@ -71,12 +79,21 @@ def generate(
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Use the key/value cache.")] = True,
     stop: Annotated[bool, typer.Option("--stop/--no-stop", help="Stop where the model ends the document.")] = True,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="Of a published model: float32, bfloat16 or float16.")] = None,
 ) -> None:
-    """Continue a prompt with a trained model, and write the text as it comes."""
+    """Continue a prompt with a trained or a published model, and write the text as it comes."""
     sampling = Sampling(
         length=length, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, cache=cache, stop=stop
     )  # fmt: skip
-    sample_text(run, sys.stdin.read() if prompt == "-" else prompt, sampling, device)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if is_published(model):
+        return talk(model, text, sampling, chat=chat, device=device, dtype=dtype)
+    for name, given in (("--chat", chat), ("--dtype", dtype)):
+        if given:
+            raise UserError(
+                f"{name} is for published models, and {model} is no folder with config.json and no GGUF file"
+            )
+    return sample_text(model, text, sampling, device)
 
 
 @app.command(context_settings=OVERRIDES, epilog="Any key of the model is an option: --model.layers.position alibi")

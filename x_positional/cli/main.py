@@ -21,11 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def guarded(command: Callable[[], object]) -> None:
     """Call `command`; a problem that the user can fix becomes a message and exit code 2, not a traceback."""
+    from x_positional.pretrained import PretrainedError
     from x_positional.training.errors import UserError
 
     try:
         command()
-    except UserError as error:
+    except (UserError, PretrainedError) as error:
         _fail(str(error))
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,7 +5,7 @@ Shapes: B batch, T tokens.
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from x_positional.generate import AutoregressiveWrapper
 from x_positional.training.checkpoint import TOKENIZER, Checkpoint, load_model, open_checkpoint
 from x_positional.training.errors import UserError
 from x_positional.training.load import parse_config
-from x_positional.training.tokens import Tokenizer, load_tokenizer
+from x_positional.training.tokens import StreamDecoder, Tokenizer, load_tokenizer
 from x_positional.wrappers import TransformerWrapper, build_model
 
 
@@ -68,17 +68,25 @@ def stream_text(
     net: TransformerWrapper, ids: list[int], tokenizer: Tokenizer | None, sampling: Sampling
 ) -> Iterator[str]:
     """The text of each new token, in order; a piece is empty while a character is incomplete."""
+    end = tokenizer.document_end if tokenizer is not None else None
+    decoder = None if tokenizer is None else tokenizer.decoder()
+    yield from stream_pieces(net, ids, () if end is None else (end,), decoder, sampling)
+
+
+def stream_pieces(
+    net: TransformerWrapper, ids: Sequence[int], ends: Sequence[int], decoder: StreamDecoder | None, sampling: Sampling
+) -> Iterator[str]:
+    """The text of each new token; without a decoder their numbers. ends: ids after which all is said."""
     names, options = sampling.filters
-    end = tokenizer.document_end if tokenizer is not None and sampling.stop else None
+    ends = ends if sampling.stop else ()
     tokens = AutoregressiveWrapper(net).stream(
-        torch.tensor([ids], device=next(net.parameters()).device), sampling.length, eos_token=end,
+        torch.tensor([ids], device=next(net.parameters()).device), sampling.length, eos_token=ends or None,
         temperature=sampling.temperature, filter_logits_fn=names or None, filter_kwargs=options or None,
         cache_kv=sampling.cache, seed=sampling.seed,
     )  # fmt: skip
-    decoder = None if tokenizer is None else tokenizer.decoder()
     for token in tokens:
         number = int(token[0])
-        if number == end:
+        if number in ends:
             break
         yield f" {number}" if decoder is None else decoder.feed(number)
     rest = "" if decoder is None else decoder.finish()
@@ -86,10 +94,16 @@ def stream_text(
         yield rest
 
 
+def device_of(name: str) -> str:
+    """A device by name; `auto` is CUDA where there is one."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
 def load_net(checkpoint: Checkpoint, device: str) -> TransformerWrapper:
     """The model of a checkpoint on `device`; raises `UserError` when the device is not there."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(device)
     config = parse_config(checkpoint.config_text(), str(checkpoint.path))
     net = build_model(config.model)
     load_model(net, checkpoint.model_tensors(), checkpoint.path)

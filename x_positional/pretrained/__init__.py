@@ -6,8 +6,9 @@ from x_positional.pretrained.export import save_hf
 from x_positional.pretrained.families import FAMILIES
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.native import save_native
+from x_positional.pretrained.source import load_tokenizer
 from x_positional.saving import WRITERS
 
 WRITERS.update(hf=save_hf, native=save_native)
 
-__all__ = ["FAMILIES", "Family", "Origin", "PretrainedError", "from_pretrained"]
+__all__ = ["FAMILIES", "Family", "Origin", "PretrainedError", "from_pretrained", "load_tokenizer"]

