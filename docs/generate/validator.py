@@ -165,6 +165,7 @@ PARTS = [
 COMBINATIONS = [
     error(rules.none_stands_alone, position=["none", "rope"]),
     error(rules.schemes_combine, position=["rope", "polar"]),
+    error(rules.schemes_combine, position=["rope", "deberta"]),
     error(rules.schemes_combine, position=["forgetting", {"kind": "forgetting", "bias_init": 1.0}]),
     error(rules.schemes_combine, position=["cope", {"kind": "cope", "max_pos": 4}]),
     error(rules.schemes_combine, position=Both(64)),
@@ -252,6 +253,9 @@ ONE_SCHEME = [
     ),
     warning("alibi: symmetric slopes do not tell left from right.", kind="encoder", position="alibi"),
     error("t5: each side needs two buckets.", kind="encoder", position={"kind": "t5", "num_buckets": 3}),
+    error(
+        "deberta: distances past the exact buckets share the rest.", position={"kind": "deberta", "max_distance": 129}
+    ),
     error("t5: distances past the exact buckets share the rest.", position={"kind": "t5", "max_distance": 16}),
     error("dynamic: a norm over one channel erases it.", position={"kind": "dynamic", "dim": 1, "norm": True}),
     warning("dynamic: raw distances of a long text are hard on a small network.", position="dynamic", max_seq_len=1024),
