@@ -142,6 +142,8 @@ def test_numbers_are_those_that_were_given() -> None:
     shape = {name: value for name, value in SHAPE.items() if name != "verbose"}
     inner = {"num_tokens": 11, "max_seq_len": 24, "emb_dropout": 0.375, "attn_layers": {"Decoder": {**shape, **layers}}}
     assert told == {"TransformerWrapper": inner}
+    fewer = {"alibi_pos_bias": True, "alibi_num_heads": 1, "rel_pos_kwargs": {"slopes": [0.7, 0.3]}}
+    assert_equal(living(**fewer), IDS)  # there slopes count, whatever alibi_num_heads says
     slopes = {"alibi_pos_bias": True, "rel_pos_kwargs": {"slopes": [0.7, 0.3, 0.1]}}
     assert form_of(living(**slopes))["TransformerWrapper"]["attn_layers"]["Decoder"].items() >= slopes.items()
 

@@ -52,6 +52,8 @@ DETAILS: dict[str, dict[str, Any]] = {
     "cross_attn_qk_norm": {"cross_attn_qk_norm": True, "cross_attend": True},
     "cross_attn_inverted_attention": {"cross_attn_inverted_attention": True, "cross_attend": True},
     "polar_pos_emb": {"polar_pos_emb": True, "heads": 4, "attn_kv_heads": 2},
+    "attn_use_cope": {"attn_use_cope": True, "rotary_pos_emb": True},
+    "rotary_xpos": {"attn_use_cope": True, "rotary_xpos": True},
     "alibi_num_heads": {"alibi_pos_bias": True, "alibi_num_heads": 2, "heads": 4, "attn_kv_heads": 2},
 }  # fmt: skip
 WRAPPER: dict[str, Any] = {
@@ -93,6 +95,9 @@ def test_a_flag_of_a_wrapper_that_is_not_had_is_named(name: str) -> None:
         (lambda stack: xt.AutoregressiveWrapper(
             xt.TransformerWrapper(num_tokens=5, max_seq_len=6, attn_layers=stack), mask_prob=0.1), "mask_prob"),
         (lambda stack: xt.TransformerWrapper(num_tokens=5, max_seq_len=0, attn_layers=stack), "max_seq_len=0"),
+        *((lambda stack, flag=flag: xt.ViTransformerWrapper(
+            image_size=8, patch_size=4, num_register_tokens=2, attn_layers=xt.Encoder(**SHAPE, **{flag: True})), flag)
+          for flag in ("rotary_pos_emb", "alibi_pos_bias", "rel_pos_bias", "dynamic_pos_bias", "polar_pos_emb")),
     ],
 )  # fmt: skip
 def test_a_flag_of_another_wrapper_is_named(made: Any, name: str) -> None:

@@ -34,6 +34,19 @@ def test_only_weights_of_linear_maps_decay(position: str):
     assert "to_logits.weight" in decayed
 
 
+def test_stacked_weights_of_experts_decay_and_their_biases_do_not():
+    moe = {"experts": 4, "top_k": 2, "correction": True, "shared": 5, "router_bias": True}
+    net = build_model(
+        {"num_tokens": 40, "max_seq_len": 12, "layers": {"dim": 16, "depth": 1, "heads": 2, "ff": {"moe": moe}}}
+    )
+    place = "attn_layers.blocks.0.ff."
+    decayed = {name.removeprefix(place) for name in decayed_parameters(net) if name.startswith(place)}
+    assert decayed == {"router.weight", "experts.up", "experts.down", "shared.up.weight", "shared.down.weight"}
+    optimizer = make_optimizer(net, OptimizerConfig())
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert id(net.get_parameter(place + "router.correction")) not in held
+
+
 def test_a_tied_embedding_does_not_decay():
     net = model(tie=True)
     assert not [name for name in decayed_parameters(net) if "emb" in name or "logits" in name]

@@ -28,7 +28,7 @@ def test_the_page_is_up_to_date() -> None:
 
 def messages() -> list[str]:
     """The longest fixed part of every message that a rule or a scheme's config can give."""
-    rules = [PACKAGE / f"validate_{name}.py" for name in ("rules", "use", "vision", "parts")]
+    rules = [PACKAGE / f"validate_{name}.py" for name in ("rules", "use", "layer", "vision", "parts")]
     files = [*rules, *sorted((PACKAGE / "schemes").glob("*.py"))]
     found = []
     for file in files:

@@ -287,7 +287,7 @@ def embedding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Te
     layers = model.attn_layers
     n = min(full.shape[1], config.max_seq_len)
     placed = layers.place(BATCH, n, full.device, None, None, None, None)
-    x = torch.zeros(BATCH, n, config.emb_dim or config.layers.dim)
+    x = torch.zeros(BATCH, n, config.placed_dim or config.layers.dim)
     with torch.no_grad():
         if far(layers.embed(x, placed), layers.kinds[0].scheme.embed(x, placed.positions)):
             yield "the embeddings are changed more than once"

@@ -40,8 +40,10 @@ SCHEMES = {
     "xpos": fields("xpos", **ROTARY, scale_base=[30.0, 30.0, 0.2], center=[0, 3]),
     "polar": fields("polar", theta=[500.0], uniform_init=[True]),
     "alibi": fields("alibi", heads=[1, 2, 9], slopes=[(0.5,), (0.5, 0.1), (0.2, -0.1), ()], learned=[True],
-                    variant=["causal", "symmetric", "asymmetric"]),
+                    variant=["causal", "symmetric", "asymmetric"], scale=[0.5]),
     "t5": fields("t5", num_buckets=[3, 8, 8], max_distance=[2, 5, 5], scale=[2.0]),
+    "deberta": fields("deberta", num_buckets=[None, 4, 4], max_distance=[2, 5, 5], terms=[("c2p",), ("p2c",), ("c2p", "c2p")],
+                      norm_eps=[0.1]),
     "dynamic": fields("dynamic", dim=[5], depth=[1], log_distance=[True], norm=[True]),
     "cope": fields("cope", max_pos=[4]),
     "forgetting": fields("forgetting", bias_init=[1.0]),
@@ -90,7 +92,7 @@ def layers_with(position):
         "window": maybe(2, 3, 5, weight=1), "chunk": maybe(4, weight=6),
         "flash": st.booleans(), "norm": NORMS, "attn": ATTENTION, "ff": FEEDFORWARD,
         "backend": maybe("eager", "blockwise", "sdpa", "flex", usual="auto", weight=1),
-        "norm_place": maybe("post", "sandwich", "parallel", usual="pre"), "final_norm": maybe(True, False),
+        "norm_place": maybe("post", "sandwich", "entry", "parallel", usual="pre"), "final_norm": maybe(True, False),
     })  # fmt: skip
 
 
@@ -100,6 +102,7 @@ def models_with(position):
         "num_tokens": st.just(11), "max_seq_len": st.sampled_from([6, 11, 24]), "layers": layers_with(position),
     }, optional={
         "emb_dim": maybe(10), "tie_embedding": maybe(True, usual=False), "tie_embedding_scale": maybe(0.5, weight=4),
+        "emb_proj_bias": maybe(False, usual=True, weight=4), "logits_proj": maybe(True, usual=False, weight=4),
         "logits_dim": maybe(5, weight=4), "l2norm_embed": maybe(True, usual=False), "post_emb_norm": st.booleans(),
     })  # fmt: skip
 

@@ -80,6 +80,12 @@ def anchor_problem(schemes: Sequence[PositionScheme], reaches: Sequence[Reach]) 
             f"keep_first sees the first tokens from where the cache ends, and {', '.join(fixed)} writes positions into the "
             "embeddings for good. Leave keep_first out, or use a scheme of distances: rope, alibi, t5."
         )
+    reading = [type(s).__name__ for s in schemes if s.overrides("layer_bias")]
+    if reading and any(reach.first for reach in reaches):
+        return (
+            f"keep_first sees the first tokens from where the cache ends, and {', '.join(reading)} has no such other place for a "
+            "query. Leave keep_first out, or use rope, alibi, t5."
+        )
     summed = [type(s).__name__ for s in schemes if s.overrides("key_state")]
     if summed and any(reach.first for reach in reaches):
         return (

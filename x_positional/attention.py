@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from x_positional.anchors import Anchors
@@ -15,7 +16,7 @@ from x_positional.backends import Backend, Planned, ScoreOps
 from x_positional.cache import KeyView, KVCache
 from x_positional.context import add
 from x_positional.head_norm import HeadNorm
-from x_positional.scheme import PositionScheme
+from x_positional.scheme import LayerView, PositionScheme, Span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +86,18 @@ class Heads(nn.Module):
         """[B H T D] -> [B T M]."""
         return self.to_out(x.transpose(1, 2).flatten(-2))
 
-    def ops(self, scheme: PositionScheme | None, content: Tensor, state: Tensor | None, planned: Planned) -> ScoreOps:
+    def ops(
+        self, scheme: PositionScheme | None, content: Tensor, state: Tensor | None, planned: Planned,
+        view: LayerView | None = None,
+    ) -> ScoreOps:  # fmt: skip
         """What happens to this layer's scores; `scheme` is None where no position applies."""
         rows = scheme is not None and scheme.capabilities().kernel == "rows"
+        bias = None if scheme is None else scheme.content_bias(content, planned.ctx, state)
+        if view is not None and scheme is not None:
+            bias = add([bias, scheme.layer_bias(view, planned.ctx)])
         return ScoreOps(
             scale=self.scale, softcap=self.softcap, sinks=self.sinks, dropout=self.dropout if self.training else 0.0,
-            content=None if scheme is None else scheme.content_bias(content, planned.ctx, state),
+            content=bias,
             transform=scheme.transform_scores if rows and scheme is not None else None,
             unrotated_q=content if rows else None,
         )  # fmt: skip
@@ -99,10 +106,16 @@ class Heads(nn.Module):
 class Attention(Heads):
     """Self-attention. Query head h reads key head h // (H / G)."""
 
-    def __init__(self, dim: int, heads: int, kv_heads: int, head_dim: int, *, bias: bool = False, **shared: Any):
+    def __init__(
+        self, dim: int, heads: int, kv_heads: int, head_dim: int, *, bias: bool = False, position_projections: bool = False,
+        **shared: Any,
+    ):  # fmt: skip
         super().__init__(dim, heads, kv_heads, head_dim, bias=bias, **shared)
         self.widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
         self.to_qkv = nn.Linear(dim, sum(self.widths), bias=bias)
+        own = position_projections
+        self.position_q = nn.Linear(dim, self.widths[0], bias=bias) if own else None
+        self.position_k = nn.Linear(dim, self.widths[1], bias=bias) if own else None
 
     def forward(self, x: Tensor, scheme: PositionScheme, plan: LayerPlan) -> Tensor:
         """[B T M] -> [B T M]."""
@@ -114,11 +127,26 @@ class Attention(Heads):
         state = scheme.key_state(x)
         if plan.cache is not None and plan.view is not None:
             k, v, state = plan.cache.write(plan.layer, plan.view, k, v, state)
-        ops = self.ops(scheme, content, state, plan.planned)
+        view = LayerView(q=content, k=k, scale=self.scale, to_q=self._queries_of, to_k=self._keys_of)
+        ops = self.ops(scheme, content, state, plan.planned, view)
         if plan.anchors is not None:
             moved = self.turned(content, self.q_norm, scheme.rotate_q, plan.anchors.tables)
             ops = replace(ops, content=add([ops.content, plan.anchors.correction(moved, q, k, self.scale)]))
         return self.join(plan.backend.attend(q, k, v, plan.planned, ops))
+
+    def _queries_of(self, vectors: Tensor) -> Tensor:
+        """[N M] -> [H N D]: what positions ask."""
+        return self._projected(vectors, self.position_q, Span(0, self.widths[0]), self.q_norm)
+
+    def _keys_of(self, vectors: Tensor) -> Tensor:
+        """[N M] -> [G N D]: what positions answer."""
+        return self._projected(vectors, self.position_k, Span(self.widths[0], sum(self.widths[:2])), self.k_norm)
+
+    def _projected(self, vectors: Tensor, own: nn.Linear | None, rows: Span, norm: HeadNorm | None) -> Tensor:
+        if own is not None:
+            return self.prepared(own(vectors)[None], norm)[0]
+        bias = None if self.to_qkv.bias is None else self.to_qkv.bias[rows.cut]
+        return self.prepared(F.linear(vectors, self.to_qkv.weight[rows.cut], bias)[None], norm)[0]
 
 
 class CrossAttention(Heads):

@@ -125,7 +125,10 @@ def build_attention(config: LayersConfig, attn: AttentionConfig) -> Attention | 
     if attn.mla is not None:
         return build_latent(config, attn, attn.mla)
     dims = config.dims()
-    return Attention(dims.dim, dims.heads, dims.kv_heads, dims.head_dim, **attention_settings(attn, dims))
+    return Attention(
+        dims.dim, dims.heads, dims.kv_heads, dims.head_dim, position_projections=attn.position_projections,
+        **attention_settings(attn, dims),
+    )  # fmt: skip
 
 
 def build_block(config: LayersConfig, attn: AttentionConfig, ff: FeedForwardConfig, first: bool = False) -> Block:

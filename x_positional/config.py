@@ -39,6 +39,7 @@ class AttentionConfig(Config):
     """bias: of the projections; out_bias: of the last one, None follows bias. scale: None is head_dim^-0.5. softcap:
     c * tanh(score / c). sinks: a learned logit per head with no value. clip: queries, keys and values are clamped to
     [-clip, clip], after a norm that comes before rotation. mla: keys and values from a latent, see `MLAConfig`.
+    position_projections: positions have projections of their own to queries and keys, for a scheme that asks (deberta).
 
     qk_norm: of queries and keys, see `HeadNorm`; after "l2" scores are scaled by qk_norm_scale. qk_norm_eps: None is that
     of the kind. qk_norm_bias: beside the gains. qk_norm_unit_offset: gains are stored as gain - 1. qk_norm_after: after rotation.
@@ -58,6 +59,7 @@ class AttentionConfig(Config):
     scale: float | None = Field(default=None, gt=0)
     clip: float | None = Field(default=None, gt=0)
     mla: MLAConfig | None = None
+    position_projections: bool = False
 
 
 ActivationKind = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"]

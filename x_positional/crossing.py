@@ -96,11 +96,15 @@ def _place_context(batch: int, width: int, given: Crossing, schemes: list[Positi
         )
     rotated = given.positions is not None
     caps = [(type(s).__name__, s.capabilities()) for s in schemes]
-    blind = sorted({name for name, c in caps if c.causal_only or c.kernel == "rows" or not c.prefix_consistent})
+    blind = sorted({
+        name for name, c in caps
+        if c.causal_only or c.kernel == "rows" or not c.prefix_consistent or c.reads_layer
+    })  # fmt: skip
     if rotated and blind:
         raise PositionError(
             f"context_positions were given, and {', '.join(blind)} is defined only under a causal mask, which "
-            "cross-attention has not, or needs whole rows of scores, or turns texts of different lengths differently. "
+            "cross-attention has not, or needs whole rows of scores, or turns texts of different lengths differently, or "
+            "reads the keys of self-attention. "
             "Leave context_positions out, or use rope, alibi or dynamic."
         )
     tokens = place(batch, context.shape[1], context.device, given.mask, given.positions)

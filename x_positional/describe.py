@@ -3,6 +3,7 @@
 from torch import nn
 
 from x_positional.config import ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
+from x_positional.experts import MixtureOfExperts
 from x_positional.transformer import AttentionLayers
 from x_positional.validate import resolve_kinds
 from x_positional.vision_config import VisionConfig
@@ -34,12 +35,16 @@ def facts(model: nn.Module, layers: LayersConfig, max_seq_len: int | None) -> di
     parameters = list(model.parameters())
     backends = dict.fromkeys(f"{kind.choice.name} ({kind.choice.reason})" for kind in stack.kinds)
     heads = f"{layers.heads} heads of {layers.head_dim}" + (f", {layers.kv_heads} key heads" if layers.kv_heads else "")
+    used = sum(p.numel() for p in parameters) - sum(
+        m.idle() for m in model.modules() if isinstance(m, MixtureOfExperts)
+    )
+    total = f"{sum(p.numel() for p in parameters):,}"
     return {
         "layers": f"{layers.kind}, {layers.depth} blocks of width {layers.dim}, {heads}",
         "position": position_words(layers, max_seq_len),
         "backend": "; ".join(backends),
         "dtype": f"{parameters[0].dtype} on {parameters[0].device}".replace("torch.", ""),
-        "parameters": f"{sum(p.numel() for p in parameters):,}",
+        "parameters": total if f"{used:,}" == total else f"{total}, {used:,} of them for one token",
     }
 
 

@@ -164,6 +164,11 @@ class MixtureOfExperts(nn.Module):
             out = out + (shared if self.shared_gate is None else shared * self.shared_gate(flat).sigmoid())
         return out.reshape(x.shape)
 
+    def idle(self) -> int:
+        """Numbers in the experts that one token does not go through."""
+        count = len(self.router.weight)
+        return sum(p.numel() for p in self.experts.parameters()) // count * (count - self.router.routing.top_k)
+
     def _routed(self, x: Tensor) -> Tensor:
         """[N M] -> [N M]."""
         experts, weights = self.router(x)

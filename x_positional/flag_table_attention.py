@@ -9,7 +9,9 @@ _TWICE = "x-transformers passes it twice and crashes. Use "
 _MAPS = "Changes the score matrix of all heads at once, which fused attention never holds. Use plain attention."
 _SOFTMAX = "Attention weights are a softmax. Use plain attention; `attn_softclamp_logits` bounds the scores."
 _GATE = "The attention output is not gated. Use the plain output; a gated feedforward is `ff_glu=True`."
-_LATENT = "Latent attention is not offered. Use fewer key/value heads, `attn_kv_heads`, for a small cache."
+_LATENT = (
+    'Theirs has no norms of the latents and turns no shared channels. Use `attn={"mla": ...}`, DeepSeek\'s latents.'
+)
 _ONE_NORM = "Queries and keys are normalised together. Use `attn_qk_rmsnorm=True`."
 
 HEADS = [
@@ -23,7 +25,8 @@ HEADS = [
     turned("one_kv_head", False, "kv_heads", "Multi-query attention: `kv_heads=1`."),
     copied("kv_heads", None, "kv_heads", "Grouped queries. Query head h reads key head `h // (heads // kv_heads)`; "
            "x-transformers pairs `h % kv_heads`."),
-    refused("value_dim_head", None, "Values have the width of keys. Use `attn_dim_head`."),
+    refused("value_dim_head", None, "Values have the width of keys. Use `attn_dim_head`, or `attn={\"mla\": "
+            "{\"value_dim\": ...}}`, whose values have their own."),
     refused("dim_out", None, "A layer's output has the model's width. Use `dim`, and `logits_dim` or `dim_out` of the "
             "wrapper."),
     copied("dropout", 0.0, "attn.dropout", "Dropout of the attention weights."),

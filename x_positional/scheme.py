@@ -1,10 +1,10 @@
-"""What a position scheme is: six optional hooks, what it can do, and the context that attention hands to it.
+"""What a position scheme is: optional hooks, what it can do, and the context that attention hands to it.
 
 B batch, T query tokens, S key tokens, H heads, G key/value heads, D head dim, M model dim, A position axes.
 A leading 1 in place of B means "the same for every row". Biases are in logits: they are added after q.k * scale.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from x_positional.context import NO_TOKEN, AttentionContext, Bias, IndexFn, Reach, Span
 
 __all__ = [
-    "NO_TOKEN", "AttentionContext", "Bias", "Capabilities", "Dims", "IndexFn", "Kernel", "PositionError", "PositionScheme",
-    "Reach", "Span",
+    "NO_TOKEN", "AttentionContext", "Bias", "Capabilities", "Dims", "IndexFn", "Kernel", "LayerView", "PositionError",
+    "PositionScheme", "Reach", "Span",
 ]  # fmt: skip
 
 Kernel = Literal["fused", "bias", "rows"]
@@ -49,6 +49,7 @@ class Capabilities:
     continuous: float positions are as good as integers.
     uses_positions: custom positions change the output (otherwise they are refused).
     prefix_consistent: in a decoder, the logits of a token do not depend on how many tokens follow it.
+    reads_layer: it reads the keys and projections of self-attention (so cross-attention takes no positions).
     """
 
     kernel: Kernel
@@ -59,6 +60,19 @@ class Capabilities:
     continuous: bool
     uses_positions: bool
     prefix_consistent: bool = True
+    reads_layer: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerView:
+    """What a layer of self-attention shows to `layer_bias`: its queries and keys, neither rotated, the factor of their
+    products, and what its projections make of any vectors as wide as the model."""
+
+    q: Tensor  # [B H T D]
+    k: Tensor  # [B G S D]
+    scale: float
+    to_q: Callable[[Tensor], Tensor]  # [N M] -> [H N D]
+    to_k: Callable[[Tensor], Tensor]  # [N M] -> [G N D]
 
 
 class PositionScheme(nn.Module):
@@ -80,7 +94,7 @@ class PositionScheme(nn.Module):
     `length_tables` is asked in place of `tables`. Without one, `tables` says what holds for any length."""
     uses_positions: ClassVar[bool | None] = None
     """Whether custom positions change the output. None: where `embed`, `tables` or `bias` is defined. Say True where
-    `content_bias` or `transform_scores` reads the positions of its context."""
+    `content_bias`, `layer_bias` or `transform_scores` reads the positions of its context."""
     per_layer: ClassVar[bool] = False
     """Each layer gets parameters of its own (CoPE, forget gates); otherwise all layers share one instance."""
     max_axes: ClassVar[int] = 1
@@ -129,6 +143,10 @@ class PositionScheme(nn.Module):
         """A pointwise bias that may read the unrotated queries [B H T D] and the key state [B H S C] of a layer."""
         return None
 
+    def layer_bias(self, view: LayerView, ctx: AttentionContext) -> Bias | None:
+        """A pointwise bias that may read a layer's queries, keys and projections: DeBERTa. Not for cross-attention."""
+        return None
+
     def transform_scores(self, scores: Tensor, visible: Tensor | None, q: Tensor, ctx: AttentionContext) -> Tensor:
         """[B H T S] -> [B H T S], seeing whole rows, so no fused kernel can run it: CoPE. q is unrotated [B H T D]."""
         return scores
@@ -136,7 +154,7 @@ class PositionScheme(nn.Module):
     def capabilities(self) -> Capabilities:
         """What this instance can do. The kernel follows from the hooks that are overridden, so it cannot be wrong."""
         kernel: Kernel = "fused"
-        if self.overrides("bias") or self.overrides("content_bias"):
+        if any(map(self.overrides, ("bias", "content_bias", "layer_bias"))):
             kernel = "bias"
         if self.overrides("transform_scores"):
             kernel = "rows"
@@ -145,7 +163,7 @@ class PositionScheme(nn.Module):
             kernel=kernel, kv_cacheable=self.kv_cacheable, unbounded=self.limit is None, absolute=self.absolute,
             causal_only=self.causal_only, continuous=self.continuous,
             uses_positions=reads if self.uses_positions is None else self.uses_positions,
-            prefix_consistent=self.prefix_consistent,
+            prefix_consistent=self.prefix_consistent, reads_layer=self.overrides("layer_bias"),
         )  # fmt: skip
 
     def overrides(self, hook: str) -> bool:

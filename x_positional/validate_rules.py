@@ -11,6 +11,7 @@ from x_positional.schemes.axial import Axial
 from x_positional.schemes.compose import chain_problems, tells_order
 from x_positional.schemes.none import NoPE
 from x_positional.validate_case import Case, part_name
+from x_positional.validate_layer import projections_of_positions_are_read
 from x_positional.vision_config import VisionConfig
 
 Rule = Callable[[Case], Iterator[str]]
@@ -40,6 +41,11 @@ def no_setting_is_idle(case: Case) -> Iterator[str]:
     for name in ("window", "chunk", "keep_first"):
         if layers.kind == "cross_attender" and getattr(layers, name):
             yield f"{name}={getattr(layers, name)} is for self-attention, and a cross_attender has none. Leave it out."
+    if layers.window is not None and layers.chunk is not None and layers.window >= layers.chunk:
+        yield (
+            f"window={layers.window} beside chunk={layers.chunk}: a chunk ends before the window does. Leave window out, or "
+            "make it shorter."
+        )
     if layers.kind == "cross_attender" and layers.norm_place == "parallel":
         yield (
             "norm_place='parallel' puts self-attention and feedforward side by side, and a cross_attender has no "
@@ -181,7 +187,10 @@ def causal_schemes_need_a_decoder(case: Case) -> Iterator[str]:
     kind = case.layers.kind
     if kind == "decoder":
         return
-    undefined = case.names(lambda s: s.causal_only and tells_order(s))
+    crossing = kind == "cross_attender"  # there, what a scheme does to queries alone is given the context's positions
+    undefined = case.names(
+        lambda s: s.causal_only and (tells_order(s) or (crossing and s.capabilities().uses_positions))
+    )
     if undefined:
         yield (
             f"position={', '.join(undefined)} is defined only under a causal mask, and kind={kind!r} has none. Use a decoder, or "
@@ -281,7 +290,7 @@ SETTINGS: tuple[Rule, ...] = (
 
 COMBINATIONS: tuple[Rule, ...] = (
     schemes_combine, causal_schemes_need_a_decoder, an_encoder_needs_order, schemes_reach_max_seq_len,
-    first_tokens_have_distances,
+    first_tokens_have_distances, projections_of_positions_are_read,
 )  # fmt: skip
 """Errors that need the schemes."""
 

@@ -145,7 +145,8 @@ class ViTransformerWrapper(Saveable):
     Schemes with two axes ("axial", "mixed") get (row, column), see `patch_positions`; schemes with one axis number the
     patches in raster order. "absolute" is a learned table of the trained grid, on too where no scheme was chosen. The cls
     token and registers come before the patches at position 0 on every axis, so rotation leaves them as they are; nothing
-    is added to them, but to the cls token its own row of the table where cls_position says that it has one. A scheme of distances sees them where the first patch is.
+    is added to them, but to the cls token its own row of the table where cls_position says that it has one. A scheme of
+    distances sees them where the first patch is.
 
     Raises IncompatibleConfig, FlagError, ValidationError for what cannot be built.
     """

@@ -58,7 +58,7 @@ class TransformerWrapper(Saveable):
         self.emb_dropout = nn.Dropout(config.emb_dropout)
         between = config.projected
         self.project_emb = nn.Linear(emb_dim, config.layers.dim, bias=config.emb_proj_bias) if between else None
-        back = config.logits_proj
+        back = between and config.logits_proj
         self.project_out = nn.Linear(config.layers.dim, emb_dim, bias=config.emb_proj_bias) if back else None
         self.attn_layers = attn_layers
         self.head = self._build_head(config)

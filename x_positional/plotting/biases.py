@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from x_positional.backends.eager import replace_hidden, share_heads
+from x_positional.context import add
 from x_positional.plotting.contexts import at_distances, last_query, square
 from x_positional.plotting.part import Part
-from x_positional.scheme import AttentionContext, PositionScheme
+from x_positional.scheme import AttentionContext, LayerView, PositionScheme
 
-CONTENT_HOOKS = ("key_state", "content_bias", "transform_scores")
+CONTENT_HOOKS = ("key_state", "content_bias", "layer_bias", "transform_scores")
 SAMPLES, MOST_KEYS = 8, 4096
 """Texts of random content that a bias of content is averaged over, and the most keys that each has."""
 STIR = 0.3
@@ -92,9 +93,22 @@ def _added(scheme: PositionScheme, part: Part, ctx: AttentionContext) -> Tensor:
         q = torch.randn(ctx.batch, dims.heads, ctx.T, dims.head_dim, generator=draw)
         k = torch.randn(ctx.batch, dims.kv_heads, ctx.S, dims.head_dim, generator=draw)
         x = torch.randn(ctx.batch, ctx.S, dims.dim, generator=draw)
-        content = scheme.content_bias(q, ctx, scheme.key_state(x))
+        content = add(
+            [scheme.content_bias(q, ctx, scheme.key_state(x)), scheme.layer_bias(_layer(part, q, k, draw), ctx)]
+        )
         if content is not None:
             total = total + replace_hidden(content.dense(ctx, ctx.every_row, ctx.every_key), visible)
         scores = q @ share_heads(k, dims.heads).mT * dims.head_dim**-0.5 + total
         total = total + scheme.transform_scores(scores, visible, q, ctx) - scores
     return total if visible is None else total.masked_fill(~visible, torch.nan)
+
+
+def _layer(part: Part, q: Tensor, k: Tensor, draw: torch.Generator) -> LayerView:
+    """A layer with random projections that keep the variance."""
+    dims = part.dims
+
+    def projection(heads: int) -> Callable[[Tensor], Tensor]:
+        weight = torch.randn(heads, dims.head_dim, dims.dim, generator=draw) * dims.dim**-0.5
+        return lambda vectors: torch.einsum("nm,hdm->hnd", vectors, weight)
+
+    return LayerView(q=q, k=k, scale=dims.head_dim**-0.5, to_q=projection(dims.heads), to_k=projection(dims.kv_heads))

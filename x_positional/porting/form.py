@@ -23,7 +23,7 @@ from x_positional.flags import (
 from x_positional.generate import AutoregressiveWrapper
 from x_positional.layers import LAYERS, layers_from_config
 from x_positional.porting.errors import ConversionError
-from x_positional.porting.meaning import Flags, cut_sides, layers_meaning, settle_table
+from x_positional.porting.meaning import PLACING, Flags, cut_sides, layers_meaning, settle_table
 from x_positional.seq2seq import XTransformer
 from x_positional.validate import IncompatibleConfig
 from x_positional.vision import ViTransformerWrapper
@@ -126,6 +126,11 @@ def _continuous(flags: Flags, problems: list[str]) -> Built:
 
 def _vision(flags: Flags, problems: list[str]) -> Built:
     merged, given = _inside(flags, problems, sized=True, always=True)
+    if flags.get("num_register_tokens") and (placing := [name for name in PLACING if given.get(name)]):
+        problems.append(
+            f"num_register_tokens={flags['num_register_tokens']} with {placing[0]}: x-transformers puts registers after the "
+            "patches and takes them for the next ones; here they are nowhere."
+        )
     model = ViTransformerWrapper.from_config(VisionConfig.model_validate(vision_from_flags(merged)))
     return Built(model, [Core(model, given)])
 

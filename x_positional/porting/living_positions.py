@@ -104,13 +104,13 @@ def _dynamic(read: Reader, held: Members, path: str, head_dim: int) -> dict[str,
 
 
 def _alibi(read: Reader, held: Members, path: str, head_dim: int) -> dict[str, Any]:
+    """Slopes of one's own say themselves how many heads have one."""
     slopes, count = held["slopes"].detach().flatten().cpu(), held["heads"]
-    flags: dict[str, Any] = {
-        "alibi_pos_bias": True, "alibi_num_heads": None if count == held["total_heads"] else count
-    }  # fmt: skip
-    if not torch.allclose(torch.tensor(alibi_slopes(count)).to(slopes.dtype), slopes, rtol=CLOSE, atol=0):
-        flags["rel_pos_kwargs"] = {"slopes": [shortest(slope) for slope in slopes]}
-    return flags
+    usual = torch.tensor(alibi_slopes(count)).to(slopes.dtype)
+    if slopes.shape != usual.shape or not torch.allclose(usual, slopes, rtol=CLOSE, atol=0):
+        own = {"slopes": [shortest(slope) for slope in slopes]}
+        return {"alibi_pos_bias": True, "alibi_num_heads": None, "rel_pos_kwargs": own}
+    return {"alibi_pos_bias": True, "alibi_num_heads": None if count == held["total_heads"] else count}
 
 
 BIASES = {

@@ -9,13 +9,12 @@ from x_positional.flags_reader import same
 from x_positional.porting.known import AROUND, RESIDUALS, XT
 from x_positional.porting.living_parts import attention_flags, feedforward_flags, norm_flags
 from x_positional.porting.living_positions import position_flags
+from x_positional.porting.meaning import DROPS_TABLE
 from x_positional.porting.reader import Members, Reader, class_of, without_defaults
 
 BLOCKS = (("a", "f"), ("a", "c", "f"), ("c", "f"))
 """Kinds of branches in the order in which they run: self-attention, cross-attention, feedforward."""
 DROPOUT = "cross_attn_tokens_dropout"
-DROPS_TABLE = ("rel_pos_bias", "rotary_pos_emb", "rotary_xpos", "polar_pos_emb")
-"""Flags beside which x-transformers drops the absolute table."""
 NONE = ("torch.Identity", "torch_einops_utils.Identity")
 
 

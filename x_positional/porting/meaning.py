@@ -16,8 +16,11 @@ INITIAL = {
     "attn_project_out",
 }  # fmt: skip
 """What only new weights see, and what the weights themselves say."""
-DROPS_TABLE = ("rel_pos_bias", "rotary_pos_emb", "rotary_xpos", "polar_pos_emb")
+TURNING = ("rotary_pos_emb", "rotary_xpos", "polar_pos_emb")
+DROPS_TABLE = ("rel_pos_bias", *TURNING)
 """Flags beside which x-transformers drops the absolute table."""
+PLACING = (*DROPS_TABLE, "alibi_pos_bias", "dynamic_pos_bias")
+"""Flags beside which it matters where a token stands."""
 SELF_ONLY = {"max_attend_past": "bounds", "use_cope": "counts in", "data_dependent_alibi": "forgets in"}
 """Settings of attention that x-transformers gives to cross-attention too, and what they do there."""
 
@@ -42,6 +45,12 @@ def layers_meaning(kind: str, given: Mapping[str, Any], problems: list[str], pre
         del flags["depth_scale_residual"]
     if flags.get("cross_attend") and kind != "cross_attender":
         _self_only(flags, problems, prefix)
+    turning = [name for name in TURNING if flags.get(name)]
+    if flags.get("attn_use_cope") and turning:
+        problems.append(
+            f"{prefix}attn_use_cope with {prefix}{turning[0]}: x-transformers counts with queries that are turned already, and "
+            "CoPE here with queries as they are."
+        )
     heads, kv_heads = heads_of(flags)
     if kv_heads != heads and flags.get("polar_pos_emb"):
         problems.append(

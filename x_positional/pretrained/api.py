@@ -44,7 +44,8 @@ def from_pretrained(
     """A published model: a folder with `config.json` and safetensors (one file or shards), its name on the Hugging Face
     Hub, or a GGUF file. Decoders and encoders are `TransformerWrapper`, so they take `mask=`, `positions=`, `cache=` and
     generate as any other does; encoders without a head give hidden states. Encoder-decoders are `XTransformer`:
-    `logits(src, tgt, mask)`.
+    `logits(src, tgt, mask)`. Vision models are `ViTransformerWrapper`, which takes pixel_values [B C H W]; without a head,
+    `encode` gives hidden states.
 
     dtype, device: None is as stored (float32 for GGUF, which is dequantised), and the CPU. backend: as in `Decoder`.
     overrides: keys of `config.json` that win over the file's, as `rope_parameters={"rope_type": "yarn", ...}`. Tensors are
@@ -133,6 +134,8 @@ def settle_head(family: Family, fields: Fields, names: Names, hf: Mapping[str, A
     """
     maker = MAKERS[family.kind]
     head, embedding = _written(family, maker.head), _written(family, maker.embedding)
+    if head is not None and not maker.embedding:
+        return names.find(head) is not None or not _headless(family, names, hf)
     if head is None or embedding is None:
         return False
     found = names.find(head), names.find(embedding)
@@ -160,4 +163,4 @@ def _headless(family: Family, names: Names, hf: Mapping[str, Any]) -> bool:
         return False
     place = family.layout_of("head.linear.weight")
     bare = place is not None and names.find(place.names(None)[0]) is None  # type: ignore[arg-type]
-    return bare or any(name.endswith(("Model", "Encoder")) for name in named)
+    return bare or any(name.endswith(("Model", "Encoder", "Backbone")) for name in named)

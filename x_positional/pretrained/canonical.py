@@ -23,29 +23,49 @@ from x_positional.pretrained.fields import Fields
 from x_positional.scheme import Dims
 from x_positional.seq2seq_config import Seq2SeqConfig
 from x_positional.validate import resolve_kinds
+from x_positional.vision_config import VisionConfig
 
 SILENT = {"dropout", "emb_dropout", "backend", "flash", "mult", "unit_offset", "qk_norm_unit_offset"}
 """Fields that change no logit, or only how a gain is stored."""
 
 
-OF_HEADS = ("head.", "logits_", "tie_embedding")
+OF_HEADS = ("head.", "logits_", "tie_embedding", "num_classes", "pool")
 """Fields that say nothing where there is no head."""
 
 
-def canonical(config: ModelConfig | Seq2SeqConfig, headed: bool = True) -> Fields:
+AnyConfig = ModelConfig | Seq2SeqConfig | VisionConfig
+
+
+def canonical(config: AnyConfig, headed: bool = True) -> Fields:
     """Every field of a model by path; of one with two sides, under `encoder.` and `decoder.`. headed: with its head."""
     if isinstance(config, Seq2SeqConfig):
         sides = {"encoder": canonical(config.encoder, headed=False), "decoder": canonical(config.decoder)}
         out = {f"{side}.{path}": value for side, fields in sides.items() for path, value in fields.items()}
         return out | {"tie_token_emb": config.tie_token_emb}
-    fields = _canonical(config)
+    fields = _image(config) if isinstance(config, VisionConfig) else _canonical(config)
     return fields if headed else {path: value for path, value in fields.items() if not path.startswith(OF_HEADS)}
 
 
 def _canonical(config: ModelConfig) -> Fields:
-    layers, dims = config.layers, config.layers.dims(config.max_seq_len, config.placed_dim)
-    out = _model_fields(config) | {f"layers.{name}": value for name, value in _stack_fields(layers).items()}
-    kinds = resolve_kinds(layers, config.max_seq_len)
+    dims = config.layers.dims(config.max_seq_len, config.placed_dim)
+    return _model_fields(config) | _every_layer(config.layers, dims, config.max_seq_len)
+
+
+def _image(config: VisionConfig) -> Fields:
+    """The table of an image belongs to its patches: `table` is what it is multiplied by."""
+    stack, length = config.stack, config.trained_patches
+    skipped = SILENT | {"layers", "post_emb_norm"}
+    out = {name: getattr(config, name) for name in VisionConfig.model_fields if name not in skipped}
+    table = config.tables[0].scale if config.tables else None
+    out |= {"table": 1.0 if config.tables and table is None else table, "has_cls": config.has_cls}
+    out |= _norm_fields("emb_norm", NormConfig() if config.post_emb_norm else None)
+    return out | _every_layer(stack, stack.dims(length), length)
+
+
+def _every_layer(layers: LayersConfig, dims: Dims, length: int) -> Fields:
+    """The fields of a stack, and of each of its layers."""
+    out = {f"layers.{name}": value for name, value in _stack_fields(layers).items()}
+    kinds = resolve_kinds(layers, length)
     of_layer = [_layer_fields(kinds[i % len(kinds)], layers, dims) for i in range(layers.depth)]
     for path in of_layer[0]:
         values = [fields[path] for fields in of_layer]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from x_positional.config import ModelConfig
-from x_positional.pretrained.canonical import canonical, differences
+from x_positional.pretrained.canonical import AnyConfig, canonical, differences
 from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.families import FAMILIES
 from x_positional.pretrained.family import Family
@@ -19,7 +19,7 @@ from x_positional.pretrained.write import write_folder
 from x_positional.registry import nearest
 from x_positional.rope import RopeError
 from x_positional.saving import Saveable
-from x_positional.seq2seq_config import Seq2SeqConfig
+from x_positional.vision_config import VisionConfig
 from x_positional.wrappers import TokenEncoder
 
 DTYPE_KEY = "dtype"
@@ -33,7 +33,7 @@ class Fit:
 
     family: Family
     hf: Mapping[str, Any]
-    read: ModelConfig | Seq2SeqConfig | None
+    read: AnyConfig | None
     apart: Mapping[str, tuple[Any, Any]]
     problems: tuple[str, ...] = ()
 
@@ -41,12 +41,12 @@ class Fit:
 def save_hf(model: Saveable, folder: Path, model_type: str | None = None) -> None:
     """Write a model for transformers. Raises PretrainedError with what no family has."""
     config = model.config
-    if not isinstance(config, ModelConfig | Seq2SeqConfig):
+    if not isinstance(config, AnyConfig):
         raise PretrainedError(
-            f"{type(model).__name__} cannot be written for transformers:", ["only language models can."]
+            f"{type(model).__name__} cannot be written for transformers:", ["only models of text and of images can."]
         )
-    headed = not isinstance(model, TokenEncoder)
-    fit = best_fit(config, _candidates(model, config, model_type), headed)
+    headed = config.num_classes is not None if isinstance(config, VisionConfig) else not isinstance(model, TokenEncoder)
+    fit = best_fit(config, _candidates(model, config, model_type, headed), headed)
     tensors = tensors_of(model, fit)
     dtype = next(iter(tensors.values())).dtype
     named = {} if headed or not fit.family.body else {"architectures": [fit.family.body]}
@@ -54,7 +54,7 @@ def save_hf(model: Saveable, folder: Path, model_type: str | None = None) -> Non
     write_folder(folder, said, tensors)
 
 
-def best_fit(config: ModelConfig | Seq2SeqConfig, families: list[Family], headed: bool = True) -> Fit:
+def best_fit(config: AnyConfig, families: list[Family], headed: bool = True) -> Fit:
     """The first family that says exactly this model. headed: False where nothing is said of its head. Raises
     PretrainedError with what the nearest one lacks."""
     ours, nearest_fit = canonical(config, headed), None
@@ -77,6 +77,8 @@ def best_fit(config: ModelConfig | Seq2SeqConfig, families: list[Family], headed
 
 def fitted(family: Family, ours: Fields, headed: bool = True) -> Fit:
     """A family's config.json for canonical fields, and what is lost on the way there and back."""
+    if headed and not family.architecture:
+        return Fit(family, {}, None, {}, (f"transformers has no class for a {family.model_type} with a head.",))
     try:
         hf = family.write(ours)
     except RopeError as error:
@@ -95,7 +97,7 @@ def fitted(family: Family, ours: Fields, headed: bool = True) -> Fit:
 def tensors_of(model: Saveable, fit: Fit) -> dict[str, Tensor]:
     """Name -> tensor, as the family calls and lays them."""
     config, read = model.config, fit.read
-    if read is None or not isinstance(config, ModelConfig | Seq2SeqConfig):
+    if read is None or not isinstance(config, AnyConfig):
         raise ValueError("only a model that fits has tensors to write")
     out: dict[str, Tensor] = {}
     problems = []
@@ -112,18 +114,18 @@ def tensors_of(model: Saveable, fit: Fit) -> dict[str, Tensor]:
     return {name: tensor.contiguous().cpu() for name, tensor in out.items()}
 
 
-def _as_stored(
-    name: str, tensor: Tensor, ours: ModelConfig | Seq2SeqConfig, theirs: ModelConfig | Seq2SeqConfig
-) -> Tensor:
+def _as_stored(name: str, tensor: Tensor, ours: AnyConfig, theirs: AnyConfig) -> Tensor:
     """Gains that one side stores as gain - 1 and the other as they are."""
-    if not name.endswith(".gain"):
+    if not name.endswith(".gain") or name.endswith("_residual.gain"):  # the second is LayerScale's
         return tensor
     one, (other, short) = part_of(ours, name)[0], part_of(theirs, name)
     shift = int(_offset(short, one)) - int(_offset(short, other))
     return tensor if shift == 0 else (tensor.double() + shift).to(tensor.dtype)
 
 
-def _offset(name: str, config: ModelConfig) -> bool:
+def _offset(name: str, config: ModelConfig | VisionConfig) -> bool:
+    if isinstance(config, VisionConfig):
+        return not name.startswith("emb_norm") and config.layers.norm.unit_offset
     if name.startswith("emb_norm"):
         return config.emb_norm is not None and config.emb_norm.unit_offset
     if name.startswith("head."):
@@ -134,7 +136,7 @@ def _offset(name: str, config: ModelConfig) -> bool:
     return config.layers.norm.unit_offset
 
 
-def _candidates(model: Saveable, config: ModelConfig | Seq2SeqConfig, model_type: str | None) -> list[Family]:
+def _candidates(model: Saveable, config: AnyConfig, model_type: str | None, headed: bool) -> list[Family]:
     if model_type is not None:
         if model_type not in FAMILIES:
             raise PretrainedError(
@@ -143,7 +145,8 @@ def _candidates(model: Saveable, config: ModelConfig | Seq2SeqConfig, model_type
         return [FAMILIES[model_type]]
     own = [] if model.origin is None else [model.origin.family]
     kind = kind_of(config)
-    return own + [family for family in FAMILIES.values() if family not in own and family.kind == kind]
+    others = [family for family in FAMILIES.values() if family not in own and family.kind == kind]
+    return own + [family for family in others if family.architecture or not headed]
 
 
 def _beside(model: Saveable, family: Family) -> dict[str, Any]:

@@ -9,11 +9,14 @@ from torch import nn
 
 from x_positional.config import LayersConfig, ModelConfig
 from x_positional.pretrained.assemble import assembled
+from x_positional.pretrained.canonical import AnyConfig
 from x_positional.pretrained.family import Kind
 from x_positional.pretrained.fields import Fields
 from x_positional.pretrained.sides import of_side
 from x_positional.seq2seq import XTransformer
 from x_positional.seq2seq_config import Seq2SeqConfig
+from x_positional.vision import ViTransformerWrapper
+from x_positional.vision_config import VisionConfig
 from x_positional.wrappers import TokenEncoder, TransformerWrapper
 
 SIDES = ("encoder", "decoder")
@@ -23,7 +26,7 @@ SIDES = ("encoder", "decoder")
 class Maker:
     """config: of fields by path. make: the model of fields, with or without a head. layers: the stack in a config that a
     parameter belongs to. sides: what the paths of its stacks begin with. head, embedding: the parameters that may be one;
-    tied: the field that says so."""
+    tied: the field that says so; an embedding of "" is never the head."""
 
     config: Callable[[Fields], Any]
     make: Callable[[Fields, bool], nn.Module]
@@ -47,16 +50,23 @@ def seq2seq_config(fields: Fields) -> Seq2SeqConfig:
     return Seq2SeqConfig.model_validate({**whole, **sides})
 
 
-def part_of(config: ModelConfig | Seq2SeqConfig, name: str) -> tuple[ModelConfig, str]:
+def vision_config(fields: Fields) -> VisionConfig:
+    """The config of fields by path."""
+    return VisionConfig.model_validate(assembled(fields))
+
+
+def part_of(config: AnyConfig, name: str) -> tuple[ModelConfig | VisionConfig, str]:
     """The config that a parameter belongs to, and its name there."""
-    if isinstance(config, ModelConfig):
+    if not isinstance(config, Seq2SeqConfig):
         return config, name
     side, _, rest = name.partition(".")
     return (config.encoder, rest) if side == "encoder" else (config.decoder, rest.removeprefix("net."))
 
 
-def kind_of(config: ModelConfig | Seq2SeqConfig) -> Kind:
+def kind_of(config: AnyConfig) -> Kind:
     """The kind of family that may have such a model."""
+    if isinstance(config, VisionConfig):
+        return "vision"
     if isinstance(config, Seq2SeqConfig):
         return "seq2seq"
     return "encoder" if config.layers.kind == "encoder" else "decoder"
@@ -67,7 +77,11 @@ def _text(fields: Fields, head: bool) -> nn.Module:
     return (TransformerWrapper if head else TokenEncoder).from_config(config)
 
 
-def _layers(config: ModelConfig | Seq2SeqConfig, name: str) -> LayersConfig:
+def _image(fields: Fields, head: bool) -> nn.Module:
+    return ViTransformerWrapper.from_config(vision_config(fields if head else {**fields, "num_classes": None}))
+
+
+def _layers(config: AnyConfig, name: str) -> LayersConfig:
     return part_of(config, name)[0].layers
 
 
@@ -79,6 +93,7 @@ MAKERS: dict[Kind, Maker] = {
         sides=("encoder.", "decoder."), head="decoder.net.to_logits.weight", embedding="encoder.token_emb.weight",
         tied="decoder.tie_embedding",
     ),
+    "vision": Maker(vision_config, _image, _layers, embedding=""),
 }  # fmt: skip
 
 

@@ -140,11 +140,13 @@ def turning_in(kind: str, unlisted: Types) -> Turning:
 class Turns:
     """Rotary position embedding. unlisted: given, each type of layer has rotary parameters of its own, and these are the
     types in a file that lists none. turning: which layers turn, None for all. honours: which of SHARE, CHANNELS, NEIGHBOURS
-    the family reads; a share that it does not read is refused."""
+    the family reads; a share that it does not read is refused. axes: positions may have several, of which each turns its
+    section of a head; without it transformers ignores sections, and so does this."""
 
     unlisted: Types | None = None
     turning: Turning | None = None
     honours: tuple[str, ...] = ()
+    axes: bool = False
 
     @property
     def said(self) -> tuple[str, ...]:
@@ -155,7 +157,8 @@ class Turns:
         return (*ROPE_KEYS, *self.honours, *(self.turning.keys if self.turning else ()))
 
     def read(self, hf: Hf) -> Fields:
-        found = from_hf({key: value for key, value in hf.items() if key not in self._ignored})
+        said = {key: value for key, value in hf.items() if key not in self._ignored}
+        found = from_hf(said, elsewhere=() if self.axes else ("mrope_section",))
         depth = hf["num_hidden_layers"]
         if self.unlisted is not None:
             types = types_of(hf, self.unlisted)

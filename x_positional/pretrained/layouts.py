@@ -128,24 +128,24 @@ class Reordered:
 
 
 @dataclass(frozen=True)
-class Gated:
-    """The way into a feedforward: one tensor, or where it is gated two: what is gated, then the gate."""
+class ByGate:
+    """What lies in one way where the feedforward is plain, and in another where it is gated."""
 
-    plain: str
-    pair: tuple[str, str]
+    plain: Layout
+    gated: Layout
 
     def names(self, sizes: Sizes) -> Sequence[str]:
-        return self.pair if self._gated(sizes) else (self.plain,)
+        return self._chosen(sizes).names(sizes)
 
     def load(self, parts: list[Tensor], sizes: Sizes) -> Tensor:
-        return torch.cat(parts)
+        return self._chosen(sizes).load(parts, sizes)
 
     def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
-        return list(tensor.chunk(2)) if self._gated(sizes) else [tensor]
+        return self._chosen(sizes).store(tensor, sizes)
 
-    def _gated(self, sizes: Sizes) -> bool:
+    def _chosen(self, sizes: Sizes) -> Layout:
         own = None if sizes.layer is None else sizes.layer.ff
-        return (own or sizes.layers.ff).glu
+        return self.gated if (own or sizes.layers.ff).glu else self.plain
 
 
 @dataclass(frozen=True)

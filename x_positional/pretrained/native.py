@@ -62,6 +62,7 @@ def load_native(
     if problems:
         raise PretrainedError(f"{tensors.source} does not fit its config.json:", problems)
     for name, parameter in own.items():
-        tensor = tensors.read(name).to(device=device or "cpu", dtype=dtype, copy=True)
+        wanted = dtype if parameter.requires_grad else None  # what no gradient moves stays as wide as it is
+        tensor = tensors.read(name).to(device=device or "cpu", dtype=wanted, copy=True)
         replace_parameter(model, parameter, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
     return model.eval()

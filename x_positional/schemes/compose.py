@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from x_positional.context import add
-from x_positional.scheme import AttentionContext, Bias, Capabilities, Kernel, PositionScheme
+from x_positional.scheme import AttentionContext, Bias, Capabilities, Kernel, LayerView, PositionScheme
 
 _WEAKEST: tuple[Kernel, ...] = ("rows", "bias", "fused")
 
@@ -48,7 +48,7 @@ class Chain(PositionScheme):
             causal_only=not orders or any(part.causal_only and tells_order(part) for part in self._all()),
             continuous=all(c.continuous for c in caps if c.uses_positions),
             uses_positions=any(c.uses_positions for c in caps),
-            prefix_consistent=all(c.prefix_consistent for c in caps),
+            prefix_consistent=all(c.prefix_consistent for c in caps), reads_layer=any(c.reads_layer for c in caps),
         )  # fmt: skip
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -91,6 +91,9 @@ class Chain(PositionScheme):
     def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias | None:
         return add([part.content_bias(q, ctx, state) for part in self._all()])
 
+    def layer_bias(self, view: LayerView, ctx: AttentionContext) -> Bias | None:
+        return add([part.layer_bias(view, ctx) for part in self._all()])
+
     def transform_scores(self, scores: Tensor, visible: Tensor | None, q: Tensor, ctx: AttentionContext) -> Tensor:
         for part in self._all():
             scores = part.transform_scores(scores, visible, q, ctx)
@@ -99,7 +102,7 @@ class Chain(PositionScheme):
 
 def tells_order(scheme: PositionScheme) -> bool:
     """Whether it lets a query tell one order of keys from another; no position at all and temperatures do not."""
-    hooks = ("embed", "rotate_k", "key_state", "bias", "content_bias", "transform_scores")
+    hooks = ("embed", "rotate_k", "key_state", "bias", "content_bias", "layer_bias", "transform_scores")
     return any(map(scheme.overrides, hooks))
 
 
@@ -112,6 +115,12 @@ def chain_problems(parts: Sequence[PositionScheme]) -> list[str]:
     if sum(p.overrides("transform_scores") for p in parts) > 1:
         found.append(
             f"of {names}, more than one transforms whole rows of scores, each seeing the other's result. Choose one."
+        )
+    turned = [type(p).__name__ for p in parts if p.overrides("rotate_k")]
+    reading = [type(p).__name__ for p in parts if p.overrides("layer_bias")]
+    if turned and reading:
+        found.append(
+            f"{', '.join(reading)} reads keys as they are projected, and {', '.join(turned)} turns them. Choose one."
         )
     if sum(p.overrides("rotate_k") for p in parts) > 1:
         found.append(

@@ -7,6 +7,7 @@ from x_positional.schemes.absolute import Absolute, SinusoidalConfig
 from x_positional.schemes.alibi import Alibi
 from x_positional.schemes.axial import Axial
 from x_positional.schemes.cope import CopeConfig
+from x_positional.schemes.deberta import Deberta
 from x_positional.schemes.dynamic_bias import Dynamic
 from x_positional.schemes.forgetting import ForgettingConfig
 from x_positional.schemes.mixed import Mixed
@@ -30,7 +31,7 @@ class Case:
 CHAINS: tuple[list[Scheme], ...] = (
     ["absolute", "alibi"], ["absolute", "rope"], ["absolute", "cope"], ["absolute", "forgetting"], ["rope", "alibi"],
     ["rope", "t5"], ["rope", "cope"], ["rope", "forgetting"], ["alibi", "cope"], ["sinusoidal", "t5"], ["polar", "dynamic"],
-    ["xpos", "alibi", "forgetting"], ["mixed", "forgetting"],
+    ["xpos", "alibi", "forgetting"], ["mixed", "forgetting"], ["absolute", "deberta"],
 )  # fmt: skip
 
 NTK = DynamicNtk(original_max_position_embeddings=9, length_policy="recompute")
@@ -80,6 +81,10 @@ VARIANTS: dict[str, Case] = {
     "alibi, symmetric": Case(Alibi(variant="symmetric")),
     "alibi, asymmetric, learned": Case(Alibi(variant="asymmetric", learned=True)),
     "t5, 8 buckets to 20, scaled": Case(T5(num_buckets=8, max_distance=20, scale=4.0)),
+    "deberta, 8 buckets to 20, normed": Case(Deberta(num_buckets=8, max_distance=20, norm_eps=1e-3), SHARED),
+    "deberta, a row for each of 12 distances, c2p": Case(
+        Deberta(num_buckets=None, max_distance=12, terms=("c2p",)), ALONE
+    ),
     "dynamic, log distance, norm": Case(Dynamic(log_distance=True, norm=True, depth=1, dim=7)),
     "cope, 4 positions": Case(CopeConfig(max_pos=4), SHARED),
     "rope + temperature": Case(["rope", Temperature(floor_scale=0.7)]),

@@ -17,7 +17,8 @@ from x_positional.testing.subject import Kind, Subject, leaves
 from x_positional.validate import IncompatibleConfig
 
 HOOKS = (
-    "embed", "tables", "length_tables", "rotate_q", "rotate_k", "key_state", "bias", "content_bias", "transform_scores"
+    "embed", "tables", "length_tables", "rotate_q", "rotate_k", "key_state", "bias", "content_bias",
+    "layer_bias", "transform_scores",
 )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def _cached(
 def _with_positions(subject: Subject, judge: Judge, kind: Kind, model: TransformerWrapper) -> None:
     tokens, context, caps = subject.tokens(LENGTH), context_of(subject), subject.capabilities(kind)
     own, theirs = subject.positions(LENGTH), subject.stretched(CONTEXT)
-    if caps.causal_only or caps.kernel == "rows" or not caps.prefix_consistent:
+    if caps.causal_only or caps.kernel == "rows" or not caps.prefix_consistent or caps.reads_layer:
         judge.refused(
             lambda: model(tokens, context=context, context_positions=theirs),
             PositionError,
@@ -89,5 +89,5 @@ def _with_positions(subject: Subject, judge: Judge, kind: Kind, model: Transform
 
 def rotates(subject: Subject, kind: Kind) -> bool:
     """Whether the scheme acts inside attention, not on embeddings alone."""
-    hooks = ("rotate_q", "rotate_k", "bias", "content_bias", "transform_scores")
+    hooks = ("rotate_q", "rotate_k", "bias", "content_bias", "layer_bias", "transform_scores")
     return any(subject.scheme(kind).overrides(hook) for hook in hooks)

@@ -5,20 +5,27 @@ import math
 import torch
 from torch import nn
 
+from x_positional.experts import Experts, Router
 from x_positional.training.config import OptimizerConfig
+
+MATRICES: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("weight",), Router: ("weight",), Experts: ("up", "down"),
+}  # fmt: skip
+"""Modules that are linear maps, and their weights."""
 
 
 def decayed_parameters(model: nn.Module) -> set[str]:
-    """Names of the weights of linear maps.
+    """Names of the weights of linear maps, those stacked for experts among them.
 
     Norm gains, biases, slopes, bias tables and embeddings (also when tied to the output) are not among them: shrinking
     those towards zero is no regularizer of a map, it moves the function itself.
     """
     return {
-        f"{prefix}.weight" if prefix else "weight"
+        f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
+        for kind, names in MATRICES.items() if isinstance(module, kind)
+        for name in names
+    }  # fmt: skip
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -5,7 +5,9 @@ from x_positional.pretrained.families.bert import BERT, ROBERTA, XLM_ROBERTA
 from x_positional.pretrained.families.bigcode import GPT_BIGCODE
 from x_positional.pretrained.families.bloom import BLOOM
 from x_positional.pretrained.families.cohere import COHERE, COHERE2
+from x_positional.pretrained.families.deberta import DEBERTA_V2
 from x_positional.pretrained.families.deepseek import DEEPSEEK_V3
+from x_positional.pretrained.families.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from x_positional.pretrained.families.falcon import FALCON
 from x_positional.pretrained.families.gemma import GEMMA, GEMMA2, GEMMA3, GEMMA3_TEXT
 from x_positional.pretrained.families.glm import GLM, GLM4
@@ -27,24 +29,27 @@ from x_positional.pretrained.families.opt import OPT
 from x_positional.pretrained.families.phi import PHI, PHI3
 from x_positional.pretrained.families.qwen import MISTRAL, QWEN2, QWEN3
 from x_positional.pretrained.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
+from x_positional.pretrained.families.qwen_vl import QWEN2_5_VL, QWEN2_5_VL_TEXT, QWEN2_VL, QWEN2_VL_TEXT
 from x_positional.pretrained.families.smollm3 import SMOLLM3
 from x_positional.pretrained.families.stablelm import STABLELM
 from x_positional.pretrained.families.starcoder2 import STARCODER2
 from x_positional.pretrained.families.t5 import MT5, T5
+from x_positional.pretrained.families.vit import VIT
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.inner import Inner
 
 DENSE = (
     MISTRAL, QWEN2, QWEN3, PHI, PHI3, GEMMA, GEMMA2, GEMMA3_TEXT, COHERE, COHERE2, OLMO, OLMO2, OLMO3, SMOLLM3, STABLELM,
-    GRANITE, STARCODER2, GLM, GLM4, NEMOTRON,
+    GRANITE, STARCODER2, GLM, GLM4, NEMOTRON, QWEN2_VL_TEXT, QWEN2_5_VL_TEXT,
 )  # fmt: skip
 MIXTURES = (MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GPT_OSS, DEEPSEEK_V3, LLAMA4_TEXT)
 OLDER = (GPT_BIGCODE, GPT_NEO, GPTJ, CODEGEN, GPT_NEOX, OPT, BLOOM, MPT, FALCON)
-ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, MODERNBERT, NOMIC_BERT)
+ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, MODERNBERT, NOMIC_BERT, DEBERTA_V2)
 SEQ2SEQ = (T5, MT5, BART)
-ALL: tuple[Family, ...] = (LLAMA, GPT2, *DENSE, *MIXTURES, *OLDER, *ENCODERS, *SEQ2SEQ)
+VISION = (VIT, DINOV2, DINOV2_WITH_REGISTERS)
+ALL: tuple[Family, ...] = (LLAMA, GPT2, *DENSE, *MIXTURES, *OLDER, *ENCODERS, *SEQ2SEQ, *VISION)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
 
-WHOLES: tuple[Inner, ...] = (GEMMA3, LLAMA4)
+WHOLES: tuple[Inner, ...] = (GEMMA3, LLAMA4, QWEN2_VL, QWEN2_5_VL)
 INNER: dict[str, Inner] = {whole.model_type: whole for whole in WHOLES}
 """Larger models of which the text model alone is read, by the `model_type` of the whole."""

@@ -5,7 +5,7 @@ from typing import Any
 from x_positional.pretrained.families.llama import rms_norms
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.fields import Both, Codec, Fields, Fixed, Hf, Key
-from x_positional.pretrained.layouts import Gated, Joined, Layout, qkv
+from x_positional.pretrained.layouts import ByGate, Joined, Layout, Same, qkv
 from x_positional.pretrained.sides import both, decoder, encoder
 from x_positional.schemes import T5 as Buckets
 
@@ -97,7 +97,7 @@ def _names(side: str, theirs: str, feedforward: int) -> dict[str, str | Layout]:
         f"{side}.blocks.{{i}}.attn.to_qkv": qkv(*(f"{block}.0.SelfAttention.{p}" for p in "qkv")),
         f"{side}.blocks.{{i}}.attn.to_out": f"{block}.0.SelfAttention.o",
         f"{side}.blocks.{{i}}.ff_residual.before": f"{block}.{feedforward}.layer_norm",
-        f"{side}.blocks.{{i}}.ff.up": Gated(f"{dense}.wi", (f"{dense}.wi_1", f"{dense}.wi_0")),
+        f"{side}.blocks.{{i}}.ff.up": ByGate(Same(f"{dense}.wi"), Joined((f"{dense}.wi_1", f"{dense}.wi_0"))),
         f"{side}.blocks.{{i}}.ff.down": f"{dense}.wo",
         f"{side}.final_norm": f"{theirs}.final_layer_norm",
     }

@@ -1,0 +1,284 @@
+"""Published models of images: our logits or hidden states equal those of transformers at every size, and the way back.
+
+B batch, C channels, H W pixels, T patches, M model dim.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from published import EPS, both, perturb, quietly
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from x_positional import Encoder, PretrainedError, ViTransformerWrapper, from_pretrained
+from x_positional.pretrained import FAMILIES
+from x_positional.pretrained.files import open_tensors
+from x_positional.pretrained.kinds import vision_config
+
+SHARED = {"hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 20, "patch_size": 4,
+          "num_channels": 2, "layer_norm_eps": EPS, "num_labels": 5}  # fmt: skip
+VIT = {**SHARED, "intermediate_size": 50}
+DINO = {**SHARED, "mlp_ratio": 3, "layerscale_value": 0.5}
+SIZES = {"trained": (20, 20), "wider": (12, 28), "higher": (28, 16), "larger": (32, 32), "one patch": (4, 4),
+         "as many patches": (4, 100)}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imaged:
+    """A small model of images; as `Published`. asked: it resizes its table when it is asked to, and else refuses."""
+
+    name: str
+    model: str
+    config: Mapping[str, Any]
+    asked: bool = False
+    sizes: tuple[str, ...] = tuple(SIZES)
+    attention: str = "sdpa"
+    loads: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def headed(self) -> bool:
+        return self.model.endswith("Classification")
+
+
+CASES = [
+    Imaged(name="vit", model="ViTForImageClassification", config=VIT, asked=True),
+    Imaged(name="vit, no head", model="ViTModel", config=VIT, asked=True),
+    Imaged(name="vit, no biases", model="ViTForImageClassification", asked=True,
+           config={**VIT, "qkv_bias": False, "hidden_act": "quick_gelu"}),
+    Imaged(name="vit, wide heads", model="ViTForImageClassification", config={**VIT, "head_dim": 10}, asked=True),
+    Imaged(name="vit, no square", model="ViTForImageClassification", sizes=("trained",),  # theirs takes grids for squares
+           config={**VIT, "image_size": [12, 20], "patch_size": [4, 5]}),
+    Imaged(name="dinov2", model="Dinov2ForImageClassification", config=DINO),
+    Imaged(name="dinov2, no head", model="Dinov2Model", config=DINO),
+    Imaged(name="dinov2, gated", model="Dinov2ForImageClassification", config={**DINO, "use_swiglu_ffn": True}),
+    Imaged(name="dinov2, no mask", model="Dinov2ForImageClassification",
+           config={**DINO, "use_mask_token": False, "hidden_act": "relu", "qkv_bias": False}),
+    Imaged(name="dinov2, registers", model="Dinov2WithRegistersForImageClassification",
+           config={**DINO, "num_register_tokens": 3}),
+    Imaged(name="dinov2, registers, gated, no head", model="Dinov2WithRegistersModel",
+           config={**DINO, "use_swiglu_ffn": True}),
+]  # fmt: skip
+every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+by_name = {case.name: case for case in CASES}
+
+
+def images(case: Imaged, size: str) -> Tensor:
+    """[B C H W], of the trained size or another."""
+    height, width = (12, 20) if isinstance(case.config["image_size"], list) else SIZES[size]
+    return torch.randn(3, 2, height, width, generator=torch.Generator().manual_seed(height))
+
+
+def expected(model: nn.Module, case: Imaged, pixels: Tensor, size: str = "trained") -> Tensor:
+    """Their logits [B classes], or hidden states [B 1+R+T M]."""
+    more = {"interpolate_pos_encoding": True} if case.asked and size != "trained" else {}
+    out = model(pixels, **more)
+    return out.logits if case.headed else out.last_hidden_state
+
+
+def found(model: ViTransformerWrapper, pixels: Tensor) -> Tensor:
+    """The same of ours."""
+    if model.to_logits is not None:
+        return model(pixels)
+    encoded = model.encode(pixels)
+    return torch.cat([encoded.cls[:, None], encoded.registers, encoded.patches], dim=1)
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    assert theirs.std() > 0.1, "values that hardly differ prove nothing"
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@every
+@torch.no_grad()
+def test_every_size(case: Imaged, recwarn: pytest.WarningsRecorder):
+    theirs, ours, _ = both(case)
+    assert isinstance(ours, ViTransformerWrapper)
+    for size in case.sizes:
+        pixels = images(case, size)
+        assert_close(found(ours, pixels), expected(theirs, case, pixels, size))
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning) and "x_positional" in str(w.filename)]
+
+
+@every
+@torch.no_grad()
+def test_every_tensor_counts(case: Imaged):
+    """A model in which one tensor of ours is moved no longer agrees."""
+    theirs, ours, _ = both(case)
+    pixels = images(case, "trained")
+    right = expected(theirs, case, pixels)
+    for name, parameter in ours.named_parameters():
+        kept = parameter.clone()
+        parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+        assert (found(ours, pixels) - right).abs().max() > 1e-4, name
+        parameter.copy_(kept)
+    assert_close(found(ours, pixels), right)
+
+
+@every
+@torch.no_grad()
+def test_the_way_back(case: Imaged, tmp_path: Path):
+    theirs, ours, folder = both(case)
+    ours.save_pretrained(tmp_path, format="hf")
+    before, after = open_tensors(folder), load_file(tmp_path / "model.safetensors")
+    named = {name if name in before.names() else name.split(".", 1)[1]: tensor for name, tensor in after.items()}
+    for name, tensor in named.items():
+        assert torch.equal(before.read(name), tensor), f"{name} is not bit by bit what was read"
+    lost = {name for name in before.names() - named.keys() if not name.endswith(("mask_token", "pooler.dense.weight"))}
+    assert lost <= {"pooler.dense.bias"}, "what only training reads is not written, and nothing else"
+    auto = transformers.AutoModelForImageClassification if case.headed else transformers.AutoModel
+    again = quietly(auto.from_pretrained, tmp_path, attn_implementation=case.attention)
+    assert type(again) is type(theirs)
+    for size in case.sizes[:2]:
+        pixels = images(case, size)
+        right = expected(theirs, case, pixels, size)
+        torch.testing.assert_close(expected(again.eval(), case, pixels, size), right, atol=0, rtol=0)
+
+
+@every
+@torch.no_grad()
+def test_our_own_format(case: Imaged, tmp_path: Path):
+    _, ours, _ = both(case)
+    ours.save_pretrained(tmp_path)
+    again, pixels = from_pretrained(tmp_path), images(case, "trained")
+    assert again.config == ours.config
+    assert torch.equal(found(again, pixels), found(ours, pixels))
+
+
+DEFAULTS = {"vit": "ViTConfig", "dinov2": "Dinov2Config", "dinov2_with_registers": "Dinov2WithRegistersConfig"}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_what_a_file_leaves_out_means_what_its_class_says(name: str):
+    said = getattr(transformers, DEFAULTS[name])().to_dict()
+    family = FAMILIES[name]
+    assert family.read({}) == family.read(said)
+    assert not family.unknown(said)
+    assert vision_config(family.read({})[0]).trained_patches == (224 // (14 if name == "dinov2" else 16)) ** 2
+
+
+def test_tables_of_larger_grids_are_smoothed_with_registers_alone():
+    assert [FAMILIES[name].read({})[0].get("antialias", False) for name in DEFAULTS] == [False, False, True]
+
+
+@torch.no_grad()
+def test_half_precision_resizes_in_float32(tmp_path: Path):
+    case = by_name["dinov2"]
+    theirs, _, folder = both(case)
+    ours = from_pretrained(folder, dtype=torch.bfloat16)
+    half = quietly(type(theirs).from_pretrained, folder, dtype=torch.bfloat16).eval()
+    pixels = images(case, "larger").bfloat16()
+    torch.testing.assert_close(ours(pixels), expected(half, case, pixels, "larger"), atol=2e-2, rtol=2e-2)
+
+
+def changed(case: Imaged, folder: Path, tensors: Mapping[str, Tensor | None] | None = None, **keys: Any) -> Path:
+    """A copy of a model's folder with other tensors and keys; a tensor of None is taken out."""
+    _, _, source = both(case)
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    held = {**load_file(source / "model.safetensors"), **(tensors or {})}
+    save_file({name: tensor for name, tensor in held.items() if tensor is not None}, folder / "model.safetensors")
+    config = {**json.loads((source / "config.json").read_text()), **keys}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("tensors", "keys", "told"),
+    [
+        ({"classifier.weight": None}, {}, r"classifier\.weight is missing"),
+        ({"vit.embeddings.cls_token": None}, {}, r"vit\.embeddings\.cls_token is missing \(for cls_token\)"),
+        ({"vit.encoder.layer.0.extra": torch.zeros(2)}, {}, "layer.0.extra of the file has no place"),
+        ({"decoder.0.weight": torch.zeros(2)}, {}, "decoder.0.weight of the file has no place"),
+        ({}, {"image_size": 24}, r"position_embeddings .*asks for \[37, 36\].*this is \[26, 36\]"),
+        ({}, {"patch_size": 7}, "no multiple of the patch's 7"),
+        ({}, {"hidden_act": "mish"}, "hidden_act='mish' is not known here"),
+    ],
+)
+def test_what_is_wrong_is_told(tensors: dict[str, Any], keys: dict[str, Any], told: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=told):
+        from_pretrained(changed(by_name["vit"], tmp_path, tensors, **keys))
+
+
+@torch.no_grad()
+def test_a_classifier_without_classes_gives_what_it_would_read(tmp_path: Path):
+    case = by_name["dinov2"]
+    theirs, _, _ = both(case)
+    none = {"classifier.weight": None, "classifier.bias": None}
+    ours = from_pretrained(changed(case, tmp_path, none, id2label={}, label2id={}))
+    pixels = images(case, "trained")
+    hidden = theirs.dinov2(pixels).last_hidden_state
+    assert_close(ours(pixels), torch.cat([hidden[:, 0], hidden[:, 1:].mean(1)], -1))
+
+
+def test_names_of_classes_are_kept(tmp_path: Path):
+    case = by_name["vit"]
+    labels = {str(i): f"bird {i}" for i in range(5)}
+    ours = from_pretrained(changed(case, tmp_path / "in", id2label=labels))
+    ours.save_pretrained(tmp_path / "out", format="hf")
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "out").id2label[3] == "bird 3"
+
+
+OWN: dict[str, Any] = {"pool": "cls", "cls_position": True, "patch_norms": False, "num_classes": 5}
+LAYERS = {
+    "dim": 36,
+    "depth": 2,
+    "heads": 3,
+    "head_dim": 12,
+    "norm": {"bias": True, "eps": 1e-4},
+    "attn": {"bias": True},
+}
+
+
+def own(layers: Mapping[str, Any] | None = None, **settings: Any) -> ViTransformerWrapper:
+    """A model of ours, trained here so to say: gains stored as gain - 1."""
+    encoder = Encoder(**{**LAYERS, **(layers or {})})
+    model = ViTransformerWrapper(image_size=20, patch_size=4, channels=2, attn_layers=encoder, **{**OWN, **settings})
+    perturb(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("layers", "settings", "class_name"),
+    [
+        ({}, {}, "ViTForImageClassification"),
+        ({}, {"num_classes": None}, "ViTModel"),
+        ({"layer_scale": 0.1}, {"pool": "cls_mean"}, "Dinov2ForImageClassification"),
+        ({"layer_scale": 0.1, "ff": {"glu": True, "activation": "silu", "dim": 72}}, {"num_classes": None}, "Dinov2Model"),
+        ({"layer_scale": 0.1}, {"pool": "cls_mean", "num_register_tokens": 2, "antialias": True},
+         "Dinov2WithRegistersForImageClassification"),
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_models_of_ones_own(layers: dict[str, Any], settings: dict[str, Any], class_name: str, tmp_path: Path):
+    model = own(layers, **settings)
+    model.save_pretrained(tmp_path, format="hf")
+    theirs = quietly(getattr(transformers, class_name).from_pretrained, tmp_path).eval()
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [class_name]
+    case = Imaged(name=class_name, model=class_name, config=SHARED)
+    pixels = images(case, "trained")
+    assert_close(found(model, pixels), expected(theirs, case, pixels))
+    assert_close(found(from_pretrained(tmp_path), pixels), expected(theirs, case, pixels))
+
+
+@pytest.mark.parametrize(
+    ("layers", "settings", "lacking"),
+    [
+        ({}, {"patch_norms": True}, "patch_norms"),
+        ({}, {"cls_position": False}, "cls_position"),
+        ({}, {"pool": "mean", "cls_position": False}, "pool"),
+        ({"position": "axial"}, {"cls_position": False}, "position|table"),
+        ({"position": ["absolute", "axial"]}, {}, "position"),
+        ({}, {"interpolation": "bilinear"}, "interpolation"),
+        ({}, {"post_emb_norm": True}, "emb_norm"),
+        ({"norm": "rms"}, {}, r"norm\.kind"),
+    ],
+)
+def test_what_no_family_has_is_named(layers: dict[str, Any], settings: dict[str, Any], lacking: str, tmp_path: Path):
+    with pytest.raises(PretrainedError, match=lacking):
+        own(layers, **settings).save_pretrained(tmp_path, format="hf")

@@ -1,0 +1,111 @@
+"""DeBERTa v2 and v3: BERT whose positions are disentangled from the words, by buckets of distances."""
+
+from typing import Any
+
+from x_positional.pretrained.families.bert import BERT, GAMMA, IDLE_BIAS, POOLER, norms, sizes
+from x_positional.pretrained.fields import Both, Codec, Fields, Hf, Key, Only
+from x_positional.pretrained.layouts import qkv
+from x_positional.schemes import Absolute
+from x_positional.schemes import Deberta as Disentangled
+from x_positional.schemes.deberta import Term
+
+NORMED = ("layers.norm", "emb_norm", "head.norm")
+EPS = 1e-7
+TERMS: tuple[Term, ...] = ("c2p", "p2c")
+KEYS = (
+    "relative_attention", "pos_att_type", "position_buckets", "max_relative_positions", "norm_rel_ebd", "layer_norm_eps",
+    "position_biased_input", "share_att_key", "max_position_embeddings",
+)  # fmt: skip
+
+
+def _terms(hf: Hf) -> tuple[Term, ...]:
+    said = hf.get("pos_att_type") or []
+    words = said.lower().split("|") if isinstance(said, str) else said
+    return tuple(term for term in TERMS if term in {word.strip() for word in words})
+
+
+def _normed(hf: Hf) -> float | None:
+    """The eps of the norm of the table, which has that of all norms."""
+    said = [word.strip() for word in str(hf.get("norm_rel_ebd") or "none").lower().split("|")]
+    return hf.get("layer_norm_eps", EPS) if "layer_norm" in said else None
+
+
+def _position_fields(hf: Hf) -> Fields:
+    terms, shared = _terms(hf), bool(hf.get("share_att_key", False))
+    if not hf.get("relative_attention") or not terms:
+        raise ValueError(
+            f"relative_attention={hf.get('relative_attention')}, pos_att_type={hf.get('pos_att_type')!r}: without relative "
+            "attention this is another model, which is not read here."
+        )
+    if not shared and len(terms) < 2:
+        raise ValueError(
+            f"share_att_key=False with pos_att_type={hf.get('pos_att_type')!r}: only both terms are read here."
+        )
+    length, buckets = hf.get("max_position_embeddings", 512), hf.get("position_buckets", -1)
+    furthest = hf.get("max_relative_positions", -1)
+    table = Disentangled(
+        num_buckets=buckets if buckets > 0 else None, max_distance=furthest if furthest > 0 else length, terms=terms,
+        norm_eps=_normed(hf),
+    )  # fmt: skip
+    width = hf.get("hidden_size", 1536) // hf.get("num_attention_heads", 24)
+    return {
+        "layers.position": [table, Absolute(scale=1.0)] if hf.get("position_biased_input", True) else [table],
+        "layers.attn.scale": (width * (1 + len(terms))) ** -0.5,
+        "layers.attn.position_projections": not shared,
+    }
+
+
+def _position_keys(config: Fields) -> dict[str, Any]:
+    match config.get("layers.position"):
+        case (Disentangled() as table, *rest) if len(rest) < 2:
+            return {
+                "relative_attention": True, "pos_att_type": list(table.terms), "position_buckets": table.num_buckets or -1,
+                "max_relative_positions": table.max_distance, "position_biased_input": bool(rest),
+                "norm_rel_ebd": "none" if table.norm_eps is None else "layer_norm",
+                "share_att_key": not config.get("layers.attn.position_projections"),
+            }  # fmt: skip
+        case _:
+            return {}
+
+
+def _same_width(hf: Hf) -> Fields:
+    width, other = hf.get("hidden_size", 1536), hf.get("embedding_size")
+    if other not in (None, width):
+        raise ValueError(
+            f"embedding_size={other} beside hidden_size={width}: a projection between them is not read here."
+        )
+    return {}
+
+
+def _types(hf: Hf) -> Fields:
+    return {"token_types": hf.get("type_vocab_size") or None}
+
+
+FIELDS: tuple[Codec, ...] = (
+    *sizes(1536, 24, 24, 6144, 128100), *norms(NORMED, "layer_norm_eps", EPS),
+    Key("max_seq_len", "max_position_embeddings", 512),
+    Both(("layers.position", "layers.attn.scale", "layers.attn.position_projections"), KEYS, _position_fields, _position_keys),
+    Both(("token_types",), ("type_vocab_size",), _types, lambda config: {"type_vocab_size": config.get("token_types") or 0}),
+    Both(("only embedding_size",), ("embedding_size",), _same_width, lambda config: {}),
+    Both(("only legacy",), ("legacy",), lambda hf: {}, lambda config: {"legacy": True}),
+    Only("conv_kernel_size", (0,), "the convolution beside the first layer (of the xlarge models) is not read here."),
+)  # fmt: skip
+LAYER = "deberta.encoder.layer.{i}.attention.self"
+DEBERTA_V2 = BERT.like(
+    "deberta-v2", "DebertaV2ForMaskedLM", fields=FIELDS,
+    names={
+        **{ours: theirs.replace("bert.", "deberta.", 1) for ours, theirs in BERT.names.items()
+           if isinstance(theirs, str) and theirs.startswith("bert.")},
+        "schemes.0": "deberta.encoder.rel_embeddings",
+        "schemes.0.norm": "deberta.encoder.LayerNorm",
+        "schemes.1": "deberta.embeddings.position_embeddings",
+        "blocks.{i}.attn.to_qkv": qkv(*(f"{LAYER}.{p}_proj" for p in ("query", "key", "value"))),
+        "blocks.{i}.attn.position_q": f"{LAYER}.pos_query_proj",
+        "blocks.{i}.attn.position_k": f"{LAYER}.pos_key_proj",
+    },
+    body="DebertaV2Model", base="deberta.", ignored=(*POOLER, IDLE_BIAS, r"^mask_predictions\."),
+    older=(*GAMMA, (r"^lm_predictions\.lm_head\.(dense|LayerNorm)", r"cls.predictions.transform.\1"),
+           (r"^lm_predictions\.lm_head\.bias$", "cls.predictions.bias")),
+    harmless=frozenset({"pooler_hidden_size", "pooler_dropout", "pooler_hidden_act"}),
+)  # fmt: skip
+"""The head of a file that names it `lm_predictions` is read too; it is written under the usual name."""

@@ -1,0 +1,84 @@
+"""DINOv2: ViT with a gain per channel of each branch, SwiGLU in the largest, a head on the cls token and the mean of the
+patches, and registers in a later one.
+"""
+
+from typing import Any
+
+from x_positional.pretrained.config_keys import key_names
+from x_positional.pretrained.families.gpt2 import layer_norms
+from x_positional.pretrained.families.llama import ACTIVATIONS
+from x_positional.pretrained.families.vit import MASK_TOKEN, attention, embeddings, images, tokens
+from x_positional.pretrained.family import Family
+from x_positional.pretrained.fields import Both, Codec, Fields, Fixed, Hf, Key, Only
+from x_positional.pretrained.layouts import ByGate, Layout, Same, Swapped
+
+RATIOS = range(1, 65)
+"""Widths of a feedforward as multiples of the model's, which the config takes in whole numbers."""
+
+
+def _width(dim: int, ratio: float, gated: bool) -> int:
+    """Inner width: a gated one has two thirds, up to a multiple of 8."""
+    inner = int(dim * ratio)
+    return (int(inner * 2 / 3) + 7) // 8 * 8 if gated else inner
+
+
+def _feedforward_fields(hf: Hf) -> Fields:
+    gated = bool(hf.get("use_swiglu_ffn", False))
+    name = hf.get("hidden_act") or "gelu"
+    if not gated and name not in ACTIVATIONS:
+        raise ValueError(f"hidden_act={name!r} is not known here; there are: {', '.join(ACTIVATIONS)}.")
+    return {
+        "layers.ff.glu": gated, "layers.ff.activation": "silu" if gated else ACTIVATIONS[name],
+        "layers.ff.dim": _width(hf.get("hidden_size") or 768, hf.get("mlp_ratio") or 4, gated),
+    }  # fmt: skip
+
+
+def _feedforward_keys(config: Fields) -> dict[str, Any]:
+    gated, dim = config.get("layers.ff.glu"), config["layers.dim"]
+    ratio = next((r for r in RATIOS if _width(dim, r, bool(gated)) == config.get("layers.ff.dim")), None)
+    word = None if gated else next((w for w, a in ACTIVATIONS.items() if a == config.get("layers.ff.activation")), None)
+    return {"use_swiglu_ffn": gated, "mlp_ratio": ratio, "hidden_act": word}
+
+
+FEEDFORWARD = Both(
+    ("layers.ff.glu", "layers.ff.activation", "layers.ff.dim"), ("use_swiglu_ffn", "hidden_act", "mlp_ratio"),
+    _feedforward_fields, _feedforward_keys,
+)  # fmt: skip
+
+
+def _names(base: str) -> dict[str, str | Layout]:
+    block = f"{base}encoder.layer.{{i}}"
+    return {
+        **embeddings(base), **attention(block),
+        "blocks.{i}.attn_residual.before": f"{block}.norm1",
+        "blocks.{i}.attn_residual.gain": f"{block}.layer_scale1.lambda1",
+        "blocks.{i}.ff_residual.before": f"{block}.norm2",
+        "blocks.{i}.ff_residual.gain": f"{block}.layer_scale2.lambda1",
+        "blocks.{i}.ff.up": ByGate(Same(f"{block}.mlp.fc1"), Swapped(f"{block}.mlp.weights_in")),
+        "blocks.{i}.ff.down": ByGate(Same(f"{block}.mlp.fc2"), Same(f"{block}.mlp.weights_out")),
+        "final_norm": f"{base}layernorm",
+        "to_logits": "classifier",
+    }  # fmt: skip
+
+
+OWN: tuple[Codec, ...] = (
+    *layer_norms("layer_norm_eps", 1e-6), FEEDFORWARD,
+    Key("layers.layer_scale", "layerscale_value", 1.0),
+    Fixed("pool", "cls_mean"),
+)  # fmt: skip
+
+DINOV2 = Family(
+    model_type="dinov2", architecture="Dinov2ForImageClassification", body="Dinov2Model", kind="vision", base="dinov2.",
+    fields=(*images(224, 14), *OWN, Only("use_mask_token", (False, True), "it is yes or no.")),
+    names=_names("dinov2."),
+    ignored=(MASK_TOKEN,),
+    harmless=key_names("drop_path_rate out_features out_indices stage_names apply_layernorm reshape_hidden_states"),
+)  # fmt: skip
+DINOV2_WITH_REGISTERS = DINOV2.like(
+    "dinov2_with_registers", "Dinov2WithRegistersForImageClassification",
+    fields=(*images(224, 16), *OWN, Key("num_register_tokens", "num_register_tokens", 4), Fixed("antialias", True)),
+    names={
+        **_names("dinov2_with_registers."), "register_tokens": tokens("dinov2_with_registers.embeddings.register_tokens"),
+    },
+    body="Dinov2WithRegistersModel", base="dinov2_with_registers.", harmless=DINOV2.harmless | {"use_mask_token"},
+)  # fmt: skip

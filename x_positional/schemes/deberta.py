@@ -1,0 +1,122 @@
+"""Disentangled attention: words ask what positions answer, positions ask what words answer, by buckets of distances.
+
+B batch, T query tokens, S key tokens, H heads, G key/value heads, D head dim, M model dim, N rows of the table.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from x_positional.registry import SchemeConfig
+from x_positional.scheme import AttentionContext, Bias, Dims, LayerView, PositionScheme, Span
+
+Term = Literal["c2p", "p2c"]
+
+
+def log_buckets(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:
+    """int64 distances (query - key) -> buckets -N/2 .. N/2 and beyond (He et al. 2021, arXiv:2111.09543, in the code
+    published with it): those up to num_buckets / 2 are exact, the rest grow with the logarithm, and the last of
+    num_buckets - 1 to a side is that of max_distance - 1. In float32, as models were trained."""
+    exact = num_buckets // 2
+    far = distance.abs().clamp(min=exact)
+    ratio = torch.log(far.float() / exact) / torch.log(torch.tensor((max_distance - 1) / exact, device=distance.device))
+    logarithmic = torch.ceil(ratio * (exact - 1)).long() + exact
+    return torch.where(far <= exact, distance, logarithmic * distance.sign())
+
+
+@dataclass(frozen=True)
+class PairBias(Bias):
+    """c2p [B H T N] and p2c [B H S N], None where left out; index [B|1 T S]: the row of each pair."""
+
+    c2p: Tensor | None
+    p2c: Tensor | None
+    index: Tensor
+
+    def dense(self, ctx: AttentionContext, rows: Span, keys: Span) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().dense(ctx, rows, keys)  # fused there
+        index = self.index[:, None, rows.cut, keys.cut].expand(self.batch, self.heads, -1, -1)
+        asked = None if self.c2p is None else self.c2p[:, :, rows.cut].gather(-1, index)
+        answered = None if self.p2c is None else self.p2c[:, :, keys.cut].gather(-1, index.mT).mT
+        bias = sum(term for term in (asked, answered) if term is not None)
+        visible = ctx.visible_rows(rows, keys)
+        return bias if visible is None else bias.masked_fill(~visible, float("-inf"))  # type: ignore[union-attr,return-value]
+
+
+class DebertaBias(PositionScheme):
+    """bias = scale * (q_i . W_k r + k_j . W_q r), r the row of i - j in a table [2N, M] that all layers share, W_q and W_k
+    the projections of the layer (He et al. 2020, arXiv:2006.03654, section 3.1, equation 4).
+
+    terms: c2p is the first product, p2c the second. num_buckets: None is a row for each distance up to max_distance.
+    norm_eps: of a LayerNorm over the table, None for none.
+    """
+
+    continuous = False
+    uses_positions = True
+
+    def __init__(
+        self, dim: int, num_buckets: int | None = 256, max_distance: int = 512, terms: tuple[Term, ...] = ("c2p", "p2c"),
+        norm_eps: float | None = None,
+    ):  # fmt: skip
+        super().__init__()
+        self.num_buckets, self.max_distance, self.terms = num_buckets, max_distance, terms
+        self.span = num_buckets or max_distance
+        self.table = nn.Parameter(torch.randn(2 * self.span, dim) * 0.02)
+        self.norm = None if norm_eps is None else nn.LayerNorm(dim, norm_eps)
+
+    def rows(self, distance: Tensor) -> Tensor:
+        """int64 distances (query - key) -> rows of the table."""
+        if self.num_buckets is not None:
+            distance = log_buckets(distance, self.num_buckets, self.max_distance)
+        return (distance + self.span).clamp(0, 2 * self.span - 1)
+
+    def layer_bias(self, view: LayerView, ctx: AttentionContext) -> Bias:
+        vectors = self.table if self.norm is None else self.norm(self.table)
+        vectors, heads, groups = vectors.to(view.q.dtype), view.q.shape[1], view.k.shape[1]
+        c2p = p2c = None
+        if "c2p" in self.terms:
+            keys = view.to_k(vectors).repeat_interleave(heads // groups, dim=0)
+            c2p = torch.einsum("bhtd,hnd->bhtn", view.q, keys) * view.scale
+        if "p2c" in self.terms:
+            queries = view.to_q(vectors).unflatten(0, (groups, -1))
+            p2c = torch.einsum("bgsd,grnd->bgrsn", view.k, queries).flatten(1, 2) * view.scale
+        index = self.rows(ctx.q_positions[:, :, None] - ctx.kv_positions[:, None, :])
+        places = index.expand(ctx.batch, -1, -1)
+
+        def fn(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            row = places[b, i, j]
+            asked = 0.0 if c2p is None else c2p[b, h, i, row]
+            return asked if p2c is None else asked + p2c[b, h, j, row]  # type: ignore[return-value]
+
+        return PairBias(fn, ctx.batch, heads, c2p, p2c, index)
+
+
+class Deberta(SchemeConfig):
+    """`position="deberta"`. num_buckets: to either side, None is one for each distance. terms: "c2p" (words ask positions)
+    and "p2c" (positions ask words). norm_eps: of a LayerNorm over the table, None for none. As in the published models,
+    scores want attn.scale = (head_dim * (1 + number of terms))^-0.5."""
+
+    kind: Literal["deberta"] = "deberta"
+    num_buckets: int | None = Field(default=256, gt=1)
+    max_distance: int = Field(default=512, gt=1)
+    terms: tuple[Term, ...] = ("c2p", "p2c")
+    norm_eps: float | None = Field(default=None, gt=0)
+    summary: ClassVar[str] = "words and positions ask each other, through the projections of each layer"
+    paper: ClassVar[str] = "He et al. 2020, arXiv:2006.03654"
+
+    def build(self, dims: Dims) -> DebertaBias:
+        return DebertaBias(dims.dim, self.num_buckets, self.max_distance, self.terms, self.norm_eps)
+
+    def problems(self, dims: Dims) -> list[str]:
+        found = []
+        if not self.terms or len(set(self.terms)) < len(self.terms):
+            found.append(f"deberta: terms={self.terms} must name 'c2p', 'p2c' or both, each once.")
+        if self.num_buckets is not None and self.max_distance - 1 <= self.num_buckets // 2:
+            found.append(
+                f"deberta: max_distance={self.max_distance} must exceed the {self.num_buckets // 2} distances that have a bucket "
+                f"each (num_buckets={self.num_buckets}) by 2. Raise max_distance, or lower num_buckets."
+            )
+        return found
