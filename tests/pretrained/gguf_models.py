@@ -28,7 +28,8 @@ NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
 CONFIG = {
     "vocab_size": len(VOCABULARY), "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -39,11 +40,16 @@ CONFIG = {
 
 def llama(**config: Any) -> nn.Module:
     """A perturbed random Llama."""
+    return small("LlamaForCausalLM", **config)
+
+
+def small(model: str, **config: Any) -> nn.Module:
+    """A perturbed random model of a class of transformers."""
+    cls = getattr(transformers, model)
     torch.manual_seed(2)
-    settings = transformers.LlamaConfig(**{**CONFIG, **config})
-    model = quietly(transformers.LlamaForCausalLM, settings).eval()
-    perturb(model)
-    return model
+    made = quietly(cls, cls.config_class(**{**CONFIG, **config})).eval()
+    perturb(made)
+    return made
 
 
 def neighbours(rows: Tensor, heads: int) -> Tensor:
@@ -63,6 +69,7 @@ def write_gguf(
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
     rope = config.rope_parameters
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     metadata: dict[str, Any] = {
         f"{architecture}.context_length": config.max_position_embeddings,
         f"{architecture}.embedding_length": config.hidden_size,
@@ -70,10 +77,10 @@ def write_gguf(
         f"{architecture}.feed_forward_length": config.intermediate_size,
         f"{architecture}.attention.head_count": config.num_attention_heads,
         f"{architecture}.attention.head_count_kv": config.num_key_value_heads,
-        f"{architecture}.attention.key_length": config.head_dim,
-        f"{architecture}.attention.value_length": config.head_dim,
+        f"{architecture}.attention.key_length": head_dim,
+        f"{architecture}.attention.value_length": head_dim,
         f"{architecture}.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        f"{architecture}.rope.dimension_count": config.head_dim,
+        f"{architecture}.rope.dimension_count": head_dim,
         f"{architecture}.rope.freq_base": rope["rope_theta"],
         f"{architecture}.vocab_size": config.vocab_size,
         **(words() if tokenizer else {}), **(more or {}),
@@ -83,10 +90,11 @@ def write_gguf(
     tied = config.tie_word_embeddings
     for name, tensor in model.state_dict().items():
         if not (tied and name.startswith("lm_head")):
-            _write(writer, _renamed(name), _turned(name, tensor, config), kind)
+            rows = _turned(name, tensor, config) if architecture == "llama" else tensor
+            _write(writer, _renamed(name), rows, kind)
     if rope["rope_type"] == "llama3":
-        plain, _ = inverse_frequencies({"rope_theta": rope["rope_theta"]}, config.head_dim)
-        scaled, _ = inverse_frequencies(rope, config.head_dim)
+        plain, _ = inverse_frequencies({"rope_theta": rope["rope_theta"]}, head_dim)
+        scaled, _ = inverse_frequencies(rope, head_dim)
         writer.add_tensor("rope_freqs.weight", (plain / scaled).numpy())
     for name, array in (tensors or {}).items():
         writer.add_tensor(name, array)

@@ -8,8 +8,9 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from gguf_models import CONFIG, llama, write_gguf
-from published import ids, their_logits
+import transformers
+from gguf_models import CONFIG, llama, small, write_gguf
+from published import ids, quietly, their_logits
 
 from x_positional import AutoregressiveWrapper, from_pretrained
 from x_positional.pretrained import PretrainedError, gguf_architectures
@@ -54,6 +55,35 @@ def test_logits_are_those_of_what_was_written(name: str, tmp_path: Path):
     for _ in range(8):
         sequence = torch.cat([sequence, their_logits(theirs, sequence)[:, -1:].argmax(-1)], 1)
     assert torch.equal(new, sequence[:, 5:])
+
+
+@pytest.mark.parametrize(
+    ("model", "architecture", "config"),
+    [
+        ("Qwen2ForCausalLM", "qwen2", {}),
+        ("Qwen2ForCausalLM", "qwen2", {"tie_word_embeddings": True}),
+        ("Qwen3ForCausalLM", "qwen3", {"head_dim": 128}),  # what the other reader takes, whatever the file says
+        ("MistralForCausalLM", "llama", {"sliding_window": None}),
+    ],
+)
+@torch.no_grad()
+def test_other_architectures(model: str, architecture: str, config: dict, tmp_path: Path):
+    theirs = small(model, **config)
+    path = write_gguf(tmp_path / "model.gguf", theirs, architecture=architecture)
+    tokens = ids(2, 40)
+    torch.testing.assert_close(from_pretrained(path)(tokens), their_logits(theirs, tokens), atol=1e-5, rtol=1e-5)
+    again = quietly(transformers.AutoModelForCausalLM.from_pretrained, tmp_path, gguf_file=path.name)
+    torch.testing.assert_close(from_pretrained(path)(tokens), their_logits(again, tokens), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_head_of_the_usual_width_need_not_be_said(tmp_path: Path):
+    theirs = small("Qwen3ForCausalLM", head_dim=16)
+    without = dict.fromkeys(
+        ("qwen3.attention.key_length", "qwen3.attention.value_length", "qwen3.rope.dimension_count")
+    )
+    path = write_gguf(tmp_path / "model.gguf", theirs, architecture="qwen3", more=without)
+    torch.testing.assert_close(from_pretrained(path)(ids(2, 9)), their_logits(theirs, ids(2, 9)), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -9,12 +9,15 @@ from typing import Annotated, Literal
 import typer
 
 from x_positional import validate
+from x_positional.cli.convert import convert as write_converted
 from x_positional.cli.overrides import parse_overrides
 from x_positional.cli.plot import plot_model
 from x_positional.cli.published import is_published
 from x_positional.cli.run import run_training
 from x_positional.cli.sample import Sampling, sample_text
 from x_positional.cli.talk import talk
+from x_positional.cli.verify import verify as compare
+from x_positional.saving import Format
 from x_positional.training.errors import UserError
 from x_positional.training.load import load_config, load_model
 
@@ -130,6 +133,48 @@ def plot(
     """Draw what a model's position schemes do: PNG files, and one HTML page that holds them all."""
     fields, problems = load_model(config, _overrides(config, context, {}))
     plot_model(fields, problems, config, out)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A published model: folder, GGUF file, name on the Hub. Or the folder of a run.",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The folder to write.", show_default=False)],
+    form: Annotated[
+        Format, typer.Option("--format", help="hf: as transformers reads it. native: any model of ours.")
+    ] = "hf",
+    model_type: Annotated[
+        str | None, typer.Option(help="The family to write, for hf. Default: its own, or the first that fits.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16. Default: as stored; GGUF is dequantised.")
+    ] = None,
+) -> None:
+    """Write a model in another form, with its tokenizer: config.json and safetensors."""
+    write_converted(source, target, form, model_type=model_type, dtype=dtype)
+
+
+@app.command()
+def verify(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="A published model: folder, GGUF file, name on the Hub.", show_default=False
+        ),
+    ],
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest difference, beside the largest value.")] = 1e-4,
+    dtype: Annotated[str, typer.Option(help="What both sides compute in: float32, float64, bfloat16.")] = "float32",
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest text to run, for windows.")] = 2048,
+) -> None:
+    """Compare a model's logits with those of transformers. Exit code 1 where they differ."""
+    if not compare(model, tolerance, dtype, max_tokens):
+        raise typer.Exit(1)
 
 
 def _overrides(config: Path, context: typer.Context, short: dict[str, str | None]) -> dict[str, object]:

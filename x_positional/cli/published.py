@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from torch import Tensor, nn
+from torch import Tensor
 
 from x_positional.pretrained.api import load_source
 from x_positional.pretrained.files import CONFIG, Tensors
 from x_positional.pretrained.source import Source, open_source
+from x_positional.training.checkpoint import Checkpoint, open_checkpoint
 from x_positional.training.errors import UserError
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -26,6 +27,14 @@ def is_published(path: Path) -> bool:
     return path.is_file() or (len(path.parts) == 2 and not path.is_absolute() and path.parts[0] not in (".", "..", "~"))
 
 
+def checkpoint_of(path: Path) -> Checkpoint:
+    """The checkpoint of a run, where a published model could have been meant too. Raises UserError."""
+    try:
+        return open_checkpoint(path)
+    except UserError as error:
+        raise UserError(f"{error}\n(a published model is a folder with {CONFIG}, or a GGUF file)") from error
+
+
 def opened(path: Path, console: Console) -> Source:
     """The source of a published model; its config is read. Raises PretrainedError."""
     with console.status(f"reading {path.name}"):
@@ -34,14 +43,20 @@ def opened(path: Path, console: Console) -> Source:
     return source
 
 
-def loaded(source: Source, console: Console, dtype: str | None, device: str) -> nn.Module:
+def dtype_of(name: str | None) -> torch.dtype | None:
+    """A dtype by name. Raises UserError."""
+    if name is not None and name not in DTYPES:
+        raise UserError(f"--dtype {name} is none of {', '.join(DTYPES)}")
+    return None if name is None else DTYPES[name]
+
+
+def loaded(source: Source, console: Console, dtype: str | None, device: str) -> Any:
     """The model of a source, with a bar over its tensors. Raises PretrainedError, UserError for dtype and device."""
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype} is none of {', '.join(DTYPES)}")
+    wanted = dtype_of(dtype)
     with _bar(console, f"loading {source.path.name}") as (progress, task):
         watched = replace(source, tensors=lambda: Watched(source.tensors(), progress, task))
         try:
-            return load_source(watched, None if dtype is None else DTYPES[dtype], device)
+            return load_source(watched, wanted, device)
         except (RuntimeError, AssertionError) as error:  # torch raises either for a device it does not have
             raise UserError(f"--device {device} cannot be used: {error}") from error
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from x_positional.cli.published import checkpoint_of
 from x_positional.generate import AutoregressiveWrapper
-from x_positional.training.checkpoint import TOKENIZER, Checkpoint, load_model, open_checkpoint
+from x_positional.training.checkpoint import TOKENIZER, Checkpoint, load_model
 from x_positional.training.errors import UserError
 from x_positional.training.load import parse_config
 from x_positional.training.tokens import StreamDecoder, Tokenizer, load_tokenizer
@@ -47,7 +48,7 @@ class Sampling:
 
 def sample_text(run: Path, prompt: str, sampling: Sampling, device: str) -> None:
     """Write prompt and continuation to the standard output, and the speed to the standard error."""
-    checkpoint = open_checkpoint(run)
+    checkpoint = checkpoint_of(run)
     net = load_net(checkpoint, device)
     tokenizer = checkpoint_tokenizer(checkpoint)
     ids = prompt_ids(prompt, tokenizer)

@@ -20,8 +20,8 @@ def talk(path: Path, prompt: str, sampling: Sampling, *, chat: bool, device: str
     words = source.tokenizer()
     ids = read_prompt(words, prompt, chat)
     model = loaded(source, console, dtype, device_of(device))
-    if not isinstance(model, TransformerWrapper):
-        raise UserError(f"{source.path} holds a {type(model).__name__}, which gives no next token")
+    if not (isinstance(model, TransformerWrapper) and model.has_head and model.config.layers.kind == "decoder"):
+        raise UserError(f"{source.path} holds a {source.config['model_type']} model that gives no next token")
     if not chat:
         print(prompt, end="", flush=True)
     began, count = time.perf_counter(), 0

@@ -43,6 +43,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     config = {key: value for key, value in config.items() if value is not None}
     problems += _not_followed(file, architecture, config)
     if not problems:
+        config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
         config |= _rope(file, architecture, config, problems)
     if problems:
         raise PretrainedError(f"{file.source} cannot be followed:", problems)
@@ -78,7 +79,7 @@ def _not_followed(file: GgufFile, architecture: Architecture, config: dict[str, 
 def _rope(file: GgufFile, architecture: Architecture, config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """Rotary parameters. llama.cpp keeps those of Llama 3.1 as a tensor of divisors."""
     prefix = f"{architecture.name}.rope."
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    head_dim = config["head_dim"]
     width, scaling = file.get(f"{prefix}dimension_count", head_dim), file.get(f"{prefix}scaling.type", "none")
     parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": file.get(f"{prefix}freq_base", 10000.0)}
     if width != head_dim:

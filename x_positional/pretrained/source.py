@@ -1,6 +1,6 @@
 """A published model where it lies: a folder or a GGUF file, opened once for its config, its tensors and its words."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,12 @@ class Source:
     """What a model is built from. path: the folder or file. said: `config.json`, read once as `config`."""
 
     path: Path
-    said: Callable[[], Mapping[str, Any]]
+    said: Callable[[], dict[str, Any]]
     tensors: Callable[[], Tensors]
     tokenizer: Callable[[], TextTokenizer]
 
     @cached_property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> dict[str, Any]:
         return self.said()
 
 
@@ -36,7 +36,15 @@ def _folder(path: Path) -> Source:
     def tokenizer() -> TextTokenizer:
         return folder_tokenizer(path, read_json(path / CONFIG) if (path / CONFIG).is_file() else {})
 
-    return Source(path, lambda: read_json(path / CONFIG), lambda: open_tensors(path), tokenizer)
+    def config() -> dict[str, Any]:
+        if (path / CONFIG).is_file():
+            return read_json(path / CONFIG)
+        found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
+        raise PretrainedError(
+            f"{path} holds no model:", [f"there is neither {CONFIG} nor a GGUF file; it has {found}."]
+        )
+
+    return Source(path, config, lambda: open_tensors(path), tokenizer)
 
 
 def _gguf(path: Path) -> Source:
@@ -59,7 +67,7 @@ def open_source(source: str | Path) -> Source:
             return _gguf(path)
         raise PretrainedError(f"{path} cannot be read:", [_why_not(path)])
     ggufs = sorted(path.glob("*.gguf"))
-    if (path / CONFIG).is_file() or not ggufs:
+    if not ggufs or (path / CONFIG).is_file():
         return _folder(path)
     if len(ggufs) == 1:
         return _gguf(ggufs[0])
