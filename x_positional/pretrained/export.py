@@ -12,7 +12,7 @@ from x_positional.pretrained.canonical import AnyConfig, canonical, differences
 from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.families import FAMILIES
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Fields
+from x_positional.pretrained.fields import Fields, Written
 from x_positional.pretrained.kinds import MAKERS, kind_of, part_of
 from x_positional.pretrained.load import sizes_of
 from x_positional.pretrained.write import write_folder
@@ -82,7 +82,8 @@ def _unchanged(model: Saveable, config: AnyConfig, model_type: str | None, heade
     origin = model.origin
     if origin is None or model_type not in (None, origin.family.model_type):
         return None
-    fit = fitted(origin.family, canonical(config, headed), headed, origin.config)
+    names = {codec.key: codec.value for codec in origin.family.fields if isinstance(codec, Written)}
+    fit = fitted(origin.family, canonical(config, headed), headed, {**origin.config, **names})
     return None if fit.apart or fit.problems else fit
 
 

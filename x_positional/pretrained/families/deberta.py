@@ -3,7 +3,7 @@
 from typing import Any
 
 from x_positional.pretrained.families.bert import BERT, GAMMA, IDLE_BIAS, POOLER, norms, sizes
-from x_positional.pretrained.fields import Both, Codec, Fields, Hf, Key, Only
+from x_positional.pretrained.fields import Both, Codec, Fields, Hf, Key, Only, Written
 from x_positional.pretrained.layouts import qkv
 from x_positional.schemes import Absolute
 from x_positional.schemes import Deberta as Disentangled
@@ -90,7 +90,7 @@ FIELDS: tuple[Codec, ...] = (
     Both(("layers.position", "layers.attn.scale", "layers.attn.position_projections"), KEYS, _position_fields, _position_keys),
     Both(("token_types",), ("type_vocab_size",), _types, lambda config: {"type_vocab_size": config.get("token_types") or 0}),
     Both(("only embedding_size",), ("embedding_size",), _same_width, lambda config: {}),
-    Both(("only legacy",), ("legacy",), lambda hf: {}, lambda config: {"legacy": True}),
+    Written("legacy", True),
     Only("conv_kernel_size", (0,), "the convolution beside the first layer (of the xlarge models) is not read here."),
 )  # fmt: skip
 LAYER = "deberta.encoder.layer.{i}.attention.self"
