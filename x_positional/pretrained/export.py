@@ -46,8 +46,7 @@ def save_hf(model: Saveable, folder: Path, model_type: str | None = None) -> Non
             f"{type(model).__name__} cannot be written for transformers:", ["only models of text and of images can."]
         )
     headed = config.num_classes is not None if isinstance(config, VisionConfig) else not isinstance(model, TokenEncoder)
-    fit = _unchanged(model, config, model_type, headed)
-    fit = fit or best_fit(config, _candidates(model, config, model_type, headed), headed)
+    fit = _in_its_words(model, best_fit(config, _candidates(model, config, model_type, headed), headed), headed)
     tensors = tensors_of(model, fit)
     dtype = next(iter(tensors.values())).dtype
     named = {} if headed or not fit.family.body else {"architectures": [fit.family.body]}
@@ -77,14 +76,14 @@ def best_fit(config: AnyConfig, families: list[Family], headed: bool = True) -> 
     )  # fmt: skip
 
 
-def _unchanged(model: Saveable, config: AnyConfig, model_type: str | None, headed: bool) -> Fit | None:
-    """The config.json that the model came with, as long as it says the model: then every word of it stays."""
+def _in_its_words(model: Saveable, fit: Fit, headed: bool) -> Fit:
+    """The same with the config.json that the model came with, where that still says the model: every word of it stays."""
     origin = model.origin
-    if origin is None or model_type not in (None, origin.family.model_type):
-        return None
-    names = {codec.key: codec.value for codec in origin.family.fields if isinstance(codec, Written)}
-    fit = fitted(origin.family, canonical(config, headed), headed, {**origin.config, **names})
-    return None if fit.apart or fit.problems else fit
+    if origin is None or origin.family is not fit.family:
+        return fit
+    names = {codec.key: codec.value for codec in fit.family.fields if isinstance(codec, Written)}
+    own = fitted(fit.family, canonical(model.config, headed), headed, {**origin.config, **names})
+    return fit if own.apart or own.problems else own
 
 
 def fitted(family: Family, ours: Fields, headed: bool = True, hf: Mapping[str, Any] | None = None) -> Fit:
