@@ -20,6 +20,14 @@ from x_positional import Decoder, TransformerWrapper, from_pretrained, load_toke
 from x_positional.cli.main import main
 from x_positional.pretrained.byte_tokens import byte_tokenizer, letters
 
+VIT = {
+    "hidden_size": 36,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 20,
+    "patch_size": 4,
+    "num_labels": 5,
+}
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -212,7 +220,7 @@ def test_a_model_that_no_family_has_is_written_in_our_own_form_alone(call: Call,
 
 def verdicts(out: str) -> dict[str, str]:
     """Check -> the last word of its row."""
-    names = ("plain", "left padded", "right padded", "shifted positions", "cached", "past the window")
+    names = ("plain", "left padded", "right padded", "shifted positions", "cached", "past the window", "another size")
     rows = {name: row for name in names for row in out.splitlines() if row.startswith(f"{name}  ")}
     return {name: row.rstrip().rsplit("  ", 1)[-1].strip() for name, row in rows.items()}
 
@@ -268,6 +276,9 @@ def test_verify_takes_nan_for_a_difference(call: Call, tmp_path: Path):
                             "num_attention_heads": 4, "max_position_embeddings": 64},
          {"plain", "left padded", "shifted positions", "cached"}),
         ("BloomForCausalLM", {"vocab_size": 67, "hidden_size": 32, "n_layer": 2, "n_head": 4}, {"plain", "left padded", "cached"}),
+        ("ViTForImageClassification", VIT, {"plain", "another size"}),
+        ("ViTModel", VIT, {"plain", "another size"}),
+        ("Dinov2Model", VIT, {"plain", "another size"}),
         ("LlamaModel", LLAMA, {"plain", "left padded", "shifted positions", "cached"}),
     ],
 )  # fmt: skip
