@@ -354,6 +354,14 @@ def test_a_mistake_is_answered_in_words(
         assert part in " ".join(err.replace("│", " ").split())
 
 
+def test_a_name_that_is_not_here_is_looked_for_on_the_hub(call: Call, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    code, _, err = call("generate", "org/model", "--prompt", "x")
+    assert code == 2
+    assert "there is no such folder here" in err
+    assert "huggingface_hub" in err
+
+
 def test_an_encoder_gives_no_next_token(call: Call, folder: Path, tmp_path: Path):
     bert = saved(tmp_path / "bert", "BertModel", **{**PLAIN, "vocab_size": CONFIG["vocab_size"]})
     load_tokenizer(folder).save(bert)
