@@ -31,6 +31,7 @@ from x_positional.schemes import (
     AxialEmbedding,
     Chain,
     CoPE,
+    DebertaBias,
     Forgetting,
     Rope,
     RotaryEmbedding,
@@ -225,6 +226,8 @@ def laws(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor)
             buckets = t5_buckets(torch.arange(200), scheme.num_buckets, scheme.max_distance, scheme.causal_only)
             if (buckets.diff() < 0).any() or buckets.min() < 0:
                 yield "t5 buckets are out of order"
+        if isinstance(scheme, DebertaBias) and (scheme.rows(torch.arange(200)).diff() < 0).any():
+            yield "deberta buckets are out of order"
 
 
 def choosing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:

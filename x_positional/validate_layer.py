@@ -18,3 +18,8 @@ def projections_of_positions_are_read(case: Case) -> Iterator[str]:
             f"position={', '.join(reading)} reads the projections of queries and keys, and attn.mla makes keys from a latent. "
             "Leave attn.mla out, or use rope."
         )
+    if case.layers.kind == "cross_attender" and reading:
+        yield (
+            f"position={', '.join(reading)} reads the keys of self-attention, and a cross_attender has none. Leave it out, or use "
+            "rope, alibi or dynamic."
+        )

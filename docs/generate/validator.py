@@ -114,6 +114,7 @@ SETTINGS = [
     error(rules.no_setting_is_idle, ff={"dim": 100, "mult": 2.0}),
     error(rules.projections_of_positions_are_read, position="rope", attn={"position_projections": True}),
     error(rules.projections_of_positions_are_read, position="deberta", attn={"mla": {"kv_rank": 8, "rope_dim": 4}}),
+    error(rules.projections_of_positions_are_read, kind="cross_attender", position="deberta"),
     error(rules.head_fits, tie_embedding=True, emb_dim=32),
     error_in(rules.head_fits, tie_embedding=True, logits_dim=99),
     error_in(rules.head_fits, tie_embedding_scale=0.5),
@@ -164,6 +165,7 @@ PARTS = [
 COMBINATIONS = [
     error(rules.none_stands_alone, position=["none", "rope"]),
     error(rules.schemes_combine, position=["rope", "polar"]),
+    error(rules.schemes_combine, position=["rope", "deberta"]),
     error(rules.schemes_combine, position=["forgetting", {"kind": "forgetting", "bias_init": 1.0}]),
     error(rules.schemes_combine, position=["cope", {"kind": "cope", "max_pos": 4}]),
     error(rules.schemes_combine, position=Both(64)),
@@ -251,6 +253,9 @@ ONE_SCHEME = [
     ),
     warning("alibi: symmetric slopes do not tell left from right.", kind="encoder", position="alibi"),
     error("t5: each side needs two buckets.", kind="encoder", position={"kind": "t5", "num_buckets": 3}),
+    error(
+        "deberta: distances past the exact buckets share the rest.", position={"kind": "deberta", "max_distance": 129}
+    ),
     error("t5: distances past the exact buckets share the rest.", position={"kind": "t5", "max_distance": 16}),
     error("dynamic: a norm over one channel erases it.", position={"kind": "dynamic", "dim": 1, "norm": True}),
     warning("dynamic: raw distances of a long text are hard on a small network.", position="dynamic", max_seq_len=1024),

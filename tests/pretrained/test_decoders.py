@@ -105,9 +105,13 @@ def test_packed_equals_separate(case: Published):
 
 @every
 @torch.no_grad()
-def test_the_way_back(case: Published, tmp_path: Path):
+@pytest.mark.parametrize("known", [True, False], ids=["its own config", "a config made anew"])
+def test_the_way_back(case: Published, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     theirs, ours, folder = both(case)
-    ours.save_pretrained(tmp_path, format="hf")
+    family = ours.origin.family.model_type
+    if not known:  # as a model of one's own: every key is made from the fields of ours
+        monkeypatch.setattr(ours, "origin", None)
+    ours.save_pretrained(tmp_path, format="hf", model_type=family)
     before, after = open_tensors(folder), load_file(tmp_path / "model.safetensors")
     for name, tensor in after.items():
         assert torch.equal(before.read(name), tensor), f"{name} is not bit by bit what was read"

@@ -12,7 +12,7 @@ from x_positional.pretrained.canonical import AnyConfig, canonical, differences
 from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.families import FAMILIES
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Fields
+from x_positional.pretrained.fields import Fields, Written
 from x_positional.pretrained.kinds import MAKERS, kind_of, part_of
 from x_positional.pretrained.load import sizes_of
 from x_positional.pretrained.write import write_folder
@@ -46,11 +46,13 @@ def save_hf(model: Saveable, folder: Path, model_type: str | None = None) -> Non
             f"{type(model).__name__} cannot be written for transformers:", ["only models of text and of images can."]
         )
     headed = config.num_classes is not None if isinstance(config, VisionConfig) else not isinstance(model, TokenEncoder)
-    fit = best_fit(config, _candidates(model, config, model_type, headed), headed)
+    fit = _unchanged(model, config, model_type, headed)
+    fit = fit or best_fit(config, _candidates(model, config, model_type, headed), headed)
     tensors = tensors_of(model, fit)
     dtype = next(iter(tensors.values())).dtype
     named = {} if headed or not fit.family.body else {"architectures": [fit.family.body]}
-    said = {**_beside(model, fit.family), **fit.hf, **named, DTYPE_KEY: str(dtype).removeprefix("torch.")}
+    hf = {key: value for key, value in fit.hf.items() if key not in REWRITTEN}
+    said = {**_beside(model, fit.family), **hf, **named, DTYPE_KEY: str(dtype).removeprefix("torch.")}
     write_folder(folder, said, tensors)
 
 
@@ -75,12 +77,22 @@ def best_fit(config: AnyConfig, families: list[Family], headed: bool = True) -> 
     )  # fmt: skip
 
 
-def fitted(family: Family, ours: Fields, headed: bool = True) -> Fit:
-    """A family's config.json for canonical fields, and what is lost on the way there and back."""
+def _unchanged(model: Saveable, config: AnyConfig, model_type: str | None, headed: bool) -> Fit | None:
+    """The config.json that the model came with, as long as it says the model: then every word of it stays."""
+    origin = model.origin
+    if origin is None or model_type not in (None, origin.family.model_type):
+        return None
+    names = {codec.key: codec.value for codec in origin.family.fields if isinstance(codec, Written)}
+    fit = fitted(origin.family, canonical(config, headed), headed, {**origin.config, **names})
+    return None if fit.apart or fit.problems else fit
+
+
+def fitted(family: Family, ours: Fields, headed: bool = True, hf: Mapping[str, Any] | None = None) -> Fit:
+    """A family's config.json for canonical fields (or one that there is), and what is lost on the way there and back."""
     if headed and not family.architecture:
         return Fit(family, {}, None, {}, (f"transformers has no class for a {family.model_type} with a head.",))
     try:
-        hf = family.write(ours)
+        hf = family.write(ours) if hf is None else hf
     except RopeError as error:
         return Fit(family, {}, None, {}, tuple(error.problems))
     fields, problems = family.read(hf)

@@ -159,6 +159,28 @@ class Only:
 
 
 @dataclass(frozen=True)
+class Written:
+    """A key that says how tensors are called, not what is computed: read from the tensors, and always written so."""
+
+    key: str
+    value: Any
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        return (f"written {self.key}",)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def read(self, hf: Hf) -> Fields:
+        return {}
+
+    def write(self, config: Fields) -> dict[str, Any]:
+        return {self.key: self.value}
+
+
+@dataclass(frozen=True)
 class Both:
     """Several fields and keys that say something together. reads, writes: which fields, which keys."""
 

@@ -30,20 +30,27 @@ class AlibiBias(DistanceScheme):
     """bias = -slope_h * |distance|. Heads after the first `len(slopes)` have none.
 
     right: slopes for keys to the right of the query ("asymmetric"); None uses the same ones. learned: slopes are trained,
-    as exp of a parameter, so they stay positive.
+    as exp of a parameter, so they stay positive. scale: slopes are multiplied by it.
     """
 
-    def __init__(self, heads: int, slopes: list[float], right: list[float] | None = None, learned: bool = False):
+    def __init__(
+        self,
+        heads: int,
+        slopes: list[float],
+        right: list[float] | None = None,
+        learned: bool = False,
+        scale: float = 1.0,
+    ):
         super().__init__(heads)
-        self.left, self.right = slopes, right
+        self.left, self.right, self.scale = slopes, right, scale
         self.log_left = nn.Parameter(torch.tensor(slopes).log()) if learned else None
         self.log_right = nn.Parameter(torch.tensor(right).log()) if learned and right is not None else None
 
     def _slopes(self, fixed: list[float], log: Tensor | None, like: Tensor) -> Tensor:
         if log is None:
-            slopes = torch.tensor(fixed, device=like.device, dtype=torch.float32)
+            slopes = torch.tensor([s * self.scale for s in fixed], device=like.device, dtype=torch.float32)
         else:
-            slopes = log.to(torch.promote_types(log.dtype, torch.float32)).exp()
+            slopes = log.to(torch.promote_types(log.dtype, torch.float32)).exp() * self.scale
         free = slopes.new_zeros(self.heads - len(fixed))
         return torch.cat([slopes, free]).reshape(-1, *[1] * like.ndim)
 
@@ -83,12 +90,11 @@ class Alibi(SchemeConfig):
         right = [s / 2 for s in slopes] if self.variant == "asymmetric" else None
         if self.rounding is not None:
             return RoundedAlibiBias(dims.heads, slopes, right, self.rounding, self.scale)
-        scaled = [s * self.scale for s in slopes]
-        return AlibiBias(dims.heads, scaled, right and [s * self.scale for s in right], self.learned)
+        return AlibiBias(dims.heads, slopes, right, self.learned, self.scale)
 
     def resolved(self, dims: Dims) -> SchemeConfig:
         slopes, scale = self._all_slopes(dims), self.scale
-        if self.rounding is None:  # nothing stands between slope and scale
+        if self.rounding is None and not self.learned:  # nothing stands between slope and scale
             slopes, scale = [s * scale for s in slopes], 1.0
         variant = self.variant or ("causal" if dims.causal else "symmetric")
         return self.model_copy(update={"heads": None, "slopes": tuple(slopes), "variant": variant, "scale": scale})

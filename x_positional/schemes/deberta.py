@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from x_positional.registry import SchemeConfig
 from x_positional.scheme import AttentionContext, Bias, Dims, LayerView, PositionScheme, Span
 
-Term = Literal["c2p", "p2c"]
+Terms = Literal["both", "c2p", "p2c"]
 
 
 def log_buckets(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:
@@ -50,7 +50,7 @@ class DebertaBias(PositionScheme):
     """bias = scale * (q_i . W_k r + k_j . W_q r), r the row of i - j in a table [2N, M] that all layers share, W_q and W_k
     the projections of the layer (He et al. 2020, arXiv:2006.03654, section 3.1, equation 4).
 
-    terms: c2p is the first product, p2c the second. num_buckets: None is a row for each distance up to max_distance.
+    terms: "c2p" is the first product, "p2c" the second. num_buckets: None is a row for each distance up to max_distance.
     norm_eps: of a LayerNorm over the table, None for none.
     """
 
@@ -58,7 +58,7 @@ class DebertaBias(PositionScheme):
     uses_positions = True
 
     def __init__(
-        self, dim: int, num_buckets: int | None = 256, max_distance: int = 512, terms: tuple[Term, ...] = ("c2p", "p2c"),
+        self, dim: int, num_buckets: int | None = 256, max_distance: int = 512, terms: Terms = "both",
         norm_eps: float | None = None,
     ):  # fmt: skip
         super().__init__()
@@ -77,10 +77,10 @@ class DebertaBias(PositionScheme):
         vectors = self.table if self.norm is None else self.norm(self.table)
         vectors, heads, groups = vectors.to(view.q.dtype), view.q.shape[1], view.k.shape[1]
         c2p = p2c = None
-        if "c2p" in self.terms:
+        if self.terms != "p2c":
             keys = view.to_k(vectors).repeat_interleave(heads // groups, dim=0)
             c2p = torch.einsum("bhtd,hnd->bhtn", view.q, keys) * view.scale
-        if "p2c" in self.terms:
+        if self.terms != "c2p":
             queries = view.to_q(vectors).unflatten(0, (groups, -1))
             p2c = torch.einsum("bgsd,grnd->bgrsn", view.k, queries).flatten(1, 2) * view.scale
         index = self.rows(ctx.q_positions[:, :, None] - ctx.kv_positions[:, None, :])
@@ -95,14 +95,14 @@ class DebertaBias(PositionScheme):
 
 
 class Deberta(SchemeConfig):
-    """`position="deberta"`. num_buckets: to either side, None is one for each distance. terms: "c2p" (words ask positions)
-    and "p2c" (positions ask words). norm_eps: of a LayerNorm over the table, None for none. As in the published models,
-    scores want attn.scale = (head_dim * (1 + number of terms))^-0.5."""
+    """`position="deberta"`. num_buckets: to either side, None is one for each distance. terms: "c2p" (words ask positions),
+    "p2c" (positions ask words) or "both". norm_eps: of a LayerNorm over the table, None for none. The published models have
+    attn.scale = (head_dim * (1 + number of terms))^-0.5."""
 
     kind: Literal["deberta"] = "deberta"
-    num_buckets: int | None = Field(default=256, gt=1)
-    max_distance: int = Field(default=512, gt=1)
-    terms: tuple[Term, ...] = ("c2p", "p2c")
+    num_buckets: int | None = Field(default=256, gt=3)
+    max_distance: int = Field(default=512, gt=2)
+    terms: Terms = "both"
     norm_eps: float | None = Field(default=None, gt=0)
     summary: ClassVar[str] = "words and positions ask each other, through the projections of each layer"
     paper: ClassVar[str] = "He et al. 2020, arXiv:2006.03654"
@@ -111,12 +111,9 @@ class Deberta(SchemeConfig):
         return DebertaBias(dims.dim, self.num_buckets, self.max_distance, self.terms, self.norm_eps)
 
     def problems(self, dims: Dims) -> list[str]:
-        found = []
-        if not self.terms or len(set(self.terms)) < len(self.terms):
-            found.append(f"deberta: terms={self.terms} must name 'c2p', 'p2c' or both, each once.")
-        if self.num_buckets is not None and self.max_distance - 1 <= self.num_buckets // 2:
-            found.append(
-                f"deberta: max_distance={self.max_distance} must exceed the {self.num_buckets // 2} distances that have a bucket "
-                f"each (num_buckets={self.num_buckets}) by 2. Raise max_distance, or lower num_buckets."
-            )
-        return found
+        if self.num_buckets is None or self.max_distance - 1 > self.num_buckets // 2:
+            return []
+        return [
+            f"deberta: max_distance={self.max_distance} must exceed the {self.num_buckets // 2} distances that have a bucket "
+            f"each (num_buckets={self.num_buckets}) by 2. Raise max_distance, or lower num_buckets."
+        ]

@@ -83,7 +83,7 @@ VARIANTS: dict[str, Case] = {
     "t5, 8 buckets to 20, scaled": Case(T5(num_buckets=8, max_distance=20, scale=4.0)),
     "deberta, 8 buckets to 20, normed": Case(Deberta(num_buckets=8, max_distance=20, norm_eps=1e-3), SHARED),
     "deberta, a row for each of 12 distances, c2p": Case(
-        Deberta(num_buckets=None, max_distance=12, terms=("c2p",)), ALONE
+        Deberta(num_buckets=None, max_distance=12, terms="c2p"), ALONE
     ),
     "dynamic, log distance, norm": Case(Dynamic(log_distance=True, norm=True, depth=1, dim=7)),
     "cope, 4 positions": Case(CopeConfig(max_pos=4), SHARED),

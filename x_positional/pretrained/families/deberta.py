@@ -3,25 +3,27 @@
 from typing import Any
 
 from x_positional.pretrained.families.bert import BERT, GAMMA, IDLE_BIAS, POOLER, norms, sizes
-from x_positional.pretrained.fields import Both, Codec, Fields, Hf, Key, Only
+from x_positional.pretrained.fields import Both, Codec, Fields, Hf, Key, Only, Written
 from x_positional.pretrained.layouts import qkv
 from x_positional.schemes import Absolute
 from x_positional.schemes import Deberta as Disentangled
-from x_positional.schemes.deberta import Term
+from x_positional.schemes.deberta import Terms
 
 NORMED = ("layers.norm", "emb_norm", "head.norm")
 EPS = 1e-7
-TERMS: tuple[Term, ...] = ("c2p", "p2c")
+SINGLE: tuple[Terms, ...] = ("c2p", "p2c")
 KEYS = (
     "relative_attention", "pos_att_type", "position_buckets", "max_relative_positions", "norm_rel_ebd", "layer_norm_eps",
     "position_biased_input", "share_att_key", "max_position_embeddings",
 )  # fmt: skip
 
 
-def _terms(hf: Hf) -> tuple[Term, ...]:
+def _terms(hf: Hf) -> Terms | None:
     said = hf.get("pos_att_type") or []
-    words = said.lower().split("|") if isinstance(said, str) else said
-    return tuple(term for term in TERMS if term in {word.strip() for word in words})
+    words = {word.strip() for word in (said.lower().split("|") if isinstance(said, str) else said)}
+    if {"c2p", "p2c"} <= words:
+        return "both"
+    return next((term for term in SINGLE if term in words), None)
 
 
 def _normed(hf: Hf) -> float | None:
@@ -32,12 +34,12 @@ def _normed(hf: Hf) -> float | None:
 
 def _position_fields(hf: Hf) -> Fields:
     terms, shared = _terms(hf), bool(hf.get("share_att_key", False))
-    if not hf.get("relative_attention") or not terms:
+    if not hf.get("relative_attention") or terms is None:
         raise ValueError(
             f"relative_attention={hf.get('relative_attention')}, pos_att_type={hf.get('pos_att_type')!r}: without relative "
             "attention this is another model, which is not read here."
         )
-    if not shared and len(terms) < 2:
+    if not shared and terms != "both":
         raise ValueError(
             f"share_att_key=False with pos_att_type={hf.get('pos_att_type')!r}: only both terms are read here."
         )
@@ -50,7 +52,7 @@ def _position_fields(hf: Hf) -> Fields:
     width = hf.get("hidden_size", 1536) // hf.get("num_attention_heads", 24)
     return {
         "layers.position": [table, Absolute(scale=1.0)] if hf.get("position_biased_input", True) else [table],
-        "layers.attn.scale": (width * (1 + len(terms))) ** -0.5,
+        "layers.attn.scale": (width * (3 if terms == "both" else 2)) ** -0.5,
         "layers.attn.position_projections": not shared,
     }
 
@@ -58,8 +60,9 @@ def _position_fields(hf: Hf) -> Fields:
 def _position_keys(config: Fields) -> dict[str, Any]:
     match config.get("layers.position"):
         case (Disentangled() as table, *rest) if len(rest) < 2:
+            terms = list(SINGLE) if table.terms == "both" else [table.terms]
             return {
-                "relative_attention": True, "pos_att_type": list(table.terms), "position_buckets": table.num_buckets or -1,
+                "relative_attention": True, "pos_att_type": terms, "position_buckets": table.num_buckets or -1,
                 "max_relative_positions": table.max_distance, "position_biased_input": bool(rest),
                 "norm_rel_ebd": "none" if table.norm_eps is None else "layer_norm",
                 "share_att_key": not config.get("layers.attn.position_projections"),
@@ -87,7 +90,7 @@ FIELDS: tuple[Codec, ...] = (
     Both(("layers.position", "layers.attn.scale", "layers.attn.position_projections"), KEYS, _position_fields, _position_keys),
     Both(("token_types",), ("type_vocab_size",), _types, lambda config: {"type_vocab_size": config.get("token_types") or 0}),
     Both(("only embedding_size",), ("embedding_size",), _same_width, lambda config: {}),
-    Both(("only legacy",), ("legacy",), lambda hf: {}, lambda config: {"legacy": True}),
+    Written("legacy", True),
     Only("conv_kernel_size", (0,), "the convolution beside the first layer (of the xlarge models) is not read here."),
 )  # fmt: skip
 LAYER = "deberta.encoder.layer.{i}.attention.self"
