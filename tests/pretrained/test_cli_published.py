@@ -20,6 +20,14 @@ from x_positional import Decoder, TransformerWrapper, from_pretrained, load_toke
 from x_positional.cli.main import main
 from x_positional.pretrained.byte_tokens import byte_tokenizer, letters
 
+VIT = {
+    "hidden_size": 36,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 20,
+    "patch_size": 4,
+    "num_labels": 5,
+}
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -212,7 +220,7 @@ def test_a_model_that_no_family_has_is_written_in_our_own_form_alone(call: Call,
 
 def verdicts(out: str) -> dict[str, str]:
     """Check -> the last word of its row."""
-    names = ("plain", "left padded", "right padded", "shifted positions", "cached", "past the window")
+    names = ("plain", "left padded", "right padded", "shifted positions", "cached", "past the window", "another size")
     rows = {name: row for name in names for row in out.splitlines() if row.startswith(f"{name}  ")}
     return {name: row.rstrip().rsplit("  ", 1)[-1].strip() for name, row in rows.items()}
 
@@ -268,6 +276,9 @@ def test_verify_takes_nan_for_a_difference(call: Call, tmp_path: Path):
                             "num_attention_heads": 4, "max_position_embeddings": 64},
          {"plain", "left padded", "shifted positions", "cached"}),
         ("BloomForCausalLM", {"vocab_size": 67, "hidden_size": 32, "n_layer": 2, "n_head": 4}, {"plain", "left padded", "cached"}),
+        ("ViTForImageClassification", VIT, {"plain", "another size"}),
+        ("ViTModel", VIT, {"plain", "another size"}),
+        ("Dinov2Model", VIT, {"plain", "another size"}),
         ("LlamaModel", LLAMA, {"plain", "left padded", "shifted positions", "cached"}),
     ],
 )  # fmt: skip
@@ -341,6 +352,14 @@ def test_a_mistake_is_answered_in_words(
     assert "Traceback" not in err
     for part in parts:
         assert part in " ".join(err.replace("│", " ").split())
+
+
+def test_a_name_that_is_not_here_is_looked_for_on_the_hub(call: Call, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    code, _, err = call("generate", "org/model", "--prompt", "x")
+    assert code == 2
+    assert "there is no such folder here" in err
+    assert "huggingface_hub" in err
 
 
 def test_an_encoder_gives_no_next_token(call: Call, folder: Path, tmp_path: Path):

@@ -1,6 +1,6 @@
 """What `x-positional verify` gives to both sides: random ids, padded, moved, in pieces, and past windows.
 
-B batch, T tokens, S source tokens.
+B batch, T tokens, S source tokens; C channels, H W pixels.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,6 +40,8 @@ class Case:
 def cases_of(model: nn.Module, kind: str, hf: Mapping[str, Any], max_tokens: int) -> list[Case]:
     """The cases of a kind of family."""
     config: Any = model.config
+    if kind == "vision":
+        return _images(config)
     if kind == "seq2seq":
         return _seq2seq(_Ids(config.encoder.num_tokens, hf.get("pad_token_id")))
     ids = _Ids(config.num_tokens, hf.get("pad_token_id"))
@@ -142,3 +144,24 @@ def _seq2seq(ids: _Ids) -> list[Case]:
         case("plain", source, torch.ones_like(source, dtype=torch.bool)),
         case("right padded", torch.where(mask, source, ids.pad), mask),
     ]
+
+
+def _images(config: Any) -> list[Case]:
+    """At the trained size, and one patch wider: learned tables are resized to it."""
+    (height, width), patch = config.image_size, config.patch_size[1]
+    generator = torch.Generator().manual_seed(0)
+
+    def case(name: str, wide: int) -> Case:
+        pixels = torch.randn(BATCH, config.channels, height, wide, generator=generator)
+        inputs = {"pixel_values": pixels} | ({} if wide == width else {"interpolate_pos_encoding": True})
+        return Case(name, f"{BATCH} images of {height} x {wide}", inputs, lambda model: _seen(model, pixels))
+
+    return [case("plain", width), case("another size", width + patch)]
+
+
+def _seen(model: Any, pixels: Tensor) -> Tensor:
+    """Logits, or without a head the hidden states of all tokens in the order of transformers."""
+    if model.config.num_classes is not None:
+        return model(pixels)
+    encoded = model.encode(pixels)
+    return torch.cat([encoded.cls[:, None], encoded.registers, encoded.patches], dim=1)

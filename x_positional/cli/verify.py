@@ -24,11 +24,13 @@ from x_positional.pretrained.extras import needed
 from x_positional.pretrained.native import NATIVE
 from x_positional.pretrained.source import Source
 from x_positional.training.errors import UserError
+from x_positional.vision import ViTransformerWrapper
 from x_positional.wrappers import TransformerWrapper
 
 AUTO = {
     ("decoder", True): "AutoModelForCausalLM", ("encoder", True): "AutoModelForMaskedLM",
     ("decoder", False): "AutoModel", ("encoder", False): "AutoModel", ("seq2seq", True): "AutoModelForSeq2SeqLM",
+    ("vision", True): "AutoModelForImageClassification", ("vision", False): "AutoModel",
 }  # fmt: skip
 """Kind of family, and whether there is a head -> the class of transformers that reads it."""
 
@@ -63,9 +65,7 @@ def verify(path: Path, tolerance: float, dtype: str, max_tokens: int) -> bool:
         )
     model = loaded(source, status, dtype, "cpu")
     kind, family = model.origin.family.kind, model.origin.family.model_type
-    headed = not isinstance(model, TransformerWrapper) or model.has_head
-    if (kind, headed) not in AUTO:
-        raise UserError(f"{path} is of kind {kind!r}, which is not compared here; there are: decoder, encoder, seq2seq")
+    headed = _headed(model)
     cases = cases_of(model, kind, source.config, max_tokens)
     ours = _ours(model, cases, status)
     del model
@@ -76,6 +76,13 @@ def verify(path: Path, tolerance: float, dtype: str, max_tokens: int) -> bool:
     what = "logits" if headed else "hidden states"
     report(console, f"{source.path.name}: {family}, {what} in {dtype}, beside {_name(theirs)}", outcomes, tolerance)
     return all(outcome.within(tolerance) for outcome in outcomes)
+
+
+def _headed(model: nn.Module) -> bool:
+    """Whether it gives logits, and not hidden states."""
+    if isinstance(model, ViTransformerWrapper):
+        return model.config.num_classes is not None
+    return not isinstance(model, TransformerWrapper) or model.has_head
 
 
 @torch.no_grad()

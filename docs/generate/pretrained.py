@@ -1,0 +1,45 @@
+"""Renders the list of families in docs/pretrained.md from the tables that read them.
+
+Run from the repository root: python docs/generate/pretrained.py
+"""
+
+from pathlib import Path
+
+from x_positional.pretrained import FAMILIES
+from x_positional.pretrained.families import INNER
+from x_positional.pretrained.gguf_architectures import ARCHITECTURES
+
+PAGE = Path(__file__).parents[2] / "docs" / "pretrained.md"
+BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
+KINDS = {
+    "decoder": "Decoders: `TransformerWrapper`, logits of the next token",
+    "encoder": "Encoders: `TransformerWrapper`, or `TokenEncoder` for a body alone, which gives hidden states",
+    "seq2seq": "Encoder-decoders: `XTransformer`, `logits(src, tgt, mask)`",
+    "vision": "Images: `ViTransformerWrapper`, `pixel_values [B, C, H, W]`",
+}
+
+
+def rows() -> list[str]:
+    """One table for each kind of model."""
+    said = {architecture.model_type: name for name, architecture in ARCHITECTURES.items()}
+    lines = []
+    for kind in dict.fromkeys(family.kind for family in FAMILIES.values()):
+        families = {name: family for name, family in FAMILIES.items() if family.kind == kind}
+        gguf = any(name in said for name in families)
+        lines += ["", f"{KINDS[kind]}.", "", f"| `model_type` | in transformers |{' in GGUF |' if gguf else ''}"]
+        lines += ["|---|---|---|" if gguf else "|---|---|"]
+        for name, family in sorted(families.items()):
+            more = (f" `{said[name]}` |" if name in said else " |") if gguf else ""
+            lines.append(f"| `{name}` | `{family.architecture or family.body}` |{more}")
+    inner = [f"`{name}` (its `{whole.family.model_type}`)" for name, whole in sorted(INNER.items())]
+    return [*lines, "", f"Of larger models the text model alone is read: {', '.join(inner)}."]
+
+
+def render(text: str) -> str:
+    """The page with its list made anew."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{chr(10).join(rows()).strip()}\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(PAGE.read_text()))
