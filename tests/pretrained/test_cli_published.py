@@ -336,6 +336,7 @@ def test_verify_says_plainly_what_is_not_installed(call: Call, folder: Path, mon
             ["holds no checkpoint of x_positional", "a published model is a folder with config.json"],
         ),
         (["verify", "{run}"], ["there is neither config.json nor a GGUF file; it has nothing"]),
+        (["verify", "{folder}", "--dtype", "bfloat16"], ["--dtype bfloat16 is none of float32, float64"]),
         (["verify", "nowhere"], ["there is no such file or folder"]),
     ],
 )

@@ -169,7 +169,7 @@ def verify(
         ),
     ],
     tolerance: Annotated[float, typer.Option(min=0.0, help="Largest difference, beside the largest value.")] = 1e-4,
-    dtype: Annotated[str, typer.Option(help="What both sides compute in: float32, float64, bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="What both sides compute in: float32 or float64.")] = "float32",
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest text to run, for windows.")] = 2048,
 ) -> None:
     """Compare a model's logits with those of transformers. Exit code 1 where they differ."""

@@ -35,6 +35,9 @@ AUTO = {
 """Kind of family, and whether there is a head -> the class of transformers that reads it."""
 
 
+SHARP = ("float32", "float64")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """difference: the largest one, of `largest` numbers; None where the case was not run (its note says why)."""
@@ -55,6 +58,10 @@ class Outcome:
 
 def verify(path: Path, tolerance: float, dtype: str, max_tokens: int) -> bool:
     """Compare and print; True where all is within the tolerance. Raises UserError, PretrainedError."""
+    if dtype not in SHARP:
+        raise UserError(
+            f"--dtype {dtype} is none of {', '.join(SHARP)}: in fewer bits, rounding alone differs by percents"
+        )
     needed("transformers", "comparing needs", extra="hf")
     console, status = Console(), Console(stderr=True)
     source = opened(path, status)
