@@ -4,7 +4,7 @@ Our fields are dotted paths into `ModelConfig`, as `layers.norm.eps`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 Hf = Mapping[str, Any]
@@ -44,14 +44,11 @@ class Codec(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Key:
-    """One field, one key. default: of the key, a value or a function of the whole config. words: their values -> ours."""
+class OneKey:
+    """A codec of one key, and of one field unless it says otherwise."""
 
     path: str
     key: str
-    default: Any = REQUIRED
-    words: Mapping[Any, Any] | None = None
 
     @property
     def said(self) -> tuple[str, ...]:
@@ -60,6 +57,16 @@ class Key:
     @property
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
+
+
+@dataclass(frozen=True)
+class Key(OneKey):
+    """One field, one key. default: of the key, a value or a function of the whole config. words: their values -> ours."""
+
+    path: str
+    key: str
+    default: Any = REQUIRED
+    words: Mapping[Any, Any] | None = None
 
     def read(self, hf: Hf) -> Fields:
         value = hf.get(self.key)
@@ -86,19 +93,11 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Maybe:
+class Maybe(OneKey):
     """One field, one key, where null is a value: no window, no cap. What a missing key means, `Family.defaults` says."""
 
     path: str
     key: str
-
-    @property
-    def said(self) -> tuple[str, ...]:
-        return (self.path,)
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (self.key,)
 
     def read(self, hf: Hf) -> Fields:
         return {self.path: hf.get(self.key)}
@@ -131,22 +130,17 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Only:
+class Only(OneKey):
     """A key of theirs that must have one of these values (the first one is the default), because nothing here does
     otherwise. why: what other values would mean."""
 
     key: str
     values: tuple[Any, ...]
     why: str
-    path: str = field(default="", init=False)
 
     @property
     def said(self) -> tuple[str, ...]:
         return (f"only {self.key}",)
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (self.key,)
 
     def read(self, hf: Hf) -> Fields:
         value = hf.get(self.key, self.values[0])
@@ -159,7 +153,7 @@ class Only:
 
 
 @dataclass(frozen=True)
-class Written:
+class Written(OneKey):
     """A key that says how tensors are called, not what is computed: read from the tensors, and always written so."""
 
     key: str
@@ -168,10 +162,6 @@ class Written:
     @property
     def said(self) -> tuple[str, ...]:
         return (f"written {self.key}",)
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (self.key,)
 
     def read(self, hf: Hf) -> Fields:
         return {}
