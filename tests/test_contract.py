@@ -13,7 +13,7 @@ from x_positional.testing.suite import run_check
 
 CASES = cases()
 COMPILING = {"compiles", "compiles_decoding"}
-COMPILED_CHAINS = {"rope + cope", "xpos + alibi + forgetting"}
+COMPILED = {"rope + cope", "xpos + alibi + forgetting", "rope, dynamic NTK, fixed"}
 
 
 @functools.cache
@@ -28,8 +28,8 @@ def fast_flex(monkeypatch: pytest.MonkeyPatch):
 
 
 def pairs() -> list[tuple[str, str]]:
-    """Compiling takes seconds, so of the chains only those with hooks that differ, and no variant, are compiled."""
-    compiled = set(REGISTRY) | COMPILED_CHAINS
+    """Compiling takes seconds, so of chains and variants only those that ask something else of the compiler are compiled."""
+    compiled = set(REGISTRY) | COMPILED
     return [(case, check) for case in CASES for check in CHECKS if check not in COMPILING or case in compiled]
 
 
@@ -41,7 +41,7 @@ def test_contract(case: str, check: str):
 
 def test_every_registered_scheme_and_every_chain_is_a_case():
     assert set(REGISTRY) - {"custom"} <= set(CASES)
-    assert set(CASES) >= COMPILED_CHAINS
+    assert set(CASES) >= COMPILED
     assert len(CASES) == len(REGISTRY) - 1 + len(CHAINS) + len(VARIANTS)
 
 

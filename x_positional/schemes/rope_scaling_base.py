@@ -42,6 +42,11 @@ class RopeScaling(Config):
         """The frequencies are chosen once, for the length that a text will have in the end."""
         return False
 
+    @property
+    def usual_length(self) -> int | None:
+        """The length that counts where no other is named; None where none counts, or nobody knows."""
+        return None
+
     def frequencies(
         self, width: int, theta: float, *, length: Number | None = None, device: torch.device = CPU
     ) -> Frequencies:

@@ -38,6 +38,10 @@ class LengthScaling(RopeScaling):
     def follows_length(self) -> bool:
         return self.length_policy == "recompute"
 
+    @property
+    def usual_length(self) -> int | None:
+        return self.length or self._longest
+
     def bound(self, max_seq_len: int | None) -> Self:
         if not self.takes_final_length:
             return self
@@ -61,7 +65,7 @@ class LengthScaling(RopeScaling):
         return self.original_max_position_embeddings
 
     def _length(self, given: Number | None) -> Number:
-        length = self.length or (self._longest if given is None else given)
+        length = self.length or (self.usual_length if given is None else given)
         if length is None:
             raise ValueError(
                 self._said("frequencies need a length. Give length=, or bind one with bound(max_seq_len).")

@@ -111,6 +111,7 @@ class RotaryEmbedding(Turning):
         rescale = 1.0 if base_rescale_factor == 1.0 else base_rescale_factor ** (width / (width - 2))
         self.theta, self.interpolation_factor = theta * rescale, interpolation_factor
         self.scaling = scaling or DefaultRope()
+        self.usual_length = self.scaling.usual_length  # asked once: a compiled pass cannot look it up
         if self.scaling.follows_length:  # a longer text turns its old keys otherwise
             self.kv_cacheable = self.prefix_consistent = False  # type: ignore[misc]
             self.absolute = True  # type: ignore[misc]
@@ -133,7 +134,8 @@ class RotaryEmbedding(Turning):
 
     def initial_frequencies(self, device: torch.device, lengths: Tensor | None = None) -> Frequencies:
         """The same before anything was learned."""
-        found = self.scaling.frequencies(self.width, self.theta, length=lengths, device=device)
+        length = self.usual_length if lengths is None else lengths
+        found = self.scaling.frequencies(self.width, self.theta, length=length, device=device)
         return found._replace(inv_freq=found.inv_freq / self.interpolation_factor)
 
     def inv_freq(self, device: torch.device) -> Tensor:
