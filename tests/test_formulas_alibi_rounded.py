@@ -80,7 +80,8 @@ def test_scale_without_rounding_is_in_the_slopes(config: SchemeConfig):
     one, other = (one_layer(c, HEADS, HEAD_DIM) for c in (config, halved))
     assert worst(attended(one, qkv), attended(other, qkv)) < TIGHT
     dims = one.dims
-    assert config.resolved(dims) == halved.resolved(dims)
+    same = config.resolved(dims) == halved.resolved(dims)
+    assert same is not config.learned, "what is learned is the slope, and the scale stands beside it"
     assert ROUNDED.resolved(dims) != Alibi(rounding="bfloat16", slopes=tuple(s * SCALE for s in usual())).resolved(dims)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from x_positional import TransformerWrapper
 from x_positional.scheme import AttentionContext, LayerView
-from x_positional.schemes import Deberta, DebertaBias, log_buckets
+from x_positional.schemes import Deberta, DebertaBias, log_buckets, log_ratio
 
 HEADS, GROUPS, HEAD_DIM, DIM, T, S = 4, 2, 3, 7, 5, 6
 TIGHT = 1e-12
@@ -29,14 +29,14 @@ def bucket(distance: int, num_buckets: int, max_distance: int) -> int:
 @pytest.mark.parametrize(("num_buckets", "max_distance"), [(8, 20), (16, 40), (32, 128), (64, 512), (7, 9), (4, 1000)])
 def test_buckets_are_the_exact_ones(num_buckets: int, max_distance: int):
     far = list(range(-2 * max_distance, 2 * max_distance + 1))[:: max(1, max_distance // 64)]
-    found = log_buckets(torch.tensor(far), num_buckets, max_distance).tolist()
+    found = log_buckets(torch.tensor(far), num_buckets, log_ratio(num_buckets, max_distance)).tolist()
     assert found == [bucket(d, num_buckets, max_distance) for d in far]
 
 
 def test_buckets_by_hand():
     """256 buckets to 512, as published: 128 exact, then 127 to a side up to 511."""
     distances = torch.tensor([0, 1, 127, 128, 129, 130, 511, -511, -129])
-    assert log_buckets(distances, 256, 512).tolist() == [0, 1, 127, 128, 129, 130, 255, -255, -129]
+    assert log_buckets(distances, 256, log_ratio(256, 512)).tolist() == [0, 1, 127, 128, 129, 130, 255, -255, -129]
     assert DebertaBias(2).rows(torch.tensor([0, 511, 9999, -255, -256, -9999])).tolist() == [256, 511, 511, 64, 64, 0]
 
 

@@ -13,7 +13,7 @@ from x_positional.schemes.alibi_rounded import RoundedAlibiBias
 from x_positional.schemes.axial import Axial, AxialEmbedding
 from x_positional.schemes.compose import Chain
 from x_positional.schemes.cope import CoPE, CopeConfig
-from x_positional.schemes.deberta import Deberta, DebertaBias, log_buckets
+from x_positional.schemes.deberta import Deberta, DebertaBias, log_buckets, log_ratio
 from x_positional.schemes.distance import DistanceScheme
 from x_positional.schemes.dynamic_bias import Dynamic, DynamicBias
 from x_positional.schemes.forgetting import Forgetting, ForgettingConfig
@@ -91,5 +91,6 @@ __all__ = [
     "YarnPaper",
     "alibi_slopes",
     "log_buckets",
+    "log_ratio",
     "t5_buckets",
 ]

@@ -16,13 +16,18 @@ from x_positional.scheme import AttentionContext, Bias, Dims, LayerView, Positio
 Terms = Literal["both", "c2p", "p2c"]
 
 
-def log_buckets(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:
+def log_ratio(num_buckets: int, max_distance: int) -> float:
+    """How many times e-fold distances grow over the logarithmic buckets, as float32 has it. Computed on the host."""
+    return torch.tensor((max_distance - 1) / (num_buckets // 2), dtype=torch.float32, device="cpu").log().item()
+
+
+def log_buckets(distance: Tensor, num_buckets: int, growth: float) -> Tensor:
     """int64 distances (query - key) -> buckets -N/2 .. N/2 and beyond (He et al. 2021, arXiv:2111.09543, in the code
     published with it): those up to num_buckets / 2 are exact, the rest grow with the logarithm, and the last of
-    num_buckets - 1 to a side is that of max_distance - 1. In float32, as models were trained."""
+    num_buckets - 1 to a side is that of max_distance - 1. growth: `log_ratio`. In float32, as models were trained."""
     exact = num_buckets // 2
     far = distance.abs().clamp(min=exact)
-    ratio = torch.log(far.float() / exact) / torch.log(torch.tensor((max_distance - 1) / exact, device=distance.device))
+    ratio = torch.log(far.float() / exact) / growth
     logarithmic = torch.ceil(ratio * (exact - 1)).long() + exact
     return torch.where(far <= exact, distance, logarithmic * distance.sign())
 
@@ -63,6 +68,7 @@ class DebertaBias(PositionScheme):
     ):  # fmt: skip
         super().__init__()
         self.num_buckets, self.max_distance, self.terms = num_buckets, max_distance, terms
+        self.growth = 0.0 if num_buckets is None else log_ratio(num_buckets, max_distance)
         self.span = num_buckets or max_distance
         self.table = nn.Parameter(torch.randn(2 * self.span, dim) * 0.02)
         self.norm = None if norm_eps is None else nn.LayerNorm(dim, norm_eps)
@@ -70,7 +76,7 @@ class DebertaBias(PositionScheme):
     def rows(self, distance: Tensor) -> Tensor:
         """int64 distances (query - key) -> rows of the table."""
         if self.num_buckets is not None:
-            distance = log_buckets(distance, self.num_buckets, self.max_distance)
+            distance = log_buckets(distance, self.num_buckets, self.growth)
         return (distance + self.span).clamp(0, 2 * self.span - 1)
 
     def layer_bias(self, view: LayerView, ctx: AttentionContext) -> Bias:
