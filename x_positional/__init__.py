@@ -1,12 +1,16 @@
 """Transformers from keyword flags or a config, with every position scheme pluggable, and proof that they combine."""
 
-from x_positional.config import ModelConfig
-from x_positional.continuous import ContinuousTransformerWrapper
-from x_positional.generate import AutoregressiveWrapper
-from x_positional.layers import CrossAttender, Decoder, Encoder
-from x_positional.porting import ConversionError, from_x_transformers
+from x_positional.config.layers import ModelConfig
+from x_positional.config.validate import IncompatibleConfig, Report, check
+from x_positional.config.vision import VisionConfig
+from x_positional.models.autoregressive import AutoregressiveWrapper
+from x_positional.models.continuous import ContinuousTransformerWrapper
+from x_positional.models.language import TransformerWrapper, build_model
+from x_positional.models.seq2seq import XTransformer
+from x_positional.models.stacks import CrossAttender, Decoder, Encoder
+from x_positional.models.vision import ViTransformerWrapper
 from x_positional.pretrained import PretrainedError, from_pretrained, load_tokenizer
-from x_positional.scheme import AttentionContext, Bias, Capabilities, Dims, PositionScheme
+from x_positional.pretrained.x_transformers import ConversionError, from_x_transformers
 from x_positional.schemes import (
     T5,
     Absolute,
@@ -22,11 +26,7 @@ from x_positional.schemes import (
     SinusoidalConfig,
     XPos,
 )
-from x_positional.seq2seq import XTransformer
-from x_positional.validate import IncompatibleConfig, Report, check
-from x_positional.vision import ViTransformerWrapper
-from x_positional.vision_config import VisionConfig
-from x_positional.wrappers import TransformerWrapper, build_model
+from x_positional.schemes.base import AttentionContext, Bias, Capabilities, Dims, PositionScheme
 
 __version__ = "0.1.0"
 

@@ -6,8 +6,8 @@ Run from the repository root: python docs/generate/migration.py
 from collections.abc import Iterable
 from pathlib import Path
 
-from x_positional.flag_table import FLAGS, PLACES
-from x_positional.flag_table_entry import REQUIRED, Flag
+from x_positional.config.flags.entry import REQUIRED, Flag
+from x_positional.config.flags.table import FLAGS, PLACES
 
 PAGE = Path(__file__).parents[1] / "migration.md"
 LAYERS = "AttentionLayers"
@@ -59,7 +59,7 @@ A trained model becomes one of ours that gives the same outputs:
 ```python
 import x_transformers
 from x_positional import from_x_transformers
-from x_positional.porting import form_of
+from x_positional.pretrained.x_transformers import form_of
 
 theirs = x_transformers.TransformerWrapper(
     num_tokens=256, max_seq_len=64, attn_layers=x_transformers.Decoder(dim=64, depth=2, heads=4, alibi_pos_bias=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from x_positional.pretrained import FAMILIES
 from x_positional.pretrained.families import INNER
-from x_positional.pretrained.gguf_architectures import ARCHITECTURES
+from x_positional.pretrained.gguf.architectures import ARCHITECTURES
 
 PAGE = Path(__file__).parents[2] / "docs" / "pretrained.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"

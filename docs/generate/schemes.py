@@ -6,10 +6,10 @@ Run from the repository root: python docs/generate/schemes.py
 import inspect
 from pathlib import Path
 
-from x_positional.backends import obstacles
-from x_positional.config import LayersConfig
-from x_positional.registry import REGISTRY, SchemeConfig
-from x_positional.validate import layers_report
+from x_positional.attention.backends import obstacles
+from x_positional.config.layers import LayersConfig
+from x_positional.config.validate import layers_report
+from x_positional.schemes.registry import REGISTRY, SchemeConfig
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "schemes.md"

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from x_positional import PositionScheme, Report, check
-from x_positional import validate_parts as part_rules
-from x_positional import validate_rules as rules
-from x_positional import validate_use as use_rules
-from x_positional import validate_vision as vision_rules
+from x_positional.config.validate import rules_parts as part_rules
+from x_positional.config.validate import rules_stack as rules
+from x_positional.config.validate import rules_use as use_rules
+from x_positional.config.validate import rules_vision as vision_rules
 from x_positional.schemes import CoPE
 
 PAGE = Path(__file__).parents[1] / "validator.md"

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from decoders import CASES
-from published import Published, both, ids, left_padded, quietly, takes, their_logits
 from safetensors.torch import load_file
 
+from tests.support.published.compare import Published, both, ids, left_padded, quietly, takes, their_logits
+from tests.support.published.decoders import CASES
 from x_positional import AutoregressiveWrapper
-from x_positional.pretrained.files import open_tensors
+from x_positional.pretrained.tensors.files import open_tensors
 
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 NEW = 9

@@ -9,14 +9,14 @@ from types import MappingProxyType
 import pytest
 import torch
 import transformers
-from encoders import CASES, Encoded, expected, padded, words
-from published import both, quietly, takes
 from safetensors.torch import load_file, save_file
 
+from tests.support.published.compare import both, quietly, takes
+from tests.support.published.encoders import CASES, Encoded, expected, padded, words
 from x_positional import PretrainedError, TransformerWrapper, from_pretrained
-from x_positional.placement import InputError
-from x_positional.pretrained.files import open_tensors
-from x_positional.wrappers import TokenEncoder
+from x_positional.attention.inputs import InputError
+from x_positional.models.language import TokenEncoder
+from x_positional.pretrained.tensors.files import open_tensors
 
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 by_name = {case.name: case for case in CASES}

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from published import ids, perturb, quietly, their_logits
 from safetensors.torch import load_file
 
+from tests.support.published.compare import ids, perturb, quietly, their_logits
 from x_positional import Decoder, Encoder, PretrainedError, TransformerWrapper, ViTransformerWrapper, from_pretrained
-from x_positional.pretrained import write
+from x_positional.pretrained.tensors import write
 
 LLAMA_LIKE = {"dim": 32, "depth": 3, "heads": 4, "head_dim": 10, "position": "rope", "norm": "rms",
               "ff": {"glu": True, "activation": "silu", "bias": False}}  # fmt: skip

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from published import ids, quietly, their_logits
-from test_export import own
 
+from tests.pretrained.test_export import own
+from tests.support.published.compare import ids, quietly, their_logits
 from x_positional import PretrainedError, TransformerWrapper, from_pretrained
 
 ROPE = {"kind": "rope", "theta": 500.0}

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from decoders_llama import LLAMA
-from published import quietly
 from safetensors.torch import load_file, save_file
 
+from tests.support.published.compare import quietly
+from tests.support.published.decoders_llama import LLAMA
 from x_positional import PretrainedError, TransformerWrapper, from_pretrained
-from x_positional.pretrained.files import open_tensors
+from x_positional.pretrained.tensors.files import open_tensors
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_no_tensor_is_held_twice(folder: Path):
     tensors.read = lambda name: (reads.append(name), original(name))[1]  # type: ignore[method-assign]
     from x_positional.pretrained.api import load
     from x_positional.pretrained.families import FAMILIES
-    from x_positional.pretrained.files import read_json
+    from x_positional.pretrained.tensors.files import read_json
 
     model = load(FAMILIES["llama"], read_json(folder / "config.json"), tensors, None, None, "auto")
     assert isinstance(model, TransformerWrapper)

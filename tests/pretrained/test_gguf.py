@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from gguf_models import CONFIG, llama, small, write_gguf
-from published import ids, quietly, their_logits
 
+from tests.support.published.compare import ids, quietly, their_logits
+from tests.support.published.gguf_models import CONFIG, llama, small, write_gguf
 from x_positional import AutoregressiveWrapper, from_pretrained
-from x_positional.pretrained import PretrainedError, gguf_architectures
-from x_positional.pretrained.gguf_file import GgufFile
-from x_positional.pretrained.gguf_header import read_header
+from x_positional.pretrained import PretrainedError
+from x_positional.pretrained.gguf import architectures as gguf_architectures
+from x_positional.pretrained.gguf.file import GgufFile
+from x_positional.pretrained.gguf.header import read_header
 from x_positional.pretrained.source import open_source
 
 LLAMA3 = {

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import transformers
-from gguf_models import CHAT, MERGES, SPECIAL, VOCABULARY, llama, write_gguf
-from published import quietly
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from tests.support.published.compare import quietly
+from tests.support.published.gguf_models import CHAT, MERGES, SPECIAL, VOCABULARY, llama, write_gguf
 from x_positional import load_tokenizer
 from x_positional.pretrained import PretrainedError
 

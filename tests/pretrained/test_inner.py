@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from decoders_gemma import GEMMA
-from published import ids, left_padded, perturb, quietly, their_logits
 from safetensors.torch import load_file, save_file
 
+from tests.support.published.compare import ids, left_padded, perturb, quietly, their_logits
+from tests.support.published.decoders_gemma import GEMMA
 from x_positional import PretrainedError, TransformerWrapper, from_pretrained
 
 TEXT = GEMMA | {"sliding_window": 5, "query_pre_attn_scalar": 3, "sliding_window_pattern": 3, "num_hidden_layers": 5}

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from x_positional.pretrained.fields import NULL, decimal
-from x_positional.pretrained.layer_types import (
+from x_positional.pretrained.config_json.codecs import NULL, decimal
+from x_positional.pretrained.config_json.layer_types import (
     CHANNELS,
     CHUNKED,
     FULL,

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from decoders_moe import CASES, LLAMA4
-from published import both, ids, perturb, quietly, their_logits
 from safetensors.torch import load_file, save_file
 
+from tests.support.published.compare import both, ids, perturb, quietly, their_logits
+from tests.support.published.decoders_moe import CASES, LLAMA4
 from x_positional import ModelConfig, PretrainedError, TransformerWrapper, build_model, from_pretrained
-from x_positional.experts import MixtureOfExperts
+from x_positional.modules.experts import MixtureOfExperts
 
 BY_NAME = {case.name: case for case in CASES}
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from decoders import CASES
-from published import both, ids, quietly, their_logits
 
+from tests.support.published.compare import both, ids, quietly, their_logits
+from tests.support.published.decoders import CASES
 from x_positional import PretrainedError, from_pretrained
 from x_positional.pretrained import FAMILIES
-from x_positional.pretrained.canonical import canonical, differences
-from x_positional.pretrained.kinds import model_config
-from x_positional.rope_families import SCALED
+from x_positional.pretrained.config_json.canonical import canonical, differences
+from x_positional.pretrained.model_kinds import model_config
+from x_positional.pretrained.rope.families import SCALED
 
 COMPLETE = [name for name, family in FAMILIES.items() if family.defaults]
 LINEAR = {"type": "linear", "factor": 3.0}

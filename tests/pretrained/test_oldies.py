@@ -7,23 +7,23 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from decoders_oldies import CASES
-from published import Published, both, ids, left_padded, perturb, quietly, their_logits
 from safetensors.torch import load_file
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
+from tests.support.published.compare import Published, both, ids, left_padded, perturb, quietly, their_logits
+from tests.support.published.decoders_oldies import CASES
 from x_positional import PretrainedError, TransformerWrapper, from_pretrained
-from x_positional.config import LayersConfig
+from x_positional.config.layers import LayersConfig
+from x_positional.models.language import TokenEncoder
 from x_positional.pretrained import FAMILIES
 from x_positional.pretrained.families.gpt_neox import share
 from x_positional.pretrained.families.mpt import mpt_slopes
-from x_positional.pretrained.fused import grouped, sharded
-from x_positional.pretrained.kinds import model_config
-from x_positional.pretrained.layouts import Sizes
-from x_positional.scheme import AttentionContext
+from x_positional.pretrained.model_kinds import model_config
+from x_positional.pretrained.tensors.fused_qkv import grouped, sharded
+from x_positional.pretrained.tensors.layouts import Sizes
 from x_positional.schemes import Alibi, Rope, RoundedAlibiBias, alibi_slopes
-from x_positional.wrappers import TokenEncoder
+from x_positional.schemes.base import AttentionContext
 
 BY_NAME = {case.name: case for case in CASES}
 ALIASES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"}

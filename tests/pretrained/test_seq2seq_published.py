@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from published import Published, both, folder_of, ids, perturb, quietly
 from safetensors.torch import load_file, save_file
-from seq2seq_cases import CASES, START, T5, expected, sources
 
+from tests.support.published.compare import Published, both, folder_of, ids, perturb, quietly
+from tests.support.published.seq2seq_cases import CASES, START, T5, expected, sources
 from x_positional import IncompatibleConfig, PretrainedError, XTransformer, from_pretrained
-from x_positional.pretrained.files import open_tensors
-from x_positional.seq2seq_config import Seq2SeqConfig
-from x_positional.wrappers import TokenEncoder
+from x_positional.config.seq2seq import Seq2SeqConfig
+from x_positional.models.language import TokenEncoder
+from x_positional.pretrained.tensors.files import open_tensors
 
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 by_name = {case.name: case for case in CASES}

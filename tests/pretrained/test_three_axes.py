@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from decoders_llama import LLAMA
-from published import VOCABULARY, ids, left_padded, perturb, quietly, their_logits
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.support.published.compare import VOCABULARY, ids, left_padded, perturb, quietly, their_logits
+from tests.support.published.decoders_llama import LLAMA
 from x_positional import AutoregressiveWrapper, PretrainedError, TransformerWrapper, from_pretrained
-from x_positional.multimodal import Image, Text, Video, multimodal_positions
+from x_positional.models.language import TokenEncoder
 from x_positional.pretrained import FAMILIES
 from x_positional.pretrained.families.qwen_vl import QWEN2_5_VL, QWEN2_VL
-from x_positional.wrappers import TokenEncoder
+from x_positional.schemes.multimodal import Image, Text, Video, multimodal_positions
 
 TEXT = LLAMA | {
     "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1,

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import transformers
-from gguf_models import SPECIAL
-from published import quietly
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from tests.support.published.compare import quietly
+from tests.support.published.gguf_models import SPECIAL
 from x_positional import load_tokenizer
 from x_positional.pretrained import PretrainedError
-from x_positional.pretrained.chat import ChatTemplate
-from x_positional.pretrained.tokens import TextStream
+from x_positional.pretrained.tokenizers.chat import ChatTemplate
+from x_positional.pretrained.tokenizers.text import TextStream
 
 TEXT = "The quick brown fox jumps. naïve café 東京タワー 🎉👩‍👩‍👧 ¡Olé! \n\n  x = f(1)\tend. "
 MESSAGES = [{"role": "user", "content": "Hi <b>\"there\"</b>"}, {"role": "assistant", "content": "é"},

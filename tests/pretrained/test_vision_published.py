@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from published import EPS, both, perturb, quietly
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tests.support.published.compare import EPS, both, perturb, quietly
 from x_positional import Encoder, PretrainedError, ViTransformerWrapper, from_pretrained
 from x_positional.pretrained import FAMILIES
-from x_positional.pretrained.files import open_tensors
-from x_positional.pretrained.kinds import vision_config
+from x_positional.pretrained.model_kinds import vision_config
+from x_positional.pretrained.tensors.files import open_tensors
 
 SHARED = {"hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 20, "patch_size": 4,
           "num_channels": 2, "layer_norm_eps": EPS, "num_labels": 5}  # fmt: skip

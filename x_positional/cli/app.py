@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from x_positional import validate
 from x_positional.cli.convert import convert as write_converted
 from x_positional.cli.overrides import parse_overrides
 from x_positional.cli.plot import plot_model
@@ -17,7 +16,8 @@ from x_positional.cli.run import run_training
 from x_positional.cli.sample import Sampling, sample_text
 from x_positional.cli.talk import talk
 from x_positional.cli.verify import verify as compare
-from x_positional.saving import Format
+from x_positional.config import validate
+from x_positional.models.saving import Format
 from x_positional.training.errors import UserError
 from x_positional.training.load import load_config, load_model
 

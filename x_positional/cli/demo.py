@@ -11,17 +11,17 @@ from rich.console import Console
 from x_positional.cli.main import guarded
 from x_positional.cli.run import command
 from x_positional.cli.sample import Sampling, stream_text
-from x_positional.generate import AutoregressiveWrapper
+from x_positional.models.autoregressive import AutoregressiveWrapper
+from x_positional.models.language import build_model
 from x_positional.training.config import TrainConfig
-from x_positional.training.corpus import load_corpus
-from x_positional.training.engine import Engine
-from x_positional.training.evaluate import Score, evaluate, plan_windows, xz_bits_per_byte
+from x_positional.training.data.corpus import load_corpus
+from x_positional.training.data.tokens import load_tokenizer
+from x_positional.training.data.windows import Windows
 from x_positional.training.load import load_config
+from x_positional.training.loop.engine import Engine
+from x_positional.training.loop.evaluate import Score, evaluate, plan_windows, xz_bits_per_byte
+from x_positional.training.loop.trainer import Result, say, train
 from x_positional.training.progress import shown
-from x_positional.training.tokens import load_tokenizer
-from x_positional.training.trainer import Result, say, train
-from x_positional.training.windows import Windows
-from x_positional.wrappers import build_model
 
 CONFIG = Path(__file__).parents[2] / "configs" / "small_rotary.yaml"
 PROMPT = "def main("

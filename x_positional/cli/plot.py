@@ -6,13 +6,13 @@ from typing import Any
 
 from rich.console import Console
 
-from x_positional import validate
-from x_positional.config import LayersConfig, ModelConfig
+from x_positional.config import validate
+from x_positional.config.layers import LayersConfig, ModelConfig
+from x_positional.config.validate.target import AnyConfig, read_target
+from x_positional.config.vision import VisionConfig
 from x_positional.plotting import draw
 from x_positional.training.errors import UserError, listed
 from x_positional.training.progress import shown
-from x_positional.validate_target import AnyConfig, read_target
-from x_positional.vision_config import VisionConfig
 
 FOLDER = Path("plots")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from x_positional.training.config import TrainConfig
-from x_positional.training.trainer import Result, say, train
+from x_positional.training.loop.trainer import Result, say, train
 
 INTERRUPTED = 130
 

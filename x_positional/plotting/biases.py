@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from x_positional.backends.eager import replace_hidden, share_heads
-from x_positional.context import add
+from x_positional.attention.backends.eager import replace_hidden, share_heads
 from x_positional.plotting.contexts import at_distances, last_query, square
 from x_positional.plotting.part import Part
-from x_positional.scheme import AttentionContext, LayerView, PositionScheme
+from x_positional.schemes.base import AttentionContext, LayerView, PositionScheme
+from x_positional.schemes.context import add
 
 CONTENT_HOOKS = ("key_state", "content_bias", "layer_bias", "transform_scores")
 SAMPLES, MOST_KEYS = 8, 4096

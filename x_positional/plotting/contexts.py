@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from x_positional import masks
+from x_positional.attention import masks
 from x_positional.plotting.part import Part
-from x_positional.scheme import AttentionContext, Reach
+from x_positional.schemes.base import AttentionContext, Reach
 
 
 def square(part: Part, tokens: int) -> AttentionContext:

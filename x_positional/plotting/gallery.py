@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from x_positional.config import LayersConfig
+from x_positional.config.layers import LayersConfig
 from x_positional.plotting.biases import adds
 from x_positional.plotting.canvas import Picture, figure
 from x_positional.plotting.draw_biases import draw_curves, draw_map

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from x_positional.config import LayersConfig
-from x_positional.registry import SchemeConfig
-from x_positional.scheme import Dims, PositionScheme
-from x_positional.validate_case import part_name, resolve_kinds
+from x_positional.config.layers import LayersConfig
+from x_positional.config.validate.case import part_name, resolve_kinds
+from x_positional.schemes.base import Dims, PositionScheme
+from x_positional.schemes.registry import SchemeConfig
 
 
 @dataclass(frozen=True)

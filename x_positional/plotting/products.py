@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from x_positional.backends.eager import share_heads
+from x_positional.attention.backends.eager import share_heads
 from x_positional.plotting.part import Subject
 from x_positional.plotting.rotation import Pairs, path, tables_at
 

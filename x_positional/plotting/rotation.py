@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from x_positional.plotting.part import Subject
-from x_positional.scheme import PositionScheme
+from x_positional.schemes.base import PositionScheme
 
 STEP = 2.0**-6
 """Between two positions, where fractions are allowed: no pair turns more than half way."""

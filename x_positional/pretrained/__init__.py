@@ -1,5 +1,6 @@
 """Published models in and out: a folder of config.json and safetensors to a model, and back."""
 
+from x_positional.models.saving import WRITERS
 from x_positional.pretrained.api import Origin, from_pretrained
 from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.export import save_hf
@@ -7,7 +8,6 @@ from x_positional.pretrained.families import FAMILIES
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.native import save_native
 from x_positional.pretrained.source import load_tokenizer
-from x_positional.saving import WRITERS
 
 WRITERS.update(hf=save_hf, native=save_native)
 

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from x_positional.pretrained.config_keys import HARMLESS
+from x_positional.pretrained.config_json.codecs import Fields
+from x_positional.pretrained.config_json.encoder_decoder import encoder_alone
+from x_positional.pretrained.config_json.ignored_keys import HARMLESS
 from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.families import FAMILIES, INNER
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Fields
-from x_positional.pretrained.files import CONFIG, Tensors
-from x_positional.pretrained.inner import opened
-from x_positional.pretrained.kinds import MAKERS, make
-from x_positional.pretrained.layouts import Same
-from x_positional.pretrained.load import Names, fill
+from x_positional.pretrained.model_kinds import MAKERS, make
 from x_positional.pretrained.native import NATIVE, load_native
-from x_positional.pretrained.sides import encoder_alone
+from x_positional.pretrained.nested import opened
 from x_positional.pretrained.source import Source, open_source
-from x_positional.registry import nearest
+from x_positional.pretrained.tensors.files import CONFIG, Tensors
+from x_positional.pretrained.tensors.layouts import Same
+from x_positional.pretrained.tensors.load import Names, fill
+from x_positional.schemes.registry import nearest
 
 RENAMED = {"rope_parameters": "rope_scaling", "rope_scaling": "rope_parameters"}
 """Two names of one thing: said under one, it is no longer said under the other."""

@@ -7,20 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
-from x_positional.config import ModelConfig
-from x_positional.pretrained.canonical import AnyConfig, canonical, differences
+from x_positional.config.layers import ModelConfig
+from x_positional.config.vision import VisionConfig
+from x_positional.models.language import TokenEncoder
+from x_positional.models.saving import Saveable
+from x_positional.pretrained.config_json.canonical import AnyConfig, canonical, differences
+from x_positional.pretrained.config_json.codecs import Fields, Written
 from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.families import FAMILIES
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Fields, Written
-from x_positional.pretrained.kinds import MAKERS, kind_of, part_of
-from x_positional.pretrained.load import sizes_of
-from x_positional.pretrained.write import write_folder
-from x_positional.registry import nearest
-from x_positional.rope import RopeError
-from x_positional.saving import Saveable
-from x_positional.vision_config import VisionConfig
-from x_positional.wrappers import TokenEncoder
+from x_positional.pretrained.model_kinds import MAKERS, kind_of, part_of
+from x_positional.pretrained.rope import RopeError
+from x_positional.pretrained.tensors.load import sizes_of
+from x_positional.pretrained.tensors.write import write_folder
+from x_positional.schemes.registry import nearest
 
 DTYPE_KEY = "dtype"
 REWRITTEN = {"dtype", "torch_dtype", "transformers_version"}

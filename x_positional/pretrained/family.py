@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from x_positional.pretrained.canonical import canonical, differences
-from x_positional.pretrained.config_keys import HARMLESS
-from x_positional.pretrained.fields import Codec, Fields, Hf, Null
-from x_positional.pretrained.layouts import Layout, Same, Sizes
-from x_positional.rope import RopeError
+from x_positional.pretrained.config_json.canonical import canonical, differences
+from x_positional.pretrained.config_json.codecs import Codec, Fields, Hf, Null
+from x_positional.pretrained.config_json.ignored_keys import HARMLESS
+from x_positional.pretrained.rope import RopeError
+from x_positional.pretrained.tensors.layouts import Layout, Same, Sizes
 
 LEAVES = {"weight": "weight", "gain": "weight", "table": "weight", "bias": "bias", "shift": "bias"}
 """Our name of a parameter inside a module -> theirs."""

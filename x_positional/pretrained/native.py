@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from x_positional.config import FileConfig, ModelConfig, plain
+from x_positional.config.layers import FileConfig, ModelConfig, plain
+from x_positional.config.seq2seq import Seq2SeqConfig
+from x_positional.config.vision import VisionConfig
+from x_positional.models.language import TokenEncoder, TransformerWrapper
+from x_positional.models.saving import Saveable
+from x_positional.models.seq2seq import XTransformer
+from x_positional.models.vision import ViTransformerWrapper
 from x_positional.pretrained.errors import PretrainedError
-from x_positional.pretrained.files import Tensors
-from x_positional.pretrained.load import replace_parameter
-from x_positional.pretrained.write import write_folder
-from x_positional.saving import Saveable
-from x_positional.seq2seq import XTransformer
-from x_positional.seq2seq_config import Seq2SeqConfig
-from x_positional.vision import ViTransformerWrapper
-from x_positional.vision_config import VisionConfig
-from x_positional.wrappers import TokenEncoder, TransformerWrapper
+from x_positional.pretrained.tensors.files import Tensors
+from x_positional.pretrained.tensors.load import replace_parameter
+from x_positional.pretrained.tensors.write import write_folder
 
 NATIVE = "x_positional"
 CLASSES: dict[str, tuple[type[nn.Module], type[FileConfig]]] = {

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from x_positional.pretrained.errors import PretrainedError
-from x_positional.pretrained.files import CONFIG, PICKLES, SAFE, Tensors, open_tensors, read_json
-from x_positional.pretrained.gguf_config import architecture_of, config_of
-from x_positional.pretrained.gguf_file import GgufFile, is_gguf
-from x_positional.pretrained.gguf_tensors import GgufTensors
-from x_positional.pretrained.gguf_tokens import gguf_tokenizer
+from x_positional.pretrained.gguf.config import architecture_of, config_of
+from x_positional.pretrained.gguf.file import GgufFile, is_gguf
+from x_positional.pretrained.gguf.tensors import GgufTensors
+from x_positional.pretrained.gguf.tokens import gguf_tokenizer
 from x_positional.pretrained.hub import located
-from x_positional.pretrained.tokens import TextTokenizer, folder_tokenizer
+from x_positional.pretrained.tensors.files import CONFIG, PICKLES, SAFE, Tensors, open_tensors, read_json
+from x_positional.pretrained.tokenizers.text import TextTokenizer, folder_tokenizer
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from x_positional.rotary.apply import apply_rotary_emb, lay_rows, negative_dim, turn, wider
-from x_positional.schemes.frequencies import angles, inverse_frequencies, wide_dtype
+from x_positional.schemes.rotary.frequencies import angles, inverse_frequencies, wide_dtype
 
 STEEPEST = math.log(1.4 / 0.4)
 """xPos: the first pair decays by e^-STEEPEST every scale_base tokens."""

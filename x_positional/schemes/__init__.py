@@ -10,17 +10,19 @@ from x_positional.schemes.absolute import (
 )
 from x_positional.schemes.alibi import Alibi, AlibiBias, alibi_slopes
 from x_positional.schemes.alibi_rounded import RoundedAlibiBias
-from x_positional.schemes.axial import Axial, AxialEmbedding
 from x_positional.schemes.compose import Chain
 from x_positional.schemes.cope import CoPE, CopeConfig
 from x_positional.schemes.deberta import Deberta, DebertaBias, log_buckets, log_ratio
 from x_positional.schemes.distance import DistanceScheme
 from x_positional.schemes.dynamic_bias import Dynamic, DynamicBias
 from x_positional.schemes.forgetting import Forgetting, ForgettingConfig
-from x_positional.schemes.mixed import Mixed, MixedEmbedding
 from x_positional.schemes.none import NoPE, NoPEConfig
-from x_positional.schemes.polar import PolarConfig, PolarEmbedding
-from x_positional.schemes.rope_scaling import (
+from x_positional.schemes.rotary.axial import Axial, AxialEmbedding
+from x_positional.schemes.rotary.mixed import Mixed, MixedEmbedding
+from x_positional.schemes.rotary.polar import PolarConfig, PolarEmbedding
+from x_positional.schemes.rotary.rope import Rope, XPos, XPosEmbedding
+from x_positional.schemes.rotary.rotation import RotaryEmbedding
+from x_positional.schemes.rotary.scaling import (
     DefaultRope,
     DynamicNtk,
     Linear,
@@ -34,8 +36,6 @@ from x_positional.schemes.rope_scaling import (
     Yarn,
     YarnPaper,
 )
-from x_positional.schemes.rotary import Rope, XPos, XPosEmbedding
-from x_positional.schemes.rotation import RotaryEmbedding
 from x_positional.schemes.t5 import T5, T5Bias, t5_buckets
 from x_positional.schemes.temperature import LogLengthTemperature, LogN, QueryTemperature, Temperature
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from x_positional.registry import SchemeConfig
-from x_positional.scheme import Dims, PositionScheme
-from x_positional.schemes.frequencies import angles, inverse_frequencies
+from x_positional.schemes.base import Dims, PositionScheme
+from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.rotary.frequencies import angles, inverse_frequencies
 
 
 class LearnedAbsolute(PositionScheme):

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from x_positional.registry import SchemeConfig
-from x_positional.scheme import Dims, PositionScheme
 from x_positional.schemes.alibi_rounded import RoundedAlibiBias, Rounding
+from x_positional.schemes.base import Dims, PositionScheme
 from x_positional.schemes.distance import DistanceScheme
+from x_positional.schemes.registry import SchemeConfig
 
 Variant = Literal["causal", "symmetric", "asymmetric"]
 

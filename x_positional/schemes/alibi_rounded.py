@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from x_positional.scheme import AttentionContext, Bias, PositionScheme
+from x_positional.schemes.base import AttentionContext, Bias, PositionScheme
 
 Rounding = Literal["bfloat16"]
 DTYPES: dict[Rounding, torch.dtype] = {"bfloat16": torch.bfloat16}

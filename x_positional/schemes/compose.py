@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from x_positional.context import add
-from x_positional.scheme import AttentionContext, Bias, Capabilities, Kernel, LayerView, PositionScheme
+from x_positional.schemes.base import AttentionContext, Bias, Capabilities, Kernel, LayerView, PositionScheme
+from x_positional.schemes.context import add
 
 _WEAKEST: tuple[Kernel, ...] = ("rows", "bias", "fused")
 

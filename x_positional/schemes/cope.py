@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from x_positional.registry import SchemeConfig
-from x_positional.scheme import AttentionContext, Dims, PositionScheme
+from x_positional.schemes.base import AttentionContext, Dims, PositionScheme
+from x_positional.schemes.registry import SchemeConfig
 
 
 class CoPE(PositionScheme):

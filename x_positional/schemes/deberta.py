@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from x_positional.registry import SchemeConfig
-from x_positional.scheme import AttentionContext, Bias, Dims, LayerView, PositionScheme, Span
+from x_positional.schemes.base import AttentionContext, Bias, Dims, LayerView, PositionScheme, Span
+from x_positional.schemes.registry import SchemeConfig
 
 Terms = Literal["both", "c2p", "p2c"]
 

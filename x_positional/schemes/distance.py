@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from x_positional.scheme import AttentionContext, Bias, PositionScheme, Span
+from x_positional.schemes.base import AttentionContext, Bias, PositionScheme, Span
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from x_positional.registry import SchemeConfig
-from x_positional.scheme import Dims
+from x_positional.schemes.base import Dims
 from x_positional.schemes.distance import DistanceScheme
+from x_positional.schemes.registry import SchemeConfig
 
 
 class DynamicBias(DistanceScheme):

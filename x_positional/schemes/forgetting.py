@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from x_positional.registry import SchemeConfig
-from x_positional.scheme import NO_TOKEN, AttentionContext, Bias, Dims, PositionScheme, Span
-from x_positional.schemes.frequencies import wide_dtype
+from x_positional.schemes.base import NO_TOKEN, AttentionContext, Bias, Dims, PositionScheme, Span
+from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.rotary.frequencies import wide_dtype
 
 
 class _Difference(torch.autograd.Function):

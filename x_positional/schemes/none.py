@@ -2,8 +2,8 @@
 
 from typing import ClassVar, Literal
 
-from x_positional.registry import SchemeConfig
-from x_positional.scheme import Dims, PositionScheme
+from x_positional.schemes.base import Dims, PositionScheme
+from x_positional.schemes.registry import SchemeConfig
 
 
 class NoPE(PositionScheme):

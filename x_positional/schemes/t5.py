@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from x_positional.registry import SchemeConfig
-from x_positional.scheme import Dims
+from x_positional.schemes.base import Dims
 from x_positional.schemes.distance import DistanceScheme
+from x_positional.schemes.registry import SchemeConfig
 
 
 def t5_buckets(distance: Tensor, num_buckets: int, max_distance: int, causal: bool) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from x_positional.registry import SchemeConfig
-from x_positional.scheme import Dims, PositionScheme
-from x_positional.schemes.frequencies import wide_dtype
+from x_positional.schemes.base import Dims, PositionScheme
+from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.rotary.frequencies import wide_dtype
 
 
 class QueryTemperature(PositionScheme):

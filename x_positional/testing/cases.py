@@ -2,19 +2,19 @@
 
 from dataclasses import dataclass
 
-from x_positional.registry import REGISTRY
 from x_positional.schemes.absolute import Absolute, SinusoidalConfig
 from x_positional.schemes.alibi import Alibi
-from x_positional.schemes.axial import Axial
 from x_positional.schemes.cope import CopeConfig
 from x_positional.schemes.deberta import Deberta
 from x_positional.schemes.dynamic_bias import Dynamic
 from x_positional.schemes.forgetting import ForgettingConfig
-from x_positional.schemes.mixed import Mixed
-from x_positional.schemes.polar import PolarConfig
-from x_positional.schemes.rope_scaling_length import DynamicNtk, LongRope
-from x_positional.schemes.rope_scaling_parts import Llama3, Yarn
-from x_positional.schemes.rotary import Rope, XPos
+from x_positional.schemes.registry import REGISTRY
+from x_positional.schemes.rotary.axial import Axial
+from x_positional.schemes.rotary.mixed import Mixed
+from x_positional.schemes.rotary.polar import PolarConfig
+from x_positional.schemes.rotary.rope import Rope, XPos
+from x_positional.schemes.rotary.scaling.length import DynamicNtk, LongRope
+from x_positional.schemes.rotary.scaling.parts import Llama3, Yarn
 from x_positional.schemes.t5 import T5
 from x_positional.schemes.temperature import LogN, Temperature
 from x_positional.testing.subject import Scheme, Sizes

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from x_positional.backends import BACKENDS, BackendError, obstacles
+from x_positional.attention.backends import BACKENDS, BackendError, obstacles
+from x_positional.config.validate import IncompatibleConfig
 from x_positional.testing.judge import APART, TOLERANCE, Broken, Judge, difference
 from x_positional.testing.subject import Kind, Subject, leaves
-from x_positional.validate import IncompatibleConfig
 
 HOOKS = (
     "embed", "tables", "length_tables", "rotate_q", "rotate_k", "key_state", "bias", "content_bias",

@@ -6,10 +6,10 @@ B batch, T tokens, V vocabulary.
 import torch
 from torch import Tensor
 
+from x_positional.models.language import TransformerWrapper
 from x_positional.testing.checks_cache import decode, need_cache
 from x_positional.testing.judge import Judge, difference
 from x_positional.testing.subject import Kind, Subject
-from x_positional.wrappers import TransformerWrapper
 
 LENGTHS = (11, 4, 7)
 DOCUMENTS = ((5, 8), (1, 8, 4), (13,))

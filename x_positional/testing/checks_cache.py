@@ -6,11 +6,11 @@ B batch, T tokens, V vocabulary.
 import torch
 from torch import Tensor
 
-from x_positional.cache import KVCache
-from x_positional.scheme import PositionError, PositionScheme
+from x_positional.attention.cache import KVCache
+from x_positional.models.language import TransformerWrapper
+from x_positional.schemes.base import PositionError, PositionScheme
 from x_positional.testing.judge import Judge
 from x_positional.testing.subject import Subject, forced, forced_cache
-from x_positional.wrappers import TransformerWrapper
 
 LENGTH, WINDOW = 23, 5
 CHUNKS = (1, 3, 7, LENGTH)

@@ -6,11 +6,11 @@ B batch, T tokens, S context tokens, M model dim, V vocabulary.
 import torch
 from torch import Tensor
 
-from x_positional.scheme import PositionError
+from x_positional.models.language import TransformerWrapper
+from x_positional.schemes.base import PositionError
 from x_positional.testing.checks_cache import decode
 from x_positional.testing.judge import Judge, difference
 from x_positional.testing.subject import Kind, Subject
-from x_positional.wrappers import TransformerWrapper
 
 LENGTH, CONTEXT = 11, 8
 LENGTHS = (8, 3, 5)

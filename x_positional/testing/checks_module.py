@@ -9,9 +9,9 @@ import pickle
 import torch
 from torch import Tensor, nn
 
+from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.testing.judge import Judge
 from x_positional.testing.subject import Kind, Subject
-from x_positional.wrappers import TransformerWrapper, build_model
 
 LENGTH = 13
 

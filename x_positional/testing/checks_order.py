@@ -5,9 +5,9 @@ B batch, T tokens, V vocabulary.
 
 import torch
 
+from x_positional.models.language import TransformerWrapper
 from x_positional.testing.judge import APART, Judge, NotApplicable, difference
 from x_positional.testing.subject import Subject, both_sides, forced
-from x_positional.wrappers import TransformerWrapper
 
 LENGTH, MIDDLE = 9, 4
 FAR, REACH, LOUDER = 256, 2**15, 8

@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from x_positional.scheme import PositionError
+from x_positional.models.language import TransformerWrapper
+from x_positional.schemes.base import PositionError
 from x_positional.testing.checks_cache import decode
 from x_positional.testing.judge import APART, TOLERANCE, Broken, Judge, NotApplicable, difference, fails
 from x_positional.testing.subject import Kind, Subject, forced
-from x_positional.wrappers import TransformerWrapper
 
 LENGTH = 13
 SHIFTS = (1, 7, 1000, 2**17)

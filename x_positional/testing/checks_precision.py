@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from x_positional.scheme import AttentionContext, Bias, PositionScheme, Span
+from x_positional.schemes.base import AttentionContext, Bias, PositionScheme, Span
 from x_positional.testing.judge import Broken, Judge, difference
 from x_positional.testing.subject import Kind, Subject, leaves
 

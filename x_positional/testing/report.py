@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from x_positional.scheme import Capabilities
+from x_positional.schemes.base import Capabilities
 from x_positional.testing.judge import Broken
 
 Verdict = Literal["pass", "fail", "n/a"]

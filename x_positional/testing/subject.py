@@ -10,15 +10,15 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from x_positional.cache import KVCache
-from x_positional.config import ModelConfig
-from x_positional.placement import place
-from x_positional.registry import SchemeConfig, scheme_config
-from x_positional.scheme import Capabilities, Dims, PositionScheme
+from x_positional.attention.cache import KVCache
+from x_positional.attention.inputs import place
+from x_positional.config.layers import ModelConfig
+from x_positional.config.validate import model_report
+from x_positional.models.language import TransformerWrapper, build_model
+from x_positional.schemes.base import Capabilities, Dims, PositionScheme
 from x_positional.schemes.compose import Chain
+from x_positional.schemes.registry import SchemeConfig, scheme_config
 from x_positional.testing.judge import NotApplicable
-from x_positional.validate import model_report
-from x_positional.wrappers import TransformerWrapper, build_model
 
 Kind = Literal["decoder", "encoder"]
 KINDS: tuple[Kind, ...] = ("decoder", "encoder")

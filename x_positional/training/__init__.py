@@ -2,7 +2,7 @@
 
 from x_positional.training.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from x_positional.training.errors import MissingExtra, NonFiniteLoss, UserError
-from x_positional.training.trainer import Result, train
+from x_positional.training.loop.trainer import Result, train
 
 __all__ = [
     "DataConfig",

@@ -7,8 +7,8 @@ import yaml
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from x_positional.config import ModelConfig
-from x_positional.registry import Config
+from x_positional.config.layers import ModelConfig
+from x_positional.schemes.registry import Config
 
 TokenDtype = Literal["uint8", "uint16", "uint32", "int16", "int32", "int64"]
 

@@ -7,13 +7,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from x_positional.config import ModelConfig
-from x_positional.registry import Config
-from x_positional.training.checkpoint import CONFIG
+from x_positional.config.layers import ModelConfig
+from x_positional.config.suggest import sentences
+from x_positional.schemes.registry import Config
+from x_positional.training.checkpoints.checkpoint import CONFIG
 from x_positional.training.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from x_positional.training.errors import UserError, listed
 from x_positional.training.schema import hint, resolve
-from x_positional.validate_words import sentences
 
 
 class ModelFile(Config):

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from x_positional.registry import REGISTRY
+from x_positional.schemes.registry import REGISTRY
 
 Path = tuple[str, ...]
 

@@ -36,7 +36,7 @@ from x_positional.pretrained.families.starcoder2 import STARCODER2
 from x_positional.pretrained.families.t5 import MT5, T5
 from x_positional.pretrained.families.vit import VIT
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.inner import Inner
+from x_positional.pretrained.nested import Inner
 
 DENSE = (
     MISTRAL, QWEN2, QWEN3, PHI, PHI3, GEMMA, GEMMA2, GEMMA3_TEXT, COHERE, COHERE2, OLMO, OLMO2, OLMO3, SMOLLM3, STABLELM,

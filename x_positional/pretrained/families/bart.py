@@ -1,11 +1,11 @@
 """BART: learned positions whose table begins with two rows that no token uses, a norm after each sum."""
 
+from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Fixed, Hf, Key
+from x_positional.pretrained.config_json.encoder_decoder import both, decoder, encoder
 from x_positional.pretrained.families.bert import TIED, norms
 from x_positional.pretrained.families.llama import ACTIVATIONS
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Both, Codec, Fields, Fixed, Hf, Key
-from x_positional.pretrained.layouts import Joined, Layout, Reshaped, qkv
-from x_positional.pretrained.sides import both, decoder, encoder
+from x_positional.pretrained.tensors.layouts import Joined, Layout, Reshaped, qkv
 from x_positional.schemes import Absolute
 
 DIM = 1024

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Fixed, Hf, Key, Only
 from x_positional.pretrained.families.llama import ACTIVATIONS
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Both, Codec, Fields, Fixed, Hf, Key, Only
-from x_positional.pretrained.layouts import qkv
+from x_positional.pretrained.tensors.layouts import qkv
 from x_positional.schemes import Absolute
 
 GAMMA = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))

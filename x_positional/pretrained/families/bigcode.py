@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from x_positional.pretrained.config_keys import key_names
+from x_positional.pretrained.config_json.codecs import Both, Fields, Hf, Key, Only
+from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.families.gpt2 import GPT2
 from x_positional.pretrained.families.llama import ACTIVATIONS
 from x_positional.pretrained.families.sizes import OLD_ALIASES
-from x_positional.pretrained.fields import Both, Fields, Hf, Key, Only
-from x_positional.pretrained.fused import grouped
+from x_positional.pretrained.tensors.fused_qkv import grouped
 
 
 def _scale_fields(hf: Hf) -> Fields:

@@ -1,12 +1,12 @@
 """BLOOM: ALiBi, a norm after the embedding, queries, keys and values of a head side by side."""
 
-from x_positional.pretrained.config_keys import key_names
+from x_positional.pretrained.config_json.codecs import Both, Fixed, Key
+from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import tied
 from x_positional.pretrained.families.sizes import even_heads
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Both, Fixed, Key
-from x_positional.pretrained.fused import grouped
+from x_positional.pretrained.tensors.fused_qkv import grouped
 from x_positional.schemes import Alibi
 
 BLOOM = Family(

@@ -2,12 +2,12 @@
 scaled; and its second version, whose layers with windows turn and whose others do not.
 """
 
-from x_positional.pretrained.config_keys import key_names
+from x_positional.pretrained.config_json.codecs import Fixed, follows, multiplier, share
+from x_positional.pretrained.config_json.ignored_keys import key_names
+from x_positional.pretrained.config_json.layer_types import SLIDING, Reaches, Turns, full_every, turning_in
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import LLAMA, qk_norms_if, sizes, tied
-from x_positional.pretrained.fields import Fixed, follows, multiplier, share
-from x_positional.pretrained.layer_types import SLIDING, Reaches, Turns, full_every, turning_in
-from x_positional.pretrained.layouts import head_gains
+from x_positional.pretrained.tensors.layouts import head_gains
 
 COHERE = LLAMA.like(
     "cohere", "CohereForCausalLM",

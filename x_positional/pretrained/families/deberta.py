@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Hf, Key, Only, Written
 from x_positional.pretrained.families.bert import BERT, GAMMA, IDLE_BIAS, POOLER, norms, sizes
-from x_positional.pretrained.fields import Both, Codec, Fields, Hf, Key, Only, Written
-from x_positional.pretrained.layouts import qkv
+from x_positional.pretrained.tensors.layouts import qkv
 from x_positional.schemes import Absolute
 from x_positional.schemes import Deberta as Disentangled
 from x_positional.schemes.deberta import Terms

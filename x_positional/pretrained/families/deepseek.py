@@ -4,14 +4,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from x_positional.latent_config import MLAConfig
-from x_positional.pretrained.config_keys import key_names
+from x_positional.config.latent import MLAConfig
+from x_positional.pretrained.config_json.codecs import NULL, Fields, Fixed, Hf, Only
+from x_positional.pretrained.config_json.ignored_keys import key_names
+from x_positional.pretrained.config_json.layer_types import NEIGHBOURS, Turns
+from x_positional.pretrained.config_json.moe_codec import Mixture, Named, Shared, Sparse
 from x_positional.pretrained.families.llama import LLAMA, sizes
 from x_positional.pretrained.families.mixtral import EXPERTS, LAYER, TRAINING, shared_names
-from x_positional.pretrained.fields import NULL, Fields, Fixed, Hf, Only
-from x_positional.pretrained.layer_types import NEIGHBOURS, Turns
-from x_positional.pretrained.layouts_latent import LatentQueries
-from x_positional.pretrained.mixture import Mixture, Named, Shared, Sparse
+from x_positional.pretrained.tensors.layouts_latent import LatentQueries
 from x_positional.schemes import Rope
 
 TURNS = Turns(honours=(NEIGHBOURS,))

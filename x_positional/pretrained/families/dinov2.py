@@ -4,13 +4,13 @@ patches, and registers in a later one.
 
 from typing import Any
 
-from x_positional.pretrained.config_keys import key_names
+from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Fixed, Hf, Key, Only
+from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import ACTIVATIONS
 from x_positional.pretrained.families.vit import MASK_TOKEN, attention, embeddings, images, tokens
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Both, Codec, Fields, Fixed, Hf, Key, Only
-from x_positional.pretrained.layouts import ByGate, Layout, Same, Swapped
+from x_positional.pretrained.tensors.layouts import ByGate, Layout, Same, Swapped
 
 RATIOS = range(1, 65)
 """Widths of a feedforward as multiples of the model's, which the config takes in whole numbers."""

@@ -3,13 +3,13 @@
 
 from typing import Any
 
+from x_positional.pretrained.config_json.codecs import Both, Fields, Fixed, Hf, Key, Only
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
 from x_positional.pretrained.families.sizes import even_heads, inner_width
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Both, Fields, Fixed, Hf, Key, Only
-from x_positional.pretrained.fused import ByPlace, grouped
-from x_positional.rope import from_hf, to_hf
+from x_positional.pretrained.rope import from_hf, to_hf
+from x_positional.pretrained.tensors.fused_qkv import ByPlace, grouped
 from x_positional.schemes import Alibi, Rope
 
 WIDTH, HEADS = 4544, 71

@@ -3,10 +3,10 @@
 Gemma 3 is published alone and inside of a model that sees images.
 """
 
+from x_positional.pretrained.config_json.codecs import Both, Fields, Fixed, Hf, Key, Maybe, Only, decimal, follows
+from x_positional.pretrained.config_json.layer_types import Reaches, Turns, full_every
 from x_positional.pretrained.families.llama import ACTIVATIONS, LLAMA, activations, qk_norms, sizes, tied
-from x_positional.pretrained.fields import Both, Fields, Fixed, Hf, Key, Maybe, Only, decimal, follows
-from x_positional.pretrained.inner import Inner
-from x_positional.pretrained.layer_types import Reaches, Turns, full_every
+from x_positional.pretrained.nested import Inner
 
 TANH = activations("gelu_pytorch_tanh")
 CAUSAL = Only("use_bidirectional_attention", (None, False), "decoders see the past alone here.")

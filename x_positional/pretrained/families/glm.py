@@ -2,10 +2,10 @@
 norms before and after each branch.
 """
 
+from x_positional.pretrained.config_json.codecs import Fixed, Key
+from x_positional.pretrained.config_json.layer_types import SHARE, Turns
 from x_positional.pretrained.families.llama import LLAMA, rms_norms, sizes
-from x_positional.pretrained.fields import Fixed, Key
-from x_positional.pretrained.layer_types import SHARE, Turns
-from x_positional.pretrained.layouts import Swapped
+from x_positional.pretrained.tensors.layouts import Swapped
 
 GLM = LLAMA.like(
     "glm", "GlmForCausalLM",

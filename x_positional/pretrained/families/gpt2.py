@@ -1,9 +1,9 @@
 """GPT-2: a learned table, LayerNorm before each branch, weights stored as [in, out]."""
 
+from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Fixed, Hf, Key, Only, share
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Both, Codec, Fields, Fixed, Hf, Key, Only, share
-from x_positional.pretrained.layouts import Same, Transposed
+from x_positional.pretrained.tensors.layouts import Same, Transposed
 from x_positional.schemes import Absolute
 
 TABLE = Fixed("layers.position", [Absolute(scale=1.0)])

@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from x_positional.pretrained.config_json.codecs import Both, Fields, Fixed, Hf, Key
 from x_positional.pretrained.families.gpt2 import TABLE, layer_norms
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
 from x_positional.pretrained.families.sizes import even_heads, inner_width
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Both, Fields, Fixed, Hf, Key
-from x_positional.pretrained.layouts import qkv
+from x_positional.pretrained.tensors.layouts import qkv
 
 
 def _window_fields(hf: Hf) -> Fields:

@@ -2,13 +2,13 @@
 
 from typing import Any
 
+from x_positional.pretrained.config_json.codecs import Both, Fields, Fixed, Hf, Key
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
 from x_positional.pretrained.families.sizes import even_heads
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Both, Fields, Fixed, Hf, Key
-from x_positional.pretrained.fused import grouped
-from x_positional.rope import from_hf, to_hf
+from x_positional.pretrained.rope import from_hf, to_hf
+from x_positional.pretrained.tensors.fused_qkv import grouped
 from x_positional.schemes import Rope
 
 ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "rotary_emb_base", "partial_rotary_factor", "rotary_pct",

@@ -1,11 +1,11 @@
 """gpt-oss: sinks, windows in every other layer, experts with biases, clamped gates, weights that are a softmax of the chosen."""
 
+from x_positional.pretrained.config_json.codecs import Fixed, Key, Only
+from x_positional.pretrained.config_json.layer_types import Reaches, full_every
+from x_positional.pretrained.config_json.moe_codec import Mixture, Named
 from x_positional.pretrained.families.llama import LLAMA, rms_norms, sizes
 from x_positional.pretrained.families.mixtral import LAYER, TRAINING
-from x_positional.pretrained.fields import Fixed, Key, Only
-from x_positional.pretrained.layer_types import Reaches, full_every
-from x_positional.pretrained.layouts_experts import Fused, gates_between
-from x_positional.pretrained.mixture import Mixture, Named
+from x_positional.pretrained.tensors.layouts_experts import Fused, gates_between
 
 GPT_OSS = LLAMA.like(
     "gpt_oss", "GptOssForCausalLM",

@@ -2,13 +2,13 @@
 
 from typing import Any
 
+from x_positional.pretrained.config_json.codecs import Both, Fields, Fixed, Hf
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import tied
 from x_positional.pretrained.families.sizes import OLD_ALIASES, old_sizes
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Both, Fields, Fixed, Hf
-from x_positional.pretrained.fused import sharded
-from x_positional.pretrained.layouts import qkv
+from x_positional.pretrained.tensors.fused_qkv import sharded
+from x_positional.pretrained.tensors.layouts import qkv
 from x_positional.schemes import Rope
 
 

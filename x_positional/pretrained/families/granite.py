@@ -1,7 +1,7 @@
 """Granite: a Llama whose embeddings, scores, branches and logits are scaled."""
 
+from x_positional.pretrained.config_json.codecs import Both, Fields, Hf, Key, decimal, multiplier
 from x_positional.pretrained.families.llama import LLAMA, sizes
-from x_positional.pretrained.fields import Both, Fields, Hf, Key, decimal, multiplier
 
 
 def _scale(hf: Hf) -> Fields:

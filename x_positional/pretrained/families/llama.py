@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from x_positional.pretrained.config_json.codecs import Both, Codec, Fixed, Key, Only, of, share
+from x_positional.pretrained.config_json.layer_types import Turns
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Both, Codec, Fixed, Key, Only, of, share
-from x_positional.pretrained.layer_types import Turns
-from x_positional.pretrained.layouts import Joined, qkv
+from x_positional.pretrained.tensors.layouts import Joined, qkv
 
 ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",

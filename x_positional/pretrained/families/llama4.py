@@ -6,16 +6,16 @@ It is published alone and inside of a model that sees images.
 from dataclasses import dataclass
 from typing import Any
 
+from x_positional.pretrained.config_json.codecs import Fields, Fixed, Hf
+from x_positional.pretrained.config_json.layer_types import CHUNKED, FULL, Reaches, Turns, turning_unless_listed
+from x_positional.pretrained.config_json.moe_codec import Mixture, Named, Shared, Sparse
 from x_positional.pretrained.families.llama import LLAMA, rms_norms, sizes
 from x_positional.pretrained.families.mixtral import LAYER, TRAINING, shared_names
-from x_positional.pretrained.fields import Fields, Fixed, Hf
-from x_positional.pretrained.inner import Inner
-from x_positional.pretrained.layer_types import CHUNKED, FULL, Reaches, Turns, turning_unless_listed
-from x_positional.pretrained.layouts import Joined
-from x_positional.pretrained.layouts_experts import Fused, gates_first
-from x_positional.pretrained.mixture import Mixture, Named, Shared, Sparse
-from x_positional.registry import SchemeConfig
+from x_positional.pretrained.nested import Inner
+from x_positional.pretrained.tensors.layouts import Joined
+from x_positional.pretrained.tensors.layouts_experts import Fused, gates_first
 from x_positional.schemes import NoPEConfig, Temperature
+from x_positional.schemes.registry import SchemeConfig
 
 SOME_TURN = turning_unless_listed()
 TURNS = Turns(turning=SOME_TURN)

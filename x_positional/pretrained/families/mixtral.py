@@ -1,12 +1,12 @@
 """Mixtral and OLMoE: the blocks of Llama with experts whose weights are a softmax."""
 
-from x_positional.pretrained.config_keys import key_names
+from x_positional.pretrained.config_json.codecs import Fixed, Maybe
+from x_positional.pretrained.config_json.ignored_keys import key_names
+from x_positional.pretrained.config_json.moe_codec import Mixture, Named
 from x_positional.pretrained.families.llama import LLAMA, qk_norms, rms_norms, sizes
 from x_positional.pretrained.families.olmo import OLMO2
-from x_positional.pretrained.fields import Fixed, Maybe
-from x_positional.pretrained.layouts import Joined, Layout
-from x_positional.pretrained.layouts_experts import PerExpert
-from x_positional.pretrained.mixture import Mixture, Named
+from x_positional.pretrained.tensors.layouts import Joined, Layout
+from x_positional.pretrained.tensors.layouts_experts import PerExpert
 
 LAYER = "model.layers.{i}."
 TRAINING = key_names("output_router_logits router_aux_loss_coef router_jitter_noise")

@@ -3,11 +3,11 @@
 import math
 from typing import Any
 
-from x_positional.pretrained.config_keys import key_names
+from x_positional.pretrained.config_json.codecs import Both, Fields, Fixed, Hf, Key, Only
+from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.families.llama import tied
 from x_positional.pretrained.families.sizes import even_heads
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Both, Fields, Fixed, Hf, Key, Only
 from x_positional.schemes import Alibi
 
 WIDTH, HEADS, EXPONENT = 2048, 16, 8

@@ -1,9 +1,9 @@
 """Nemotron: LayerNorm with gains stored as gain - 1, squared ReLU, half of each head turns."""
 
+from x_positional.pretrained.config_json.codecs import Fixed, Key
+from x_positional.pretrained.config_json.layer_types import SHARE, Turns
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import LLAMA, activations, sizes
-from x_positional.pretrained.fields import Fixed, Key
-from x_positional.pretrained.layer_types import SHARE, Turns
 
 NEMOTRON = LLAMA.like(
     "nemotron", "NemotronForCausalLM",

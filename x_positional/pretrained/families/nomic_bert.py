@@ -1,9 +1,9 @@
 """Nomic BERT: a rotary BERT with a gated feedforward, queries, keys and values in one tensor on disk."""
 
+from x_positional.pretrained.config_json.codecs import Codec, Fixed, Key
 from x_positional.pretrained.families.bert import BERT, IDLE_BIAS, POOLER, sizes
 from x_positional.pretrained.families.llama import ROPE
-from x_positional.pretrained.fields import Codec, Fixed, Key
-from x_positional.pretrained.layouts import Joined
+from x_positional.pretrained.tensors.layouts import Joined
 
 ACTIVATION = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu"}
 SIZES: tuple[Codec, ...] = (

@@ -1,9 +1,9 @@
 """OLMo: norms without weights and clipped projections; then norms after each branch and over all heads; then windows."""
 
+from x_positional.pretrained.config_json.codecs import Fixed, Maybe
+from x_positional.pretrained.config_json.layer_types import Reaches, Turns, full_every
 from x_positional.pretrained.families.llama import LLAMA, qk_norms, rms_norms, sizes
-from x_positional.pretrained.fields import Fixed, Maybe
-from x_positional.pretrained.layer_types import Reaches, Turns, full_every
-from x_positional.pretrained.layouts import head_gains
+from x_positional.pretrained.tensors.layouts import head_gains
 
 OLMO = LLAMA.like(
     "olmo", "OlmoForCausalLM",

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Fixed, Hf, Key
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
 from x_positional.pretrained.families.sizes import even_heads
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Both, Codec, Fields, Fixed, Hf, Key
-from x_positional.pretrained.layouts import qkv
+from x_positional.pretrained.tensors.layouts import qkv
 from x_positional.schemes import Absolute
 
 BETWEEN = {"emb_proj_bias": False, "emb_proj_first": True, "logits_proj": True}

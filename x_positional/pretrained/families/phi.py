@@ -4,12 +4,12 @@ joined projections and frequencies that change past the trained length.
 
 from typing import Any
 
-from x_positional.pretrained.config_keys import key_names
+from x_positional.pretrained.config_json.codecs import Both, Fields, Fixed, Key, Maybe
+from x_positional.pretrained.config_json.ignored_keys import key_names
+from x_positional.pretrained.config_json.layer_types import SHARE, Turns
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import LLAMA, activations, qk_norms_if, rms_norms, sizes
-from x_positional.pretrained.fields import Both, Fields, Fixed, Key, Maybe
-from x_positional.pretrained.layer_types import SHARE, Turns
-from x_positional.pretrained.layouts import Swapped
+from x_positional.pretrained.tensors.layouts import Swapped
 from x_positional.schemes import LongRope, Rope
 
 PHI = LLAMA.like(

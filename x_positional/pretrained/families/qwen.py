@@ -1,8 +1,8 @@
 """Llama with windows: Mistral; and with biases of queries, keys and values, or norms of them: Qwen 2 and 3."""
 
+from x_positional.pretrained.config_json.codecs import Fixed, Key, Maybe, Only
+from x_positional.pretrained.config_json.layer_types import Reaches, sliding_from
 from x_positional.pretrained.families.llama import LLAMA, qk_norms, sizes
-from x_positional.pretrained.fields import Fixed, Key, Maybe, Only
-from x_positional.pretrained.layer_types import Reaches, sliding_from
 
 MISTRAL = LLAMA.like(
     "mistral", "MistralForCausalLM",

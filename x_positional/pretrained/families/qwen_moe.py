@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from x_positional.pretrained.config_json.codecs import NULL, Both, Fields, Hf, Key
+from x_positional.pretrained.config_json.layer_types import FULL, SLIDING, Reaches
+from x_positional.pretrained.config_json.moe_codec import Mixture, Named, Shared, Sparse
 from x_positional.pretrained.families.llama import sizes
 from x_positional.pretrained.families.mixtral import EXPERTS, LAYER, TRAINING, shared_names
 from x_positional.pretrained.families.qwen import QWEN2, QWEN3
-from x_positional.pretrained.fields import NULL, Both, Fields, Hf, Key
-from x_positional.pretrained.layer_types import FULL, SLIDING, Reaches
-from x_positional.pretrained.mixture import Mixture, Named, Shared, Sparse
 
 
 def _sparse(hf: Hf) -> Sparse:

@@ -3,11 +3,11 @@
 What sees images is not read: give `token_emb` rows to text alone, or embeddings of your own to the layers.
 """
 
-from x_positional.pretrained.config_keys import key_names
+from x_positional.pretrained.config_json.ignored_keys import key_names
+from x_positional.pretrained.config_json.layer_types import Turns
 from x_positional.pretrained.families.llama import sizes
 from x_positional.pretrained.families.qwen import QWEN2
-from x_positional.pretrained.inner import Inner
-from x_positional.pretrained.layer_types import Turns
+from x_positional.pretrained.nested import Inner
 
 QWEN2_VL_TEXT = QWEN2.like(
     "qwen2_vl_text", "", fields=(Turns(axes=True),), body="Qwen2VLTextModel",

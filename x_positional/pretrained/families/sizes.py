@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Hf, Key
 from x_positional.pretrained.families.llama import ACTIVATIONS
-from x_positional.pretrained.fields import Both, Codec, Fields, Hf, Key
 
 OLD_ALIASES = {
     "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",

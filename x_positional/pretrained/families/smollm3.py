@@ -1,8 +1,8 @@
 """SmolLM 3: every fourth layer does not turn queries and keys."""
 
+from x_positional.pretrained.config_json.codecs import Hf
+from x_positional.pretrained.config_json.layer_types import FULL, SLIDING, Reaches, Turns, turning_unless_listed
 from x_positional.pretrained.families.llama import LLAMA, sizes, tied
-from x_positional.pretrained.fields import Hf
-from x_positional.pretrained.layer_types import FULL, SLIDING, Reaches, Turns, turning_unless_listed
 
 SOME_TURN = turning_unless_listed()
 

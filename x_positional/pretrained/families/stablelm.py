@@ -2,11 +2,11 @@
 feedforward side by side.
 """
 
+from x_positional.pretrained.config_json.codecs import Fixed, Key, follows, share
+from x_positional.pretrained.config_json.layer_types import SHARE, Turns
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import LLAMA, qk_norms_if, sizes
-from x_positional.pretrained.fields import Fixed, Key, follows, share
-from x_positional.pretrained.layer_types import SHARE, Turns
-from x_positional.pretrained.layouts import PerHead
+from x_positional.pretrained.tensors.layouts import PerHead
 
 STABLELM = LLAMA.like(
     "stablelm", "StableLmForCausalLM",

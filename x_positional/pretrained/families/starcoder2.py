@@ -1,9 +1,9 @@
 """StarCoder 2: LayerNorm, a plain feedforward, biases everywhere, windows."""
 
-from x_positional.pretrained.config_keys import key_names
+from x_positional.pretrained.config_json.codecs import Fixed, Key, Maybe
+from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import LLAMA, activations, sizes, tied
-from x_positional.pretrained.fields import Fixed, Key, Maybe
 
 STARCODER2 = LLAMA.like(
     "starcoder2", "Starcoder2ForCausalLM",

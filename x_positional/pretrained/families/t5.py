@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Fixed, Hf, Key
+from x_positional.pretrained.config_json.encoder_decoder import both, decoder, encoder
 from x_positional.pretrained.families.llama import rms_norms
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Both, Codec, Fields, Fixed, Hf, Key
-from x_positional.pretrained.layouts import ByGate, Joined, Layout, Same, qkv
-from x_positional.pretrained.sides import both, decoder, encoder
+from x_positional.pretrained.tensors.layouts import ByGate, Joined, Layout, Same, qkv
 from x_positional.schemes import T5 as Buckets
 
 WORDS = {

@@ -5,12 +5,12 @@ M model dim, T patches of the trained grid.
 
 from typing import Any
 
-from x_positional.pretrained.config_keys import key_names
+from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Fixed, Hf, Key
+from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import ACTIVATIONS
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.fields import Both, Codec, Fields, Fixed, Hf, Key
-from x_positional.pretrained.layouts import Layout, Reshaped, qkv
+from x_positional.pretrained.tensors.layouts import Layout, Reshaped, qkv
 from x_positional.schemes import Absolute
 
 

@@ -1,0 +1,59 @@
+"""What the documentation shows runs, links lead somewhere, and generated pages are up to date."""
+
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from x_positional.schemes.registry import REGISTRY
+
+ROOT = Path(__file__).parents[2]
+SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+SHOWN = ("README.md", "docs/adding-a-scheme.md")
+PAGES = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md"]
+
+
+def generator(name: str) -> ModuleType:
+    """docs/generate/NAME.py as a module."""
+    spec = importlib.util.spec_from_file_location(f"generate_{name}", ROOT / "docs" / "generate" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", SHOWN)
+def test_snippets_run_in_order(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snippets = SNIPPET.findall((ROOT / page).read_text())
+    assert snippets
+    name = f"snippets_of_{Path(page).stem.replace('-', '_').lower()}"  # a module, so that its classes can be pickled
+    (tmp_path / f"{name}.py").write_text("\n".join(snippets))
+    monkeypatch.syspath_prepend(tmp_path)
+    known = dict(REGISTRY)
+    try:
+        module = importlib.import_module(name)
+    finally:
+        for extra in set(REGISTRY) - set(known):
+            del REGISTRY[extra]
+    assert {"loss", "KerpleLog"} & set(vars(module))
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_lead_to_files(page: Path) -> None:
+    missing = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_scheme_pages_are_up_to_date() -> None:
+    schemes = generator("schemes")
+    assert (ROOT / "docs" / "schemes.md").read_text() == schemes.render(), "run make docs"
+    readme = (ROOT / "README.md").read_text()
+    assert readme == schemes.render_readme(readme), "run make docs"

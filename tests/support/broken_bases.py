@@ -1,0 +1,52 @@
+"""Right schemes whose classes take `Dims`, for broken ones to inherit from.
+
+B batch, T query tokens, S key tokens, H heads, D head dim, M model dim.
+"""
+
+from torch import Tensor
+
+from x_positional.schemes import (
+    AlibiBias,
+    CoPE,
+    Forgetting,
+    LearnedAbsolute,
+    RotaryEmbedding,
+    Sinusoidal,
+    alibi_slopes,
+)
+from x_positional.schemes.base import AttentionContext, Dims
+
+
+class PlainRope(RotaryEmbedding):
+    def __init__(self, dims: Dims):
+        super().__init__(dims.head_dim)
+
+
+class PlainAlibi(AlibiBias):
+    def __init__(self, dims: Dims):
+        super().__init__(dims.heads, alibi_slopes(dims.heads))
+
+
+class PlainCope(CoPE):
+    def __init__(self, dims: Dims):
+        super().__init__(dims.head_dim)
+
+
+class PlainForgetting(Forgetting):
+    def __init__(self, dims: Dims):
+        super().__init__(dims.dim, dims.heads)
+
+
+class PlainSinusoidal(Sinusoidal):
+    def __init__(self, dims: Dims):
+        super().__init__(dims.embed_dim)
+
+
+class PlainLearned(LearnedAbsolute):
+    def __init__(self, dims: Dims):
+        super().__init__(dims.max_seq_len or 64, dims.embed_dim)
+
+
+def pairs(ctx: AttentionContext) -> tuple[Tensor, Tensor]:
+    """Positions of queries and keys, [B T] and [B S]."""
+    return ctx.q_positions.expand(ctx.batch, -1), ctx.kv_positions.expand(ctx.batch, -1)

@@ -1,0 +1,248 @@
+"""Schemes wrong on purpose in what they do with positions, and as modules: a mistake of public code, or a lie.
+
+B batch, T query tokens, S key tokens, H heads, D head dim, M model dim.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.support.broken_bases import PlainAlibi, PlainForgetting, PlainLearned, PlainRope, PlainSinusoidal
+from x_positional.schemes import (
+    NoPE,
+    T5Bias,
+    t5_buckets,
+)
+from x_positional.schemes.base import AttentionContext, Bias, Capabilities, Dims
+from x_positional.schemes.rotary.frequencies import Frequencies
+from x_positional.schemes.rotary.rotation import Rotation
+
+
+class FalselyAbsolute(PlainAlibi):
+    """Says that the place of a sequence matters; only distances do."""
+
+    absolute = True
+
+
+class FalselyRelative(PlainSinusoidal):
+    """Says that only distances matter."""
+
+    absolute = False
+
+
+class ClampedTable(PlainLearned):
+    """Says that it has no limit; every position past its table takes the last row."""
+
+    def __init__(self, dims: Dims):
+        super().__init__(dims)
+        self.limit = None
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        return super().embed(x, positions.clamp(max=len(self.table) - 1))
+
+
+class NeedlesslyLimited(PlainRope):
+    """Refuses positions that would work."""
+
+    limit = 300
+
+
+class OverstatedLimit(PlainLearned):
+    """Allows more positions than its table has rows."""
+
+    def __init__(self, dims: Dims):
+        super().__init__(dims)
+        self.limit = len(self.table) + 8
+
+
+class IndexAlibi(PlainAlibi):
+    """Takes the place of a token in its row for its position."""
+
+    def bias(self, ctx: AttentionContext) -> Bias:
+        plain = replace(ctx, q_positions=ctx.q_index, kv_positions=ctx.kv_index, custom_positions=False, ordered=False)
+        return super().bias(plain)
+
+
+class SecretReader(PlainAlibi):
+    """Reads positions in a hook that says nothing of it."""
+
+    def bias(self, ctx: AttentionContext) -> None:
+        return None
+
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
+        return super().bias(ctx)
+
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities(), uses_positions=False, kernel="bias")
+
+
+class RoundedRope(PlainRope):
+    """Takes float positions and rounds them."""
+
+    def tables(self, positions: Tensor) -> Rotation:
+        return super().tables(positions.round())
+
+
+class NeedlesslyWhole(PlainRope):
+    """Refuses float positions that would work."""
+
+    continuous = False
+
+
+class FirstAxisRope(PlainRope):
+    """Says that it takes two axes, and reads one."""
+
+    max_axes = 2
+
+    def tables(self, positions: Tensor) -> Rotation:
+        return super().tables(positions[..., 0] if positions.ndim == 3 else positions)
+
+
+class TextOnTimeAxis(PlainRope):
+    """Takes a position without axes for one on the first axis alone."""
+
+    max_axes = 3
+
+    def tables(self, positions: Tensor) -> Rotation:
+        pairs = self.width // 2
+        each = torch.nn.functional.pad(positions[..., None], (0, 2)) if positions.ndim == 2 else positions
+        spread = each.repeat_interleave(pairs // 3, dim=-1)
+        angle = spread * self.inv_freq(positions.device)
+        both = self.channels(angle.cos()[:, None], angle.sin()[:, None])
+        return Rotation(*both, *both)
+
+
+class NumberedCells(PlainRope):
+    """Numbers the cells of an image row by row, 40 to a row, in at most 61 rows."""
+
+    max_axes = 2
+
+    def tables(self, positions: Tensor) -> Rotation:
+        if positions.ndim == 2:
+            positions = positions[..., None].expand(-1, -1, 2)
+        return super().tables(positions[..., 0].clamp(max=60) * 40 + positions[..., 1])
+
+
+class OneSidedT5(T5Bias):
+    """Has buckets for the past alone, and says that it needs no causal mask."""
+
+    def __init__(self, dims: Dims):
+        super().__init__(dims.heads, dims.causal)
+        self.causal_only = False
+
+    def of_distance(self, distance: Tensor) -> Tensor:
+        return self.table.t()[:, t5_buckets(distance, self.num_buckets, self.max_distance, causal=True)]
+
+
+class FalselyOrdered(NoPE):
+    """Says that it sees order without a causal mask."""
+
+    causal_only = False
+
+    def __init__(self, dims: Dims):
+        super().__init__()
+
+
+class NeedlesslyCausal(PlainAlibi):
+    """Refuses encoders that would work."""
+
+    causal_only = True
+
+
+class HalfAngles(PlainSinusoidal):
+    """Multiplies positions in the dtype of the activations."""
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        exponent = torch.arange(0, self.dim, 2, device=x.device) / self.dim
+        angle = positions[..., None].to(x.dtype) * (10_000.0**-exponent).to(x.dtype)
+        return x + torch.cat([angle.sin(), angle.cos()], -1)[..., : self.dim]
+
+
+class MatmulAngles(PlainRope):
+    """Multiplies positions with `@`, which autocast does in bfloat16."""
+
+    def tables(self, positions: Tensor) -> Rotation:
+        angle = positions[..., None].float() @ self.inv_freq(positions.device).float()[None]
+        both = self.channels(angle.cos()[:, None], angle.sin()[:, None])
+        return Rotation(*both, *both)
+
+
+class HalfGates(PlainForgetting):
+    """Sums its gates in the dtype of the activations."""
+
+    def key_state(self, x: Tensor) -> Tensor:
+        return F.logsigmoid(self.gate(x)).transpose(1, 2)[..., None]
+
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
+        c = torch.zeros(1).to(q) + state[..., 0].to(q.dtype).cumsum(-1)  # type: ignore[index]
+        return Bias(lambda b, h, i, j: c[b, h, i + ctx.S - ctx.T] - c[b, h, j], ctx.batch, ctx.heads)
+
+
+class BufferedRope(PlainRope):
+    """Keeps its frequencies in a buffer, which .bfloat16() rounds."""
+
+    def __init__(self, dims: Dims):
+        super().__init__(dims)
+        self.register_buffer(
+            "table", 10_000.0 ** -(torch.arange(0, dims.head_dim, 2) / dims.head_dim), persistent=False
+        )
+
+    def frequencies(self, device: torch.device, lengths: Tensor | None = None) -> Frequencies:
+        return Frequencies(self.table)
+
+
+class TensorRope(PlainRope):
+    """Keeps its frequencies in a plain tensor, which stays behind when the model moves."""
+
+    def __init__(self, dims: Dims):
+        super().__init__(dims)
+        self.table = 10_000.0 ** -(torch.arange(0, dims.head_dim, 2) / dims.head_dim)
+
+    def frequencies(self, device: torch.device, lengths: Tensor | None = None) -> Frequencies:
+        return Frequencies(self.table)
+
+
+class RandomSlopes(PlainAlibi):
+    """Draws its slopes when it is made, and does not save them."""
+
+    def __init__(self, dims: Dims):
+        super().__init__(dims)
+        self.left = [float(s) for s in torch.rand(dims.heads, device="cpu")]
+
+
+class SlopeFunction(PlainAlibi):
+    """Holds a function, which cannot be pickled."""
+
+    def __init__(self, dims: Dims):
+        super().__init__(dims)
+        self.slope = lambda h: 2.0**-h
+
+
+class SharedTable(PlainLearned):
+    """Every copy of it has the same table."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SharedTable":
+        return self
+
+
+class LooksAtPositions(PlainRope):
+    """Decides on the host, by the values on the device."""
+
+    def tables(self, positions: Tensor) -> Rotation:
+        return super().tables(positions if int(positions.max()) > 5 else positions * 1)
+
+
+class CountsCalls(PlainRope):
+    """Holds a number that differs in each call, so each is compiled anew."""
+
+    def __init__(self, dims: Dims):
+        super().__init__(dims)
+        self.calls = 0
+
+    def tables(self, positions: Tensor) -> Rotation:
+        self.calls += 1
+        shape = [1] * (self.calls % 7 + 1)
+        return super().tables(positions.reshape(*shape, *positions.shape).reshape(positions.shape))

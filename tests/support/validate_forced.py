@@ -1,0 +1,152 @@
+"""Models built with every gate open, and configs with one setting changed: what the oracles of the validator work on."""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from unittest.mock import patch
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from x_positional.attention.backends import BackendError, Choice, choose
+from x_positional.config.layers import ModelConfig
+from x_positional.models.language import TransformerWrapper, build_model
+from x_positional.schemes import Alibi, Axial, Mixed, Rope
+
+BATCH, CONTEXT = 2, 5
+CLOSE = 1e-4
+
+
+class Gates(ExitStack):
+    """Inside it nothing is refused: not by the validator, not by the flags, not by `choose`, not by Chain."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        fields = {name: getattr(config, name) for name in ModelConfig.model_fields}
+        for name, value in {
+            "build.require": lambda report: None,
+            "wrappers.require": lambda report: None,
+            "wrappers.model_from_flags": lambda num_tokens, max_seq_len, flags: {
+                **fields,
+                "layers": flags["attn_layers"],
+            },
+            "build.choose": open_choose,
+            "layers.choose": open_choose,
+            "schemes.compose.chain_problems": lambda parts: [],
+        }.items():
+            self.enter_context(patch(f"x_positional.{name}", value))
+
+
+def open_choose(requested: str, *rest) -> Choice:
+    """What was asked for, whether or not it can run it."""
+    try:
+        return choose(requested, *rest)
+    except BackendError:
+        return Choice(requested, "forced")
+
+
+def forced(config: ModelConfig) -> TransformerWrapper:
+    """The model with every parameter set by its name alone, so that equal names are equal numbers."""
+    with Gates(config):
+        model = build_model(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.isfinite().all():
+                raise ValueError(f"{name} starts at {parameter}")
+            noise = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
+            parameter.copy_(torch.randn(parameter.shape, generator=noise) * 1.5 / fan_in**0.5)
+            if name.endswith("delta"):  # polar phases live in [-2 pi, 0]
+                parameter.copy_(-parameter.abs())
+    return model.eval()
+
+
+def tokens_of(config: ModelConfig, length: int) -> Tensor:
+    return torch.randint(config.num_tokens, (BATCH, length), generator=torch.Generator().manual_seed(length))
+
+
+def context_of(config: ModelConfig) -> dict[str, Tensor]:
+    layers = config.layers
+    if not (layers.cross_attend or layers.kind == "cross_attender"):
+        return {}
+    noise = torch.Generator().manual_seed(5)
+    given = {"context": torch.randn(BATCH, CONTEXT, layers.context_dim or layers.dim, generator=noise)}
+    positions = layers.kind == "cross_attender" and any(part.kind != "none" for part in layers.position or ())
+    return given | ({"context_positions": torch.arange(CONTEXT)} if positions else {})
+
+
+def far(a: Tensor, b: Tensor, close: float = CLOSE) -> bool:
+    """Different by more than `close` of the larger one's scale, or not finite."""
+    a, b = a.detach(), b.detach()
+    scale = 1 + max(float(a.abs().max()), float(b.abs().max()))
+    return not float((a - b).abs().max()) <= close * scale
+
+
+Path = tuple[str | int, ...]
+MEANT_FOR_KERNELS = {"backend", "flash"}
+MEANT_FOR_THE_START = {"bias_init", "uniform_init"}
+CANCELS = {"center"}  # xPos: the same in queries and keys
+
+
+def has_no_effect_by_design(config: ModelConfig, path: Path) -> bool:
+    """Settings that say how, not what; that only set initial values; and those that repeat what the default means."""
+    layers, leaf = config.layers, path[-1]
+    if leaf in MEANT_FOR_KERNELS | MEANT_FOR_THE_START | CANCELS:
+        return True
+    value, natural = at(config, path), {"decoder": ("causal", "symmetric")}.get(layers.kind, ("symmetric",))
+    meant = {
+        "kv_heads": (layers.heads,), "heads": (layers.heads,), "context_dim": (layers.dim,), "emb_dim": (layers.dim,),
+        "final_norm": (layers.norm_place != "post",) if layers.norm.kind != "none" else (), "variant": natural,
+        "gate_bias": (layers.ff.bias,) if layers.ff.glu else (),
+        "cross_attend": (layers.kind == "cross_attender",),
+    }  # fmt: skip
+    hidden = leaf == "max_distance" and (layers.window or layers.chunk) is not None  # no distance is as far
+    part = at(config, path[:-1])
+    if isinstance(part, Rope | Axial | Mixed):
+        meant["dim"] = (layers.head_dim,)
+    if isinstance(part, Mixed):  # theta is where its frequencies start
+        meant["theta"] = (part.theta,)
+    if (
+        isinstance(part, Rope) and part.kind == "rope" and len(part.sections or ()) > 1
+    ):  # text is the same on every axis
+        meant |= {"sections": (part.sections,), "section_order": (part.section_order,)}
+    if isinstance(part, Alibi):  # learned slopes are a start; as many heads as slopes are said twice
+        meant["slopes"] = (part.slopes,) if part.learned and part.slopes else ()
+        meant["heads"] = (len(part.slopes),) if part.slopes else meant["heads"]
+    return hidden or value in meant.get(str(leaf), ())
+
+
+def at(config, path: Path):
+    for step in path:
+        config = config[step] if isinstance(step, int) else getattr(config, step)
+    return config
+
+
+def default_at(config, path: Path):
+    return type(at(config, path[:-1])).model_fields[path[-1]].default
+
+
+def changed(config, before: Path = ()) -> Iterator[Path]:
+    """Paths of the settings that have a default and are not at it."""
+    for name, field in type(config).model_fields.items():
+        value, path = getattr(config, name), (*before, name)
+        if name in ("kind", "head_dim") or (not field.is_required() and value == field.default):
+            continue
+        if name == "position":
+            for i, part in enumerate(value):
+                yield from changed(part, (*path, i))
+        elif isinstance(value, BaseModel):
+            yield from [] if field.is_required() else [path]
+            yield from changed(value, path)
+        elif not field.is_required():
+            yield path
+
+
+def replaced(config, path: Path, value):
+    """The config with another value at a path."""
+    step, rest = path[0], path[1:]
+    if isinstance(config, tuple):
+        return tuple(replaced(item, rest, value) if i == step else item for i, item in enumerate(config))
+    old = getattr(config, step)
+    return config.model_copy(update={step: replaced(old, rest, value) if rest else value})

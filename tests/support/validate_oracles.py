@@ -1,0 +1,347 @@
+"""What a model really does, whatever the validator says: it is built with every gate open, run, decoded and compared.
+
+`faults` names everything that fails or is wrong. The validator must refuse a config if and only if there is a fault.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn import functional as F
+
+from tests.support.validate_forced import (
+    BATCH,
+    changed,
+    context_of,
+    default_at,
+    far,
+    forced,
+    has_no_effect_by_design,
+    replaced,
+    tokens_of,
+)
+from x_positional.attention.backends.eager import Eager
+from x_positional.config.layers import ModelConfig
+from x_positional.config.validate import Use
+from x_positional.models.language import TransformerWrapper
+from x_positional.modules.experts import Router
+from x_positional.schemes import (
+    AlibiBias,
+    Axial,
+    AxialEmbedding,
+    Chain,
+    CoPE,
+    DebertaBias,
+    Forgetting,
+    Rope,
+    RotaryEmbedding,
+    T5Bias,
+    XPosEmbedding,
+    t5_buckets,
+)
+from x_positional.schemes.base import AttentionContext, PositionError, PositionScheme, Span
+from x_positional.schemes.rotary.frequencies import inverse_frequencies
+from x_positional.schemes.rotary.scaling import DefaultRope, LongRope
+from x_positional.schemes.rotary.scaling.parts import Parts
+
+
+def faults(config: ModelConfig, use: Use) -> list[str]:
+    """Everything that fails or is wrong."""
+    try:
+        model = forced(config)
+        with torch.no_grad():
+            full = model(tokens_of(config, length_of(config, use)), **context_of(config))
+    except Exception as error:
+        return [f"fails: {type(error).__name__}: {error}"]
+    if not full.isfinite().all():
+        return ["not finite"]
+    found = []
+    for oracle in ORACLES:
+        try:
+            found += oracle(config, use, model, full)
+        except Exception as error:
+            found.append(f"{oracle.__name__} fails: {type(error).__name__}: {error}")
+    return found
+
+
+def length_of(config: ModelConfig, use: Use) -> int:
+    return use.decode_to or min(config.max_seq_len, 9)
+
+
+def decoding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """Chunks of several lengths through the cache that was asked for give what the full pass gives."""
+    if config.layers.kind == "encoder":
+        if use.cache or use.decode_to:
+            model.new_cache(BATCH)
+        return
+    if use.cache is None and not model.attn_layers.kinds[0].scheme.capabilities().kv_cacheable:
+        return  # nobody asked for a cache, and there is none
+    tokens, context = tokens_of(config, full.shape[1]), context_of(config)
+    for chunks in ([1] * tokens.shape[1], [3, 1, 2, tokens.shape[1]]):
+        cache = model.new_cache(BATCH, tokens.shape[1] if use.cache == "static" else None, use.cache_window)
+        if use.cache == "sliding" and any(reach.recent is None for reach in cache.reaches):
+            yield "the sliding cache keeps everything"
+        with torch.no_grad():
+            pieces = [
+                model(piece, cache=cache, **context) for piece in tokens.split(_cut(chunks, tokens.shape[1]), dim=1)
+            ]
+        if far(torch.cat(pieces, dim=1), full):
+            yield f"decoding by {chunks} differs from the full pass"
+
+
+def _cut(chunks: list[int], length: int) -> list[int]:
+    out = []
+    for chunk in chunks:
+        out.append(min(chunk, length - sum(out)))
+    return [n for n in out if n]
+
+
+def padding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """Tokens padded on the left and on the right give what they give alone."""
+    n = full.shape[1]
+    tokens, context = tokens_of(config, n), context_of(config)
+    for left, right in ((2, 0), (0, 2), (1, 1)):
+        padded = F.pad(tokens, (left, right))
+        mask = F.pad(torch.ones_like(tokens, dtype=torch.bool), (left, right))
+        with torch.no_grad():
+            out = model(padded, mask=mask, **context)
+        if far(out[:, left : left + n], full):
+            yield f"padding by {left} on the left and {right} on the right changes the output"
+
+
+def reaching(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """Every position below max_seq_len runs."""
+    n = min(full.shape[1], config.max_seq_len)
+    positions = torch.arange(config.max_seq_len - n, config.max_seq_len)
+    if any(s.capabilities().uses_positions for s in model.attn_layers.position_schemes):
+        with torch.no_grad():
+            out = model(tokens_of(config, n), positions=positions, **context_of(config))
+        if not out.isfinite().all():
+            yield "not finite at the last positions"
+
+
+def order(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """In one layer of an encoder, what a token makes of the others depends on their order."""
+    if config.layers.kind == "encoder":
+        one = forced(config.model_copy(update={"layers": config.layers.model_copy(update={"depth": 1})}))
+        others = 1 + torch.randperm(full.shape[1] - 1, generator=torch.Generator().manual_seed(1))
+        tokens, context = tokens_of(config, full.shape[1]), context_of(config)
+        with torch.no_grad():
+            said, shuffled = (
+                one(t, **context)[:, 0] for t in (tokens, torch.cat([tokens[:, :1], tokens[:, others]], 1))
+            )
+        if not far(said, shuffled):
+            yield "blind to order"
+
+
+def shifting(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """Where only distances count, moving all positions changes nothing; where positions count, spreading them does."""
+    if config.layers.kind == "cross_attender":
+        return
+    caps = model.attn_layers.kinds[0].scheme.capabilities()
+    if not caps.uses_positions:
+        return
+    n = min(full.shape[1], config.max_seq_len)
+    tokens, context = tokens_of(config, n), context_of(config)
+    with torch.no_grad():
+        near = model(tokens, **context)
+        if not caps.absolute and far(near, model(tokens, positions=torch.arange(n) + 3, **context)):
+            yield "moving all positions changes the output"
+        step = 36.5 if caps.continuous else 37  # whole numbers turn pixel frequencies by multiples of pi
+        spread = torch.arange(n) * step if caps.unbounded else torch.arange(n) * (config.max_seq_len - 1) // (n - 1)
+        farther = config.max_seq_len > n or caps.unbounded
+        if farther and not far(near, model(tokens, positions=spread, **context), 1e-6):
+            yield "positions change nothing"
+
+
+def listing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """A list of schemes means the same in any order, and something else without any one of them."""
+    position = config.layers.position
+    if position is None or len(position) < 2:
+        return
+    n = range(len(position))
+    for kept in ([*n][::-1], *([j for j in n if j != i] for i in n)):
+        other = forced(replaced(config, ("layers", "position"), tuple(position[j] for j in kept)))
+        for ours, theirs in zip(model.attn_layers.kinds, other.attn_layers.kinds, strict=True):
+            for j, same in zip(kept, parts_of(theirs.scheme), strict=True):
+                same.load_state_dict(parts_of(ours.scheme)[j].state_dict())
+        try:
+            with torch.no_grad():
+                out = other(tokens_of(config, full.shape[1]), **context_of(config))
+        except PositionError:
+            if len(kept) < len(n):
+                continue  # without it the others would not even run
+            raise
+        if len(kept) < len(n) and not far(full, out, 1e-6):
+            yield f"schemes {kept} of {len(n)} do it all"
+        if len(kept) == len(n) and far(full, out):
+            yield "the order of the schemes matters"
+
+
+def splitting(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """Each axis of a position turns the pairs that its section says, or its share of them; none stand still."""
+    for part in config.layers.position or ():
+        if isinstance(part, Axial) or (isinstance(part, Rope) and part.kind == "rope" and part.sections is not None):
+            scheme = part.build(config.layers.dims(config.max_seq_len))
+            axes = len(part.sections) if isinstance(part, Rope) else part.axes
+            pairs = scheme.width // 2
+            said = list(part.sections) if isinstance(part, Rope) else [pairs // axes] * axes
+            positions = torch.eye(axes)[None] if axes > 1 else torch.ones(1, 1)
+            turned = (scheme.tables(positions).k_sin[0, 0] != 0).sum(-1) // 2
+            if turned.tolist() != said or sum(said) != pairs:
+                yield f"of {pairs} pairs the axes turn {turned.tolist()}, not {said}"
+
+
+def parts_of(scheme: PositionScheme) -> list[Module]:
+    return list(scheme.parts) if isinstance(scheme, Chain) else [scheme]
+
+
+def rotating(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """Queries point to where each scheme that turns queries and keys says; a temperature only makes them longer."""
+    scheme = model.attn_layers.kinds[0].scheme
+    if not isinstance(scheme, Chain):
+        return
+    q = torch.randn(1, config.layers.heads, 4, config.layers.head_dim, generator=torch.Generator().manual_seed(3))
+    positions = torch.tensor([[0, 1, 2, 5]])
+    turned = scheme.rotate_q(q, scheme.tables(positions))
+    directions = turned / turned.norm(dim=-1, keepdim=True)
+    for part in scheme.parts:
+        if isinstance(part, PositionScheme) and part.overrides("rotate_k"):
+            alone = part.rotate_q(q, part.tables(positions))
+            if alone.shape != turned.shape or far(alone / alone.norm(dim=-1, keepdim=True), directions):
+                yield f"queries do not turn as {type(part).__name__} says"
+
+
+def laws(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """A penalty grows with distance; buckets of distances are in order."""
+    for scheme in model.attn_layers.kinds[0].scheme.modules():
+        if isinstance(scheme, AlibiBias):
+            bias = scheme.of_distance(torch.tensor([1, 5]))[: len(scheme.left)]
+            if not (bias[:, 1] < bias[:, 0]).all():
+                yield "an alibi head has no penalty"
+        if isinstance(scheme, RotaryEmbedding) and not isinstance(scheme, AxialEmbedding):
+            yield from stretching(scheme, next(p.theta for p in config.layers.position or () if isinstance(p, Rope)))
+        if isinstance(scheme, T5Bias):
+            buckets = t5_buckets(torch.arange(200), scheme.num_buckets, scheme.max_distance, scheme.causal_only)
+            if (buckets.diff() < 0).any() or buckets.min() < 0:
+                yield "t5 buckets are out of order"
+        if isinstance(scheme, DebertaBias) and (scheme.rows(torch.arange(200)).diff() < 0).any():
+            yield "deberta buckets are out of order"
+
+
+def choosing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """The experts of a token are different ones, from as many groups as are open."""
+    for router in (m for m in model.modules() if isinstance(m, Router)):
+        rule, experts = router.routing, len(router.weight)
+        tokens = torch.randn(20, router.weight.shape[1], generator=torch.Generator().manual_seed(4))
+        for chosen in router(tokens).experts.tolist():
+            groups = {expert // (experts // rule.groups) for expert in chosen}
+            if len(set(chosen)) < rule.top_k or (rule.groups > 1 and len(groups) > rule.top_groups):
+                yield f"experts {chosen} are chosen, and {rule.top_groups} of {rule.groups} groups are open"
+
+
+def both_sides(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """Without a causal mask: what lies to the right is treated like what lies to the left, or at least read."""
+    if config.layers.kind == "decoder":
+        return
+    n, heads = 4, config.layers.heads
+    index = torch.arange(n)[None]
+    ctx = AttentionContext(
+        q_index=index, kv_index=index, q_positions=index, kv_positions=index, batch=1, heads=heads, span=n, causal=False,
+        ordered=True,
+    )  # fmt: skip
+    for scheme in model.attn_layers.kinds[0].scheme.modules():
+        if isinstance(scheme, XPosEmbedding):
+            table = scheme.tables(index)
+            factor = (table.q_cos**2 + table.q_sin**2)[0, 0]  # [T R]
+            if (factor[0] > factor[1]).any():
+                yield "xpos scores grow to the right"
+        if isinstance(scheme, Forgetting):
+            bias = scheme.content_bias(torch.zeros(1), ctx, torch.full((1, heads, n, 1), -1.0)).dense(
+                ctx, Span(0, n), Span(0, n)
+            )
+            if (bias > 0).any():
+                yield "forgetting remembers what lies to the right better the farther it is"
+        if isinstance(scheme, CoPE):
+            same = torch.ones(1, heads, n, config.layers.head_dim)
+            counted = scheme.transform_scores(torch.zeros(1, heads, n, n), None, same, ctx)
+            if torch.equal(counted[:, :, 0], counted[:, :, 1]):
+                yield "cope counts the same for every query"
+
+
+def stretching(scheme: RotaryEmbedding, theta: float) -> Iterator[str]:
+    """A scaling alone says how the frequencies of theta change: slow pairs at least as much as fast ones, by its factor."""
+    cpu, scaling = torch.device("cpu"), scheme.scaling
+    length = torch.tensor([[64]]) if scaling.follows_length else None
+    ours, said = scheme.initial_frequencies(cpu, length), scaling.frequencies(scheme.width, theta, length=length)
+    if not isinstance(scaling, DefaultRope) and not torch.allclose(ours.inv_freq, said.inv_freq):
+        yield "the frequencies are stretched twice"
+    if isinstance(scaling, Parts):
+        kept = said.inv_freq / inverse_frequencies(scheme.width, theta, cpu)
+        if (kept.diff() > 1e-9).any() or (scaling.factor > 1 and kept[-1] > 1 - 1e-9):
+            yield "slow pairs are not stretched by the factor"
+    if isinstance(scaling, LongRope) and {scaling.factor, scaling.attention_factor, scaling.short_mscale} == {None}:
+        yield f"nobody said the attention factor, and it is {said.attention_factor}"
+
+
+def embedding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """What is added to the embeddings is added once, however many layers there are."""
+    layers = model.attn_layers
+    n = min(full.shape[1], config.max_seq_len)
+    placed = layers.place(BATCH, n, full.device, None, None, None, None)
+    x = torch.zeros(BATCH, n, config.placed_dim or config.layers.dim)
+    with torch.no_grad():
+        if far(layers.embed(x, placed), layers.kinds[0].scheme.embed(x, placed.positions)):
+            yield "the embeddings are changed more than once"
+
+
+def fusing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """What asks for flash does not get full score matrices."""
+    if config.layers.flash and isinstance(model.attn_layers.kinds[0].choice.backend, Eager):
+        yield "eager holds the whole score matrix"
+
+
+def training(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """Every parameter is reached by the gradient, and all of it is finite."""
+    if config.layers.backend == "flex" and not use.train:
+        return  # on this device it has no gradient, and nobody asked for one
+    model.zero_grad()
+    model(tokens_of(config, full.shape[1]), **context_of(config)).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None and parameter.requires_grad:
+            yield f"{name} is never used"
+        elif parameter.grad is not None and not parameter.grad.isfinite().all():
+            yield f"the gradient of {name} is not finite"
+
+
+def settings(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """Every setting that is not at its default changes the parameters or the output."""
+    before = _behaviour(config, model)
+    for path in changed(config):
+        if has_no_effect_by_design(config, path):
+            continue
+        try:
+            other = replaced(config, path, default_at(config, path))
+            after = _behaviour(other, forced(other))
+        except Exception:
+            continue  # without the setting it would not even run
+        alike = all(before[0][name] == after[0][name] for name in before[0].keys() & after[0].keys())
+        if alike and not far(before[1], after[1], 1e-7):
+            yield f"{'.'.join(map(str, path))} changes nothing"
+
+
+def _behaviour(config: ModelConfig, model: TransformerWrapper) -> tuple[dict[str, torch.Size], Tensor]:
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    torch.manual_seed(0)
+    model.train()
+    with torch.no_grad():
+        out = model(tokens_of(config, min(config.max_seq_len, 9)), **context_of(config))
+    model.eval()
+    return shapes, out
+
+
+ORACLES: list[Callable[..., Iterator[str]]] = [
+    decoding, padding, reaching, order, shifting, listing, splitting, rotating, laws, choosing, both_sides, embedding,
+    fusing, training, settings,
+]  # fmt: skip

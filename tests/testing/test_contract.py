@@ -1,0 +1,60 @@
+"""Every registered scheme, useful chains and variants keep the public contract, check by check."""
+
+import functools
+
+import pytest
+import torch
+
+from x_positional.schemes.registry import REGISTRY
+from x_positional.testing import CHECKS, check_scheme
+from x_positional.testing.cases import CHAINS, VARIANTS, cases
+from x_positional.testing.subject import Sizes, Subject
+from x_positional.testing.suite import run_check
+
+CASES = cases()
+COMPILING = {"compiles", "compiles_decoding"}
+COMPILED = {"rope + cope", "xpos + alibi + forgetting", "rope, dynamic NTK, fixed"}
+
+
+@functools.cache
+def subject(name: str) -> Subject:
+    return Subject(CASES[name].scheme, CASES[name].sizes or Sizes(), torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def fast_flex(monkeypatch: pytest.MonkeyPatch):
+    """On CPU FlexAttention compiles its plain-torch path for every new mask; here the same path runs as it is."""
+    monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Compiling takes seconds, so of chains and variants only those that ask something else of the compiler are compiled."""
+    compiled = set(REGISTRY) | COMPILED
+    return [(case, check) for case in CASES for check in CHECKS if check not in COMPILING or case in compiled]
+
+
+@pytest.mark.parametrize(("case", "check"), pairs())
+def test_contract(case: str, check: str):
+    outcome = run_check(check, subject(case))
+    assert outcome.verdict in ("pass", "n/a"), outcome.detail
+
+
+def test_every_registered_scheme_and_every_chain_is_a_case():
+    assert set(REGISTRY) - {"custom"} <= set(CASES)
+    assert set(CASES) >= COMPILED
+    assert len(CASES) == len(REGISTRY) - 1 + len(CHAINS) + len(VARIANTS)
+
+
+def test_flex_as_it_is_on_cpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False, raising=False
+    )
+    assert check_scheme("forgetting", only="backends_agree").ok
+
+
+@pytest.mark.cuda
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("case", CASES)
+def test_contract_on_cuda(case: str):
+    check_scheme(CASES[case].scheme, sizes=CASES[case].sizes, device="cuda")

@@ -1,0 +1,1 @@
+"""Who sees whom, over tensors: masks, caches, plans and backends."""

@@ -1,0 +1,69 @@
+"""Which backend runs a kind of layer, and why."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from x_positional.attention.backends.base import Backend, BackendError
+from x_positional.attention.backends.eager import Blockwise, Eager
+from x_positional.attention.backends.flex import Flex
+from x_positional.attention.backends.sdpa import Sdpa
+from x_positional.attention.backends.varlen import Varlen
+from x_positional.schemes.base import Kernel
+
+BackendName = Literal["auto", "eager", "blockwise", "sdpa", "flex", "varlen"]
+BACKENDS: dict[str, Backend] = {b.name: b for b in (Eager(), Blockwise(), Sdpa(), Flex(), Varlen())}
+
+_NEEDS: dict[str, str] = {
+    "fused": "only queries and keys are changed, so any kernel runs it",
+    "bias": "it adds a pointwise bias to the scores",
+    "rows": "it needs whole rows of scores, which fused kernels never form",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend by name and the reason for it, in words."""
+
+    name: str
+    reason: str
+
+    @property
+    def backend(self) -> Backend:
+        return BACKENDS[self.name]
+
+
+def obstacles(name: str, kernel: Kernel, features: frozenset[str]) -> list[str]:
+    """Why a backend cannot run a kernel class with these score features ("softcap", "sinks", "dropout", "chunk",
+    "keep_first"); [] if it can."""
+    backend = BACKENDS[name]
+    found = []
+    if kernel not in backend.kernels:
+        found.append(f"the scheme has no path through it: {_NEEDS[kernel]}")
+    return found + [reason for feature, reason in backend.refuses.items() if feature in features]
+
+
+def choose(requested: str, flash: bool, kernel: Kernel, features: frozenset[str] = frozenset()) -> Choice:
+    """The backend for a layer. `flash` asks for a path that never holds the whole score matrix.
+
+    Raises BackendError, with what would run, where the request cannot be met.
+    """
+    if requested not in BACKENDS and requested != "auto":
+        raise BackendError(f"no backend named {requested!r}; there are: auto, {', '.join(BACKENDS)}")
+    able = [name for name in ("sdpa", "blockwise", "eager", "flex") if not obstacles(name, kernel, features)]
+    if requested != "auto":
+        if found := obstacles(requested, kernel, features):
+            raise BackendError(
+                f"backend={requested!r} cannot run this: {'; '.join(found)}. Use one of: {', '.join(able)}."
+            )
+        if flash and requested == "eager":
+            raise BackendError(
+                "attn_flash=True asks for a path that never holds the whole score matrix, and backend='eager' holds it. "
+                f"Use backend={' or '.join(repr(n) for n in able if n != 'eager')}."
+            )
+        return Choice(requested, "asked for by name")
+    if "sdpa" in able:
+        return Choice("sdpa", f"fused: {_NEEDS[kernel]}")
+    why = "; ".join(obstacles("sdpa", kernel, features))
+    if flash:
+        return Choice("blockwise", f"one block of rows at a time, exact: {why}")
+    return Choice("eager", f"{why}; attn_flash=True runs it by blocks of rows, with less memory")

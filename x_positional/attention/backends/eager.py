@@ -1,0 +1,87 @@
+"""The reference backend, and the same arithmetic by blocks of query rows.
+
+B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head dim, E value dim.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from x_positional.attention.backends.base import Backend, Planned, ScoreOps, blocks_of
+from x_positional.schemes.base import Kernel, Span
+
+ALL_KERNELS: frozenset[Kernel] = frozenset(("fused", "bias", "rows"))
+
+
+def _probabilities(q: Tensor, k: Tensor, planned: Planned, ops: ScoreOps, rows: Span, keys: Span) -> Tensor:
+    """[B H rows D], [B H keys D] -> [B H rows keys], in float32 or wider; a row that sees nothing is all zero."""
+    ctx = planned.ctx
+    visible = ctx.visible_rows(rows, keys)
+    scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * ops.scale
+    for bias in (planned.bias, ops.content):
+        if bias is not None:
+            scores = scores + replace_hidden(bias.dense(ctx, rows, keys), visible)
+    if ops.softcap is not None:
+        scores = ops.softcap * torch.tanh(scores / ops.softcap)
+    if ops.transform is not None and ops.unrotated_q is not None:
+        scores = ops.transform(scores, visible, ops.unrotated_q[:, :, rows.cut], ctx.block(rows, keys))
+    if visible is not None:
+        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    if ops.sinks is not None:
+        sink = ops.sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
+        return torch.cat([sink, scores], dim=-1).softmax(-1)[..., 1:]
+    probabilities = scores.softmax(-1)
+    return probabilities if visible is None else probabilities.masked_fill(~visible, 0)
+
+
+def replace_hidden(bias: Tensor, visible: Tensor | None) -> Tensor:
+    """A dense bias with 0 in place of -inf at hidden keys: the mask itself comes last, after the soft cap."""
+    return bias if visible is None else bias.masked_fill(~visible, 0)
+
+
+def share_heads(k: Tensor, heads: int) -> Tensor:
+    """[B G S D] -> [B H S D]: query head h reads key head h // (H / G)."""
+    groups = k.shape[1]
+    return k if groups == heads else k.repeat_interleave(heads // groups, dim=1)
+
+
+class Eager(Backend):
+    """Full score matrices: the reference, and the only backend that can return attention maps."""
+
+    name = "eager"
+    kernels = ALL_KERNELS
+
+    def probabilities(self, q: Tensor, k: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
+        """[B H T D], [B G S D] -> [B H T S], before dropout."""
+        return _probabilities(q, share_heads(k, q.shape[1]), planned, ops, planned.ctx.every_row, planned.ctx.every_key)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
+        probabilities = F.dropout(self.probabilities(q, k, planned, ops), ops.dropout, ops.dropout > 0)
+        return probabilities.to(v.dtype) @ share_heads(v, q.shape[1])
+
+
+class Blockwise(Backend):
+    """Exact and differentiable, holding the scores of one block of query rows at a time; backward recomputes them."""
+
+    name = "blockwise"
+    kernels = ALL_KERNELS
+    block = 128
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
+        heads = q.shape[1]
+        k, v = share_heads(k, heads), share_heads(v, heads)
+        blocks = blocks_of(planned.ctx, self.block)
+        return torch.cat([self._block(q, k, v, planned, ops, rows, keys) for rows, keys in blocks], dim=2)
+
+    def _block(
+        self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps, rows: Span, keys: Span
+    ) -> Tensor:
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            probabilities = F.dropout(_probabilities(q, k, planned, ops, rows, keys), ops.dropout, ops.dropout > 0)
+            return probabilities.to(v.dtype) @ v
+
+        args = (q[:, :, rows.cut], k[:, :, keys.cut], v[:, :, keys.cut])
+        if not torch.is_grad_enabled():
+            return run(*args)
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=ops.dropout > 0)

@@ -1,0 +1,80 @@
+"""torch's scaled_dot_product_attention: flash and memory-efficient kernels where they apply.
+
+B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head dim, E value dim.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from x_positional.attention.backends.base import Backend, Planned, ScoreOps, blocks_of
+from x_positional.schemes.base import AttentionContext, Bias, Span
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some queries, the keys they may see, and their additive or boolean mask [B|1 H|1 rows keys], None for none."""
+
+    rows: Span
+    keys: Span
+    mask: Tensor | None
+
+
+class Sdpa(Backend):
+    """The lower triangle and "everything" need no mask tensor. Any other mask or bias is made for one block of queries and
+    the keys they may see at a time: under a causal mask that is half of the work, in a window next to none of it, and no
+    T x S tensor is ever whole."""
+
+    name = "sdpa"
+    kernels = frozenset(("fused", "bias"))
+    refuses: ClassVar[dict[str, str]] = {
+        "softcap": "scaled_dot_product_attention has no place for a soft cap on scores",
+        "sinks": "scaled_dot_product_attention has no attention sinks",
+    }
+    block: ClassVar[dict[str, int]] = {"cpu": 256}
+    wide_block = 1024
+    """Queries in a block: few enough for a cache on the CPU, enough to fill a GPU elsewhere."""
+
+    def plan(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Planned:
+        if bias is None and (ctx.visible is None or ctx.plain_causal):
+            return Planned(ctx=ctx, bias=None, native=[Block(ctx.every_row, ctx.every_key, None)])
+        blocks = []
+        for rows, keys in self._blocks(ctx):
+            mask = ctx.visible_rows(rows, keys) if bias is None else bias.dense(ctx, rows, keys).to(dtype)
+            blocks.append(Block(rows, keys, mask))
+        return Planned(ctx=ctx, bias=bias, native=blocks)
+
+    def _blocks(self, ctx: AttentionContext) -> list[tuple[Span, Span]]:
+        """One block where there is little to gain, and under torch.compile, which would compile for each number of them."""
+        size = self.block.get(ctx.device.type, self.wide_block)
+        if torch.compiler.is_compiling() or 2 * size > ctx.T or not ctx.ordered:
+            return [(ctx.every_row, ctx.every_key)]
+        return blocks_of(ctx, size)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
+        blocks: list[Block] = planned.native
+        if ops.content is not None and planned.bias is None:  # its dense form carries the mask
+            blocks = [Block(rows, keys, None) for rows, keys in self._blocks(planned.ctx)]
+        if len(blocks) == 1:
+            return self._attend(q, k, v, blocks[0], planned.ctx, ops)
+        out = [
+            self._attend(q[:, :, b.rows.cut], k[:, :, b.keys.cut], v[:, :, b.keys.cut], b, planned.ctx, ops)
+            for b in blocks
+        ]
+        return torch.cat(out, dim=2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block, ctx: AttentionContext, ops: ScoreOps) -> Tensor:
+        mask = block.mask
+        if ops.content is not None:
+            content = ops.content.dense(ctx, block.rows, block.keys).to(q.dtype)
+            mask = content if mask is None else mask + content
+        elif mask is not None and mask.dtype not in (torch.bool, q.dtype):
+            mask = mask.to(q.dtype)
+        is_causal = mask is None and ctx.visible is not None
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=ops.dropout, is_causal=is_causal, scale=ops.scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )  # fmt: skip

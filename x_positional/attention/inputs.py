@@ -1,0 +1,242 @@
+"""Where the tokens of one forward pass are: checked masks, positions and documents become `Tokens`.
+
+B batch, T tokens, A position axes.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from x_positional.attention.cache import KVCache, Tokens
+from x_positional.attention.masks import index_of, restart_per_document
+from x_positional.schemes.base import NO_TOKEN, PositionError, PositionScheme
+
+SeqLens: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | Tensor
+"""Lengths of the documents of a packed row, or of each row."""
+
+
+class InputError(ValueError):
+    """An input of the wrong shape, dtype or range, named with its value and the way out."""
+
+
+def _check_mask(mask: Tensor, batch: int, length: int, name: str = "mask") -> None:
+    if mask.dtype != torch.bool:
+        raise InputError(f"{name} must be bool, True = keep; this one is {mask.dtype}. Use {name}.bool().")
+    if mask.shape != (batch, length):
+        raise InputError(
+            f"{name} must have shape [batch, tokens] = [{batch}, {length}]; this one is {list(mask.shape)}."
+        )
+
+
+def check_positions(positions: Tensor, batch: int, length: int, name: str = "positions") -> Tensor:
+    """[T], [B T] or [B T A] -> [B|1 T] or [B|1 T A]."""
+    if positions.dtype == torch.bool or positions.is_complex():
+        raise InputError(f"{name} must be integers or floats; these are {positions.dtype}.")
+    if positions.ndim == 1:
+        positions = positions[None]
+    if positions.ndim == 3 and positions.shape[-1] == 1:
+        positions = positions[..., 0]
+    fits = positions.ndim in (2, 3) and positions.shape[0] in (1, batch) and positions.shape[1] == length
+    if not fits:
+        raise InputError(
+            f"{name} must have shape [tokens], [batch, tokens] or [batch, tokens, axes] with batch={batch} and "
+            f"tokens={length}; these are {list(positions.shape)}."
+        )
+    return positions if positions.is_floating_point() else positions.long()
+
+
+def check_documents(documents: Tensor, batch: int, length: int) -> Tensor:
+    """[T] or [B T] integers -> [B T]. Raises InputError."""
+    if documents.is_floating_point() or documents.dtype == torch.bool:
+        raise InputError(f"document_ids must be integers, one per token; these are {documents.dtype}.")
+    if documents.ndim == 1:
+        documents = documents[None].expand(batch, -1)
+    if documents.shape != (batch, length):
+        raise InputError(
+            f"document_ids must have shape [batch, tokens] = [{batch}, {length}]; this one is {list(documents.shape)}."
+        )
+    return documents.long()
+
+
+def packed_documents(document_ids: Tensor | None, seq_lens: SeqLens | None, batch: int, length: int) -> Tensor | None:
+    """document_ids [B T] or [T], or the same said by the lengths of the documents of each row: one list for all rows, or one
+    list a row, each adding up to T -> document_ids; None where neither was given. Raises InputError."""
+    if seq_lens is None:
+        return document_ids
+    if document_ids is not None:
+        raise InputError("document_ids and seq_lens both say where documents end. Give one.")
+    given: Any = seq_lens.tolist() if isinstance(seq_lens, Tensor) else seq_lens
+    of_each = len(given) > 0 and isinstance(given[0], Sequence)
+    rows: list[list[Any]] = [list(row) for row in given] if of_each else [list(given)] * batch
+    for row in rows:
+        if any(not isinstance(n, int) or n < 1 for n in row) or sum(row) != length:
+            raise InputError(
+                f"seq_lens must be whole numbers from 1 on that add up to the {length} tokens of a row; {row} add up to "
+                f"{sum(row)}. Give padding at the end a length of its own, and say mask=."
+            )
+    if len(rows) != batch:
+        raise InputError(
+            f"seq_lens has {len(rows)} rows, and the batch has {batch}. Give one list for all, or one a row."
+        )
+    return torch.tensor([[number for number, n in enumerate(row) for _ in range(n)] for row in rows])
+
+
+def token_mask(batch: int, length: int, mask: Tensor | None, positions: Tensor | None) -> Tensor | None:
+    """[B T] bool, False where there is no token; None where nothing says so. Raises InputError."""
+    if mask is not None:
+        _check_mask(mask, batch, length)
+        return mask
+    return None if positions is None else _mask_of_positions(check_positions(positions, batch, length), None, batch)
+
+
+def place(
+    batch: int, length: int, device: torch.device, mask: Tensor | None = None, positions: Tensor | None = None,
+    document_ids: Tensor | None = None, cache: KVCache | None = None,
+) -> Tokens:  # fmt: skip
+    """The new tokens' index, positions and documents, after those already in `cache`.
+
+    mask: [B T] bool, True = a token; left, right or anywhere. positions: ints or floats; an integer -1 is no token.
+    document_ids: [B T]; positions then restart at each document unless given. After given positions, a cache goes on with
+    the largest so far, of any axis, plus one, on every axis. Raises InputError.
+    """
+    if mask is not None:
+        _check_mask(mask, batch, length)
+        if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
+            mask = None  # nothing is padded: keep the fast path
+    if positions is not None:
+        positions = check_positions(positions, batch, length).to(device)
+        mask = _mask_of_positions(positions, mask, batch)
+    first = 0 if cache is None else cache.starts()
+    span = length if cache is None else cache.span + length
+    start = first if mask is None and isinstance(first, int) else None
+    shift = first if isinstance(first, int) else first[:, None]
+    if mask is None:
+        index = torch.arange(length, device=device)[None] + shift
+    else:
+        index = torch.where(mask, index_of(mask) + shift, NO_TOKEN)
+    if cache is not None and start is None and cache.must_grow(span):  # padding counts in the bound: look at the rows
+        span = max(cache.longest(), int(index.max()) + 1)
+    last_document, restarted = None, None
+    if document_ids is not None:
+        document_ids = check_documents(document_ids, batch, length).to(device)
+        restarted, last_document = _restart(index.expand(batch, -1), document_ids, cache)
+    following = None if cache is None else cache.following
+    if positions is not None:
+        held = positions if mask is None or positions.is_floating_point() else where_tokens(positions, mask)
+        following = following_positions(held, following)
+    elif restarted is not None:
+        positions = restarted
+    elif following is not None:
+        positions = _go_on(following, index, index - shift)
+        following = following_positions(positions, following)
+    return Tokens(
+        index=index, positions=index if positions is None else positions, documents=document_ids, start=start, span=span,
+        last_document=last_document, in_document=restarted, following=following,
+    )  # fmt: skip
+
+
+def _mask_of_positions(positions: Tensor, mask: Tensor | None, batch: int) -> Tensor | None:
+    if mask is not None or positions.is_floating_point() or torch.compiler.is_compiling():
+        return mask
+    is_token = positions != NO_TOKEN
+    is_token = is_token.any(-1) if is_token.ndim == 3 else is_token
+    return None if bool(is_token.all()) else is_token.expand(batch, -1)
+
+
+def following_positions(positions: Tensor, before: Tensor | None = None) -> Tensor:
+    """[B|1 T] or [B|1 T A] positions -> [B|1] or [B|1 A] where a text that ends here goes on: the largest of any axis + 1,
+    on every axis (Wang et al. 2024, arXiv:2409.12191, section 2.1). Floats stay floats: they have no next."""
+    after = positions.flatten(1).amax(dim=1) + 1
+    if positions.ndim == 3:
+        after = after[:, None].expand(-1, positions.shape[-1])
+    if before is None:
+        return after
+    before = before[:, None] if before.ndim < after.ndim else before
+    after = after[:, None] if after.ndim < before.ndim else after
+    return torch.maximum(*torch.broadcast_tensors(before, after))
+
+
+def where_tokens(positions: Tensor, mask: Tensor) -> Tensor:
+    """[B|1 T] or [B|1 T A], -1 where the mask [B T] says that there is no token."""
+    return torch.where(mask if positions.ndim == 2 else mask[..., None], positions, NO_TOKEN)
+
+
+def _go_on(following: Tensor, index: Tensor, place: Tensor) -> Tensor:
+    """[B|1 T] or [B|1 T A]: the positions of new tokens, whose places among the new ones are [B|1 T]."""
+    if following.is_floating_point():
+        raise InputError(
+            "earlier tokens of this cache were given float positions, and nothing says where the next ones are. Pass "
+            "positions= for them too."
+        )
+    axes = (slice(None),) * 2 + (None,) * (following.ndim - 1)
+    return torch.where((index == NO_TOKEN)[axes], NO_TOKEN, following[:, None] + place[axes])
+
+
+def _restart(index: Tensor, documents: Tensor, cache: KVCache | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """[B T] positions that restart per document; and, for a cache, the last document [B] and its first token's index [B]."""
+    if cache is None:
+        return restart_per_document(index, documents), None
+    positions = restart_per_document(index, documents, cache.last_document)
+    last = index.argmax(-1, keepdim=True)
+    start = index.gather(1, last) - positions.gather(1, last)
+    return positions, (documents.gather(1, last)[:, 0], start[:, 0])
+
+
+def check_final_lengths(lengths: Tensor, batch: int, schemes: list[PositionScheme]) -> Tensor:
+    """[B] or [1] integers. Raises InputError."""
+    if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.shape not in ((batch,), (1,)):
+        raise InputError(
+            f"final_lengths must be {batch} integers, one a row, or one for all; these are {list(lengths.shape)} of "
+            f"{lengths.dtype}."
+        )
+    if not any(s.takes_final_length for s in schemes):
+        names = ", ".join(type(s).__name__ for s in schemes)
+        raise InputError(
+            f"final_lengths say how long rows will be, and {names} does not ask: that is for rotary frequencies with "
+            "length_policy='fixed' and no length of their own. Leave final_lengths out."
+        )
+    return lengths.long()
+
+
+def check_positions_fit(tokens: Tokens, schemes: list[PositionScheme]) -> None:
+    """Raises PositionError where a scheme cannot use these positions: too large, fractional, too many axes, unused."""
+    positions = tokens.positions
+    given = tokens.custom_positions and tokens.documents is None
+    if given and not any(s.capabilities().uses_positions for s in schemes):
+        names = ", ".join(type(s).__name__ for s in schemes)
+        raise PositionError(
+            f"positions were given, but {names} does not read positions, so they would change nothing. "
+            "Leave positions out, or choose a scheme that uses them: rope, alibi, dynamic, sinusoidal."
+        )
+    axes = positions.shape[-1] if positions.ndim == 3 else 1
+    for scheme in schemes:
+        name = type(scheme).__name__
+        caps = scheme.capabilities()
+        if positions.is_floating_point() and caps.uses_positions and not caps.continuous:
+            raise PositionError(
+                f"positions are {positions.dtype}, and {name} looks them up in a table, which has no row for a fraction. "
+                "Round them with positions.long(), or use a continuous scheme: rope, xpos, polar, alibi, dynamic, sinusoidal."
+            )
+        if caps.uses_positions and axes not in (1, scheme.max_axes):
+            shapes = "[batch, tokens]" + (f" or [batch, tokens, {scheme.max_axes}]" if scheme.max_axes > 1 else "")
+            raise PositionError(f"positions have {axes} axes, and {name} takes {scheme.max_axes}. Pass {shapes}.")
+        if scheme.limit is not None and not torch.compiler.is_compiling():
+            _check_limit(tokens, name, scheme.limit, caps.continuous)
+
+
+def _check_limit(tokens: Tokens, name: str, limit: int, continuous: bool) -> None:
+    if not tokens.custom_positions and (tokens.start is not None or tokens.span <= limit):
+        smallest, largest = 0, tokens.span - 1  # a bound that needs no look at the device
+    else:
+        smallest, largest = (int(bound) for bound in tokens.positions.aminmax())
+    if smallest < NO_TOKEN and not continuous:
+        raise PositionError(
+            f"position {smallest} was asked for, and the rows of {name} start at 0. Shift positions up; -1 means no token."
+        )
+    if largest >= limit:
+        raise PositionError(
+            f"position {largest} was asked for, and {name} has {limit} rows (0 to {limit - 1}). Pass at most {limit} "
+            "tokens, build the model with a larger max_seq_len, or choose a scheme without a table (rope, alibi, ...)."
+        )

@@ -1,0 +1,93 @@
+"""Which keys a query may see, as index functions (b, h, q_idx, kv_idx) -> bool that compose with `all_of`.
+
+B batch, T query tokens, S key tokens. Every function takes per-row tensors of the whole batch (expanded, not copied).
+"""
+
+import torch
+from torch import Tensor
+
+from x_positional.schemes.base import NO_TOKEN, IndexFn
+
+
+def filled(kv_index: Tensor) -> IndexFn:
+    """Keys [B S] that hold a token."""
+    return lambda b, h, i, j: kv_index[b, j] != NO_TOKEN
+
+
+def causal(q_index: Tensor, kv_index: Tensor) -> IndexFn:
+    """Keys [B S] at or before their query [B T]."""
+    return lambda b, h, i, j: kv_index[b, j] <= q_index[b, i]
+
+
+def sliding_window(q_index: Tensor, kv_index: Tensor, size: int, causal: bool, first: int = 0) -> IndexFn:
+    """The last `size` keys, the query's own included; to both sides (|distance| < size) without a causal mask. And the
+    `first` keys of the row."""
+    if not causal:
+        return lambda b, h, i, j: (q_index[b, i] - kv_index[b, j]).abs() < size
+    if first:
+        return lambda b, h, i, j: (q_index[b, i] - kv_index[b, j] < size) | (kv_index[b, j] < first)
+    return lambda b, h, i, j: q_index[b, i] - kv_index[b, j] < size
+
+
+def same_chunk(q_index: Tensor, kv_index: Tensor, q_place: Tensor, size: int) -> IndexFn:
+    """Keys of the query's own chunk, where its text is cut every `size` tokens. q_place: [B T] the query's place in its
+    text, which in a packed row is its document."""
+
+    def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        place = q_place[b, i]
+        kv_place = place - (q_index[b, i] - kv_index[b, j])  # right within a text; keys of others are masked anyway
+        return kv_place.div(size, rounding_mode="floor") == place.div(size, rounding_mode="floor")
+
+    return visible
+
+
+def same_document(q_documents: Tensor, kv_documents: Tensor) -> IndexFn:
+    """Keys [B S] of the query's own document [B T] in a packed row."""
+    return lambda b, h, i, j: q_documents[b, i] == kv_documents[b, j]
+
+
+def all_of(fns: list[IndexFn], q_index: Tensor) -> IndexFn:
+    """Every function at once. A query that holds no token sees every key: its output is finite and nobody reads it."""
+
+    def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        out = fns[0](b, h, i, j)
+        for fn in fns[1:]:
+            out = out & fn(b, h, i, j)
+        return out | (q_index[b, i] == NO_TOKEN)
+
+    return visible
+
+
+def index_of(mask: Tensor) -> Tensor:
+    """[B T] bool, True = a token -> [B T] int64: 0, 1, 2, ... over the tokens of each row, -1 elsewhere."""
+    return torch.where(mask, mask.long().cumsum(-1) - 1, NO_TOKEN)
+
+
+def restart_per_document(index: Tensor, documents: Tensor, before: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """[B T] index, [B T] documents -> positions that start from 0 at each document's first token, -1 at padding.
+
+    `before` is what a cache remembers of the tokens already read: the last document [B] and the index of its first
+    token [B], so that a document cut by a chunk's edge goes on where it stopped.
+    """
+    starts = torch.ones_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    first = torch.where(starts & (index != NO_TOKEN), index, 0)
+    if before is not None:
+        last_document, document_start = before
+        first[:, 0] = torch.where(documents[:, 0] == last_document, document_start, first[:, 0])
+    return torch.where(index == NO_TOKEN, NO_TOKEN, index - first.cummax(dim=-1).values)
+
+
+def text_lengths(index: Tensor, positions: Tensor, documents: Tensor | None) -> Tensor:
+    """[B|1 T] index, [B|1 T] or [B|1 T A] positions, [B T] documents -> how long each token's text is: its last position
+    + 1, over its row [B|1 1], or in a packed row over its document [B T]."""
+    last = positions if positions.ndim == 2 else positions.amax(dim=-1)
+    last = torch.where(index == NO_TOKEN, NO_TOKEN, last)
+    if documents is None:
+        return last.amax(dim=1, keepdim=True) + 1
+    ids, order = documents.sort(dim=1, stable=True)
+    run = torch.zeros_like(ids)
+    run[:, 1:] = (ids[:, 1:] != ids[:, :-1]).cumsum(dim=1)
+    run = torch.zeros_like(run).scatter(1, order, run)  # 0, 1, 2, ... in place of the documents' names
+    of_run = torch.zeros_like(last.expand_as(run)).scatter_reduce(1, run, last.expand_as(run), "amax")
+    return of_run.gather(1, run) + 1

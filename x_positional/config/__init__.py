@@ -1,0 +1,1 @@
+"""A model as data: validated configs, keyword flags and the validator."""

@@ -1,0 +1,157 @@
+"""Reads the flags of one class against the table and collects everything that is wrong with them."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from x_positional.config.flags.entry import Flag
+from x_positional.config.flags.table import PLACES
+
+PLAIN = (bool, int, float, str, tuple, list, dict)
+
+
+class FlagError(TypeError):
+    """Flags that cannot be had. `problems` holds every one of them: the value, the reason and the way out."""
+
+    def __init__(self, where: str, problems: Sequence[str]):
+        self.where, self.problems = where, list(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n  - ".join([f"{where}: {count} with its flags", *problems]))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal as plain values; tensors, modules and functions only if they are the same object."""
+    if a is b:
+        return True
+    return isinstance(a, PLAIN) and isinstance(b, PLAIN) and a == b
+
+
+def asks(value: Any, default: Any) -> bool:
+    """Whether a value asks for more than the default does. None, False, 0 and empty all ask for nothing."""
+    if same(value, default):
+        return False
+    nothing = (type(None), *PLAIN)
+    return not (isinstance(value, nothing) and isinstance(default, nothing) and not value and not default)
+
+
+class FlagReader:
+    """The flags given to one class.
+
+    places: the tables that it takes keywords from. prefix: what the user wrote before each name (`enc_`).
+    defaults: where a default depends on the case. problems: the list that everything wrong is added to.
+    """
+
+    def __init__(
+        self, given: Mapping[str, Any], places: Sequence[str], problems: list[str], *, prefix: str = "",
+        defaults: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
+        self.given, self.places, self.problems, self.prefix = given, places, problems, prefix
+        self.table: dict[str, Flag] = {name: flag for place in places for name, flag in PLACES[place].items()}
+        self.defaults = {name: flag.default for name, flag in self.table.items()} | dict(defaults or {})
+
+    def value(self, name: str) -> Any:
+        """What was given, or x-transformers' default."""
+        return self.given.get(name, self.defaults[name])
+
+    def asked(self, name: str) -> bool:
+        """Given, with a value other than the default."""
+        return name in self.given and not same(self.given[name], self.defaults[name])
+
+    def shown(self, name: str) -> str:
+        """`enc_heads=8`."""
+        return f"{self.prefix}{name}={self.value(name)!r}"
+
+    def problem(self, text: str) -> None:
+        """Note what is wrong."""
+        self.problems.append(text)
+
+    def check(self, missing: Sequence[str] = ()) -> None:
+        """Names, refused flags, truth values; and the names in `missing` must be there."""
+        for name, value in self.given.items():
+            flag = self.table.get(name)
+            if flag is None:
+                self.problem(f"{self.prefix}{name} is not a flag; {self._hint(name)}")
+            elif flag.verdict == "refused":
+                if asks(value, self.defaults[name]):
+                    self.problem(f"{self.shown(name)} is refused. {flag.note}")
+            elif isinstance(flag.default, bool) and not isinstance(value, bool):
+                self.problem(f"{self.shown(name)} is neither True nor False.")
+            elif isinstance(value, tuple) and flag.where == "AttentionLayers" and (flag.copied or not flag.own):
+                self.problem(f"{self.shown(name)} differs by layer, which this flag cannot. Give one value for all.")
+        for name in missing:
+            if self.given.get(name) is None:
+                self.problem(f"{self.prefix}{name} is missing. {self.table[name].note}")
+
+    def one_of(self, *names: str) -> Any:
+        """The value of a flag with several spellings; the default where none was given."""
+        given = [name for name in names if name in self.given]
+        for other in given[1:]:
+            if not same(self.given[other], self.given[given[0]]):
+                self.problem(f"{self.shown(given[0])} and {self.shown(other)} are one flag with two values. Give one.")
+        return self.value(given[0] if given else names[0])
+
+    def whole(self, name: str) -> int | None:
+        """A whole number, or None where it was not given or is none."""
+        value = self.value(name)
+        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+            return value
+        if not isinstance(value, tuple):
+            self.problem(f"{self.shown(name)} is no whole number.")
+        return None
+
+    def _hint(self, name: str) -> str:
+        classes = [place for place in reversed(PLACES) if "." not in place]  # the first to list a name is its home
+        home = {other: place for place in classes for other in PLACES[place]} | dict.fromkeys(self.table, "")
+        if home.get(name):
+            return f"it belongs to {home[name]}."
+        prefixed = [p + name for p in ("attn_", "ff_", "rotary_", "use_") if p + name in self.table]
+        close = prefixed or difflib.get_close_matches(name, home, n=1)
+        if not close:
+            return "docs/migration.md lists all of them."
+        place = home[close[0]]
+        return f"did you mean {close[0]} of {place}?" if place else f"did you mean {self.prefix}{close[0]}?"
+
+
+def check_flags(where: str, flags: Mapping[str, Any]) -> None:
+    """Raise FlagError for each unknown or refused name of one class or call, e.g. "AutoregressiveWrapper.generate"."""
+    if where not in PLACES:
+        raise ValueError(f"no table for {where!r}; there are: {', '.join(PLACES)}")
+    problems: list[str] = []
+    FlagReader(flags, [where], problems).check()
+    if problems:
+        raise FlagError(where, problems)
+
+
+class Fields:
+    """A nested dict filled flag by flag; two flags that want different values for one field are a problem."""
+
+    def __init__(self, read: FlagReader):
+        self.read = read
+        self.tree: dict[str, Any] = {}
+        self.by: dict[str, str] = {}
+
+    def set(self, path: str, value: Any, name: str) -> None:
+        """Put `value` at a dotted path, on behalf of the flag `name`."""
+        *parents, leaf = path.split(".")
+        inside: Any = self.tree
+        for key in parents:
+            inside = inside.setdefault(key, {})
+            if not isinstance(inside, dict):
+                self._clash(path, name, key)
+                return
+        if leaf in inside and not same(inside[leaf], value):
+            self._clash(path, name, self.by.get(path, name))
+            return
+        inside[leaf] = value
+        self.by.setdefault(path, name)
+
+    def set_copied(self, where: str) -> None:
+        """Every given flag of one class whose value is the field's value."""
+        for name, value in self.read.given.items():
+            flag = self.read.table.get(name)
+            if flag is not None and flag.where == where and flag.copied and flag.field is not None:
+                self.set(flag.field, value, name)
+
+    def _clash(self, path: str, name: str, other: str) -> None:
+        shown = self.read.shown
+        self.read.problem(f"{shown(other)} and {shown(name)} both set {path}. Give one of them.")

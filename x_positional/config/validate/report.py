@@ -1,0 +1,139 @@
+"""What the validator answers: errors, warnings, the backend and why, what the schemes can do, in words and as data."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from x_positional.schemes.base import Capabilities
+
+
+class IncompatibleConfig(ValueError):
+    """A configuration with at least one error; the message lists all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The validator's verdict.
+
+    errors: what cannot work. warnings: what works and may not be meant. Each holds the value, the reason and the way out.
+    backend, reason: what will run, and why. capabilities: of all schemes together. decodes: which cache is right.
+    past: what happens after max_seq_len. The last five are None where errors leave no answer.
+    stacks: a report for each stack of layers, by name, where a model has more than one.
+    """
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    position: str | None = None
+    backend: str | None = None
+    reason: str | None = None
+    capabilities: Capabilities | None = None
+    decodes: str | None = None
+    past: str | None = None
+    stacks: dict[str, "Report"] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """No errors; warnings may stand."""
+        return not self.errors
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `--json` prints them."""
+        return {"ok": self.ok, **asdict(self), "stacks": {name: stack.to_dict() for name, stack in self.stacks.items()}}
+
+    def __str__(self) -> str:
+        lines = [_verdict(self)]
+        for name, stack in self.stacks.items():
+            lines += [name, *(f"  {line}" for line in _facts(stack))]
+        lines += _facts(self)
+        for title, problems in (("errors", self.errors), ("warnings", self.warnings)):
+            if problems:
+                lines += [title, *(f"  - {problem}" for problem in problems)]
+        return "\n".join(lines)
+
+
+def _verdict(report: Report) -> str:
+    counts = [_count(len(report.errors), "error"), _count(len(report.warnings), "warning")]
+    return ("ok" if report.ok else "refused") + ": " + ", ".join(counts)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n or 'no'} {what}{'' if n == 1 else 's'}"
+
+
+def _facts(report: Report) -> list[str]:
+    backend = report.backend and f"{report.backend} ({report.reason})"
+    can = report.capabilities and capability_words(report.capabilities)
+    rows = {"position": report.position, "backend": backend, "can": can, "decodes": report.decodes, "past": report.past}
+    return [f"{name:<9} {text}" for name, text in rows.items() if text]
+
+
+def capability_words(caps: Capabilities) -> str:
+    """The capability row in words."""
+    kernels = {"fused": "any kernel", "bias": "kernels with a bias or mask", "rows": "kernels with whole rows"}
+    return ", ".join([
+        f"{kernels[caps.kernel]}",
+        "keys cached once stay right" if caps.kv_cacheable else "cached keys go stale",
+        "every position is defined" if caps.unbounded else "positions end",
+        "positions are absolute" if caps.absolute else "only distances count",
+        "needs a causal mask" if caps.causal_only else "works both ways",
+        "float positions" if caps.continuous and caps.uses_positions else "whole positions" if caps.uses_positions
+        else "positions= is refused",
+        *([] if caps.prefix_consistent else ["a prefix's logits depend on what length follows"]),
+    ])  # fmt: skip
+
+
+def across(problems: Sequence[str], kinds: Sequence[Report]) -> Report:
+    """One report for a stack, from those of its kinds of layers."""
+    first = kinds[0]
+    caps = [kind.capabilities for kind in kinds if kind.capabilities is not None]
+    return Report(
+        errors=_once([*problems, *(e for kind in kinds for e in kind.errors)]),
+        warnings=_once(w for kind in kinds for w in kind.warnings),
+        position=_joined(kind.position for kind in kinds), backend=_joined(kind.backend for kind in kinds),
+        reason=_joined(kind.reason for kind in kinds), decodes=first.decodes,
+        capabilities=_together(caps) if len(caps) == len(kinds) else None,
+        past=min((kind.past for kind in kinds if kind.past is not None), key=_refusals_first, default=None),
+    )  # fmt: skip
+
+
+def _once(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
+
+
+def _joined(texts: Iterable[str | None]) -> str | None:
+    return " | ".join(_once(text for text in texts if text is not None)) or None
+
+
+def _refusals_first(past: str) -> bool:
+    return not past.startswith("refused")
+
+
+def _together(caps: Sequence[Capabilities]) -> Capabilities:
+    """What holds in a stack whose layers differ."""
+    kernels = [c.kernel for c in caps]
+    reading = [c for c in caps if c.uses_positions]
+    return Capabilities(
+        kernel="rows" if "rows" in kernels else "bias" if "bias" in kernels else "fused",
+        kv_cacheable=all(c.kv_cacheable for c in caps), unbounded=all(c.unbounded for c in caps),
+        absolute=any(c.absolute for c in caps), causal_only=all(c.causal_only for c in caps),
+        continuous=all(c.continuous for c in reading or caps), uses_positions=bool(reading),
+        prefix_consistent=all(c.prefix_consistent for c in caps),
+    )  # fmt: skip
+
+
+def merged(problems: Sequence[str], stacks: dict[str, Report]) -> Report:
+    """One report: that of the only stack, or all of them with the stack's name before each problem."""
+    if len(stacks) == 1:
+        only = next(iter(stacks.values()))
+        return Report(**{**vars(only), "errors": [*problems, *only.errors]})
+    return Report(
+        errors=[*problems, *(f"{name}: {e}" for name, stack in stacks.items() for e in stack.errors)],
+        warnings=[f"{name}: {w}" for name, stack in stacks.items() for w in stack.warnings],
+        stacks=stacks,
+    )
+
+
+def require(report: Report) -> None:
+    """Raises IncompatibleConfig with every error."""
+    if report.errors:
+        raise IncompatibleConfig("\n".join(f"- {e}" for e in report.errors))

@@ -1,0 +1,1 @@
+"""Sampling, prompts and the decoding loop."""

@@ -1,0 +1,1 @@
+"""Models: a config and the modules that it names."""

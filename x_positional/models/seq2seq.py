@@ -1,0 +1,115 @@
+"""Encoder-decoder: the encoder reads the source both ways, the decoder writes the target and attends to it.
+
+B batch, S source tokens, T target tokens, N new tokens, M model dim.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from x_positional.config.flags import FlagError, xtransformer_from_flags
+from x_positional.config.seq2seq import Seq2SeqConfig
+from x_positional.config.validate import Report, require
+from x_positional.generation.decoding import evaluating
+from x_positional.generation.sampling import FilterChoice
+from x_positional.models.autoregressive import AutoregressiveWrapper, PromptsLike
+from x_positional.models.describe import describe
+from x_positional.models.language import TokenEncoder, TransformerWrapper
+from x_positional.models.saving import Saveable
+
+
+class XTransformer(Saveable):
+    """`XTransformer(dim=512, enc_num_tokens=256, enc_depth=6, enc_heads=8, enc_max_seq_len=1024, dec_...=..., ...)`.
+
+    Flags of TransformerWrapper and of the layers, with `enc_` or `dec_` before them; anything else is refused.
+    tie_token_emb: both sides share one embedding, so they need equal num_tokens and emb_dim.
+    """
+
+    def __init__(self, *, dim: int, **flags: Any):
+        config = Seq2SeqConfig.model_validate(xtransformer_from_flags(dim, flags))
+        if problems := seq2seq_problems(config):
+            raise FlagError("XTransformer", problems)
+        self._assemble(config)
+
+    @classmethod
+    def from_config(cls, config: Seq2SeqConfig | Mapping[str, Any]) -> Self:
+        """The model of a `Seq2SeqConfig` (or of its fields as a dict). Raises IncompatibleConfig with every problem."""
+        config = Seq2SeqConfig.model_validate(config)
+        require(Report(errors=seq2seq_problems(config)))
+        model = cls.__new__(cls)
+        model._assemble(config)
+        return model
+
+    def _assemble(self, config: Seq2SeqConfig) -> None:
+        super().__init__()
+        self.encoder = TokenEncoder.from_config(config.encoder)
+        net = TransformerWrapper.from_config(config.decoder)
+        if config.tie_token_emb:
+            net.token_emb = self.encoder.token_emb
+        self.decoder = AutoregressiveWrapper(net, ignore_index=config.ignore_index, pad_value=config.pad_value)
+        self.config = config
+
+    def describe(self) -> str:
+        """Both sides in words."""
+        sides = (("encoder", self.encoder), ("decoder", self.decoder.net))
+        return "\n".join(f"{name}\n{describe(side, side.config)}" for name, side in sides)
+
+    def forward(
+        self, src: Tensor, tgt: Tensor, mask: Tensor | None = None, *, tgt_mask: Tensor | None = None
+    ) -> Tensor:
+        """Source ids [B S], target ids [B T] -> mean cross entropy (nats) of target tokens 1 .. T-1.
+
+        mask: [B S] bool, True = keep; tgt_mask: [B T] likewise, its padding is no target.
+        """
+        return self.decoder(tgt, mask=tgt_mask, context=self.encoder(src, mask=mask), context_mask=mask)
+
+    def logits(self, src: Tensor, tgt: Tensor, mask: Tensor | None = None, *, tgt_mask: Tensor | None = None) -> Tensor:
+        """Source ids [B S], target ids [B T] -> logits [B T V]: at each target token, of the one after it.
+
+        mask: [B S] bool, True = keep; tgt_mask: [B T] likewise. Raises InputError, PositionError.
+        """
+        return self.decoder.net(tgt, mask=tgt_mask, context=self.encoder(src, mask=mask), context_mask=mask)
+
+    @torch.no_grad()
+    def generate(
+        self, src: Tensor, start_tokens: PromptsLike, seq_len: int, mask: Tensor | None = None, *,
+        eos_token: int | list[int] | None = None, temperature: float = 1.0, prompt_lens: Tensor | None = None,
+        filter_logits_fn: FilterChoice | list[FilterChoice] | None = "top_k", filter_kwargs: Any = None,
+        restrict_to_max_seq_len: bool = True, cache_kv: bool = True, repetition_penalty: float = 1.0,
+        generator: torch.Generator | None = None, seed: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Source ids [B S] and target prompts [B T] -> new target tokens [B N].
+
+        The source is read once and its keys are computed once. The rest is as in `AutoregressiveWrapper.generate`.
+        """
+        with evaluating(self):
+            return self.decoder.generate(
+                start_tokens, seq_len, eos_token, temperature, prompt_lens, filter_logits_fn,
+                restrict_to_max_seq_len, filter_kwargs, cache_kv, repetition_penalty=repetition_penalty,
+                generator=generator, seed=seed, context=self.encoder(src, mask=mask), context_mask=mask,
+            )  # fmt: skip
+
+
+def seq2seq_problems(config: Seq2SeqConfig) -> list[str]:
+    """What two sides cannot be to each other, beside what is wrong with either."""
+    encoder, decoder, found = config.encoder, config.decoder, []
+    kinds = {"encoder": encoder.layers.kind, "decoder": decoder.layers.kind}
+    found += [f"the {side} has layers of kind {kind!r}. Use {side!r}." for side, kind in kinds.items() if kind != side]
+    if decoder.layers.kind == "decoder" and not decoder.layers.cross_attend:
+        found.append("the decoder has no cross-attention, so it would not see the source. Set cross_attend=True.")
+    width, expected = encoder.layers.dim, decoder.layers.context_dim or decoder.layers.dim
+    if width != expected:
+        found.append(
+            f"the decoder attends to {expected} channels, and the encoder gives {width}. Set context_dim={width}."
+        )
+    if config.tie_token_emb:
+        ours, theirs = ([side.num_tokens, side.emb_dim or side.layers.dim] for side in (decoder, encoder))
+        if ours != theirs:
+            found.append(
+                f"tie_token_emb=True shares one table, and the decoder's is {ours}, the encoder's {theirs}. "
+                "Give both the same num_tokens and emb_dim."
+            )
+    return found

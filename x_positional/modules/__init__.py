@@ -1,0 +1,1 @@
+"""Layers that take numbers and tensors, never a config."""

@@ -1,0 +1,187 @@
+"""Self-attention and cross-attention: project, rotate, cache, attend.
+
+B batch, T query tokens, S key tokens, H heads, G key/value heads, D head dim, M model dim, C context dim.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from x_positional.attention.backends import Backend, Planned, ScoreOps
+from x_positional.attention.cache import KeyView, KVCache
+from x_positional.attention.streaming import Anchors
+from x_positional.modules.qk_norm import HeadNorm
+from x_positional.schemes.base import LayerView, PositionScheme, Span
+from x_positional.schemes.context import add
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlan:
+    """What one layer needs of the forward pass's plan. `layer` is its number in the cache."""
+
+    layer: int
+    planned: Planned
+    backend: Backend
+    tables: Any
+    view: KeyView | None = None
+    cache: KVCache | None = None
+    anchors: Anchors | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossPlan:
+    """What one layer's cross-attention needs. `reads` is False for rows whose context is empty: they get zeros."""
+
+    layer: int
+    planned: Planned
+    backend: Backend
+    context: Tensor | None  # [B S C]; None where the cache holds the keys already
+    q_tables: Any = None
+    k_tables: Any = None
+    rotated: bool = False
+    reads: Tensor | None = None  # [B 1 1 1] bool
+    cache: KVCache | None = None
+
+
+class Heads(nn.Module):
+    """The parts that all kinds of attention share. value_dim: width of a head's values, None is head_dim."""
+
+    def __init__(
+        self, dim: int, heads: int, kv_heads: int, head_dim: int, *, bias: bool = False, out_bias: bool | None = None,
+        dropout: float = 0.0, q_norm: HeadNorm | None = None, k_norm: HeadNorm | None = None, norm_after: bool = False,
+        scale: float | None = None, softcap: float | None = None, sinks: bool = False, clip: float | None = None,
+        value_dim: int | None = None,
+    ):  # fmt: skip
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.scale = head_dim**-0.5 if scale is None else scale
+        self.softcap, self.dropout, self.clip = softcap, dropout, clip
+        self.q_norm, self.k_norm, self.norm_after = q_norm, k_norm, norm_after
+        self.sinks = nn.Parameter(torch.zeros(heads)) if sinks else None
+        self.to_out = nn.Linear(heads * (value_dim or head_dim), dim, bias=bias if out_bias is None else out_bias)
+
+    def clipped(self, x: Tensor) -> Tensor:
+        """Projections held to [-clip, clip], where a model was trained so (OLMo, MPT)."""
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+
+    def turned(self, x: Tensor, norm: HeadNorm | None, rotate: Callable[[Tensor, Any], Tensor], tables: Any) -> Tensor:
+        """[B H T D], normed before rotation already, rotated, and normed after it where the model says so."""
+        x = rotate(x, tables)
+        return norm(x) if norm is not None and self.norm_after else x
+
+    def prepared(self, x: Tensor, norm: HeadNorm | None) -> Tensor:
+        """[B T H*D] -> [B H T D], normed if norms come before rotation, and clipped after that."""
+        x = self.split(x)
+        return self.clipped(x if norm is None or self.norm_after else norm(x))
+
+    def split(self, x: Tensor) -> Tensor:
+        """[B T H*D] -> [B H T D]."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def join(self, x: Tensor) -> Tensor:
+        """[B H T D] -> [B T M]."""
+        return self.to_out(x.transpose(1, 2).flatten(-2))
+
+    def ops(
+        self, scheme: PositionScheme | None, content: Tensor, state: Tensor | None, planned: Planned,
+        view: LayerView | None = None,
+    ) -> ScoreOps:  # fmt: skip
+        """What happens to this layer's scores; `scheme` is None where no position applies."""
+        rows = scheme is not None and scheme.capabilities().kernel == "rows"
+        bias = None if scheme is None else scheme.content_bias(content, planned.ctx, state)
+        if view is not None and scheme is not None:
+            bias = add([bias, scheme.layer_bias(view, planned.ctx)])
+        return ScoreOps(
+            scale=self.scale, softcap=self.softcap, sinks=self.sinks, dropout=self.dropout if self.training else 0.0,
+            content=bias,
+            transform=scheme.transform_scores if rows and scheme is not None else None,
+            unrotated_q=content if rows else None,
+        )  # fmt: skip
+
+
+class Attention(Heads):
+    """Self-attention. Query head h reads key head h // (H / G)."""
+
+    def __init__(
+        self, dim: int, heads: int, kv_heads: int, head_dim: int, *, bias: bool = False, position_projections: bool = False,
+        **shared: Any,
+    ):  # fmt: skip
+        super().__init__(dim, heads, kv_heads, head_dim, bias=bias, **shared)
+        self.widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+        self.to_qkv = nn.Linear(dim, sum(self.widths), bias=bias)
+        own = position_projections
+        self.position_q = nn.Linear(dim, self.widths[0], bias=bias) if own else None
+        self.position_k = nn.Linear(dim, self.widths[1], bias=bias) if own else None
+
+    def forward(self, x: Tensor, scheme: PositionScheme, plan: LayerPlan) -> Tensor:
+        """[B T M] -> [B T M]."""
+        q, k, v = self.to_qkv(x).split(self.widths, dim=-1)
+        q, k, v = self.prepared(q, self.q_norm), self.prepared(k, self.k_norm), self.prepared(v, None)
+        content = q  # before rotation: what content-dependent terms read
+        q = self.turned(q, self.q_norm, scheme.rotate_q, plan.tables)
+        k = self.turned(k, self.k_norm, scheme.rotate_k, plan.tables)
+        state = scheme.key_state(x)
+        if plan.cache is not None and plan.view is not None:
+            k, v, state = plan.cache.write(plan.layer, plan.view, k, v, state)
+        view = LayerView(q=content, k=k, scale=self.scale, to_q=self._queries_of, to_k=self._keys_of)
+        ops = self.ops(scheme, content, state, plan.planned, view)
+        if plan.anchors is not None:
+            moved = self.turned(content, self.q_norm, scheme.rotate_q, plan.anchors.tables)
+            ops = replace(ops, content=add([ops.content, plan.anchors.correction(moved, q, k, self.scale)]))
+        return self.join(plan.backend.attend(q, k, v, plan.planned, ops))
+
+    def _queries_of(self, vectors: Tensor) -> Tensor:
+        """[N M] -> [H N D]: what positions ask."""
+        return self._projected(vectors, self.position_q, Span(0, self.widths[0]), self.q_norm)
+
+    def _keys_of(self, vectors: Tensor) -> Tensor:
+        """[N M] -> [G N D]: what positions answer."""
+        return self._projected(vectors, self.position_k, Span(self.widths[0], sum(self.widths[:2])), self.k_norm)
+
+    def _projected(self, vectors: Tensor, own: nn.Linear | None, rows: Span, norm: HeadNorm | None) -> Tensor:
+        if own is not None:
+            return self.prepared(own(vectors)[None], norm)[0]
+        bias = None if self.to_qkv.bias is None else self.to_qkv.bias[rows.cut]
+        return self.prepared(F.linear(vectors, self.to_qkv.weight[rows.cut], bias)[None], norm)[0]
+
+
+class CrossAttention(Heads):
+    """Attention to a context. Its keys are computed once and kept by the cache."""
+
+    def __init__(
+        self, dim: int, heads: int, kv_heads: int, head_dim: int, *, context_dim: int, bias: bool = False, **shared: Any
+    ):
+        super().__init__(dim, heads, kv_heads, head_dim, bias=bias, **shared)
+        self.to_q = nn.Linear(dim, heads * head_dim, bias=bias)
+        self.to_kv = nn.Linear(context_dim, 2 * kv_heads * head_dim, bias=bias)
+
+    def forward(self, x: Tensor, scheme: PositionScheme, plan: CrossPlan) -> Tensor:
+        """[B T M] -> [B T M]."""
+        content = self.prepared(self.to_q(x), self.q_norm)
+        q = self.turned(content, self.q_norm, scheme.rotate_q if plan.rotated else _as_it_is, plan.q_tables)
+        k, v = self._keys(scheme, plan)
+        ops = self.ops(scheme if plan.rotated else None, content, None, plan.planned)
+        out = plan.backend.attend(q, k, v, plan.planned, ops)
+        return self.join(out if plan.reads is None else out * plan.reads)
+
+    def _keys(self, scheme: PositionScheme, plan: CrossPlan) -> tuple[Tensor, Tensor]:
+        held = None if plan.cache is None else plan.cache.cross[plan.layer]
+        if held is not None:
+            return held
+        if plan.context is None:
+            raise ValueError("cross-attention needs context= (or a cache that has seen it)")
+        k, v = self.to_kv(plan.context).chunk(2, dim=-1)
+        k, v = self.prepared(k, self.k_norm), self.prepared(v, None)
+        k = self.turned(k, self.k_norm, scheme.rotate_k if plan.rotated else _as_it_is, plan.k_tables)
+        if plan.cache is not None:
+            plan.cache.cross[plan.layer] = (k, v)
+        return k, v
+
+
+def _as_it_is(x: Tensor, tables: Any) -> Tensor:
+    """What rotation is where context has no positions."""
+    return x

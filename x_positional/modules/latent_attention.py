@@ -1,0 +1,94 @@
+"""Multi-head latent attention: keys and values of all heads from one small latent, which is what a cache holds.
+
+B batch, T query tokens, S key tokens, H heads, D head dim, R rotary channels, N = D - R others, E value dim, C latent channels,
+M model dim.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from x_positional.modules.attention import Heads, LayerPlan
+from x_positional.modules.norms import Norm
+from x_positional.schemes.base import PositionScheme
+from x_positional.schemes.context import add
+
+
+class LatentAttention(Heads):
+    """Self-attention of DeepSeek-V2 (2024, arXiv:2405.04434, section 2.1 and appendix C).
+
+    A head is R channels that are rotated, then N that are not. Of a key, the R are shared by all heads, and the N and the value
+    come from the latent; both are cached as one head. Scores are computed in one of two ways that give the same, whichever is
+    less work: keys and values of every head are made from the latents of all keys; or, for few queries and many keys, queries
+    go into the latent space, where one key, of R + C channels, serves every head, and what is read there comes back.
+
+    bias: of the projections into latents and out of the heads; those out of latents, and of queries without one, have none.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, head_dim: int, *, kv_rank: int, rope_dim: int, value_dim: int, q_rank: int | None = None,
+        eps: float = 1e-6, unit_offset: bool = True, bias: bool = False, **shared: Any,
+    ):  # fmt: skip
+        super().__init__(dim, heads, heads, head_dim, bias=bias, value_dim=value_dim, **shared)
+        self.kv_rank, self.rope_dim, self.value_dim, self.key_dim = kv_rank, rope_dim, value_dim, head_dim - rope_dim
+        self.to_q_latent = None if q_rank is None else nn.Linear(dim, q_rank, bias=bias)
+        self.q_latent_norm = None if q_rank is None else Norm(q_rank, "rms", eps, unit_offset=unit_offset)
+        self.to_q = nn.Linear(q_rank or dim, heads * head_dim, bias=False)
+        self.to_kv_latent = nn.Linear(dim, kv_rank + rope_dim, bias=bias)
+        self.kv_latent_norm = Norm(kv_rank, "rms", eps, unit_offset=unit_offset)
+        self.to_kv = nn.Linear(kv_rank, heads * (self.key_dim + value_dim), bias=False)
+
+    def forward(self, x: Tensor, scheme: PositionScheme, plan: LayerPlan) -> Tensor:
+        """[B T M] -> [B T M]."""
+        content = self._queries(x)
+        latent, key = self.to_kv_latent(x).unsqueeze(1).split([self.kv_rank, self.rope_dim], dim=-1)
+        latent, key = self.kv_latent_norm(latent), scheme.rotate_k(key, plan.tables)
+        state = scheme.key_state(x)
+        if plan.cache is not None and plan.view is not None:
+            key, latent, state = plan.cache.write(plan.layer, plan.view, key, latent, state)
+        latent = latent.expand(
+            -1, key.shape[1], -1, -1
+        )  # as many as keys: a scheme may turn them for each head by itself
+        absorbs = self._absorbs(x.shape[1], latent.shape[2])
+        ops = self.ops(scheme, content, state, plan.planned)
+        q = self._placed(scheme.rotate_q(content, plan.tables), absorbs)
+        k, v = (torch.cat([key, latent], dim=-1), latent) if absorbs else self._of_heads(key, latent)
+        if plan.anchors is not None:
+            moved = self._placed(scheme.rotate_q(content, plan.anchors.tables), absorbs)
+            ops = replace(ops, content=add([ops.content, plan.anchors.correction(moved, q, k, self.scale)]))
+        out = plan.backend.attend(q, k, v, plan.planned, ops)
+        return self.join(out @ self._from_latent()[1].mT if absorbs else out)
+
+    def _queries(self, x: Tensor) -> Tensor:
+        """[B T M] -> [B H T D]."""
+        if self.to_q_latent is not None and self.q_latent_norm is not None:
+            x = self.q_latent_norm(self.to_q_latent(x))
+        return self.split(self.to_q(x))
+
+    def _absorbs(self, queries: int, keys: int) -> bool:
+        """Whether the latent space is less work, in products for each head. Never where all keys are new: kernels are made for
+        heads as narrow as they are outside."""
+        rank, rope, out = self.kv_rank, self.rope_dim, self.key_dim + self.value_dim
+        inside = queries * rank * out + queries * keys * (2 * rank + rope)
+        outside = keys * rank * out + queries * keys * (rope + out)
+        return queries < keys and inside < outside
+
+    def _from_latent(self) -> tuple[Tensor, Tensor]:
+        """[H N C] and [H E C]: what makes keys and values of each head."""
+        weight = self.to_kv.weight.unflatten(0, (self.heads, -1))
+        return weight[:, : self.key_dim], weight[:, self.key_dim :]
+
+    def _placed(self, q: Tensor, absorbs: bool) -> Tensor:
+        """[B H T D] -> the same, or [B H T R+C] in the latent space."""
+        if not absorbs:
+            return q
+        rotated, plain = q.split([self.rope_dim, self.key_dim], dim=-1)
+        return torch.cat([rotated, plain @ self._from_latent()[0]], dim=-1)
+
+    def _of_heads(self, key: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """[B 1 S R], [B 1 S C] -> keys [B H S D] and values [B H S E]."""
+        made = self.to_kv(latent[:, 0]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        plain, values = made.split([self.key_dim, self.value_dim], dim=-1)
+        return torch.cat([key.expand(-1, self.heads, -1, -1), plain], dim=-1), values

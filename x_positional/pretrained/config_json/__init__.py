@@ -1,0 +1,1 @@
+"""Keys of a published config.json to fields of ours, and back."""

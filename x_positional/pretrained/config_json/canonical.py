@@ -1,0 +1,159 @@
+"""One way of saying what a model computes: every default spelled out, layer by layer. Two configs that compute the same
+have the same canonical fields, whatever was left to defaults; what only training sees (dropout, backends) is not there.
+
+Fields are dotted paths: `num_tokens`, `layers.heads`, and `each.window` with one value per layer. What is alike in all
+layers is there as `layers.window` too. What a layer may lack as a whole (`ff.moe`, `attn.mla`) is one value.
+"""
+
+import math
+import re
+from typing import Any
+
+from x_positional.config.layers import (
+    AttentionConfig,
+    FeedForwardConfig,
+    HeadConfig,
+    LayerConfig,
+    LayersConfig,
+    ModelConfig,
+    NormConfig,
+)
+from x_positional.config.seq2seq import Seq2SeqConfig
+from x_positional.config.validate import resolve_kinds
+from x_positional.config.vision import VisionConfig
+from x_positional.modules.qk_norm import KINDS
+from x_positional.pretrained.config_json.codecs import Fields
+from x_positional.schemes.base import Dims
+
+SILENT = {"dropout", "emb_dropout", "backend", "flash", "mult", "unit_offset", "qk_norm_unit_offset"}
+"""Fields that change no logit, or only how a gain is stored."""
+
+
+OF_HEADS = ("head.", "logits_", "tie_embedding", "num_classes", "pool")
+"""Fields that say nothing where there is no head."""
+
+
+AnyConfig = ModelConfig | Seq2SeqConfig | VisionConfig
+
+
+def canonical(config: AnyConfig, headed: bool = True) -> Fields:
+    """Every field of a model by path; of one with two sides, under `encoder.` and `decoder.`. headed: with its head."""
+    if isinstance(config, Seq2SeqConfig):
+        sides = {"encoder": canonical(config.encoder, headed=False), "decoder": canonical(config.decoder)}
+        out = {f"{side}.{path}": value for side, fields in sides.items() for path, value in fields.items()}
+        return out | {"tie_token_emb": config.tie_token_emb}
+    fields = _image(config) if isinstance(config, VisionConfig) else _canonical(config)
+    return fields if headed else {path: value for path, value in fields.items() if not path.startswith(OF_HEADS)}
+
+
+def _canonical(config: ModelConfig) -> Fields:
+    dims = config.layers.dims(config.max_seq_len, config.placed_dim)
+    return _model_fields(config) | _every_layer(config.layers, dims, config.max_seq_len)
+
+
+def _image(config: VisionConfig) -> Fields:
+    """The table of an image belongs to its patches: `table` is what it is multiplied by."""
+    stack, length = config.stack, config.trained_patches
+    skipped = SILENT | {"layers", "post_emb_norm"}
+    out = {name: getattr(config, name) for name in VisionConfig.model_fields if name not in skipped}
+    table = config.tables[0].scale if config.tables else None
+    out |= {"table": 1.0 if config.tables and table is None else table, "has_cls": config.has_cls}
+    out |= _norm_fields("emb_norm", NormConfig() if config.post_emb_norm else None)
+    return out | _every_layer(stack, stack.dims(length), length)
+
+
+def _every_layer(layers: LayersConfig, dims: Dims, length: int) -> Fields:
+    """The fields of a stack, and of each of its layers."""
+    out = {f"layers.{name}": value for name, value in _stack_fields(layers).items()}
+    kinds = resolve_kinds(layers, length)
+    of_layer = [_layer_fields(kinds[i % len(kinds)], layers, dims) for i in range(layers.depth)]
+    for path in of_layer[0]:
+        values = [fields[path] for fields in of_layer]
+        out[f"each.{path}"] = values
+        if all(value == values[0] for value in values):
+            out[f"layers.{path}"] = values[0]
+    return out
+
+
+def _model_fields(config: ModelConfig) -> Fields:
+    out = {name: getattr(config, name) for name in ModelConfig.model_fields if name not in SILENT | {"layers"}}
+    out["emb_dim"] = config.emb_dim or config.layers.dim
+    if not config.projected:
+        del out["emb_proj_bias"], out["emb_proj_first"]
+    out["logits_dim"] = config.logits_dim or config.num_tokens
+    scale = config.layers.dim**-0.5 if config.tie_embedding_scale is None else config.tie_embedding_scale
+    out["tie_embedding_scale"] = scale if config.tie_embedding else None
+    out |= {name: None for name in ("emb_scale", "logits_scale") if out[name] == 1.0}
+    normed = config.post_emb_norm or config.emb_norm is not None
+    del out["post_emb_norm"], out["emb_norm"], out["head"]
+    out |= _head_fields(config.head)
+    return out | _norm_fields("emb_norm", config.emb_norm or NormConfig() if normed else None)
+
+
+def _head_fields(head: HeadConfig | None) -> Fields:
+    if head is None:
+        return {"head.activation": None}
+    return {"head.activation": head.activation, "head.bias": head.bias, **_norm_fields("head.norm", head.norm)}
+
+
+def _stack_fields(layers: LayersConfig) -> Fields:
+    of_layer = set(LayerConfig.model_fields)
+    skipped = SILENT | of_layer | {"pattern", "norm"}
+    out = {name: getattr(layers, name) for name in LayersConfig.model_fields if name not in skipped}
+    out["kv_heads"] = layers.kv_heads or layers.heads
+    out["context_dim"] = layers.context_dim or layers.dim
+    out["final_norm"] = layers.norm_place != "post" if layers.final_norm is None else layers.final_norm
+    return out | _norm_fields("norm", layers.norm)
+
+
+def _norm_fields(path: str, norm: NormConfig | None) -> Fields:
+    if norm is None:
+        return {f"{path}.kind": None}
+    eps = (1e-5 if norm.kind == "layer" else 1e-6) if norm.eps is None else norm.eps
+    return {f"{path}.kind": norm.kind, f"{path}.eps": eps, f"{path}.bias": norm.bias, f"{path}.gain": norm.gain}
+
+
+def _layer_fields(layer: LayerConfig, layers: LayersConfig, dims: Dims) -> Fields:
+    attn, ff = layer.attn or layers.attn, layer.ff or layers.ff
+    return {
+        "position": tuple(part.resolved(dims) for part in layer.parts), "window": layer.window, "chunk": layer.chunk,
+        "keep_first": layer.keep_first, **_attention_fields(attn, dims), **_feedforward_fields(ff, layers.dim),
+    }  # fmt: skip
+
+
+def _attention_fields(attn: AttentionConfig, dims: Dims) -> Fields:
+    out = {name: getattr(attn, name) for name in AttentionConfig.model_fields if name not in SILENT}
+    out["out_bias"] = attn.bias if attn.out_bias is None else attn.out_bias
+    if attn.qk_norm == "l2":
+        out["scale"] = attn.qk_norm_scale
+    elif attn.scale is None:
+        out["scale"] = dims.head_dim**-0.5
+    del out["qk_norm_scale"]
+    if attn.qk_norm is not None and attn.qk_norm_eps is None:
+        out["qk_norm_eps"] = KINDS[attn.qk_norm].eps
+    if attn.mla is not None:
+        width = attn.mla.value_dim or dims.head_dim - attn.mla.rope_dim
+        out["mla"] = attn.mla.model_copy(update={"value_dim": width})
+    return {f"attn.{name}": value for name, value in out.items()}
+
+
+def _feedforward_fields(ff: FeedForwardConfig, dim: int) -> Fields:
+    out = {name: getattr(ff, name) for name in FeedForwardConfig.model_fields if name not in SILENT}
+    out["dim"] = ff.dim or int(dim * ff.mult)
+    out["gate_bias"] = (ff.bias if ff.gate_bias is None else ff.gate_bias) if ff.glu else None
+    return {f"ff.{name}": value for name, value in out.items()}
+
+
+def differences(one: Fields, other: Fields) -> dict[str, tuple[Any, Any]]:
+    """Paths whose values differ. What each layer says is compared layer by layer."""
+    both = one | other
+    paths = {p for p in both if re.sub(r"^(encoder\.|decoder\.|)layers\.", r"\1each.", p) not in both.keys() - {p}}
+    return {p: (one.get(p), other.get(p)) for p in sorted(paths) if not _alike(one.get(p), other.get(p))}
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, float | int) and isinstance(other, float | int):
+        return math.isclose(one, other, rel_tol=1e-9)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    return one == other

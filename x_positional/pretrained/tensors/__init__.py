@@ -1,0 +1,1 @@
+"""Tensors of published checkpoints to parameters of ours, and back."""

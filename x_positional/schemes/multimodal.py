@@ -1,0 +1,154 @@
+"""Positions of text with images and video, for rotary embeddings with sections: time, height and width of every token.
+
+B batch, T tokens, N tokens of one row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from x_positional.schemes.base import NO_TOKEN
+
+
+def _at_least(least: int, **sizes: int) -> None:
+    wrong = {name: size for name, size in sizes.items() if not isinstance(size, int) or size < least}
+    if wrong:
+        raise ValueError(
+            f"{', '.join(f'{n}={s!r}' for n, s in wrong.items())}: whole numbers from {least} on are needed."
+        )
+
+
+@dataclass(frozen=True)
+class Text:
+    """`length` tokens of text; 0 is allowed."""
+
+    length: int
+
+    def __post_init__(self) -> None:
+        _at_least(0, length=self.length)
+
+
+@dataclass(frozen=True)
+class Image:
+    """height * width tokens, row by row: the patches that the model reads, after any merging."""
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        _at_least(1, height=self.height, width=self.width)
+
+
+@dataclass(frozen=True)
+class Video:
+    """frames * height * width tokens, frame by frame. seconds_per_grid: from one frame (of tokens) to the next, for models
+    whose time positions follow the clock (Qwen2.5-VL)."""
+
+    frames: int
+    height: int
+    width: int
+    seconds_per_grid: float | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(1, frames=self.frames, height=self.height, width=self.width)
+        if self.seconds_per_grid is not None and not self.seconds_per_grid > 0:
+            raise ValueError(f"seconds_per_grid={self.seconds_per_grid!r} must be above 0.")
+
+
+Segment: TypeAlias = Text | Image | Video
+
+
+@dataclass(frozen=True)
+class MultimodalPositions:
+    """positions: [B T 3] int64, time, height and width; -1 on every axis where there is no token. offsets: [B] int64; the
+    token with index n in its row (counted over its own tokens, from 0) that is decoded later has position n + offset, on
+    every axis: pass `index + offsets[:, None]`, [B T]."""
+
+    positions: Tensor
+    offsets: Tensor
+
+
+def multimodal_positions(
+    rows: Sequence[Sequence[Segment]], *, layout: Literal["grid", "diagonal"] = "grid", delta: int | None = None,
+    tokens_per_second: float | None = None, padding: Literal["right", "left"] = "right", length: int | None = None,
+    device: torch.device | str | None = None,
+) -> MultimodalPositions:  # fmt: skip
+    """Positions of a batch; each row is a list of what stands in it, such as [Text(5), Image(8, 6), Text(9)].
+
+    Text counts on, the same on all axes. layout "grid" (M-RoPE: Wang et al. 2024, arXiv:2409.12191, section 2.1): a token of
+    an image or a video has the start of its segment plus its frame, row and column, and what follows starts one after the
+    largest position on any axis. layout "diagonal" (VideoRoPE: Wei et al. 2025, arXiv:2502.05173, section 4): frame k is
+    `delta` (2) times k after the start, rows and columns are centred on their frame's time, and what follows starts one
+    after the last frame's time. A row that would reach below 0 there is moved up as a whole, which changes no distance.
+
+    tokens_per_second: time positions in a second; then frame k of a video is k * seconds_per_grid * tokens_per_second
+    steps after its start, rounded down in float32 as the published models do (Qwen2.5-VL: Bai et al. 2025,
+    arXiv:2502.13923, section 2.1.2). None is one step a frame. padding: where rows are filled up to the longest, or to
+    `length`.
+    Raises ValueError for a row longer than `length`, and for settings that do not go together.
+    """
+    problems = _problems(rows, layout, delta, tokens_per_second)
+    if problems:
+        raise ValueError(" ".join(problems))
+    places = [_place(row, layout == "diagonal", 2 if delta is None else delta, tokens_per_second) for row in rows]
+    longest = max((len(at) for at, _ in places), default=0)
+    if length is not None and longest > length:
+        raise ValueError(f"a row has {longest} tokens, and length={length}. Give a larger length, or leave it out.")
+    filled = []
+    for at, _ in places:
+        rest = (longest if length is None else length) - len(at)
+        filled.append(F.pad(at, (0, 0, rest, 0) if padding == "left" else (0, 0, 0, rest), value=NO_TOKEN))
+    offsets = torch.tensor([after - len(at) for at, after in places], dtype=torch.long)
+    return MultimodalPositions(torch.stack(filled).to(device), offsets.to(device))
+
+
+def _problems(
+    rows: Sequence[Sequence[Segment]], layout: str, delta: int | None, tokens_per_second: float | None
+) -> list[str]:
+    found = []
+    if not rows:
+        found.append("no rows were given. Give a list of segments for each row.")
+    if layout == "grid" and delta is not None:
+        found.append(f"delta={delta} is for layout='diagonal'. Leave it out, or use that layout.")
+    if delta is not None and not (isinstance(delta, int) and delta > 0):
+        found.append(f"delta={delta} must be a whole number above 0.")
+    timed = {s.seconds_per_grid is not None for row in rows for s in row if isinstance(s, Video)}
+    if tokens_per_second is None and True in timed:
+        found.append("seconds_per_grid needs tokens_per_second, the time positions in a second. Give it.")
+    if tokens_per_second is not None and not tokens_per_second > 0:
+        found.append(f"tokens_per_second={tokens_per_second:g} must be above 0.")
+    if tokens_per_second is not None and False in timed:
+        found.append("tokens_per_second needs the seconds_per_grid of every video. Give it to each.")
+    return found
+
+
+def _place(row: Sequence[Segment], diagonal: bool, delta: int, tokens_per_second: float | None) -> tuple[Tensor, int]:
+    """[N 3], and the position after the last."""
+    start, parts = 0, [torch.empty(0, 3, dtype=torch.long)]
+    for segment in row:
+        if isinstance(segment, Text):
+            part = torch.arange(segment.length)[:, None].expand(-1, 3)
+        else:
+            part = _grid(segment, diagonal, delta, tokens_per_second)
+        if len(part):
+            parts.append(part + start)
+            start += int((part[:, 0] if diagonal else part).max()) + 1
+    at = torch.cat(parts)
+    lift = max(0, -int(at.min())) if len(at) else 0
+    return at + lift, start + lift
+
+
+def _grid(segment: Image | Video, diagonal: bool, delta: int, tokens_per_second: float | None) -> Tensor:
+    """[N 3] of an image or a video that starts at 0."""
+    times = torch.arange(segment.frames) if isinstance(segment, Video) else torch.zeros(1, dtype=torch.long)
+    if isinstance(segment, Video) and segment.seconds_per_grid is not None and tokens_per_second is not None:
+        times = (times * (segment.seconds_per_grid * tokens_per_second)).long()
+    height, width = torch.arange(segment.height), torch.arange(segment.width)
+    if diagonal:
+        times, height, width = times * delta, height - (segment.height - 1) // 2, width - (segment.width - 1) // 2
+    at = torch.stack(torch.meshgrid(times, height, width, indexing="ij"), -1).flatten(0, 2)
+    return torch.cat([at[:, :1], at[:, 1:] + at[:, :1]], -1) if diagonal else at

@@ -1,0 +1,87 @@
+"""Axial rotary embedding: every axis of a position turns its own share of the channels, with frequencies of its own.
+
+B batch, T tokens, A position axes, R rotated width, F = R/2 pairs.
+"""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from x_positional.schemes.base import Dims
+from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.rotary.axes import width_problems
+from x_positional.schemes.rotary.frequencies import Frequencies, inverse_frequencies, wide_dtype
+from x_positional.schemes.rotary.rotation import RotaryEmbedding
+
+
+class AxialEmbedding(RotaryEmbedding):
+    """Axis a turns pairs a F/A .. (a+1) F/A - 1. Positions [B T A], ints or floats.
+
+    freqs: "lang", theta^(-2A i/R), i = 0 .. F/A - 1, for coordinates that count rows and columns (Fang et al. 2023, EVA-02,
+    arXiv:2303.11331; Heo et al. 2024, arXiv:2403.13298, eq. 12); "pixel", pi * linspace(1, max_freq/2, F/A), for
+    coordinates from -1 to 1, whatever the resolution. learned: as in `RotaryEmbedding`, each axis its own.
+    """
+
+    def __init__(
+        self, width: int, axes: int = 2, *, theta: float = 10_000.0, freqs: Literal["lang", "pixel"] = "lang",
+        max_freq: float = 10.0, interleaved: bool = False, learned: bool = False,
+    ):  # fmt: skip
+        each = width // (2 * axes)
+        super().__init__(width, theta=theta, interleaved=interleaved, learned=learned, sections=(each,) * axes)
+        self.freqs, self.max_freq = freqs, max_freq
+
+    def initial_frequencies(self, device: torch.device, lengths: Tensor | None = None) -> Frequencies:
+        each = self.width // (2 * self.max_axes)
+        if self.freqs == "pixel":
+            inv_freq = math.pi * torch.linspace(1.0, self.max_freq / 2, each, device=device, dtype=wide_dtype(device))
+        else:
+            inv_freq = inverse_frequencies(2 * each, self.theta, device)
+        return Frequencies(inv_freq.repeat(self.max_axes))
+
+
+class Axial(SchemeConfig):
+    """`position="axial"`: rows and columns of an image, or any number of axes. theta is for freqs="lang" (EVA-02 has
+    10000, RoPE-ViT 100), max_freq for freqs="pixel". dim: how many channels of a head turn; None is all."""
+
+    kind: Literal["axial"] = "axial"
+    axes: int = Field(default=2, ge=1)
+    freqs: Literal["lang", "pixel"] = "lang"
+    theta: float = Field(default=10_000.0, gt=0)
+    max_freq: float = Field(default=10.0, gt=0)
+    dim: int | None = None
+    interleaved: bool = False
+    learned: bool = False
+    summary: ClassVar[str] = "RoPE for images and video: each axis of a position turns its share of the channels"
+    paper: ClassVar[str] = "Fang et al. 2023, arXiv:2303.11331"
+
+    def width(self, dims: Dims) -> int:
+        """R, the rotated channels of a head."""
+        return dims.head_dim if self.dim is None else self.dim
+
+    def build(self, dims: Dims) -> AxialEmbedding:
+        return AxialEmbedding(
+            self.width(dims), self.axes, theta=self.theta, freqs=self.freqs, max_freq=self.max_freq,
+            interleaved=self.interleaved, learned=self.learned,
+        )  # fmt: skip
+
+    def problems(self, dims: Dims) -> list[str]:
+        found = [f"axial: {problem}" for problem in width_problems(self.width(dims), self.axes, dims.head_dim)]
+        named = {"lang": "theta", "pixel": "max_freq"}
+        for freqs, name in named.items():
+            value = getattr(self, name)
+            if value == type(self).model_fields[name].default:
+                continue
+            if freqs != self.freqs:
+                found.append(
+                    f"axial: {name}={value:g} is for freqs={freqs!r}; freqs={self.freqs!r} has {named[self.freqs]}. "
+                    "Leave it out."
+                )
+            elif self.width(dims) == 2 * self.axes:
+                found.append(
+                    f"axial: {name}={value:g} changes nothing: one pair an axis has the first frequency. Leave it out, or "
+                    "let more channels turn."
+                )
+        return found

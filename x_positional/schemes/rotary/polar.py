@@ -1,0 +1,81 @@
+"""Polar coordinate position embedding: content is a length, position alone is an angle.
+
+B batch, T tokens, H heads, G key heads, D head dim.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from x_positional.schemes.base import Dims, PositionScheme
+from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.rotary.frequencies import angles, wide_dtype
+
+
+@dataclass(frozen=True)
+class PolarTables:
+    """[B|1 1 T D] float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class PolarEmbedding(PositionScheme):
+    """score = scale * sum_c mu_q mu_k cos((m - n) theta_c - delta_c), mu = softplus(x), theta_c = theta^(-c/D)
+    (Gopalakrishnan et al. 2025, arXiv:2509.10534). delta: per key head and channel, clamped to [-2 pi, 0].
+
+    Queries and keys become 2D wide, values stay D; the scale stays D^-0.5.
+    """
+
+    def __init__(self, kv_heads: int, head_dim: int, theta: float = 10_000.0, uniform_init: bool = False):
+        super().__init__()
+        self.head_dim, self.theta = head_dim, theta
+        self.delta = nn.Parameter(torch.zeros(kv_heads, 1, head_dim))
+        if uniform_init:
+            nn.init.uniform_(self.delta, -2 * math.pi, 0.0)
+
+    def tables(self, positions: Tensor) -> PolarTables:
+        channel = torch.arange(self.head_dim, device=positions.device, dtype=wide_dtype(positions.device))
+        angle = angles(positions, self.theta ** -(channel / self.head_dim)).unsqueeze(-3)
+        return PolarTables(angle.cos().float(), angle.sin().float())
+
+    def rotate_q(self, q: Tensor, tables: PolarTables) -> Tensor:
+        length = F.softplus(q.to(torch.promote_types(q.dtype, torch.float32)))
+        return torch.cat([length * tables.cos, length * tables.sin], -1).to(q.dtype)
+
+    def rotate_k(self, k: Tensor, tables: PolarTables) -> Tensor:
+        length = F.softplus(k.to(torch.promote_types(k.dtype, torch.float32)))
+        delta = self.delta.clamp(-2 * math.pi, 0.0).to(length.dtype)
+        cos, sin = delta.cos(), delta.sin()
+        turned_cos, turned_sin = tables.cos * cos - tables.sin * sin, tables.sin * cos + tables.cos * sin
+        return torch.cat([length * turned_cos, length * turned_sin], -1).to(k.dtype)
+
+
+class PolarConfig(SchemeConfig):
+    """`position="polar"`. uniform_init: start the phases uniformly in [-2 pi, 0] instead of at 0."""
+
+    kind: Literal["polar"] = "polar"
+    theta: float = Field(default=10_000.0, gt=0)
+    uniform_init: bool = False
+    summary: ClassVar[str] = "content is a length, position is an angle (PoPE)"
+    paper: ClassVar[str] = "Gopalakrishnan et al. 2025, arXiv:2509.10534"
+
+    def build(self, dims: Dims) -> PolarEmbedding:
+        return PolarEmbedding(dims.kv_heads, dims.head_dim, self.theta, self.uniform_init)
+
+    def warnings(self, dims: Dims) -> list[str]:
+        found = [
+            f"polar doubles the width of queries and keys: the key cache holds {2 * dims.head_dim} numbers a head."
+        ]
+        turn = 2 * math.pi * self.theta ** ((dims.head_dim - 1) / dims.head_dim)
+        if dims.max_seq_len and dims.max_seq_len > turn:
+            found.append(
+                f"polar: theta={self.theta:g} is small for max_seq_len={dims.max_seq_len}: even the slowest channel turns "
+                f"once in {turn:.0f} positions, so far ones look alike. Raise theta or head_dim."
+            )
+        return found

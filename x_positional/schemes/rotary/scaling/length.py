@@ -1,0 +1,171 @@
+"""Scalings that depend on how long the text is: dynamic NTK and LongRoPE, by a named policy.
+
+B batch, T tokens, F pairs. Notation: `RopeScaling`.
+"""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor
+from typing_extensions import Self
+
+from x_positional.schemes.rotary.frequencies import Frequencies, Number, inverse_frequencies, wide_dtype
+from x_positional.schemes.rotary.scaling.base import CPU, RopeScaling, needs_two_pairs, rescaled_theta
+
+
+class LengthScaling(RopeScaling):
+    """Base. length_policy says which length counts:
+
+    "fixed": the final one, chosen once, so cached keys stay right and a text turns alike from its first token to its last:
+    `length`, where it is given; else each row's own at the end of generation, its prompt and all that was asked for; in a
+    pass without generation the model's max_seq_len. "recompute": each row's own, its last position + 1 (each document's,
+    where rows are packed). Then earlier tokens change when a text outgrows the trained length L: logits of a prefix are
+    not those of the whole, and generation reads the text again at each change.
+    """
+
+    original_max_position_embeddings: int = Field(gt=0)
+    length_policy: Literal["fixed", "recompute"] = "fixed"
+    length: int | None = Field(default=None, gt=0)
+    _longest: int | None = PrivateAttr(default=None)
+
+    @property
+    def takes_final_length(self) -> bool:
+        return not self.follows_length and self.length is None
+
+    @property
+    def follows_length(self) -> bool:
+        return self.length_policy == "recompute"
+
+    @property
+    def usual_length(self) -> int | None:
+        return self.length or self._longest
+
+    def bound(self, max_seq_len: int | None) -> Self:
+        if not self.takes_final_length:
+            return self
+        copy = self.model_copy()
+        copy._longest = max_seq_len
+        return copy
+
+    def problems(self, width: int, theta: float) -> list[str]:
+        if self.follows_length and self.length is not None:
+            return [self._said(
+                f"length={self.length} is for length_policy='fixed', and 'recompute' takes each row's own. Give one."
+            )]  # fmt: skip
+        if self.takes_final_length and self._longest is None:
+            return [self._said(
+                "length_policy='fixed' needs to know the final length. Give length=, put the layers into a wrapper with "
+                "max_seq_len, or say length_policy='recompute'."
+            )]  # fmt: skip
+        return []
+
+    def trained_length(self) -> int | None:
+        return self.original_max_position_embeddings
+
+    def _length(self, given: Number | None) -> Number:
+        length = self.length or (self.usual_length if given is None else given)
+        if length is None:
+            raise ValueError(
+                self._said("frequencies need a length. Give length=, or bind one with bound(max_seq_len).")
+            )
+        return length
+
+
+class DynamicNtk(LengthScaling):
+    """`Ntk` with the factor s l/L - (s - 1) for a text of length l > L, and f_i up to L (emozilla 2023; Peng et al. 2023,
+    section 3.3, which has s = 1, the factor l/L)."""
+
+    rope_type: Literal["dynamic"] = "dynamic"
+    factor: float = Field(default=1.0, ge=1)
+    paper: ClassVar[str] = "emozilla 2023; Peng et al. 2023, arXiv:2309.00071"
+
+    def frequencies(
+        self, width: int, theta: float, *, length: Number | None = None, device: torch.device = CPU
+    ) -> Frequencies:
+        now, trained = self._length(length), self.original_max_position_embeddings
+        if isinstance(now, Tensor):
+            now = now.to(device, wide_dtype(device)).clamp(min=trained)
+        else:
+            now = max(now, trained)
+        grown = self.factor * now / trained - (self.factor - 1)
+        return Frequencies(inverse_frequencies(width, rescaled_theta(width, theta, grown), device))
+
+    def regime(self, length: int) -> int | None:
+        return length if self.follows_length and length > self.original_max_position_embeddings else None
+
+    def problems(self, width: int, theta: float) -> list[str]:
+        return [*super().problems(width, theta), *(self._said(p) for p in needs_two_pairs(width))]
+
+
+class LongRope(LengthScaling):
+    """f_i / short_factor_i up to L, f_i / long_factor_i for every position of a longer text (Ding et al. 2024, eq. 3,
+    without its unscaled first tokens; Phi-3's published code).
+
+    Cosines and sines are multiplied by attention_factor; None is sqrt(1 + ln s / ln L), s = `factor` the ratio of the
+    extended length to L. short_mscale and long_mscale, where given (Phi-3.5-MoE), take its place, each with its table.
+    """
+
+    rope_type: Literal["longrope"] = "longrope"
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    factor: float | None = Field(default=None, gt=0)
+    attention_factor: float | None = Field(default=None, ge=0)
+    short_mscale: float | None = Field(default=None, gt=0)
+    long_mscale: float | None = Field(default=None, gt=0)
+    paper: ClassVar[str] = "Ding et al. 2024, arXiv:2402.13753"
+
+    def frequencies(
+        self, width: int, theta: float, *, length: Number | None = None, device: torch.device = CPU
+    ) -> Frequencies:
+        plain = inverse_frequencies(width, theta, device)
+        tables = plain / plain.new_tensor([self.short_factor, self.long_factor])
+        scales = self._attention_factors()
+        is_long = self._length(length) > self.original_max_position_embeddings
+        if not isinstance(is_long, Tensor):
+            return Frequencies(tables[int(is_long)], scales[int(is_long)])
+        is_long = is_long.to(device)[..., None]
+        same = scales[0] == scales[1]
+        return Frequencies(
+            torch.where(is_long, tables[1], tables[0]),
+            scales[0] if same else torch.where(is_long, plain.new_tensor(scales[1]), plain.new_tensor(scales[0])),
+        )
+
+    def _attention_factors(self) -> tuple[float, float]:
+        if self.short_mscale is not None and self.long_mscale is not None:
+            return self.short_mscale, self.long_mscale
+        both = self.attention_factor
+        if both is None:
+            factor, trained = self.factor or 1.0, self.original_max_position_embeddings
+            both = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(trained))
+        return both, both
+
+    def regime(self, length: int) -> int | None:
+        return int(length > self.original_max_position_embeddings) if self.follows_length else None
+
+    def reach(self) -> float | None:
+        return None if self.factor is None else self.factor * self.original_max_position_embeddings
+
+    def problems(self, width: int, theta: float) -> list[str]:
+        found, pairs = super().problems(width, theta), (width + 1) // 2
+        for name, factors in (("short_factor", self.short_factor), ("long_factor", self.long_factor)):
+            if len(factors) != pairs:
+                found.append(self._said(
+                    f"{name} has {len(factors)} numbers, and width {width} has {pairs} pairs. Give one number a pair."
+                ))  # fmt: skip
+            if any(value <= 0 for value in factors):
+                found.append(self._said(f"{name} holds {min(factors):g}; every number must be above 0."))
+        if (self.short_mscale is None) != (self.long_mscale is None):
+            found.append(self._said("short_mscale and long_mscale belong together. Give both or none."))
+        scales = (self.factor, self.attention_factor, self.short_mscale)
+        if all(value is None for value in scales):
+            found.append(self._said(
+                "the attention factor follows from factor, the ratio of the extended length to the trained one. Give "
+                "factor=, or attention_factor=1.0 for none."
+            ))  # fmt: skip
+        if self.factor is not None and self.factor > 1 and self.original_max_position_embeddings < 2:
+            found.append(
+                self._said("original_max_position_embeddings=1 has no logarithm to divide by. Give 2 or more.")
+            )
+        return found

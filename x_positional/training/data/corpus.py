@@ -1,0 +1,172 @@
+"""Token ids for training and validation from whatever `data` names, checked before the first step."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from x_positional.training.config import DataConfig
+from x_positional.training.data.documents import (
+    Document,
+    embedded_documents,
+    file_document,
+    folder_documents,
+    split,
+)
+from x_positional.training.data.tokens import Tokenizer, load_tokenizer
+from x_positional.training.errors import UserError, listed
+from x_positional.training.progress import Track, silent
+
+_BLOCK = 1 << 24  # tokens looked at together, so that a file larger than memory can be checked
+
+
+@dataclass(frozen=True)
+class Part:
+    """One side of the split. `text_bytes` is the size of the text that the ids stand for; None without a text."""
+
+    tokens: np.ndarray
+    text_bytes: int | None
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """None when the text is not known, and bits per byte with it."""
+        return None if self.text_bytes is None else self.text_bytes / len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Both sides, where they came from, and the tokenizer that made them (None for bare ids)."""
+
+    train: Part
+    validation: Part
+    source: str
+    tokenizer: Tokenizer | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the data changes: a resumed run must see the same windows."""
+        return f"{_fingerprint(self.train.tokens)}-{_fingerprint(self.validation.tokens)}"
+
+
+def load_corpus(config: DataConfig, num_tokens: int, seq_len: int, track: Track = silent) -> Corpus:
+    """Read, tokenize, split and check.
+
+    Raises `UserError`, with all problems of both sides, for data that is missing, empty, too short for one window of
+    `seq_len + 1` tokens, or that holds ids outside `[0, num_tokens)`.
+    """
+    path = None if config.path is None else Path(config.path)
+    if path is not None and not path.exists():
+        raise UserError(f"data.path={config.path!r} does not exist; leave it out to train on the embedded text")
+    files = None if path is None else _token_files(path)
+    corpus = _from_text(config, path, num_tokens, track) if files is None else _from_ids(config, files, str(path))
+    problems = []
+    for side, part in (("training", corpus.train), ("validation", corpus.validation)):
+        if len(part.tokens) < seq_len + 1:
+            problems.append(
+                f"{side} has {len(part.tokens)} tokens and one window needs {seq_len + 1}; "
+                "lower data.seq_len, change data.val_fraction or give more data"
+            )
+        elif problem := _bad_ids(part.tokens, num_tokens, track):
+            problems.append(f"{side} {problem}")
+    if problems:
+        raise UserError(listed(f"cannot train on {corpus.source}:", problems))
+    return corpus
+
+
+def _token_files(path: Path) -> list[Path] | None:
+    """One file to split, or a train and a validation file, or None when `path` is text."""
+    if path.is_file():
+        return [path] if path.suffix in (".npy", ".bin") else None
+    for suffix in (".npy", ".bin"):
+        pair = [path / f"train{suffix}", path / f"val{suffix}"]
+        if all(file.is_file() for file in pair):
+            return pair
+    return None
+
+
+def _from_ids(config: DataConfig, files: list[Path], source: str) -> Corpus:
+    arrays = [_read_ids(file, config.dtype) for file in files]
+    if len(arrays) == 1:
+        arrays = _cut(arrays[0], config.val_fraction)
+    return Corpus(Part(arrays[0], None), Part(arrays[1], None), source, None)
+
+
+def _read_ids(file: Path, dtype: str | None) -> np.ndarray:
+    """Ids [N], memory-mapped; the file is never unpickled."""
+    if file.suffix == ".bin" and dtype is None:
+        raise UserError(f"{file} does not say what its numbers are; set data.dtype, for example uint16")
+    try:
+        ids = (
+            np.load(file, mmap_mode="r", allow_pickle=False)
+            if file.suffix == ".npy"
+            else np.memmap(file, dtype or "u1", "r")
+        )
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read token ids from {file}: {error}") from error
+    if ids.dtype.kind not in "iu":
+        raise UserError(f"{file} holds {ids.dtype} values; token ids must be integers")
+    if ids.ndim != 1:
+        raise UserError(f"{file} has shape {list(ids.shape)}; token ids must be one long row, save ids.reshape(-1)")
+    return ids
+
+
+def _from_text(config: DataConfig, path: Path | None, num_tokens: int, track: Track) -> Corpus:
+    tokenizer = load_tokenizer(config.tokenizer)
+    if tokenizer.vocab_size > num_tokens:
+        raise UserError(
+            f"the tokenizer {config.tokenizer!r} has {tokenizer.vocab_size} ids and model.num_tokens={num_tokens} "
+            f"cannot hold them; set model.num_tokens to {tokenizer.vocab_size}"
+        )
+    if path is None:
+        documents, source = embedded_documents(), "the embedded text"
+    elif path.is_file():
+        documents, source = [file_document(path)], str(path)
+    else:
+        documents, source = folder_documents(path, config.pattern, track), str(path)
+    end = tokenizer.document_end if config.document_end is None else config.document_end
+    if len(documents) > 1:
+        parts = [_encode(side, tokenizer, end, track) for side in split(documents, config.val_fraction)]
+    else:
+        halves = _cut(np.frombuffer(documents[0].text, dtype=np.uint8), config.val_fraction)
+        parts = [_encode([Document(source, half.tobytes())], tokenizer, None, track) for half in halves]
+    return Corpus(parts[0], parts[1], source, tokenizer)
+
+
+def _encode(documents: Sequence[Document], tokenizer: Tokenizer, end: int | None, track: Track) -> Part:
+    """All documents in one row, each followed by the `end` id, which counts as one byte of text."""
+    pieces, text_bytes = [], 0
+    for document in track(documents, "tokenizing"):
+        ids = tokenizer.encode(document.text)
+        pieces.append(ids if end is None else np.append(ids, np.asarray(end, dtype=ids.dtype)))
+        text_bytes += len(document.text) + (end is not None)
+    return Part(np.concatenate(pieces), text_bytes)
+
+
+def _cut(row: np.ndarray, fraction: float) -> list[np.ndarray]:
+    """The first part for training, the last `fraction` for validation."""
+    border = len(row) - max(1, round(len(row) * fraction))
+    return [row[:border], row[border:]]
+
+
+def _bad_ids(tokens: np.ndarray, num_tokens: int, track: Track) -> str | None:
+    """What is wrong with the ids, or None."""
+    for start in track(range(0, len(tokens), _BLOCK), "checking ids"):
+        block = tokens[start : start + _BLOCK]
+        low, high = int(block.min()), int(block.max())
+        if low < 0 or high >= num_tokens:
+            wrong = int(np.flatnonzero((block < 0) | (block >= num_tokens))[0])
+            return (
+                f"has the id {int(block[wrong])} at place {start + wrong}, and model.num_tokens={num_tokens} allows "
+                f"0 to {num_tokens - 1}; raise model.num_tokens or check data.dtype"
+            )
+    return None
+
+
+def _fingerprint(tokens: np.ndarray) -> str:
+    """Hash of the length and of up to 64 blocks spread over the row, so that it stays quick for large files."""
+    digest = hashlib.sha256(f"{len(tokens)} {tokens.dtype}".encode())
+    for start in np.linspace(0, max(0, len(tokens) - 65536), 64, dtype=np.int64):
+        digest.update(np.ascontiguousarray(tokens[start : start + 65536]).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,99 @@
+"""Text to token ids and back: bytes by default, any `tokenizer.json` by option."""
+
+import codecs
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from x_positional.pretrained.tokenizers.text import TextStream
+from x_positional.training.errors import MissingExtra, UserError
+
+
+class StreamDecoder(Protocol):
+    """Turns ids that arrive one by one into text, holding back what is not complete yet."""
+
+    def feed(self, token: int) -> str: ...
+
+    def finish(self) -> str: ...
+
+
+class Tokenizer(Protocol):
+    """What training and sampling need to know about a vocabulary."""
+
+    name: str
+    vocab_size: int
+    document_end: int | None
+    file: Path | None
+
+    def encode(self, text: bytes) -> np.ndarray: ...
+
+    def decoder(self) -> StreamDecoder: ...
+
+
+class ByteDecoder:
+    """UTF-8 across token borders; ids above 255 and broken sequences become the replacement character."""
+
+    def __init__(self) -> None:
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token: int) -> str:
+        if token > 255:
+            return self._utf8.decode(b"", final=True) + "\N{REPLACEMENT CHARACTER}"
+        return self._utf8.decode(bytes([token]))
+
+    def finish(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+class ByteTokenizer:
+    """One token a byte. Byte 0, which text does not use, ends a document."""
+
+    name: str = "bytes"
+    vocab_size: int = 256
+    document_end: int | None = 0
+    file: Path | None = None
+
+    def encode(self, text: bytes) -> np.ndarray:
+        return np.frombuffer(text, dtype=np.uint8)
+
+    def decoder(self) -> StreamDecoder:
+        return ByteDecoder()
+
+
+class JsonTokenizer:
+    """A `tokenizer.json` as the tokenizers package writes it."""
+
+    name: str = "tokenizer.json"
+    document_end: int | None = None
+
+    def __init__(self, file: Path) -> None:
+        try:
+            from tokenizers import Tokenizer as Backend
+        except ImportError as error:
+            raise MissingExtra(
+                f"data.tokenizer={str(file)!r} needs the tokenizers package: pip install 'x-positional[pretrained]'"
+            ) from error
+        if not file.is_file():
+            raise UserError(f"data.tokenizer={str(file)!r} is not a file; use 'bytes' or the path of a tokenizer.json")
+        try:
+            self._backend = Backend.from_file(str(file))
+        except Exception as error:  # the package raises bare Exception for every malformed file
+            raise UserError(f"{file} is not a tokenizer.json that can be read: {error}") from error
+        self.file: Path | None = file
+        self.vocab_size: int = self._backend.get_vocab_size()
+
+    def encode(self, text: bytes) -> np.ndarray:
+        ids = self._backend.encode(text.decode("utf-8", errors="replace"), add_special_tokens=False).ids
+        return np.asarray(ids, dtype=np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._backend.decode(ids, skip_special_tokens=True)
+
+    def decoder(self) -> StreamDecoder:
+        return TextStream(self.decode)
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """`"bytes"` or the path of a `tokenizer.json`; raises `UserError` if it cannot be read."""
+    return ByteTokenizer() if name == "bytes" else JsonTokenizer(Path(name))

@@ -1,0 +1,104 @@
+"""The device side of training: accelerate, precision, one optimizer step.
+
+Shapes: B batch, T tokens in one window.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from x_positional.training.config import RunConfig, TrainConfig
+from x_positional.training.data.windows import Windows
+from x_positional.training.errors import MissingExtra, UserError
+from x_positional.training.loop.optim import learning_rate, make_optimizer
+
+
+class Engine:
+    """Model and optimizer on their device.
+
+    All randomness of a step (dropout) comes from (seed, step, process), and its windows from (seed, step): a resumed
+    run needs only weights, optimizer state and the step to go on bit-equal.
+    """
+
+    def __init__(self, net: nn.Module, wrapper: nn.Module, windows: Windows, config: TrainConfig) -> None:
+        run = config.run
+        self.accelerator = make_accelerator(run)
+        self.precision = precision(run, self.accelerator.device)
+        self._config = config
+        self._windows = windows
+        self.optimizer = make_optimizer(net.to(self.accelerator.device), config.optimizer)
+        model = torch.compile(wrapper) if run.compile else wrapper
+        self.net = net
+        self._model, self._optimizer = self.accelerator.prepare(model, self.optimizer)
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def windows_per_step(self) -> int:
+        """Windows that one optimizer step takes from the data, over all processes."""
+        return self._config.run.batch_size * self._config.run.accumulate * self.accelerator.num_processes
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 where asked for; a context that does nothing for float32."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def step(self, step: int) -> tuple[Tensor, Tensor, float]:
+        """Optimizer step number `step` (0-based): (mean loss, gradient norm before clipping, learning rate).
+
+        Both tensors stay on the device: reading them is left to the caller, who may wait.
+        """
+        run, accelerator = self._config.run, self.accelerator
+        rate = learning_rate(self._config.optimizer, step, run.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(run.seed * 1_000_003 + step * 1009 + accelerator.process_index)
+        total = torch.zeros((), device=self.device)
+        norm = torch.zeros((), device=self.device)
+        self._model.train()
+        for micro in range(run.accumulate):
+            with accelerator.accumulate(self._model):
+                with self.autocast():
+                    loss = self._model(self._batch(step, micro))
+                accelerator.backward(loss)
+                total += loss.detach().float() / run.accumulate
+                if accelerator.sync_gradients:
+                    limit = float("inf") if self._config.optimizer.clip is None else self._config.optimizer.clip
+                    norm = accelerator.clip_grad_norm_(self.net.parameters(), limit)
+                self._optimizer.step()
+                self._optimizer.zero_grad()
+        return accelerator.reduce(total, "mean"), norm, rate
+
+    def _batch(self, step: int, micro: int) -> Tensor:
+        """This process's windows [B, T + 1]."""
+        size = self._config.run.batch_size
+        place = (micro * self.accelerator.num_processes + self.accelerator.process_index) * size
+        return self._windows.batch(step * self.windows_per_step + place, size).to(self.device, non_blocking=True)
+
+
+def make_accelerator(run: RunConfig) -> Any:
+    """accelerate's Accelerator on the device asked for; raises `UserError` when it is not there."""
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingExtra("training needs accelerate: pip install 'x-positional[train]'") from error
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("run.device=cuda, and torch sees no CUDA device; use run.device=auto or cpu")
+    if run.device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("run.device=mps, and torch sees no Metal device; use run.device=auto or cpu")
+    try:
+        accelerator = Accelerator(cpu=run.device == "cpu", gradient_accumulation_steps=run.accumulate)
+    except ValueError as error:  # it keeps one device for the life of the process
+        raise UserError(f"this Python process already trained on another device: {error}") from error
+    if run.device != "auto" and accelerator.device.type != run.device:
+        raise UserError(f"run.device={run.device}, and accelerate chose {accelerator.device}; use run.device=auto")
+    return accelerator
+
+
+def precision(run: RunConfig, device: torch.device) -> str:
+    """`bf16` or `fp32`. On CUDA bfloat16 is faster and as good; CPUs without matrix units for it get slower."""
+    if run.precision != "auto":
+        return run.precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
