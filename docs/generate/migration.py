@@ -161,8 +161,14 @@ def row(flag: Flag) -> str:
 def section(title: str, flags: Iterable[Flag], level: str = "###") -> list[str]:
     """A heading and a table, supported keywords first."""
     ordered = sorted(flags, key=lambda flag: flag.verdict == "refused")
-    return [f"{level} {title}", "", "| keyword | default | here | what it sets, or why not and what instead |",
-            "|---|---|---|---|", *map(row, ordered), ""]  # fmt: skip
+    return [
+        f"{level} {title}",
+        "",
+        "| keyword | default | here | what it sets, or why not and what instead |",
+        "|---|---|---|---|",
+        *map(row, ordered),
+        "",
+    ]
 
 
 def layer_sections() -> list[str]:

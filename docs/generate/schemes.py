@@ -16,9 +16,19 @@ PAGE = ROOT / "docs" / "schemes.md"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- schemes: begin -->", "<!-- schemes: end -->"
 ORDER = (
-    "rope", "xpos", "polar", "alibi", "t5", "dynamic", "forgetting", "cope", "absolute", "sinusoidal",
-    "scaled_sinusoidal", "none",
-)  # fmt: skip
+    "rope",
+    "xpos",
+    "polar",
+    "alibi",
+    "t5",
+    "dynamic",
+    "forgetting",
+    "cope",
+    "absolute",
+    "sinusoidal",
+    "scaled_sinusoidal",
+    "none",
+)
 
 PROSE = """\
 # Schemes
@@ -80,9 +90,14 @@ def capability_rows() -> list[str]:
         floats = yes(caps.continuous) if caps.uses_positions else "reads none"
         encoder = layers_report(LayersConfig(kind="encoder", dim=64, depth=1, heads=4, head_dim=32, position=name), 128)
         cells = (
-            f"`{name}`", acts_on(name, caps.kernel, caps.absolute), backends, yes(caps.kv_cacheable),
-            yes(caps.unbounded) if name != "xpos" else "to about 32k from its centre", floats, yes(bool(encoder.errors)),
-        )  # fmt: skip
+            f"`{name}`",
+            acts_on(name, caps.kernel, caps.absolute),
+            backends,
+            yes(caps.kv_cacheable),
+            yes(caps.unbounded) if name != "xpos" else "to about 32k from its centre",
+            floats,
+            yes(bool(encoder.errors)),
+        )
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 

@@ -374,7 +374,8 @@ IMAGES = [
     image(vision_rules.one_table_of_the_grid, position=["absolute", "none"]),
     image(vision_rules.positions_fit_every_scheme, position=["axial", "t5"]),
     image(
-        vision_rules.positions_fit_every_scheme, position={"kind": "rope", "dim": 16, "sections": [2, 3, 3]},
+        vision_rules.positions_fit_every_scheme,
+        position={"kind": "rope", "dim": 16, "sections": [2, 3, 3]},
     ),
     image(vision_rules.no_vision_setting_is_idle, coordinates="centered", position="absolute"),
     image(vision_rules.no_vision_setting_is_idle, interpolation="bilinear"),
@@ -384,9 +385,11 @@ IMAGES = [
     image(vision_rules.a_window_counts_along_rows, "warning", window=3),
     image(vision_rules.coordinates_suit_the_frequencies, "warning", coordinates="centered"),
     image(
-        vision_rules.coordinates_suit_the_frequencies, "warning", position={"kind": "axial", "freqs": "pixel"},
+        vision_rules.coordinates_suit_the_frequencies,
+        "warning",
+        position={"kind": "axial", "freqs": "pixel"},
     ),
-]  # fmt: skip
+]
 
 GROUPS = {
     "Names and types": NAMES,

@@ -30,9 +30,19 @@ CALLS: list[dict[str, object]] = []
 
 
 def stand_in(
-    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int, *,
-    return_aux: object = None, scale: float | None = None, window_size: tuple[int, int] = (-1, -1), enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: object = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+) -> Tensor:
     """torch 2.13's varlen_attn by its documentation, one text at a time: [P H D], [P G D], [P G D] -> [P H D]."""
     (left, right), ends, out = window_size, cu_seq_q.tolist(), []
     assert cu_seq_q.dtype == torch.int32
@@ -56,9 +66,18 @@ def stand_in(
 
 
 def older(
-    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int, *,
-    return_aux: object = None, scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: object = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
     """The same from before it knew of shared key heads."""
     return stand_in(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
 
@@ -191,9 +210,18 @@ def test_cross_attention_and_continuous_inputs(kernel: None) -> None:
 
 def context_of(index: Tensor, documents: Tensor | None, **more: object) -> AttentionContext:
     return AttentionContext(
-        q_index=index, kv_index=index, q_positions=index, kv_positions=index, batch=2, heads=2, span=4, causal=True,
-        q_documents=documents, kv_documents=documents, **more,
-    )  # fmt: skip
+        q_index=index,
+        kv_index=index,
+        q_positions=index,
+        kv_positions=index,
+        batch=2,
+        heads=2,
+        span=4,
+        causal=True,
+        q_documents=documents,
+        kv_documents=documents,
+        **more,
+    )
 
 
 def test_where_texts_start() -> None:
@@ -265,9 +293,11 @@ def test_scores_that_the_kernel_would_not_change_are_refused(kernel: None) -> No
     planned = backend.plan(ctx, None, q.dtype)
     assert isinstance(planned.native, Packed)
     for ops in (
-        ScoreOps(scale=1.0, softcap=3.0), ScoreOps(scale=1.0, sinks=torch.zeros(2)), ScoreOps(scale=1.0, dropout=0.1),
+        ScoreOps(scale=1.0, softcap=3.0),
+        ScoreOps(scale=1.0, sinks=torch.zeros(2)),
+        ScoreOps(scale=1.0, dropout=0.1),
         ScoreOps(scale=1.0, transform=lambda scores, visible, q, ctx: scores),
-    ):  # fmt: skip
+    ):
         with pytest.raises(BackendError, match="backend='varlen' cannot run this"):
             backend.attend(q, q, q, planned, ops)
     assert not CALLS

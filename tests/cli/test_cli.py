@@ -149,9 +149,13 @@ def perturb(run_dir: Path, call: Call) -> None:
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.4)
     save_checkpoint(
-        run_dir / "checkpoints", 99, model=unshared(net), optimizer={"a": torch.ones(1)},
-        trainer={"tokenizer": "bytes"}, config_text=saved.config_text(),
-    )  # fmt: skip
+        run_dir / "checkpoints",
+        99,
+        model=unshared(net),
+        optimizer={"a": torch.ones(1)},
+        trainer={"tokenizer": "bytes"},
+        config_text=saved.config_text(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -255,8 +259,15 @@ def test_overrides_are_read_as_yaml():
         ]
     )
     assert read == {
-        "a.b": 3, "c": "1e-3", "d": ["x", 2], "e.f": {"k": "v"}, "g": None, "on": True, "off": False, "a_b": -1,
-    }  # fmt: skip
+        "a.b": 3,
+        "c": "1e-3",
+        "d": ["x", 2],
+        "e.f": {"k": "v"},
+        "g": None,
+        "on": True,
+        "off": False,
+        "a_b": -1,
+    }
     with pytest.raises(UserError, match=r"(?s)'x' stands alone.*--a is given twice"):
         parse_overrides(["x", "--a", "1", "--a", "2"])
 
@@ -274,9 +285,22 @@ def test_a_missing_extra_is_said_in_one_sentence(missing: str):
 def test_control_c_saves_and_says_how_to_go_on(file: Path, tmp_path: Path, call: Call):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "x_positional.cli.main", "train", str(file), "--run.steps", "1000000", "--eval_every", "9"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "x_positional.cli.main",
+            "train",
+            str(file),
+            "--run.steps",
+            "1000000",
+            "--eval_every",
+            "9",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
     assert process.stdout is not None
     before = []
     for line in process.stdout:

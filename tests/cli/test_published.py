@@ -272,16 +272,30 @@ def test_verify_takes_nan_for_a_difference(call: Call, tmp_path: Path):
         ("BertModel", PLAIN, {"plain", "right padded"}),
         ("RobertaModel", {**PLAIN, "pad_token_id": 1}, {"plain", "right padded"}),
         ("T5ForConditionalGeneration", T5, {"plain", "right padded"}),
-        ("OPTForCausalLM", {"vocab_size": 67, "hidden_size": 32, "num_hidden_layers": 2, "ffn_dim": 44, "word_embed_proj_dim": 32,
-                            "num_attention_heads": 4, "max_position_embeddings": 64},
-         {"plain", "left padded", "shifted positions", "cached"}),
-        ("BloomForCausalLM", {"vocab_size": 67, "hidden_size": 32, "n_layer": 2, "n_head": 4}, {"plain", "left padded", "cached"}),
+        (
+            "OPTForCausalLM",
+            {
+                "vocab_size": 67,
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "ffn_dim": 44,
+                "word_embed_proj_dim": 32,
+                "num_attention_heads": 4,
+                "max_position_embeddings": 64,
+            },
+            {"plain", "left padded", "shifted positions", "cached"},
+        ),
+        (
+            "BloomForCausalLM",
+            {"vocab_size": 67, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+            {"plain", "left padded", "cached"},
+        ),
         ("ViTForImageClassification", VIT, {"plain", "another size"}),
         ("ViTModel", VIT, {"plain", "another size"}),
         ("Dinov2Model", VIT, {"plain", "another size"}),
         ("LlamaModel", LLAMA, {"plain", "left padded", "shifted positions", "cached"}),
     ],
-)  # fmt: skip
+)
 def test_verify_knows_every_kind_of_family(call: Call, model: str, config: dict, expected: set[str], tmp_path: Path):
     saved(tmp_path / "m", model, **config)
     code, out, err = call("verify", "m")

@@ -148,9 +148,11 @@ def test_a_scheme_by_name_by_dict_and_by_config_is_one_config(name: str) -> None
 
 def test_numbers_that_yaml_reads_as_words() -> None:
     """YAML 1.1 reads 1e-5 as a word; the fields read it as a number."""
-    config = ModelConfig.model_validate(yaml.safe_load(
-        "{num_tokens: 7, max_seq_len: 9, layers: {dim: 8, depth: 1, norm: {eps: 1e-5}, position: {kind: rope, theta: 5e5}}}"
-    ))  # fmt: skip
+    config = ModelConfig.model_validate(
+        yaml.safe_load(
+            "{num_tokens: 7, max_seq_len: 9, layers: {dim: 8, depth: 1, norm: {eps: 1e-5}, position: {kind: rope, theta: 5e5}}}"
+        )
+    )
     assert config.layers.norm.eps == 1e-5
     assert config.layers.position == (Rope(theta=5e5),)
 

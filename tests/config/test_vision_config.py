@@ -77,15 +77,23 @@ def test_a_scheme_instance_cannot_be_written() -> None:
         ("none", {}, ["none: a bag of patches", "mean of the patches"]),
         ("axial", {"coordinates": "rescaled"}, ["position        axial\n", "row and column, rescaled"]),
         (["absolute", "mixed"], {"interpolation": "bilinear"}, ["a learned table + mixed", "resized (bilinear)"]),
-        ("absolute", {"antialias": True, "pool": "cls_mean", "cls_position": True, "patch_norms": False}, [
-            "resized (bicubic, antialiased)", "cls token and the mean of the patches"]),
+        (
+            "absolute",
+            {"antialias": True, "pool": "cls_mean", "cls_position": True, "patch_norms": False},
+            ["resized (bicubic, antialiased)", "cls token and the mean of the patches"],
+        ),
         ("alibi", {}, ["alibi", "one axis: the number of the patch, row by row"]),
-        ("axial", {"pool": "cls", "num_register_tokens": 2, "num_classes": 9}, [
-            "the cls token and 2 registers at 0, not rotated", "12 x 20 pixels, 3 x 5 patches of 4 x 4; other sizes run",
-            "9 classes on the cls token",
-        ]),
+        (
+            "axial",
+            {"pool": "cls", "num_register_tokens": 2, "num_classes": 9},
+            [
+                "the cls token and 2 registers at 0, not rotated",
+                "12 x 20 pixels, 3 x 5 patches of 4 x 4; other sizes run",
+                "9 classes on the cls token",
+            ],
+        ),
     ],
-)  # fmt: skip
+)
 def test_describe_says_what_is_applied(position, settings: dict, words: list[str]) -> None:
     text = ViTransformerWrapper.from_config(config(position, **settings)).describe()
     assert [word for word in words if word not in text] == []

@@ -113,9 +113,7 @@ def test_past_max_seq_len(scheme: str, restrict: bool, cache_kv: bool) -> None:
     wrapper, limit = wrap(scheme, max_seq_len=8), 8
     prompts, script = ragged(3, 11, 6), ids(3, 15, seed=3)
     forced = Script(script)
-    wrapper.generate(
-        prompts, 15, filter_logits_fn=forced, restrict_to_max_seq_len=restrict, cache_kv=cache_kv
-    )  # fmt: skip
+    wrapper.generate(prompts, 15, filter_logits_fn=forced, restrict_to_max_seq_len=restrict, cache_kv=cache_kv)
     whole = torch.stack([full_pass(wrapper.net, *row) for row in rows_of(prompts, script)])
     windowed = torch.stack([full_pass(wrapper.net, *row, window=limit) for row in rows_of(prompts, script)])
     assert (whole - windowed).abs().max() > 1e-3

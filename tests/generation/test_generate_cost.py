@@ -12,9 +12,17 @@ from tests.support.generation_models import NUM_TOKENS, SCHEMES, UNLIMITED, ids,
 from x_positional import AutoregressiveWrapper
 
 LOOKS = {
-    "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "nonzero_static", "masked_select", "_unique2",
-    "unique_dim", "bincount", "lift_fresh",
-}  # fmt: skip
+    "_local_scalar_dense",
+    "is_nonzero",
+    "equal",
+    "nonzero",
+    "nonzero_static",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+    "bincount",
+    "lift_fresh",
+}
 """Operations that make the host wait for a device: reading a value, or `torch.tensor(...)`, which copies one there."""
 STEPS = 24
 

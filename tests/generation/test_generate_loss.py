@@ -22,9 +22,7 @@ def wrapper() -> AutoregressiveWrapper:
 def surprise(net: TransformerWrapper, row: Tensor) -> list[float]:
     """-log p of each token 1 .. T-1 of a row [T], in nats, written out."""
     logits = net(row[None])[0].tolist()
-    return [
-        math.log(sum(math.exp(x) for x in logits[t])) - logits[t][int(row[t + 1])] for t in range(len(row) - 1)
-    ]  # fmt: skip
+    return [math.log(sum(math.exp(x) for x in logits[t])) - logits[t][int(row[t + 1])] for t in range(len(row) - 1)]
 
 
 def mean(values: list[float]) -> float:

@@ -146,8 +146,16 @@ SOME_PACKAGES = {"x_positional", "x_positional.attention.backends", "x_positiona
     ("module", "source", "message"),
     [
         ("x_positional.schemes.base", "from x_positional.attention.masks import causal", "schemes may import: nothing"),
-        ("x_positional.attention.masks", "import pydantic", "imports pydantic; attention may use einops, torch, typing_extensions"),
-        ("x_positional.schemes.base", "def f():\n    from x_positional.models import build", "imports x_positional.models.b"),
+        (
+            "x_positional.attention.masks",
+            "import pydantic",
+            "imports pydantic; attention may use einops, torch, typing_extensions",
+        ),
+        (
+            "x_positional.schemes.base",
+            "def f():\n    from x_positional.models import build",
+            "imports x_positional.models.b",
+        ),
         ("x_positional.attention.masks", "import x_positional.models.build", "imports x_positional.models.build"),
         ("x_positional.attention.masks", "from ..models.build import build_model", "imports x_positional.models.build"),
         ("x_positional.attention.backends", "from ...models.build import f", "imports x_positional.models.build"),
@@ -171,7 +179,10 @@ def test_a_wrong_import_is_found(module: str, source: str, message: str):
         ("x_positional.schemes.base", "import math\nimport torch.nn.functional as F"),
         ("x_positional.attention.masks", "from x_positional.schemes.base import NO_TOKEN"),
         ("x_positional.attention.backends", "from .sdpa import Sdpa"),
-        ("x_positional.attention.backends.sdpa", "from ..masks import causal\nfrom x_positional.attention import masks"),
+        (
+            "x_positional.attention.backends.sdpa",
+            "from ..masks import causal\nfrom x_positional.attention import masks",
+        ),
         ("x_positional.schemes.t5", "from x_positional.schemes.distance import DistanceScheme"),
         ("x_positional.training.engine", "import accelerate\nfrom x_positional.models.build import build"),
     ],

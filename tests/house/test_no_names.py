@@ -27,8 +27,14 @@ def decisions(source: str, names: set[str]) -> Iterator[str]:
             yield f"{node.value.lineno}: case {ast.unparse(node.value)}"
 
 
-@pytest.mark.parametrize("bad", ['if family == "llama": pass', 'x = 1 if hf["model_type"] in ("gpt2", "opt") else 2',
-                                 'match name:\n    case "t5":\n        pass'])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        'if family == "llama": pass',
+        'x = 1 if hf["model_type"] in ("gpt2", "opt") else 2',
+        'match name:\n    case "t5":\n        pass',
+    ],
+)
 def test_it_sees_a_decision(bad: str):
     assert list(decisions(bad, {"llama", "gpt2", "t5"}))
 
@@ -41,7 +47,8 @@ def test_no_code_decides_by_the_name_of_a_family():
     schemes = {"alibi", "t5"}  # also names of schemes, which the flags of a user say
     found = [
         f"{path.relative_to(ROOT)}:{decision}"
-        for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).as_posix() not in DATA
+        for path in sorted(ROOT.rglob("*.py"))
+        if path.relative_to(ROOT).as_posix() not in DATA
         for decision in decisions(path.read_text("utf-8"), set(FAMILIES) - schemes)
-    ]  # fmt: skip
+    ]
     assert not found

@@ -242,14 +242,22 @@ def test_context_where_there_is_none_to_read_and_none_where_there_is() -> None:
         (lambda: Decoder(**SIZES, flash=True, attn_flsh=True), r"did you mean attn_flash\?"),
         (lambda: Encoder(**SIZES, kv_head=2), r"did you mean kv_heads\?"),
         (lambda: CrossAttender(**SIZES, rope=True), "rope is not a flag"),
-        (lambda: TransformerWrapper(num_tokens=V, max_seq_len=L, attn_layers=Decoder(**SIZES), emb_drpout=0.1),
-         r"did you mean emb_dropout\?"),
+        (
+            lambda: TransformerWrapper(num_tokens=V, max_seq_len=L, attn_layers=Decoder(**SIZES), emb_drpout=0.1),
+            r"did you mean emb_dropout\?",
+        ),
         (lambda: ContinuousTransformerWrapper(attn_layers=Decoder(**SIZES), dimin=3), r"did you mean dim_in\?"),
-        (lambda: XTransformer(dim=16, enc_num_tokens=V, enc_dpth=1), r"enc_dpth is not a flag; did you mean enc_depth\?"),
-        (lambda: XTransformer(dim=16, num_tokens=V), "num_tokens is not a flag of XTransformer; write enc_num_tokens, dec_num"),
+        (
+            lambda: XTransformer(dim=16, enc_num_tokens=V, enc_dpth=1),
+            r"enc_dpth is not a flag; did you mean enc_depth\?",
+        ),
+        (
+            lambda: XTransformer(dim=16, num_tokens=V),
+            "num_tokens is not a flag of XTransformer; write enc_num_tokens, dec_num",
+        ),
         (lambda: Decoder(**SIZES, macaron=True), r"macaron=True is refused\. .*Use a wider feedforward"),
     ],
-)  # fmt: skip
+)
 def test_mistyped_flags_answer_with_the_nearest(build, message: str) -> None:
     with pytest.raises(FlagError, match=message):
         build()

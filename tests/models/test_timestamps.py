@@ -25,9 +25,12 @@ def continuous() -> dict[str, object]:
             if caps.continuous and caps.uses_positions:
                 found[kind] = kind
     own: dict[str, object] = {
-        "learned": Rope(learned=True), "axial, pixel, learned": Axial(axes=1, freqs="pixel", learned=True),
-        "mixed, one axis": Mixed(axes=1), "temperature": Temperature(floor_scale=0.7), "log_n": LogN(trained=2),
-    }  # fmt: skip
+        "learned": Rope(learned=True),
+        "axial, pixel, learned": Axial(axes=1, freqs="pixel", learned=True),
+        "mixed, one axis": Mixed(axes=1),
+        "temperature": Temperature(floor_scale=0.7),
+        "log_n": LogN(trained=2),
+    }
     return found | own
 
 

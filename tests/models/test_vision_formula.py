@@ -26,10 +26,14 @@ POSITIONS = {
     "sinusoidal": "sinusoidal",
     "none": "none",
 }
-BESIDE = {"patches alone": {}, "cls": {"pool": "cls"}, "registers": {"num_register_tokens": 3},
-          "both": {"pool": "cls", "num_register_tokens": 2},
-          "cls and mean": {"pool": "cls_mean", "num_register_tokens": 1},
-          "no norms": {"patch_norms": False, "patch_size": (4, 5)}}  # fmt: skip
+BESIDE = {
+    "patches alone": {},
+    "cls": {"pool": "cls"},
+    "registers": {"num_register_tokens": 3},
+    "both": {"pool": "cls", "num_register_tokens": 2},
+    "cls and mean": {"pool": "cls_mean", "num_register_tokens": 1},
+    "no norms": {"patch_norms": False, "patch_size": (4, 5)},
+}
 SIZES = {"trained": (12, 20), "larger": (20, 28), "smaller": (8, 12), "another shape": (28, 8), "one patch": (4, 4)}
 
 

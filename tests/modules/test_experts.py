@@ -35,9 +35,14 @@ INNERS = {
     "swiglu": {"glu": True, "activation": "silu", "bias": False},
     "gate bias": {"glu": True, "activation": "silu", "bias": False, "gate_bias": True},
     "clamped": {
-        "glu": True, "activation": "silu", "bias": True, "swish_beta": 1.702, "glu_clamp": 0.4, "glu_shift": 1.0
+        "glu": True,
+        "activation": "silu",
+        "bias": True,
+        "swish_beta": 1.702,
+        "glu_clamp": 0.4,
+        "glu_shift": 1.0,
     },
-}  # fmt: skip
+}
 
 
 def mixture(kind: str = "softmax of the best", inner: str = "swiglu", **settings) -> MixtureOfExperts:
@@ -121,8 +126,10 @@ def test_gradients(kind: str) -> None:
     experts, weights = made.router(x)
     rows = []
     for row, chosen, weight in zip(x, experts.tolist(), weights, strict=True):
-        parts = [(one_expert(made, e, row * w) if made.weigh == "input" else one_expert(made, e, row) * w)
-                 for e, w in zip(chosen, weight, strict=True)]  # fmt: skip
+        parts = [
+            (one_expert(made, e, row * w) if made.weigh == "input" else one_expert(made, e, row) * w)
+            for e, w in zip(chosen, weight, strict=True)
+        ]
         total = torch.stack(parts).sum(0)
         if made.shared is not None:
             shared = made.shared(row)
@@ -226,12 +233,20 @@ def test_scores_that_are_all_zero_weigh_nothing() -> None:
 
 
 MIXED = {
-    "num_tokens": 13, "max_seq_len": 64,
+    "num_tokens": 13,
+    "max_seq_len": 64,
     "layers": {
-        "dim": 24, "depth": 4, "heads": 3, "head_dim": 8, "position": "rope",
-        "pattern": [{"ff": {"dim": 31}}, {"ff": {"dim": 9, "glu": True, "moe": {"experts": 5, "top_k": 2, "shared": 6}}}],
+        "dim": 24,
+        "depth": 4,
+        "heads": 3,
+        "head_dim": 8,
+        "position": "rope",
+        "pattern": [
+            {"ff": {"dim": 31}},
+            {"ff": {"dim": 9, "glu": True, "moe": {"experts": 5, "top_k": 2, "shared": 6}}},
+        ],
     },
-}  # fmt: skip
+}
 
 
 def test_layers_may_differ() -> None:

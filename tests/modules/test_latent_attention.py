@@ -19,13 +19,23 @@ ROPE = {"kind": "rope", "dim": 4}
 model = partial(decoder, attn={"mla": MLA})
 
 SCHEMES = {
-    "none": "none", "rope": ROPE, "interleaved": {**ROPE, "interleaved": True}, "less than shared": {"kind": "rope", "dim": 2},
-    "xpos": {"kind": "xpos", "dim": 4}, "alibi": "alibi", "t5": "t5", "dynamic": "dynamic", "cope": "cope",
-    "forgetting": "forgetting", "absolute": "absolute", "rope and alibi": [ROPE, "alibi"],
+    "none": "none",
+    "rope": ROPE,
+    "interleaved": {**ROPE, "interleaved": True},
+    "less than shared": {"kind": "rope", "dim": 2},
+    "xpos": {"kind": "xpos", "dim": 4},
+    "alibi": "alibi",
+    "t5": "t5",
+    "dynamic": "dynamic",
+    "cope": "cope",
+    "forgetting": "forgetting",
+    "absolute": "absolute",
+    "rope and alibi": [ROPE, "alibi"],
     "rope and temperature": [ROPE, {"kind": "temperature", "floor_scale": 3.0, "scale": 0.7}],
     "turned for each head": {"kind": "mixed", "dim": 4, "axes": 1},
-    "rope and cope": [ROPE, "cope"], "learned": {**ROPE, "learned": True},
-}  # fmt: skip
+    "rope and cope": [ROPE, "cope"],
+    "learned": {**ROPE, "learned": True},
+}
 
 
 RUNS = [(name, backend) for backend in ("eager", "blockwise", "sdpa") for name in SCHEMES]
@@ -42,8 +52,12 @@ def everywhere(absorbs: bool):
 @pytest.mark.parametrize("unit_offset", [True, False])
 def test_the_formula(q_rank: int | None, unit_offset: bool) -> None:
     """Head h: softmax((q_h . [rotated shared key ; W_h c]) / sqrt(D)) (V_h c), c the normed latent, in float64."""
-    net = decoder(ROPE, depth=1, attn={"mla": {**MLA, "q_rank": q_rank, "eps": 0.3}, "bias": True},
-                  norm={"unit_offset": unit_offset}).double()  # fmt: skip
+    net = decoder(
+        ROPE,
+        depth=1,
+        attn={"mla": {**MLA, "q_rank": q_rank, "eps": 0.3}, "bias": True},
+        norm={"unit_offset": unit_offset},
+    ).double()
     attn, rope = net.attn_layers.blocks[0].attn, net.attn_layers.schemes[0]
     assert isinstance(attn, LatentAttention)
     assert isinstance(rope, RotaryEmbedding)
@@ -175,10 +189,17 @@ def test_beside_cross_attention() -> None:
 def test_in_some_layers() -> None:
     """Layers with latents and layers with keys share one cache and one plan."""
     config = {
-        "num_tokens": 13, "max_seq_len": 64,
-        "layers": {"dim": 24, "depth": 4, "heads": 3, "head_dim": 8, "position": ROPE,
-                   "pattern": [{"attn": {"mla": MLA}, "window": 4}, {"attn": {"bias": True}}]},
-    }  # fmt: skip
+        "num_tokens": 13,
+        "max_seq_len": 64,
+        "layers": {
+            "dim": 24,
+            "depth": 4,
+            "heads": 3,
+            "head_dim": 8,
+            "position": ROPE,
+            "pattern": [{"attn": {"mla": MLA}, "window": 4}, {"attn": {"bias": True}}],
+        },
+    }
     net = build_model(config).eval()
     assert isinstance(net, TransformerWrapper)
     tokens, cache = ids(2, 12), net.new_cache(2)

@@ -81,10 +81,18 @@ def test_a_chain_is_drawn_part_by_part(tmp_path: Path, chain: list[str]):
         (Rope(scaling=Yarn(factor=3, original_max_position_embeddings=7)), {}),
         (Rope(scaling=Proportional(fraction=0.0)), {}),
         (Rope(dim=2), {}),
-        (Rope(scaling=LongRope(
-            original_max_position_embeddings=15, length_policy="recompute", short_factor=(1.0,) * 4,
-            long_factor=(2.0,) * 4, factor=2.0,
-        )), {}),
+        (
+            Rope(
+                scaling=LongRope(
+                    original_max_position_embeddings=15,
+                    length_policy="recompute",
+                    short_factor=(1.0,) * 4,
+                    long_factor=(2.0,) * 4,
+                    factor=2.0,
+                )
+            ),
+            {},
+        ),
         (Rope(heads=1), {}),
         ("polar", {"heads": 6, "kv_heads": 2}),
         ("alibi", {"heads": 17}),
@@ -92,7 +100,7 @@ def test_a_chain_is_drawn_part_by_part(tmp_path: Path, chain: list[str]):
         ("cope", {"heads": 1}),
     ],
     ids=lambda value: str(value)[:60],
-)  # fmt: skip
+)
 def test_unusual_settings_are_drawn(tmp_path: Path, position, changes: dict):
     gallery, _ = drawn(tmp_path, position, **changes)
     assert len(gallery.pictures) >= 1

@@ -148,7 +148,9 @@ ASKED = torch.cat([torch.arange(60), torch.tensor([100, 4 * LENGTH])])
         ),
         (
             XPos(scale_base=60.0),
-            lambda d: ((d * pair_speeds()).cos() * ((torch.arange(0, 1, 2 / WIDTH).double() + 0.4) / 1.4) ** (d / 60)).mean(-1),
+            lambda d: (
+                (d * pair_speeds()).cos() * ((torch.arange(0, 1, 2 / WIDTH).double() + 0.4) / 1.4) ** (d / 60)
+            ).mean(-1),
         ),
         (
             Rope(scaling=DynamicNtk(original_max_position_embeddings=LENGTH, length_policy="recompute")),
@@ -156,7 +158,7 @@ ASKED = torch.cat([torch.arange(60), torch.tensor([100, 4 * LENGTH])])
         ),
     ],
     ids=["rope", "interleaved", "partial", "linear", "attention factor", "xpos", "dynamic NTK"],
-)  # fmt: skip
+)
 def test_the_product_of_equal_queries_and_keys_is_the_mean_of_cosines(position, wanted):
     found = part(position)
     same = products(found.subject, ASKED).same
@@ -225,7 +227,7 @@ def scaled(position) -> Tensor:
         ),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_speeds_are_found_whatever_the_layout(position, wanted: Tensor):
     torch.testing.assert_close(scaled(position), wanted, rtol=2e-6, atol=0)
 
@@ -292,7 +294,7 @@ def test_the_table_of_absolute_is_its_parameter():
         (Rope(scaling=Yarn(factor=4, original_max_position_embeddings=37)), 4 * LENGTH, [(37, "trained length 37")]),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_how_far_pictures_go_and_what_they_mark(position, horizon: int, marks: list):
     found = part(position)
     assert (found.horizon, found.marks) == (horizon, marks)
@@ -321,9 +323,7 @@ def of_axes(position, name: str) -> Part:
 def test_a_scheme_of_several_axes_is_measured_along_each(name: str, share: list[int]):
     found = of_axes(Rope(sections=(3, 1, 2)), name)
     turns = torch.tensor(share).repeat_interleave(torch.tensor([3, 1, 2])) * pair_speeds()
-    close(
-        products(found.subject, ASKED).same, (ASKED.double()[:, None] * turns).cos().mean(-1).expand(HEADS, -1)
-    )  # fmt: skip
+    close(products(found.subject, ASKED).same, (ASKED.double()[:, None] * turns).cos().mean(-1).expand(HEADS, -1))
     pairs = find_pairs(found.subject, LENGTH)
     assert pairs is not None
     torch.testing.assert_close(speeds(found.subject, pairs, LENGTH), turns[turns > 0], rtol=2e-6, atol=0)

@@ -226,8 +226,13 @@ def test_older_spellings_of_a_config(tmp_path: Path):
     _, ours, source = both(by_name["nomic_bert body"])
     folder = rewritten(by_name["nomic_bert body"], tmp_path)
     config = json.loads((source / "config.json").read_text())
-    names = {"hidden_size": "n_embd", "num_attention_heads": "n_head", "intermediate_size": "n_inner",
-             "num_hidden_layers": "n_layer", "max_position_embeddings": "n_positions"}  # fmt: skip
+    names = {
+        "hidden_size": "n_embd",
+        "num_attention_heads": "n_head",
+        "intermediate_size": "n_inner",
+        "num_hidden_layers": "n_layer",
+        "max_position_embeddings": "n_positions",
+    }
     del config["head_dim"]
     (folder / "config.json").write_text(json.dumps({names.get(key, key): value for key, value in config.items()}))
     assert from_pretrained(folder).config == ours.config
@@ -235,11 +240,26 @@ def test_older_spellings_of_a_config(tmp_path: Path):
 
 def test_a_bert_of_ones_own_is_written_and_another_model_is_not(tmp_path: Path):
     fields = {
-        "num_tokens": 19, "max_seq_len": 12, "token_types": 2, "tie_embedding": True, "tie_embedding_scale": 1.0,
-        "logits_bias": True, "head": {}, "emb_norm": {"bias": True},
-        "layers": {"kind": "encoder", "dim": 24, "depth": 2, "heads": 3, "head_dim": 8, "norm_place": "post",
-                   "position": {"kind": "absolute", "scale": 1.0}, "norm": {"bias": True}, "attn": {"bias": True}},
-    }  # fmt: skip
+        "num_tokens": 19,
+        "max_seq_len": 12,
+        "token_types": 2,
+        "tie_embedding": True,
+        "tie_embedding_scale": 1.0,
+        "logits_bias": True,
+        "head": {},
+        "emb_norm": {"bias": True},
+        "layers": {
+            "kind": "encoder",
+            "dim": 24,
+            "depth": 2,
+            "heads": 3,
+            "head_dim": 8,
+            "norm_place": "post",
+            "position": {"kind": "absolute", "scale": 1.0},
+            "norm": {"bias": True},
+            "attn": {"bias": True},
+        },
+    }
     model = TransformerWrapper.from_config(fields).eval()
     with torch.no_grad():
         for parameter in model.parameters():

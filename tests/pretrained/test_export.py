@@ -12,8 +12,15 @@ from tests.support.published.compare import ids, perturb, quietly, their_logits
 from x_positional import Decoder, Encoder, PretrainedError, TransformerWrapper, ViTransformerWrapper, from_pretrained
 from x_positional.pretrained.tensors import write
 
-LLAMA_LIKE = {"dim": 32, "depth": 3, "heads": 4, "head_dim": 10, "position": "rope", "norm": "rms",
-              "ff": {"glu": True, "activation": "silu", "bias": False}}  # fmt: skip
+LLAMA_LIKE = {
+    "dim": 32,
+    "depth": 3,
+    "heads": 4,
+    "head_dim": 10,
+    "position": "rope",
+    "norm": "rms",
+    "ff": {"glu": True, "activation": "silu", "bias": False},
+}
 
 
 def own(**changes: Any) -> TransformerWrapper:
@@ -28,17 +35,26 @@ def own(**changes: Any) -> TransformerWrapper:
 CASES = {
     "llama": ({}, "LlamaForCausalLM"),
     "llama with groups, biases and a scaled rope": (
-        {"kv_heads": 2, "attn": {"bias": True}, "norm": {"kind": "rms", "eps": 1e-4},
-         "position": {"kind": "rope", "theta": 500.0, "scaling": {"rope_type": "linear", "factor": 2.0}}},
+        {
+            "kv_heads": 2,
+            "attn": {"bias": True},
+            "norm": {"kind": "rms", "eps": 1e-4},
+            "position": {"kind": "rope", "theta": 500.0, "scaling": {"rope_type": "linear", "factor": 2.0}},
+        },
         "LlamaForCausalLM",
     ),
     "llama with a tied head": ({"tie_embedding": True, "tie_embedding_scale": 1.0}, "LlamaForCausalLM"),
     "gpt2": (
-        {"head_dim": 8, "position": {"kind": "absolute", "scale": 1.0}, "norm": {"kind": "layer", "bias": True},
-         "attn": {"bias": True}, "ff": {"activation": "gelu_tanh"}},
+        {
+            "head_dim": 8,
+            "position": {"kind": "absolute", "scale": 1.0},
+            "norm": {"kind": "layer", "bias": True},
+            "attn": {"bias": True},
+            "ff": {"activation": "gelu_tanh"},
+        },
         "GPT2LMHeadModel",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

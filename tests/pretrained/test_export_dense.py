@@ -23,7 +23,8 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "windows": ({"window": 5}, "MistralForCausalLM"),
     "windows and biases": ({"window": 5, "attn": {"bias": True, "out_bias": False}}, "Qwen2ForCausalLM"),
     "windows in some layers": (
-        {"pattern": [{"window": 5}, {}, {"window": 5}], "attn": {"bias": True, "out_bias": False}}, "Qwen2ForCausalLM"
+        {"pattern": [{"window": 5}, {}, {"window": 5}], "attn": {"bias": True, "out_bias": False}},
+        "Qwen2ForCausalLM",
     ),
     "normed queries and keys": ({"attn": {"qk_norm": "rms", "qk_norm_eps": 1e-6}}, "Qwen3ForCausalLM"),
     "half of each head": ({"position": ROPE | {"dim": 4}}, "Phi3ForCausalLM"),
@@ -32,16 +33,22 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "neighbours, whole heads": ({"position": NEIGHBOURS}, "GlmForCausalLM"),
     "sandwich of neighbours": ({"position": NEIGHBOURS, "norm_place": "sandwich"}, "Glm4ForCausalLM"),
     "layers that do not turn": (
-        {"pattern": [{"position": ROPE}, {"position": "none"}, {"position": ROPE}]}, "SmolLM3ForCausalLM"
+        {"pattern": [{"position": ROPE}, {"position": "none"}, {"position": ROPE}]},
+        "SmolLM3ForCausalLM",
     ),
     "windows where layers do not turn": (
-        {"pattern": [{"position": ROPE}, {"position": "none", "window": 4}]}, "SmolLM3ForCausalLM"
+        {"pattern": [{"position": ROPE}, {"position": "none", "window": 4}]},
+        "SmolLM3ForCausalLM",
     ),
-    "scaled embeddings and branches": ({"emb_scale": 3.0, "residual_scale": 0.5, "logits_scale": 0.7}, "GraniteForCausalLM"),
+    "scaled embeddings and branches": (
+        {"emb_scale": 3.0, "residual_scale": 0.5, "logits_scale": 0.7},
+        "GraniteForCausalLM",
+    ),
     "layer norm": ({"norm": NORM, "head_dim": 8}, "StableLmForCausalLM"),
     "layer norm, side by side": ({"norm": NORM, "norm_place": "parallel", "head_dim": 8}, "StableLmForCausalLM"),
     "each head normed": (
-        {"norm": NORM, "head_dim": 8, "attn": {"qk_norm": "layer_per_head", "qk_norm_eps": 1e-4}}, "StableLmForCausalLM"
+        {"norm": NORM, "head_dim": 8, "attn": {"qk_norm": "layer_per_head", "qk_norm_eps": 1e-4}},
+        "StableLmForCausalLM",
     ),
     "plain feedforward": ({"norm": NORM, "ff": PLAIN, "attn": {"bias": True}}, "Starcoder2ForCausalLM"),
     "squared relu": (
@@ -49,29 +56,52 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         "NemotronForCausalLM",
     ),
     "side by side with biases": (
-        {"norm": NORM, "norm_place": "parallel", "ff": PLAIN, "attn": {"bias": True}, "logits_bias": True}, "PhiForCausalLM"
+        {"norm": NORM, "norm_place": "parallel", "ff": PLAIN, "attn": {"bias": True}, "logits_bias": True},
+        "PhiForCausalLM",
     ),
     "side by side without": ({"norm": "layer", "norm_place": "parallel", "position": NEIGHBOURS}, "CohereForCausalLM"),
     "windows that turn": (
-        {"norm": "layer", "norm_place": "parallel", "head_dim": 8,
-         "pattern": [{"position": NEIGHBOURS, "window": 5}, {"position": "none"}]}, "Cohere2ForCausalLM"
+        {
+            "norm": "layer",
+            "norm_place": "parallel",
+            "head_dim": 8,
+            "pattern": [{"position": NEIGHBOURS, "window": 5}, {"position": "none"}],
+        },
+        "Cohere2ForCausalLM",
     ),
     "norms without weights": ({"norm": {"kind": "layer", "gain": False}, "attn": {"clip": 0.4}}, "OlmoForCausalLM"),
     "norms after": ({"norm_place": "after", "attn": {"qk_norm": "rms_whole"}}, "Olmo2ForCausalLM"),
     "norms after, and windows": (
-        {"norm_place": "after", "attn": {"qk_norm": "rms_whole"},
-         "pattern": [{"window": 5, "position": ROPE}, {"position": ROPE | {"theta": 900.0}}]}, "Olmo3ForCausalLM"
+        {
+            "norm_place": "after",
+            "attn": {"qk_norm": "rms_whole"},
+            "pattern": [{"window": 5, "position": ROPE}, {"position": ROPE | {"theta": 900.0}}],
+        },
+        "Olmo3ForCausalLM",
     ),
     "embeddings by the root of the width": ({"emb_scale": 32**0.5, "ff": GELU}, "GemmaForCausalLM"),
     "caps": (
-        {"emb_scale": 32**0.5, "ff": GELU, "norm_place": "sandwich", "attn": CAPS, "logits_softcap": 2.5,
-         "pattern": [{"window": 5}, {}]}, "Gemma2ForCausalLM"
+        {
+            "emb_scale": 32**0.5,
+            "ff": GELU,
+            "norm_place": "sandwich",
+            "attn": CAPS,
+            "logits_softcap": 2.5,
+            "pattern": [{"window": 5}, {}],
+        },
+        "Gemma2ForCausalLM",
     ),
     "thetas by type": (
-        {"emb_scale": 32**0.5, "ff": GELU, "norm_place": "sandwich", "attn": {"qk_norm": "rms", "scale": 3**-0.5},
-         "pattern": [{"window": 5, "position": ROPE}, {"position": ROPE | {"theta": 900.0}}]}, "Gemma3ForCausalLM"
+        {
+            "emb_scale": 32**0.5,
+            "ff": GELU,
+            "norm_place": "sandwich",
+            "attn": {"qk_norm": "rms", "scale": 3**-0.5},
+            "pattern": [{"window": 5, "position": ROPE}, {"position": ROPE | {"theta": 900.0}}],
+        },
+        "Gemma3ForCausalLM",
     ),
-}  # fmt: skip
+}
 
 
 def model_of(changes: dict[str, Any]) -> TransformerWrapper:
@@ -101,13 +131,15 @@ REFUSED = {
     "neighbours in a family of halves": ({"position": NEIGHBOURS}, "llama", "position"),
     "halves in a family of neighbours": ({"position": ROPE}, "glm", "position"),
     "thetas of one type": (
-        {"pattern": [{"position": ROPE}, {"position": ROPE | {"theta": 900.0}}]}, "olmo3", "each.position"
+        {"pattern": [{"position": ROPE}, {"position": ROPE | {"theta": 900.0}}]},
+        "olmo3",
+        "each.position",
     ),
     "two windows": ({"pattern": [{"window": 5}, {"window": 6}]}, "qwen3", "each.window"),
     "chunks": ({"chunk": 5}, "mistral", "each.chunk"),
     "some layers that turn": ({"pattern": [{"position": ROPE}, {"position": "none"}]}, "llama", "each.position"),
     "a cap that is stored and not applied": ({"attn": {"softcap": 2.0}}, "gemma3_text", "softcap"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", REFUSED)

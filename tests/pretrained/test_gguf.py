@@ -20,9 +20,13 @@ from x_positional.pretrained.gguf.header import read_header
 from x_positional.pretrained.source import open_source
 
 LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 100,
-}  # fmt: skip
+}
 CASES = {
     "plain": ({}, {}),
     "tied": ({"tie_word_embeddings": True}, {}),
@@ -34,11 +38,21 @@ CASES = {
         {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 3.0},
     ),
     "yarn": (
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}},
-        {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0,
-         "llama.rope.scaling.original_context_length": 16},
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 500.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            }
+        },
+        {
+            "llama.rope.scaling.type": "yarn",
+            "llama.rope.scaling.factor": 4.0,
+            "llama.rope.scaling.original_context_length": 16,
+        },
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -155,13 +169,15 @@ def test_a_folder_with_one_file_is_that_file(tmp_path: Path):
     [
         ({"llama.expert_count": 4}, ["expert_count=4: experts are not read"]),
         ({"llama.attention.value_length": 8}, ["keys have 16 channels and values 8"]),
-        ({"llama.attention.head_count": None, "llama.block_count": None},
-         ["llama.attention.head_count is missing", "llama.block_count is missing"]),
+        (
+            {"llama.attention.head_count": None, "llama.block_count": None},
+            ["llama.attention.head_count is missing", "llama.block_count is missing"],
+        ),
         ({"llama.attention.head_count_kv": [2, 2, 4]}, ["head_count_kv differs by layer: [2, 2, 4]"]),
         ({"llama.rope.scaling.type": "longrope"}, ["scaling.type='longrope' is not read", "linear, yarn"]),
         ({"split.count": 3}, ["one of 3 parts", "--merge"]),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_followed_is_refused(more: dict, parts: list[str], tmp_path: Path):
     path = write_gguf(tmp_path / "model.gguf", llama(), more=more)
     with pytest.raises(PretrainedError) as caught:
@@ -191,8 +207,12 @@ def test_unknown_metadata_of_the_model_warn_and_others_do_not(tmp_path: Path):
 
 
 def test_tensors_without_a_place_and_missing_ones_are_named(tmp_path: Path):
-    path = write_gguf(tmp_path / "model.gguf", llama(), tensors={"blk.0.odd.weight": np.zeros(3, np.float32)},
-                      more={"llama.block_count": 4})  # fmt: skip
+    path = write_gguf(
+        tmp_path / "model.gguf",
+        llama(),
+        tensors={"blk.0.odd.weight": np.zeros(3, np.float32)},
+        more={"llama.block_count": 4},
+    )
     with pytest.raises(PretrainedError) as caught:
         from_pretrained(path)
     assert "blk.0.odd.weight of the file has no place" in str(caught.value)
@@ -224,9 +244,19 @@ def test_every_value_of_the_metadata_is_read(tmp_path: Path):
     writer = gguf.GGUFWriter(path, "llama")
     given: dict[str, object] = {}
     for name, value in {
-        "uint8": 200, "int8": -100, "uint16": 60000, "int16": -30000, "uint32": 2**32 - 1, "int32": -(2**31),
-        "uint64": 2**63, "int64": -(2**62), "float32": 1e-5, "float64": 1e-300, "bool": True, "string": "é\n",
-    }.items():  # fmt: skip
+        "uint8": 200,
+        "int8": -100,
+        "uint16": 60000,
+        "int16": -30000,
+        "uint32": 2**32 - 1,
+        "int32": -(2**31),
+        "uint64": 2**63,
+        "int64": -(2**62),
+        "float32": 1e-5,
+        "float64": 1e-300,
+        "bool": True,
+        "string": "é\n",
+    }.items():
         getattr(writer, f"add_{name}")(f"a.{name}", value)
         given[f"a.{name}"] = value
     for name, values in {

@@ -13,9 +13,15 @@ from x_positional import load_tokenizer
 from x_positional.pretrained import PretrainedError
 
 TEXTS = [
-    "hello world", "  hello 12 1212 hello's HELLO'S\n\n x", "naïve cafe\u0301 東京 🎉🎉\t\t", "a<|end|>b <think>hello</think>",
-    "def f(x):\r\n    return x**2 # 123456  \n", "", " ", "١٢ ½ ²",
-]  # fmt: skip
+    "hello world",
+    "  hello 12 1212 hello's HELLO'S\n\n x",
+    "naïve cafe\u0301 東京 🎉🎉\t\t",
+    "a<|end|>b <think>hello</think>",
+    "def f(x):\r\n    return x**2 # 123456  \n",
+    "",
+    " ",
+    "١٢ ½ ²",
+]
 
 
 def tokenizer(folder: Path, **more: Any):

@@ -14,8 +14,14 @@ from tests.support.published.decoders_gemma import GEMMA
 from x_positional import PretrainedError, TransformerWrapper, from_pretrained
 
 TEXT = GEMMA | {"sliding_window": 5, "query_pre_attn_scalar": 3, "sliding_window_pattern": 3, "num_hidden_layers": 5}
-EYES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
-        "patch_size": 14}  # fmt: skip
+EYES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,16 @@ CHUNKS = Reaches(unlisted=full_every(4, CHUNKED), window=None, chunk="attention_
 BOTH = Reaches(unlisted=all_of(FULL), chunk="attention_chunk_size", switch="use_sliding_window")
 
 
-@pytest.mark.parametrize(("unlisted", "expected"), [
-    (all_of(SLIDING), [SLIDING] * 4), (full_every(3), [SLIDING, SLIDING, FULL, SLIDING]),
-    (full_every("period"), [SLIDING, FULL] * 2), (full_every(1), [FULL] * 4),
-    (sliding_from("first"), [FULL, FULL, FULL, SLIDING]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("unlisted", "expected"),
+    [
+        (all_of(SLIDING), [SLIDING] * 4),
+        (full_every(3), [SLIDING, SLIDING, FULL, SLIDING]),
+        (full_every("period"), [SLIDING, FULL] * 2),
+        (full_every(1), [FULL] * 4),
+        (sliding_from("first"), [FULL, FULL, FULL, SLIDING]),
+    ],
+)
 def test_types_of_files_that_list_none(unlisted: Any, expected: list[str]):
     hf = DEPTH | {"period": 2, "first": 3}
     assert types_of(hf, unlisted) == expected

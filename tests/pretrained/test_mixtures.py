@@ -27,16 +27,32 @@ def changed_everywhere(value: Any, name: str, new: Any) -> Any:
 
 
 TREATMENTS = [
-    ("mixtral", "renorm", False), ("mixtral window", "window", 6), ("qwen2_moe", "renorm", True),
-    ("qwen2_moe windows", "renorm", False), ("qwen3_moe", "qk_norm_eps", 1e-6), ("olmoe", "renorm", True),
-    ("olmoe", "qk_norm_eps", 1e-5), ("olmoe clipped", "clip", 1.0), ("gpt_oss", "glu_shift", 0.0),
-    ("gpt_oss clamped", "glu_clamp", 7.0), ("gpt_oss", "swish_beta", 1.0), ("gpt_oss", "window", 7),
-    ("gpt_oss", "truncate", True), ("deepseek_v3", "scale", None), ("deepseek_v3", "eps", 3e-3),
-    ("deepseek_v3", "top_groups", 3), ("deepseek_v3", "renorm", False),
-    ("deepseek_v3", "interleaved", False), ("deepseek_v3 halves", "interleaved", True), ("llama4 text", "chunk", 8),
-    ("llama4 text", "weigh", "output"), ("llama4 text", "qk_norm_eps", 1e-5), ("llama4 temperature", "floor_scale", 8192),
-    ("llama4 temperature", "offset", 0.0), ("llama4 text", "renorm", True),
-]  # fmt: skip
+    ("mixtral", "renorm", False),
+    ("mixtral window", "window", 6),
+    ("qwen2_moe", "renorm", True),
+    ("qwen2_moe windows", "renorm", False),
+    ("qwen3_moe", "qk_norm_eps", 1e-6),
+    ("olmoe", "renorm", True),
+    ("olmoe", "qk_norm_eps", 1e-5),
+    ("olmoe clipped", "clip", 1.0),
+    ("gpt_oss", "glu_shift", 0.0),
+    ("gpt_oss clamped", "glu_clamp", 7.0),
+    ("gpt_oss", "swish_beta", 1.0),
+    ("gpt_oss", "window", 7),
+    ("gpt_oss", "truncate", True),
+    ("deepseek_v3", "scale", None),
+    ("deepseek_v3", "eps", 3e-3),
+    ("deepseek_v3", "top_groups", 3),
+    ("deepseek_v3", "renorm", False),
+    ("deepseek_v3", "interleaved", False),
+    ("deepseek_v3 halves", "interleaved", True),
+    ("llama4 text", "chunk", 8),
+    ("llama4 text", "weigh", "output"),
+    ("llama4 text", "qk_norm_eps", 1e-5),
+    ("llama4 temperature", "floor_scale", 8192),
+    ("llama4 temperature", "offset", 0.0),
+    ("llama4 text", "renorm", True),
+]
 
 
 @torch.no_grad()
@@ -76,8 +92,17 @@ def test_yarn_sharpens_scores_twice() -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    eyes = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
-            "patch_size": 14, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}  # fmt: skip
+    eyes = {
+        "hidden_size": 16,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+        "vision_output_dim": 32,
+        "projector_input_dim": 32,
+        "projector_output_dim": 32,
+    }
     config = transformers.Llama4Config(text_config=LLAMA4, vision_config=eyes)
     model = quietly(transformers.Llama4ForConditionalGeneration, config).eval()
     perturb(model)
@@ -112,18 +137,25 @@ def edited(source: Path, folder: Path, changes: Mapping[str, Any], without: tupl
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "mscale": 1.0, "mscale_all_dim": 1.0}
 OLDER = {
     "windows in every other of the first layers": (
-        "qwen2_moe windows", {"max_window_layers": 2, "sliding_window": 5, "use_sliding_window": True}, ("layer_types",)
+        "qwen2_moe windows",
+        {"max_window_layers": 2, "sliding_window": 5, "use_sliding_window": True},
+        ("layer_types",),
     ),
     "windows that are off": ("qwen2_moe windows", {"use_sliding_window": False}, ("layer_types",)),
     "alternating": ("gpt_oss", {}, ("layer_types",)),
     "intervals": (
-        "llama4 temperature", {"no_rope_layer_interval": 4, "interleave_moe_layer_step": 2},
+        "llama4 temperature",
+        {"no_rope_layer_interval": 4, "interleave_moe_layer_step": 2},
         ("layer_types", "no_rope_layers", "moe_layers"),
     ),
-    "null for every layer": ("llama4 temperature", {"layer_types": None, "no_rope_layers": None, "moe_layers": None}, ()),
+    "null for every layer": (
+        "llama4 temperature",
+        {"layer_types": None, "no_rope_layers": None, "moe_layers": None},
+        (),
+    ),
     "rope_scaling": ("deepseek_v3", {"rope_scaling": YARN, "rope_theta": 77.0}, ("rope_parameters",)),
     "neighbours unless said otherwise": ("deepseek_v3", {}, ("rope_interleave",)),
-}  # fmt: skip
+}
 
 
 @torch.no_grad()
@@ -145,7 +177,7 @@ REFUSED = {
     "more experts than files": ("mixtral", {"num_local_experts": 6}, r"experts.5.w3.weight is missing"),
     "fewer experts than files": ("qwen3_moe", {"num_experts": 5, "num_local_experts": None}, "mlp.gate.weight"),
     "other widths": ("deepseek_v3", {"kv_lora_rank": 10}, "kv_a_layernorm"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -189,15 +221,27 @@ def test_in_half_precision_the_correction_stays_as_it_is() -> None:
 OWN = {
     "mixtral": {"ff": {"dim": 20, "glu": True, "activation": "silu", "bias": False, "moe": {"experts": 4, "top_k": 2}}},
     "olmoe": {
-        "ff": {"dim": 20, "glu": True, "activation": "silu", "bias": False, "moe": {"experts": 4, "top_k": 2, "renorm": False}},
+        "ff": {
+            "dim": 20,
+            "glu": True,
+            "activation": "silu",
+            "bias": False,
+            "moe": {"experts": 4, "top_k": 2, "renorm": False},
+        },
         "attn": {"qk_norm": "rms_whole", "clip": 2.0},
     },
     "deepseek_v3": {
-        "ff": {"dim": 20, "glu": True, "activation": "silu", "bias": False,
-               "moe": {"experts": 4, "top_k": 2, "score": "sigmoid", "correction": True, "shared": 40}},
-        "attn": {"mla": {"kv_rank": 8, "rope_dim": 4, "value_dim": 6}}, "position": {"kind": "rope", "dim": 4},
+        "ff": {
+            "dim": 20,
+            "glu": True,
+            "activation": "silu",
+            "bias": False,
+            "moe": {"experts": 4, "top_k": 2, "score": "sigmoid", "correction": True, "shared": 40},
+        },
+        "attn": {"mla": {"kv_rank": 8, "rope_dim": 4, "value_dim": 6}},
+        "position": {"kind": "rope", "dim": 4},
     },
-}  # fmt: skip
+}
 
 
 @torch.no_grad()

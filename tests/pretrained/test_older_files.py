@@ -29,25 +29,37 @@ OLDER: dict[str, tuple[str, Mapping[str, Any]]] = {
     "windows that are off": ("qwen3", {"use_sliding_window": False, "sliding_window": 6, "max_window_layers": 0}),
     "every second layer": ("gemma2", {"sliding_window": 6, "hidden_act": "relu", "cache_implementation": "hybrid"}),
     "a pattern, local and global": (
-        "gemma3", {"sliding_window_pattern": 2, "rope_local_base_freq": 33.0, "rope_theta": 77.0,
-                   "rope_scaling": {"rope_type": "linear", "factor": 3.0}}  # with `type` transformers does not stretch
+        "gemma3",
+        {
+            "sliding_window_pattern": 2,
+            "rope_local_base_freq": 33.0,
+            "rope_theta": 77.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 3.0},
+        },  # with `type` transformers does not stretch
     ),
     "types without thetas": (
-        "gemma3", {"sliding_window_pattern": 3, "rope_parameters": {
-            "full_attention": {"rope_type": "linear", "factor": 3.0}, "sliding_attention": {"rope_type": "default"}}}
+        "gemma3",
+        {
+            "sliding_window_pattern": 3,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 3.0},
+                "sliding_attention": {"rope_type": "default"},
+            },
+        },
     ),
     "neither pattern nor thetas": ("gemma3", {}),
     "a pattern of turning layers": ("cohere2", {"sliding_window_pattern": 3, "rope_theta": 77.0, "rope_scaling": None}),
     "yarn on full layers alone": ("olmo3", {"rope_theta": 500000.0, "rope_scaling": YARN}),
     "an interval": ("smollm3", {"no_rope_layer_interval": 2, "rope_theta": 77.0}),
     "an interval with windows": (
-        "smollm3", {"no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 6, "rope_theta": 77.0}
+        "smollm3",
+        {"no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 6, "rope_theta": 77.0},
     ),
     "a share at the top": ("phi", {"partial_rotary_factor": 0.25, "rope_theta": 77.0, "rope_scaling": LINEAR}),
     "the share of the class": ("stablelm bare", {"rope_theta": 77.0}),
     "a share of neighbours": ("glm", {"partial_rotary_factor": 0.34, "rope_theta": 77.0}),
     "half of each head": ("nemotron", {"rope_theta": 77.0}),
-}  # fmt: skip
+}
 NEW = ("rope_parameters", "layer_types", "no_rope_layers", "_sliding_window_pattern")
 
 
@@ -83,8 +95,11 @@ def test_the_first_names_of_longrope(word: str, tmp_path: Path):
     """transformers itself refuses `su` today: it looks for the trained length before it renames."""
     _, ours, folder = both(next(case for case in CASES if case.name == "phi3 longrope"))
     factors = {"short_factor": [1.0, 1.1, 1.2], "long_factor": [2.0, 3.0, 4.0]}
-    older(folder, tmp_path / "old", {
-        "rope_scaling": {"type": word, **factors}, "rope_theta": 500.0, "partial_rotary_factor": 0.75})  # fmt: skip
+    older(
+        folder,
+        tmp_path / "old",
+        {"rope_scaling": {"type": word, **factors}, "rope_theta": 500.0, "partial_rotary_factor": 0.75},
+    )
     for length in (9, 23):
         tokens = ids(2, length)
         assert torch.equal(from_pretrained(tmp_path / "old")(tokens), ours(tokens))
@@ -106,17 +121,25 @@ def test_what_a_file_leaves_out_is_the_default_of_the_class(name: str):
 
 REFUSED = {
     "types for other layers": ("gemma2", {"layer_types": ["full_attention"]}, "layer_types has 1 entries"),
-    "a type of attention": ("qwen2", {"layer_types": ["full_attention", "linear_attention", "full_attention"]},
-                            "linear_attention"),
+    "a type of attention": (
+        "qwen2",
+        {"layer_types": ["full_attention", "linear_attention", "full_attention"]},
+        "linear_attention",
+    ),
     "too short a list": ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries"),
     "a share that is ignored": ("mistral", {"partial_rotary_factor": 0.5}, "transformers ignores it"),
     "types where there is one": (
-        "mistral", {"rope_parameters": {"full_attention": {"rope_theta": 7.0}, "sliding_attention": None}}, "one type"
+        "mistral",
+        {"rope_parameters": {"full_attention": {"rope_theta": 7.0}, "sliding_attention": None}},
+        "one type",
     ),
-    "a type without parameters": ("gemma3", {"rope_parameters": {"full_attention": {"rope_theta": 7.0}}},
-                                  "nothing for sliding_attention"),
+    "a type without parameters": (
+        "gemma3",
+        {"rope_parameters": {"full_attention": {"rope_theta": 7.0}}},
+        "nothing for sliding_attention",
+    ),
     "both ways": ("gemma", {"use_bidirectional_attention": True}, "see the past alone"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", REFUSED)

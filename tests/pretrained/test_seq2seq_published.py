@@ -72,9 +72,16 @@ def test_greedy_tokens(case: Published, cache_kv: bool):
     theirs, ours, _ = both(case)
     src, mask = sources(left=False)
     expected_tokens = quietly(
-        theirs.generate, src, attention_mask=mask.long(), do_sample=False, num_beams=1, max_new_tokens=NEW, min_new_tokens=NEW,
-        eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
+        theirs.generate,
+        src,
+        attention_mask=mask.long(),
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=NEW,
+        min_new_tokens=NEW,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
     assert (expected_tokens[:, 0] == START).all()
     start = torch.full((3, 1), START)
     got = ours.generate(src, start, NEW, mask, temperature=0.0, cache_kv=cache_kv)

@@ -20,15 +20,24 @@ from x_positional.pretrained.families.qwen_vl import QWEN2_5_VL, QWEN2_VL
 from x_positional.schemes.multimodal import Image, Text, Video, multimodal_positions
 
 TEXT = LLAMA | {
-    "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1,
+    "use_sliding_window": True,
+    "sliding_window": 5,
+    "max_window_layers": 1,
     "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "mrope_section": [2, 1, 1]},
-}  # fmt: skip
+}
 IDS = {"image_token_id": 60, "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63}
 EYES = {
     "qwen2_vl": {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2},
-    "qwen2_5_vl": {"depth": 1, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "patch_size": 4,
-                   "intermediate_size": 24, "fullatt_block_indexes": [0]},
-}  # fmt: skip
+    "qwen2_5_vl": {
+        "depth": 1,
+        "hidden_size": 16,
+        "out_hidden_size": 32,
+        "num_heads": 2,
+        "patch_size": 4,
+        "intermediate_size": 24,
+        "fullatt_block_indexes": [0],
+    },
+}
 CLASSES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}
 CASES = {
     "qwen2_vl": ("qwen2_vl", "ForConditionalGeneration", {}),
@@ -36,7 +45,7 @@ CASES = {
     "qwen2_vl, tied": ("qwen2_vl", "ForConditionalGeneration", {"tie_word_embeddings": True}),
     "qwen2_vl, no head": ("qwen2_vl", "Model", {}),
     "qwen2_5_vl, text alone": ("qwen2_5_vl", "TextModel", {}),
-}  # fmt: skip
+}
 SEEN = [Text(4), Image(2, 3), Text(3), Video(2, 2, 2), Text(2)]
 POSITIONS = multimodal_positions([SEEN, [Text(11), Image(3, 4)]], layout="grid").positions
 """[B T 3], jumping as images make them jump."""
@@ -139,8 +148,15 @@ def test_token_by_token_after_images(name: str, static: bool, tmp_path_factory: 
 def test_greedy_tokens_of_text(name: str, tmp_path_factory: pytest.TempPathFactory):
     theirs, ours, _ = made(name, tmp_path_factory)
     prompt = ids(2, 7)
-    right = quietly(theirs.generate, prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=9, do_sample=False,
-                    eos_token_id=None, pad_token_id=0)  # fmt: skip
+    right = quietly(
+        theirs.generate,
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=9,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
     new = AutoregressiveWrapper(ours).generate(prompt, 9, temperature=0.0)
     assert torch.equal(new, right[:, 7:])
 

@@ -19,17 +19,26 @@ from x_positional.pretrained.tokenizers.chat import ChatTemplate
 from x_positional.pretrained.tokenizers.text import TextStream
 
 TEXT = "The quick brown fox jumps. naïve café 東京タワー 🎉👩‍👩‍👧 ¡Olé! \n\n  x = f(1)\tend. "
-MESSAGES = [{"role": "user", "content": "Hi <b>\"there\"</b>"}, {"role": "assistant", "content": "é"},
-            {"role": "user", "content": "More?"}]  # fmt: skip
+MESSAGES = [
+    {"role": "user", "content": 'Hi <b>"there"</b>'},
+    {"role": "assistant", "content": "é"},
+    {"role": "user", "content": "More?"},
+]
 
 
 def byte_level() -> Tokenizer:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator([TEXT * 3], trainers.BpeTrainer(
-        vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=SPECIAL, show_progress=False,
-    ))  # fmt: skip
+    backend.train_from_iterator(
+        [TEXT * 3],
+        trainers.BpeTrainer(
+            vocab_size=330,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=SPECIAL,
+            show_progress=False,
+        ),
+    )
     return backend
 
 
@@ -50,8 +59,20 @@ def pieces_of_sentences() -> Tokenizer:
 
 def word_pieces() -> Tokenizer:
     letters = "abcdefghijklmnopqrstuvwxyz=()"
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "fox", "##es", "jump", "##s", ".", *letters,
-                  *(f"##{letter}" for letter in letters if letter != "s")]  # fmt: skip
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "the",
+        "fox",
+        "##es",
+        "jump",
+        "##s",
+        ".",
+        *letters,
+        *(f"##{letter}" for letter in letters if letter != "s"),
+    ]
     backend = Tokenizer(models.WordPiece({name: i for i, name in enumerate(vocabulary)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -138,8 +159,13 @@ def test_padding_and_cutting_left_in_a_file_are_not_followed(tmp_path: Path):
 
 def test_special_tokens_and_ends_from_every_file(tmp_path: Path):
     settings = {"bos_token": {"content": "<|start|>", "lstrip": False}, "eos_token": "<|end|>", "pad_token": None}
-    path = folder(tmp_path, byte_level(), config={"eos_token_id": 7}, tokenizer_config=settings,
-                  generation_config={"eos_token_id": [9, 7]})  # fmt: skip
+    path = folder(
+        tmp_path,
+        byte_level(),
+        config={"eos_token_id": 7},
+        tokenizer_config=settings,
+        generation_config={"eos_token_id": [9, 7]},
+    )
     words = load_tokenizer(path)
     assert words.special == {"bos_token": "<|start|>", "eos_token": "<|end|>"}
     assert words.ends == (9, 7, SPECIAL.index("<|end|>"))
@@ -147,14 +173,14 @@ def test_special_tokens_and_ends_from_every_file(tmp_path: Path):
 
 TEMPLATES = {
     "plain": "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m['content'] | trim }}{{ eos_token }}{% endfor %}"
-             "{% if add_generation_prompt %}[assistant]{% endif %}",
+    "{% if add_generation_prompt %}[assistant]{% endif %}",
     "blocks": "{% for m in messages %}\n    {% if m['role'] == 'user' %}\nU: {{ m['content'] }}\n    {% else %}\n"
-              "{% generation %}A: {{ m['content'] }}\n{% endgeneration %}\n    {% endif %}\n{% endfor %}\n",
+    "{% generation %}A: {{ m['content'] }}\n{% endgeneration %}\n    {% endif %}\n{% endfor %}\n",
     "json": "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}{{ m | tojson }}{% endfor %}"
-            "{{ tools | tojson(indent=2) if tools else 'none' }}",
+    "{{ tools | tojson(indent=2) if tools else 'none' }}",
     "date": "{{ strftime_now('%Y') }}{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
-            "{% endfor %}{{ ns.n }}",
-}  # fmt: skip
+    "{% endfor %}{{ ns.n }}",
+}
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -191,11 +217,18 @@ def test_where_a_template_is_found(settings: dict[str, Any], file: str | None, e
 @pytest.mark.parametrize(
     "text",
     [
-        "{{ ''.__class__.__base__.__subclasses__() }}", "{{ cycler.__init__.__globals__ }}", "{{ messages.append(1) }}",
-        "{% for i in range(10**9) %}{% endfor %}", "{{ raise_exception('roles must take turns') }}", "{{ 1 + 'a' }}",
-        "{% for %}", "{{ messages[7].content.x }}", "{{ 1 / 0 }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ messages.append(1) }}",
+        "{% for i in range(10**9) %}{% endfor %}",
+        "{{ raise_exception('roles must take turns') }}",
+        "{{ 1 + 'a' }}",
+        "{% for %}",
+        "{{ messages[7].content.x }}",
+        "{{ 1 / 0 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
-)  # fmt: skip
+)
 def test_templates_reach_nothing_and_their_faults_are_said(text: str):
     messages = list(MESSAGES)
     with pytest.raises(PretrainedError, match="chat template of somewhere cannot be followed"):

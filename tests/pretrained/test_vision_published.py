@@ -22,12 +22,26 @@ from x_positional.pretrained import FAMILIES
 from x_positional.pretrained.model_kinds import vision_config
 from x_positional.pretrained.tensors.files import open_tensors
 
-SHARED = {"hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 20, "patch_size": 4,
-          "num_channels": 2, "layer_norm_eps": EPS, "num_labels": 5}  # fmt: skip
+SHARED = {
+    "hidden_size": 36,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "image_size": 20,
+    "patch_size": 4,
+    "num_channels": 2,
+    "layer_norm_eps": EPS,
+    "num_labels": 5,
+}
 VIT = {**SHARED, "intermediate_size": 50}
 DINO = {**SHARED, "mlp_ratio": 3, "layerscale_value": 0.5}
-SIZES = {"trained": (20, 20), "wider": (12, 28), "higher": (28, 16), "larger": (32, 32), "one patch": (4, 4),
-         "as many patches": (4, 100)}  # fmt: skip
+SIZES = {
+    "trained": (20, 20),
+    "wider": (12, 28),
+    "higher": (28, 16),
+    "larger": (32, 32),
+    "one patch": (4, 4),
+    "as many patches": (4, 100),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,21 +64,38 @@ class Imaged:
 CASES = [
     Imaged(name="vit", model="ViTForImageClassification", config=VIT, asked=True),
     Imaged(name="vit, no head", model="ViTModel", config=VIT, asked=True),
-    Imaged(name="vit, no biases", model="ViTForImageClassification", asked=True,
-           config={**VIT, "qkv_bias": False, "hidden_act": "quick_gelu"}),
+    Imaged(
+        name="vit, no biases",
+        model="ViTForImageClassification",
+        asked=True,
+        config={**VIT, "qkv_bias": False, "hidden_act": "quick_gelu"},
+    ),
     Imaged(name="vit, wide heads", model="ViTForImageClassification", config={**VIT, "head_dim": 10}, asked=True),
-    Imaged(name="vit, no square", model="ViTForImageClassification", sizes=("trained",),  # theirs takes grids for squares
-           config={**VIT, "image_size": [12, 20], "patch_size": [4, 5]}),
+    Imaged(
+        name="vit, no square",
+        model="ViTForImageClassification",
+        sizes=("trained",),  # theirs takes grids for squares
+        config={**VIT, "image_size": [12, 20], "patch_size": [4, 5]},
+    ),
     Imaged(name="dinov2", model="Dinov2ForImageClassification", config=DINO),
     Imaged(name="dinov2, no head", model="Dinov2Model", config=DINO),
     Imaged(name="dinov2, gated", model="Dinov2ForImageClassification", config={**DINO, "use_swiglu_ffn": True}),
-    Imaged(name="dinov2, no mask", model="Dinov2ForImageClassification",
-           config={**DINO, "use_mask_token": False, "hidden_act": "relu", "qkv_bias": False}),
-    Imaged(name="dinov2, registers", model="Dinov2WithRegistersForImageClassification",
-           config={**DINO, "num_register_tokens": 3}),
-    Imaged(name="dinov2, registers, gated, no head", model="Dinov2WithRegistersModel",
-           config={**DINO, "use_swiglu_ffn": True}),
-]  # fmt: skip
+    Imaged(
+        name="dinov2, no mask",
+        model="Dinov2ForImageClassification",
+        config={**DINO, "use_mask_token": False, "hidden_act": "relu", "qkv_bias": False},
+    ),
+    Imaged(
+        name="dinov2, registers",
+        model="Dinov2WithRegistersForImageClassification",
+        config={**DINO, "num_register_tokens": 3},
+    ),
+    Imaged(
+        name="dinov2, registers, gated, no head",
+        model="Dinov2WithRegistersModel",
+        config={**DINO, "use_swiglu_ffn": True},
+    ),
+]
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 by_name = {case.name: case for case in CASES}
 
@@ -249,11 +280,18 @@ def own(layers: Mapping[str, Any] | None = None, **settings: Any) -> ViTransform
         ({}, {}, "ViTForImageClassification"),
         ({}, {"num_classes": None}, "ViTModel"),
         ({"layer_scale": 0.1}, {"pool": "cls_mean"}, "Dinov2ForImageClassification"),
-        ({"layer_scale": 0.1, "ff": {"glu": True, "activation": "silu", "dim": 72}}, {"num_classes": None}, "Dinov2Model"),
-        ({"layer_scale": 0.1}, {"pool": "cls_mean", "num_register_tokens": 2, "antialias": True},
-         "Dinov2WithRegistersForImageClassification"),
+        (
+            {"layer_scale": 0.1, "ff": {"glu": True, "activation": "silu", "dim": 72}},
+            {"num_classes": None},
+            "Dinov2Model",
+        ),
+        (
+            {"layer_scale": 0.1},
+            {"pool": "cls_mean", "num_register_tokens": 2, "antialias": True},
+            "Dinov2WithRegistersForImageClassification",
+        ),
     ],
-)  # fmt: skip
+)
 @torch.no_grad()
 def test_models_of_ones_own(layers: dict[str, Any], settings: dict[str, Any], class_name: str, tmp_path: Path):
     model = own(layers, **settings)

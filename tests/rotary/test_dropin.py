@@ -114,8 +114,12 @@ def test_rotate_queries_or_keys(name: str, offset: float) -> None:
     config = CONFIGS[name]
     mine, other = pair(config)
     t = qk(config)[0]
-    near(mine.rotate_queries_or_keys(t, offset=offset), other.rotate_queries_or_keys(t, offset=offset).detach(),
-         40 * turns(config), 4)  # fmt: skip
+    near(
+        mine.rotate_queries_or_keys(t, offset=offset),
+        other.rotate_queries_or_keys(t, offset=offset).detach(),
+        40 * turns(config),
+        4,
+    )
     scaled = [x.rotate_queries_or_keys(t, None, offset, 0.3).detach() for x in pair(config)]
     near(scaled[0], scaled[1], 40 * turns(config), 4)
 
@@ -179,8 +183,11 @@ def test_get_axial_freqs(name: str, dims: tuple[int, ...], offsets: str | None) 
     mine, other = pair(config)
     shift = None if offsets is None else (0.5, -2.0, 3.0)[: len(dims)]
     shift = torch.tensor(shift) if offsets == "tensor" else shift
-    near(mine.get_axial_freqs(*dims, offsets=shift), other.get_axial_freqs(*dims, offsets=shift).detach(),
-         10 * turns(config))  # fmt: skip
+    near(
+        mine.get_axial_freqs(*dims, offsets=shift),
+        other.get_axial_freqs(*dims, offsets=shift).detach(),
+        10 * turns(config),
+    )
 
 
 SHAPES = [
@@ -223,8 +230,12 @@ def test_apply_learned_rotations(rotations: tuple[int, ...], t: tuple[int, ...],
     angle, x = torch.randn(rotations, generator=generator), torch.randn(t, generator=generator)
     near(ours.apply_learned_rotations(angle, x, start), theirs.apply_learned_rotations(angle, x, start), 4, 4)
     ranges, few = torch.tensor([1.0, 10.0]), angle[..., :2]
-    near(ours.apply_learned_rotations(few, x, start, ranges), theirs.apply_learned_rotations(few, x, start, ranges),
-         40, 4)  # fmt: skip
+    near(
+        ours.apply_learned_rotations(few, x, start, ranges),
+        theirs.apply_learned_rotations(few, x, start, ranges),
+        40,
+        4,
+    )
 
 
 def test_broadcat() -> None:

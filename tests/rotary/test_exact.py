@@ -136,10 +136,13 @@ def test_no_call_changes_a_later_one() -> None:
 
     def all_calls(module: RotaryEmbedding) -> list[Tensor]:
         return [
-            *module.rotate_queries_and_keys(x, x), *module.rotate_queries_with_cached_keys(x[:, :, :4], x, offset=3),
-            module.get_axial_freqs(9, 9, offsets=(3, 5)), module(torch.rand(9).round(decimals=1) * 0 + 2.5, seq_len=9),
-            module.get_scale(module.get_seq_pos(9, offset=4), seq_len=9), module.get_axial_freqs(9, 9),
-        ]  # fmt: skip
+            *module.rotate_queries_and_keys(x, x),
+            *module.rotate_queries_with_cached_keys(x[:, :, :4], x, offset=3),
+            module.get_axial_freqs(9, 9, offsets=(3, 5)),
+            module(torch.rand(9).round(decimals=1) * 0 + 2.5, seq_len=9),
+            module.get_scale(module.get_seq_pos(9, offset=4), seq_len=9),
+            module.get_axial_freqs(9, 9),
+        ]
 
     first = all_calls(module)
     with torch.inference_mode():
@@ -195,8 +198,15 @@ def test_learned_frequencies_stay_wide_and_come_back() -> None:
 
 
 @pytest.mark.parametrize("dim", [6, 64, 128])
-@pytest.mark.parametrize("config", [{"theta": 1e4}, {"theta": 5e5}, {"theta": 1e7, "theta_rescale_factor": 8.0},
-                                    {"freqs_for": "pixel", "max_freq": 256}])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"theta": 1e4},
+        {"theta": 5e5},
+        {"theta": 1e7, "theta_rescale_factor": 8.0},
+        {"freqs_for": "pixel", "max_freq": 256},
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_rounding_of_the_frequencies_does_not_replace_them(dim: int, config: dict, dtype: torch.dtype) -> None:
     mine, exact = RotaryEmbedding(dim, **config), RotaryEmbedding(dim, **config).freqs

@@ -80,7 +80,12 @@ FAULTS = [
     Fault("freq_ranges, 7 rows of 1 token", learned((7, 1, 4), RANGES[:4], torch.float32), 1.3, 1e-5),
     Fault("learned rotations, 7 rows of 5 tokens", learned((7, 5, 32), None, torch.float32), math.inf, FP32),
     Fault("get_axial_freqs, offsets, square grid", axial_offsets, 10.0, 1e-6),
-    Fault("angles after get_axial_freqs with offsets", after(lambda m: m.get_axial_freqs(4, 4, offsets=(7, 10))), 7.0, 1e-6),
+    Fault(
+        "angles after get_axial_freqs with offsets",
+        after(lambda m: m.get_axial_freqs(4, 4, offsets=(7, 10))),
+        7.0,
+        1e-6,
+    ),
     Fault("angles after forward(t, seq_len)", after(lambda m: m(torch.tensor([5.0, 9, 2, 1]), seq_len=4)), 8.0, 1e-6),
     Fault("get_axial_freqs, interpolated, after a call", axial_interpolation, 1.5, 0),
     Fault("offset=-3 after a longer call", offset_after_longer_call(-3), math.inf, FP32),
@@ -88,14 +93,20 @@ FAULTS = [
     Fault("load_state_dict after a call", load_after_call, 0.92, FP32),
     Fault("odd dim", shape(5, 8, 1e4 ** -(torch.arange(0, 4, 2) / 5)), math.inf, FP32),
     Fault("dim=2", shape(2, 8, torch.ones(1)), math.inf, FP32),
-    Fault("freqs_for='constant', num_freqs not dim / 2", shape(16, 16, torch.ones(3), freqs_for="constant", num_freqs=3),
-          math.inf, FP32),
-    Fault("custom_freqs, not dim / 2 of them", shape(16, 16, torch.ones(4), custom_freqs=torch.ones(4)), math.inf, FP32),
+    Fault(
+        "freqs_for='constant', num_freqs not dim / 2",
+        shape(16, 16, torch.ones(3), freqs_for="constant", num_freqs=3),
+        math.inf,
+        FP32,
+    ),
+    Fault(
+        "custom_freqs, not dim / 2 of them", shape(16, 16, torch.ones(4), custom_freqs=torch.ones(4)), math.inf, FP32
+    ),
     Fault("seq_dim=1 of [B T H D], 3 heads", positive_seq_dim(3), math.inf, FP32),
     Fault("seq_dim=1 of [B T H D], heads = tokens", positive_seq_dim(8), 1.1, FP32),
     Fault("apply_rotary_emb, [T R] on [B T H D], heads = tokens", rows_on_heads, 1.1, FP32),
     Fault("rotary.apply_rotary_emb without xPos", static_method, math.inf, FP32),
-]  # fmt: skip
+]
 
 
 def measured(fault: Fault, library: ModuleType) -> float:

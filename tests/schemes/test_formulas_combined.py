@@ -48,11 +48,13 @@ def of_scheme(layers: AttentionLayers, index: int, config: SchemeConfig):
     """The logit of one scheme of a combination, scale * q.k included."""
     scheme = layers.position_schemes[index]
     makers = {
-        Rope: lambda: rope_logit(config), XPos: lambda: xpos_logit(config),
+        Rope: lambda: rope_logit(config),
+        XPos: lambda: xpos_logit(config),
         PolarConfig: lambda: polar_logit(scheme.delta[:, 0].tolist()),
         Alibi: lambda: alibi_logit(press(HEADS), press(HEADS)),
-        T5: lambda: t5_logit(scheme, True), Dynamic: lambda: dynamic_logit(scheme),
-    }  # fmt: skip
+        T5: lambda: t5_logit(scheme, True),
+        Dynamic: lambda: dynamic_logit(scheme),
+    }
     return makers[type(config)]()
 
 

@@ -49,15 +49,25 @@ def scene(scheme: DebertaBias) -> tuple[LayerView, AttentionContext, torch.Tenso
 
     w_q, w_k = random(HEADS, HEAD_DIM, DIM), random(GROUPS, HEAD_DIM, DIM)
     view = LayerView(
-        q=random(2, HEADS, T, HEAD_DIM), k=random(2, GROUPS, S, HEAD_DIM), scale=0.3,
-        to_q=lambda r: torch.einsum("nm,hdm->hnd", r, w_q), to_k=lambda r: torch.einsum("nm,gdm->gnd", r, w_k),
-    )  # fmt: skip
+        q=random(2, HEADS, T, HEAD_DIM),
+        k=random(2, GROUPS, S, HEAD_DIM),
+        scale=0.3,
+        to_q=lambda r: torch.einsum("nm,hdm->hnd", r, w_q),
+        to_k=lambda r: torch.einsum("nm,gdm->gnd", r, w_k),
+    )
     q_positions = torch.tensor([[3, 4, 6, 9, 30], [0, 1, 2, 3, 4]])
     kv_positions = torch.tensor([[0, 3, 4, 6, 9, 40], [0, 1, 2, 3, 4, 5]])
     ctx = AttentionContext(
-        q_index=torch.arange(T)[None], kv_index=torch.arange(S)[None], q_positions=q_positions, kv_positions=kv_positions,
-        batch=2, heads=HEADS, span=S, causal=False, custom_positions=True,
-    )  # fmt: skip
+        q_index=torch.arange(T)[None],
+        kv_index=torch.arange(S)[None],
+        q_positions=q_positions,
+        kv_positions=kv_positions,
+        batch=2,
+        heads=HEADS,
+        span=S,
+        causal=False,
+        custom_positions=True,
+    )
     return view, ctx, w_q, w_k
 
 
@@ -101,11 +111,22 @@ def test_the_bias_pair_by_pair(terms: str, num_buckets: int | None, norm_eps: fl
 @torch.no_grad()
 def test_layers_project_the_table_as_they_project_words(own: bool):
     """With the bias of the projection, and where positions have their own, with those."""
-    model = TransformerWrapper.from_config({
-        "num_tokens": 11, "max_seq_len": 9,
-        "layers": {"kind": "encoder", "dim": DIM, "depth": 1, "heads": HEADS, "kv_heads": GROUPS, "head_dim": HEAD_DIM,
-                   "position": Deberta(num_buckets=4, max_distance=9), "attn": {"bias": True, "position_projections": own}},
-    })  # fmt: skip
+    model = TransformerWrapper.from_config(
+        {
+            "num_tokens": 11,
+            "max_seq_len": 9,
+            "layers": {
+                "kind": "encoder",
+                "dim": DIM,
+                "depth": 1,
+                "heads": HEADS,
+                "kv_heads": GROUPS,
+                "head_dim": HEAD_DIM,
+                "position": Deberta(num_buckets=4, max_distance=9),
+                "attn": {"bias": True, "position_projections": own},
+            },
+        }
+    )
     for parameter in model.parameters():
         parameter.copy_(torch.randn_like(parameter))
     attn, vectors = model.attn_layers.blocks[0].attn, torch.randn(5, DIM)

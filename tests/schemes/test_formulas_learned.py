@@ -49,11 +49,17 @@ def test_learned_rope_in_attention(dim: int | None, start: int) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        Rope(), Rope(theta=500.0, dim=6, interleaved=True), Rope(scaling=Linear(factor=4)), Rope(sections=(2, 2)),
-        Rope(scaling=Yarn(factor=4, original_max_position_embeddings=32)), XPos(scale_base=64.0), Axial(), Axial(freqs="pixel"),
+        Rope(),
+        Rope(theta=500.0, dim=6, interleaved=True),
+        Rope(scaling=Linear(factor=4)),
+        Rope(sections=(2, 2)),
+        Rope(scaling=Yarn(factor=4, original_max_position_embeddings=32)),
+        XPos(scale_base=64.0),
+        Axial(),
+        Axial(freqs="pixel"),
     ],
     ids=repr,
-)  # fmt: skip
+)
 def test_before_training_it_is_what_it_was(config: Rope | Axial) -> None:
     """To the last bit, whatever the scaling, and in a narrow model."""
     dims = one_layer(Rope(), HEADS, HEAD_DIM).dims

@@ -86,14 +86,18 @@ def test_published_examples() -> None:
     row = [Text(3), Video(3, 2, 2), Text(2)]
     grid = multimodal_positions([row])
     assert grid.positions[0, 3:15].T.tolist() == [
-        [3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5], [3, 3, 4, 4] * 3, [3, 4] * 6,
-    ]  # fmt: skip
+        [3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5],
+        [3, 3, 4, 4] * 3,
+        [3, 4] * 6,
+    ]
     assert grid.positions[0, 15:, 0].tolist() == [6, 7]
     assert grid.offsets.tolist() == [8 - 17]
     diagonal = multimodal_positions([row], layout="diagonal")
     assert diagonal.positions[0, 3:15].T.tolist() == [
-        [3, 3, 3, 3, 5, 5, 5, 5, 7, 7, 7, 7], [3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8], [3, 4, 3, 4, 5, 6, 5, 6, 7, 8, 7, 8],
-    ]  # fmt: skip
+        [3, 3, 3, 3, 5, 5, 5, 5, 7, 7, 7, 7],
+        [3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8],
+        [3, 4, 3, 4, 5, 6, 5, 6, 7, 8, 7, 8],
+    ]
     assert diagonal.positions[0, 15:, 0].tolist() == [8, 9]
 
 
@@ -186,9 +190,11 @@ def theirs(rows: list[list[Segment]], tokens_per_second: float) -> tuple[torch.T
 
 def test_transformers_agrees_where_no_text_follows_a_video() -> None:
     rows = [
-        [Text(3), Image(2, 5), Text(4), Image(3, 3), Text(2)], [Text(7), Video(4, 2, 3, seconds_per_grid=1.5)],
-        [Text(2), Image(1, 4), Text(1), Video(9, 3, 2, seconds_per_grid=0.4)], [Text(5)],
-    ]  # fmt: skip
+        [Text(3), Image(2, 5), Text(4), Image(3, 3), Text(2)],
+        [Text(7), Video(4, 2, 3, seconds_per_grid=1.5)],
+        [Text(2), Image(1, 4), Text(1), Video(9, 3, 2, seconds_per_grid=0.4)],
+        [Text(5)],
+    ]
     found, (want, deltas) = multimodal_positions(rows, tokens_per_second=2), theirs(rows, 2)
     real = found.positions[..., 0] != -1
     assert torch.equal(found.positions[real], want.permute(1, 2, 0)[real])
@@ -217,8 +223,11 @@ def model_with(order: str) -> TransformerWrapper:
 def test_ragged_prompts_with_images_decode_like_each_row_alone(order: str, padding: str, layout: str) -> None:
     """A padded batch is prefilled in two chunks and decoded by the offsets; each row alone, in one pass, says the same."""
     rows: list[list[Segment]] = [
-        [Text(3), Video(4, 2, 2), Text(2)], [Text(5)], [Image(3, 4), Text(1)], [Text(1), Video(2, 1, 3)],
-    ]  # fmt: skip
+        [Text(3), Video(4, 2, 2), Text(2)],
+        [Text(5)],
+        [Image(3, 4), Text(1)],
+        [Text(1), Video(2, 1, 3)],
+    ]
     found, model, steps = multimodal_positions(rows, layout=layout, padding=padding), model_with(order), 5
     lengths = (found.positions[..., 0] != -1).sum(1)
     T = found.positions.shape[1]

@@ -41,9 +41,16 @@ def random_qkv(heads: int, head_dim: int, kv_heads: int | None = None, T: int = 
 
 
 def one_layer(
-    position: SchemeConfig | Sequence[SchemeConfig], heads: int, head_dim: int, *, kv_heads: int | None = None,
-    causal: bool = True, backend: str = "eager", max_seq_len: int | None = None, seed: int = 3,
-) -> AttentionLayers:  # fmt: skip
+    position: SchemeConfig | Sequence[SchemeConfig],
+    heads: int,
+    head_dim: int,
+    *,
+    kv_heads: int | None = None,
+    causal: bool = True,
+    backend: str = "eager",
+    max_seq_len: int | None = None,
+    seed: int = 3,
+) -> AttentionLayers:
     """One attention layer in float64 that adds to [q k v] what attention makes of them. Projections are identities, there
     are no norms and no feedforward; the scheme's parameters are perturbed."""
     groups = kv_heads or heads
@@ -62,9 +69,12 @@ def one_layer(
     scheme = positions.layers[0]
     choice = choose(backend, False, scheme.capabilities().kernel)
     layers = AttentionLayers(
-        dims=dims, blocks=[Block(attn, None, None, Around(norm=partial(Norm, dim, "none")))], schemes=positions.parts,
-        kinds=[LayerKind(scheme=scheme, reach=Reach(), choice=choice)], final_norm=None,
-    )  # fmt: skip
+        dims=dims,
+        blocks=[Block(attn, None, None, Around(norm=partial(Norm, dim, "none")))],
+        schemes=positions.parts,
+        kinds=[LayerKind(scheme=scheme, reach=Reach(), choice=choice)],
+        final_norm=None,
+    )
     with torch.no_grad():
         for parameter in layers.schemes.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -84,10 +94,15 @@ def attended(
     with torch.no_grad():
         if chunks:
             cache = layers.new_cache(x.shape[0])
-            out = torch.cat([
-                layers(part, cache=cache, positions=None if positions is None else positions[:, start : start + len_])
-                for part, start, len_ in _cut(x, chunks)
-            ], dim=1)  # fmt: skip
+            out = torch.cat(
+                [
+                    layers(
+                        part, cache=cache, positions=None if positions is None else positions[:, start : start + len_]
+                    )
+                    for part, start, len_ in _cut(x, chunks)
+                ],
+                dim=1,
+            )
         else:
             out = layers(x, positions=positions)
     return (out - x)[..., : heads * head_dim].unflatten(-1, (heads, head_dim)).transpose(1, 2)

@@ -23,12 +23,17 @@ def cut(image: Tensor, height: int, width: int) -> list[Tensor]:
     """[C H W] -> the pixels of each patch, row by row; within it by row, column, channel."""
     rows, columns = image.shape[1] // height, image.shape[2] // width
     return [
-        torch.stack([
-            image[channel, row * height + y, column * width + x]
-            for y in range(height) for x in range(width) for channel in range(len(image))
-        ])
-        for row in range(rows) for column in range(columns)
-    ]  # fmt: skip
+        torch.stack(
+            [
+                image[channel, row * height + y, column * width + x]
+                for y in range(height)
+                for x in range(width)
+                for channel in range(len(image))
+            ]
+        )
+        for row in range(rows)
+        for column in range(columns)
+    ]
 
 
 def coordinate(i: int, size: int, trained: int, how: str) -> float:
@@ -56,13 +61,17 @@ def resized(table: Tensor, grid: tuple[int, int], how: str) -> Tensor:
     if grid == tuple(table.shape[:2]):
         return table.flatten(0, 1)
     places = [[(i + 0.5) * old / new - 0.5 for i in range(new)] for new, old in zip(grid, table.shape, strict=False)]
-    return torch.stack([
-        sum(
-            wr * wc * table[r, c]
-            for r, wr in weights(row, table.shape[0], how) for c, wc in weights(column, table.shape[1], how)
-        )
-        for row in places[0] for column in places[1]
-    ])  # fmt: skip
+    return torch.stack(
+        [
+            sum(
+                wr * wc * table[r, c]
+                for r, wr in weights(row, table.shape[0], how)
+                for c, wc in weights(column, table.shape[1], how)
+            )
+            for row in places[0]
+            for column in places[1]
+        ]
+    )
 
 
 def angles(scheme: RotaryEmbedding | MixedEmbedding | NoPE, at: Tensor, heads: int, head_dim: int) -> Tensor:
@@ -93,9 +102,10 @@ def turned(x: Tensor, angle: Tensor) -> Tensor:
 
 def waves(T: int, M: int) -> Tensor:
     """[T M] sin and cos in turn of t 10000^(-2i/M)."""
-    return torch.tensor([
-        [(math.cos if c % 2 else math.sin)(t * 10_000 ** (-2 * (c // 2) / M)) for c in range(M)] for t in range(T)
-    ], dtype=torch.float64)  # fmt: skip
+    return torch.tensor(
+        [[(math.cos if c % 2 else math.sin)(t * 10_000 ** (-2 * (c // 2) / M)) for c in range(M)] for t in range(T)],
+        dtype=torch.float64,
+    )
 
 
 def block(x: Tensor, part: torch.nn.Module, angle: Tensor) -> Tensor:

@@ -217,8 +217,10 @@ def positive_seq_dim(heads: int) -> Callable[[ModuleType], float]:
 
     def measure(library: ModuleType) -> float:
         x = noise(1, 8, heads, 64)
-        return worst(library.RotaryEmbedding(64).rotate_queries_or_keys(x, seq_dim=1),
-                     turned(x, angles(torch.arange(8))[:, None]))  # fmt: skip
+        return worst(
+            library.RotaryEmbedding(64).rotate_queries_or_keys(x, seq_dim=1),
+            turned(x, angles(torch.arange(8))[:, None]),
+        )
 
     return measure
 
@@ -226,8 +228,9 @@ def positive_seq_dim(heads: int) -> Callable[[ModuleType], float]:
 def rows_on_heads(library: ModuleType) -> float:
     """2-dim freqs [T R] with seq_dim=-3, as many heads as tokens."""
     x, module = noise(1, 8, 8, 64), library.RotaryEmbedding(64)
-    return worst(library.apply_rotary_emb(module(torch.arange(8.0)), x, seq_dim=-3),
-                 turned(x, angles(torch.arange(8))[:, None]))  # fmt: skip
+    return worst(
+        library.apply_rotary_emb(module(torch.arange(8.0)), x, seq_dim=-3), turned(x, angles(torch.arange(8))[:, None])
+    )
 
 
 def static_method(library: ModuleType) -> float:

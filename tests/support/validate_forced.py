@@ -96,11 +96,15 @@ def has_no_effect_by_design(config: ModelConfig, path: Path) -> bool:
         return True
     value, natural = at(config, path), {"decoder": ("causal", "symmetric")}.get(layers.kind, ("symmetric",))
     meant = {
-        "kv_heads": (layers.heads,), "heads": (layers.heads,), "context_dim": (layers.dim,), "emb_dim": (layers.dim,),
-        "final_norm": (layers.norm_place != "post",) if layers.norm.kind != "none" else (), "variant": natural,
+        "kv_heads": (layers.heads,),
+        "heads": (layers.heads,),
+        "context_dim": (layers.dim,),
+        "emb_dim": (layers.dim,),
+        "final_norm": (layers.norm_place != "post",) if layers.norm.kind != "none" else (),
+        "variant": natural,
         "gate_bias": (layers.ff.bias,) if layers.ff.glu else (),
         "cross_attend": (layers.kind == "cross_attender",),
-    }  # fmt: skip
+    }
     hidden = leaf == "max_distance" and (layers.window or layers.chunk) is not None  # no distance is as far
     part = at(config, path[:-1])
     if isinstance(part, Rope | Axial | Mixed):

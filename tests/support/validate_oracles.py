@@ -248,9 +248,16 @@ def both_sides(config: ModelConfig, use: Use, model: TransformerWrapper, full: T
     n, heads = 4, config.layers.heads
     index = torch.arange(n)[None]
     ctx = AttentionContext(
-        q_index=index, kv_index=index, q_positions=index, kv_positions=index, batch=1, heads=heads, span=n, causal=False,
+        q_index=index,
+        kv_index=index,
+        q_positions=index,
+        kv_positions=index,
+        batch=1,
+        heads=heads,
+        span=n,
+        causal=False,
         ordered=True,
-    )  # fmt: skip
+    )
     for scheme in model.attn_layers.kinds[0].scheme.modules():
         if isinstance(scheme, XPosEmbedding):
             table = scheme.tables(index)
@@ -342,6 +349,19 @@ def _behaviour(config: ModelConfig, model: TransformerWrapper) -> tuple[dict[str
 
 
 ORACLES: list[Callable[..., Iterator[str]]] = [
-    decoding, padding, reaching, order, shifting, listing, splitting, rotating, laws, choosing, both_sides, embedding,
-    fusing, training, settings,
-]  # fmt: skip
+    decoding,
+    padding,
+    reaching,
+    order,
+    shifting,
+    listing,
+    splitting,
+    rotating,
+    laws,
+    choosing,
+    both_sides,
+    embedding,
+    fusing,
+    training,
+    settings,
+]

@@ -28,10 +28,17 @@ class Slopes(AlibiBias):
 
 @pytest.mark.parametrize(
     "scheme",
-    ["rope", {"kind": "rope", "theta": 500.0}, Rope(dim=8), Slopes, lambda dims: RotaryEmbedding(dims.head_dim // 2),
-     ["rope", Slopes], [Slopes, {"kind": "sinusoidal"}]],
+    [
+        "rope",
+        {"kind": "rope", "theta": 500.0},
+        Rope(dim=8),
+        Slopes,
+        lambda dims: RotaryEmbedding(dims.head_dim // 2),
+        ["rope", Slopes],
+        [Slopes, {"kind": "sinusoidal"}],
+    ],
     ids=["name", "fields", "config", "class", "function", "chain", "chain of others"],
-)  # fmt: skip
+)
 def test_it_takes_a_name_fields_a_config_a_class_a_function_and_a_list(scheme: object):
     report = check_scheme(scheme, only=QUICK)
     assert report.ok

@@ -48,8 +48,11 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path, tie: bool):
 def test_a_folder_holds_safetensors_yaml_and_json_only(tmp_path: Path):
     path = save(tmp_path, 1, model())
     assert {file.name for file in path.iterdir()} == {
-        "model.safetensors", "optimizer.safetensors", "config.yaml", "trainer.json",
-    }  # fmt: skip
+        "model.safetensors",
+        "optimizer.safetensors",
+        "config.yaml",
+        "trainer.json",
+    }
     assert load_file(path / "model.safetensors").keys() == dict(model().named_parameters()).keys()
 
 
@@ -117,9 +120,10 @@ def test_a_damaged_file_is_named_with_the_way_out(tmp_path: Path, name: str, dam
         (path / name).unlink()
     saved = open_checkpoint(path)
     read = {
-        "model.safetensors": saved.model_tensors, "optimizer.safetensors": saved.optimizer_tensors,
+        "model.safetensors": saved.model_tensors,
+        "optimizer.safetensors": saved.optimizer_tensors,
         "config.yaml": saved.config_text,
-    }  # fmt: skip
+    }
     wrong = "is missing" if damage == "remove" else "is not what was written"
     with pytest.raises(
         UserError, match=rf"step-00000002 is damaged: {name} {wrong}.*newest other one is .*step-00000001"

@@ -74,9 +74,13 @@ def test_one_file_is_cut_at_its_end(tmp_path: Path):
 
 def test_a_folder_is_read_without_hidden_empty_and_binary_files(tmp_path: Path):
     for name, text in {
-        "a.txt": TEXT, "sub/b.md": TEXT[::-1], "empty.txt": b"", ".hidden.txt": b"h" * 99, ".git/x.txt": b"g" * 99,
+        "a.txt": TEXT,
+        "sub/b.md": TEXT[::-1],
+        "empty.txt": b"",
+        ".hidden.txt": b"h" * 99,
+        ".git/x.txt": b"g" * 99,
         "image.png": b"\x89PNG\0\0" * 99,
-    }.items():  # fmt: skip
+    }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(text)
     corpus = load(tmp_path)

@@ -108,8 +108,12 @@ def test_a_run_leaves_config_log_plot_and_checkpoints(tmp_path: Path):
     result = train(base)
     folder = tmp_path / "run"
     assert {file.name for file in folder.iterdir()} == {
-        "config.yaml", "log.jsonl", "loss.png", "checkpoints", "tensorboard",
-    }  # fmt: skip
+        "config.yaml",
+        "log.jsonl",
+        "loss.png",
+        "checkpoints",
+        "tensorboard",
+    }
     saved = open_checkpoint(folder)
     assert saved.config_text() == (folder / "config.yaml").read_text() == base.to_yaml()
     assert result.checkpoint == saved.path
@@ -324,9 +328,12 @@ def test_two_processes_train_as_one_does_on_the_same_windows(tmp_path: Path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     run = subprocess.run(
         [*command, "-m", "x_positional.cli.main", "train", str(file)],
-        capture_output=True, text=True, timeout=180, check=False,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("steps done") == 1
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)

@@ -36,9 +36,12 @@ class SeenContext:
         if positions is not None and positions.ndim > 1:
             positions = _rows(positions, rows)
         return replace(
-            self, tokens=replace(held, index=index, positions=places), context=self.context[rows], mask=mask,
+            self,
+            tokens=replace(held, index=index, positions=places),
+            context=self.context[rows],
+            mask=mask,
             positions=positions,
-        )  # fmt: skip
+        )
 
 
 def _rows(x: Tensor, rows: Tensor) -> Tensor:
@@ -55,9 +58,15 @@ class KVCache:
     """
 
     def __init__(
-        self, reaches: Sequence[Reach], batch_size: int, max_len: int | None, device: torch.device,
-        dtype: torch.dtype | None = None, owner: str = "", final_lengths: Tensor | None = None,
-    ):  # fmt: skip
+        self,
+        reaches: Sequence[Reach],
+        batch_size: int,
+        max_len: int | None,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        owner: str = "",
+        final_lengths: Tensor | None = None,
+    ):
         self.batch_size, self.max_len, self.device, self.dtype = batch_size, max_len, device, dtype
         self.owner, self.final_lengths = owner, final_lengths
         self.span = 0  # every index so far is below it; equal to each row's length while rows are alike

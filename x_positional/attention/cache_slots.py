@@ -133,9 +133,15 @@ class Slots:
             exchange = self._ring_reader(index[: len(index) - T], start, T)
         index = index[None]
         return KeyView(
-            index=index, positions=index, documents=None, ordered=ordered, q_start=start, start=kv_start,
-            only_visible=T == 1 and self.reach.chunk is None, exchange=exchange,
-        )  # fmt: skip
+            index=index,
+            positions=index,
+            documents=None,
+            ordered=ordered,
+            q_start=start,
+            start=kv_start,
+            only_visible=T == 1 and self.reach.chunk is None,
+            exchange=exchange,
+        )
 
     def _plan_by_row(self, tokens: Tokens) -> KeyView:
         index = self.index
@@ -162,9 +168,15 @@ class Slots:
                 for t, fresh in zip(seen, self._columns(tokens), strict=True)
             )
         return KeyView(
-            index=view[0], positions=view[0] if view[1] is None else view[1], documents=view[2],  # type: ignore[arg-type]
-            ordered=False, q_start=0, start=0, only_visible=False, exchange=self._row_writer(slots, stop, keep_all),
-        )  # fmt: skip
+            index=view[0],
+            positions=view[0] if view[1] is None else view[1],
+            documents=view[2],  # type: ignore[arg-type]
+            ordered=False,
+            q_start=0,
+            start=0,
+            only_visible=False,
+            exchange=self._row_writer(slots, stop, keep_all),
+        )
 
     def _columns(self, tokens: Tokens) -> tuple[Tensor, Tensor | None, Tensor | None]:
         documents = None if self.documents is None else tokens.documents

@@ -51,8 +51,11 @@ def see_context(
 
 def _refuse_another(given: Crossing, seen: SeenContext) -> None:
     """Raises InputError where what is given is not what the cache holds the keys of."""
-    pairs = (("context", given.context, seen.context), ("context_mask", given.mask, seen.mask),
-             ("context_positions", given.positions, seen.positions))  # fmt: skip
+    pairs = (
+        ("context", given.context, seen.context),
+        ("context_mask", given.mask, seen.mask),
+        ("context_positions", given.positions, seen.positions),
+    )
     for name, new, old in pairs:
         if new is None or new is old:
             continue
@@ -64,9 +67,16 @@ def _refuse_another(given: Crossing, seen: SeenContext) -> None:
 
 
 def plan_cross(
-    batch: int, heads: int, tokens: Tokens, context: Tensor | None, seen: SeenContext,
-    of_layer: list[tuple[PositionScheme, Any]], backend: Backend, dtype: torch.dtype, cache: KVCache | None,
-) -> list[CrossPlan]:  # fmt: skip
+    batch: int,
+    heads: int,
+    tokens: Tokens,
+    context: Tensor | None,
+    seen: SeenContext,
+    of_layer: list[tuple[PositionScheme, Any]],
+    backend: Backend,
+    dtype: torch.dtype,
+    cache: KVCache | None,
+) -> list[CrossPlan]:
     """One plan per layer. `of_layer`: each layer's scheme and its tables for the new tokens."""
     if cache is not None:
         cache.cross_context = seen
@@ -78,10 +88,19 @@ def plan_cross(
         if id(scheme) not in planned:
             planned[id(scheme)] = backend.plan(ctx, scheme.bias(ctx) if seen.rotated else None, dtype)
             k_tables[id(scheme)] = scheme.tables(seen.tokens.positions) if seen.rotated else None
-        plans.append(CrossPlan(
-            layer=layer, planned=planned[id(scheme)], backend=backend, context=context, q_tables=q_tables,
-            k_tables=k_tables[id(scheme)], rotated=seen.rotated, reads=reads, cache=cache,
-        ))  # fmt: skip
+        plans.append(
+            CrossPlan(
+                layer=layer,
+                planned=planned[id(scheme)],
+                backend=backend,
+                context=context,
+                q_tables=q_tables,
+                k_tables=k_tables[id(scheme)],
+                rotated=seen.rotated,
+                reads=reads,
+                cache=cache,
+            )
+        )
     return plans
 
 
@@ -96,10 +115,9 @@ def _place_context(batch: int, width: int, given: Crossing, schemes: list[Positi
         )
     rotated = given.positions is not None
     caps = [(type(s).__name__, s.capabilities()) for s in schemes]
-    blind = sorted({
-        name for name, c in caps
-        if c.causal_only or c.kernel == "rows" or not c.prefix_consistent or c.reads_layer
-    })  # fmt: skip
+    blind = sorted(
+        {name for name, c in caps if c.causal_only or c.kernel == "rows" or not c.prefix_consistent or c.reads_layer}
+    )
     if rotated and blind:
         raise PositionError(
             f"context_positions were given, and {', '.join(blind)} is defined only under a causal mask, which "
@@ -120,7 +138,15 @@ def _context(batch: int, heads: int, tokens: Tokens, keys: Tokens) -> tuple[Atte
         readable = torch.where(reads[:, 0, 0], kv_index, 0)  # an empty row reads zeros: finite, then dropped
         visible = masks.all_of([masks.filled(readable)], tokens.index.expand(batch, -1))
     ctx = AttentionContext(
-        q_index=tokens.index, kv_index=keys.index, q_positions=tokens.positions, kv_positions=keys.positions,
-        batch=batch, heads=heads, span=max(tokens.span, keys.span), causal=False, visible=visible, custom_positions=True,
-    )  # fmt: skip
+        q_index=tokens.index,
+        kv_index=keys.index,
+        q_positions=tokens.positions,
+        kv_positions=keys.positions,
+        batch=batch,
+        heads=heads,
+        span=max(tokens.span, keys.span),
+        causal=False,
+        visible=visible,
+        custom_positions=True,
+    )
     return ctx, reads

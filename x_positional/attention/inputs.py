@@ -92,9 +92,14 @@ def token_mask(batch: int, length: int, mask: Tensor | None, positions: Tensor |
 
 
 def place(
-    batch: int, length: int, device: torch.device, mask: Tensor | None = None, positions: Tensor | None = None,
-    document_ids: Tensor | None = None, cache: KVCache | None = None,
-) -> Tokens:  # fmt: skip
+    batch: int,
+    length: int,
+    device: torch.device,
+    mask: Tensor | None = None,
+    positions: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    cache: KVCache | None = None,
+) -> Tokens:
     """The new tokens' index, positions and documents, after those already in `cache`.
 
     mask: [B T] bool, True = a token; left, right or anywhere. positions: ints or floats; an integer -1 is no token.
@@ -132,9 +137,15 @@ def place(
         positions = _go_on(following, index, index - shift)
         following = following_positions(positions, following)
     return Tokens(
-        index=index, positions=index if positions is None else positions, documents=document_ids, start=start, span=span,
-        last_document=last_document, in_document=restarted, following=following,
-    )  # fmt: skip
+        index=index,
+        positions=index if positions is None else positions,
+        documents=document_ids,
+        start=start,
+        span=span,
+        last_document=last_document,
+        in_document=restarted,
+        following=following,
+    )
 
 
 def _mask_of_positions(positions: Tensor, mask: Tensor | None, batch: int) -> Tensor | None:

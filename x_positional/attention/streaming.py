@@ -68,8 +68,9 @@ def anchored_bias(scheme: PositionScheme, ctx: AttentionContext, moved: Tokens) 
     first, kv_index = ctx.reach.first, ctx.kv_index.expand(ctx.batch, -1)
     return Bias(
         lambda b, h, i, j: torch.where(kv_index[b, j] < first, near.fn(b, h, i, j), plain.fn(b, h, i, j)),
-        max(plain.batch, near.batch), plain.heads,
-    )  # fmt: skip
+        max(plain.batch, near.batch),
+        plain.heads,
+    )
 
 
 def anchor_problem(schemes: Sequence[PositionScheme], reaches: Sequence[Reach]) -> str | None:

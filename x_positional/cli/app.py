@@ -87,7 +87,7 @@ def generate(
     """Continue a prompt with a trained or a published model, and write the text as it comes."""
     sampling = Sampling(
         length=length, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, cache=cache, stop=stop
-    )  # fmt: skip
+    )
     text = sys.stdin.read() if prompt == "-" else prompt
     if is_published(model):
         return talk(model, text, sampling, chat=chat, device=device, dtype=dtype)
@@ -114,8 +114,14 @@ def check(
     """Say whether a model can be built and used, which backend will run and why. Exit code 1 when there are errors."""
     fields, problems = load_model(config, _overrides(config, context, {}))
     report = validate.check(
-        fields, cache=cache, cache_window=cache_window, decode_to=decode_to, device=device, dtype=dtype, train=for_training
-    )  # fmt: skip
+        fields,
+        cache=cache,
+        cache_window=cache_window,
+        decode_to=decode_to,
+        device=device,
+        dtype=dtype,
+        train=for_training,
+    )
     report = replace(report, errors=[*problems, *report.errors])
     print(json.dumps(report.to_dict(), indent=1) if as_json else report)
     if not report.ok:

@@ -92,9 +92,12 @@ def _shifted(tokens: Tensor, by: int) -> Case:
     positions = torch.arange(tokens.shape[1]).expand_as(tokens) + by
     inputs = {**_plain("", tokens).inputs, "position_ids": positions}
     return Case(
-        "shifted positions", f"{_words(tokens)} from {by} on", inputs,
-        lambda model: model(tokens, positions=positions), needs=frozenset({"position_ids"}),
-    )  # fmt: skip
+        "shifted positions",
+        f"{_words(tokens)} from {by} on",
+        inputs,
+        lambda model: model(tokens, positions=positions),
+        needs=frozenset({"position_ids"}),
+    )
 
 
 def _cached(model: Any, whole: Case) -> Case:

@@ -23,9 +23,18 @@ from x_positional.training.checkpoints.checkpoint import TOKENIZER
 from x_positional.training.errors import UserError
 
 COPIED = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "generation_config.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+)
 """What a folder holds of words, copied as it is."""
 
 

@@ -32,7 +32,7 @@ def plot_model(fields: Mapping[str, Any], problems: Sequence[str], source: Path,
     name = source.resolve().stem if source.is_file() else source.resolve().name
     gallery = draw(
         layers, length, out or FOLDER / name, title=f"Positions of {name}", embed_dim=embed_dim, track=shown(Console())
-    )  # fmt: skip
+    )
     for picture in gallery.pictures:
         print(picture)
     print(f"{gallery.page} holds all of them" if gallery.pictures else f"{gallery.page}: there is nothing to draw")

@@ -81,10 +81,15 @@ def stream_pieces(
     names, options = sampling.filters
     ends = ends if sampling.stop else ()
     tokens = AutoregressiveWrapper(net).stream(
-        torch.tensor([ids], device=next(net.parameters()).device), sampling.length, eos_token=ends or None,
-        temperature=sampling.temperature, filter_logits_fn=names or None, filter_kwargs=options or None,
-        cache_kv=sampling.cache, seed=sampling.seed,
-    )  # fmt: skip
+        torch.tensor([ids], device=next(net.parameters()).device),
+        sampling.length,
+        eos_token=ends or None,
+        temperature=sampling.temperature,
+        filter_logits_fn=names or None,
+        filter_kwargs=options or None,
+        cache_kv=sampling.cache,
+        seed=sampling.seed,
+    )
     for token in tokens:
         number = int(token[0])
         if number in ends:

@@ -28,10 +28,14 @@ from x_positional.pretrained.source import Source
 from x_positional.training.errors import UserError
 
 AUTO = {
-    ("decoder", True): "AutoModelForCausalLM", ("encoder", True): "AutoModelForMaskedLM",
-    ("decoder", False): "AutoModel", ("encoder", False): "AutoModel", ("seq2seq", True): "AutoModelForSeq2SeqLM",
-    ("vision", True): "AutoModelForImageClassification", ("vision", False): "AutoModel",
-}  # fmt: skip
+    ("decoder", True): "AutoModelForCausalLM",
+    ("encoder", True): "AutoModelForMaskedLM",
+    ("decoder", False): "AutoModel",
+    ("encoder", False): "AutoModel",
+    ("seq2seq", True): "AutoModelForSeq2SeqLM",
+    ("vision", True): "AutoModelForImageClassification",
+    ("vision", False): "AutoModel",
+}
 """Kind of family, and whether there is a head -> the class of transformers that reads it."""
 
 
@@ -147,8 +151,14 @@ def _quiet(transformers: Any) -> Any:
 def report(console: Console, title: str, outcomes: list[Outcome], tolerance: float) -> None:
     """The table, and what it means."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, side in (("check", "left"), ("tokens", "left"), ("difference", "right"), ("largest value", "right"),
-                          ("relative", "right"), ("", "left")):  # fmt: skip
+    for heading, side in (
+        ("check", "left"),
+        ("tokens", "left"),
+        ("difference", "right"),
+        ("largest value", "right"),
+        ("relative", "right"),
+        ("", "left"),
+    ):
         table.add_column(heading, justify=side)  # type: ignore[arg-type]
     for outcome in outcomes:
         case = outcome.case

@@ -164,9 +164,14 @@ class LayersConfig(Config):
     def dims(self, max_seq_len: int | None = None, embed_dim: int | None = None) -> Dims:
         """The sizes that schemes are built with."""
         return Dims(
-            dim=self.dim, heads=self.heads, kv_heads=self.kv_heads or self.heads, head_dim=self.head_dim,
-            causal=self.kind == "decoder", embed_dim=embed_dim or self.dim, max_seq_len=max_seq_len,
-        )  # fmt: skip
+            dim=self.dim,
+            heads=self.heads,
+            kv_heads=self.kv_heads or self.heads,
+            head_dim=self.head_dim,
+            causal=self.kind == "decoder",
+            embed_dim=embed_dim or self.dim,
+            max_seq_len=max_seq_len,
+        )
 
     def layer_kinds(self) -> tuple[LayerConfig, ...]:
         """The kinds of layers: layer i is of kind i, and over again."""

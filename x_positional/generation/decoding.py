@@ -215,14 +215,24 @@ class Run:
         return self._read(self.fed, self.mask, self.cache, self.decoding.context, self.positions)[:, -1]
 
     def _read(
-        self, tokens: Tensor, mask: Tensor | None, cache: KVCache | None, context: Tensor | None,
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        context: Tensor | None,
         positions: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         context_mask = None if context is None else self.decoding.context_mask
         return self.net(
-            tokens, mask=mask, positions=positions, cache=cache, return_embeddings=True, checked=True, context=context,
+            tokens,
+            mask=mask,
+            positions=positions,
+            cache=cache,
+            return_embeddings=True,
+            checked=True,
+            context=context,
             context_mask=context_mask,
-        )  # fmt: skip
+        )
 
 
 def _check_length(net: TransformerWrapper, total: int) -> None:

@@ -42,10 +42,16 @@ class AutoregressiveWrapper(nn.Module):
         self.net, self.ignore_index, self.pad_value = net, ignore_index, pad_value
 
     def forward(
-        self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
-        document_ids: Tensor | None = None, *, context: Tensor | None = None, context_mask: Tensor | None = None,
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
         seq_lens: SeqLens | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Ids [B T] -> the mean cross entropy (nats) of tokens 1 .. T-1, each predicted from those before it.
 
         Padding (mask False), the token after it, ignore_index and the first token of a packed document are no targets.
@@ -66,27 +72,46 @@ class AutoregressiveWrapper(nn.Module):
             documents = check_documents(document_ids, batch, length)
             targets = torch.where(documents[:, 1:] == documents[:, :-1], targets, self.ignore_index)
         logits = self.net(
-            ids[:, :-1], mask=_but_last(mask), positions=_positions_but_last(positions, length),
-            document_ids=_but_last(document_ids), context=context, context_mask=context_mask, checked=True,
-        )  # fmt: skip
+            ids[:, :-1],
+            mask=_but_last(mask),
+            positions=_positions_but_last(positions, length),
+            document_ids=_but_last(document_ids),
+            context=context,
+            context_mask=context_mask,
+            checked=True,
+        )
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=self.ignore_index)
 
     @overload
-    def generate(self, prompts: PromptsLike, seq_len: int, *args: Any, return_cache: Literal[False] = False,
-                 **options: Any) -> Tensor: ...  # fmt: skip
+    def generate(
+        self, prompts: PromptsLike, seq_len: int, *args: Any, return_cache: Literal[False] = False, **options: Any
+    ) -> Tensor: ...
     @overload
-    def generate(self, prompts: PromptsLike, seq_len: int, *args: Any, return_cache: Literal[True],
-                 **options: Any) -> tuple[Tensor, KVCache]: ...  # fmt: skip
+    def generate(
+        self, prompts: PromptsLike, seq_len: int, *args: Any, return_cache: Literal[True], **options: Any
+    ) -> tuple[Tensor, KVCache]: ...
     @torch.no_grad()
     def generate(
-        self, prompts: PromptsLike, seq_len: int, eos_token: int | Sequence[int] | None = None,
-        temperature: float = 1.0, prompt_lens: Tensor | None = None,
-        filter_logits_fn: FilterChoice | Sequence[FilterChoice] | None = "top_k", restrict_to_max_seq_len: bool = True,
-        filter_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None, cache_kv: bool = True, *,
-        repetition_penalty: float = 1.0, generator: torch.Generator | None = None, seed: int | None = None,
-        cache: KVCache | None = None, return_cache: bool = False, context: Tensor | None = None,
-        context_mask: Tensor | None = None, positions: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, KVCache]:  # fmt: skip
+        self,
+        prompts: PromptsLike,
+        seq_len: int,
+        eos_token: int | Sequence[int] | None = None,
+        temperature: float = 1.0,
+        prompt_lens: Tensor | None = None,
+        filter_logits_fn: FilterChoice | Sequence[FilterChoice] | None = "top_k",
+        restrict_to_max_seq_len: bool = True,
+        filter_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        cache_kv: bool = True,
+        *,
+        repetition_penalty: float = 1.0,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        cache: KVCache | None = None,
+        return_cache: bool = False,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, KVCache]:
         """Continue prompts by up to `seq_len` tokens; returns the new tokens [B N] ([N] for a prompt [T]).
 
         prompts: [T], [B T] (right-padded with prompt_lens), or a list of ragged prompts; each row equals itself alone.
@@ -104,9 +129,21 @@ class AutoregressiveWrapper(nn.Module):
         """
         read = nothing_new(cache) if prompts is None else read_prompts(prompts, prompt_lens, self._device)
         decoding = self._decoding(
-            seq_len, eos_token, temperature, filter_logits_fn, restrict_to_max_seq_len, filter_kwargs, cache_kv,
-            repetition_penalty, generator, seed, context, context_mask, positions, return_cache or cache is not None,
-        )  # fmt: skip
+            seq_len,
+            eos_token,
+            temperature,
+            filter_logits_fn,
+            restrict_to_max_seq_len,
+            filter_kwargs,
+            cache_kv,
+            repetition_penalty,
+            generator,
+            seed,
+            context,
+            context_mask,
+            positions,
+            return_cache or cache is not None,
+        )
         run = Run(self.net, read, decoding, cache, self.pad_value)
         new = list(run.tokens())
         tokens = torch.stack(new, dim=1) if new else read.tokens[:, :0]
@@ -114,20 +151,43 @@ class AutoregressiveWrapper(nn.Module):
         return (tokens, run.cache) if return_cache and run.cache is not None else tokens
 
     def stream(
-        self, prompts: PromptsLike, seq_len: int, eos_token: int | Sequence[int] | None = None,
-        temperature: float = 1.0, prompt_lens: Tensor | None = None,
-        filter_logits_fn: FilterChoice | Sequence[FilterChoice] | None = "top_k", restrict_to_max_seq_len: bool = True,
-        filter_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None, cache_kv: bool = True, *,
-        repetition_penalty: float = 1.0, generator: torch.Generator | None = None, seed: int | None = None,
-        cache: KVCache | None = None, context: Tensor | None = None, context_mask: Tensor | None = None,
+        self,
+        prompts: PromptsLike,
+        seq_len: int,
+        eos_token: int | Sequence[int] | None = None,
+        temperature: float = 1.0,
+        prompt_lens: Tensor | None = None,
+        filter_logits_fn: FilterChoice | Sequence[FilterChoice] | None = "top_k",
+        restrict_to_max_seq_len: bool = True,
+        filter_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        cache_kv: bool = True,
+        *,
+        repetition_penalty: float = 1.0,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        cache: KVCache | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
         positions: Tensor | None = None,
-    ) -> Iterator[Tensor]:  # fmt: skip
+    ) -> Iterator[Tensor]:
         """The tokens of `generate`, [B] at a time, as they are drawn; a cache given holds all that were handed out."""
         read = nothing_new(cache) if prompts is None else read_prompts(prompts, prompt_lens, self._device)
         decoding = self._decoding(
-            seq_len, eos_token, temperature, filter_logits_fn, restrict_to_max_seq_len, filter_kwargs, cache_kv,
-            repetition_penalty, generator, seed, context, context_mask, positions, cache is not None,
-        )  # fmt: skip
+            seq_len,
+            eos_token,
+            temperature,
+            filter_logits_fn,
+            restrict_to_max_seq_len,
+            filter_kwargs,
+            cache_kv,
+            repetition_penalty,
+            generator,
+            seed,
+            context,
+            context_mask,
+            positions,
+            cache is not None,
+        )
         return Run(self.net, read, decoding, cache, self.pad_value).tokens()
 
     @property
@@ -135,10 +195,22 @@ class AutoregressiveWrapper(nn.Module):
         return next(self.net.parameters()).device
 
     def _decoding(
-        self, seq_len: int, eos_token: int | Sequence[int] | None, temperature: float, filter_logits_fn: Any,
-        restrict: bool, filter_kwargs: Any, cache_kv: bool, penalty: float, generator: torch.Generator | None,
-        seed: int | None, context: Tensor | None, context_mask: Tensor | None, positions: Tensor | None, keep_cache: bool,
-    ) -> Decoding:  # fmt: skip
+        self,
+        seq_len: int,
+        eos_token: int | Sequence[int] | None,
+        temperature: float,
+        filter_logits_fn: Any,
+        restrict: bool,
+        filter_kwargs: Any,
+        cache_kv: bool,
+        penalty: float,
+        generator: torch.Generator | None,
+        seed: int | None,
+        context: Tensor | None,
+        context_mask: Tensor | None,
+        positions: Tensor | None,
+        keep_cache: bool,
+    ) -> Decoding:
         if seq_len < 0:
             raise InputError(f"seq_len={seq_len} is the number of new tokens; it cannot be negative.")
         if not cache_kv and keep_cache:
@@ -150,11 +222,19 @@ class AutoregressiveWrapper(nn.Module):
                 raise InputError("seed= and generator= both make the draw repeatable. Give one.")
             generator = torch.Generator(self._device).manual_seed(seed)
         return Decoding(
-            seq_len=seq_len, eos=self._ending_ids(eos_token), temperature=temperature,
-            filters=resolve_filters(filter_logits_fn, filter_kwargs), penalty=penalty, generator=generator,
-            use_cache=cache_kv, restrict=restrict, keep_cache=keep_cache, context=context, context_mask=context_mask,
+            seq_len=seq_len,
+            eos=self._ending_ids(eos_token),
+            temperature=temperature,
+            filters=resolve_filters(filter_logits_fn, filter_kwargs),
+            penalty=penalty,
+            generator=generator,
+            use_cache=cache_kv,
+            restrict=restrict,
+            keep_cache=keep_cache,
+            context=context,
+            context_mask=context_mask,
             positions=positions,
-        )  # fmt: skip
+        )
 
     def _ending_ids(self, eos_token: int | Sequence[int] | None) -> Tensor | None:
         if eos_token is None:

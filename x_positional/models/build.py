@@ -66,9 +66,7 @@ def build_head_norm(attn: AttentionConfig, heads: int, head_dim: int) -> HeadNor
     """The norm of queries or keys, None where there is none."""
     if attn.qk_norm is None:
         return None
-    return HeadNorm(
-        attn.qk_norm, heads, head_dim, attn.qk_norm_eps, attn.qk_norm_bias, attn.qk_norm_unit_offset
-    )  # fmt: skip
+    return HeadNorm(attn.qk_norm, heads, head_dim, attn.qk_norm_eps, attn.qk_norm_bias, attn.qk_norm_unit_offset)
 
 
 def build_feedforward(config: LayersConfig, ff: FeedForwardConfig) -> FeedForward | MixtureOfExperts:
@@ -82,9 +80,7 @@ def build_feedforward(config: LayersConfig, ff: FeedForwardConfig) -> FeedForwar
     experts = Experts(moe.experts, config.dim, width, inner, bias=ff.bias, up_bias=gate_bias, dropout=ff.dropout)
     shared = None if moe.shared is None else FeedForward(config.dim, moe.shared, inner, ff.bias, gate_bias, ff.dropout)
     gate = nn.Linear(config.dim, 1, bias=False) if moe.shared_gate else None
-    return MixtureOfExperts(
-        build_router(config.dim, moe), experts, weigh=moe.weigh, shared=shared, shared_gate=gate
-    )  # fmt: skip
+    return MixtureOfExperts(build_router(config.dim, moe), experts, weigh=moe.weigh, shared=shared, shared_gate=gate)
 
 
 def build_router(dim: int, moe: MoEConfig) -> Router:
@@ -103,21 +99,34 @@ def build_router(dim: int, moe: MoEConfig) -> Router:
 def attention_settings(attn: AttentionConfig, dims: Dims) -> dict[str, Any]:
     """What self- and cross-attention of one layer are built with; norms are made anew each time."""
     return {
-        "bias": attn.bias, "out_bias": attn.out_bias, "dropout": attn.dropout, "softcap": attn.softcap,
-        "scale": attn.qk_norm_scale if attn.qk_norm == "l2" else attn.scale, "sinks": attn.sinks, "clip": attn.clip,
-        "q_norm": build_head_norm(attn, dims.heads, dims.head_dim), "norm_after": attn.qk_norm_after,
+        "bias": attn.bias,
+        "out_bias": attn.out_bias,
+        "dropout": attn.dropout,
+        "softcap": attn.softcap,
+        "scale": attn.qk_norm_scale if attn.qk_norm == "l2" else attn.scale,
+        "sinks": attn.sinks,
+        "clip": attn.clip,
+        "q_norm": build_head_norm(attn, dims.heads, dims.head_dim),
+        "norm_after": attn.qk_norm_after,
         "k_norm": build_head_norm(attn, dims.kv_heads, dims.head_dim),
-    }  # fmt: skip
+    }
 
 
 def build_latent(config: LayersConfig, attn: AttentionConfig, mla: MLAConfig) -> LatentAttention:
     """Self-attention whose keys and values come from a latent."""
     dims, own = config.dims(), attn.model_copy(update={"qk_norm": None, "qk_norm_after": False, "clip": None})
     return LatentAttention(
-        dims.dim, dims.heads, dims.head_dim, kv_rank=mla.kv_rank, rope_dim=mla.rope_dim, q_rank=mla.q_rank, eps=mla.eps,
-        value_dim=mla.value_dim or dims.head_dim - mla.rope_dim, unit_offset=config.norm.unit_offset,
+        dims.dim,
+        dims.heads,
+        dims.head_dim,
+        kv_rank=mla.kv_rank,
+        rope_dim=mla.rope_dim,
+        q_rank=mla.q_rank,
+        eps=mla.eps,
+        value_dim=mla.value_dim or dims.head_dim - mla.rope_dim,
+        unit_offset=config.norm.unit_offset,
         **attention_settings(own, dims),
-    )  # fmt: skip
+    )
 
 
 def build_attention(config: LayersConfig, attn: AttentionConfig) -> Attention | LatentAttention:
@@ -126,9 +135,13 @@ def build_attention(config: LayersConfig, attn: AttentionConfig) -> Attention | 
         return build_latent(config, attn, attn.mla)
     dims = config.dims()
     return Attention(
-        dims.dim, dims.heads, dims.kv_heads, dims.head_dim, position_projections=attn.position_projections,
+        dims.dim,
+        dims.heads,
+        dims.kv_heads,
+        dims.head_dim,
+        position_projections=attn.position_projections,
         **attention_settings(attn, dims),
-    )  # fmt: skip
+    )
 
 
 def build_block(config: LayersConfig, attn: AttentionConfig, ff: FeedForwardConfig, first: bool = False) -> Block:
@@ -136,15 +149,20 @@ def build_block(config: LayersConfig, attn: AttentionConfig, ff: FeedForwardConf
     dims = config.dims()
     sizes = (dims.dim, dims.heads, dims.kv_heads, dims.head_dim)
     around = Around(
-        norm=partial(build_norm, config), place=config.norm_place, scale=config.residual_scale,
-        layer_scale=config.layer_scale, dim=config.dim, attn_normed=config.first_norm or not first,
-    )  # fmt: skip
+        norm=partial(build_norm, config),
+        place=config.norm_place,
+        scale=config.residual_scale,
+        layer_scale=config.layer_scale,
+        dim=config.dim,
+        attn_normed=config.first_norm or not first,
+    )
     crosses, context_dim = config.cross_attend or config.kind == "cross_attender", config.context_dim or config.dim
     return Block(
         build_attention(config, attn) if config.kind != "cross_attender" else None,
         CrossAttention(*sizes, context_dim=context_dim, **attention_settings(attn, dims)) if crosses else None,
-        build_feedforward(config, ff), around,
-    )  # fmt: skip
+        build_feedforward(config, ff),
+        around,
+    )
 
 
 def build_blocks(config: LayersConfig) -> list[Block]:
@@ -163,12 +181,17 @@ def build_kinds(config: LayersConfig, positions: Positions) -> list[LayerKind]:
     of_layer = [kinds[layer % len(kinds)] for layer in range(config.depth)]
     return [
         LayerKind(
-            scheme=scheme, reach=kind.reach,
-            choice=choose(config.backend, config.flash, scheme.capabilities().kernel,
-                          features(kind.attn or config.attn, kind.reach)),
+            scheme=scheme,
+            reach=kind.reach,
+            choice=choose(
+                config.backend,
+                config.flash,
+                scheme.capabilities().kernel,
+                features(kind.attn or config.attn, kind.reach),
+            ),
         )
         for kind, scheme in zip(of_layer, positions.layers, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def positions_of(config: LayersConfig, max_seq_len: int | None, embed_dim: int | None) -> Positions:

@@ -22,9 +22,14 @@ class ContinuousTransformerWrapper(nn.Module):
     """[B T I] -> [B T O]. dim_in and dim_out project from and to the model's width; None leaves that side as it is."""
 
     def __init__(
-        self, *, attn_layers: ConfiguredLayers, max_seq_len: int | None = None, dim_in: int | None = None,
-        dim_out: int | None = None, **flags: Any,
-    ):  # fmt: skip
+        self,
+        *,
+        attn_layers: ConfiguredLayers,
+        max_seq_len: int | None = None,
+        dim_in: int | None = None,
+        dim_out: int | None = None,
+        **flags: Any,
+    ):
         super().__init__()
         given = {"max_seq_len": max_seq_len, "dim_in": dim_in, "dim_out": dim_out, **flags}
         fields = continuous_from_flags({**given, "attn_layers": bound_config(attn_layers)})
@@ -39,9 +44,15 @@ class ContinuousTransformerWrapper(nn.Module):
         self.project_out = None if config.dim_out is None else nn.Linear(dim, config.dim_out, bias=False)
 
     def new_cache(
-        self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None,
-        *, keep_first: int = 0, final_lengths: Tensor | None = None,
-    ) -> KVCache:  # fmt: skip
+        self,
+        batch_size: int,
+        max_len: int | None = None,
+        window: int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        keep_first: int = 0,
+        final_lengths: Tensor | None = None,
+    ) -> KVCache:
         """A key/value cache for `batch_size` rows; see `AttentionLayers.new_cache`."""
         return self.attn_layers.new_cache(
             batch_size, max_len, window, dtype, keep_first=keep_first, final_lengths=final_lengths
@@ -52,11 +63,19 @@ class ContinuousTransformerWrapper(nn.Module):
         return describe(self, self.config)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
-        document_ids: Tensor | None = None, cache: KVCache | None = None, return_embeddings: bool = False, *,
-        context: Tensor | None = None, context_mask: Tensor | None = None, context_positions: Tensor | None = None,
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        return_embeddings: bool = False,
+        *,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        context_positions: Tensor | None = None,
         seq_lens: SeqLens | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Inputs [B T I] -> [B T O], or [B T M] with return_embeddings; the rest as in `TransformerWrapper.forward`."""
         if x.ndim != 3 or x.shape[-1] != self.dim_in or not x.is_floating_point():
             raise InputError(f"expected floats [batch, tokens, {self.dim_in}]; got {list(x.shape)} of {x.dtype}.")

@@ -63,8 +63,10 @@ def describe(model: nn.Module, config: ModelConfig | ContinuousConfig) -> str:
 
 
 POOLED = {
-    "mean": "mean of the patches", "cls": "cls token", "cls_mean": "cls token and the mean of the patches",
-}  # fmt: skip
+    "mean": "mean of the patches",
+    "cls": "cls token",
+    "cls_mean": "cls token and the mean of the patches",
+}
 
 
 def describe_image(model: nn.Module, config: VisionConfig, axes: int) -> str:
@@ -86,7 +88,11 @@ def describe_image(model: nn.Module, config: VisionConfig, axes: int) -> str:
     beside = ["the cls token", *beside] if config.has_cls else beside
     nowhere = f"; {' and '.join(beside)} at 0, not rotated" if beside and axes else ""
     head = f"{config.num_classes} classes" if config.num_classes else "no head"
-    return written({
-        **known, "positions": told[axes] + nowhere, "trained size": f"{size}; other sizes run{resized}",
-        "output": f"{head} on the {POOLED[config.pool]}",
-    })  # fmt: skip
+    return written(
+        {
+            **known,
+            "positions": told[axes] + nowhere,
+            "trained size": f"{size}; other sizes run{resized}",
+            "output": f"{head} on the {POOLED[config.pool]}",
+        }
+    )

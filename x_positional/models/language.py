@@ -87,9 +87,16 @@ class TransformerWrapper(Saveable):
         return cls(attn_layers=layers_from_config(config.layers), **flags)
 
     def new_cache(
-        self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None,
-        *, keep_first: int = 0, rereads: bool = False, final_lengths: Tensor | None = None,
-    ) -> KVCache:  # fmt: skip
+        self,
+        batch_size: int,
+        max_len: int | None = None,
+        window: int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        keep_first: int = 0,
+        rereads: bool = False,
+        final_lengths: Tensor | None = None,
+    ) -> KVCache:
         """A key/value cache for `batch_size` rows; see `AttentionLayers.new_cache`."""
         return self.attn_layers.new_cache(
             batch_size, max_len, window, dtype, keep_first=keep_first, rereads=rereads, final_lengths=final_lengths
@@ -120,11 +127,21 @@ class TransformerWrapper(Saveable):
             )
 
     def forward(
-        self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
-        document_ids: Tensor | None = None, cache: KVCache | None = None, return_embeddings: bool = False, *,
-        context: Tensor | None = None, context_mask: Tensor | None = None, context_positions: Tensor | None = None,
-        checked: bool = False, seq_lens: SeqLens | None = None, token_types: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        return_embeddings: bool = False,
+        *,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        context_positions: Tensor | None = None,
+        checked: bool = False,
+        seq_lens: SeqLens | None = None,
+        token_types: Tensor | None = None,
+    ) -> Tensor:
         """Ids [B T] -> logits [B T V], or embeddings [B T M] with return_embeddings.
 
         mask: [B T] bool, True = keep, padded left or right; positions follow it unless given. positions: [B T] or

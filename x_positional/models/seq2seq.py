@@ -75,22 +75,44 @@ class XTransformer(Saveable):
 
     @torch.no_grad()
     def generate(
-        self, src: Tensor, start_tokens: PromptsLike, seq_len: int, mask: Tensor | None = None, *,
-        eos_token: int | list[int] | None = None, temperature: float = 1.0, prompt_lens: Tensor | None = None,
-        filter_logits_fn: FilterChoice | list[FilterChoice] | None = "top_k", filter_kwargs: Any = None,
-        restrict_to_max_seq_len: bool = True, cache_kv: bool = True, repetition_penalty: float = 1.0,
-        generator: torch.Generator | None = None, seed: int | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        src: Tensor,
+        start_tokens: PromptsLike,
+        seq_len: int,
+        mask: Tensor | None = None,
+        *,
+        eos_token: int | list[int] | None = None,
+        temperature: float = 1.0,
+        prompt_lens: Tensor | None = None,
+        filter_logits_fn: FilterChoice | list[FilterChoice] | None = "top_k",
+        filter_kwargs: Any = None,
+        restrict_to_max_seq_len: bool = True,
+        cache_kv: bool = True,
+        repetition_penalty: float = 1.0,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
         """Source ids [B S] and target prompts [B T] -> new target tokens [B N].
 
         The source is read once and its keys are computed once. The rest is as in `AutoregressiveWrapper.generate`.
         """
         with evaluating(self):
             return self.decoder.generate(
-                start_tokens, seq_len, eos_token, temperature, prompt_lens, filter_logits_fn,
-                restrict_to_max_seq_len, filter_kwargs, cache_kv, repetition_penalty=repetition_penalty,
-                generator=generator, seed=seed, context=self.encoder(src, mask=mask), context_mask=mask,
-            )  # fmt: skip
+                start_tokens,
+                seq_len,
+                eos_token,
+                temperature,
+                prompt_lens,
+                filter_logits_fn,
+                restrict_to_max_seq_len,
+                filter_kwargs,
+                cache_kv,
+                repetition_penalty=repetition_penalty,
+                generator=generator,
+                seed=seed,
+                context=self.encoder(src, mask=mask),
+                context_mask=mask,
+            )
 
 
 def seq2seq_problems(config: Seq2SeqConfig) -> list[str]:

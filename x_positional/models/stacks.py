@@ -57,10 +57,13 @@ class ConfiguredLayers(AttentionLayers):
             positions = _placeholder(waiting, config.depth)
         crosses = config.cross_attend or config.kind == "cross_attender"
         super().__init__(
-            dims=config.dims(), blocks=build_blocks(config), schemes=positions.parts,
-            kinds=build_kinds(config, positions), final_norm=build_norm(config) if _ends_normed(config) else None,
+            dims=config.dims(),
+            blocks=build_blocks(config),
+            schemes=positions.parts,
+            kinds=build_kinds(config, positions),
+            final_norm=build_norm(config) if _ends_normed(config) else None,
             cross_choice=choose(config.backend, config.flash, "fused", features(config.attn)) if crosses else None,
-        )  # fmt: skip
+        )
         self.config = config
 
     def bind(self, config: LayersConfig, max_seq_len: int | None, embed_dim: int | None) -> None:

@@ -37,9 +37,11 @@ class EncodedImage(NamedTuple):
 
 
 def patch_positions(
-    grid: tuple[int, int], trained: tuple[int, int], coordinates: Coordinates = "index",
+    grid: tuple[int, int],
+    trained: tuple[int, int],
+    coordinates: Coordinates = "index",
     device: torch.device | str | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """[T, 2] (row, column) of the patches of a grid, row by row.
 
     index: 0, 1, 2, ..., int64. rescaled: index * trained / actual, so that a grid of any size covers the trained span
@@ -111,9 +113,15 @@ class PatchTable(nn.Module):
     """
 
     def __init__(
-        self, grid: tuple[int, int], dim: int, interpolation: Interpolation = "bicubic", scale: float = 1.0, *,
-        antialias: bool = False, cls: bool = False,
-    ):  # fmt: skip
+        self,
+        grid: tuple[int, int],
+        dim: int,
+        interpolation: Interpolation = "bicubic",
+        scale: float = 1.0,
+        *,
+        antialias: bool = False,
+        cls: bool = False,
+    ):
         super().__init__()
         self.grid, self.interpolation, self.scale, self.antialias, self.cls = grid, interpolation, scale, antialias, cls
         self.table = nn.Parameter(torch.empty(1 + grid[0] * grid[1], dim) if cls else torch.empty(*grid, dim))
@@ -152,9 +160,15 @@ class ViTransformerWrapper(Saveable):
     """
 
     def __init__(
-        self, *, image_size: int | tuple[int, int], patch_size: int | tuple[int, int], attn_layers: ConfiguredLayers,
-        channels: int = 3, num_classes: int | None = None, **flags: Any,
-    ):  # fmt: skip
+        self,
+        *,
+        image_size: int | tuple[int, int],
+        patch_size: int | tuple[int, int],
+        attn_layers: ConfiguredLayers,
+        channels: int = 3,
+        num_classes: int | None = None,
+        **flags: Any,
+    ):
         super().__init__()
         own = {"image_size": image_size, "patch_size": patch_size, "channels": channels, "num_classes": num_classes}
         self.config = config = VisionConfig.model_validate(
@@ -250,6 +264,10 @@ def _table(config: VisionConfig) -> PatchTable | None:
         return None
     scale = config.tables[0].scale
     return PatchTable(
-        config.grid, config.layers.dim, config.interpolation, 1.0 if scale is None else scale, antialias=config.antialias,
+        config.grid,
+        config.layers.dim,
+        config.interpolation,
+        1.0 if scale is None else scale,
+        antialias=config.antialias,
         cls=config.cls_position,
-    )  # fmt: skip
+    )

@@ -51,11 +51,24 @@ class Heads(nn.Module):
     """The parts that all kinds of attention share. value_dim: width of a head's values, None is head_dim."""
 
     def __init__(
-        self, dim: int, heads: int, kv_heads: int, head_dim: int, *, bias: bool = False, out_bias: bool | None = None,
-        dropout: float = 0.0, q_norm: HeadNorm | None = None, k_norm: HeadNorm | None = None, norm_after: bool = False,
-        scale: float | None = None, softcap: float | None = None, sinks: bool = False, clip: float | None = None,
+        self,
+        dim: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        bias: bool = False,
+        out_bias: bool | None = None,
+        dropout: float = 0.0,
+        q_norm: HeadNorm | None = None,
+        k_norm: HeadNorm | None = None,
+        norm_after: bool = False,
+        scale: float | None = None,
+        softcap: float | None = None,
+        sinks: bool = False,
+        clip: float | None = None,
         value_dim: int | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.scale = head_dim**-0.5 if scale is None else scale
@@ -87,29 +100,43 @@ class Heads(nn.Module):
         return self.to_out(x.transpose(1, 2).flatten(-2))
 
     def ops(
-        self, scheme: PositionScheme | None, content: Tensor, state: Tensor | None, planned: Planned,
+        self,
+        scheme: PositionScheme | None,
+        content: Tensor,
+        state: Tensor | None,
+        planned: Planned,
         view: LayerView | None = None,
-    ) -> ScoreOps:  # fmt: skip
+    ) -> ScoreOps:
         """What happens to this layer's scores; `scheme` is None where no position applies."""
         rows = scheme is not None and scheme.capabilities().kernel == "rows"
         bias = None if scheme is None else scheme.content_bias(content, planned.ctx, state)
         if view is not None and scheme is not None:
             bias = add([bias, scheme.layer_bias(view, planned.ctx)])
         return ScoreOps(
-            scale=self.scale, softcap=self.softcap, sinks=self.sinks, dropout=self.dropout if self.training else 0.0,
+            scale=self.scale,
+            softcap=self.softcap,
+            sinks=self.sinks,
+            dropout=self.dropout if self.training else 0.0,
             content=bias,
             transform=scheme.transform_scores if rows and scheme is not None else None,
             unrotated_q=content if rows else None,
-        )  # fmt: skip
+        )
 
 
 class Attention(Heads):
     """Self-attention. Query head h reads key head h // (H / G)."""
 
     def __init__(
-        self, dim: int, heads: int, kv_heads: int, head_dim: int, *, bias: bool = False, position_projections: bool = False,
+        self,
+        dim: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        bias: bool = False,
+        position_projections: bool = False,
         **shared: Any,
-    ):  # fmt: skip
+    ):
         super().__init__(dim, heads, kv_heads, head_dim, bias=bias, **shared)
         self.widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
         self.to_qkv = nn.Linear(dim, sum(self.widths), bias=bias)

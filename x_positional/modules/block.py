@@ -24,9 +24,15 @@ class Residual(nn.Module):
     """x = entry(x), x + scale * gain * after(branch(before(x))), then `outer`; a norm or gain that is None is left out."""
 
     def __init__(
-        self, before: Norm | None = None, after: Norm | None = None, outer: Norm | None = None, entry: Norm | None = None,
-        *, scale: float = 1.0, gain: nn.Parameter | None = None,
-    ):  # fmt: skip
+        self,
+        before: Norm | None = None,
+        after: Norm | None = None,
+        outer: Norm | None = None,
+        entry: Norm | None = None,
+        *,
+        scale: float = 1.0,
+        gain: nn.Parameter | None = None,
+    ):
         super().__init__()
         self.before, self.after, self.outer, self.scale = before, after, outer, scale
         self.entry, self.gain = entry, gain
@@ -66,9 +72,12 @@ class Around:
         gain = None if self.layer_scale is None else nn.Parameter(torch.full((self.dim,), self.layer_scale))
         return Residual(
             before=norm() if normed and place not in ("post", "after", "entry") else None,
-            after=norm() if place in ("sandwich", "after") else None, outer=norm() if place == "post" else None,
-            entry=norm() if place == "entry" else None, scale=self.scale, gain=gain,
-        )  # fmt: skip
+            after=norm() if place in ("sandwich", "after") else None,
+            outer=norm() if place == "post" else None,
+            entry=norm() if place == "entry" else None,
+            scale=self.scale,
+            gain=gain,
+        )
 
 
 class Block(nn.Module):
@@ -76,9 +85,12 @@ class Block(nn.Module):
     side by side (`parallel`, `parallel_two`)."""
 
     def __init__(
-        self, attn: Attention | LatentAttention | None, cross: CrossAttention | None,
-        ff: FeedForward | MixtureOfExperts | None, around: Around,
-    ):  # fmt: skip
+        self,
+        attn: Attention | LatentAttention | None,
+        cross: CrossAttention | None,
+        ff: FeedForward | MixtureOfExperts | None,
+        around: Around,
+    ):
         super().__init__()
         self.attn, self.cross, self.ff = attn, cross, ff
         self.side_by_side = around.place in ("parallel", "parallel_two")

@@ -96,9 +96,16 @@ class Experts(nn.Module):
     what its experts give, whatever else is in the batch: nothing is dropped and no expert has a capacity."""
 
     def __init__(
-        self, experts: int, dim: int, width: int, inner: Inner, *, bias: bool = False, up_bias: bool | None = None,
+        self,
+        experts: int,
+        dim: int,
+        width: int,
+        inner: Inner,
+        *,
+        bias: bool = False,
+        up_bias: bool | None = None,
         dropout: float = 0.0,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.inner, self.dropout, rows = inner, nn.Dropout(dropout), inner.width(width)
         self.up = nn.Parameter(torch.empty(experts, rows, dim).uniform_(-(dim**-0.5), dim**-0.5))
@@ -131,8 +138,9 @@ class Experts(nn.Module):
         )
         out = [
             F.linear(self.dropout(self.inner(F.linear(rows, up, up_bias))), down, down_bias)
-            for rows, up, down, up_bias, down_bias in parts if len(rows)
-        ]  # fmt: skip
+            for rows, up, down, up_bias, down_bias in parts
+            if len(rows)
+        ]
         return torch.cat([x[:0], *out])[order.argsort()]
 
     def _each(self, bias: Tensor | None) -> tuple[Tensor, ...] | list[None]:
@@ -149,9 +157,14 @@ class MixtureOfExperts(nn.Module):
     """
 
     def __init__(
-        self, router: Router, experts: Experts, *, weigh: Literal["output", "input"] = "output",
-        shared: FeedForward | None = None, shared_gate: nn.Linear | None = None,
-    ):  # fmt: skip
+        self,
+        router: Router,
+        experts: Experts,
+        *,
+        weigh: Literal["output", "input"] = "output",
+        shared: FeedForward | None = None,
+        shared_gate: nn.Linear | None = None,
+    ):
         super().__init__()
         self.router, self.experts, self.weigh = router, experts, weigh
         self.shared, self.shared_gate = shared, shared_gate

@@ -25,8 +25,13 @@ def _quick_gelu(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS = {
-    "gelu": F.gelu, "gelu_tanh": _gelu_tanh, "quick_gelu": _quick_gelu, "silu": F.silu, "relu": F.relu, "relu2": _relu2,
-}  # fmt: skip
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "quick_gelu": _quick_gelu,
+    "silu": F.silu,
+    "relu": F.relu,
+    "relu2": _relu2,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

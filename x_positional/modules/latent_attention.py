@@ -28,9 +28,20 @@ class LatentAttention(Heads):
     """
 
     def __init__(
-        self, dim: int, heads: int, head_dim: int, *, kv_rank: int, rope_dim: int, value_dim: int, q_rank: int | None = None,
-        eps: float = 1e-6, unit_offset: bool = True, bias: bool = False, **shared: Any,
-    ):  # fmt: skip
+        self,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        *,
+        kv_rank: int,
+        rope_dim: int,
+        value_dim: int,
+        q_rank: int | None = None,
+        eps: float = 1e-6,
+        unit_offset: bool = True,
+        bias: bool = False,
+        **shared: Any,
+    ):
         super().__init__(dim, heads, heads, head_dim, bias=bias, value_dim=value_dim, **shared)
         self.kv_rank, self.rope_dim, self.value_dim, self.key_dim = kv_rank, rope_dim, value_dim, head_dim - rope_dim
         self.to_q_latent = None if q_rank is None else nn.Linear(dim, q_rank, bias=bias)

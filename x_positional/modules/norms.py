@@ -20,9 +20,14 @@ class Norm(nn.Module):
     """
 
     def __init__(
-        self, dim: int, kind: NormKind = "layer", eps: float | None = None, bias: bool = False, unit_offset: bool = True,
+        self,
+        dim: int,
+        kind: NormKind = "layer",
+        eps: float | None = None,
+        bias: bool = False,
+        unit_offset: bool = True,
         gain: bool = True,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.dim, self.kind, self.unit_offset = dim, kind, unit_offset
         self.eps = (1e-5 if kind == "layer" else 1e-6) if eps is None else eps

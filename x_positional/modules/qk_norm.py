@@ -38,9 +38,14 @@ class HeadNorm(nn.Module):
     """
 
     def __init__(
-        self, kind: QKNormKind, heads: int, head_dim: int, eps: float | None = None, bias: bool = False,
+        self,
+        kind: QKNormKind,
+        heads: int,
+        head_dim: int,
+        eps: float | None = None,
+        bias: bool = False,
         unit_offset: bool = True,
-    ):  # fmt: skip
+    ):
         super().__init__()
         known = KINDS[kind]
         self.statistic, self.whole, self.unit_offset = known.statistic, known.whole, unit_offset

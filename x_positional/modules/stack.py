@@ -56,9 +56,15 @@ class AttentionLayers(nn.Module):
     """
 
     def __init__(
-        self, *, dims: Dims, blocks: Sequence[Block], schemes: Sequence[PositionScheme], kinds: Sequence[LayerKind],
-        final_norm: Norm | None, cross_choice: Choice | None = None,
-    ):  # fmt: skip
+        self,
+        *,
+        dims: Dims,
+        blocks: Sequence[Block],
+        schemes: Sequence[PositionScheme],
+        kinds: Sequence[LayerKind],
+        final_norm: Norm | None,
+        cross_choice: Choice | None = None,
+    ):
         super().__init__()
         self.dims, self.cross_choice = dims, cross_choice
         self.identity = uuid.uuid4().hex  # caches carry it, so that one model's keys never serve another
@@ -76,9 +82,16 @@ class AttentionLayers(nn.Module):
         return [s for s in self.schemes if isinstance(s, PositionScheme)]
 
     def new_cache(
-        self, batch_size: int, max_len: int | None = None, window: int | None = None, dtype: torch.dtype | None = None,
-        *, keep_first: int = 0, rereads: bool = False, final_lengths: Tensor | None = None,
-    ) -> KVCache:  # fmt: skip
+        self,
+        batch_size: int,
+        max_len: int | None = None,
+        window: int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        keep_first: int = 0,
+        rereads: bool = False,
+        final_lengths: Tensor | None = None,
+    ) -> KVCache:
         """A cache for `batch_size` rows. max_len: slots per row, None grows. window: keep (and see) only the last
         `window` tokens in layers that have no smaller window of their own, and there the `keep_first` tokens of the row
         too, at distances by place in the cache (StreamingLLM). dtype: of keys and values, None as computed. rereads: the
@@ -120,9 +133,15 @@ class AttentionLayers(nn.Module):
         return x
 
     def place(
-        self, batch: int, length: int, device: torch.device, mask: Tensor | None, positions: Tensor | None,
-        document_ids: Tensor | None, cache: KVCache | None,
-    ) -> Tokens:  # fmt: skip
+        self,
+        batch: int,
+        length: int,
+        device: torch.device,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        document_ids: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tokens:
         """Checked positions of the new tokens. Raises InputError, PositionError, CacheError."""
         if cache is not None:
             cache.check(self.identity, batch)
@@ -131,9 +150,15 @@ class AttentionLayers(nn.Module):
         return tokens
 
     def plan(
-        self, batch: int, tokens: Tokens, dtype: torch.dtype, cache: KVCache | None = None,
-        context: Tensor | None = None, context_mask: Tensor | None = None, context_positions: Tensor | None = None,
-    ) -> Plan:  # fmt: skip
+        self,
+        batch: int,
+        tokens: Tokens,
+        dtype: torch.dtype,
+        cache: KVCache | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        context_positions: Tensor | None = None,
+    ) -> Plan:
         """Masks, tables and shared biases for every layer, computed once. A call that is refused leaves the cache alone."""
         seen = self._see(batch, tokens, Crossing(context, context_mask, context_positions), cache)
         reaches = [kind.reach for kind in self.kinds] if cache is None else list(cache.reaches)
@@ -151,10 +176,17 @@ class AttentionLayers(nn.Module):
             if key not in shared:
                 shared[key] = _share(kind, contexts[reach], moved[reach], final, dtype)
             planned, anchors = shared[key]
-            layers.append(LayerPlan(
-                layer=layer, planned=planned, backend=kind.choice.backend, tables=tables[id(kind.scheme)],
-                view=views.get(reach), cache=cache, anchors=anchors,
-            ))  # fmt: skip
+            layers.append(
+                LayerPlan(
+                    layer=layer,
+                    planned=planned,
+                    backend=kind.choice.backend,
+                    tables=tables[id(kind.scheme)],
+                    view=views.get(reach),
+                    cache=cache,
+                    anchors=anchors,
+                )
+            )
         cross = None
         if seen is not None and self.cross_choice is not None:
             of_layer = [(k.scheme, tables[id(k.scheme)]) for k in self.kinds]
@@ -181,14 +213,23 @@ class AttentionLayers(nn.Module):
         if kv_documents is not None and q_documents is None:
             q_documents = kv_documents.new_zeros(batch, tokens.length)
         ctx = AttentionContext(
-            q_index=tokens.index, kv_index=kv_index, q_positions=tokens.positions,
-            kv_positions=tokens.positions if view is None else view.positions, batch=batch, heads=self.dims.heads,
-            span=tokens.span, causal=self.dims.causal, reach=reach,
+            q_index=tokens.index,
+            kv_index=kv_index,
+            q_positions=tokens.positions,
+            kv_positions=tokens.positions if view is None else view.positions,
+            batch=batch,
+            heads=self.dims.heads,
+            span=tokens.span,
+            causal=self.dims.causal,
+            reach=reach,
             ordered=tokens.start is not None if view is None else view.ordered,
-            q_start=tokens.start or 0 if view is None else view.q_start, kv_start=tokens.start or 0 if view is None else view.start,
+            q_start=tokens.start or 0 if view is None else view.q_start,
+            kv_start=tokens.start or 0 if view is None else view.start,
             custom_positions=tokens.custom_positions or (view is not None and view.positions is not view.index),
-            q_documents=q_documents, kv_documents=kv_documents, memo=memo,
-        )  # fmt: skip
+            q_documents=q_documents,
+            kv_documents=kv_documents,
+            memo=memo,
+        )
         rules = self._rules(ctx, tokens, view is not None and view.only_visible)
         if not rules:
             return ctx
@@ -221,10 +262,18 @@ class AttentionLayers(nn.Module):
         return x if self.final_norm is None else self.final_norm(x)
 
     def forward(
-        self, x: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None,
-        document_ids: Tensor | None = None, context: Tensor | None = None, context_mask: Tensor | None = None,
-        context_positions: Tensor | None = None, cache: KVCache | None = None, seq_lens: SeqLens | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        context_positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        seq_lens: SeqLens | None = None,
+    ) -> Tensor:
         """Embeddings [B T M] -> [B T M].
 
         mask: [B T] bool, True = keep. positions: [B T] or [B T A], ints or floats. document_ids: [B T], packed rows;

@@ -49,7 +49,15 @@ def nearest(asked: Tensor, distance: int) -> int:
 
 def _context(part: Part, q_index: Tensor, kv_index: Tensor, ordered: bool) -> AttentionContext:
     return AttentionContext(
-        q_index=q_index, kv_index=kv_index, q_positions=part.subject.place(q_index[0]),
-        kv_positions=part.subject.place(kv_index[0]), batch=1, heads=part.dims.heads, span=int(kv_index.max()) + 1,
-        causal=part.dims.causal, reach=Reach(window=part.window), ordered=ordered, custom_positions=part.scheme.max_axes > 1,
-    )  # fmt: skip
+        q_index=q_index,
+        kv_index=kv_index,
+        q_positions=part.subject.place(q_index[0]),
+        kv_positions=part.subject.place(kv_index[0]),
+        batch=1,
+        heads=part.dims.heads,
+        span=int(kv_index.max()) + 1,
+        causal=part.dims.causal,
+        reach=Reach(window=part.window),
+        ordered=ordered,
+        custom_positions=part.scheme.max_axes > 1,
+    )

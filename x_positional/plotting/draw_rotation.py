@@ -52,8 +52,9 @@ def draw_wavelengths(part: Part) -> Picture | None:
         axes.scatter(firsts(all_before).numpy(), waves, s=30, facecolors="none", edgecolors=GREY, label=then.strip())
     number, whole = firsts(pairs), before <= part.trained
     for chosen, colour, marker, label in (
-        (whole, BLUE, "o", f"a whole turn within {part.trained}{then}"), (~whole, ORANGE, "s", f"less than a turn{then}"),
-    ):  # fmt: skip
+        (whole, BLUE, "o", f"a whole turn within {part.trained}{then}"),
+        (~whole, ORANGE, "s", f"less than a turn{then}"),
+    ):
         if chosen.any():
             axes.scatter(number[chosen].numpy(), after[chosen].numpy(), s=16, color=colour, marker=marker, label=label)
     axes.set_yscale("log")

@@ -38,8 +38,14 @@ class Gallery:
 
 
 def draw(
-    layers: LayersConfig, max_seq_len: int, folder: Path, *, title: str, embed_dim: int | None = None, track: Track = silent
-) -> Gallery:  # fmt: skip
+    layers: LayersConfig,
+    max_seq_len: int,
+    folder: Path,
+    *,
+    title: str,
+    embed_dim: int | None = None,
+    track: Track = silent,
+) -> Gallery:
     """Draw every scheme of a stack into `folder`: a PNG for each picture, and one page with all of them.
 
     Raises MissingExtra without matplotlib, before anything is computed or written.

@@ -112,10 +112,12 @@ def parts_of(layers: LayersConfig, max_seq_len: int, embed_dim: int | None = Non
             seen.append(part_name(config))
             twin, plain = seen.count(seen[-1]), config.unstretched()
             part = Part(
-                name=seen[-1] if twin == 1 else f"{seen[-1]}-{twin}", config=config,
+                name=seen[-1] if twin == 1 else f"{seen[-1]}-{twin}",
+                config=config,
                 subject=Subject(config.build(dims), dims),
-                before=None if plain is None else Subject(plain.build(dims), dims), max_seq_len=max_seq_len,
+                before=None if plain is None else Subject(plain.build(dims), dims),
+                max_seq_len=max_seq_len,
                 window=window,
-            )  # fmt: skip
+            )
             parts += part.along_axes()
     return parts

@@ -38,9 +38,12 @@ class Origin:
 
 
 def from_pretrained(
-    source: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None, backend: str = "auto",
+    source: str | Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    backend: str = "auto",
     **overrides: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """A published model: a folder with `config.json` and safetensors (one file or shards), its name on the Hugging Face
     Hub, or a GGUF file. Decoders and encoders are `TransformerWrapper`, so they take `mask=`, `positions=`, `cache=` and
     generate as any other does; encoders without a head give hidden states. Encoder-decoders are `XTransformer`:
@@ -57,9 +60,12 @@ def from_pretrained(
 
 
 def load_source(
-    source: Source, dtype: torch.dtype | None = None, device: torch.device | str | None = None, backend: str = "auto",
+    source: Source,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    backend: str = "auto",
     **overrides: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """`from_pretrained` of what is open already."""
     hf = source.config
     if hf.get("model_type") == NATIVE:
@@ -71,9 +77,13 @@ def load_source(
 
 
 def load(
-    family: Family, hf: Mapping[str, Any], tensors: Tensors, dtype: torch.dtype | None, device: torch.device | str | None,
+    family: Family,
+    hf: Mapping[str, Any],
+    tensors: Tensors,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
     backend: str,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """A model of a family, its config and its tensors."""
     if family.kind == "seq2seq" and not any("decoder." in name for name in tensors.names()):
         family = encoder_alone(family)
@@ -104,9 +114,11 @@ def family_of(hf: Mapping[str, Any], source: str) -> Family:
         return FAMILIES[name]
     raise PretrainedError(
         f"{source} cannot be read:",
-        [f"model_type={name!r} is not known here; {nearest(str(name), {*FAMILIES, *INNER})} A family is a table of names and "
-         "config keys: docs/pretrained.md shows how to write one."],
-    )  # fmt: skip
+        [
+            f"model_type={name!r} is not known here; {nearest(str(name), {*FAMILIES, *INNER})} A family is a table of names and "
+            "config keys: docs/pretrained.md shows how to write one."
+        ],
+    )
 
 
 def _overridden(family: Family, hf: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

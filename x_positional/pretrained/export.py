@@ -72,8 +72,11 @@ def best_fit(config: AnyConfig, families: list[Family], headed: bool = True) -> 
     name = nearest_fit.family.model_type
     raise PretrainedError(
         f"this model cannot be written for transformers. The nearest family is {name}, and there:",
-        [*nearest_fit.problems, *(f"{path} is {theirs!r}, here {ours!r}." for path, (ours, theirs) in nearest_fit.apart.items())],
-    )  # fmt: skip
+        [
+            *nearest_fit.problems,
+            *(f"{path} is {theirs!r}, here {ours!r}." for path, (ours, theirs) in nearest_fit.apart.items()),
+        ],
+    )
 
 
 def _in_its_words(model: Saveable, fit: Fit, headed: bool) -> Fit:

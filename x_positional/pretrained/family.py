@@ -44,9 +44,14 @@ class Family:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def like(
-        self, model_type: str, architecture: str, fields: Iterable[Codec] = (), names: Mapping[str, Any] | None = None,
-        defaults: Mapping[str, Any] | None = None, **changes: Any,
-    ) -> "Family":  # fmt: skip
+        self,
+        model_type: str,
+        architecture: str,
+        fields: Iterable[Codec] = (),
+        names: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        **changes: Any,
+    ) -> "Family":
         """Another family that differs in this. A codec replaces those that set one of its fields; a name of None is gone;
         defaults are added."""
         fields = tuple(fields)
@@ -54,9 +59,14 @@ class Family:
         kept = tuple(codec for codec in self.fields if not said & set(codec.said))
         merged = {ours: theirs for ours, theirs in {**self.names, **(names or {})}.items() if theirs is not None}
         return replace(
-            self, model_type=model_type, architecture=architecture, fields=kept + fields, names=merged,
-            defaults={**self.defaults, **(defaults or {})}, **changes,
-        )  # fmt: skip
+            self,
+            model_type=model_type,
+            architecture=architecture,
+            fields=kept + fields,
+            names=merged,
+            defaults={**self.defaults, **(defaults or {})},
+            **changes,
+        )
 
     @property
     def keys(self) -> set[str]:

@@ -89,12 +89,16 @@ MAKERS: dict[Kind, Maker] = {
     "decoder": Maker(model_config, _text, _layers),
     "encoder": Maker(model_config, _text, _layers),
     "seq2seq": Maker(
-        seq2seq_config, lambda fields, head: XTransformer.from_config(seq2seq_config(fields)), _layers,
-        sides=("encoder.", "decoder."), head="decoder.net.to_logits.weight", embedding="encoder.token_emb.weight",
+        seq2seq_config,
+        lambda fields, head: XTransformer.from_config(seq2seq_config(fields)),
+        _layers,
+        sides=("encoder.", "decoder."),
+        head="decoder.net.to_logits.weight",
+        embedding="encoder.token_emb.weight",
         tied="decoder.tie_embedding",
     ),
     "vision": Maker(vision_config, _image, _layers, embedding=""),
-}  # fmt: skip
+}
 
 
 def make(kind: Kind, fields: Fields, head: bool) -> nn.Module:

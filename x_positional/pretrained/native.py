@@ -57,8 +57,9 @@ def load_native(
     problems += [f"{name} has no place in the model." for name in sorted(held - set(own))]
     problems += [
         f"{name} has shape {tensors.shape(name)}, the model needs {list(own[name].shape)}."
-        for name in own.keys() & held if tensors.shape(name) != list(own[name].shape)
-    ]  # fmt: skip
+        for name in own.keys() & held
+        if tensors.shape(name) != list(own[name].shape)
+    ]
     if problems:
         raise PretrainedError(f"{tensors.source} does not fit its config.json:", problems)
     for name, parameter in own.items():

@@ -253,9 +253,15 @@ class RotaryEmbedding(nn.Module):
             destination[prefix + "freqs"] = self.freqs.detach().float()
 
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Mapping[str, Any], strict: bool,
-        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
-    ) -> None:  # fmt: skip
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         if not self.learned_freq:
             state_dict = dict(state_dict)
             saved = state_dict.pop(prefix + "freqs", None)

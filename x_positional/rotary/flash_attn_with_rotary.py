@@ -54,9 +54,14 @@ def flash_attn_with_rotary(
         turned_q, turned_k = _where_both(turned_q, turned_k, q, _match_heads(k, q, cos), pos_mask)
     mask = _mask(attn_mask, tokens, is_causal, q)
     return F.scaled_dot_product_attention(
-        turned_q, turned_k, _match_heads(v, q, cos), attn_mask=mask, is_causal=is_causal and mask is None,
-        scale=q.shape[-1] ** -0.5, enable_gqa=True,
-    )  # fmt: skip
+        turned_q,
+        turned_k,
+        _match_heads(v, q, cos),
+        attn_mask=mask,
+        is_causal=is_causal and mask is None,
+        scale=q.shape[-1] ** -0.5,
+        enable_gqa=True,
+    )
 
 
 def _match_heads(x: Tensor, q: Tensor, cos: Tensor) -> Tensor:

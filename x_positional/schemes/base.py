@@ -13,9 +13,19 @@ from torch import Tensor, nn
 from x_positional.schemes.context import NO_TOKEN, AttentionContext, Bias, IndexFn, Reach, Span
 
 __all__ = [
-    "NO_TOKEN", "AttentionContext", "Bias", "Capabilities", "Dims", "IndexFn", "Kernel", "LayerView", "PositionError",
-    "PositionScheme", "Reach", "Span",
-]  # fmt: skip
+    "NO_TOKEN",
+    "AttentionContext",
+    "Bias",
+    "Capabilities",
+    "Dims",
+    "IndexFn",
+    "Kernel",
+    "LayerView",
+    "PositionError",
+    "PositionScheme",
+    "Reach",
+    "Span",
+]
 
 Kernel = Literal["fused", "bias", "rows"]
 
@@ -160,11 +170,16 @@ class PositionScheme(nn.Module):
             kernel = "rows"
         reads = any(map(self.overrides, ("embed", "tables", "bias")))
         return Capabilities(
-            kernel=kernel, kv_cacheable=self.kv_cacheable, unbounded=self.limit is None, absolute=self.absolute,
-            causal_only=self.causal_only, continuous=self.continuous,
+            kernel=kernel,
+            kv_cacheable=self.kv_cacheable,
+            unbounded=self.limit is None,
+            absolute=self.absolute,
+            causal_only=self.causal_only,
+            continuous=self.continuous,
             uses_positions=reads if self.uses_positions is None else self.uses_positions,
-            prefix_consistent=self.prefix_consistent, reads_layer=self.overrides("layer_bias"),
-        )  # fmt: skip
+            prefix_consistent=self.prefix_consistent,
+            reads_layer=self.overrides("layer_bias"),
+        )
 
     def overrides(self, hook: str) -> bool:
         """Whether this scheme's class defines the hook itself."""

@@ -43,13 +43,16 @@ class Chain(PositionScheme):
         orders = any(not c.causal_only for c in caps)
         kernels = [c.kernel for c in caps]
         return Capabilities(
-            kernel=next(kernel for kernel in _WEAKEST if kernel in kernels), kv_cacheable=all(c.kv_cacheable for c in caps),
-            unbounded=self.limit is None, absolute=any(c.absolute for c in caps),
+            kernel=next(kernel for kernel in _WEAKEST if kernel in kernels),
+            kv_cacheable=all(c.kv_cacheable for c in caps),
+            unbounded=self.limit is None,
+            absolute=any(c.absolute for c in caps),
             causal_only=not orders or any(part.causal_only and tells_order(part) for part in self._all()),
             continuous=all(c.continuous for c in caps if c.uses_positions),
             uses_positions=any(c.uses_positions for c in caps),
-            prefix_consistent=all(c.prefix_consistent for c in caps), reads_layer=any(c.reads_layer for c in caps),
-        )  # fmt: skip
+            prefix_consistent=all(c.prefix_consistent for c in caps),
+            reads_layer=any(c.reads_layer for c in caps),
+        )
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         for part in self._all():

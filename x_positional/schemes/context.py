@@ -151,12 +151,17 @@ class AttentionContext:
     def block(self, rows: Span, keys: Span) -> "AttentionContext":
         """The same context for some of its queries and keys, which a transform of scores may look at."""
         return replace(
-            self, q_index=self.q_index[:, rows.cut], q_positions=self.q_positions[:, rows.cut],
-            kv_index=self.kv_index[:, keys.cut], kv_positions=self.kv_positions[:, keys.cut],
+            self,
+            q_index=self.q_index[:, rows.cut],
+            q_positions=self.q_positions[:, rows.cut],
+            kv_index=self.kv_index[:, keys.cut],
+            kv_positions=self.kv_positions[:, keys.cut],
             q_documents=None if self.q_documents is None else self.q_documents[:, rows.cut],
             kv_documents=None if self.kv_documents is None else self.kv_documents[:, keys.cut],
-            q_start=self.q_start + rows.start, kv_start=self.kv_start + keys.start, visible=None,
-        )  # fmt: skip
+            q_start=self.q_start + rows.start,
+            kv_start=self.kv_start + keys.start,
+            visible=None,
+        )
 
     def key_order(self) -> Tensor | None:
         """[B|1 S] the key slots in token order, empty slots first; None where the slots are in order already."""

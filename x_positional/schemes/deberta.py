@@ -63,9 +63,13 @@ class DebertaBias(PositionScheme):
     uses_positions = True
 
     def __init__(
-        self, dim: int, num_buckets: int | None = 256, max_distance: int = 512, terms: Terms = "both",
+        self,
+        dim: int,
+        num_buckets: int | None = 256,
+        max_distance: int = 512,
+        terms: Terms = "both",
         norm_eps: float | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.num_buckets, self.max_distance, self.terms = num_buckets, max_distance, terms
         self.growth = 0.0 if num_buckets is None else log_ratio(num_buckets, max_distance)

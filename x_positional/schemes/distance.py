@@ -63,9 +63,7 @@ class DistanceScheme(PositionScheme):
         table, low = self._table(ctx, shortest, bound - 1)
         q, k = self._columns(ctx)
         high = low + table.shape[-1] - 1
-        return Bias(
-            lambda b, h, i, j: table[h, (q[b, i] - k[b, j]).clamp(low, high) - low], ctx.mask_batch, self.heads
-        )  # fmt: skip
+        return Bias(lambda b, h, i, j: table[h, (q[b, i] - k[b, j]).clamp(low, high) - low], ctx.mask_batch, self.heads)
 
     def _table(self, ctx: AttentionContext, low: int, high: int) -> tuple[Tensor, int]:
         """The table for distances low..high, from the cache's memory where it reaches that far."""

@@ -73,10 +73,15 @@ class MultimodalPositions:
 
 
 def multimodal_positions(
-    rows: Sequence[Sequence[Segment]], *, layout: Literal["grid", "diagonal"] = "grid", delta: int | None = None,
-    tokens_per_second: float | None = None, padding: Literal["right", "left"] = "right", length: int | None = None,
+    rows: Sequence[Sequence[Segment]],
+    *,
+    layout: Literal["grid", "diagonal"] = "grid",
+    delta: int | None = None,
+    tokens_per_second: float | None = None,
+    padding: Literal["right", "left"] = "right",
+    length: int | None = None,
     device: torch.device | str | None = None,
-) -> MultimodalPositions:  # fmt: skip
+) -> MultimodalPositions:
     """Positions of a batch; each row is a list of what stands in it, such as [Text(5), Image(8, 6), Text(9)].
 
     Text counts on, the same on all axes. layout "grid" (M-RoPE: Wang et al. 2024, arXiv:2409.12191, section 2.1): a token of

@@ -29,16 +29,31 @@ class Case:
 
 
 CHAINS: tuple[list[Scheme], ...] = (
-    ["absolute", "alibi"], ["absolute", "rope"], ["absolute", "cope"], ["absolute", "forgetting"], ["rope", "alibi"],
-    ["rope", "t5"], ["rope", "cope"], ["rope", "forgetting"], ["alibi", "cope"], ["sinusoidal", "t5"], ["polar", "dynamic"],
-    ["xpos", "alibi", "forgetting"], ["mixed", "forgetting"], ["absolute", "deberta"],
-)  # fmt: skip
+    ["absolute", "alibi"],
+    ["absolute", "rope"],
+    ["absolute", "cope"],
+    ["absolute", "forgetting"],
+    ["rope", "alibi"],
+    ["rope", "t5"],
+    ["rope", "cope"],
+    ["rope", "forgetting"],
+    ["alibi", "cope"],
+    ["sinusoidal", "t5"],
+    ["polar", "dynamic"],
+    ["xpos", "alibi", "forgetting"],
+    ["mixed", "forgetting"],
+    ["absolute", "deberta"],
+)
 
 NTK = DynamicNtk(original_max_position_embeddings=9, length_policy="recompute")
 LONGROPE = LongRope(
-    original_max_position_embeddings=15, length_policy="recompute", short_factor=(1.0,) * 12,
-    long_factor=tuple(1.0 + i / 3 for i in range(12)), short_mscale=1.0, long_mscale=1.5,
-)  # fmt: skip
+    original_max_position_embeddings=15,
+    length_policy="recompute",
+    short_factor=(1.0,) * 12,
+    long_factor=tuple(1.0 + i / 3 for i in range(12)),
+    short_mscale=1.0,
+    long_mscale=1.5,
+)
 """The trained lengths are such that the suite's texts lie on both sides."""
 EVEN = Sizes(heads=4, kv_heads=2)
 ALONE = Sizes(kv_heads=6)

@@ -17,9 +17,17 @@ from x_positional.testing.judge import APART, TOLERANCE, Broken, Judge, differen
 from x_positional.testing.subject import Kind, Subject, leaves
 
 HOOKS = (
-    "embed", "tables", "length_tables", "rotate_q", "rotate_k", "key_state", "bias", "content_bias",
-    "layer_bias", "transform_scores",
-)  # fmt: skip
+    "embed",
+    "tables",
+    "length_tables",
+    "rotate_q",
+    "rotate_k",
+    "key_state",
+    "bias",
+    "content_bias",
+    "layer_bias",
+    "transform_scores",
+)
 
 
 class Scene(NamedTuple):
@@ -71,8 +79,9 @@ def backends_agree(subject: Subject, judge: Judge) -> None:
             for name in stopped:
                 judge.refused(
                     lambda kind=kind, name=name, scene=scene: subject.fresh(kind, backend=name, **scene.layers),
-                    (IncompatibleConfig, BackendError), f"backend={name!r}, {kind}, {scene.name}",
-                )  # fmt: skip
+                    (IncompatibleConfig, BackendError),
+                    f"backend={name!r}, {kind}, {scene.name}",
+                )
 
 
 def gradients_agree(subject: Subject, judge: Judge) -> None:

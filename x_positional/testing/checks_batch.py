@@ -55,8 +55,10 @@ def padded(rows: list[Tensor], side: str, filler: Tensor) -> tuple[Tensor, Tenso
         n = len(row)
         half = n // 2
         places = {
-            "left": range(width - n, width), "right": range(n), "between": [*range(half), *range(width - n + half, width)]
-        }[side]  # fmt: skip
+            "left": range(width - n, width),
+            "right": range(n),
+            "between": [*range(half), *range(width - n + half, width)],
+        }[side]
         at = torch.tensor(list(places), device=filler.device)
         tokens[i, at], mask[i, at] = row, True
     return tokens, mask

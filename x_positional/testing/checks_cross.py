@@ -29,9 +29,7 @@ def cross_attention(subject: Subject, judge: Judge) -> None:
         model, tokens, context = subject.model(kind, cross_attend=True), subject.tokens(LENGTH), context_of(subject)
         mask = torch.arange(CONTEXT, device=subject.device) < torch.tensor(LENGTHS, device=subject.device)[:, None]
         got = model(tokens, context=context, context_mask=mask)
-        want = torch.cat([
-            model(tokens[i : i + 1], context=context[i : i + 1, :n]) for i, n in enumerate(LENGTHS)
-        ])  # fmt: skip
+        want = torch.cat([model(tokens[i : i + 1], context=context[i : i + 1, :n]) for i, n in enumerate(LENGTHS)])
         judge.equal(got, want, f"rows with a context of their own length, {kind}")
         noise = torch.where(mask[..., None], context, context_of(subject, seed=12))
         leak = difference(model(tokens, context=noise, context_mask=mask), got)

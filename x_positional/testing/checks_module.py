@@ -24,9 +24,11 @@ def no_buffers(subject: Subject, judge: Judge) -> None:
         judge.require(not found, f"buffers: {', '.join(found)}. Recompute them from positions.")
         loose = [
             f"{type(module).__name__}.{name}"
-            for scheme in layers.position_schemes for module in scheme.modules()
-            for name, value in vars(module).items() if isinstance(value, Tensor)
-        ]  # fmt: skip
+            for scheme in layers.position_schemes
+            for module in scheme.modules()
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor)
+        ]
         judge.require(
             not loose, f"tensors that are no parameters: {', '.join(loose)}. They stay behind when a model moves."
         )

@@ -87,10 +87,17 @@ def context(subject: Subject, kind: Kind, q_positions: Tensor, kv_positions: Ten
     """Queries and keys at these positions; every key is visible."""
     T, S = q_positions.shape[1], kv_positions.shape[1]
     return AttentionContext(
-        q_index=subject.positions(T), kv_index=subject.positions(S), q_positions=q_positions, kv_positions=kv_positions,
-        batch=1, heads=subject.sizes.heads, span=max(T, S), causal=kind == "decoder", custom_positions=True,
+        q_index=subject.positions(T),
+        kv_index=subject.positions(S),
+        q_positions=q_positions,
+        kv_positions=kv_positions,
+        batch=1,
+        heads=subject.sizes.heads,
+        span=max(T, S),
+        causal=kind == "decoder",
+        custom_positions=True,
         ordered=True,
-    )  # fmt: skip
+    )
 
 
 def bias_of(bias: Bias | None, ctx: AttentionContext) -> Tensor:

@@ -62,14 +62,25 @@ class Subject:
         """A model's config with the scheme in it; `fields` are of LayersConfig."""
         s = self.sizes
         dims = Dims(
-            dim=s.dim, heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim, causal=kind == "decoder",
-            embed_dim=s.dim, max_seq_len=s.max_seq_len,
-        )  # fmt: skip
+            dim=s.dim,
+            heads=s.heads,
+            kv_heads=s.kv_heads,
+            head_dim=s.head_dim,
+            causal=kind == "decoder",
+            embed_dim=s.dim,
+            max_seq_len=s.max_seq_len,
+        )
         position = [spec if isinstance(spec, SchemeConfig) else spec(dims) for spec in self.specs]
         layers = {
-            "kind": kind, "dim": s.dim, "depth": 2, "heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.head_dim,
-            "position": position, **fields,
-        }  # fmt: skip
+            "kind": kind,
+            "dim": s.dim,
+            "depth": 2,
+            "heads": s.heads,
+            "kv_heads": s.kv_heads,
+            "head_dim": s.head_dim,
+            "position": position,
+            **fields,
+        }
         return ModelConfig.model_validate({"num_tokens": s.num_tokens, "max_seq_len": s.max_seq_len, "layers": layers})
 
     def fresh(self, kind: Kind = "decoder", *, seed: int = 0, **fields: Any) -> TransformerWrapper:

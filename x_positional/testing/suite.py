@@ -21,12 +21,34 @@ from x_positional.testing.subject import Scheme, Sizes, Subject
 Check: TypeAlias = Callable[[Subject, Judge], None]
 
 _ALL: tuple[Check, ...] = (
-    hooks_run, backends_agree, gradients_agree, gradcheck,
-    cached_equals_full, cache_grows, sliding_windows, cache_reorders,
-    prefix_consistent, batch_independent, padding, ragged_decoding, packing,
-    shift, limit, custom_positions, float_positions, axes, order, cross_attention, precision,
-    no_buffers, meta_init, state_dict, copies, compiles, compiles_decoding,
-)  # fmt: skip
+    hooks_run,
+    backends_agree,
+    gradients_agree,
+    gradcheck,
+    cached_equals_full,
+    cache_grows,
+    sliding_windows,
+    cache_reorders,
+    prefix_consistent,
+    batch_independent,
+    padding,
+    ragged_decoding,
+    packing,
+    shift,
+    limit,
+    custom_positions,
+    float_positions,
+    axes,
+    order,
+    cross_attention,
+    precision,
+    no_buffers,
+    meta_init,
+    state_dict,
+    copies,
+    compiles,
+    compiles_decoding,
+)
 
 CHECKS: dict[str, Check] = {check.__name__: check for check in _ALL}
 """Every check by name; the docstring of each says what it proves."""
@@ -48,9 +70,14 @@ def run_check(name: str, subject: Subject) -> Outcome:
 
 
 def check_scheme(
-    scheme: Scheme | Sequence[Scheme], *, only: str | Collection[str] | None = None, skip: Collection[str] = (),
-    sizes: Sizes | None = None, device: str | torch.device = "cpu", strict: bool = True,
-) -> ContractReport:  # fmt: skip
+    scheme: Scheme | Sequence[Scheme],
+    *,
+    only: str | Collection[str] | None = None,
+    skip: Collection[str] = (),
+    sizes: Sizes | None = None,
+    device: str | torch.device = "cpu",
+    strict: bool = True,
+) -> ContractReport:
     """Runs the contract suite on a scheme: what it declares must hold, and what it does not declare must really fail.
 
     scheme: a registered name, a config, or a function of `Dims` that makes the scheme (its class will do); a list of them

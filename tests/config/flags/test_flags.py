@@ -44,27 +44,42 @@ DYNAMIC = {"kind": "dynamic", "depth": 2, "log_distance": False, "norm": False}
         ({"polar_pos_emb": True, "polar_bias_uniform_init": True}, [{"kind": "polar", "uniform_init": True}]),
         ({"alibi_pos_bias": True}, [{"kind": "alibi", "variant": "causal"}]),
         ({"alibi_pos_bias": True, "alibi_num_heads": 3}, [{"kind": "alibi", "variant": "causal", "heads": 3}]),
-        ({"alibi_pos_bias": True, "heads": 2, "rel_pos_kwargs": {"slopes": [0.5, 1]}},
-         [{"kind": "alibi", "variant": "causal", "slopes": [0.5, 1.0]}]),
+        (
+            {"alibi_pos_bias": True, "heads": 2, "rel_pos_kwargs": {"slopes": [0.5, 1]}},
+            [{"kind": "alibi", "variant": "causal", "slopes": [0.5, 1.0]}],
+        ),
         ({"rel_pos_bias": True}, [T5]),
-        ({"rel_pos_bias": True, "attn_dim_head": 16, "rel_pos_num_buckets": 8, "rel_pos_max_distance": 20},
-         [{"kind": "t5", "num_buckets": 8, "max_distance": 20, "scale": 4.0}]),
+        (
+            {"rel_pos_bias": True, "attn_dim_head": 16, "rel_pos_num_buckets": 8, "rel_pos_max_distance": 20},
+            [{"kind": "t5", "num_buckets": 8, "max_distance": 20, "scale": 4.0}],
+        ),
         ({"dynamic_pos_bias": True}, [DYNAMIC]),
-        ({"dynamic_pos_bias": True, "dynamic_pos_bias_mlp_depth": 3, "dynamic_pos_bias_log_distance": True,
-          "dynamic_pos_bias_norm": True}, [{"kind": "dynamic", "depth": 3, "log_distance": True, "norm": True}]),
+        (
+            {
+                "dynamic_pos_bias": True,
+                "dynamic_pos_bias_mlp_depth": 3,
+                "dynamic_pos_bias_log_distance": True,
+                "dynamic_pos_bias_norm": True,
+            },
+            [{"kind": "dynamic", "depth": 3, "log_distance": True, "norm": True}],
+        ),
         ({"attn_use_cope": True}, [{"kind": "cope", "max_pos": 16}]),
         ({"attn_use_cope": True, "attn_cope_max_pos": 5}, [{"kind": "cope", "max_pos": 5}]),
         ({"cope": True, "cope_max_pos": 5}, [{"kind": "cope", "max_pos": 5}]),
         ({"attn_data_dependent_alibi": True}, [{"kind": "forgetting", "bias_init": 5.0}]),
-        ({"attn_data_dependent_alibi": True, "attn_data_dependent_alibi_kwargs": {"bias_init": 2.0,
-                                                                                  "post_log_scale": 1.0}},
-         [{"kind": "forgetting", "bias_init": 2.0}]),
+        (
+            {
+                "attn_data_dependent_alibi": True,
+                "attn_data_dependent_alibi_kwargs": {"bias_init": 2.0, "post_log_scale": 1.0},
+            },
+            [{"kind": "forgetting", "bias_init": 2.0}],
+        ),
         ({"rotary_pos_emb": True, "cope": True}, [ROPE, {"kind": "cope", "max_pos": 16}]),
         ({"rotary_pos_emb": True, "rel_pos_bias": True}, [ROPE, T5]),
         ({"disable_abs_pos_emb": True}, [{"kind": "none"}]),
         ({"disable_abs_pos_emb": False, "rotary_pos_emb": True}, [{"kind": "absolute"}, ROPE]),
     ],
-)  # fmt: skip
+)
 def test_position_flags(flags, position):
     fields = decoder(**flags)
     assert fields["position"] == position
@@ -99,8 +114,10 @@ RMS = {"kind": "rms", "eps": 1e-12}
         ({"heads": 6, "cross_attend": True}, {"heads": 6, "cross_attend": True}),
         ({"attn_dim_head": 16, "attn_kv_heads": 2, "attn_flash": True}, {"head_dim": 16, "kv_heads": 2, "flash": True}),
         ({"attn_one_kv_head": True}, {"kv_heads": 1}),
-        ({"kv_heads": 2, "attn_kv_heads": 2, "window": 5, "backend": "eager", "flash": False},
-         {"kv_heads": 2, "window": 5, "backend": "eager", "flash": False}),
+        (
+            {"kv_heads": 2, "attn_kv_heads": 2, "window": 5, "backend": "eager", "flash": False},
+            {"kv_heads": 2, "window": 5, "backend": "eager", "flash": False},
+        ),
         ({"attn_max_attend_past": 3}, {"window": 4}),
         ({"attn_max_attend_past": 0}, {"window": 1}),
         ({"attn_dropout": 0.1, "attn_head_learned_sink": True}, {"attn": {"dropout": 0.1, "sinks": True}}),
@@ -109,8 +126,10 @@ RMS = {"kind": "rms", "eps": 1e-12}
         ({"attn_qk_rmsnorm": True}, {"attn": {"qk_norm": "rms_per_head"}}),
         ({"attn_softclamp_logits": True}, {"attn": {"softcap": 50.0}}),
         ({"attn_softclamp_logits": True, "attn_logit_softclamp_value": 8.0}, {"attn": {"softcap": 8.0}}),
-        ({"ff_mult": 2, "ff_glu": True, "ff_swish": True, "ff_dropout": 0.2},
-         {"ff": {"mult": 2, "glu": True, "activation": "silu", "dropout": 0.2}}),
+        (
+            {"ff_mult": 2, "ff_glu": True, "ff_swish": True, "ff_dropout": 0.2},
+            {"ff": {"mult": 2, "glu": True, "activation": "silu", "dropout": 0.2}},
+        ),
         ({"ff_relu_squared": True, "ff_no_bias": True}, {"ff": {"activation": "relu2", "bias": False}}),
         ({"ff_glu": True, "ff_no_bias": True}, {"ff": {"glu": True, "bias": False, "gate_bias": True}}),
         ({"use_rmsnorm": True}, {"norm": RMS}),
@@ -127,7 +146,7 @@ RMS = {"kind": "rms", "eps": 1e-12}
         ({"cross_attend": True, "cross_attn_dim_context": 7}, {"cross_attend": True, "context_dim": 7}),
         ({"verbose": False}, {}),
     ],
-)  # fmt: skip
+)
 def test_other_flags(flags, fields):
     assert decoder(**flags) == {"kind": "decoder", **SIZE, **fields}
     LayersConfig.model_validate(decoder(**flags))

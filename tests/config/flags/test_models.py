@@ -133,8 +133,11 @@ def test_continuous_wrapper():
 
 
 def sides(**flags):
-    sizes = {f"{side}_{name}": value for side in ("enc", "dec")
-             for name, value in {"num_tokens": 7, "max_seq_len": 16, "depth": 2}.items()}  # fmt: skip
+    sizes = {
+        f"{side}_{name}": value
+        for side in ("enc", "dec")
+        for name, value in {"num_tokens": 7, "max_seq_len": 16, "depth": 2}.items()
+    }
     return xtransformer_from_flags(96, {**sizes, **flags})
 
 
@@ -144,11 +147,16 @@ def test_both_sides_of_an_encoder_decoder():
     )
     size = {"num_tokens": 7, "max_seq_len": 16}
     assert fields == {
-        "tie_token_emb": True, "ignore_index": -100, "pad_value": 0,
+        "tie_token_emb": True,
+        "ignore_index": -100,
+        "pad_value": 0,
         "encoder": {**size, "layers": {"kind": "encoder", **SIZE, "position": [ROPE]}},
-        "decoder": {**size, "tie_embedding": True,
-                    "layers": {"kind": "decoder", **SIZE, "heads": 4, "cross_attend": True, "position": [ALIBI]}},
-    }  # fmt: skip
+        "decoder": {
+            **size,
+            "tie_embedding": True,
+            "layers": {"kind": "decoder", **SIZE, "heads": 4, "cross_attend": True, "position": [ALIBI]},
+        },
+    }
     assert sides(ignore_index=-1, pad_value=3)["pad_value"] == 3
     assert sides(dec_cross_attend=True, enc_cross_attend=False) == sides()
     for side in ("encoder", "decoder"):

@@ -14,13 +14,24 @@ BOTH = [
     {"rotary_pos_emb": True, "rotary_emb_dim": 16, "use_rmsnorm": True, "norm_add_unit_offset": False},
     {"rotary_pos_emb": True, "use_rmsnorm": True, "ff_glu": True, "ff_no_bias": True, "ff_swish": True},
     {"rotary_pos_emb": True, "attn_qk_norm": True, "attn_head_learned_sink": True, "use_simple_rmsnorm": True},
-    {"rotary_pos_emb": True, "rotary_base_rescale_factor": 4.0, "rotary_interpolation_factor": 2.0,
-     "rotate_num_heads": 2, "pre_norm_has_final_norm": False, "ff_mult": 2.5},
+    {
+        "rotary_pos_emb": True,
+        "rotary_base_rescale_factor": 4.0,
+        "rotary_interpolation_factor": 2.0,
+        "rotate_num_heads": 2,
+        "pre_norm_has_final_norm": False,
+        "ff_mult": 2.5,
+    },
     {"alibi_pos_bias": True, "alibi_num_heads": 2, "pre_norm": False, "use_scalenorm": True},
     {"alibi_pos_bias": True, "rel_pos_kwargs": {"slopes": [0.5, 0.25, 1.0]}, "ff_glu": True},
-    {"alibi_pos_bias": True, "attn_softclamp_logits": True, "attn_logit_softclamp_value": 1.5,
-     "norm_add_unit_offset": False, "attn_one_kv_head": True},
-]  # fmt: skip
+    {
+        "alibi_pos_bias": True,
+        "attn_softclamp_logits": True,
+        "attn_logit_softclamp_value": 1.5,
+        "norm_add_unit_offset": False,
+        "attn_one_kv_head": True,
+    },
+]
 CAUSAL = [
     {"alibi_pos_bias": True, "attn_max_attend_past": 3, "ff_relu_squared": True},
     {"rotary_xpos": True, "rotary_xpos_scale_base": 128, "sandwich_norm": True, "attn_qk_rmsnorm": True},

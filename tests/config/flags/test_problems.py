@@ -49,8 +49,10 @@ def only_problem(call, **flags):
         ({"rotary_pos_emb": True, "rotate_num_heads": 2, "attn_rotate_num_heads": 3}, ("two values",)),
         ({"rotary_pos_emb": True, "attn_dim_head": 6}, ("half of head_dim=6 is odd", "rotary_emb_dim")),
         ({"alibi_pos_bias": True, "rel_pos_kwargs": {"learned": 1}}, ("learned=1", "only slopes")),
-        ({"attn_data_dependent_alibi": True, "attn_data_dependent_alibi_kwargs": {"post_log_scale": 2.0}},
-         ("post_log_scale=2.0", "only bias_init")),
+        (
+            {"attn_data_dependent_alibi": True, "attn_data_dependent_alibi_kwargs": {"post_log_scale": 2.0}},
+            ("post_log_scale=2.0", "only bias_init"),
+        ),
         ({"use_rmsnorm": True, "use_scalenorm": True}, ("use_rmsnorm", "use_scalenorm", "exclude")),
         ({"use_rmsnorm": True, "norm": "layer"}, ("use_rmsnorm=True", "norm='layer'", "norm.kind")),
         ({"pre_norm": False, "sandwich_norm": True}, ("pre_norm=False", "sandwich_norm=True")),
@@ -71,7 +73,7 @@ def only_problem(call, **flags):
         ({"causal": False}, ("causal=False", "`Encoder`")),
         ({"only_cross": True, "cross_attend": True}, ("only_cross=True", "`CrossAttender`")),
     ],
-)  # fmt: skip
+)
 def test_flags_that_make_no_sense_together(flags, named):
     text = only_problem(decoder, **flags)
     assert all(word in text for word in named), text

@@ -22,7 +22,9 @@ LAYERS = PLACES["AttentionLayers"]
 
 SOURCES = {
     "AttentionLayers": [
-        (xt.AttentionLayers.__init__, ""), (xt.Attention.__init__, "attn_"), (xt.Attention.__init__, "cross_attn_"),
+        (xt.AttentionLayers.__init__, ""),
+        (xt.Attention.__init__, "attn_"),
+        (xt.Attention.__init__, "cross_attn_"),
         (xt.FeedForward.__init__, "ff_"),
     ],
     "TransformerWrapper": [(xt.TransformerWrapper.__init__, "")],
@@ -40,7 +42,7 @@ SOURCES = {
     "AutoregressiveWrapper.generate": [(autoregressive_wrapper.AutoregressiveWrapper.generate, "")],
     "AutoregressiveWrapper.beam_search": [(autoregressive_wrapper.AutoregressiveWrapper.beam_search, "")],
     "AutoregressiveWrapper.forward": [(autoregressive_wrapper.AutoregressiveWrapper.forward, "")],
-}  # fmt: skip
+}
 
 TWICE = {"dim", "heads", "causal", "output_proj_depth"}
 """Keywords of inner classes that the outer one passes itself; their default there is of no use."""
@@ -139,10 +141,16 @@ def test_way_outs_name_keywords_that_are_supported():
 
 @pytest.mark.parametrize(
     "place",
-    ["AttentionLayers.forward", "TransformerWrapper.forward", "ContinuousTransformerWrapper.forward",
-     "XTransformer.forward", "XTransformer.generate", "AutoregressiveWrapper.forward",
-     "AutoregressiveWrapper.generate"],
-)  # fmt: skip
+    [
+        "AttentionLayers.forward",
+        "TransformerWrapper.forward",
+        "ContinuousTransformerWrapper.forward",
+        "XTransformer.forward",
+        "XTransformer.generate",
+        "AutoregressiveWrapper.forward",
+        "AutoregressiveWrapper.generate",
+    ],
+)
 def test_supported_arguments_of_calls_are_in_our_signatures(place):
     name, _, method = place.partition(".")
     ours = getattr(x_positional, "Decoder" if name == "AttentionLayers" else name)

@@ -37,8 +37,13 @@ def messages() -> list[str]:
             if "schemes" in file.parts and function.name not in ("problems", "warnings", "chain_problems"):
                 continue
             texts = [node.value for node in ast.walk(function) if isinstance(node, ast.Yield)]
-            texts += [arg for node in ast.walk(function) if isinstance(node, ast.Call) for arg in node.args
-                      if isinstance(node.func, ast.Attribute) and node.func.attr == "append"]  # fmt: skip
+            texts += [
+                arg
+                for node in ast.walk(function)
+                if isinstance(node, ast.Call)
+                for arg in node.args
+                if isinstance(node.func, ast.Attribute) and node.func.attr == "append"
+            ]
             texts += [item for node in ast.walk(function) if isinstance(node, ast.List) for item in node.elts]
             for text in texts:
                 parts = [part.value for part in ast.walk(text) if isinstance(part, ast.Constant)] if text else []
@@ -57,12 +62,24 @@ def test_every_message_is_shown(text: str) -> None:
     assert text.strip() in PAGE, "give it an example in docs/generate/validator.py"
 
 
-@pytest.mark.parametrize("rule", [*GENERATOR.rules.SETTINGS, *GENERATOR.rules.COMBINATIONS, *GENERATOR.rules.WARNINGS,
-                                  *GENERATOR.part_rules.SETTINGS, *GENERATOR.part_rules.COMBINATIONS,
-                                  *GENERATOR.part_rules.WARNINGS, *GENERATOR.use_rules.ERRORS, *GENERATOR.use_rules.WARNINGS,
-                                  *GENERATOR.vision_rules.ERRORS, *GENERATOR.vision_rules.WARNINGS,
-                                  *GENERATOR.use_rules.BACKEND_ERRORS, *GENERATOR.use_rules.BACKEND_WARNINGS],
-                         ids=lambda rule: rule.__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *GENERATOR.rules.SETTINGS,
+        *GENERATOR.rules.COMBINATIONS,
+        *GENERATOR.rules.WARNINGS,
+        *GENERATOR.part_rules.SETTINGS,
+        *GENERATOR.part_rules.COMBINATIONS,
+        *GENERATOR.part_rules.WARNINGS,
+        *GENERATOR.use_rules.ERRORS,
+        *GENERATOR.use_rules.WARNINGS,
+        *GENERATOR.vision_rules.ERRORS,
+        *GENERATOR.vision_rules.WARNINGS,
+        *GENERATOR.use_rules.BACKEND_ERRORS,
+        *GENERATOR.use_rules.BACKEND_WARNINGS,
+    ],
+    ids=lambda rule: rule.__name__,
+)
 def test_every_rule_is_shown(rule) -> None:
     assert rule.__doc__ in PAGE
 

@@ -27,7 +27,7 @@ CASES = [
     {"position": ["rope", "t5"]},
     {"position": "rope", "attn": {"dropout": 0.25}},
     {"position": "rope", "kind": "encoder"},
-]  # fmt: skip
+]
 
 
 def picked(model: TransformerWrapper, train: bool) -> set[str]:
@@ -91,17 +91,29 @@ HALF, FULL, DOUBLE = torch.bfloat16, torch.float32, torch.float64
         (Heads(qk=64, v=64, dtype=FULL), "memory-efficient", ["flash takes float16 and bfloat16, not float32"]),
         (Heads(qk=64, v=64, dtype=HALF, masked=True), "memory-efficient", ["flash takes no bias and no mask tensor"]),
         (Heads(qk=264, v=264, dtype=HALF), "memory-efficient", ["flash takes heads up to 256 wide, not 264"]),
-        (Heads(qk=128, v=64, dtype=HALF), "memory-efficient", ["flash wants q, k and v equally wide, and they are 128 and 64"]),
+        (
+            Heads(qk=128, v=64, dtype=HALF),
+            "memory-efficient",
+            ["flash wants q, k and v equally wide, and they are 128 and 64"],
+        ),
         (Heads(qk=36, v=36, dtype=FULL, masked=True), "memory-efficient", ["float32", "mask"]),
         (Heads(qk=36, v=36, dtype=HALF, masked=True), "math", ["multiples of 8 in bfloat16, not 36 and 36"]),
         (Heads(qk=70, v=35, dtype=FULL), "math", ["multiples of 4 in float32, not 70 and 35"]),
         (Heads(qk=64, v=64, dtype=HALF, grouped=True), "flash", []),
-        (Heads(qk=64, v=64, dtype=HALF, grouped=True, masked=True), "math", ["memory-efficient takes no grouped key heads"]),
-        (Heads(qk=64, v=64, dtype=DOUBLE), "math", ["memory-efficient takes float16, bfloat16 and float32, not float64"]),
+        (
+            Heads(qk=64, v=64, dtype=HALF, grouped=True, masked=True),
+            "math",
+            ["memory-efficient takes no grouped key heads"],
+        ),
+        (
+            Heads(qk=64, v=64, dtype=DOUBLE),
+            "math",
+            ["memory-efficient takes float16, bfloat16 and float32, not float64"],
+        ),
         (Heads(qk=64, v=64, dtype=HALF, masked=True, mask_grad=True, dropout=True), "memory-efficient", []),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_kernels_on_cuda_by_width_and_dtype(heads: Heads, kernel: str, reasons: list[str]) -> None:
     found, why = sdpa_kernel("cuda", heads)
     assert found == kernel

@@ -35,11 +35,23 @@ def lines(report) -> str:
 
 def test_names_types_and_rules_come_together() -> None:
     """An unknown key is read as the nearest name, a value of a wrong type is left out: the rest is judged all the same."""
-    report = check({
-        "num_tokens": 11, "max_seq_len": 64, "tie_embeding": True, "emb_dim": 8, "depth": 4,
-        "layers": {**SIZES, "kv_heads": 5, "backend": "sdpa", "attn": {"softcapp": 30.0, "dropout": 2.0},
-                   "position": [{"kind": "rope", "dim": 7, "thetta": 5}, "ropee"], "norm": {"kind": "rms", "bias": True}},
-    })  # fmt: skip
+    report = check(
+        {
+            "num_tokens": 11,
+            "max_seq_len": 64,
+            "tie_embeding": True,
+            "emb_dim": 8,
+            "depth": 4,
+            "layers": {
+                **SIZES,
+                "kv_heads": 5,
+                "backend": "sdpa",
+                "attn": {"softcapp": 30.0, "dropout": 2.0},
+                "position": [{"kind": "rope", "dim": 7, "thetta": 5}, "ropee"],
+                "norm": {"kind": "rms", "bias": True},
+            },
+        }
+    )
     words = (
         "tie_embeding is unknown; did you mean tie_embedding?",
         "depth is unknown; did you mean layers.depth?",
@@ -65,8 +77,19 @@ def test_a_value_that_was_left_out_is_not_judged_by_its_default() -> None:
 
 
 def test_flags_all_at_once() -> None:
-    report = check(**SIZES, max_seq_len=64, use_dynamic_tanh=True, positon="rope", kv_heads=5, decode_to=100, window=3,
-                   cache="sliding", train=True, device="cpu", backend="flex")  # fmt: skip
+    report = check(
+        **SIZES,
+        max_seq_len=64,
+        use_dynamic_tanh=True,
+        positon="rope",
+        kv_heads=5,
+        decode_to=100,
+        window=3,
+        cache="sliding",
+        train=True,
+        device="cpu",
+        backend="flex",
+    )
     assert [error.split(".")[0].split(":")[0] for error in report.errors] == [
         "use_dynamic_tanh=True is refused",
         "positon is not a flag; did you mean position?",
@@ -85,18 +108,22 @@ def test_flags_all_at_once() -> None:
         ({"norm": {"kind": "rmz"}}, "did you mean 'rms'?"),
         ({"backend": "flexi"}, "did you mean 'flex'?"),
         ({"position": {"kind": "alibi", "slope": [1.0]}}, "position.slope is unknown; did you mean position.slopes?"),
-        ({"position": ["rope", {"kind": "t5", "buckets": 3}]},
-         "position[1].buckets is unknown; did you mean position[1].num_buckets?"),
+        (
+            {"position": ["rope", {"kind": "t5", "buckets": 3}]},
+            "position[1].buckets is unknown; did you mean position[1].num_buckets?",
+        ),
         ({"position": [{"kind": "rope", "zzz": 3}]}, "position[0].zzz is unknown; there are: kind, theta, dim"),
-        ({"position": {"kind": "rope", "scaling": {"rope_type": "linear", "fctor": 2.0}}},
-         "position.scaling.fctor is unknown; did you mean position.scaling.factor?"),
+        (
+            {"position": {"kind": "rope", "scaling": {"rope_type": "linear", "fctor": 2.0}}},
+            "position.scaling.fctor is unknown; did you mean position.scaling.factor?",
+        ),
         ({"position": {"theta": 3}}, "position must be a name, a config, a scheme, or a list of them"),
         ({"attn": 3}, "attn=3: input should be a valid dictionary"),
         ({"rotary_pos_emb": 1}, "rotary_pos_emb is unknown; it is a keyword flag; a config says it with position."),
         ({"macaron": True}, "macaron is unknown; it is a keyword flag of x-transformers. Every block is"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_unknown_names_answer_with_the_nearest(fields: dict, answer: str) -> None:
     assert answer in lines(check({**SIZES, **fields}))
 
@@ -108,8 +135,15 @@ def test_a_report_in_words_and_as_data() -> None:
     report = check(**SIZES, max_seq_len=2048, position="alibi", decode_to=4096, cache="static")
     assert report.ok
     text = str(report)
-    for word in ("ok: no errors, 2 warnings", "position  alibi", "backend   sdpa (fused: it adds", "only distances count",
-                 "decodes   yes: growing, static", "past max_seq_len=2048 too", "warnings\n  - alibi:"):  # fmt: skip
+    for word in (
+        "ok: no errors, 2 warnings",
+        "position  alibi",
+        "backend   sdpa (fused: it adds",
+        "only distances count",
+        "decodes   yes: growing, static",
+        "past max_seq_len=2048 too",
+        "warnings\n  - alibi:",
+    ):
         assert word in text
     data = json.loads(json.dumps(report.to_dict()))
     assert data["capabilities"]["kernel"] == "bias"

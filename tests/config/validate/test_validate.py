@@ -40,8 +40,11 @@ def spellings(tmp_path) -> dict[str, tuple[tuple, dict]]:
         num_tokens=11, max_seq_len=64, layers=LayersConfig(**SIZES, position=["absolute", Alibi(heads=1)])
     )
     model = build_model(config)
-    fields = {"num_tokens": 11, "max_seq_len": 64,
-              "layers": {**SIZES, "position": ["absolute", {"kind": "alibi", "heads": 1}]}}  # fmt: skip
+    fields = {
+        "num_tokens": 11,
+        "max_seq_len": 64,
+        "layers": {**SIZES, "position": ["absolute", {"kind": "alibi", "heads": 1}]},
+    }
     file = tmp_path / "model.yaml"
     config.to_yaml(file)
     flags = {**SIZES, "num_tokens": 11, "max_seq_len": 64}
@@ -55,10 +58,19 @@ def spellings(tmp_path) -> dict[str, tuple[tuple, dict]]:
         "path": ((file,), {}),
         "path as text": ((str(file),), {}),
         "flags": ((), {**flags, "position": ["absolute", Alibi(heads=1)]}),
-        "flags of x-transformers": ((), {**flags, "use_abs_pos_emb": True, "alibi_pos_bias": True, "alibi_num_heads": 1}),
-        "flags and layers": ((), {"num_tokens": 11, "max_seq_len": 64, "attn_layers":
-                                  Decoder(**SIZES, position=["absolute", Alibi(heads=1)])}),
-    }  # fmt: skip
+        "flags of x-transformers": (
+            (),
+            {**flags, "use_abs_pos_emb": True, "alibi_pos_bias": True, "alibi_num_heads": 1},
+        ),
+        "flags and layers": (
+            (),
+            {
+                "num_tokens": 11,
+                "max_seq_len": 64,
+                "attn_layers": Decoder(**SIZES, position=["absolute", Alibi(heads=1)]),
+            },
+        ),
+    }
 
 
 def test_every_spelling_of_a_model_gets_the_same_report(tmp_path) -> None:
@@ -101,8 +113,16 @@ def test_continuous_inputs() -> None:
 
 
 def test_both_sides_of_an_encoder_decoder() -> None:
-    flags = {"dim": 32, "enc_num_tokens": 7, "enc_depth": 1, "enc_max_seq_len": 9, "dec_num_tokens": 7, "dec_depth": 1,
-             "dec_max_seq_len": 9, "dec_position": "alibi"}  # fmt: skip
+    flags = {
+        "dim": 32,
+        "enc_num_tokens": 7,
+        "enc_depth": 1,
+        "enc_max_seq_len": 9,
+        "dec_num_tokens": 7,
+        "dec_depth": 1,
+        "dec_max_seq_len": 9,
+        "dec_position": "alibi",
+    }
     built, planned = check(XTransformer(**flags), decode_to=20), check(**flags, decode_to=20)
     assert [stack.position for stack in built.stacks.values()] == ["absolute", "alibi"]
     assert built.errors[0].startswith("encoder: decode_to=20 with an encoder")
@@ -156,10 +176,17 @@ def test_files_that_hold_no_model(tmp_path, text: str) -> None:
 
 
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 40), st.floats(), st.text(max_size=5), st.lists(st.integers(0, 3), max_size=2),
-    st.dictionaries(st.sampled_from(["kind", "dim", "softcap", "thta"]), st.sampled_from(["rope", 1, None]), max_size=2),
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 40),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.integers(0, 3), max_size=2),
+    st.dictionaries(
+        st.sampled_from(["kind", "dim", "softcap", "thta"]), st.sampled_from(["rope", 1, None]), max_size=2
+    ),
     st.sampled_from([*REGISTRY, "sdpa", "rms", "encoder", Rope(), CoPE(4), float("nan"), float("inf")]),
-)  # fmt: skip
+)
 FLAG_NAMES = sorted({name for place in ("AttentionLayers", "TransformerWrapper") for name in PLACES[place]})
 FIELD_NAMES = [*LayersConfig.model_fields, *ModelConfig.model_fields, "model", "thing", 3]
 
@@ -175,9 +202,12 @@ NESTED = st.dictionaries(st.sampled_from(FIELD_NAMES), VALUES, max_size=4)
 )
 def test_nothing_makes_it_raise(flags: dict, fields: dict, value: object) -> None:
     for report in (
-        check(**flags), check(**SIZES | flags), check(fields), check({"model": fields}),
+        check(**flags),
+        check(**SIZES | flags),
+        check(fields),
+        check({"model": fields}),
         check({"num_tokens": 5, "max_seq_len": 8, "layers": {**SIZES, **fields}}),
         check(**SIZES, cache=value, decode_to=value, device=value, dtype=value),
-    ):  # fmt: skip
+    ):
         assert json.loads(json.dumps(report.to_dict()))["ok"] == report.ok
         assert str(report)

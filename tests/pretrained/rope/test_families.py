@@ -25,13 +25,22 @@ transformers.logging.set_verbosity_error()
 
 
 REFUSED = {
-    "deepseek_v4": "compress_rope_theta", "efficientloftr": "share of the head",
-    "granite_swa": "layer_rope_theta", "granitemoe_swa": "layer_rope_theta", "ministral3": "llama_4_scaling_beta",
-    "mistral4": "llama_4_scaling_beta", "molmo2_text": "rope_scaling_layers", "muse_glimmer_text": "layer_rope_theta",
-    "muse_spark_text": "layer_rope_theta", "nanochat": "the other way round", "hunyuan_vl_text": "splits channels",
-    "glm4v_moe_text": "10 pairs turn", "glm4v_text": "64 pairs turn", "glm_image_text": "64 pairs turn",
+    "deepseek_v4": "compress_rope_theta",
+    "efficientloftr": "share of the head",
+    "granite_swa": "layer_rope_theta",
+    "granitemoe_swa": "layer_rope_theta",
+    "ministral3": "llama_4_scaling_beta",
+    "mistral4": "llama_4_scaling_beta",
+    "molmo2_text": "rope_scaling_layers",
+    "muse_glimmer_text": "layer_rope_theta",
+    "muse_spark_text": "layer_rope_theta",
+    "nanochat": "the other way round",
+    "hunyuan_vl_text": "splits channels",
+    "glm4v_moe_text": "10 pairs turn",
+    "glm4v_text": "64 pairs turn",
+    "glm_image_text": "64 pairs turn",
     "qwen3_omni_moe_text": "36 pairs turn",
-}  # fmt: skip
+}
 """What one rotation cannot say, besides images; and default sizes that the family's usual sections do not split."""
 UNWRITABLE = {"ernie4_5_vl_moe_text"}
 """Families with an order of sections that only their name says."""

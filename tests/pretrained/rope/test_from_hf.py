@@ -38,30 +38,83 @@ TWO = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}, "full_a
         ({"type": "linear", "factor": 8.0}, Rope(scaling=Linear(factor=8))),
         ({"type": "linear", "rope_type": "linear", "factor": 8.0, "beta_fast": None}, Rope(scaling=Linear(factor=8))),
         (LLAMA | {"rope_scaling": YARN}, Rope(scaling=Yarn(factor=4, original_max_position_embeddings=4096))),
-        (LLAMA | {"rope_parameters": YARN | {"rope_theta": 1e6}, "rope_theta": 1e4},
-         Rope(theta=1e6, scaling=Yarn(factor=4, original_max_position_embeddings=4096))),
-        (LLAMA | {"rope_scaling": YARN | {"factor": None}},
-         Rope(scaling=Yarn(factor=32, original_max_position_embeddings=4096))),
-        (LLAMA | {"rope_scaling": {"type": "yarn", "factor": 2.0}},
-         Rope(scaling=Yarn(factor=2, original_max_position_embeddings=131_072))),
-        (LLAMA | {"rope_scaling": YARN, "original_max_position_embeddings": 8192},
-         Rope(scaling=Yarn(factor=4, original_max_position_embeddings=8192))),
-        (LLAMA | {"rope_scaling": YARN | {"beta_fast": 0, "mscale": 0.7, "truncate": False}},
-         Rope(scaling=Yarn(factor=4, original_max_position_embeddings=4096, truncate=False))),
-        (LLAMA | {"rope_scaling": YARN | {"mscale": 1, "mscale_all_dim": 0.5, "attention_factor": 1}}, Rope(scaling=Yarn(
-            factor=4, original_max_position_embeddings=4096, mscale=1, mscale_all_dim=0.5, attention_factor=1))),
-        (LLAMA | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                                   "original_max_position_embeddings": 8192}}, Rope(scaling=Llama3())),
-        (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
-         Rope(scaling=DynamicNtk(factor=2, original_max_position_embeddings=131_072, **EACH))),
-        (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1000.0, "mscale": 1.0, "beta_fast": 32}},
-         Rope(scaling=NtkAlpha(alpha=1000))),
+        (
+            LLAMA | {"rope_parameters": YARN | {"rope_theta": 1e6}, "rope_theta": 1e4},
+            Rope(theta=1e6, scaling=Yarn(factor=4, original_max_position_embeddings=4096)),
+        ),
+        (
+            LLAMA | {"rope_scaling": YARN | {"factor": None}},
+            Rope(scaling=Yarn(factor=32, original_max_position_embeddings=4096)),
+        ),
+        (
+            LLAMA | {"rope_scaling": {"type": "yarn", "factor": 2.0}},
+            Rope(scaling=Yarn(factor=2, original_max_position_embeddings=131_072)),
+        ),
+        (
+            LLAMA | {"rope_scaling": YARN, "original_max_position_embeddings": 8192},
+            Rope(scaling=Yarn(factor=4, original_max_position_embeddings=8192)),
+        ),
+        (
+            LLAMA | {"rope_scaling": YARN | {"beta_fast": 0, "mscale": 0.7, "truncate": False}},
+            Rope(scaling=Yarn(factor=4, original_max_position_embeddings=4096, truncate=False)),
+        ),
+        (
+            LLAMA | {"rope_scaling": YARN | {"mscale": 1, "mscale_all_dim": 0.5, "attention_factor": 1}},
+            Rope(
+                scaling=Yarn(
+                    factor=4, original_max_position_embeddings=4096, mscale=1, mscale_all_dim=0.5, attention_factor=1
+                )
+            ),
+        ),
+        (
+            LLAMA
+            | {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 8192,
+                }
+            },
+            Rope(scaling=Llama3()),
+        ),
+        (
+            LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            Rope(scaling=DynamicNtk(factor=2, original_max_position_embeddings=131_072, **EACH)),
+        ),
+        (
+            LLAMA
+            | {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1000.0, "mscale": 1.0, "beta_fast": 32}},
+            Rope(scaling=NtkAlpha(alpha=1000)),
+        ),
         (LLAMA | {"rope_scaling": {"type": "xdrope", "alpha": 1000.0}}, Rope(scaling=NtkAlpha(alpha=1000))),
-        ({"model_type": "phi3", "max_position_embeddings": 128, "original_max_position_embeddings": 32,
-          "rope_scaling": {"type": "su", **LISTS}}, Rope(scaling=LONG)),
-        ({"model_type": "phi3", "max_position_embeddings": 128, "original_max_position_embeddings": 32, "rope_scaling":
-          {"type": "longrope", "attention_factor": 1, **LISTS}}, Rope(scaling=LongRope(
-            short_factor=(1, 2), long_factor=(3, 4), attention_factor=1, original_max_position_embeddings=32, **EACH))),
+        (
+            {
+                "model_type": "phi3",
+                "max_position_embeddings": 128,
+                "original_max_position_embeddings": 32,
+                "rope_scaling": {"type": "su", **LISTS},
+            },
+            Rope(scaling=LONG),
+        ),
+        (
+            {
+                "model_type": "phi3",
+                "max_position_embeddings": 128,
+                "original_max_position_embeddings": 32,
+                "rope_scaling": {"type": "longrope", "attention_factor": 1, **LISTS},
+            },
+            Rope(
+                scaling=LongRope(
+                    short_factor=(1, 2),
+                    long_factor=(3, 4),
+                    attention_factor=1,
+                    original_max_position_embeddings=32,
+                    **EACH,
+                )
+            ),
+        ),
         (LLAMA | {"partial_rotary_factor": 0.5}, Rope(fraction=0.5)),
         ({"model_type": "gpt_neox", "rotary_pct": 0.3, "rotary_emb_base": 500}, Rope(fraction=0.3, theta=500)),
         ({"model_type": "gpt_neox"}, Rope(fraction=0.25)),
@@ -70,12 +123,16 @@ TWO = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}, "full_a
         ({"model_type": "deepseek_v3", "rope_interleave": False}, Rope()),
         ({"model_type": "smollm3", "no_rope_layers": [1, 1, 1, 0]}, Rope(theta=2e6)),
         ({"model_type": "dbrx", "attn_config": {"rope_theta": 5e5}}, Rope(theta=5e5)),
-        ({"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25}},
-         Rope(theta=1e6, scaling=Proportional(fraction=0.25))),
-        ({"type": "ntk_by_parts", "factor": 2, "original_max_position_embeddings": 64},
-         Rope(scaling=NtkByParts(factor=2, original_max_position_embeddings=64))),
+        (
+            {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25}},
+            Rope(theta=1e6, scaling=Proportional(fraction=0.25)),
+        ),
+        (
+            {"type": "ntk_by_parts", "factor": 2, "original_max_position_embeddings": 64},
+            Rope(scaling=NtkByParts(factor=2, original_max_position_embeddings=64)),
+        ),
     ],
-)  # fmt: skip
+)
 def test_one_rotation(config: Dict, rope: Rope) -> None:
     before = repr(config)
     assert from_hf(config) == rope
@@ -88,17 +145,31 @@ def test_one_rotation(config: Dict, rope: Rope) -> None:
         (TWO, (Rope(), NoPEConfig())),
         ({"rope_parameters": TWO, "layer_types": ["full_attention", "sliding_attention"]}, (Rope(), NoPEConfig())),
         ({"model_type": "gemma3_text"}, (Rope(), Rope(theta=1e6))),
-        ({"model_type": "gemma3_text", "rope_theta": 2e6, "rope_local_base_freq": 2e4,
-          "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
-         (Rope(theta=2e4), Rope(theta=2e6, scaling=Linear(factor=8)))),
+        (
+            {
+                "model_type": "gemma3_text",
+                "rope_theta": 2e6,
+                "rope_local_base_freq": 2e4,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            },
+            (Rope(theta=2e4), Rope(theta=2e6, scaling=Linear(factor=8))),
+        ),
         ({"rope_theta": 2e6, "rope_local_base_freq": 2e4}, (Rope(theta=2e4), Rope(theta=2e6))),
-        ({"model_type": "modernbert", "global_rope_theta": 2e5, "local_rope_theta": 3e4,
-          "rope_scaling": {"type": "linear", "factor": 2.0}},
-         (Rope(theta=3e4, scaling=Linear(factor=2)), Rope(theta=2e5, scaling=Linear(factor=2)))),
-        ({"model_type": "olmo3", "rope_theta": 5e5, "rope_scaling": YARN},
-         (Rope(theta=5e5), Rope(theta=5e5, scaling=Yarn(factor=4, original_max_position_embeddings=4096)))),
+        (
+            {
+                "model_type": "modernbert",
+                "global_rope_theta": 2e5,
+                "local_rope_theta": 3e4,
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+            },
+            (Rope(theta=3e4, scaling=Linear(factor=2)), Rope(theta=2e5, scaling=Linear(factor=2))),
+        ),
+        (
+            {"model_type": "olmo3", "rope_theta": 5e5, "rope_scaling": YARN},
+            (Rope(theta=5e5), Rope(theta=5e5, scaling=Yarn(factor=4, original_max_position_embeddings=4096))),
+        ),
     ],
-)  # fmt: skip
+)
 def test_one_for_each_layer_type(config: Dict, parts: tuple[Rope, Rope]) -> None:
     assert from_hf(config) == {"sliding_attention": parts[0], "full_attention": parts[1]}
 
@@ -144,8 +215,10 @@ def test_keys_that_say_more_than_frequencies() -> None:
 BAD: list[tuple[Dict, list[str]]] = [
     ({"rope_type": "yarm", "factor": 2.0}, ["no rope_type 'yarm'; did you mean 'yarn'?"]),
     ({"rope_type": "axial"}, ["turns images by row and column"]),
-    ({"rope_type": "linear", "factr": 2.0},
-     ["factr is unknown for rope_type='linear'; did you mean 'factor'?", "factor is missing"]),
+    (
+        {"rope_type": "linear", "factr": 2.0},
+        ["factr is unknown for rope_type='linear'; did you mean 'factor'?", "factor is missing"],
+    ),
     ({"rope_type": "linear", "factor": 0.5}, ["factor=0.5: input should be greater than or equal to 1"]),
     ({"rope_type": "linear", "factor": "8"}, ["factor='8' is no number"]),
     ({"rope_type": "linear", "factor": True}, ["factor=True is no number"]),
@@ -155,20 +228,42 @@ BAD: list[tuple[Dict, list[str]]] = [
     ({"rope_type": "default", "rope_theta": -1}, ["rope_theta=-1 must be above 0"]),
     ({"rope_type": "default", "rope_theta": "big"}, ["rope_theta='big' is no number"]),
     ({"rope_type": "default", "partial_rotary_factor": 4}, ["partial_rotary_factor=4 is a share of the head"]),
-    ({"rope_type": "proportional", "partial_rotary_factor": 1.5}, ["fraction=1.5: input should be less than or equal to 1"]),
-    ({"rope_type": "llama3", "factor": None, "low_freq_factor": 1.0, "original_max_position_embeddings": 8},
-     ["factor is missing", "high_freq_factor is missing"]),
-    ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0,
-      "original_max_position_embeddings": 8192}, ["low_freq_factor=4 must be below"]),
+    (
+        {"rope_type": "proportional", "partial_rotary_factor": 1.5},
+        ["fraction=1.5: input should be less than or equal to 1"],
+    ),
+    (
+        {"rope_type": "llama3", "factor": None, "low_freq_factor": 1.0, "original_max_position_embeddings": 8},
+        ["factor is missing", "high_freq_factor is missing"],
+    ),
+    (
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 4.0,
+            "high_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+        },
+        ["low_freq_factor=4 must be below"],
+    ),
     ({"rope_type": "yarn", "factor": 4.0}, ["original_max_position_embeddings is missing"]),
     ({"rope_type": "dynamic", "factor": 4.0}, ["original_max_position_embeddings is missing"]),
     ({"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 64}, ["factor is missing"]),
     (YARN | {"truncate": "yes"}, ["truncate='yes' is no number"]),
-    ({"rope_type": "longrope", "short_factor": None, "long_factor": [1.0, "2"], "original_max_position_embeddings": 64},
-     ["short_factor is missing", "long_factor[1]='2' is no number"]),
-    ({"rope_type": "longrope", "original_max_position_embeddings": 64, "factor": 2.0, **LISTS},
-     ["short_factor has 2 numbers, and width 32 has 16 pairs", "long_factor has 2 numbers"]),
-]  # fmt: skip
+    (
+        {
+            "rope_type": "longrope",
+            "short_factor": None,
+            "long_factor": [1.0, "2"],
+            "original_max_position_embeddings": 64,
+        },
+        ["short_factor is missing", "long_factor[1]='2' is no number"],
+    ),
+    (
+        {"rope_type": "longrope", "original_max_position_embeddings": 64, "factor": 2.0, **LISTS},
+        ["short_factor has 2 numbers, and width 32 has 16 pairs", "long_factor has 2 numbers"],
+    ),
+]
 
 
 @pytest.mark.parametrize(("parameters", "words"), BAD, ids=[words[0][:40] for _, words in BAD])
@@ -188,9 +283,15 @@ def test_parameters_that_cannot_be(parameters: Dict, words: list[str]) -> None:
     ("config", "words"),
     [
         (LLAMA | {"rope_thta": 1e4}, ["rope_thta=10000.0: it is unknown; did you mean 'rope_theta'?"]),
-        (LLAMA | {"rope_scalling": {"factor": 2}, "rotary_fraction": 0.5}, ["did you mean 'rope_scaling'?", "rotary_fraction=0.5"]),
+        (
+            LLAMA | {"rope_scalling": {"factor": 2}, "rotary_fraction": 0.5},
+            ["did you mean 'rope_scaling'?", "rotary_fraction=0.5"],
+        ),
         ({"rope_scaling": YARN, "rope_parameters": {"rope_theta": 1e4}}, ["rope_scaling and rope_parameters differ"]),
-        ({"rope_theta": 1e4, "rotary_emb_base": 500}, ["rope_theta=10000.0 and rotary_emb_base=500 mean the same thing"]),
+        (
+            {"rope_theta": 1e4, "rotary_emb_base": 500},
+            ["rope_theta=10000.0 and rotary_emb_base=500 mean the same thing"],
+        ),
         ({"rotary_pct": 0.5, "partial_rotary_factor": 0.25}, ["mean the same thing"]),
         ({"rope_parameters": {"sliding_atention": {"rope_theta": 1.0}}}, ["did you mean 'sliding_attention'?"]),
         ({"rope_parameters": {"sliding_attention": {}, "rope_theta": 1.0}}, ["hold dicts beside plain values"]),
@@ -200,11 +301,16 @@ def test_parameters_that_cannot_be(parameters: Dict, words: list[str]) -> None:
         ({"model_type": "gpt_oss"}, ["stretches its frequencies by default"]),
         ({"model_type": "nanochat", "rope_theta": 1e4}, ["the other way round"]),
         ({"model_type": "falcon", "alibi": True, "rope_theta": 1e4}, ["alibi=True"]),
-        (LLAMA | {"max_position_embeddings": "4k", "rope_theta": 1e4}, ["max_position_embeddings='4k' must be a whole number"]),
-        ({"rope_parameters": {"full_attention": {"rope_type": "x"}, "sliding_attention": {"factor": 2}}},
-         ["full_attention: no rope_type 'x'", "sliding_attention: factor is unknown"]),
+        (
+            LLAMA | {"max_position_embeddings": "4k", "rope_theta": 1e4},
+            ["max_position_embeddings='4k' must be a whole number"],
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "x"}, "sliding_attention": {"factor": 2}}},
+            ["full_attention: no rope_type 'x'", "sliding_attention: factor is unknown"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_configs_that_cannot_be(config: Dict, words: list[str]) -> None:
     with pytest.raises(RopeError) as caught:
         from_hf(config)

@@ -46,12 +46,21 @@ def linear(draw: random.Random, **_: Any) -> Dict:
 
 def yarn(draw: random.Random, trained: int, **_: Any) -> Dict:
     given = {"factor": draw.choice([None, 1.0, 4, 40.0, draw.uniform(1, 64)])}
-    scales = draw.choice([{}, {"mscale": 0.707, "mscale_all_dim": 0.707}, {"mscale": 1.0, "mscale_all_dim": 0.5},
-                          {"mscale": 0.9}, {"mscale": 0, "mscale_all_dim": 1.0}])  # fmt: skip
+    scales = draw.choice(
+        [
+            {},
+            {"mscale": 0.707, "mscale_all_dim": 0.707},
+            {"mscale": 1.0, "mscale_all_dim": 0.5},
+            {"mscale": 0.9},
+            {"mscale": 0, "mscale_all_dim": 1.0},
+        ]
+    )
     optional = {
-        "beta_fast": draw.choice([32, 0, None, draw.uniform(16, 64)]), "beta_slow": draw.choice([1, None, draw.uniform(0.5, 2)]),
-        "truncate": draw.choice([True, False]), "attention_factor": draw.uniform(0.5, 2),
-    }  # fmt: skip
+        "beta_fast": draw.choice([32, 0, None, draw.uniform(16, 64)]),
+        "beta_slow": draw.choice([1, None, draw.uniform(0.5, 2)]),
+        "truncate": draw.choice([True, False]),
+        "attention_factor": draw.uniform(0.5, 2),
+    }
     return given | scales | sometimes(draw, optional) | {"original_max_position_embeddings": trained}
 
 
@@ -64,9 +73,11 @@ def longrope(draw: random.Random, trained: int, pairs: int, **_: Any) -> Dict:
 def llama3(draw: random.Random, trained: int, **_: Any) -> Dict:
     low = draw.choice([1.0, draw.uniform(0.5, 2)])
     return {
-        "factor": draw.choice([8.0, 32.0, draw.uniform(1, 32)]), "low_freq_factor": low,
-        "high_freq_factor": low * draw.choice([4.0, draw.uniform(1.5, 8)]), "original_max_position_embeddings": trained,
-    }  # fmt: skip
+        "factor": draw.choice([8.0, 32.0, draw.uniform(1, 32)]),
+        "low_freq_factor": low,
+        "high_freq_factor": low * draw.choice([4.0, draw.uniform(1.5, 8)]),
+        "original_max_position_embeddings": trained,
+    }
 
 
 def proportional(draw: random.Random, **_: Any) -> Dict:
@@ -74,8 +85,13 @@ def proportional(draw: random.Random, **_: Any) -> Dict:
 
 
 DRAWS: dict[str, Callable[..., Dict]] = {
-    "linear": linear, "dynamic": linear, "yarn": yarn, "longrope": longrope, "llama3": llama3, "proportional": proportional,
-}  # fmt: skip
+    "linear": linear,
+    "dynamic": linear,
+    "yarn": yarn,
+    "longrope": longrope,
+    "llama3": llama3,
+    "proportional": proportional,
+}
 
 
 def random_case(kind: str, draw: random.Random) -> tuple[Dict, int, int, int | None]:
@@ -94,9 +110,12 @@ def random_case(kind: str, draw: random.Random) -> tuple[Dict, int, int, int | N
 
 def theirs(parameters: Dict, head_dim: int, length: int, seq_len: int | None) -> tuple[Tensor, float]:
     config = LlamaConfig(
-        hidden_size=4 * head_dim, num_attention_heads=4, head_dim=head_dim, max_position_embeddings=length,
+        hidden_size=4 * head_dim,
+        num_attention_heads=4,
+        head_dim=head_dim,
+        max_position_embeddings=length,
         rope_parameters=dict(parameters),
-    )  # fmt: skip
+    )
     return ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, seq_len=seq_len)
 
 
@@ -192,16 +211,24 @@ def test_a_nested_truncate_is_read_where_it_stands() -> None:
 
 
 PHIMOE = {
-    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0 + i for i in range(8)],
-    "long_factor": [50.0 + i for i in range(8)], "short_mscale": 1.1, "long_mscale": 1.3, "original_max_position_embeddings": 16,
-}  # fmt: skip
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0 + i for i in range(8)],
+    "long_factor": [50.0 + i for i in range(8)],
+    "short_mscale": 1.1,
+    "long_mscale": 1.3,
+    "original_max_position_embeddings": 16,
+}
 
 
 def test_phimoe_turns_long_texts_by_the_long_factors() -> None:
     """transformers changes only the multiplier there: its table stays that of short texts."""
     config = PhimoeConfig(
-        hidden_size=64, num_attention_heads=4, max_position_embeddings=64, rope_parameters=dict(PHIMOE),
-    )  # fmt: skip
+        hidden_size=64,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        rope_parameters=dict(PHIMOE),
+    )
     module = PhimoeRotaryEmbedding(config)
     for length, name, mscale in ((16, "short_factor", 1.1), (17, "long_factor", 1.3)):
         positions = torch.arange(length)[None]

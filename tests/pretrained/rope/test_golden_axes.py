@@ -48,8 +48,12 @@ FAMILIES = {
     "qwen3_vl": ("qwen3_vl", "Qwen3VLText", THETA | {"mrope_section": [24, 20, 20]}, {}),
     "qwen3_vl, usual sections": ("qwen3_vl", "Qwen3VLText", THETA, {}),
     "qwen3_vl, linear": ("qwen3_vl", "Qwen3VLText", THETA | {"rope_type": "linear", "factor": 4.0}, {}),
-    "qwen3_5": ("qwen3_5", "Qwen3_5Text", THETA | {
-        "mrope_interleaved": True, "partial_rotary_factor": 0.5, "mrope_section": [12, 10, 10]}, {}),
+    "qwen3_5": (
+        "qwen3_5",
+        "Qwen3_5Text",
+        THETA | {"mrope_interleaved": True, "partial_rotary_factor": 0.5, "mrope_section": [12, 10, 10]},
+        {},
+    ),
     "cosmos3_edge": ("cosmos3_edge", "Cosmos3EdgeText", THETA | {"mrope_section": [24, 20, 20]}, {}),
     "qwen3_omni_moe": ("qwen3_omni_moe", "Qwen3OmniMoeText", THETA, {}),
     "glm_ocr": ("glm_ocr", "GlmOcrText", THETA | {"partial_rotary_factor": 0.5}, {}),
@@ -59,8 +63,12 @@ FAMILIES = {
     "paddleocr_vl": ("paddleocr_vl", "PaddleOCRText", THETA, {}),
     "ernie4_5_vl_moe": ("ernie4_5_vl_moe", "Ernie4_5_VLMoeText", THETA, {}),
     "ernie4_5_vl_moe, own sections": (
-        "ernie4_5_vl_moe", "Ernie4_5_VLMoeText", THETA | {"mrope_section": [16, 16, 32]}, {}),
-}  # fmt: skip
+        "ernie4_5_vl_moe",
+        "Ernie4_5_VLMoeText",
+        THETA | {"mrope_section": [16, 16, 32]},
+        {},
+    ),
+}
 
 
 @pytest.mark.parametrize(("module", "prefix", "rope", "fields"), FAMILIES.values(), ids=FAMILIES)
@@ -85,19 +93,34 @@ def test_a_family_turns_as_transformers_does(module: str, prefix: str, rope: Dic
     ("config", "rope"),
     [
         ({"type": "mrope", "mrope_section": [16, 24, 24]}, Rope(sections=(16, 24, 24))),
-        ({"model_type": "qwen2_vl", "rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}},
-         Rope(theta=1e6, sections=(16, 24, 24))),
+        (
+            {
+                "model_type": "qwen2_vl",
+                "rope_theta": 1e6,
+                "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+            },
+            Rope(theta=1e6, sections=(16, 24, 24)),
+        ),
         ({"model_type": "qwen2_vl_text"}, Rope(theta=1e6, sections=(16, 24, 24))),
-        ({"rope_type": "linear", "factor": 2, "mrope_section": [4, 4], "mrope_interleaved": True},
-         Rope(scaling=Linear(factor=2), sections=(4, 4), section_order="interleaved")),
-        ({"rope_type": "default", "mrope_section": [24.0, 20.0, 20.0], "interleaved": False}, Rope(sections=(24, 20, 20))),
-        ({"model_type": "qwen3_vl_text", "rope_scaling": {"mrope_section": [20, 22, 22]}},
-         Rope(theta=5e5, sections=(20, 22, 22), section_order="interleaved")),
+        (
+            {"rope_type": "linear", "factor": 2, "mrope_section": [4, 4], "mrope_interleaved": True},
+            Rope(scaling=Linear(factor=2), sections=(4, 4), section_order="interleaved"),
+        ),
+        (
+            {"rope_type": "default", "mrope_section": [24.0, 20.0, 20.0], "interleaved": False},
+            Rope(sections=(24, 20, 20)),
+        ),
+        (
+            {"model_type": "qwen3_vl_text", "rope_scaling": {"mrope_section": [20, 22, 22]}},
+            Rope(theta=5e5, sections=(20, 22, 22), section_order="interleaved"),
+        ),
         ({"model_type": "qwen3_5_text"}, Rope(fraction=0.25, sections=(11, 11, 10), section_order="interleaved")),
-        ({"model_type": "ernie4_5_vl_moe_text"},
-         Rope(theta=5e5, interleaved=True, sections=(20, 22, 22), section_order="video")),
+        (
+            {"model_type": "ernie4_5_vl_moe_text"},
+            Rope(theta=5e5, interleaved=True, sections=(20, 22, 22), section_order="video"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_sections_are_read(config: Dict, rope: Rope) -> None:
     assert from_hf(config) == rope
     text = rope.model_copy(update={"sections": None, "section_order": "contiguous"})
@@ -119,12 +142,18 @@ def test_there_and_back(order: str) -> None:
         ({"type": "mrope", "mrope_section": [64]}, "two or more whole numbers"),
         ({"type": "mrope", "mrope_section": [16, 24.5, 24]}, "two or more whole numbers"),
         ({"type": "mrope", "mrope_section": [16, True, 24]}, "two or more whole numbers"),
-        ({"head_dim": 64, "rope_parameters": {"type": "mrope", "mrope_section": [16, 24, 24]}}, "sum to 64, and 32 pairs turn"),
-        ({"head_dim": 128, "rope_parameters": {"mrope_section": [16, 24, 24], "mrope_interleaved": True}}, "which needs 72 pairs"),
+        (
+            {"head_dim": 64, "rope_parameters": {"type": "mrope", "mrope_section": [16, 24, 24]}},
+            "sum to 64, and 32 pairs turn",
+        ),
+        (
+            {"head_dim": 128, "rope_parameters": {"mrope_section": [16, 24, 24], "mrope_interleaved": True}},
+            "which needs 72 pairs",
+        ),
         ({"type": "xdrope", "alpha": 1000.0, "xdrope_section": [16, 16, 16, 16]}, "splits channels, and not pairs"),
         ({"model_type": "hunyuan_vl_text"}, "splits channels, not pairs"),
     ],
-)  # fmt: skip
+)
 def test_what_is_refused(config: Dict, words: str) -> None:
     with pytest.raises(RopeError, match=words):
         from_hf(config)

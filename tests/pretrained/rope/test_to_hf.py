@@ -22,23 +22,31 @@ from x_positional.schemes import (
     XPos,
     Yarn,
     YarnPaper,
-)  # fmt: skip
+)
 
 Dict = dict[str, Any]
 
 
 ROPES = {
-    "plain": Rope(), "theta": Rope(theta=5e5), "interleaved": Rope(interleaved=True), "dim": Rope(dim=32, theta=1e3),
-    "fraction": Rope(fraction=0.25, scaling=Linear(factor=3)), "ntk": Rope(scaling=Ntk(factor=2)),
-    "ntk_alpha": Rope(scaling=NtkAlpha(alpha=1000)), "proportional": Rope(scaling=Proportional(fraction=0.25)),
+    "plain": Rope(),
+    "theta": Rope(theta=5e5),
+    "interleaved": Rope(interleaved=True),
+    "dim": Rope(dim=32, theta=1e3),
+    "fraction": Rope(fraction=0.25, scaling=Linear(factor=3)),
+    "ntk": Rope(scaling=Ntk(factor=2)),
+    "ntk_alpha": Rope(scaling=NtkAlpha(alpha=1000)),
+    "proportional": Rope(scaling=Proportional(fraction=0.25)),
     "proportional, slower": Rope(scaling=Proportional(fraction=0.25, factor=2)),
     "dynamic": Rope(scaling=DynamicNtk(factor=2, original_max_position_embeddings=64, **EACH)),
-    "longrope": Rope(scaling=LONG), "llama3": Rope(scaling=Llama3(factor=32), theta=5e5),
+    "longrope": Rope(scaling=LONG),
+    "llama3": Rope(scaling=Llama3(factor=32), theta=5e5),
     "phimoe": Rope(scaling=LONG.model_copy(update={"short_mscale": 1.1, "long_mscale": 1.2})),
     "by parts": Rope(scaling=NtkByParts(factor=2, original_max_position_embeddings=64, alpha=2.0, beta=9.0)),
     "yarn_paper": Rope(scaling=YarnPaper(factor=2, original_max_position_embeddings=64)),
-    "yarn": Rope(scaling=Yarn(factor=2, original_max_position_embeddings=64, truncate=False, mscale=0.5, mscale_all_dim=1.0)),
-}  # fmt: skip
+    "yarn": Rope(
+        scaling=Yarn(factor=2, original_max_position_embeddings=64, truncate=False, mscale=0.5, mscale_all_dim=1.0)
+    ),
+}
 
 
 @pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)

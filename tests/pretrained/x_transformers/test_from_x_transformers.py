@@ -76,10 +76,14 @@ def test_a_living_model_knows_its_flags(kind: str, flags: dict[str, Any]) -> Non
 
 
 CONTINUOUS = {
-    "table": {"max_seq_len": 9}, "no table": {}, "sinusoids": {"max_seq_len": 9, "scaled_sinu_pos_emb": True},
-    "off": {"max_seq_len": 9, "use_abs_pos_emb": False}, "normed": {"max_seq_len": 9, "post_emb_norm": True},
-    "projected": {"dim_in": 5, "dim_out": 4}, "out alone": {"dim_out": 18},
-}  # fmt: skip
+    "table": {"max_seq_len": 9},
+    "no table": {},
+    "sinusoids": {"max_seq_len": 9, "scaled_sinu_pos_emb": True},
+    "off": {"max_seq_len": 9, "use_abs_pos_emb": False},
+    "normed": {"max_seq_len": 9, "post_emb_norm": True},
+    "projected": {"dim_in": 5, "dim_out": 4},
+    "out alone": {"dim_out": 18},
+}
 
 
 @pytest.mark.parametrize("wrapper", CONTINUOUS.values(), ids=CONTINUOUS)
@@ -99,11 +103,25 @@ def test_a_stack_alone(kind: str) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_encoder_decoder(tied: bool) -> None:
     """Each side keeps its own table beside its own scheme, and the loss and greedy tokens are theirs."""
-    theirs = moved(xt.XTransformer(
-        dim=18, tie_token_emb=tied, pad_value=1, enc_num_tokens=11, enc_max_seq_len=9, enc_depth=2, enc_heads=4,
-        enc_attn_kv_heads=2, enc_alibi_pos_bias=True, dec_num_tokens=11, dec_max_seq_len=20, dec_depth=1, dec_heads=3,
-        dec_rotary_pos_emb=True, dec_attn_qk_rmsnorm=True,
-    ))  # fmt: skip
+    theirs = moved(
+        xt.XTransformer(
+            dim=18,
+            tie_token_emb=tied,
+            pad_value=1,
+            enc_num_tokens=11,
+            enc_max_seq_len=9,
+            enc_depth=2,
+            enc_heads=4,
+            enc_attn_kv_heads=2,
+            enc_alibi_pos_bias=True,
+            dec_num_tokens=11,
+            dec_max_seq_len=20,
+            dec_depth=1,
+            dec_heads=3,
+            dec_rotary_pos_emb=True,
+            dec_attn_qk_rmsnorm=True,
+        )
+    )
     ours = from_x_transformers(theirs)
     assert (ours.encoder.token_emb is ours.decoder.net.token_emb) is tied
     assert ours.decoder.pad_value == 1
@@ -143,9 +161,15 @@ def test_other_wrappings() -> None:
 
 def test_numbers_are_those_that_were_given() -> None:
     layers = {
-        "rotary_pos_emb": True, "rotary_base_rescale_factor": 3.7, "rotary_interpolation_factor": 1.5, "ff_mult": 2.5,
-        "attn_dropout": 0.25, "ff_dropout": 0.125, "attn_max_attend_past": 0, "attn_flash": True,
-    }  # fmt: skip
+        "rotary_pos_emb": True,
+        "rotary_base_rescale_factor": 3.7,
+        "rotary_interpolation_factor": 1.5,
+        "ff_mult": 2.5,
+        "attn_dropout": 0.25,
+        "ff_dropout": 0.125,
+        "attn_max_attend_past": 0,
+        "attn_flash": True,
+    }
     told = form_of(living(wrapper={"emb_dropout": 0.375}, **layers))
     shape = {name: value for name, value in SHAPE.items() if name != "verbose"}
     inner = {"num_tokens": 11, "max_seq_len": 24, "emb_dropout": 0.375, "attn_layers": {"Decoder": {**shape, **layers}}}

@@ -12,23 +12,69 @@ from x_positional import ConversionError, from_x_transformers
 from x_positional.pretrained.x_transformers import form_of
 
 LAYERS: dict[str, Any] = {
-    "only_attn": True, "weight_tie_layers": True, "layers_execute_order": (0, 1, 1, 0), "macaron": True,
-    "layer_dropout": 0.1, "cross_attn_tokens_dropout": 0.1, "shift_tokens": 1, "use_dynamic_tanh": True, "use_derf": True,
-    "use_adaptive_layernorm": True, "use_adaptive_rmsnorm": True, "use_adaptive_layerscale": True,
-    "pre_and_post_norm": True, "residual_attn": True, "gate_residual": True, "orthog_residual": True,
-    "mv_split_residual": True, "scale_residual": True, "scale_residual_constant": 2.0, "depth_scale_residual": 0.5,
-    "softclamp_output": True, "use_layerscale": True, "unet_skips": True, "integrate_layers": True,
-    "num_residual_streams": 2, "reinject_input": True, "add_value_residual": True, "attn_value_dim_head": 4,
-    "attn_sublayer_dropout": 0.1, "attn_k_rmsnorm": True, "attn_value_rmsnorm": True, "attn_add_zero_kv": True,
-    "attn_num_mem_kv": 2, "attn_l2_distance": True, "attn_sigmoid": True, "attn_hard": True, "attn_gumbel_softmax": True,
-    "attn_cog_signed": True, "attn_custom_attn_fn": torch.relu, "attn_sparse_topk": 2, "attn_selective": True,
-    "attn_pre_talking_heads": True, "attn_post_talking_heads": True, "attn_pre_scale_post_talking_heads": True,
-    "attn_head_scale": True, "attn_on_attn": True, "attn_gate_value_heads": True, "attn_gate_values": True,
-    "attn_output_gate": True, "attn_orthog_projected_values": True, "attn_orthog_projected_values_per_head": True,
-    "attn_laser": True, "attn_hybrid_module": nn.Linear(18, 24), "attn_use_rel_proj_pos_bias": True, "ff_solu": True,
-    "ff_custom_activation": nn.Tanh(), "ff_post_act_ln": True, "ff_sublayer_dropout": 0.1, "ff_softclamp_value": 3.0,
-    "custom_layers": ("a", "f", "f"), "sandwich_coef": 1, "par_ratio": 4,
-}  # fmt: skip
+    "only_attn": True,
+    "weight_tie_layers": True,
+    "layers_execute_order": (0, 1, 1, 0),
+    "macaron": True,
+    "layer_dropout": 0.1,
+    "cross_attn_tokens_dropout": 0.1,
+    "shift_tokens": 1,
+    "use_dynamic_tanh": True,
+    "use_derf": True,
+    "use_adaptive_layernorm": True,
+    "use_adaptive_rmsnorm": True,
+    "use_adaptive_layerscale": True,
+    "pre_and_post_norm": True,
+    "residual_attn": True,
+    "gate_residual": True,
+    "orthog_residual": True,
+    "mv_split_residual": True,
+    "scale_residual": True,
+    "scale_residual_constant": 2.0,
+    "depth_scale_residual": 0.5,
+    "softclamp_output": True,
+    "use_layerscale": True,
+    "unet_skips": True,
+    "integrate_layers": True,
+    "num_residual_streams": 2,
+    "reinject_input": True,
+    "add_value_residual": True,
+    "attn_value_dim_head": 4,
+    "attn_sublayer_dropout": 0.1,
+    "attn_k_rmsnorm": True,
+    "attn_value_rmsnorm": True,
+    "attn_add_zero_kv": True,
+    "attn_num_mem_kv": 2,
+    "attn_l2_distance": True,
+    "attn_sigmoid": True,
+    "attn_hard": True,
+    "attn_gumbel_softmax": True,
+    "attn_cog_signed": True,
+    "attn_custom_attn_fn": torch.relu,
+    "attn_sparse_topk": 2,
+    "attn_selective": True,
+    "attn_pre_talking_heads": True,
+    "attn_post_talking_heads": True,
+    "attn_pre_scale_post_talking_heads": True,
+    "attn_head_scale": True,
+    "attn_on_attn": True,
+    "attn_gate_value_heads": True,
+    "attn_gate_values": True,
+    "attn_output_gate": True,
+    "attn_orthog_projected_values": True,
+    "attn_orthog_projected_values_per_head": True,
+    "attn_laser": True,
+    "attn_hybrid_module": nn.Linear(18, 24),
+    "attn_use_rel_proj_pos_bias": True,
+    "ff_solu": True,
+    "ff_custom_activation": nn.Tanh(),
+    "ff_post_act_ln": True,
+    "ff_sublayer_dropout": 0.1,
+    "ff_softclamp_value": 3.0,
+    "custom_layers": ("a", "f", "f"),
+    "sandwich_coef": 1,
+    "par_ratio": 4,
+}
 """A value that asks for each."""
 SHOWN_AS = dict.fromkeys(("sandwich_coef", "par_ratio"), "custom_layers")
 """Flags that are only another way to say another one."""
@@ -44,7 +90,10 @@ DETAILS: dict[str, dict[str, Any]] = {
     "attn_use_latent_q": {"attn_use_latent_q": True, "attn_dim_latent_q": 8},
     "attn_use_latent_kv": {"attn_use_latent_kv": True, "attn_dim_latent_kv": 8},
     "attn_latent_rope_subheads": {
-        "attn_use_latent_kv": True, "attn_dim_latent_kv": 8, "attn_latent_rope_subheads": 1, "rotary_pos_emb": True,
+        "attn_use_latent_kv": True,
+        "attn_dim_latent_kv": 8,
+        "attn_latent_rope_subheads": 1,
+        "rotary_pos_emb": True,
     },
     "cross_residual_attn": {"cross_residual_attn": True, "cross_attend": True},
     "attn_max_attend_past": {"attn_max_attend_past": (3, None)},
@@ -55,14 +104,27 @@ DETAILS: dict[str, dict[str, Any]] = {
     "attn_use_cope": {"attn_use_cope": True, "rotary_pos_emb": True},
     "rotary_xpos": {"attn_use_cope": True, "rotary_xpos": True},
     "alibi_num_heads": {"alibi_pos_bias": True, "alibi_num_heads": 2, "heads": 4, "attn_kv_heads": 2},
-}  # fmt: skip
+}
 WRAPPER: dict[str, Any] = {
-    "embed_num_tokens": {"a": 3}, "max_mem_len": 3, "shift_mem_down": 1, "num_memory_tokens": 2, "num_output_heads": 2,
-    "recycling": True, "emb_frac_gradient": 0.5, "average_pool_embed": True, "use_cls_token": True, "attn_pool": True,
-    "squeeze_out_last_dim": True, "token_emb": nn.Embedding(11, 18), "mixture_of_softmax": True, "sigsoftmax_logits": True,
-    "ff_deep_embed": True, "to_logits": nn.Conv1d(1, 1, 1), "add_continuous_pred_head": True,
+    "embed_num_tokens": {"a": 3},
+    "max_mem_len": 3,
+    "shift_mem_down": 1,
+    "num_memory_tokens": 2,
+    "num_output_heads": 2,
+    "recycling": True,
+    "emb_frac_gradient": 0.5,
+    "average_pool_embed": True,
+    "use_cls_token": True,
+    "attn_pool": True,
+    "squeeze_out_last_dim": True,
+    "token_emb": nn.Embedding(11, 18),
+    "mixture_of_softmax": True,
+    "sigsoftmax_logits": True,
+    "ff_deep_embed": True,
+    "to_logits": nn.Conv1d(1, 1, 1),
+    "add_continuous_pred_head": True,
     "input_not_include_cache": True,
-}  # fmt: skip
+}
 
 
 def problems_of(model: nn.Module) -> str:
@@ -88,18 +150,34 @@ def test_a_flag_of_a_wrapper_that_is_not_had_is_named(name: str) -> None:
 @pytest.mark.parametrize(
     ("made", "name"),
     [
-        (lambda stack: xt.ContinuousTransformerWrapper(attn_layers=stack, probabilistic=True, dim_out=3), "probabilistic"),
+        (
+            lambda stack: xt.ContinuousTransformerWrapper(attn_layers=stack, probabilistic=True, dim_out=3),
+            "probabilistic",
+        ),
         (lambda stack: xt.ContinuousTransformerWrapper(attn_layers=stack, num_memory_tokens=2), "num_memory_tokens"),
         (lambda stack: xt.ContinuousTransformerWrapper(attn_layers=stack, project_in=nn.Linear(3, 18)), "project_in"),
-        (lambda stack: xt.ContinuousTransformerWrapper(attn_layers=stack, average_pool_embed=True), "average_pool_embed"),
-        (lambda stack: xt.AutoregressiveWrapper(
-            xt.TransformerWrapper(num_tokens=5, max_seq_len=6, attn_layers=stack), mask_prob=0.1), "mask_prob"),
+        (
+            lambda stack: xt.ContinuousTransformerWrapper(attn_layers=stack, average_pool_embed=True),
+            "average_pool_embed",
+        ),
+        (
+            lambda stack: xt.AutoregressiveWrapper(
+                xt.TransformerWrapper(num_tokens=5, max_seq_len=6, attn_layers=stack), mask_prob=0.1
+            ),
+            "mask_prob",
+        ),
         (lambda stack: xt.TransformerWrapper(num_tokens=5, max_seq_len=0, attn_layers=stack), "max_seq_len=0"),
-        *((lambda stack, flag=flag: xt.ViTransformerWrapper(
-            image_size=8, patch_size=4, num_register_tokens=2, attn_layers=xt.Encoder(**SHAPE, **{flag: True})), flag)
-          for flag in ("rotary_pos_emb", "alibi_pos_bias", "rel_pos_bias", "dynamic_pos_bias", "polar_pos_emb")),
+        *(
+            (
+                lambda stack, flag=flag: xt.ViTransformerWrapper(
+                    image_size=8, patch_size=4, num_register_tokens=2, attn_layers=xt.Encoder(**SHAPE, **{flag: True})
+                ),
+                flag,
+            )
+            for flag in ("rotary_pos_emb", "alibi_pos_bias", "rel_pos_bias", "dynamic_pos_bias", "polar_pos_emb")
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_flag_of_another_wrapper_is_named(made: Any, name: str) -> None:
     assert name in problems_of(made(xt.Decoder(**SHAPE)))
 
@@ -136,7 +214,7 @@ TAMPERED = {
     "shared weights": (_shared, "are one parameter"),
     "gelu": (lambda m: setattr(m.attn_layers.layers[1][1].ff[0][1], "approximate", "tanh"), "ff_custom_activation"),
     "a bias": (lambda m: setattr(m.attn_layers.layers[0][1], "to_q", nn.Linear(18, 24)), "to_q.bias has no place"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TAMPERED)
@@ -149,8 +227,9 @@ def test_what_was_changed_by_hand_is_refused(name: str) -> None:
 
 def test_other_modules_are_refused() -> None:
     assert "torch.Linear" in problems_of(nn.Linear(3, 3))
-    assert "which is not understood" in problems_of(xt.MultiInputTransformerWrapper(
-        num_tokens={"a": 3}, max_seq_len=4, attn_layers=xt.Decoder(**SHAPE)))  # fmt: skip
+    assert "which is not understood" in problems_of(
+        xt.MultiInputTransformerWrapper(num_tokens={"a": 3}, max_seq_len=4, attn_layers=xt.Decoder(**SHAPE))
+    )
 
 
 def changed_state(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -201,8 +280,12 @@ def test_what_is_given_together() -> None:
 
 
 def test_what_only_new_weights_see_is_fine() -> None:
-    flags = {"attn_zero_init_output": True, "ff_zero_init_output": True, "zero_init_branch_output": True,
-             "depth_scale_residual": True}  # fmt: skip
+    flags = {
+        "attn_zero_init_output": True,
+        "ff_zero_init_output": True,
+        "zero_init_branch_output": True,
+        "depth_scale_residual": True,
+    }
     model = living(**flags)
     form = {"TransformerWrapper": {"num_tokens": 11, "max_seq_len": 24, "attn_layers": {"Decoder": {**SHAPE, **flags}}}}
     with torch.no_grad():

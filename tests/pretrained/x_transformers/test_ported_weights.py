@@ -50,21 +50,25 @@ POSITIONS = {
     "dynamic, norm": {"dynamic_pos_bias": True, "dynamic_pos_bias_norm": True, **OFF},
     "dynamic, shallow": {"dynamic_pos_bias": True, "dynamic_pos_bias_mlp_depth": 1, **OFF},
     "dynamic, deep": {
-        "dynamic_pos_bias": True, "dynamic_pos_bias_log_distance": True, "dynamic_pos_bias_norm": True,
-        "dynamic_pos_bias_mlp_depth": 3, **OFF,
+        "dynamic_pos_bias": True,
+        "dynamic_pos_bias_log_distance": True,
+        "dynamic_pos_bias_norm": True,
+        "dynamic_pos_bias_mlp_depth": 3,
+        **OFF,
     },
     "cope": {"attn_use_cope": True, "attn_cope_max_pos": 5, **OFF},
     "cope beside alibi": {"attn_use_cope": True, "alibi_pos_bias": True, **OFF},
     "forgetting": {"attn_data_dependent_alibi": True, **OFF},
     "forgetting beside rotary": {
-        "attn_data_dependent_alibi": True, "attn_data_dependent_alibi_kwargs": {"bias_init": 1.0},
+        "attn_data_dependent_alibi": True,
+        "attn_data_dependent_alibi_kwargs": {"bias_init": 1.0},
         "rotary_pos_emb": True,
     },
     "absolute": {},
     "absolute, unit length": {"l2norm_embed": True},
     "scaled sinusoidal": {"scaled_sinu_pos_emb": True},
     "scaled sinusoidal, narrow": {"scaled_sinu_pos_emb": True, "emb_dim": 20},
-}  # fmt: skip
+}
 
 CAUSAL_ONLY = ("rotary_xpos", "attn_use_cope", "attn_data_dependent_alibi")
 
@@ -107,18 +111,27 @@ CROSS = {
     "cross, alibi": {"alibi_pos_bias": True, **OFF},
     "cross, t5": {"rel_pos_bias": True},
     "cross, grouped": {
-        "attn_kv_heads": 3, "rel_pos_bias": True, "attn_qk_rmsnorm": True, "attn_head_learned_sink": True,
+        "attn_kv_heads": 3,
+        "rel_pos_bias": True,
+        "attn_qk_rmsnorm": True,
+        "attn_head_learned_sink": True,
     },
     "cross, softclamp": {"attn_softclamp_logits": True, "attn_logit_softclamp_value": 0.5},
     "cross, post norm": {"pre_norm": False, "use_rmsnorm": True},
     "cross, sandwich norm": {"sandwich_norm": True, "use_scalenorm": True},
     "cross, qk_norm": {"attn_qk_norm": True, "ff_glu": True},
-}  # fmt: skip
+}
 
 WRAPPER = {
-    "use_abs_pos_emb", "scaled_sinu_pos_emb", "emb_dim", "l2norm_embed", "post_emb_norm", "tie_embedding",
-    "tie_embedding_scale", "logits_dim",
-}  # fmt: skip
+    "use_abs_pos_emb",
+    "scaled_sinu_pos_emb",
+    "emb_dim",
+    "l2norm_embed",
+    "post_emb_norm",
+    "tie_embedding",
+    "tie_embedding_scale",
+    "logits_dim",
+}
 
 Only = dict[str, Any] | None
 

@@ -201,10 +201,13 @@ def test_only_distances_count(shift: int) -> None:
 @pytest.mark.parametrize(
     "same",
     [
-        Rope(interpolation_factor=1.0), Rope(base_rescale_factor=1.0), Rope(fraction=1.0), Rope(dim=HEAD_DIM),
+        Rope(interpolation_factor=1.0),
+        Rope(base_rescale_factor=1.0),
+        Rope(fraction=1.0),
+        Rope(dim=HEAD_DIM),
         Rope(heads=HEADS),
     ],
-)  # fmt: skip
+)
 def test_settings_that_are_plain_rope(same: Rope) -> None:
     qkv = random_qkv(HEADS, HEAD_DIM)
     plain = attended(one_layer(Rope(), HEADS, HEAD_DIM), qkv)

@@ -131,15 +131,24 @@ def test_published_orders(config: Rope, order: str) -> None:
 
 
 SCALINGS = {
-    "linear": Linear(factor=4), "ntk": Ntk(factor=4), "ntk_alpha": NtkAlpha(alpha=50), "proportional": Proportional(fraction=0.5),
-    "llama3": Llama3(original_max_position_embeddings=64), "yarn": Yarn(factor=4, original_max_position_embeddings=64),
+    "linear": Linear(factor=4),
+    "ntk": Ntk(factor=4),
+    "ntk_alpha": NtkAlpha(alpha=50),
+    "proportional": Proportional(fraction=0.5),
+    "llama3": Llama3(original_max_position_embeddings=64),
+    "yarn": Yarn(factor=4, original_max_position_embeddings=64),
     "yarn_paper": YarnPaper(factor=4, original_max_position_embeddings=64),
     "by_parts": NtkByParts(factor=4, original_max_position_embeddings=64),
     "dynamic": DynamicNtk(original_max_position_embeddings=64, length=200),
     "dynamic, recomputed": DynamicNtk(original_max_position_embeddings=64, length_policy="recompute"),
-    "longrope": LongRope(short_factor=(1.0,) * 12, long_factor=tuple(1 + i / 3 for i in range(12)), factor=4.0,
-                         original_max_position_embeddings=64, length_policy="recompute"),
-}  # fmt: skip
+    "longrope": LongRope(
+        short_factor=(1.0,) * 12,
+        long_factor=tuple(1 + i / 3 for i in range(12)),
+        factor=4.0,
+        original_max_position_embeddings=64,
+        length_policy="recompute",
+    ),
+}
 
 
 @pytest.mark.parametrize("scaling", [None, *SCALINGS.values()], ids=["none", *SCALINGS])

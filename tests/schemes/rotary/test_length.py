@@ -260,9 +260,11 @@ def test_encoder_decoder() -> None:
     sizes = {"depth": 2, "heads": 2, "attn_dim_head": 10, "num_tokens": NUM_TOKENS, "max_seq_len": 40}
     position = Rope(scaling=EACH["longrope"])
     model = XTransformer(
-        dim=16, **{f"{side}_{key}": value for side in ("enc", "dec") for key, value in sizes.items()},
-        enc_position=position, dec_position=position,
-    )  # fmt: skip
+        dim=16,
+        **{f"{side}_{key}": value for side in ("enc", "dec") for key, value in sizes.items()},
+        enc_position=position,
+        dec_position=position,
+    )
     perturbed(model)
     source, start = ids(2, 11), ids(2, 1)
     free, again = (model.generate(source, start, 14, cache_kv=kv, **GREEDY) for kv in (True, False))

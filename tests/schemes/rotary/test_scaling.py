@@ -81,21 +81,30 @@ FORMULAS: dict[str, tuple[RopeScaling, list[float], float]] = {
     "ntk": (Ntk(factor=8), ntk, 1.0),
     "ntk_alpha": (NtkAlpha(alpha=8), ntk, 1.0),
     "dynamic": (DynamicNtk(factor=1, length=8 * TRAINED, **L), ntk, 1.0),
-    "dynamic, factor 3": (DynamicNtk(factor=3, length=(10 * TRAINED) // 3 + 1, **L),
-                          [f(i, THETA * (3 * ((10 * TRAINED) // 3 + 1) / TRAINED - 2) ** (128 / 126)) for i in range(HALF)], 1.0),
+    "dynamic, factor 3": (
+        DynamicNtk(factor=3, length=(10 * TRAINED) // 3 + 1, **L),
+        [f(i, THETA * (3 * ((10 * TRAINED) // 3 + 1) / TRAINED - 2) ** (128 / 126)) for i in range(HALF)],
+        1.0,
+    ),
     "ntk_by_parts": (NtkByParts(factor=8, **L), by_parts(8, 1, 32), 1.0),
     "yarn_paper": (YarnPaper(factor=8, **L), by_parts(8, 1, 32), 0.1 * math.log(8) + 1),
     "llama3": (Llama3(factor=8, **L), llama3(8, 1, 4), 1.0),
     "yarn": (Yarn(factor=8, **L), yarn(8, 32, 1, True), 0.1 * math.log(8) + 1),
     "yarn, gpt-oss": (Yarn(factor=32, truncate=False, **L), yarn(32, 32, 1, False), 0.1 * math.log(32) + 1),
-    "yarn, deepseek": (Yarn(factor=40, mscale=1.0, mscale_all_dim=0.707, beta_fast=16, beta_slow=2, **L),
-                       yarn(40, 16, 2, True), (0.1 * math.log(40) + 1) / (0.0707 * math.log(40) + 1)),
+    "yarn, deepseek": (
+        Yarn(factor=40, mscale=1.0, mscale_all_dim=0.707, beta_fast=16, beta_slow=2, **L),
+        yarn(40, 16, 2, True),
+        (0.1 * math.log(40) + 1) / (0.0707 * math.log(40) + 1),
+    ),
     "yarn, its own factor": (Yarn(factor=4, attention_factor=1.5, **L), yarn(4, 32, 1, True), 1.5),
     "longrope, long": (long, [f(i) / (2 + i) for i in range(HALF)], math.sqrt(1 + math.log(16) / math.log(TRAINED))),
-    "longrope, short": (long.model_copy(update={"length": TRAINED}), [f(i) / (1 + i / 64) for i in range(HALF)],
-                        math.sqrt(1 + math.log(16) / math.log(TRAINED))),
+    "longrope, short": (
+        long.model_copy(update={"length": TRAINED}),
+        [f(i) / (1 + i / 64) for i in range(HALF)],
+        math.sqrt(1 + math.log(16) / math.log(TRAINED)),
+    ),
     "proportional": (Proportional(fraction=0.25, factor=2.0), [f(i) / 2 if i < 16 else 0.0 for i in range(HALF)], 1.0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -115,11 +124,18 @@ def test_every_scaling_has_a_formula_here() -> None:
 
 ONE = {"factor": 1.0, **L}
 SAME_AS_ROPE = {
-    "linear": Linear(factor=1), "ntk": Ntk(factor=1), "ntk_alpha": NtkAlpha(alpha=1), "by_parts": NtkByParts(**ONE),
-    "yarn": Yarn(**ONE), "yarn, mscale": Yarn(mscale=0.7, mscale_all_dim=0.4, **ONE), "yarn_paper": YarnPaper(**ONE),
-    "llama3": Llama3(**ONE), "proportional": Proportional(), "dynamic, short": DynamicNtk(factor=7.0, length=TRAINED, **L),
+    "linear": Linear(factor=1),
+    "ntk": Ntk(factor=1),
+    "ntk_alpha": NtkAlpha(alpha=1),
+    "by_parts": NtkByParts(**ONE),
+    "yarn": Yarn(**ONE),
+    "yarn, mscale": Yarn(mscale=0.7, mscale_all_dim=0.4, **ONE),
+    "yarn_paper": YarnPaper(**ONE),
+    "llama3": Llama3(**ONE),
+    "proportional": Proportional(),
+    "dynamic, short": DynamicNtk(factor=7.0, length=TRAINED, **L),
     "longrope": LongRope(short_factor=(1,) * HALF, long_factor=(1,) * HALF, length=2 * TRAINED, **ONE),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("scaling", SAME_AS_ROPE.values(), ids=SAME_AS_ROPE)

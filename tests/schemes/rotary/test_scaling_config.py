@@ -21,7 +21,7 @@ from x_positional.schemes import (
     Rope,
     RopeScaling,
     Yarn,
-)  # fmt: skip
+)
 from x_positional.schemes.base import Dims
 from x_positional.schemes.rotary.scaling import SCALINGS
 
@@ -76,18 +76,30 @@ PROBLEMS: list[tuple[Rope, list[str]]] = [
     (Rope(scaling=Yarn(factor=2, mscale=1.0, **L)), ["mscale and mscale_all_dim count only together"]),
     (Rope(scaling=Yarn(factor=2, **L), theta=1.0), ["theta=1 must be above 1"]),
     (Rope(scaling=Yarn(factor=2, original_max_position_embeddings=1)), ["the ramp would end at pair"]),
-    (Rope(scaling=Llama3(low_freq_factor=4, high_freq_factor=4)), ["low_freq_factor=4 must be below high_freq_factor=4"]),
+    (
+        Rope(scaling=Llama3(low_freq_factor=4, high_freq_factor=4)),
+        ["low_freq_factor=4 must be below high_freq_factor=4"],
+    ),
     (Rope(scaling=NtkByParts(factor=2, alpha=5, beta=3, **L)), ["alpha=5 must be below beta=3"]),
     (Rope(scaling=Ntk(factor=2), dim=2), ["width 2 is one pair"]),
     (Rope(scaling=NtkAlpha(alpha=2), dim=2), ["width 2 is one pair"]),
-    (Rope(scaling=DynamicNtk(length=4, length_policy="recompute", **L), dim=2), ["length=4 is for", "width 2 is one pair"]),
-    (Rope(scaling=LongRope(**SHORTS, length=9, long_mscale=1.0, **L)), [
-        "short_factor has 2 numbers, and width 128 has 64 pairs", "long_factor has 3 numbers", "long_factor holds 0",
-        "short_mscale and long_mscale belong together", "the attention factor follows from factor",
-    ]),
+    (
+        Rope(scaling=DynamicNtk(length=4, length_policy="recompute", **L), dim=2),
+        ["length=4 is for", "width 2 is one pair"],
+    ),
+    (
+        Rope(scaling=LongRope(**SHORTS, length=9, long_mscale=1.0, **L)),
+        [
+            "short_factor has 2 numbers, and width 128 has 64 pairs",
+            "long_factor has 3 numbers",
+            "long_factor holds 0",
+            "short_mscale and long_mscale belong together",
+            "the attention factor follows from factor",
+        ],
+    ),
     (Rope(scaling=Linear(factor=2), interpolation_factor=2.0), ["Give one"]),
     (Rope(scaling=Linear(factor=2), base_rescale_factor=2.0), ["Give one"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("config", "words"), PROBLEMS, ids=[words[0] for _, words in PROBLEMS])

@@ -9,13 +9,26 @@ from torch import Tensor, nn
 from tests.support.published.compare import EPS, VOCABULARY, Published, ids
 
 PLAIN = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 44,
-    "max_position_embeddings": 40, "layer_norm_eps": EPS, "pad_token_id": 0, "type_vocab_size": 3,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 44,
+    "max_position_embeddings": 40,
+    "layer_norm_eps": EPS,
+    "pad_token_id": 0,
+    "type_vocab_size": 3,
+}
 MODERN = {
-    **{key: value for key, value in PLAIN.items() if key not in ("layer_norm_eps", "type_vocab_size")}, "norm_eps": EPS,
-    "num_hidden_layers": 5, "local_attention": 9, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
-}  # fmt: skip
+    **{key: value for key, value in PLAIN.items() if key not in ("layer_norm_eps", "type_vocab_size")},
+    "norm_eps": EPS,
+    "num_hidden_layers": 5,
+    "local_attention": 9,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +49,15 @@ NESTED = {
     "sliding_attention": {"rope_type": "linear", "rope_theta": 50.0, "factor": 2.0},
 }
 DEBERTA = {
-    **PLAIN, "relative_attention": True, "pos_att_type": "p2c|c2p", "position_buckets": 8, "max_relative_positions": 20,
-    "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False,
-}  # fmt: skip
+    **PLAIN,
+    "relative_attention": True,
+    "pos_att_type": "p2c|c2p",
+    "position_buckets": 8,
+    "max_relative_positions": 20,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "position_biased_input": False,
+}
 
 CASES = [
     Encoded(name="bert", model="BertForMaskedLM", config={**PLAIN, "hidden_act": "gelu_new"}),
@@ -48,27 +67,82 @@ CASES = [
     Encoded(name="roberta body", model="RobertaModel", config=ROBERTA, pad=3, shift=4, auto="AutoModel"),
     Encoded(name="xlm-roberta", model="XLMRobertaForMaskedLM", config=ROBERTA, pad=3, shift=4),
     Encoded(name="modernbert", model="ModernBertForMaskedLM", config=MODERN, types=False),
-    Encoded(name="modernbert body", model="ModernBertModel", types=False, auto="AutoModel",
-            config={**MODERN, "local_attention": 6, "rope_parameters": NESTED, "layer_types":
-                    ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]}),
-    Encoded(name="modernbert with biases", model="ModernBertForMaskedLM", types=False,
-            config={**MODERN, "norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True,
-                    "classifier_activation": "relu", "hidden_activation": "silu", "decoder_bias": False,
-                    "tie_word_embeddings": False}),
+    Encoded(
+        name="modernbert body",
+        model="ModernBertModel",
+        types=False,
+        auto="AutoModel",
+        config={
+            **MODERN,
+            "local_attention": 6,
+            "rope_parameters": NESTED,
+            "layer_types": [
+                "sliding_attention",
+                "full_attention",
+                "sliding_attention",
+                "sliding_attention",
+                "full_attention",
+            ],
+        },
+    ),
+    Encoded(
+        name="modernbert with biases",
+        model="ModernBertForMaskedLM",
+        types=False,
+        config={
+            **MODERN,
+            "norm_bias": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "classifier_bias": True,
+            "classifier_activation": "relu",
+            "hidden_activation": "silu",
+            "decoder_bias": False,
+            "tie_word_embeddings": False,
+        },
+    ),
     Encoded(name="nomic_bert", model="NomicBertForMaskedLM", config={**PLAIN, "head_dim": 6}),
     Encoded(name="nomic_bert body", model="NomicBertModel", config={**PLAIN, "hidden_act": "gelu"}, auto="AutoModel"),
     # distances there are of slots, whatever position_ids say
     Encoded(name="deberta", model="DebertaV2ForMaskedLM", attention="eager", jumping=False, config=DEBERTA),
-    Encoded(name="deberta body", model="DebertaV2Model", attention="eager", jumping=False, auto="AutoModel",
-            config={**DEBERTA, "share_att_key": False, "position_biased_input": True, "hidden_act": "gelu_new"}),
-    Encoded(name="deberta, words ask", model="DebertaV2ForMaskedLM", attention="eager", jumping=False, types=False,
-            config={**DEBERTA, "pos_att_type": ["c2p"], "norm_rel_ebd": "none", "type_vocab_size": 0}),
-    Encoded(name="deberta, positions ask, no buckets", model="DebertaV2ForMaskedLM", attention="eager", jumping=False,
-            config={**DEBERTA, "pos_att_type": ["p2c"], "position_buckets": -1, "max_relative_positions": 9,
-                    "tie_word_embeddings": False}),
-    Encoded(name="deberta, its newer head", model="DebertaV2ForMaskedLM", attention="eager", jumping=False, renamed=True,
-            config={**DEBERTA, "legacy": False}),
-]  # fmt: skip
+    Encoded(
+        name="deberta body",
+        model="DebertaV2Model",
+        attention="eager",
+        jumping=False,
+        auto="AutoModel",
+        config={**DEBERTA, "share_att_key": False, "position_biased_input": True, "hidden_act": "gelu_new"},
+    ),
+    Encoded(
+        name="deberta, words ask",
+        model="DebertaV2ForMaskedLM",
+        attention="eager",
+        jumping=False,
+        types=False,
+        config={**DEBERTA, "pos_att_type": ["c2p"], "norm_rel_ebd": "none", "type_vocab_size": 0},
+    ),
+    Encoded(
+        name="deberta, positions ask, no buckets",
+        model="DebertaV2ForMaskedLM",
+        attention="eager",
+        jumping=False,
+        config={
+            **DEBERTA,
+            "pos_att_type": ["p2c"],
+            "position_buckets": -1,
+            "max_relative_positions": 9,
+            "tie_word_embeddings": False,
+        },
+    ),
+    Encoded(
+        name="deberta, its newer head",
+        model="DebertaV2ForMaskedLM",
+        attention="eager",
+        jumping=False,
+        renamed=True,
+        config={**DEBERTA, "legacy": False},
+    ),
+]
 
 
 def words(case: Encoded, batch: int, length: int, seed: int = 0) -> Tensor:

@@ -25,17 +25,34 @@ CHAT = "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end
 CHAT += "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 
 NAMES = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-}  # fmt: skip
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 CONFIG = {
-    "vocab_size": len(VOCABULARY), "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "intermediate_size": 96, "rms_norm_eps": EPS, "max_position_embeddings": 64,
-    "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
-}  # fmt: skip
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "rms_norm_eps": EPS,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
 
 
 def llama(**config: Any) -> nn.Module:
@@ -62,9 +79,15 @@ def neighbours(rows: Tensor, heads: int) -> Tensor:
 
 
 def write_gguf(
-    path: Path, model: nn.Module, *, kind: str = "F32", tokenizer: bool = True, architecture: str = "llama",
-    more: dict[str, Any] | None = None, tensors: dict[str, np.ndarray] | None = None,
-) -> Path:  # fmt: skip
+    path: Path,
+    model: nn.Module,
+    *,
+    kind: str = "F32",
+    tokenizer: bool = True,
+    architecture: str = "llama",
+    more: dict[str, Any] | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
+) -> Path:
     """A model as GGUF. kind: how its matrices are stored. more: metadata, which win; None takes a key out."""
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
@@ -83,8 +106,9 @@ def write_gguf(
         f"{architecture}.rope.dimension_count": head_dim,
         f"{architecture}.rope.freq_base": rope["rope_theta"],
         f"{architecture}.vocab_size": config.vocab_size,
-        **(words() if tokenizer else {}), **(more or {}),
-    }  # fmt: skip
+        **(words() if tokenizer else {}),
+        **(more or {}),
+    }
     for key, value in metadata.items():
         _put(writer, key, value)
     tied = config.tie_word_embeddings
@@ -109,10 +133,16 @@ def words() -> dict[str, Any]:
     """The metadata of the tokenizer."""
     kinds = [3, 3, 4] + [1] * (len(VOCABULARY) - 3)
     return {
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": VOCABULARY,
-        "tokenizer.ggml.token_type": kinds, "tokenizer.ggml.merges": MERGES, "tokenizer.ggml.bos_token_id": 0,
-        "tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.padding_token_id": 1, "tokenizer.chat_template": CHAT,
-    }  # fmt: skip
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": VOCABULARY,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.merges": MERGES,
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.padding_token_id": 1,
+        "tokenizer.chat_template": CHAT,
+    }
 
 
 def _put(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

@@ -9,29 +9,58 @@ from tests.support.published.compare import EPS, VOCABULARY, Published, ids
 
 START = 2
 T5 = {
-    "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 10, "d_ff": 44, "num_layers": 4, "num_decoder_layers": 3, "num_heads": 4,
-    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 11, "layer_norm_epsilon": EPS, "pad_token_id": 0,
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "d_kv": 10,
+    "d_ff": 44,
+    "num_layers": 4,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 11,
+    "layer_norm_epsilon": EPS,
+    "pad_token_id": 0,
     "decoder_start_token_id": START,  # and no more layers than the encoder: the published cache has no room for them
-}  # fmt: skip
+}
 BART = {
-    "vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 4, "decoder_layers": 3, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 2, "encoder_ffn_dim": 44, "decoder_ffn_dim": 36, "max_position_embeddings": 40,
-    "scale_embedding": True, "pad_token_id": 0, "decoder_start_token_id": START, "forced_eos_token_id": None,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "encoder_layers": 4,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 44,
+    "decoder_ffn_dim": 36,
+    "max_position_embeddings": 40,
+    "scale_embedding": True,
+    "pad_token_id": 0,
+    "decoder_start_token_id": START,
+    "forced_eos_token_id": None,
+}
 
 CASES = [
     Published(name="t5", model="T5ForConditionalGeneration", config=T5),
     # without the scale logits are sqrt(32) times as large, and so is their rounding
-    Published(name="t5 gated", model="T5ForConditionalGeneration", tolerance=5e-5,
-              config={**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    Published(
+        name="t5 gated",
+        model="T5ForConditionalGeneration",
+        tolerance=5e-5,
+        config={**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
     Published(name="t5 gelu", model="T5ForConditionalGeneration", config={**T5, "feed_forward_proj": "gelu"}),
-    Published(name="t5 gated silu", model="T5ForConditionalGeneration", config={**T5, "feed_forward_proj": "gated-silu"}),
+    Published(
+        name="t5 gated silu", model="T5ForConditionalGeneration", config={**T5, "feed_forward_proj": "gated-silu"}
+    ),
     Published(name="mt5", model="MT5ForConditionalGeneration", tolerance=5e-5, config=T5),
     # padding on the left is text to its positions, and no argument says otherwise
     Published(name="bart", model="BartForConditionalGeneration", config=BART, padded=False),
-    Published(name="bart plain", model="BartForConditionalGeneration", padded=False,
-              config={**BART, "scale_embedding": False, "activation_function": "relu"}),
-]  # fmt: skip
+    Published(
+        name="bart plain",
+        model="BartForConditionalGeneration",
+        padded=False,
+        config={**BART, "scale_embedding": False, "activation_function": "relu"},
+    ),
+]
 
 
 def sources(left: bool, T: int = 23) -> tuple[Tensor, Tensor]:

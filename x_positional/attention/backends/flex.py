@@ -61,6 +61,11 @@ class Flex(Backend):
             return score if cap is None else cap * torch.tanh(score / cap)
 
         return run(
-            q, k, v, score_mod=score_mod if biases or cap is not None else None, block_mask=planned.native,
-            scale=ops.scale, enable_gqa=q.shape[1] != k.shape[1],
-        )  # type: ignore[return-value]  # fmt: skip
+            q,
+            k,
+            v,
+            score_mod=score_mod if biases or cap is not None else None,
+            block_mask=planned.native,
+            scale=ops.scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )  # type: ignore[return-value]

@@ -75,6 +75,12 @@ class Sdpa(Backend):
             mask = mask.to(q.dtype)
         is_causal = mask is None and ctx.visible is not None
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=ops.dropout, is_causal=is_causal, scale=ops.scale,
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=ops.dropout,
+            is_causal=is_causal,
+            scale=ops.scale,
             enable_gqa=q.shape[1] != k.shape[1],
-        )  # fmt: skip
+        )

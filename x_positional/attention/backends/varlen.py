@@ -101,9 +101,13 @@ class Varlen(Backend):
     def plan(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Planned:
         packed = None
         if ctx.q_index is ctx.kv_index:  # self-attention of a whole pass
-            self._refuse({
-                "chunk": ctx.reach.chunk is not None, "keep_first": ctx.reach.first > 0, "scores": bias is not None,
-            })  # fmt: skip
+            self._refuse(
+                {
+                    "chunk": ctx.reach.chunk is not None,
+                    "keep_first": ctx.reach.first > 0,
+                    "scores": bias is not None,
+                }
+            )
             packed = pack(ctx)
         return self.otherwise.plan(ctx, bias, dtype) if packed is None else Planned(ctx=ctx, bias=None, native=packed)
 
@@ -118,9 +122,15 @@ class Varlen(Backend):
         if not options:
             k, v = share_heads(k, q.shape[1]), share_heads(v, q.shape[1])
         out = kernel(
-            *(_in_line(x, packed.slots) for x in (q, k, v)), packed.offsets, packed.offsets, packed.longest,
-            packed.longest, scale=ops.scale, window_size=_window(planned.ctx), **options,
-        )  # fmt: skip
+            *(_in_line(x, packed.slots) for x in (q, k, v)),
+            packed.offsets,
+            packed.offsets,
+            packed.longest,
+            packed.longest,
+            scale=ops.scale,
+            window_size=_window(planned.ctx),
+            **options,
+        )
         if packed.slots is not None:
             line = out.new_zeros(q.shape[0] * q.shape[2], *out.shape[1:])
             out = line.index_copy(0, packed.slots, out)
@@ -129,9 +139,11 @@ class Varlen(Backend):
     def _kernel(self, q: Tensor, v: Tensor, ops: ScoreOps) -> VarlenKernel:
         """Raises BackendError where the kernel cannot run what was asked."""
         asked = {
-            "softcap": ops.softcap is not None, "sinks": ops.sinks is not None, "dropout": ops.dropout > 0,
+            "softcap": ops.softcap is not None,
+            "sinks": ops.sinks is not None,
+            "dropout": ops.dropout > 0,
             "scores": ops.content is not None or ops.transform is not None,
-        }  # fmt: skip
+        }
         kernel = self.kernel or torch_kernel()
         theirs = varlen_problems(q.device.type, q.dtype, q.shape[-1], v.shape[-1]) if self.kernel is None else []
         self._refuse(asked, theirs)

@@ -8,9 +8,14 @@ from x_positional.config.flags.position import with_table
 from x_positional.config.flags.reader import Fields, FlagError, FlagReader, check_flags, same
 
 __all__ = [
-    "FlagError", "check_flags", "continuous_from_flags", "layers_from_flags", "model_from_flags",
-    "vision_from_flags", "xtransformer_from_flags",
-]  # fmt: skip
+    "FlagError",
+    "check_flags",
+    "continuous_from_flags",
+    "layers_from_flags",
+    "model_from_flags",
+    "vision_from_flags",
+    "xtransformer_from_flags",
+]
 
 TRANSFORMER, CONTINUOUS, SEQ2SEQ = "TransformerWrapper", "ContinuousTransformerWrapper", "XTransformer"
 VISION = "ViTransformerWrapper"

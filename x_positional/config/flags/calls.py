@@ -32,138 +32,226 @@ _COMMON = [
     turned("cache", None, "cache", "The KV cache of `new_cache`; the call takes the new tokens alone."),
 ]
 
-LAYERS = table("AttentionLayers.forward", [
-    turned("x", REQUIRED, "x", "Embeddings, [B, T, M]."),
-    *_COMMON,
-    *_all(_MASKS, attn_mask=None, self_attn_kv_mask=None, attn_bias=None),
-    *_all(_MEMS, mems=None, mem_masks=None),
-    *_all(_LEFT, seq_start_pos=None),
-    *_all("A cache remembers what it has read. Use `cache=` alone, or `positions=`.", seq_pos_offset=None,
-          input_not_include_cache=False, cache_age=1),
-    *_all(_CACHE, return_hiddens=False),
-    *_all(_MAPS, return_gumbel_log_probs=False),
-    *_all(_SCHEME, rotary_pos_emb=None, polar_pos_emb=None),
-    *_all(_POSITIONS, pos=None),
-    *_all("Renamed. Use `context_positions=`; cross-attention is then rotated or biased too.", context_pos=None),
-    *_all("The feedforward does not see token ids. Leave it out.", deep_embeds_and_ids=None),
-    *_all(_KV, self_attn_additional_kv=None, additional_kv_mask=None, detach_additional_kv=False,
-          route_additional_kv_to_top=True, self_attn_kv_residuals=None, cross_attn_kv_residuals=None),
-    *_all(_CONDITION, condition=None, in_attn_cond=None),
-    *_all(_LOOP, layers_execute_order=None, repeat_blocks=None),
-    *_all(_FUSED, flash_pack_seq_kwargs=None, flash_pack_seq_context_kwargs=None),
-    *_all(_CAUSAL, causal=None),
-    *_all(_MIX, transform_block_inputs=None),
-])  # fmt: skip
+LAYERS = table(
+    "AttentionLayers.forward",
+    [
+        turned("x", REQUIRED, "x", "Embeddings, [B, T, M]."),
+        *_COMMON,
+        *_all(_MASKS, attn_mask=None, self_attn_kv_mask=None, attn_bias=None),
+        *_all(_MEMS, mems=None, mem_masks=None),
+        *_all(_LEFT, seq_start_pos=None),
+        *_all(
+            "A cache remembers what it has read. Use `cache=` alone, or `positions=`.",
+            seq_pos_offset=None,
+            input_not_include_cache=False,
+            cache_age=1,
+        ),
+        *_all(_CACHE, return_hiddens=False),
+        *_all(_MAPS, return_gumbel_log_probs=False),
+        *_all(_SCHEME, rotary_pos_emb=None, polar_pos_emb=None),
+        *_all(_POSITIONS, pos=None),
+        *_all("Renamed. Use `context_positions=`; cross-attention is then rotated or biased too.", context_pos=None),
+        *_all("The feedforward does not see token ids. Leave it out.", deep_embeds_and_ids=None),
+        *_all(
+            _KV,
+            self_attn_additional_kv=None,
+            additional_kv_mask=None,
+            detach_additional_kv=False,
+            route_additional_kv_to_top=True,
+            self_attn_kv_residuals=None,
+            cross_attn_kv_residuals=None,
+        ),
+        *_all(_CONDITION, condition=None, in_attn_cond=None),
+        *_all(_LOOP, layers_execute_order=None, repeat_blocks=None),
+        *_all(_FUSED, flash_pack_seq_kwargs=None, flash_pack_seq_context_kwargs=None),
+        *_all(_CAUSAL, causal=None),
+        *_all(_MIX, transform_block_inputs=None),
+    ],
+)
 
-PREFIX = table("PrefixDecoder.forward", _all(
-    "There is no prefix decoder. Use `XTransformer`, whose encoder reads the prefix both ways.",
-    x=REQUIRED, attn_mask=None, prefix_attn_len=None,
-))  # fmt: skip
+PREFIX = table(
+    "PrefixDecoder.forward",
+    _all(
+        "There is no prefix decoder. Use `XTransformer`, whose encoder reads the prefix both ways.",
+        x=REQUIRED,
+        attn_mask=None,
+        prefix_attn_len=None,
+    ),
+)
 
-ATTENTION = table("Attention.forward", [
-    turned("x", REQUIRED, "x", "Embeddings, [B, T, M]; give them to `Encoder` or `Decoder`."),
-    *_COMMON,
-    *_all(_MASKS, attn_mask=None, attn_bias=None),
-    *_all(_SCHEME, rel_pos=None, rotary_pos_emb=None, context_rotary_pos_emb=None, polar_pos_emb=None),
-    *_all(_POSITIONS, pos=None),
-    *_all("Needs the score matrix of the layer before. Leave it out.", prev_attn=None),
-    *_all(_MEMS, mem=None, mem_mask=None),
-    *_all(_CACHE, return_intermediates=False),
-    *_all(_KV, value_residual=None, additional_key_values=None, additional_key_value_mask=None,
-          kv_input_residual=None),
-    *_all(_MIX, q_delta=None, k_delta=None, v_delta=None, o_delta=None, attn_delta=None),
-    *_all(_FUSED, flash_pack_seq_kwargs=None),
-    *_all(_CAUSAL, causal=None),
-])  # fmt: skip
+ATTENTION = table(
+    "Attention.forward",
+    [
+        turned("x", REQUIRED, "x", "Embeddings, [B, T, M]; give them to `Encoder` or `Decoder`."),
+        *_COMMON,
+        *_all(_MASKS, attn_mask=None, attn_bias=None),
+        *_all(_SCHEME, rel_pos=None, rotary_pos_emb=None, context_rotary_pos_emb=None, polar_pos_emb=None),
+        *_all(_POSITIONS, pos=None),
+        *_all("Needs the score matrix of the layer before. Leave it out.", prev_attn=None),
+        *_all(_MEMS, mem=None, mem_mask=None),
+        *_all(_CACHE, return_intermediates=False),
+        *_all(
+            _KV, value_residual=None, additional_key_values=None, additional_key_value_mask=None, kv_input_residual=None
+        ),
+        *_all(_MIX, q_delta=None, k_delta=None, v_delta=None, o_delta=None, attn_delta=None),
+        *_all(_FUSED, flash_pack_seq_kwargs=None),
+        *_all(_CAUSAL, causal=None),
+    ],
+)
 
-TRANSFORMER = table("TransformerWrapper.forward", [
-    turned("x", REQUIRED, "tokens", "Token ids, [B, T]; by position or under this name."),
-    turned("return_embeddings", False, "return_embeddings", "The hidden state in place of the logits."),
-    *_all(_HIDDEN, return_logits_and_embeddings=False, return_embeddings_and_intermediates=False),
-    *_all(_CACHE, return_intermediates=False),
-    *_all("Only the logits come back. Use `Categorical(logits=logits).entropy()` of torch.distributions.",
-          return_logit_entropies=False),
-    *_all("The next token is predicted, not its embedding. Use `return_embeddings=True`.",
-          return_next_embed_pred=False),
-    turned("mask", None, "mask", "True = keep, left or right padded."),
-    *_all(_MEMS, return_mems=False, mems=None, mem_masks=None, detach_mems=True),
-    *_all(_MAPS, return_attn=False),
-    *_all(_LOOP, recycle_steps=None, looped_steps=None, max_looped_steps=None, looped_pred_all_logits=None,
-          looped_inference=False, looped_exit_prob_threshold=0.9),
-    *_all(_POSITIONS, pos=None),
-    *_all(_EMBED, prepend_embeds=None, prepend_mask=None, excise_prepend_embeds=False, embed_ids={},
-          sum_embeds=None, transform_token_embeds=None),
-    *_all(_MIX, transform_block_inputs=None),
-    *_all("There is no z-loss. Use `attn_softclamp_logits` or `attn_qk_norm` to bound the scores.",
-          return_attn_z_loss=False, attn_z_loss_weight=1e-4),
-    *_all(_LEFT, seq_start_pos=None),
-    turned("cache", None, "cache", "The KV cache of `new_cache`; the call takes the new tokens alone."),
-    *_all("With a cache the call always takes the new tokens alone. Leave it out.", input_not_include_cache=None),
-    *_all(_MODULE, token_emb_kwargs={}, to_logits_kwargs={}),
-    *_all(_NAMES, kwargs=REQUIRED),
-])  # fmt: skip
+TRANSFORMER = table(
+    "TransformerWrapper.forward",
+    [
+        turned("x", REQUIRED, "tokens", "Token ids, [B, T]; by position or under this name."),
+        turned("return_embeddings", False, "return_embeddings", "The hidden state in place of the logits."),
+        *_all(_HIDDEN, return_logits_and_embeddings=False, return_embeddings_and_intermediates=False),
+        *_all(_CACHE, return_intermediates=False),
+        *_all(
+            "Only the logits come back. Use `Categorical(logits=logits).entropy()` of torch.distributions.",
+            return_logit_entropies=False,
+        ),
+        *_all(
+            "The next token is predicted, not its embedding. Use `return_embeddings=True`.",
+            return_next_embed_pred=False,
+        ),
+        turned("mask", None, "mask", "True = keep, left or right padded."),
+        *_all(_MEMS, return_mems=False, mems=None, mem_masks=None, detach_mems=True),
+        *_all(_MAPS, return_attn=False),
+        *_all(
+            _LOOP,
+            recycle_steps=None,
+            looped_steps=None,
+            max_looped_steps=None,
+            looped_pred_all_logits=None,
+            looped_inference=False,
+            looped_exit_prob_threshold=0.9,
+        ),
+        *_all(_POSITIONS, pos=None),
+        *_all(
+            _EMBED,
+            prepend_embeds=None,
+            prepend_mask=None,
+            excise_prepend_embeds=False,
+            embed_ids={},
+            sum_embeds=None,
+            transform_token_embeds=None,
+        ),
+        *_all(_MIX, transform_block_inputs=None),
+        *_all(
+            "There is no z-loss. Use `attn_softclamp_logits` or `attn_qk_norm` to bound the scores.",
+            return_attn_z_loss=False,
+            attn_z_loss_weight=1e-4,
+        ),
+        *_all(_LEFT, seq_start_pos=None),
+        turned("cache", None, "cache", "The KV cache of `new_cache`; the call takes the new tokens alone."),
+        *_all("With a cache the call always takes the new tokens alone. Leave it out.", input_not_include_cache=None),
+        *_all(_MODULE, token_emb_kwargs={}, to_logits_kwargs={}),
+        *_all(_NAMES, kwargs=REQUIRED),
+    ],
+)
 
-CONTINUOUS = table("ContinuousTransformerWrapper.forward", [
-    turned("x", REQUIRED, "x", "[B, T, dim_in]."),
-    turned("return_embeddings", False, "return_embeddings", "The hidden state, before the output projection."),
-    *_all(_CACHE, return_intermediates=False, input_not_include_cache=False),
-    *_all(_MEMS, return_mems=False, mems=None, mem_masks=None),
-    turned("mask", None, "mask", "True = keep, left or right padded."),
-    *_all("Padding is a mask. Use `mask=torch.arange(T) < lens[:, None]`.", lens=None),
-    *_all(_MAPS, return_attn=False),
-    *_all(_POSITIONS, pos=None),
-    *_all("The input is all there is. Add them to it before the call.", sum_embeds=None),
-    *_all("The input is all there is. Join them to it before the call.", prepend_embeds=None, prepend_mask=None),
-    turned("cache", None, "cache", "The KV cache of `new_cache`; the call takes the new input alone."),
-    *_all(_LEFT, seq_start_pos=None),
-    *_all(_NAMES, kwargs=REQUIRED),
-])  # fmt: skip
+CONTINUOUS = table(
+    "ContinuousTransformerWrapper.forward",
+    [
+        turned("x", REQUIRED, "x", "[B, T, dim_in]."),
+        turned("return_embeddings", False, "return_embeddings", "The hidden state, before the output projection."),
+        *_all(_CACHE, return_intermediates=False, input_not_include_cache=False),
+        *_all(_MEMS, return_mems=False, mems=None, mem_masks=None),
+        turned("mask", None, "mask", "True = keep, left or right padded."),
+        *_all("Padding is a mask. Use `mask=torch.arange(T) < lens[:, None]`.", lens=None),
+        *_all(_MAPS, return_attn=False),
+        *_all(_POSITIONS, pos=None),
+        *_all("The input is all there is. Add them to it before the call.", sum_embeds=None),
+        *_all("The input is all there is. Join them to it before the call.", prepend_embeds=None, prepend_mask=None),
+        turned("cache", None, "cache", "The KV cache of `new_cache`; the call takes the new input alone."),
+        *_all(_LEFT, seq_start_pos=None),
+        *_all(_NAMES, kwargs=REQUIRED),
+    ],
+)
 
-XTRANSFORMER = table("XTransformer.forward", [
-    turned("src", REQUIRED, "src", "Source ids, [B, S]; by position or under this name."),
-    turned("tgt", REQUIRED, "tgt", "Target ids, [B, T]; the loss predicts each from those before it."),
-    turned("mask", None, "mask", "Of the source; True = keep."),
-    *_all(_MASKS, attn_mask=None),
-    *_all(_EMBED, src_prepend_embeds=None),
-]) + table("XTransformer.generate", [
-    turned("seq_in", REQUIRED, "src", "Source ids, [B, S]; by position or under this name."),
-    turned("seq_out_start", REQUIRED, "start_tokens", "What the target starts with; by position or under this name."),
-    turned("seq_len", REQUIRED, "seq_len", "Number of new tokens."),
-    turned("mask", None, "mask", "Of the source; True = keep."),
-    *_all(_MASKS, attn_mask=None),
-    turned("kwargs", REQUIRED, None, "The sampling arguments of `AutoregressiveWrapper.generate`, by name."),
-])  # fmt: skip
+XTRANSFORMER = table(
+    "XTransformer.forward",
+    [
+        turned("src", REQUIRED, "src", "Source ids, [B, S]; by position or under this name."),
+        turned("tgt", REQUIRED, "tgt", "Target ids, [B, T]; the loss predicts each from those before it."),
+        turned("mask", None, "mask", "Of the source; True = keep."),
+        *_all(_MASKS, attn_mask=None),
+        *_all(_EMBED, src_prepend_embeds=None),
+    ],
+) + table(
+    "XTransformer.generate",
+    [
+        turned("seq_in", REQUIRED, "src", "Source ids, [B, S]; by position or under this name."),
+        turned(
+            "seq_out_start", REQUIRED, "start_tokens", "What the target starts with; by position or under this name."
+        ),
+        turned("seq_len", REQUIRED, "seq_len", "Number of new tokens."),
+        turned("mask", None, "mask", "Of the source; True = keep."),
+        *_all(_MASKS, attn_mask=None),
+        turned("kwargs", REQUIRED, None, "The sampling arguments of `AutoregressiveWrapper.generate`, by name."),
+    ],
+)
 
 _SAMPLING = [
     turned("prompts", REQUIRED, "prompts", "[T], [B, T], or a list of ragged prompts."),
     turned("seq_len", REQUIRED, "seq_len", "Number of new tokens."),
-    turned("eos_token", None, "eos_token", "An id, or several. Counts in new tokens alone; x-transformers stops at "
-           "one in the prompt too."),
+    turned(
+        "eos_token",
+        None,
+        "eos_token",
+        "An id, or several. Counts in new tokens alone; x-transformers stops at one in the prompt too.",
+    ),
     turned("temperature", 1.0, "temperature", "0: the most likely token."),
     turned("prompt_lens", None, "prompt_lens", "True lengths of right-padded prompts."),
     turned("filter_logits_fn", "top_k", "filter_logits_fn", "A name or a function, or several."),
     turned("restrict_to_max_seq_len", True, "restrict_to_max_seq_len", "Never look further back than `max_seq_len`."),
     turned("filter_kwargs", {}, "filter_kwargs", "Arguments of the filter."),
     turned("cache_kv", True, "cache_kv", "Use a KV cache."),
-]  # fmt: skip
+]
 
-GENERATE = table("AutoregressiveWrapper.generate", [
-    *_SAMPLING,
-    *_all("One model decodes. Combine the logits of two models in a `filter_logits_fn` of your own.",
-          amateur_model=None, contrastive_decode_kwargs={"beta": 0.5, "alpha": 0.1}),
-    *_all("Renamed. Use `return_cache=True`, and `cache=` to go on from it.", return_intermediates=False),
-    *_all(_NAMES, kwargs=REQUIRED),
-]) + table("AutoregressiveWrapper.beam_search", _all(
-    "There is no beam search. Use `generate(..., temperature=0)` for the greedy answer, or sample several.",
-    prompts=REQUIRED, seq_len=REQUIRED, beams=4, return_beams_and_scores=False, eos_token=None, temperature=1.0,
-    stochastic=False, prompt_lens=None, filter_logits_fn="identity", restrict_to_max_seq_len=True, filter_kwargs={},
-    cache_kv=True, kwargs=REQUIRED,
-)) + table("AutoregressiveWrapper.forward", [
-    turned("x", REQUIRED, "tokens", "Ids, [B, T]; by position or under this name."),
-    *_all("The loss is what comes back. Call the model for the logits.", return_outputs=False),
-    *_all(_EMBED, prepend_embeds=None),
-    *_all("Padding is a mask. Use `mask=torch.arange(T) < lens[:, None]`.", lens=None),
-    *_all(_NAMES, kwargs=REQUIRED),
-])  # fmt: skip
+GENERATE = (
+    table(
+        "AutoregressiveWrapper.generate",
+        [
+            *_SAMPLING,
+            *_all(
+                "One model decodes. Combine the logits of two models in a `filter_logits_fn` of your own.",
+                amateur_model=None,
+                contrastive_decode_kwargs={"beta": 0.5, "alpha": 0.1},
+            ),
+            *_all("Renamed. Use `return_cache=True`, and `cache=` to go on from it.", return_intermediates=False),
+            *_all(_NAMES, kwargs=REQUIRED),
+        ],
+    )
+    + table(
+        "AutoregressiveWrapper.beam_search",
+        _all(
+            "There is no beam search. Use `generate(..., temperature=0)` for the greedy answer, or sample several.",
+            prompts=REQUIRED,
+            seq_len=REQUIRED,
+            beams=4,
+            return_beams_and_scores=False,
+            eos_token=None,
+            temperature=1.0,
+            stochastic=False,
+            prompt_lens=None,
+            filter_logits_fn="identity",
+            restrict_to_max_seq_len=True,
+            filter_kwargs={},
+            cache_kv=True,
+            kwargs=REQUIRED,
+        ),
+    )
+    + table(
+        "AutoregressiveWrapper.forward",
+        [
+            turned("x", REQUIRED, "tokens", "Ids, [B, T]; by position or under this name."),
+            *_all("The loss is what comes back. Call the model for the logits.", return_outputs=False),
+            *_all(_EMBED, prepend_embeds=None),
+            *_all("Padding is a mask. Use `mask=torch.arange(T) < lens[:, None]`.", lens=None),
+            *_all(_NAMES, kwargs=REQUIRED),
+        ],
+    )
+)
 
 ENTRIES: tuple[Flag, ...] = LAYERS + PREFIX + ATTENTION + TRANSFORMER + CONTINUOUS + XTRANSFORMER + GENERATE

@@ -28,81 +28,136 @@ SHAPE = [
     refused("macaron", False, _BLOCK + "Use a wider feedforward (`ff_mult`)."),
     refused("layer_dropout", 0.0, "Blocks are never skipped. Use `attn_dropout` and `ff_dropout`."),
     refused("cross_attn_tokens_dropout", 0.0, "No context token is dropped for you. Hide some with `context_mask=`."),
-    refused("shift_tokens", 0, "Tokens are not mixed with their neighbours. Use a position scheme for locality, e.g. "
-            "`position=\"alibi\"`, or `window=`."),
-    refused("zero_init_branch_output", False, "Initialisation has no switch. Zero the output projections of attention "
-            "and feedforward after building the model."),
+    refused(
+        "shift_tokens",
+        0,
+        "Tokens are not mixed with their neighbours. Use a position scheme for locality, e.g. "
+        '`position="alibi"`, or `window=`.',
+    ),
+    refused(
+        "zero_init_branch_output",
+        False,
+        "Initialisation has no switch. Zero the output projections of attention "
+        "and feedforward after building the model.",
+    ),
     turned("verbose", True, None, "No effect: building a model prints nothing."),
-]  # fmt: skip
+]
 
 NORMS = [
     turned("use_scalenorm", False, "norm.kind", 'ScaleNorm: `norm.kind="scale"`, `norm.eps=1e-12`.'),
     turned("use_rmsnorm", False, "norm.kind", 'RMSNorm: `norm.kind="rms"`, `norm.eps=1e-12`.'),
-    turned("use_simple_rmsnorm", False, "norm.kind", 'RMSNorm without gain: `norm.kind="simple_rms"`, '
-           "`norm.eps=1e-12`."),
+    turned(
+        "use_simple_rmsnorm", False, "norm.kind", 'RMSNorm without gain: `norm.kind="simple_rms"`, `norm.eps=1e-12`.'
+    ),
     refused("use_dynamic_tanh", False, "Only true norms are offered. Use `use_rmsnorm=True`."),
     *details("use_dynamic_tanh", dynamic_tanh_init_alpha=1.0),
     refused("use_derf", False, "Only true norms are offered. Use `use_rmsnorm=True`."),
     refused("use_adaptive_layernorm", False, _CONDITION),
     refused("use_adaptive_rmsnorm", False, _CONDITION),
     refused("use_adaptive_layerscale", False, _CONDITION),
-    *details("use_adaptive_layernorm", dim_condition=None, adaptive_condition_mlp=False,
-             adaptive_condition_mlp_expansion=4),
+    *details(
+        "use_adaptive_layernorm", dim_condition=None, adaptive_condition_mlp=False, adaptive_condition_mlp_expansion=4
+    ),
     copied("norm_add_unit_offset", True, "norm.unit_offset", "Gains are stored as gain - 1."),
-    turned("pre_norm", True, "norm_place", 'Norm before each branch; False: after the residual (`norm_place="post"`), '
-           "without a final norm."),
+    turned(
+        "pre_norm",
+        True,
+        "norm_place",
+        'Norm before each branch; False: after the residual (`norm_place="post"`), without a final norm.',
+    ),
     turned("pre_norm_has_final_norm", True, "final_norm", "A norm after the last block."),
     turned("sandwich_norm", False, "norm_place", 'Norm before and after each branch: `norm_place="sandwich"`.'),
-    refused("pre_and_post_norm", False, "A norm after the residual beside the one before the branch is not offered. "
-            "Use `sandwich_norm=True`, which norms the branch on both sides."),
-]  # fmt: skip
+    refused(
+        "pre_and_post_norm",
+        False,
+        "A norm after the residual beside the one before the branch is not offered. "
+        "Use `sandwich_norm=True`, which norms the branch on both sides.",
+    ),
+]
 
 RESIDUALS = [
-    refused("residual_attn", False, "Needs the score matrix of the layer before, which fused attention never holds. "
-            "Use plain attention."),
-    refused("cross_residual_attn", False, "Needs the score matrix of the layer before, which fused attention never "
-            "holds. Use plain attention."),
+    refused(
+        "residual_attn",
+        False,
+        "Needs the score matrix of the layer before, which fused attention never holds. Use plain attention.",
+    ),
+    refused(
+        "cross_residual_attn",
+        False,
+        "Needs the score matrix of the layer before, which fused attention never holds. Use plain attention.",
+    ),
     refused("attn_aggregated_residuals", False, _RESIDUAL + "Use more `depth`."),
     *details("attn_aggregated_residuals", attn_aggregated_residual_kwargs={}),
     refused("gate_residual", False, _RESIDUAL + "For stability use `sandwich_norm=True`."),
-    refused("orthog_residual", False, "Projects over the whole sequence, so a causal model sees the future. "
-            "Use the plain residual."),
-    refused("mv_split_residual", False, "Takes a mean over the whole sequence, so a causal model sees the future. "
-            "Use the plain residual."),
+    refused(
+        "orthog_residual",
+        False,
+        "Projects over the whole sequence, so a causal model sees the future. Use the plain residual.",
+    ),
+    refused(
+        "mv_split_residual",
+        False,
+        "Takes a mean over the whole sequence, so a causal model sees the future. Use the plain residual.",
+    ),
     refused("gated_multi_residual", False, _RESIDUAL + "Use the plain residual."),
     refused("scale_residual", False, _RESIDUAL + "For stability use `sandwich_norm=True`."),
     refused("scale_residual_constant", 1.0, _RESIDUAL + "For stability use `sandwich_norm=True`."),
-    refused("depth_scale_residual", False, "Initialisation has no switch and branches are not scaled. Scale the output "
-            "projections after building the model."),
-    refused("softclamp_output", False, "The hidden state is not clamped. Clamp the logits where you use them; for "
-            "scores there is `attn_softclamp_logits`."),
+    refused(
+        "depth_scale_residual",
+        False,
+        "Initialisation has no switch and branches are not scaled. Scale the output "
+        "projections after building the model.",
+    ),
+    refused(
+        "softclamp_output",
+        False,
+        "The hidden state is not clamped. Clamp the logits where you use them; for "
+        "scores there is `attn_softclamp_logits`.",
+    ),
     *details("softclamp_output", softclamp_output_value=30.0),
-    refused("use_layerscale", False, _RESIDUAL + "For stability use `sandwich_norm=True`, whose second norm has a "
-            "gain per channel."),
+    refused(
+        "use_layerscale",
+        False,
+        _RESIDUAL + "For stability use `sandwich_norm=True`, whose second norm has a gain per channel.",
+    ),
     *details("use_layerscale", layerscale_init_value=0.0),
     refused("unet_skips", False, _RESIDUAL + "There are no skips across blocks; use more `depth`."),
     refused("integrate_layers", False, _RESIDUAL + "A block reads the block before it; use more `depth`."),
     *details("integrate_layers", layer_integrate_use_softmax=True),
     refused("num_residual_streams", 1, _RESIDUAL + "There is one residual stream; use a wider `dim`."),
     *details("num_residual_streams", hyper_conn_sinkhorn_iters=5),
-    refused("qkv_receive_diff_residuals", False, "Queries, keys and values read the same hidden state. "
-            "Use one residual stream."),
+    refused(
+        "qkv_receive_diff_residuals",
+        False,
+        "Queries, keys and values read the same hidden state. Use one residual stream.",
+    ),
     refused("reinject_input", False, _RESIDUAL + "The input enters once; use more `depth`."),
     *details("reinject_input", learned_reinject_input_gate=False),
     refused("add_value_residual", False, "Values come from their own layer alone. Use plain attention."),
     *details("add_value_residual", learned_value_residual_mix=True),
     refused("residual_fn_kwargs", {}, _RESIDUAL + "It has no settings; leave it out."),
-]  # fmt: skip
+]
 
 OWN = [
-    own("position", "position", "How the model knows position: a name, a config, a scheme of yours, a list of them "
-        "(combined).", copied=False),
-    own("window", "window", "Each query sees the last `window` keys, its own included; without a causal mask as many "
-        "ahead too."),
+    own(
+        "position",
+        "position",
+        "How the model knows position: a name, a config, a scheme of yours, a list of them (combined).",
+        copied=False,
+    ),
+    own(
+        "window",
+        "window",
+        "Each query sees the last `window` keys, its own included; without a causal mask as many ahead too.",
+    ),
     own("chunk", "chunk", "Texts are cut every `chunk` tokens, and each query sees its own chunk (Llama 4)."),
     own("keep_first", "keep_first", "Beside a window, the first tokens are seen too, at distances that stop growing."),
-    own("pattern", "pattern", "What differs between layers: a list of `LayerConfig` fields (position, window, chunk, "
-        "keep_first), entry i for layer i, and over again."),
+    own(
+        "pattern",
+        "pattern",
+        "What differs between layers: a list of `LayerConfig` fields (position, window, chunk, "
+        "keep_first), entry i for layer i, and over again.",
+    ),
     own("backend", "backend", "`auto`, `eager`, `blockwise`, `sdpa`, `flex` or `varlen`."),
     own("flash", "flash", "Ask for a fused path; refused with the reason where there is none."),
     own("kv_heads", "kv_heads", "Key/value heads."),
@@ -112,10 +167,12 @@ OWN = [
     own("norm_place", "norm_place", "`pre`, `post`, `after`, `sandwich`, `entry`, `parallel` or `parallel_two`."),
     own("final_norm", "final_norm", "A norm after the last block."),
     own("first_norm", "first_norm", "False: no norm before the first attention (ModernBERT).", default=True),
-    own("residual_scale", "residual_scale", "Each branch is multiplied by it before it is added (Granite).", default=1.0),
+    own(
+        "residual_scale", "residual_scale", "Each branch is multiplied by it before it is added (Granite).", default=1.0
+    ),
     own("layer_scale", "layer_scale", "A learned gain per channel of each branch, from this value (LayerScale)."),
     own("attn", "attn", "The fields of `AttentionConfig`.", copied=False),
     own("ff", "ff", "The fields of `FeedForwardConfig`.", copied=False),
-]  # fmt: skip
+]
 
 ENTRIES: tuple[Flag, ...] = table(LAYERS, [*SHAPE, *NORMS, *RESIDUALS, *OWN])

@@ -19,16 +19,22 @@ QK_NORMS = {"attn_qk_norm": "l2", "attn_qk_rmsnorm": "rms_per_head"}
 
 
 def layer_reader(
-    kind: Any, flags: Mapping[str, Any], problems: list[str], wrapper: str | None = None, *, prefix: str = "",
+    kind: Any,
+    flags: Mapping[str, Any],
+    problems: list[str],
+    wrapper: str | None = None,
+    *,
+    prefix: str = "",
     missing: tuple[str, ...] = (),
-) -> FlagReader:  # fmt: skip
+) -> FlagReader:
     """The checked flags of the layers, and those of their wrapper where both are in one dict."""
     places = [LAYERS] if wrapper is None else [LAYERS, wrapper]
     table = FlagReader({}, places, []).table
     defaults = {
         name: flags.get(name.removeprefix("cross_"), flag.default)  # cross-attention follows `attn_*`
-        for name, flag in table.items() if name.startswith("cross_attn_")
-    }  # fmt: skip
+        for name, flag in table.items()
+        if name.startswith("cross_attn_")
+    }
     defaults |= {"causal": kind == "decoder", "only_cross": kind == "cross_attender"}
     read = FlagReader(flags, places, problems, prefix=prefix, defaults=defaults)
     read.check(("dim", "depth", *missing))

@@ -18,15 +18,20 @@ SWITCHES = {
 """The flags that switch a family of schemes on; any of them does."""
 
 DETAILS = {
-    "rotary": ("rotary_emb_dim", "rotary_interpolation_factor", "rotary_base_rescale_factor", "rotate_num_heads",
-               "attn_rotate_num_heads"),
+    "rotary": (
+        "rotary_emb_dim",
+        "rotary_interpolation_factor",
+        "rotary_base_rescale_factor",
+        "rotate_num_heads",
+        "attn_rotate_num_heads",
+    ),
     "polar": ("polar_bias_uniform_init",),
     "alibi": ("alibi_num_heads", "rel_pos_kwargs"),
     "t5": ("rel_pos_num_buckets", "rel_pos_max_distance"),
     "dynamic": ("dynamic_pos_bias_log_distance", "dynamic_pos_bias_mlp_depth", "dynamic_pos_bias_norm"),
     "forgetting": ("attn_data_dependent_alibi_kwargs",),
     "cope": ("attn_cope_max_pos", "cope_max_pos"),
-}  # fmt: skip
+}
 """The flags that mean something only while their family is on."""
 
 EXCLUSIVE = (
@@ -180,16 +185,20 @@ def _alibi(read: FlagReader, kind: str, head_dim: int) -> dict[str, Any]:
 
 def _t5(read: FlagReader, kind: str, head_dim: int) -> dict[str, Any]:
     return {
-        "kind": "t5", "num_buckets": read.value("rel_pos_num_buckets"),
-        "max_distance": read.value("rel_pos_max_distance"), "scale": head_dim**0.5,
-    }  # fmt: skip
+        "kind": "t5",
+        "num_buckets": read.value("rel_pos_num_buckets"),
+        "max_distance": read.value("rel_pos_max_distance"),
+        "scale": head_dim**0.5,
+    }
 
 
 def _dynamic(read: FlagReader, kind: str, head_dim: int) -> dict[str, Any]:
     return {
-        "kind": "dynamic", "depth": read.value("dynamic_pos_bias_mlp_depth"),
-        "log_distance": read.value("dynamic_pos_bias_log_distance"), "norm": read.value("dynamic_pos_bias_norm"),
-    }  # fmt: skip
+        "kind": "dynamic",
+        "depth": read.value("dynamic_pos_bias_mlp_depth"),
+        "log_distance": read.value("dynamic_pos_bias_log_distance"),
+        "norm": read.value("dynamic_pos_bias_norm"),
+    }
 
 
 def _forgetting(read: FlagReader, kind: str, head_dim: int) -> dict[str, Any]:
@@ -214,6 +223,11 @@ def _only(read: FlagReader, name: str, *known: str, **fixed: Any) -> Mapping[str
 
 
 BUILDERS: dict[str, Callable[[FlagReader, str, int], dict[str, Any]]] = {
-    "rotary": _rotary, "polar": _polar, "alibi": _alibi, "t5": _t5, "dynamic": _dynamic, "forgetting": _forgetting,
+    "rotary": _rotary,
+    "polar": _polar,
+    "alibi": _alibi,
+    "t5": _t5,
+    "dynamic": _dynamic,
+    "forgetting": _forgetting,
     "cope": _cope,
-}  # fmt: skip
+}

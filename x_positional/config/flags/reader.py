@@ -42,9 +42,14 @@ class FlagReader:
     """
 
     def __init__(
-        self, given: Mapping[str, Any], places: Sequence[str], problems: list[str], *, prefix: str = "",
+        self,
+        given: Mapping[str, Any],
+        places: Sequence[str],
+        problems: list[str],
+        *,
+        prefix: str = "",
         defaults: Mapping[str, Any] | None = None,
-    ):  # fmt: skip
+    ):
         self.given, self.places, self.problems, self.prefix = given, places, problems, prefix
         self.table: dict[str, Flag] = {name: flag for place in places for name, flag in PLACES[place].items()}
         self.defaults = {name: flag.default for name, flag in self.table.items()} | dict(defaults or {})

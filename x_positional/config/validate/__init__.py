@@ -23,9 +23,17 @@ from x_positional.schemes.compose import Chain, tells_order
 from x_positional.schemes.registry import SchemeConfig
 
 __all__ = [
-    "IncompatibleConfig", "Report", "Use", "check", "features", "layers_report", "model_report", "obstacles", "require",
+    "IncompatibleConfig",
+    "Report",
+    "Use",
+    "check",
+    "features",
+    "layers_report",
+    "model_report",
+    "obstacles",
+    "require",
     "resolve_kinds",
-]  # fmt: skip
+]
 
 
 DTYPES = {
@@ -34,10 +42,17 @@ DTYPES = {
 
 
 def check(
-    target: AnyConfig | nn.Module | Mapping[str, Any] | str | Path | None = None, /, *,
-    cache: CacheName | None = None, cache_window: int | None = None, decode_to: int | None = None,
-    device: str | torch.device | None = None, dtype: str | torch.dtype | None = None, train: bool = False, **flags: Any,
-) -> Report:  # fmt: skip
+    target: AnyConfig | nn.Module | Mapping[str, Any] | str | Path | None = None,
+    /,
+    *,
+    cache: CacheName | None = None,
+    cache_window: int | None = None,
+    decode_to: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    train: bool = False,
+    **flags: Any,
+) -> Report:
     """Everything that is wrong with a model, or with what is asked of it, at once. Never raises for a bad config.
 
     target: a config, a built model or stack, its fields as a dict, the path of a YAML file; or nothing, and then keyword
@@ -55,9 +70,13 @@ def check(
 
 
 def layers_report(
-    config: LayersConfig, max_seq_len: int | None = None, embed_dim: int | None = None, *,
-    model: ModelConfig | ContinuousConfig | VisionConfig | None = None, use: Use | None = None,
-) -> Report:  # fmt: skip
+    config: LayersConfig,
+    max_seq_len: int | None = None,
+    embed_dim: int | None = None,
+    *,
+    model: ModelConfig | ContinuousConfig | VisionConfig | None = None,
+    use: Use | None = None,
+) -> Report:
     """The verdict on a stack of layers, with the length and the embedding width of the wrapper around it."""
     stack, reports = resolve_kinds(config, max_seq_len), []
     dims = config.dims(max_seq_len, embed_dim)
@@ -67,9 +86,15 @@ def layers_report(
             continue
         own = {name: getattr(said, name) for name in type(said).model_fields}
         case = Case(
-            layers=config.model_copy(update={**own, "pattern": ()}), parts=kind.parts, stack=stack, blind=blind,
-            max_seq_len=max_seq_len, embed_dim=embed_dim, model=model, use=use or Use(),
-        )  # fmt: skip
+            layers=config.model_copy(update={**own, "pattern": ()}),
+            parts=kind.parts,
+            stack=stack,
+            blind=blind,
+            max_seq_len=max_seq_len,
+            embed_dim=embed_dim,
+            model=model,
+            use=use or Use(),
+        )
         reports.append(judge(case))
     return across(list(rules.the_pattern_is_the_whole_word(config)), reports)
 
@@ -109,9 +134,13 @@ def judge(case: Case) -> Report:
     if caps is None or unbuilt:  # what is left of the schemes says nothing about the whole
         return report
     return replace(
-        report, backend=choice and choice.name, reason=choice and _reason(case, choice), capabilities=caps,
-        decodes=use_rules.decodes(case, caps), past=use_rules.past(case),
-    )  # fmt: skip
+        report,
+        backend=choice and choice.name,
+        reason=choice and _reason(case, choice),
+        capabilities=caps,
+        decodes=use_rules.decodes(case, caps),
+        past=use_rules.past(case),
+    )
 
 
 def build_parts(parts: tuple[SchemeConfig, ...], dims: Dims) -> tuple[list[tuple[str, PositionScheme]], list[str]]:
@@ -173,16 +202,20 @@ def _stack_report(stack: Stack, use: Use) -> Report:
 
 def _read_use(
     cache: Any, cache_window: Any, decode_to: Any, device: Any, dtype: Any, train: bool
-) -> tuple[Use, list[str]]:  # fmt: skip
+) -> tuple[Use, list[str]]:
     """What was asked, without what makes no sense; and that."""
     problems: list[str] = []
     if cache is not None and cache not in get_args(CacheName):
         problems.append(f"cache={cache!r} is none of {', '.join(map(repr, get_args(CacheName)))}.")
         cache = None
     use = Use(
-        cache=cache, cache_window=_count("cache_window", cache_window, problems), device=_device(device, problems),
-        decode_to=_count("decode_to", decode_to, problems), dtype=_dtype(dtype, problems), train=bool(train),
-    )  # fmt: skip
+        cache=cache,
+        cache_window=_count("cache_window", cache_window, problems),
+        device=_device(device, problems),
+        decode_to=_count("decode_to", decode_to, problems),
+        dtype=_dtype(dtype, problems),
+        train=bool(train),
+    )
     return use, problems
 
 

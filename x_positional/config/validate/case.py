@@ -93,7 +93,10 @@ def resolve_kinds(config: LayersConfig, max_seq_len: int | None) -> tuple[LayerC
 def features(attn: AttentionConfig, reach: Reach | None = None) -> frozenset[str]:
     """What a layer has that some backends lack. reach: of self-attention."""
     on = {
-        "softcap": attn.softcap is not None, "sinks": attn.sinks, "dropout": attn.dropout > 0,
-        "chunk": reach is not None and reach.chunk is not None, "keep_first": reach is not None and reach.first > 0,
-    }  # fmt: skip
+        "softcap": attn.softcap is not None,
+        "sinks": attn.sinks,
+        "dropout": attn.dropout > 0,
+        "chunk": reach is not None and reach.chunk is not None,
+        "keep_first": reach is not None and reach.first > 0,
+    }
     return frozenset(name for name, is_on in on.items() if is_on)

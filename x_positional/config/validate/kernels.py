@@ -48,11 +48,12 @@ def _cuda(heads: Heads) -> dict[str, list[str]]:
         "takes no bias and no mask tensor": heads.masked,
     }
     efficient = {
-        f"wants widths that are multiples of {step} in {_name(heads.dtype)}, not {heads.qk} and {heads.v}":
-            bool(heads.qk % step or heads.v % step),
+        f"wants widths that are multiples of {step} in {_name(heads.dtype)}, not {heads.qk} and {heads.v}": bool(
+            heads.qk % step or heads.v % step
+        ),
         "takes no grouped key heads": heads.grouped,
         f"takes float16, bfloat16 and float32, not {_name(heads.dtype)}": heads.dtype not in (*HALF, torch.float32),
-    }  # fmt: skip
+    }
     return {"flash": _true(flash), "memory-efficient": _true(efficient)}
 
 

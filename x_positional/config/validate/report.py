@@ -70,16 +70,21 @@ def _facts(report: Report) -> list[str]:
 def capability_words(caps: Capabilities) -> str:
     """The capability row in words."""
     kernels = {"fused": "any kernel", "bias": "kernels with a bias or mask", "rows": "kernels with whole rows"}
-    return ", ".join([
-        f"{kernels[caps.kernel]}",
-        "keys cached once stay right" if caps.kv_cacheable else "cached keys go stale",
-        "every position is defined" if caps.unbounded else "positions end",
-        "positions are absolute" if caps.absolute else "only distances count",
-        "needs a causal mask" if caps.causal_only else "works both ways",
-        "float positions" if caps.continuous and caps.uses_positions else "whole positions" if caps.uses_positions
-        else "positions= is refused",
-        *([] if caps.prefix_consistent else ["a prefix's logits depend on what length follows"]),
-    ])  # fmt: skip
+    return ", ".join(
+        [
+            f"{kernels[caps.kernel]}",
+            "keys cached once stay right" if caps.kv_cacheable else "cached keys go stale",
+            "every position is defined" if caps.unbounded else "positions end",
+            "positions are absolute" if caps.absolute else "only distances count",
+            "needs a causal mask" if caps.causal_only else "works both ways",
+            "float positions"
+            if caps.continuous and caps.uses_positions
+            else "whole positions"
+            if caps.uses_positions
+            else "positions= is refused",
+            *([] if caps.prefix_consistent else ["a prefix's logits depend on what length follows"]),
+        ]
+    )
 
 
 def across(problems: Sequence[str], kinds: Sequence[Report]) -> Report:
@@ -89,11 +94,13 @@ def across(problems: Sequence[str], kinds: Sequence[Report]) -> Report:
     return Report(
         errors=_once([*problems, *(e for kind in kinds for e in kind.errors)]),
         warnings=_once(w for kind in kinds for w in kind.warnings),
-        position=_joined(kind.position for kind in kinds), backend=_joined(kind.backend for kind in kinds),
-        reason=_joined(kind.reason for kind in kinds), decodes=first.decodes,
+        position=_joined(kind.position for kind in kinds),
+        backend=_joined(kind.backend for kind in kinds),
+        reason=_joined(kind.reason for kind in kinds),
+        decodes=first.decodes,
         capabilities=_together(caps) if len(caps) == len(kinds) else None,
         past=min((kind.past for kind in kinds if kind.past is not None), key=_refusals_first, default=None),
-    )  # fmt: skip
+    )
 
 
 def _once(texts: Iterable[str]) -> list[str]:
@@ -114,11 +121,14 @@ def _together(caps: Sequence[Capabilities]) -> Capabilities:
     reading = [c for c in caps if c.uses_positions]
     return Capabilities(
         kernel="rows" if "rows" in kernels else "bias" if "bias" in kernels else "fused",
-        kv_cacheable=all(c.kv_cacheable for c in caps), unbounded=all(c.unbounded for c in caps),
-        absolute=any(c.absolute for c in caps), causal_only=all(c.causal_only for c in caps),
-        continuous=all(c.continuous for c in reading or caps), uses_positions=bool(reading),
+        kv_cacheable=all(c.kv_cacheable for c in caps),
+        unbounded=all(c.unbounded for c in caps),
+        absolute=any(c.absolute for c in caps),
+        causal_only=all(c.causal_only for c in caps),
+        continuous=all(c.continuous for c in reading or caps),
+        uses_positions=bool(reading),
         prefix_consistent=all(c.prefix_consistent for c in caps),
-    )  # fmt: skip
+    )
 
 
 def merged(problems: Sequence[str], stacks: dict[str, Report]) -> Report:

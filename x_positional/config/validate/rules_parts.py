@@ -131,8 +131,11 @@ def a_router_can_learn(case: Case) -> Iterator[str]:
 
 
 SETTINGS = (
-    experts_can_be_chosen, no_setting_of_a_feedforward_is_idle, no_setting_of_a_latent_is_idle, latents_leave_room_for_values,
-)  # fmt: skip
+    experts_can_be_chosen,
+    no_setting_of_a_feedforward_is_idle,
+    no_setting_of_a_latent_is_idle,
+    latents_leave_room_for_values,
+)
 """Errors that need no scheme."""
 
 COMBINATIONS = (a_shared_key_turns_for_all_heads,)

@@ -88,9 +88,10 @@ def no_setting_is_idle(case: Case) -> Iterator[str]:
 def _idle_qk_norm(case: Case) -> Iterator[str]:
     attn, unset = case.layers.attn, type(case.layers.attn)()
     said = [
-        f"attn.{name}={getattr(attn, name)}" for name in ("qk_norm_eps", "qk_norm_bias", "qk_norm_unit_offset", "qk_norm_after")
+        f"attn.{name}={getattr(attn, name)}"
+        for name in ("qk_norm_eps", "qk_norm_bias", "qk_norm_unit_offset", "qk_norm_after")
         if getattr(attn, name) != getattr(unset, name)
-    ]  # fmt: skip
+    ]
     if attn.qk_norm is None and said:
         yield f"{', '.join(said)} without attn.qk_norm: there is no norm to set. Choose qk_norm, or leave it out."
     if attn.qk_norm in ("rms_plain", "l2") and (attn.qk_norm_bias or not attn.qk_norm_unit_offset):
@@ -146,8 +147,11 @@ def head_fits(case: Case) -> Iterator[str]:
             f"tie_embedding=True reads the logits off the embedding matrix, whose rows are emb_dim={model.emb_dim} wide, "
             f"and the model is dim={case.layers.dim} wide. Set logits_proj, leave emb_dim out, or untie."
         )
-    idle = {"emb_proj_bias=False": not model.emb_proj_bias, "emb_proj_first": model.emb_proj_first,
-            "logits_proj": model.logits_proj}  # fmt: skip
+    idle = {
+        "emb_proj_bias=False": not model.emb_proj_bias,
+        "emb_proj_first": model.emb_proj_first,
+        "logits_proj": model.logits_proj,
+    }
     if not model.projected and any(idle.values()):
         yield (
             f"{', '.join(name for name, said in idle.items() if said)} with emb_dim={model.emb_dim} and dim={case.layers.dim}: "
@@ -283,18 +287,30 @@ def _limits(case: Case) -> list[int]:
 
 
 SETTINGS: tuple[Rule, ...] = (
-    kv_heads_divide_heads, some_position, no_setting_is_idle, first_tokens_are_kept_beside_a_window, head_fits,
+    kv_heads_divide_heads,
+    some_position,
+    no_setting_is_idle,
+    first_tokens_are_kept_beside_a_window,
+    head_fits,
     none_stands_alone,
-)  # fmt: skip
+)
 """Errors that need no scheme."""
 
 COMBINATIONS: tuple[Rule, ...] = (
-    schemes_combine, causal_schemes_need_a_decoder, an_encoder_needs_order, schemes_reach_max_seq_len,
-    first_tokens_have_distances, projections_of_positions_are_read,
-)  # fmt: skip
+    schemes_combine,
+    causal_schemes_need_a_decoder,
+    an_encoder_needs_order,
+    schemes_reach_max_seq_len,
+    first_tokens_have_distances,
+    projections_of_positions_are_read,
+)
 """Errors that need the schemes."""
 
 WARNINGS: tuple[Rule, ...] = (
-    a_table_bounds_the_length, schemes_are_distinct, order_comes_from_somewhere,
-    cross_attention_reads_positions_if_given, a_window_is_shorter_than_the_text, pixel_frequencies_want_coordinates,
-)  # fmt: skip
+    a_table_bounds_the_length,
+    schemes_are_distinct,
+    order_comes_from_somewhere,
+    cross_attention_reads_positions_if_given,
+    a_window_is_shorter_than_the_text,
+    pixel_frequencies_want_coordinates,
+)

@@ -165,10 +165,14 @@ def kernel_of(case: Case, choice: Choice) -> tuple[str | None, list[str]]:
     biased = [s for s in case.schemes if s.capabilities().kernel == "bias"]
     trained = any(s.overrides("content_bias") or list(s.parameters()) for s in biased)
     heads = Heads(
-        qk=_query_width(case), v=case.value_dim, dtype=use.dtype or torch.float32,
-        masked=bool(biased) or case.reach.recent is not None, mask_grad=use.train and trained,
-        dropout=use.train and case.layers.attn.dropout > 0, grouped=case.dims.kv_heads < case.layers.heads,
-    )  # fmt: skip
+        qk=_query_width(case),
+        v=case.value_dim,
+        dtype=use.dtype or torch.float32,
+        masked=bool(biased) or case.reach.recent is not None,
+        mask_grad=use.train and trained,
+        dropout=use.train and case.layers.attn.dropout > 0,
+        grouped=case.dims.kv_heads < case.layers.heads,
+    )
     return sdpa_kernel(use.device, heads)
 
 
@@ -214,11 +218,17 @@ def past(case: Case) -> str:
 
 
 ERRORS = (
-    a_cache_needs_a_decoder, cached_keys_stay_right, a_sliding_cache_needs_a_window, decoding_ends_with_the_positions,
+    a_cache_needs_a_decoder,
+    cached_keys_stay_right,
+    a_sliding_cache_needs_a_window,
+    decoding_ends_with_the_positions,
     float16_reaches_max_seq_len,
-)  # fmt: skip
+)
 WARNINGS = (
-    float16_may_overflow, decoding_past_the_trained_length, a_cache_window_hides_tokens, prefixes_stay_the_same,
-)  # fmt: skip
+    float16_may_overflow,
+    decoding_past_the_trained_length,
+    a_cache_window_hides_tokens,
+    prefixes_stay_the_same,
+)
 BACKEND_ERRORS = (flex_fits_the_device, varlen_fits_the_heads)
 BACKEND_WARNINGS = (sdpa_falls_back, flex_may_refuse)

@@ -147,12 +147,17 @@ def _fastest_turn(scheme: PositionScheme) -> float | None:
 
 
 ERRORS: tuple[Rule, ...] = (
-    patches_cover_the_image, an_image_is_read_both_ways, one_table_of_the_grid, positions_fit_every_scheme,
+    patches_cover_the_image,
+    an_image_is_read_both_ways,
+    one_table_of_the_grid,
+    positions_fit_every_scheme,
     no_vision_setting_is_idle,
-)  # fmt: skip
+)
 WARNINGS: tuple[Rule, ...] = (
-    rows_are_read_one_after_another, a_window_counts_along_rows, coordinates_suit_the_frequencies,
-)  # fmt: skip
+    rows_are_read_one_after_another,
+    a_window_counts_along_rows,
+    coordinates_suit_the_frequencies,
+)
 
 
 def found(rules: Iterable[Rule], case: Case) -> list[str]:

@@ -77,10 +77,13 @@ def read_target(target: Any, flags: Mapping[str, Any]) -> Reading:
         return Reading({"encoder": Stack(target.encoder), "decoder": Stack(target.decoder)}, [])
     if isinstance(target, AnyConfig):
         return Reading({"": Stack(target)}, [])
-    return Reading({}, [
-        f"{type(target).__name__} cannot be checked. Give a config, a model, a dict of fields, the path of a YAML file, or "
-        "keyword flags."
-    ])  # fmt: skip
+    return Reading(
+        {},
+        [
+            f"{type(target).__name__} cannot be checked. Give a config, a model, a dict of fields, the path of a YAML file, or "
+            "keyword flags."
+        ],
+    )
 
 
 def _of_module(module: nn.Module) -> Reading:
@@ -94,9 +97,12 @@ def _of_module(module: nn.Module) -> Reading:
         found[name] = Stack(part.config, dims and dims.max_seq_len, dims and dims.embed_dim)
     if found:
         return Reading(found, [])
-    return Reading({}, [
-        f"{type(module).__name__} was not built from a config or flags, so there is nothing to check. Check the flags."
-    ])  # fmt: skip
+    return Reading(
+        {},
+        [
+            f"{type(module).__name__} was not built from a config or flags, so there is nothing to check. Check the flags."
+        ],
+    )
 
 
 def _of_file(path: Path) -> Reading:

@@ -116,9 +116,13 @@ def _norm_fields(path: str, norm: NormConfig | None) -> Fields:
 def _layer_fields(layer: LayerConfig, layers: LayersConfig, dims: Dims) -> Fields:
     attn, ff = layer.attn or layers.attn, layer.ff or layers.ff
     return {
-        "position": tuple(part.resolved(dims) for part in layer.parts), "window": layer.window, "chunk": layer.chunk,
-        "keep_first": layer.keep_first, **_attention_fields(attn, dims), **_feedforward_fields(ff, layers.dim),
-    }  # fmt: skip
+        "position": tuple(part.resolved(dims) for part in layer.parts),
+        "window": layer.window,
+        "chunk": layer.chunk,
+        "keep_first": layer.keep_first,
+        **_attention_fields(attn, dims),
+        **_feedforward_fields(ff, layers.dim),
+    }
 
 
 def _attention_fields(attn: AttentionConfig, dims: Dims) -> Fields:

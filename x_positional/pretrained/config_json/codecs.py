@@ -202,9 +202,11 @@ def follows(path: str, reader: Callable[[Hf], Any]) -> Both:
 def multiplier(path: str, key: str) -> Both:
     """What something is multiplied by, where none is 1. The default is in `Family.defaults`."""
     return Both(
-        (path,), (key,), lambda hf: {path: hf[key]},
+        (path,),
+        (key,),
+        lambda hf: {path: hf[key]},
         lambda config: {key: 1.0 if config.get(path) is None else config[path]},
-    )  # fmt: skip
+    )
 
 
 def decimal(value: float) -> float | int:

@@ -58,6 +58,4 @@ def encoder_alone(family: Family) -> Family:
         ours.removeprefix("encoder."): theirs for ours, theirs in family.names.items() if ours.startswith("encoder.")
     }
     idle = family.harmless | family.keys  # of the decoder and its head
-    return replace(
-        family, kind="encoder", architecture="", fields=fields, names=names, harmless=idle, optional={}
-    )  # fmt: skip
+    return replace(family, kind="encoder", architecture="", fields=fields, names=names, harmless=idle, optional={})

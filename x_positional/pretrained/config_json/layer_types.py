@@ -16,9 +16,16 @@ FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attenti
 OLDER = {"attention": FULL}
 """Older names of types."""
 ROPE_KEYS = (
-    "rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", "rotary_emb_base", "rotary_pct", "rope_pct",
-    "rope_local_base_freq", "original_max_position_embeddings",
-)  # fmt: skip
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "partial_rotary_factor",
+    "rotary_emb_base",
+    "rotary_pct",
+    "rope_pct",
+    "rope_local_base_freq",
+    "original_max_position_embeddings",
+)
 """Where rotary parameters may stand."""
 SHARE, CHANNELS, NEIGHBOURS = "partial_rotary_factor", "rotary_dim", "rope_interleave"
 """How much of a head turns, as a share or in channels, and whether pairs are neighbours: keys that few families read."""
@@ -126,9 +133,10 @@ def turning_unless_listed(interval: str = "no_rope_layer_interval") -> Turning:
         return [bool(turns) for turns in listed[:depth]]
 
     return Turning(
-        which=which, says=lambda turning: {"no_rope_layers": [int(turns) for turns in turning]},
+        which=which,
+        says=lambda turning: {"no_rope_layers": [int(turns) for turns in turning]},
         keys=("no_rope_layers", interval),
-    )  # fmt: skip
+    )
 
 
 def turning_in(kind: str, unlisted: Types) -> Turning:

@@ -37,12 +37,18 @@ SHARED: tuple[Codec, ...] = (
     Key("layers.dim", "d_model", DIM),
     Key("layers.ff.activation", "activation_function", "gelu", ACTIVATIONS),
     *(codec for codec in norms(("layers.norm", "emb_norm"), "", 1e-5) if not codec.said[0].endswith(".eps")),
-    Fixed("layers.norm.eps", 1e-5), Fixed("emb_norm.eps", 1e-5),
+    Fixed("layers.norm.eps", 1e-5),
+    Fixed("emb_norm.eps", 1e-5),
     Fixed("layers.norm_place", "post"),
     Fixed("layers.attn.bias", True),
     Fixed("layers.position", [Absolute(offset=2, scale=1.0)]),
-    Both(("emb_scale",), ("scale_embedding",), _scaled, lambda config: {"scale_embedding": config.get("emb_scale") is not None}),
-)  # fmt: skip
+    Both(
+        ("emb_scale",),
+        ("scale_embedding",),
+        _scaled,
+        lambda config: {"scale_embedding": config.get("emb_scale") is not None},
+    ),
+)
 
 
 def _names(side: str, theirs: str) -> dict[str, str | Layout]:
@@ -63,9 +69,13 @@ BIAS = Reshaped("final_logits_bias", ours=lambda sizes: (-1,), theirs=lambda siz
 CROSS = "model.decoder.layers.{i}.encoder_attn"
 
 BART = Family(
-    model_type="bart", architecture="BartForConditionalGeneration", kind="seq2seq",
+    model_type="bart",
+    architecture="BartForConditionalGeneration",
+    kind="seq2seq",
     fields=(
-        *both(SHARED), Fixed("tie_token_emb", True), *encoder(_side("encoder")),
+        *both(SHARED),
+        Fixed("tie_token_emb", True),
+        *encoder(_side("encoder")),
         *decoder((*_side("decoder"), Fixed("layers.cross_attend", True), *TIED, Fixed("logits_bias", True))),
     ),
     names={
@@ -82,12 +92,26 @@ BART = Family(
     },
     optional={"decoder.logits_bias": "final_logits_bias"},
     copies={f"model.{side}.embed_tokens.weight": "model.shared.weight" for side in ("encoder", "decoder")},
-    harmless=frozenset({
-        "activation_dropout", "add_bias_logits", "add_final_layer_norm", "classif_dropout", "classifier_dropout",
-        "decoder_layerdrop", "encoder_layerdrop", "extra_pos_embeddings", "force_bos_token_to_be_generated", "init_std",
-        "normalize_before", "normalize_embedding", "num_hidden_layers", "save_step", "static_position_embeddings",
-    }),
+    harmless=frozenset(
+        {
+            "activation_dropout",
+            "add_bias_logits",
+            "add_final_layer_norm",
+            "classif_dropout",
+            "classifier_dropout",
+            "decoder_layerdrop",
+            "encoder_layerdrop",
+            "extra_pos_embeddings",
+            "force_bos_token_to_be_generated",
+            "init_std",
+            "normalize_before",
+            "normalize_embedding",
+            "num_hidden_layers",
+            "save_step",
+            "static_position_embeddings",
+        }
+    ),
     ignored=(r"(encoder|decoder)\.version$",),
-)  # fmt: skip
+)
 """Keys of the code before transformers' (`normalize_before`, ...) are read by nobody: mBART, which they meant, has a
 model_type of its own."""

@@ -46,21 +46,31 @@ def norms(places: tuple[str, ...], key: str, eps: float) -> tuple[Codec, ...]:
     """LayerNorm with gain and bias at these places, one eps for all."""
     fixed = {"kind": "layer", "bias": True, "unit_offset": False}
     return tuple(
-        codec for place in places
+        codec
+        for place in places
         for codec in (*(Fixed(f"{place}.{n}", v) for n, v in fixed.items()), Key(f"{place}.eps", key, eps))
-    )  # fmt: skip
+    )
 
 
 NORMED = ("layers.norm", "emb_norm", "head.norm")
 TIED: tuple[Codec, ...] = (Key("tie_embedding", "tie_word_embeddings", True), Fixed("tie_embedding_scale", 1.0))
 
 BERT = Family(
-    model_type="bert", architecture="BertForMaskedLM", body="BertModel", kind="encoder", base="bert.",
+    model_type="bert",
+    architecture="BertForMaskedLM",
+    body="BertModel",
+    kind="encoder",
+    base="bert.",
     fields=(
-        *sizes(768, 12, 12, 3072, 30522), *norms(NORMED, "layer_norm_eps", 1e-12), *TIED, *BOTH_WAYS,
+        *sizes(768, 12, 12, 3072, 30522),
+        *norms(NORMED, "layer_norm_eps", 1e-12),
+        *TIED,
+        *BOTH_WAYS,
         Key("max_seq_len", "max_position_embeddings", 512),
         Fixed("layers.position", [Absolute(scale=1.0)]),
-        Only("position_embedding_type", ("absolute",), "relative keys are not read here, nor in transformers any more."),
+        Only(
+            "position_embedding_type", ("absolute",), "relative keys are not read here, nor in transformers any more."
+        ),
         Key("token_types", "type_vocab_size", 2),
         Fixed("layers.norm_place", "post"),
         Fixed("layers.attn.bias", True),
@@ -73,7 +83,9 @@ BERT = Family(
         "token_type_emb": "bert.embeddings.token_type_embeddings",
         "schemes.0": "bert.embeddings.position_embeddings",
         "emb_norm": "bert.embeddings.LayerNorm",
-        "blocks.{i}.attn.to_qkv": qkv(*(f"bert.encoder.layer.{{i}}.attention.self.{p}" for p in ("query", "key", "value"))),
+        "blocks.{i}.attn.to_qkv": qkv(
+            *(f"bert.encoder.layer.{{i}}.attention.self.{p}" for p in ("query", "key", "value"))
+        ),
         "blocks.{i}.attn.to_out": "bert.encoder.layer.{i}.attention.output.dense",
         "blocks.{i}.attn_residual.outer": "bert.encoder.layer.{i}.attention.output.LayerNorm",
         "blocks.{i}.ff.up": "bert.encoder.layer.{i}.intermediate.dense",
@@ -88,7 +100,7 @@ BERT = Family(
     ignored=(*POOLER, IDLE_BIAS, r"^cls\.seq_relationship\."),
     copies={"cls.predictions.decoder.bias": "cls.predictions.bias"},
     older=GAMMA,
-)  # fmt: skip
+)
 
 
 def _offset(hf: Hf) -> int:
@@ -121,23 +133,34 @@ def _under(prefix: str) -> dict[str, Any]:
     """BERT's names under another prefix, with RoBERTa's head."""
     body = {
         ours: qkv(*(name.replace("bert.", prefix, 1) for name in theirs.names(None)))  # type: ignore[arg-type]
-        if not isinstance(theirs, str) else theirs.replace("bert.", prefix, 1)
+        if not isinstance(theirs, str)
+        else theirs.replace("bert.", prefix, 1)
         for ours, theirs in BERT.names.items()
-    }  # fmt: skip
+    }
     return {
-        **body, "head.linear": "lm_head.dense", "head.norm": "lm_head.layer_norm", "to_logits": "lm_head.decoder",
-        "to_logits.bias": "lm_head.decoder.bias", "tied_bias": "lm_head.bias",
-    }  # fmt: skip
+        **body,
+        "head.linear": "lm_head.dense",
+        "head.norm": "lm_head.layer_norm",
+        "to_logits": "lm_head.decoder",
+        "to_logits.bias": "lm_head.decoder.bias",
+        "tied_bias": "lm_head.bias",
+    }
 
 
 ROBERTA = BERT.like(
-    "roberta", "RobertaForMaskedLM",
+    "roberta",
+    "RobertaForMaskedLM",
     fields=(
-        *sizes(768, 12, 12, 3072, 50265), AFTER_PADDING, Fixed("head.activation", "gelu"),
+        *sizes(768, 12, 12, 3072, 50265),
+        AFTER_PADDING,
+        Fixed("head.activation", "gelu"),
     ),
-    names=_under("roberta."), body="RobertaModel", base="roberta.", ignored=(*POOLER, IDLE_BIAS),
+    names=_under("roberta."),
+    body="RobertaModel",
+    base="roberta.",
+    ignored=(*POOLER, IDLE_BIAS),
     copies={"lm_head.decoder.bias": "lm_head.bias"},
-)  # fmt: skip
+)
 XLM_ROBERTA = ROBERTA.like(
     "xlm-roberta", "XLMRobertaForMaskedLM", fields=(Key("num_tokens", "vocab_size", 30522),), body="XLMRobertaModel"
 )

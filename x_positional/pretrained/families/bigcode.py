@@ -19,13 +19,15 @@ def _scale_keys(config: Fields) -> dict[str, Any]:
 
 
 KV_HEADS = Both(
-    ("layers.kv_heads",), ("multi_query",),
+    ("layers.kv_heads",),
+    ("multi_query",),
     lambda hf: {"layers.kv_heads": 1 if hf.get("multi_query", True) else hf.get("n_head", 12)},
     lambda config: {"multi_query": config["layers.kv_heads"] == 1},
-)  # fmt: skip
+)
 
 GPT_BIGCODE = GPT2.like(
-    "gpt_bigcode", "GPTBigCodeForCausalLM",
+    "gpt_bigcode",
+    "GPTBigCodeForCausalLM",
     fields=(
         Key("layers.ff.activation", "activation_function", "gelu_pytorch_tanh", ACTIVATIONS),
         Both(("layers.attn.scale", "each.attn.scale"), ("scale_attn_weights",), _scale_fields, _scale_keys),
@@ -43,4 +45,4 @@ GPT_BIGCODE = GPT2.like(
         "attention_softmax_in_fp32 scale_attention_softmax_in_fp32 inference_runner validate_runner_input pre_allocate_kv_cache "
         "max_sequence_length max_batch_size pad_key_length num_key_value_heads n_ctx"
     ),
-)  # fmt: skip
+)

@@ -10,7 +10,9 @@ from x_positional.pretrained.tensors.fused_qkv import grouped
 from x_positional.schemes import Alibi
 
 BLOOM = Family(
-    model_type="bloom", architecture="BloomForCausalLM", base="transformer.",
+    model_type="bloom",
+    architecture="BloomForCausalLM",
+    base="transformer.",
     fields=(
         Key("num_tokens", "vocab_size", 250880),
         Key("max_seq_len", "seq_length", 2048),
@@ -19,8 +21,11 @@ BLOOM = Family(
         Key("layers.heads", "n_head", 8),
         even_heads("hidden_size", "n_head", (64, 8)),
         Both(("layers.ff.dim",), (), lambda hf: {"layers.ff.dim": 4 * hf.get("hidden_size", 64)}, lambda config: {}),
-        *tied(True), *layer_norms("layer_norm_epsilon"),
-        Fixed("emb_norm.kind", "layer"), Fixed("emb_norm.bias", True), Fixed("emb_norm.unit_offset", False),
+        *tied(True),
+        *layer_norms("layer_norm_epsilon"),
+        Fixed("emb_norm.kind", "layer"),
+        Fixed("emb_norm.bias", True),
+        Fixed("emb_norm.unit_offset", False),
         Key("emb_norm.eps", "layer_norm_epsilon", 1e-5),
         Fixed("layers.kind", "decoder"),
         Fixed("layers.position", [Alibi()]),
@@ -47,4 +52,4 @@ BLOOM = Family(
         "pretraining_tp slow_but_exact attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion offset_alibi "
         "skip_bias_add skip_bias_add_qkv unk_token_id hidden_dropout attention_dropout"
     ),
-)  # fmt: skip
+)

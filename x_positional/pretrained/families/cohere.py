@@ -10,10 +10,14 @@ from x_positional.pretrained.families.llama import LLAMA, qk_norms_if, sizes, ti
 from x_positional.pretrained.tensors.layouts import head_gains
 
 COHERE = LLAMA.like(
-    "cohere", "CohereForCausalLM",
+    "cohere",
+    "CohereForCausalLM",
     fields=(
-        *tied(True), *layer_norms("layer_norm_eps"), Fixed("layers.norm.bias", False),
-        Fixed("layers.norm_place", "parallel"), Fixed("layers.ff.bias", False),
+        *tied(True),
+        *layer_norms("layer_norm_eps"),
+        Fixed("layers.norm.bias", False),
+        Fixed("layers.norm_place", "parallel"),
+        Fixed("layers.ff.bias", False),
         multiplier("logits_scale", "logit_scale"),
         qk_norms_if("use_qk_norm", "layer_per_head", "layer_norm_eps", 1e-5),
     ),
@@ -23,19 +27,22 @@ COHERE = LLAMA.like(
         "blocks.{i}.attn.k_norm": head_gains("model.layers.{i}.self_attn.k_norm", lambda s: s.kv_heads),
     },
     defaults=sizes(256000, 8192, 22528, 40, 64, 8192, logit_scale=0.0625),
-)  # fmt: skip
+)
 
 LOCAL = full_every("sliding_window_pattern")
 
 COHERE2 = COHERE.like(
-    "cohere2", "Cohere2ForCausalLM",
+    "cohere2",
+    "Cohere2ForCausalLM",
     fields=(
-        Fixed("layers.attn.qk_norm", None), follows("layers.head_dim", share("hidden_size", "num_attention_heads")),
-        Reaches(unlisted=LOCAL, older=("sliding_window_pattern",)), Turns(turning=turning_in(SLIDING, LOCAL)),
+        Fixed("layers.attn.qk_norm", None),
+        follows("layers.head_dim", share("hidden_size", "num_attention_heads")),
+        Reaches(unlisted=LOCAL, older=("sliding_window_pattern",)),
+        Turns(turning=turning_in(SLIDING, LOCAL)),
     ),
     harmless=key_names(
         "cache_implementation head_dim layer_switch order_of_interleaved_layers position_embedding_type rotary_pct "
         "use_embedding_sharing use_gated_activation use_parallel_block use_parallel_embedding use_qk_norm"
     ),
     defaults={"sliding_window": 4096, "sliding_window_pattern": 4},
-)  # fmt: skip
+)

@@ -13,9 +13,16 @@ NORMED = ("layers.norm", "emb_norm", "head.norm")
 EPS = 1e-7
 SINGLE: tuple[Terms, ...] = ("c2p", "p2c")
 KEYS = (
-    "relative_attention", "pos_att_type", "position_buckets", "max_relative_positions", "norm_rel_ebd", "layer_norm_eps",
-    "position_biased_input", "share_att_key", "max_position_embeddings",
-)  # fmt: skip
+    "relative_attention",
+    "pos_att_type",
+    "position_buckets",
+    "max_relative_positions",
+    "norm_rel_ebd",
+    "layer_norm_eps",
+    "position_biased_input",
+    "share_att_key",
+    "max_position_embeddings",
+)
 
 
 def _terms(hf: Hf) -> Terms | None:
@@ -46,9 +53,11 @@ def _position_fields(hf: Hf) -> Fields:
     length, buckets = hf.get("max_position_embeddings", 512), hf.get("position_buckets", -1)
     furthest = hf.get("max_relative_positions", -1)
     table = Disentangled(
-        num_buckets=buckets if buckets > 0 else None, max_distance=furthest if furthest > 0 else length, terms=terms,
+        num_buckets=buckets if buckets > 0 else None,
+        max_distance=furthest if furthest > 0 else length,
+        terms=terms,
         norm_eps=_normed(hf),
-    )  # fmt: skip
+    )
     width = hf.get("hidden_size", 1536) // hf.get("num_attention_heads", 24)
     return {
         "layers.position": [table, Absolute(scale=1.0)] if hf.get("position_biased_input", True) else [table],
@@ -62,11 +71,14 @@ def _position_keys(config: Fields) -> dict[str, Any]:
         case (Disentangled() as table, *rest) if len(rest) < 2:
             terms = list(SINGLE) if table.terms == "both" else [table.terms]
             return {
-                "relative_attention": True, "pos_att_type": terms, "position_buckets": table.num_buckets or -1,
-                "max_relative_positions": table.max_distance, "position_biased_input": bool(rest),
+                "relative_attention": True,
+                "pos_att_type": terms,
+                "position_buckets": table.num_buckets or -1,
+                "max_relative_positions": table.max_distance,
+                "position_biased_input": bool(rest),
                 "norm_rel_ebd": "none" if table.norm_eps is None else "layer_norm",
                 "share_att_key": not config.get("layers.attn.position_projections"),
-            }  # fmt: skip
+            }
         case _:
             return {}
 
@@ -85,20 +97,36 @@ def _types(hf: Hf) -> Fields:
 
 
 FIELDS: tuple[Codec, ...] = (
-    *sizes(1536, 24, 24, 6144, 128100), *norms(NORMED, "layer_norm_eps", EPS),
+    *sizes(1536, 24, 24, 6144, 128100),
+    *norms(NORMED, "layer_norm_eps", EPS),
     Key("max_seq_len", "max_position_embeddings", 512),
-    Both(("layers.position", "layers.attn.scale", "layers.attn.position_projections"), KEYS, _position_fields, _position_keys),
-    Both(("token_types",), ("type_vocab_size",), _types, lambda config: {"type_vocab_size": config.get("token_types") or 0}),
+    Both(
+        ("layers.position", "layers.attn.scale", "layers.attn.position_projections"),
+        KEYS,
+        _position_fields,
+        _position_keys,
+    ),
+    Both(
+        ("token_types",),
+        ("type_vocab_size",),
+        _types,
+        lambda config: {"type_vocab_size": config.get("token_types") or 0},
+    ),
     Both(("only embedding_size",), ("embedding_size",), _same_width, lambda config: {}),
     Written("legacy", True),
     Only("conv_kernel_size", (0,), "the convolution beside the first layer (of the xlarge models) is not read here."),
-)  # fmt: skip
+)
 LAYER = "deberta.encoder.layer.{i}.attention.self"
 DEBERTA_V2 = BERT.like(
-    "deberta-v2", "DebertaV2ForMaskedLM", fields=FIELDS,
+    "deberta-v2",
+    "DebertaV2ForMaskedLM",
+    fields=FIELDS,
     names={
-        **{ours: theirs.replace("bert.", "deberta.", 1) for ours, theirs in BERT.names.items()
-           if isinstance(theirs, str) and theirs.startswith("bert.")},
+        **{
+            ours: theirs.replace("bert.", "deberta.", 1)
+            for ours, theirs in BERT.names.items()
+            if isinstance(theirs, str) and theirs.startswith("bert.")
+        },
         "schemes.0": "deberta.encoder.rel_embeddings",
         "schemes.0.norm": "deberta.encoder.LayerNorm",
         "schemes.1": "deberta.embeddings.position_embeddings",
@@ -106,9 +134,14 @@ DEBERTA_V2 = BERT.like(
         "blocks.{i}.attn.position_q": f"{LAYER}.pos_query_proj",
         "blocks.{i}.attn.position_k": f"{LAYER}.pos_key_proj",
     },
-    body="DebertaV2Model", base="deberta.", ignored=(*POOLER, IDLE_BIAS, r"^mask_predictions\."),
-    older=(*GAMMA, (r"^lm_predictions\.lm_head\.(dense|LayerNorm)", r"cls.predictions.transform.\1"),
-           (r"^lm_predictions\.lm_head\.bias$", "cls.predictions.bias")),
+    body="DebertaV2Model",
+    base="deberta.",
+    ignored=(*POOLER, IDLE_BIAS, r"^mask_predictions\."),
+    older=(
+        *GAMMA,
+        (r"^lm_predictions\.lm_head\.(dense|LayerNorm)", r"cls.predictions.transform.\1"),
+        (r"^lm_predictions\.lm_head\.bias$", "cls.predictions.bias"),
+    ),
     harmless=frozenset({"pooler_hidden_size", "pooler_dropout", "pooler_hidden_act"}),
-)  # fmt: skip
+)
 """The head of a file that names it `lm_predictions` is read too; it is written under the usual name."""

@@ -28,9 +28,10 @@ def _feedforward_fields(hf: Hf) -> Fields:
     if not gated and name not in ACTIVATIONS:
         raise ValueError(f"hidden_act={name!r} is not known here; there are: {', '.join(ACTIVATIONS)}.")
     return {
-        "layers.ff.glu": gated, "layers.ff.activation": "silu" if gated else ACTIVATIONS[name],
+        "layers.ff.glu": gated,
+        "layers.ff.activation": "silu" if gated else ACTIVATIONS[name],
         "layers.ff.dim": _width(hf.get("hidden_size") or 768, hf.get("mlp_ratio") or 4, gated),
-    }  # fmt: skip
+    }
 
 
 def _feedforward_keys(config: Fields) -> dict[str, Any]:
@@ -41,15 +42,18 @@ def _feedforward_keys(config: Fields) -> dict[str, Any]:
 
 
 FEEDFORWARD = Both(
-    ("layers.ff.glu", "layers.ff.activation", "layers.ff.dim"), ("use_swiglu_ffn", "hidden_act", "mlp_ratio"),
-    _feedforward_fields, _feedforward_keys,
-)  # fmt: skip
+    ("layers.ff.glu", "layers.ff.activation", "layers.ff.dim"),
+    ("use_swiglu_ffn", "hidden_act", "mlp_ratio"),
+    _feedforward_fields,
+    _feedforward_keys,
+)
 
 
 def _names(base: str) -> dict[str, str | Layout]:
     block = f"{base}encoder.layer.{{i}}"
     return {
-        **embeddings(base), **attention(block),
+        **embeddings(base),
+        **attention(block),
         "blocks.{i}.attn_residual.before": f"{block}.norm1",
         "blocks.{i}.attn_residual.gain": f"{block}.layer_scale1.lambda1",
         "blocks.{i}.ff_residual.before": f"{block}.norm2",
@@ -58,27 +62,36 @@ def _names(base: str) -> dict[str, str | Layout]:
         "blocks.{i}.ff.down": ByGate(Same(f"{block}.mlp.fc2"), Same(f"{block}.mlp.weights_out")),
         "final_norm": f"{base}layernorm",
         "to_logits": "classifier",
-    }  # fmt: skip
+    }
 
 
 OWN: tuple[Codec, ...] = (
-    *layer_norms("layer_norm_eps", 1e-6), FEEDFORWARD,
+    *layer_norms("layer_norm_eps", 1e-6),
+    FEEDFORWARD,
     Key("layers.layer_scale", "layerscale_value", 1.0),
     Fixed("pool", "cls_mean"),
-)  # fmt: skip
+)
 
 DINOV2 = Family(
-    model_type="dinov2", architecture="Dinov2ForImageClassification", body="Dinov2Model", kind="vision", base="dinov2.",
+    model_type="dinov2",
+    architecture="Dinov2ForImageClassification",
+    body="Dinov2Model",
+    kind="vision",
+    base="dinov2.",
     fields=(*images(224, 14), *OWN, Only("use_mask_token", (False, True), "it is yes or no.")),
     names=_names("dinov2."),
     ignored=(MASK_TOKEN,),
     harmless=key_names("drop_path_rate out_features out_indices stage_names apply_layernorm reshape_hidden_states"),
-)  # fmt: skip
+)
 DINOV2_WITH_REGISTERS = DINOV2.like(
-    "dinov2_with_registers", "Dinov2WithRegistersForImageClassification",
+    "dinov2_with_registers",
+    "Dinov2WithRegistersForImageClassification",
     fields=(*images(224, 16), *OWN, Key("num_register_tokens", "num_register_tokens", 4), Fixed("antialias", True)),
     names={
-        **_names("dinov2_with_registers."), "register_tokens": tokens("dinov2_with_registers.embeddings.register_tokens"),
+        **_names("dinov2_with_registers."),
+        "register_tokens": tokens("dinov2_with_registers.embeddings.register_tokens"),
     },
-    body="Dinov2WithRegistersModel", base="dinov2_with_registers.", harmless=DINOV2.harmless | {"use_mask_token"},
-)  # fmt: skip
+    body="Dinov2WithRegistersModel",
+    base="dinov2_with_registers.",
+    harmless=DINOV2.harmless | {"use_mask_token"},
+)

@@ -50,13 +50,18 @@ def _shape_keys(config: Fields) -> dict[str, Any]:
     heads, kv_heads, place = (config[f"layers.{name}"] for name in ("heads", "kv_heads", "norm_place"))
     newer = place == "parallel_two" or (place == "parallel" and kv_heads not in (1, heads))
     return {
-        "new_decoder_architecture": newer, "parallel_attn": place != "pre", "multi_query": kv_heads == 1,
-        "num_kv_heads": kv_heads, "num_ln_in_parallel_attn": (2 if place == "parallel_two" else 1) if newer else None,
-    }  # fmt: skip
+        "new_decoder_architecture": newer,
+        "parallel_attn": place != "pre",
+        "multi_query": kv_heads == 1,
+        "num_kv_heads": kv_heads,
+        "num_ln_in_parallel_attn": (2 if place == "parallel_two" else 1) if newer else None,
+    }
 
 
 FALCON = Family(
-    model_type="falcon", architecture="FalconForCausalLM", base="transformer.",
+    model_type="falcon",
+    architecture="FalconForCausalLM",
+    base="transformer.",
     fields=(
         Key("num_tokens", "vocab_size", 65024),
         Key("max_seq_len", "max_position_embeddings", 2048),
@@ -66,11 +71,20 @@ FALCON = Family(
         even_heads("hidden_size", "num_attention_heads", (WIDTH, HEADS)),
         inner_width("ffn_hidden_size", "hidden_size", WIDTH),
         Key("layers.ff.activation", "activation", "gelu", ACTIVATIONS),
-        Both(("layers.position",), ("alibi", "rope_parameters", "rope_scaling", "rope_theta"), _position_fields, _position_keys),
-        Both(("layers.kv_heads", "layers.norm_place"),
-             ("new_decoder_architecture", "multi_query", "parallel_attn", "num_kv_heads", "num_ln_in_parallel_attn"),
-             _shape_fields, _shape_keys),
-        *tied(True), *layer_norms("layer_norm_epsilon"),
+        Both(
+            ("layers.position",),
+            ("alibi", "rope_parameters", "rope_scaling", "rope_theta"),
+            _position_fields,
+            _position_keys,
+        ),
+        Both(
+            ("layers.kv_heads", "layers.norm_place"),
+            ("new_decoder_architecture", "multi_query", "parallel_attn", "num_kv_heads", "num_ln_in_parallel_attn"),
+            _shape_fields,
+            _shape_keys,
+        ),
+        *tied(True),
+        *layer_norms("layer_norm_epsilon"),
         Fixed("layers.kind", "decoder"),
         Key("layers.attn.bias", "bias", False),
         Key("layers.ff.bias", "bias", False),
@@ -93,4 +107,4 @@ FALCON = Family(
     },
     aliases={"n_embed": "hidden_size"},
     harmless=frozenset(("ff_factor",)),
-)  # fmt: skip
+)

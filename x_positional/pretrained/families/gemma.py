@@ -12,16 +12,19 @@ TANH = activations("gelu_pytorch_tanh")
 CAUSAL = Only("use_bidirectional_attention", (None, False), "decoders see the past alone here.")
 
 GEMMA = LLAMA.like(
-    "gemma", "GemmaForCausalLM",
+    "gemma",
+    "GemmaForCausalLM",
     fields=(
-        *tied(True), Fixed("layers.norm.unit_offset", True), CAUSAL,
+        *tied(True),
+        Fixed("layers.norm.unit_offset", True),
+        CAUSAL,
         follows("emb_scale", lambda hf: hf["hidden_size"] ** 0.5),
         Fixed("layers.ff.bias", False),
         Key("layers.ff.activation", "hidden_act", "gelu_pytorch_tanh", {**TANH, "gelu": ACTIVATIONS["gelu_new"]}),
     ),
     harmless=frozenset({"hidden_activation"}),
     defaults=sizes(256000, 3072, 24576, 28, 16, 8192, num_key_value_heads=16, head_dim=256),
-)  # fmt: skip
+)
 
 
 def _scale(hf: Hf) -> Fields:
@@ -33,12 +36,15 @@ def _scalar(config: Fields) -> Fields:
 
 
 GEMMA2 = GEMMA.like(
-    "gemma2", "Gemma2ForCausalLM",
+    "gemma2",
+    "Gemma2ForCausalLM",
     fields=(
         Key("layers.ff.activation", "hidden_activation", "gelu_pytorch_tanh", TANH),
         Both(("layers.attn.scale",), ("query_pre_attn_scalar",), _scale, _scalar),
-        Maybe("layers.attn.softcap", "attn_logit_softcapping"), Maybe("logits_softcap", "final_logit_softcapping"),
-        Fixed("layers.norm_place", "sandwich"), Reaches(unlisted=full_every(2)),
+        Maybe("layers.attn.softcap", "attn_logit_softcapping"),
+        Maybe("logits_softcap", "final_logit_softcapping"),
+        Fixed("layers.norm_place", "sandwich"),
+        Reaches(unlisted=full_every(2)),
     ),
     names={
         "blocks.{i}.attn_residual.after": "model.layers.{i}.post_attention_layernorm",
@@ -47,26 +53,44 @@ GEMMA2 = GEMMA.like(
     },
     harmless=frozenset({"hidden_act", "sliding_window_size", "cache_implementation"}),
     defaults=sizes(
-        256000, 2304, 9216, 26, 8, 8192, num_key_value_heads=4, sliding_window=4096, query_pre_attn_scalar=256,
-        attn_logit_softcapping=50.0, final_logit_softcapping=30.0,
+        256000,
+        2304,
+        9216,
+        26,
+        8,
+        8192,
+        num_key_value_heads=4,
+        sliding_window=4096,
+        query_pre_attn_scalar=256,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
     ),
-)  # fmt: skip
+)
 
 LOCAL = full_every("sliding_window_pattern")
 
 GEMMA3_TEXT = GEMMA2.like(
-    "gemma3_text", "Gemma3ForCausalLM",
+    "gemma3_text",
+    "Gemma3ForCausalLM",
     fields=(
-        *qk_norms("rms", "rms_norm_eps", 1e-6, unit_offset=True), Fixed("layers.attn.softcap", None),
-        Reaches(unlisted=LOCAL, older=("sliding_window_pattern",)), Turns(unlisted=LOCAL),
+        *qk_norms("rms", "rms_norm_eps", 1e-6, unit_offset=True),
+        Fixed("layers.attn.softcap", None),
+        Reaches(unlisted=LOCAL, older=("sliding_window_pattern",)),
+        Turns(unlisted=LOCAL),
     ),
     names={f"blocks.{{i}}.attn.{x}_norm": f"model.layers.{{i}}.self_attn.{x}_norm" for x in "qk"},
     harmless=GEMMA2.harmless | {"attn_logit_softcapping", "_sliding_window_pattern"},  # stored, and never applied
     defaults=sizes(262208, 2304, 9216, 26, 8, 131072, final_logit_softcapping=None, sliding_window_pattern=6),
-)  # fmt: skip
+)
 
 GEMMA3 = Inner(
-    model_type="gemma3", architecture="Gemma3ForConditionalGeneration", family=GEMMA3_TEXT,
-    names={r"language_model\.model\.": "model.", r"language_model\.lm_head": "lm_head", r"model\.language_model\.": "model."},
+    model_type="gemma3",
+    architecture="Gemma3ForConditionalGeneration",
+    family=GEMMA3_TEXT,
+    names={
+        r"language_model\.model\.": "model.",
+        r"language_model\.lm_head": "lm_head",
+        r"model\.language_model\.": "model.",
+    },
     left=(r"(^|\.)(vision_tower|multi_modal_projector)\.",),
-)  # fmt: skip
+)

@@ -8,20 +8,25 @@ from x_positional.pretrained.families.llama import LLAMA, rms_norms, sizes
 from x_positional.pretrained.tensors.layouts import Swapped
 
 GLM = LLAMA.like(
-    "glm", "GlmForCausalLM",
+    "glm",
+    "GlmForCausalLM",
     fields=(
-        *rms_norms(eps=1.5625e-7), Turns(honours=(SHARE,)),
-        Key("layers.attn.bias", "attention_bias", True), Fixed("layers.attn.out_bias", False), Fixed("layers.ff.bias", False),
+        *rms_norms(eps=1.5625e-7),
+        Turns(honours=(SHARE,)),
+        Key("layers.attn.bias", "attention_bias", True),
+        Fixed("layers.attn.out_bias", False),
+        Fixed("layers.ff.bias", False),
     ),
     names={"blocks.{i}.ff.up": Swapped("model.layers.{i}.mlp.gate_up_proj")},
     defaults=sizes(151552, 4096, 13696, 40, 32, 131072, num_key_value_heads=2, head_dim=128),
-)  # fmt: skip
+)
 
 GLM4 = GLM.like(
-    "glm4", "Glm4ForCausalLM",
+    "glm4",
+    "Glm4ForCausalLM",
     fields=(Fixed("layers.norm_place", "sandwich"),),
     names={
         "blocks.{i}.attn_residual.after": "model.layers.{i}.post_self_attn_layernorm",
         "blocks.{i}.ff_residual.after": "model.layers.{i}.post_mlp_layernorm",
     },
-)  # fmt: skip
+)

@@ -12,9 +12,11 @@ TABLE = Fixed("layers.position", [Absolute(scale=1.0)])
 def layer_norms(key: str, eps: float = 1e-5) -> tuple[Codec, ...]:
     """LayerNorm with gain and bias."""
     return (
-        Fixed("layers.norm.kind", "layer"), Fixed("layers.norm.bias", True), Fixed("layers.norm.unit_offset", False),
+        Fixed("layers.norm.kind", "layer"),
+        Fixed("layers.norm.bias", True),
+        Fixed("layers.norm.unit_offset", False),
         Key("layers.norm.eps", key, eps),
-    )  # fmt: skip
+    )
 
 
 def _scale_fields(hf: Hf) -> Fields:
@@ -30,18 +32,26 @@ def _scale_keys(config: Fields) -> dict[str, bool]:
 
 
 GPT2 = Family(
-    model_type="gpt2", architecture="GPT2LMHeadModel", base="transformer.",
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    base="transformer.",
     fields=(
         Key("num_tokens", "vocab_size", 50257),
         Key("max_seq_len", "n_positions", 1024),
         Key("layers.dim", "n_embd", 768),
         Key("layers.depth", "n_layer", 12),
         Key("layers.heads", "n_head", 12),
-        Both(("layers.head_dim",), (), lambda hf: {"layers.head_dim": share("n_embd", "n_head")(hf)}, lambda config: {}),
+        Both(
+            ("layers.head_dim",), (), lambda hf: {"layers.head_dim": share("n_embd", "n_head")(hf)}, lambda config: {}
+        ),
         Key("layers.ff.dim", "n_inner", lambda hf: 4 * hf["n_embd"]),
         Key("layers.ff.activation", "activation_function", "gelu_new", ACTIVATIONS),
-        Both(("each.attn.scale",), ("scale_attn_weights", "scale_attn_by_inverse_layer_idx"), _scale_fields, _scale_keys),
-        *tied(True), *layer_norms("layer_norm_epsilon"), TABLE,
+        Both(
+            ("each.attn.scale",), ("scale_attn_weights", "scale_attn_by_inverse_layer_idx"), _scale_fields, _scale_keys
+        ),
+        *tied(True),
+        *layer_norms("layer_norm_epsilon"),
+        TABLE,
         Fixed("layers.kind", "decoder"),
         Fixed("layers.attn.bias", True),
         Only("add_cross_attention", (False,), "GPT-2 with cross-attention is not read here."),
@@ -59,4 +69,4 @@ GPT2 = Family(
         "to_logits": "lm_head",
     },
     ignored=(r"\.attn\.(masked_)?bias$",),
-)  # fmt: skip
+)

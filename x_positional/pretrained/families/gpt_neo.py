@@ -31,7 +31,9 @@ def _window_keys(config: Fields) -> dict[str, Any]:
 
 
 GPT_NEO = Family(
-    model_type="gpt_neo", architecture="GPTNeoForCausalLM", base="transformer.",
+    model_type="gpt_neo",
+    architecture="GPTNeoForCausalLM",
+    base="transformer.",
     fields=(
         Key("num_tokens", "vocab_size", 50257),
         Key("max_seq_len", "max_position_embeddings", 2048),
@@ -41,7 +43,9 @@ GPT_NEO = Family(
         even_heads("hidden_size", "num_heads", (2048, 16)),
         inner_width("intermediate_size", "hidden_size", 2048),
         Key("layers.ff.activation", "activation_function", "gelu_new", ACTIVATIONS),
-        *tied(True), *layer_norms("layer_norm_epsilon"), TABLE,
+        *tied(True),
+        *layer_norms("layer_norm_epsilon"),
+        TABLE,
         Fixed("layers.kind", "decoder"),
         Fixed("layers.attn.scale", 1.0),
         Fixed("layers.attn.out_bias", True),
@@ -62,4 +66,4 @@ GPT_NEO = Family(
     ignored=(r"\.attention\.(masked_)?bias$",),
     aliases={"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"},
     harmless=frozenset(("embed_dropout", "resid_dropout", "gradient_checkpointing")),
-)  # fmt: skip
+)

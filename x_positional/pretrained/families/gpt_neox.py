@@ -11,8 +11,15 @@ from x_positional.pretrained.rope import from_hf, to_hf
 from x_positional.pretrained.tensors.fused_qkv import grouped
 from x_positional.schemes import Rope
 
-ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "rotary_emb_base", "partial_rotary_factor", "rotary_pct",
-             "original_max_position_embeddings")  # fmt: skip
+ROPE_KEYS = (
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "rotary_emb_base",
+    "partial_rotary_factor",
+    "rotary_pct",
+    "original_max_position_embeddings",
+)
 
 
 def _rope_fields(hf: Hf) -> Fields:
@@ -37,7 +44,9 @@ def _rope_keys(config: Fields) -> dict[str, Any]:
 
 
 GPT_NEOX = Family(
-    model_type="gpt_neox", architecture="GPTNeoXForCausalLM", base="gpt_neox.",
+    model_type="gpt_neox",
+    architecture="GPTNeoXForCausalLM",
+    base="gpt_neox.",
     fields=(
         Key("num_tokens", "vocab_size", 50432),
         Key("max_seq_len", "max_position_embeddings", 2048),
@@ -47,7 +56,8 @@ GPT_NEOX = Family(
         even_heads("hidden_size", "num_attention_heads", (6144, 64)),
         Key("layers.ff.dim", "intermediate_size", 24576),
         Key("layers.ff.activation", "hidden_act", "gelu", ACTIVATIONS),
-        *tied(False), *layer_norms("layer_norm_eps"),
+        *tied(False),
+        *layer_norms("layer_norm_eps"),
         Both(("layers.position",), ROPE_KEYS, _rope_fields, _rope_keys),
         Fixed("layers.kind", "decoder"),
         Key("layers.norm_place", "use_parallel_residual", True, {True: "parallel_two", False: "pre"}),
@@ -65,4 +75,4 @@ GPT_NEOX = Family(
         "to_logits": "embed_out",
     },
     ignored=(r"\.attention\.(masked_)?bias$", r"rotary_emb\.inv_freq$"),
-)  # fmt: skip
+)

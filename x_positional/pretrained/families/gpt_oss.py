@@ -8,20 +8,32 @@ from x_positional.pretrained.families.mixtral import LAYER, TRAINING
 from x_positional.pretrained.tensors.layouts_experts import Fused, gates_between
 
 GPT_OSS = LLAMA.like(
-    "gpt_oss", "GptOssForCausalLM",
+    "gpt_oss",
+    "GptOssForCausalLM",
     fields=(
         Mixture(
             numbers={
-                "experts": Named("num_local_experts", 128, also="num_experts"), "top_k": Named("num_experts_per_tok", 4)
+                "experts": Named("num_local_experts", 128, also="num_experts"),
+                "top_k": Named("num_experts_per_tok", 4),
             },
-            fixed={"router_bias": True}, width="intermediate_size",
+            fixed={"router_bias": True},
+            width="intermediate_size",
         ),
-        *rms_norms(eps=1e-5), Reaches(unlisted=full_every(2)), Key("layers.attn.bias", "attention_bias", True),
-        Fixed("layers.attn.sinks", True), Fixed("layers.ff.bias", True), Fixed("layers.ff.activation", "silu"),
-        Key("layers.ff.swish_beta", "swiglu_alpha", 1.702), Key("layers.ff.glu_clamp", "swiglu_limit", 7.0),
+        *rms_norms(eps=1e-5),
+        Reaches(unlisted=full_every(2)),
+        Key("layers.attn.bias", "attention_bias", True),
+        Fixed("layers.attn.sinks", True),
+        Fixed("layers.ff.bias", True),
+        Fixed("layers.ff.activation", "silu"),
+        Key("layers.ff.swish_beta", "swiglu_alpha", 1.702),
+        Key("layers.ff.glu_clamp", "swiglu_limit", 7.0),
         Fixed("layers.ff.glu_shift", 1.0),
-        Only("quantization_config", (None,), "its experts are stored in four bits, which are not read here. Save it as bfloat16 "
-             "with transformers first."),
+        Only(
+            "quantization_config",
+            (None,),
+            "its experts are stored in four bits, which are not read here. Save it as bfloat16 "
+            "with transformers first.",
+        ),
     ),
     names={
         "blocks.{i}.attn.sinks": LAYER + "self_attn.sinks",
@@ -33,4 +45,4 @@ GPT_OSS = LLAMA.like(
     },
     harmless=TRAINING | {"hidden_act", "initial_context_length", "experts_per_token"},
     defaults=sizes(201088, 2880, 2880, 36, 64, 131072, num_key_value_heads=8, head_dim=64, sliding_window=128),
-)  # fmt: skip
+)

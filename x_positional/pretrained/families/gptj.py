@@ -25,10 +25,13 @@ def _rope_keys(config: Fields) -> dict[str, Any]:
 
 
 GPTJ = Family(
-    model_type="gptj", architecture="GPTJForCausalLM", base="transformer.",
+    model_type="gptj",
+    architecture="GPTJForCausalLM",
+    base="transformer.",
     fields=(
         *old_sizes({"vocab_size": 50400, "n_positions": 2048, "n_embd": 4096, "n_layer": 28, "n_head": 16}),
-        *tied(False), *layer_norms("layer_norm_epsilon"),
+        *tied(False),
+        *layer_norms("layer_norm_epsilon"),
         Both(("layers.position",), ("rotary_dim",), _rope_fields, _rope_keys),
         Fixed("layers.kind", "decoder"),
         Fixed("layers.norm_place", "parallel"),
@@ -48,10 +51,11 @@ GPTJ = Family(
     ignored=(r"\.attn\.(masked_)?bias$", r"\.attn\.embed_positions$"),
     aliases=OLD_ALIASES,
     harmless=frozenset(("n_ctx", "rotary", "scale_attn_weights")),
-)  # fmt: skip
+)
 
 CODEGEN = GPTJ.like(
-    "codegen", "CodeGenForCausalLM",
+    "codegen",
+    "CodeGenForCausalLM",
     names={"blocks.{i}.attn.to_qkv": sharded("transformer.h.{i}.attn.qkv_proj")},
     ignored=(*GPTJ.ignored, r"\.attn\.causal_mask$"),
-)  # fmt: skip
+)

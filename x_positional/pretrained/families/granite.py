@@ -14,13 +14,15 @@ def _scaling(config: Fields) -> Fields:
 
 
 GRANITE = LLAMA.like(
-    "granite", "GraniteForCausalLM",
+    "granite",
+    "GraniteForCausalLM",
     fields=(
-        multiplier("emb_scale", "embedding_multiplier"), multiplier("layers.residual_scale", "residual_multiplier"),
+        multiplier("emb_scale", "embedding_multiplier"),
+        multiplier("layers.residual_scale", "residual_multiplier"),
         Key("layers.attn.scale", "attention_multiplier", 1.0),
         Both(("logits_scale",), ("logits_scaling",), _scale, _scaling),
     ),
     defaults=sizes(
         32000, 4096, 11008, 32, 32, 2048, embedding_multiplier=1.0, residual_multiplier=1.0, logits_scaling=1.0
     ),
-)  # fmt: skip
+)

@@ -8,9 +8,16 @@ from x_positional.pretrained.family import Family
 from x_positional.pretrained.tensors.layouts import Joined, qkv
 
 ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh", "relu": "relu", "relu2": "relu2", "quick_gelu": "quick_gelu",
-}  # fmt: skip
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+    "quick_gelu": "quick_gelu",
+}
 """Their names -> ours. The first of several is the one that is written."""
 
 
@@ -48,9 +55,10 @@ def rms_norms(key: str = "rms_norm_eps", eps: float = 1e-6) -> tuple[Codec, ...]
 def qk_norms(kind: str, key: str, eps: float, *, unit_offset: bool = False) -> tuple[Codec, ...]:
     """Norms of queries and keys with the eps of all norms."""
     return (
-        Fixed("layers.attn.qk_norm", kind), Fixed("layers.attn.qk_norm_unit_offset", unit_offset),
+        Fixed("layers.attn.qk_norm", kind),
+        Fixed("layers.attn.qk_norm_unit_offset", unit_offset),
         Key("layers.attn.qk_norm_eps", key, eps),
-    )  # fmt: skip
+    )
 
 
 def qk_norms_if(switch: str, kind: str, key: str, eps: float, *, bias: bool = False) -> Codec:
@@ -58,28 +66,42 @@ def qk_norms_if(switch: str, kind: str, key: str, eps: float, *, bias: bool = Fa
     off = {"layers.attn.qk_norm": None}
     on = {"layers.attn.qk_norm": kind, "layers.attn.qk_norm_unit_offset": False, "layers.attn.qk_norm_bias": bias}
     return Both(
-        (*on, "layers.attn.qk_norm_eps"), (switch,),
+        (*on, "layers.attn.qk_norm_eps"),
+        (switch,),
         lambda hf: on | {"layers.attn.qk_norm_eps": hf.get(key) or eps} if hf.get(switch) else off,
         lambda config: {switch: config.get("layers.attn.qk_norm") is not None},
-    )  # fmt: skip
+    )
 
 
 def sizes(
-    vocab_size: int, hidden_size: int, intermediate_size: int, num_hidden_layers: int, num_attention_heads: int,
-    max_position_embeddings: int, **more: Any,
-) -> dict[str, Any]:  # fmt: skip
+    vocab_size: int,
+    hidden_size: int,
+    intermediate_size: int,
+    num_hidden_layers: int,
+    num_attention_heads: int,
+    max_position_embeddings: int,
+    **more: Any,
+) -> dict[str, Any]:
     """Sizes that a file need not say, because its class has them as defaults."""
     return {
-        "vocab_size": vocab_size, "hidden_size": hidden_size, "intermediate_size": intermediate_size,
-        "num_hidden_layers": num_hidden_layers, "num_attention_heads": num_attention_heads,
-        "max_position_embeddings": max_position_embeddings, **more,
-    }  # fmt: skip
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_hidden_layers": num_hidden_layers,
+        "num_attention_heads": num_attention_heads,
+        "max_position_embeddings": max_position_embeddings,
+        **more,
+    }
 
 
 LLAMA = Family(
-    model_type="llama", architecture="LlamaForCausalLM",
+    model_type="llama",
+    architecture="LlamaForCausalLM",
     fields=(
-        *SIZES, *tied(False), *rms_norms(), ROPE,
+        *SIZES,
+        *tied(False),
+        *rms_norms(),
+        ROPE,
         Fixed("layers.kind", "decoder"),
         Key("layers.attn.bias", "attention_bias", False),
         Fixed("layers.ff.glu", True),
@@ -99,4 +121,4 @@ LLAMA = Family(
         "to_logits": "lm_head",
     },
     ignored=(r"rotary_emb\.inv_freq$",),
-)  # fmt: skip
+)

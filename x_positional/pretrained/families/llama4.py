@@ -76,17 +76,23 @@ def _mixed(sparse: Sparse) -> dict[str, list[int]]:
 PLACE = LAYER + "feed_forward"
 
 LLAMA4_TEXT = LLAMA.like(
-    "llama4_text", "Llama4ForCausalLM",
+    "llama4_text",
+    "Llama4ForCausalLM",
     fields=(
-        Positions(), Reaches(unlisted=_types, window=None, chunk="attention_chunk_size"),
+        Positions(),
+        Reaches(unlisted=_types, window=None, chunk="attention_chunk_size"),
         Mixture(
             numbers={"experts": Named("num_local_experts", 16), "top_k": Named("num_experts_per_tok", 1)},
-            fixed={"score": "sigmoid", "renorm": False, "weigh": "input"}, width="intermediate_size",
-            dense="intermediate_size_mlp", sparse=_sparse, said_by=_mixed,
+            fixed={"score": "sigmoid", "renorm": False, "weigh": "input"},
+            width="intermediate_size",
+            dense="intermediate_size_mlp",
+            sparse=_sparse,
+            said_by=_mixed,
             sparse_keys=("moe_layers", "interleave_moe_layer_step"),
             shared=Shared(read=lambda hf: hf["intermediate_size"], write=lambda shared, width: {}),
         ),
-        *rms_norms(eps=1e-5), Fixed("layers.ff.bias", False),
+        *rms_norms(eps=1e-5),
+        Fixed("layers.ff.bias", False),
     ),
     names={
         "blocks.{i}.ff.up": Joined((PLACE + ".up_proj", PLACE + ".gate_proj")),
@@ -98,13 +104,29 @@ LLAMA4_TEXT = LLAMA.like(
     },
     harmless=TRAINING,
     defaults=sizes(
-        202048, 5120, 8192, 48, 40, 131072, num_key_value_heads=8, head_dim=128, intermediate_size_mlp=16384,
-        interleave_moe_layer_step=1, no_rope_layer_interval=4, attention_chunk_size=8192, attn_temperature_tuning=True,
-        floor_scale=8192, attn_scale=0.1, use_qk_norm=True,
+        202048,
+        5120,
+        8192,
+        48,
+        40,
+        131072,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size_mlp=16384,
+        interleave_moe_layer_step=1,
+        no_rope_layer_interval=4,
+        attention_chunk_size=8192,
+        attn_temperature_tuning=True,
+        floor_scale=8192,
+        attn_scale=0.1,
+        use_qk_norm=True,
     ),
-)  # fmt: skip
+)
 
 LLAMA4 = Inner(
-    model_type="llama4", architecture="Llama4ForConditionalGeneration", family=LLAMA4_TEXT,
-    names={r"language_model\.": ""}, left=(r"^(vision_model|multi_modal_projector)\.",),
-)  # fmt: skip
+    model_type="llama4",
+    architecture="Llama4ForConditionalGeneration",
+    family=LLAMA4_TEXT,
+    names={r"language_model\.": ""},
+    left=(r"^(vision_model|multi_modal_projector)\.",),
+)

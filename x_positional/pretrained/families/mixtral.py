@@ -34,34 +34,44 @@ def shared_names(place: str) -> dict[str, str | Layout]:
 EXPERTS = expert_names("mlp", "up_proj", "gate_proj", "down_proj")
 
 MIXTRAL = LLAMA.like(
-    "mixtral", "MixtralForCausalLM",
+    "mixtral",
+    "MixtralForCausalLM",
     fields=(
         Mixture(
             numbers={
-                "experts": Named("num_local_experts", 8, also="num_experts"), "top_k": Named("num_experts_per_tok", 2)
+                "experts": Named("num_local_experts", 8, also="num_experts"),
+                "top_k": Named("num_experts_per_tok", 2),
             },
             width="intermediate_size",
         ),
-        *rms_norms(eps=1e-5), Fixed("layers.attn.bias", False), Fixed("layers.ff.bias", False),
+        *rms_norms(eps=1e-5),
+        Fixed("layers.attn.bias", False),
+        Fixed("layers.ff.bias", False),
         Maybe("layers.window", "sliding_window"),
     ),
-    names=expert_names("block_sparse_moe", "w3", "w1", "w2"), harmless=TRAINING,
+    names=expert_names("block_sparse_moe", "w3", "w1", "w2"),
+    harmless=TRAINING,
     defaults=sizes(32000, 4096, 14336, 32, 32, 131072, num_key_value_heads=8),
-)  # fmt: skip
+)
 
 OLMOE = LLAMA.like(
-    "olmoe", "OlmoeForCausalLM",
+    "olmoe",
+    "OlmoeForCausalLM",
     fields=(
         Mixture(
             numbers={
-                "experts": Named("num_experts", 64, also="num_local_experts"), "top_k": Named("num_experts_per_tok", 8),
+                "experts": Named("num_experts", 64, also="num_local_experts"),
+                "top_k": Named("num_experts_per_tok", 8),
                 "renorm": Named("norm_topk_prob", False),
             },
             width="intermediate_size",
         ),
-        *rms_norms(eps=1e-5), *qk_norms("rms_whole", "rms_norm_eps", 1e-5), Fixed("layers.ff.bias", False),
+        *rms_norms(eps=1e-5),
+        *qk_norms("rms_whole", "rms_norm_eps", 1e-5),
+        Fixed("layers.ff.bias", False),
         Maybe("layers.attn.clip", "clip_qkv"),
     ),
     names={**EXPERTS, **{ours: layout for ours, layout in OLMO2.names.items() if "_norm" in ours and "attn." in ours}},
-    harmless=TRAINING, defaults=sizes(50304, 2048, 2048, 16, 16, 4096),
-)  # fmt: skip
+    harmless=TRAINING,
+    defaults=sizes(50304, 2048, 2048, 16, 16, 4096),
+)

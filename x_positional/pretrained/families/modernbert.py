@@ -13,9 +13,14 @@ from x_positional.schemes import Rope
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 ROTARY = (
-    "rope_parameters", "rope_scaling", "global_rope_theta", "local_rope_theta", "layer_types", "global_attn_every_n_layers",
+    "rope_parameters",
+    "rope_scaling",
+    "global_rope_theta",
+    "local_rope_theta",
+    "layer_types",
+    "global_attn_every_n_layers",
     "local_attention",
-)  # fmt: skip
+)
 
 
 def _types(hf: Hf) -> list[str]:
@@ -60,9 +65,14 @@ def _norm_bias(place: str) -> Codec:
 
 
 MODERNBERT = Family(
-    model_type="modernbert", architecture="ModernBertForMaskedLM", body="ModernBertModel", kind="encoder",
+    model_type="modernbert",
+    architecture="ModernBertForMaskedLM",
+    body="ModernBertModel",
+    kind="encoder",
     fields=(
-        *sizes(768, 22, 12, 1152, 50368), *TIED, BOTH_WAYS[0],
+        *sizes(768, 22, 12, 1152, 50368),
+        *TIED,
+        BOTH_WAYS[0],
         *(codec for codec in norms(NORMED, "norm_eps", 1e-5) if not codec.said[0].endswith(".bias")),
         *map(_norm_bias, NORMED),
         Key("max_seq_len", "max_position_embeddings", 8192),
@@ -91,9 +101,19 @@ MODERNBERT = Family(
         "to_logits": "decoder",
         "tied_bias": "decoder.bias",
     },
-    harmless=frozenset({
-        "initializer_cutoff_factor", "embedding_dropout", "classifier_pooling", "deterministic_flash_attn",
-        "sparse_prediction", "sparse_pred_ignore_index", "reference_compile", "repad_logits_with_grad",
-        "position_embedding_type", "layer_norm_eps", "cls_token_id",
-    }),
-)  # fmt: skip
+    harmless=frozenset(
+        {
+            "initializer_cutoff_factor",
+            "embedding_dropout",
+            "classifier_pooling",
+            "deterministic_flash_attn",
+            "sparse_prediction",
+            "sparse_pred_ignore_index",
+            "reference_compile",
+            "repad_logits_with_grad",
+            "position_embedding_type",
+            "layer_norm_eps",
+            "cls_token_id",
+        }
+    ),
+)

@@ -17,7 +17,7 @@ INNER = {
     "qk_ln": (False, "queries and keys would be normed, for which these files have no place."),
     "attn_uses_sequence_id": (False, "say document_ids= in the call instead."),
     "alibi": (True, "positions would be a learned table, for which these files have no place."),
-}  # fmt: skip
+}
 """Keys of `attn_config` -> the value that is followed, and what another one would mean."""
 
 
@@ -33,8 +33,9 @@ def _attention_fields(hf: Hf) -> Fields:
     inner = hf.get("attn_config") or {}
     wrong = [
         f"attn_config.{key}={inner[key]!r}: {why}"
-        for key, (value, why) in INNER.items() if inner.get(key, value) != value
-    ]  # fmt: skip
+        for key, (value, why) in INNER.items()
+        if inner.get(key, value) != value
+    ]
     if wrong:
         raise ValueError(" ".join(wrong))
     width, heads = hf.get("d_model", WIDTH), hf.get("n_heads", HEADS)
@@ -53,7 +54,9 @@ def _attention_keys(config: Fields) -> dict[str, Any]:
 
 
 MPT = Family(
-    model_type="mpt", architecture="MptForCausalLM", base="transformer.",
+    model_type="mpt",
+    architecture="MptForCausalLM",
+    base="transformer.",
     fields=(
         Key("num_tokens", "vocab_size", 50368),
         Key("max_seq_len", "max_seq_len", 2048),
@@ -62,9 +65,15 @@ MPT = Family(
         Key("layers.heads", "n_heads", HEADS),
         even_heads("d_model", "n_heads", (WIDTH, HEADS)),
         Both(("layers.ff.dim",), (), lambda hf: {"layers.ff.dim": 4 * hf.get("d_model", WIDTH)}, lambda config: {}),
-        Both(("layers.position", "layers.attn.clip", "layers.attn.scale"), ("attn_config",), _attention_fields, _attention_keys),
+        Both(
+            ("layers.position", "layers.attn.clip", "layers.attn.scale"),
+            ("attn_config",),
+            _attention_fields,
+            _attention_keys,
+        ),
         *tied(True),
-        Fixed("layers.norm.kind", "layer"), Fixed("layers.norm.unit_offset", False),
+        Fixed("layers.norm.kind", "layer"),
+        Fixed("layers.norm.unit_offset", False),
         Key("layers.norm.eps", "layer_norm_epsilon", 1e-5),
         Fixed("layers.kind", "decoder"),
         Fixed("layers.ff.bias", False),
@@ -86,4 +95,4 @@ MPT = Family(
     },
     aliases={"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
     harmless=key_names("learned_pos_emb embedding_fraction emb_pdrop init_device init_config tokenizer_name verbose"),
-)  # fmt: skip
+)

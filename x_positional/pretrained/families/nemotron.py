@@ -6,11 +6,15 @@ from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import LLAMA, activations, sizes
 
 NEMOTRON = LLAMA.like(
-    "nemotron", "NemotronForCausalLM",
+    "nemotron",
+    "NemotronForCausalLM",
     fields=(
-        *layer_norms("norm_eps"), Fixed("layers.norm.unit_offset", True), Turns(honours=(SHARE,)),
-        Fixed("layers.ff.glu", False), Key("layers.ff.activation", "hidden_act", "relu2", activations("relu2")),
+        *layer_norms("norm_eps"),
+        Fixed("layers.norm.unit_offset", True),
+        Turns(honours=(SHARE,)),
+        Fixed("layers.ff.glu", False),
+        Key("layers.ff.activation", "hidden_act", "relu2", activations("relu2")),
     ),
     names={"blocks.{i}.ff.up": "model.layers.{i}.mlp.up_proj"},
     defaults=sizes(256000, 6144, 24576, 32, 48, 4096),
-)  # fmt: skip
+)

@@ -14,10 +14,14 @@ SIZES: tuple[Codec, ...] = (
 
 
 NOMIC_BERT = BERT.like(
-    "nomic_bert", "NomicBertForMaskedLM",
+    "nomic_bert",
+    "NomicBertForMaskedLM",
     fields=(
-        *SIZES, ROPE,
-        Fixed("layers.attn.bias", False), Fixed("layers.ff.bias", False), Fixed("layers.ff.glu", True),
+        *SIZES,
+        ROPE,
+        Fixed("layers.attn.bias", False),
+        Fixed("layers.ff.bias", False),
+        Fixed("layers.ff.glu", True),
         Key("layers.ff.activation", "hidden_act", "silu", ACTIVATION),
         Key("head.activation", "hidden_act", "silu", ACTIVATION),
     ),
@@ -29,13 +33,22 @@ NOMIC_BERT = BERT.like(
         "blocks.{i}.attn.to_qkv": "nomic_bert.encoder.layers.{i}.attn.Wqkv",
         "blocks.{i}.attn.to_out": "nomic_bert.encoder.layers.{i}.attn.out_proj",
         "blocks.{i}.attn_residual.outer": "nomic_bert.encoder.layers.{i}.norm1",
-        "blocks.{i}.ff.up": Joined(("nomic_bert.encoder.layers.{i}.mlp.fc11", "nomic_bert.encoder.layers.{i}.mlp.fc12")),
+        "blocks.{i}.ff.up": Joined(
+            ("nomic_bert.encoder.layers.{i}.mlp.fc11", "nomic_bert.encoder.layers.{i}.mlp.fc12")
+        ),
         "blocks.{i}.ff.down": "nomic_bert.encoder.layers.{i}.mlp.fc2",
         "blocks.{i}.ff_residual.outer": "nomic_bert.encoder.layers.{i}.norm2",
         "head.norm": "cls.predictions.transform.layer_norm",
     },
     defaults={"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12},
-    aliases={"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers",
-             "n_inner": "intermediate_size", "n_positions": "max_position_embeddings"},
-    body="NomicBertModel", base="nomic_bert.", ignored=(*POOLER, IDLE_BIAS, r"inv_freq$"),
-)  # fmt: skip
+    aliases={
+        "n_embd": "hidden_size",
+        "n_head": "num_attention_heads",
+        "n_layer": "num_hidden_layers",
+        "n_inner": "intermediate_size",
+        "n_positions": "max_position_embeddings",
+    },
+    body="NomicBertModel",
+    base="nomic_bert.",
+    ignored=(*POOLER, IDLE_BIAS, r"inv_freq$"),
+)

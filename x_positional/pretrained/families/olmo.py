@@ -6,20 +6,28 @@ from x_positional.pretrained.families.llama import LLAMA, qk_norms, rms_norms, s
 from x_positional.pretrained.tensors.layouts import head_gains
 
 OLMO = LLAMA.like(
-    "olmo", "OlmoForCausalLM",
+    "olmo",
+    "OlmoForCausalLM",
     fields=(
-        Fixed("layers.norm.kind", "layer"), Fixed("layers.norm.gain", False), Fixed("layers.norm.unit_offset", True),
-        Fixed("layers.norm.eps", 1e-5), Fixed("layers.ff.bias", False), Maybe("layers.attn.clip", "clip_qkv"),
+        Fixed("layers.norm.kind", "layer"),
+        Fixed("layers.norm.gain", False),
+        Fixed("layers.norm.unit_offset", True),
+        Fixed("layers.norm.eps", 1e-5),
+        Fixed("layers.ff.bias", False),
+        Maybe("layers.attn.clip", "clip_qkv"),
     ),
     names={"blocks.{i}.attn_residual.before": None, "blocks.{i}.ff_residual.before": None, "final_norm": None},
     defaults=sizes(50304, 4096, 11008, 32, 32, 2048),
-)  # fmt: skip
+)
 
 OLMO2 = LLAMA.like(
-    "olmo2", "Olmo2ForCausalLM",
+    "olmo2",
+    "Olmo2ForCausalLM",
     fields=(
-        *rms_norms(eps=1e-5), *qk_norms("rms_whole", "rms_norm_eps", 1e-5),
-        Fixed("layers.norm_place", "after"), Fixed("layers.ff.bias", False),
+        *rms_norms(eps=1e-5),
+        *qk_norms("rms_whole", "rms_norm_eps", 1e-5),
+        Fixed("layers.norm_place", "after"),
+        Fixed("layers.ff.bias", False),
     ),
     names={
         "blocks.{i}.attn_residual.before": None,
@@ -30,9 +38,11 @@ OLMO2 = LLAMA.like(
         "blocks.{i}.attn.k_norm": head_gains("model.layers.{i}.self_attn.k_norm", lambda s: s.kv_heads, flat=True),
     },
     defaults=sizes(50304, 4096, 11008, 32, 32, 2048),
-)  # fmt: skip
+)
 
 OLMO3 = OLMO2.like(
-    "olmo3", "Olmo3ForCausalLM",
-    fields=(Reaches(unlisted=full_every(4)), Turns(unlisted=full_every(4))), defaults={"sliding_window": 4096},
-)  # fmt: skip
+    "olmo3",
+    "Olmo3ForCausalLM",
+    fields=(Reaches(unlisted=full_every(4)), Turns(unlisted=full_every(4))),
+    defaults={"sliding_window": 4096},
+)

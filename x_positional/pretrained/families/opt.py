@@ -37,13 +37,18 @@ NORMS: tuple[Codec, ...] = (
     Fixed("layers.norm.kind", "layer"),
     Fixed("layers.norm.eps", 1e-5),
     Key("layers.norm_place", "do_layer_norm_before", True, {True: "pre", False: "post"}),
-    Both(("layers.norm.gain", "layers.norm.bias"), ("layer_norm_elementwise_affine",), _affine_fields,
-         lambda config: {"layer_norm_elementwise_affine": config["layers.norm.gain"]}),
+    Both(
+        ("layers.norm.gain", "layers.norm.bias"),
+        ("layer_norm_elementwise_affine",),
+        _affine_fields,
+        lambda config: {"layer_norm_elementwise_affine": config["layers.norm.gain"]},
+    ),
     Both(("layers.final_norm",), ("_remove_final_layer_norm",), _final_fields, _final_keys),
-)  # fmt: skip
+)
 
 OPT = Family(
-    model_type="opt", architecture="OPTForCausalLM",
+    model_type="opt",
+    architecture="OPTForCausalLM",
     fields=(
         Key("num_tokens", "vocab_size", 50272),
         Key("max_seq_len", "max_position_embeddings", 2048),
@@ -53,9 +58,14 @@ OPT = Family(
         even_heads("hidden_size", "num_attention_heads", (768, 12)),
         Key("layers.ff.dim", "ffn_dim", 3072),
         Key("layers.ff.activation", "activation_function", "relu", ACTIVATIONS),
-        Both(("emb_dim", *BETWEEN), ("word_embed_proj_dim",), _width_fields,
-             lambda config: {"word_embed_proj_dim": config["emb_dim"]}),
-        *tied(True), *NORMS,
+        Both(
+            ("emb_dim", *BETWEEN),
+            ("word_embed_proj_dim",),
+            _width_fields,
+            lambda config: {"word_embed_proj_dim": config["emb_dim"]},
+        ),
+        *tied(True),
+        *NORMS,
         Fixed("layers.position", [Absolute(offset=2, scale=1.0)]),
         Fixed("layers.kind", "decoder"),
         Key("layers.attn.bias", "enable_bias", True),
@@ -78,4 +88,4 @@ OPT = Family(
         "to_logits": "lm_head",
     },
     harmless=frozenset(("layerdrop", "init_std", "activation_dropout", "init_bias")),
-)  # fmt: skip
+)

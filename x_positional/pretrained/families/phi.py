@@ -13,11 +13,15 @@ from x_positional.pretrained.tensors.layouts import Swapped
 from x_positional.schemes import LongRope, Rope
 
 PHI = LLAMA.like(
-    "phi", "PhiForCausalLM",
+    "phi",
+    "PhiForCausalLM",
     fields=(
-        *layer_norms("layer_norm_eps"), Turns(honours=(SHARE,)),
+        *layer_norms("layer_norm_eps"),
+        Turns(honours=(SHARE,)),
         Fixed("layers.norm_place", "parallel"),
-        Fixed("layers.attn.bias", True), Fixed("layers.ff.bias", True), Fixed("layers.ff.glu", False),
+        Fixed("layers.attn.bias", True),
+        Fixed("layers.ff.bias", True),
+        Fixed("layers.ff.glu", False),
         Key("layers.ff.activation", "hidden_act", "gelu_new", activations("gelu_new")),
         Fixed("logits_bias", True),
         qk_norms_if("qk_layernorm", "layer", "layer_norm_eps", 1e-5, bias=True),
@@ -33,7 +37,7 @@ PHI = LLAMA.like(
         "tied_bias": "lm_head.bias",
     },
     defaults=sizes(51200, 2048, 8192, 24, 32, 2048),
-)  # fmt: skip
+)
 
 
 def _trained_length(config: Fields) -> dict[str, Any]:
@@ -46,11 +50,15 @@ def _trained_length(config: Fields) -> dict[str, Any]:
 
 
 PHI3 = LLAMA.like(
-    "phi3", "Phi3ForCausalLM",
+    "phi3",
+    "Phi3ForCausalLM",
     fields=(
-        *rms_norms(eps=1e-5), Turns(honours=(SHARE,)), Maybe("layers.window", "sliding_window"),
+        *rms_norms(eps=1e-5),
+        Turns(honours=(SHARE,)),
+        Maybe("layers.window", "sliding_window"),
         Both((), (), lambda hf: {}, _trained_length),
-        Fixed("layers.attn.bias", False), Fixed("layers.ff.bias", False),
+        Fixed("layers.attn.bias", False),
+        Fixed("layers.ff.bias", False),
     ),
     names={
         "blocks.{i}.attn.to_qkv": "model.layers.{i}.self_attn.qkv_proj",
@@ -60,4 +68,4 @@ PHI3 = LLAMA.like(
         "attention_bias full_attn_mod interpolate_factor lm_head_bias mlp_bias"  # no file has a bias
     ),
     defaults=sizes(32064, 3072, 8192, 32, 32, 4096, original_max_position_embeddings=4096),
-)  # fmt: skip
+)

@@ -5,30 +5,37 @@ from x_positional.pretrained.config_json.layer_types import Reaches, sliding_fro
 from x_positional.pretrained.families.llama import LLAMA, qk_norms, sizes
 
 MISTRAL = LLAMA.like(
-    "mistral", "MistralForCausalLM",
+    "mistral",
+    "MistralForCausalLM",
     fields=(Maybe("layers.window", "sliding_window"), Fixed("layers.attn.bias", False), Fixed("layers.ff.bias", False)),
     defaults=sizes(32000, 4096, 14336, 32, 32, 131072, num_key_value_heads=8, sliding_window=4096),
-)  # fmt: skip
+)
 
 WINDOWS = Reaches(unlisted=sliding_from("max_window_layers"), switch="use_sliding_window", older=("max_window_layers",))
 
 QWEN2 = LLAMA.like(
-    "qwen2", "Qwen2ForCausalLM",
+    "qwen2",
+    "Qwen2ForCausalLM",
     fields=(
-        Fixed("layers.attn.bias", True), Fixed("layers.attn.out_bias", False), Fixed("layers.ff.bias", False), WINDOWS,
+        Fixed("layers.attn.bias", True),
+        Fixed("layers.attn.out_bias", False),
+        Fixed("layers.ff.bias", False),
+        WINDOWS,
         Only("use_mrope", (False,), "positions with three axes are those of Qwen2-VL."),
     ),
     defaults=sizes(
         151936, 4096, 22016, 32, 32, 32768, num_key_value_heads=32, sliding_window=4096, max_window_layers=28
     ),
-)  # fmt: skip
+)
 
 QWEN3 = QWEN2.like(
-    "qwen3", "Qwen3ForCausalLM",
+    "qwen3",
+    "Qwen3ForCausalLM",
     fields=(
-        Key("layers.attn.bias", "attention_bias", False), Key("layers.attn.out_bias", "attention_bias", False),
+        Key("layers.attn.bias", "attention_bias", False),
+        Key("layers.attn.out_bias", "attention_bias", False),
         *qk_norms("rms", "rms_norm_eps", 1e-6),
     ),
     names={f"blocks.{{i}}.attn.{x}_norm": f"model.layers.{{i}}.self_attn.{x}_norm" for x in "qk"},
     defaults={"head_dim": 128},
-)  # fmt: skip
+)

@@ -24,10 +24,18 @@ def _dense(sparse: Sparse) -> Mapping[str, Any]:
 def mixture(experts: Named, top_k: int, **changes: Any) -> Mixture:
     """The keys of Qwen 2 and 3."""
     return Mixture(
-        numbers={"experts": experts, "top_k": Named("num_experts_per_tok", top_k), "renorm": Named("norm_topk_prob", False)},
-        width="moe_intermediate_size", dense="intermediate_size", sparse=_sparse, said_by=_dense,
-        sparse_keys=("mlp_only_layers", "decoder_sparse_step"), **changes,
-    )  # fmt: skip
+        numbers={
+            "experts": experts,
+            "top_k": Named("num_experts_per_tok", top_k),
+            "renorm": Named("norm_topk_prob", False),
+        },
+        width="moe_intermediate_size",
+        dense="intermediate_size",
+        sparse=_sparse,
+        said_by=_dense,
+        sparse_keys=("mlp_only_layers", "decoder_sparse_step"),
+        **changes,
+    )
 
 
 def _types(hf: Hf) -> list[str]:
@@ -38,24 +46,37 @@ def _types(hf: Hf) -> list[str]:
 WIDTH = "shared_expert_intermediate_size"
 
 QWEN2_MOE = QWEN2.like(
-    "qwen2_moe", "Qwen2MoeForCausalLM",
+    "qwen2_moe",
+    "Qwen2MoeForCausalLM",
     fields=(
         mixture(
-            Named("num_experts", 60), 4, fixed={"shared_gate": True},
+            Named("num_experts", 60),
+            4,
+            fixed={"shared_gate": True},
             shared=Shared(read=lambda hf: hf[WIDTH], write=lambda shared, width: {WIDTH: shared}, keys=(WIDTH,)),
         ),
         Key("layers.attn.bias", "qkv_bias", True),
         Reaches(unlisted=_types, switch="use_sliding_window", older=("max_window_layers",)),
     ),
     names={
-        **EXPERTS, **shared_names("mlp.shared_expert"), "blocks.{i}.ff.shared_gate": LAYER + "mlp.shared_expert_gate",
+        **EXPERTS,
+        **shared_names("mlp.shared_expert"),
+        "blocks.{i}.ff.shared_gate": LAYER + "mlp.shared_expert_gate",
     },
     harmless=TRAINING,
     defaults=sizes(
-        151936, 2048, 5632, 24, 16, 32768, num_key_value_heads=16, moe_intermediate_size=1408, decoder_sparse_step=1,
+        151936,
+        2048,
+        5632,
+        24,
+        16,
+        32768,
+        num_key_value_heads=16,
+        moe_intermediate_size=1408,
+        decoder_sparse_step=1,
         **{WIDTH: 5632},
     ),
-)  # fmt: skip
+)
 
 
 def _window(hf: Hf) -> Fields:
@@ -69,14 +90,24 @@ def _window_keys(config: Fields) -> dict[str, Any]:
 
 
 QWEN3_MOE = QWEN3.like(
-    "qwen3_moe", "Qwen3MoeForCausalLM",
+    "qwen3_moe",
+    "Qwen3MoeForCausalLM",
     fields=(
         mixture(Named("num_experts", 128, also="num_local_experts"), 8),
         Both(("layers.window", "each.window"), ("sliding_window", "use_sliding_window"), _window, _window_keys),
     ),
-    names=EXPERTS, harmless=TRAINING | {"max_window_layers"},
+    names=EXPERTS,
+    harmless=TRAINING | {"max_window_layers"},
     defaults=sizes(
-        151936, 2048, 6144, 24, 32, 32768, num_key_value_heads=4, head_dim=None, moe_intermediate_size=768,
+        151936,
+        2048,
+        6144,
+        24,
+        32,
+        32768,
+        num_key_value_heads=4,
+        head_dim=None,
+        moe_intermediate_size=768,
         decoder_sparse_step=1,
     ),
-)  # fmt: skip
+)

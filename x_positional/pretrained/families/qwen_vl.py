@@ -10,11 +10,23 @@ from x_positional.pretrained.families.qwen import QWEN2
 from x_positional.pretrained.nested import Inner
 
 QWEN2_VL_TEXT = QWEN2.like(
-    "qwen2_vl_text", "", fields=(Turns(axes=True),), body="Qwen2VLTextModel",
+    "qwen2_vl_text",
+    "",
+    fields=(Turns(axes=True),),
+    body="Qwen2VLTextModel",
     defaults=sizes(
-        152064, 8192, 29568, 80, 64, 32768, num_key_value_heads=8, sliding_window=4096, max_window_layers=80, rms_norm_eps=1e-5
+        152064,
+        8192,
+        29568,
+        80,
+        64,
+        32768,
+        num_key_value_heads=8,
+        sliding_window=4096,
+        max_window_layers=80,
+        rms_norm_eps=1e-5,
     ),
-)  # fmt: skip
+)
 QWEN2_5_VL_TEXT = QWEN2_VL_TEXT.like("qwen2_5_vl_text", "", body="Qwen2_5_VLTextModel")
 
 NAMES = {r"model\.language_model\.": "model.", r"language_model\.": "model."}
@@ -24,10 +36,18 @@ WHOLE = key_names(
 )
 
 QWEN2_VL = Inner(
-    model_type="qwen2_vl", architecture="Qwen2VLForConditionalGeneration", family=QWEN2_VL_TEXT, names=NAMES, left=LEFT,
+    model_type="qwen2_vl",
+    architecture="Qwen2VLForConditionalGeneration",
+    family=QWEN2_VL_TEXT,
+    names=NAMES,
+    left=LEFT,
     harmless=WHOLE,
-)  # fmt: skip
+)
 QWEN2_5_VL = Inner(
-    model_type="qwen2_5_vl", architecture="Qwen2_5_VLForConditionalGeneration", family=QWEN2_5_VL_TEXT, names=NAMES,
-    left=LEFT, harmless=WHOLE,
-)  # fmt: skip
+    model_type="qwen2_5_vl",
+    architecture="Qwen2_5_VLForConditionalGeneration",
+    family=QWEN2_5_VL_TEXT,
+    names=NAMES,
+    left=LEFT,
+    harmless=WHOLE,
+)

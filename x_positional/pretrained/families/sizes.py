@@ -6,9 +6,11 @@ from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Hf, 
 from x_positional.pretrained.families.llama import ACTIVATIONS
 
 OLD_ALIASES = {
-    "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
     "max_position_embeddings": "n_positions",
-}  # fmt: skip
+}
 """Names that transformers takes for those of GPT-2 and its like."""
 
 

@@ -14,8 +14,9 @@ def _types(hf: Hf) -> list[str]:
 
 
 SMOLLM3 = LLAMA.like(
-    "smollm3", "SmolLM3ForCausalLM",
+    "smollm3",
+    "SmolLM3ForCausalLM",
     fields=(*tied(True), Turns(turning=SOME_TURN), Reaches(unlisted=_types, switch="use_sliding_window")),
     harmless=frozenset({"max_window_layers"}),
     defaults=sizes(128256, 2048, 11008, 36, 16, 32768, num_key_value_heads=4, no_rope_layer_interval=4),
-)  # fmt: skip
+)

@@ -9,12 +9,16 @@ from x_positional.pretrained.families.llama import LLAMA, qk_norms_if, sizes
 from x_positional.pretrained.tensors.layouts import PerHead
 
 STABLELM = LLAMA.like(
-    "stablelm", "StableLmForCausalLM",
+    "stablelm",
+    "StableLmForCausalLM",
     fields=(
-        *layer_norms("layer_norm_eps"), Turns(honours=(SHARE,)),
+        *layer_norms("layer_norm_eps"),
+        Turns(honours=(SHARE,)),
         follows("layers.head_dim", share("hidden_size", "num_attention_heads")),
         Key("layers.norm_place", "use_parallel_residual", False, {False: "pre", True: "parallel"}),
-        Key("layers.attn.bias", "use_qkv_bias", False), Fixed("layers.attn.out_bias", False), Fixed("layers.ff.bias", False),
+        Key("layers.attn.bias", "use_qkv_bias", False),
+        Fixed("layers.attn.out_bias", False),
+        Fixed("layers.ff.bias", False),
         qk_norms_if("qk_layernorm", "layer_per_head", "layer_norm_eps", 1e-5),
     ),
     names={
@@ -22,4 +26,4 @@ STABLELM = LLAMA.like(
         "blocks.{i}.attn.k_norm": PerHead("model.layers.{i}.self_attn.k_layernorm.norms.{n}", lambda s: s.kv_heads),
     },
     defaults=sizes(50304, 2560, 6912, 32, 32, 4096, num_key_value_heads=32),
-)  # fmt: skip
+)

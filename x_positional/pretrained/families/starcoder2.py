@@ -6,10 +6,15 @@ from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import LLAMA, activations, sizes, tied
 
 STARCODER2 = LLAMA.like(
-    "starcoder2", "Starcoder2ForCausalLM",
+    "starcoder2",
+    "Starcoder2ForCausalLM",
     fields=(
-        *tied(True), *layer_norms("norm_epsilon"), Maybe("layers.window", "sliding_window"),
-        Key("layers.attn.bias", "use_bias", True), Key("layers.ff.bias", "use_bias", True), Fixed("layers.ff.glu", False),
+        *tied(True),
+        *layer_norms("norm_epsilon"),
+        Maybe("layers.window", "sliding_window"),
+        Key("layers.attn.bias", "use_bias", True),
+        Key("layers.ff.bias", "use_bias", True),
+        Fixed("layers.ff.glu", False),
         Key("layers.ff.activation", "hidden_act", "gelu_pytorch_tanh", activations("gelu_pytorch_tanh")),
     ),
     names={
@@ -18,4 +23,4 @@ STARCODER2 = LLAMA.like(
     },
     harmless=key_names("activation_function embedding_dropout mlp_type norm_type residual_dropout"),
     defaults=sizes(49152, 3072, 12288, 30, 24, 4096, num_key_value_heads=2),
-)  # fmt: skip
+)

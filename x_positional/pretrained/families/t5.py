@@ -10,9 +10,14 @@ from x_positional.pretrained.tensors.layouts import ByGate, Joined, Layout, Same
 from x_positional.schemes import T5 as Buckets
 
 WORDS = {
-    "relu": "relu", "gelu_new": "gelu_tanh", "gelu": "gelu", "gelu_python": "gelu", "silu": "silu", "swish": "silu",
+    "relu": "relu",
+    "gelu_new": "gelu_tanh",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "silu": "silu",
+    "swish": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
-}  # fmt: skip
+}
 
 
 def _feedforward_fields(hf: Hf, usual: str) -> Fields:
@@ -61,9 +66,11 @@ def _head_fields(hf: Hf) -> Fields:
 def feedforward(usual: str) -> Codec:
     """The activation, and whether it is gated. usual: where the file does not say."""
     return Both(
-        ("layers.ff.activation", "layers.ff.glu"), ("feed_forward_proj", "dense_act_fn", "is_gated_act"),
-        lambda hf: _feedforward_fields(hf, usual), _feedforward_keys,
-    )  # fmt: skip
+        ("layers.ff.activation", "layers.ff.glu"),
+        ("feed_forward_proj", "dense_act_fn", "is_gated_act"),
+        lambda hf: _feedforward_fields(hf, usual),
+        _feedforward_keys,
+    )
 
 
 SIDE: tuple[Codec, ...] = (
@@ -77,9 +84,13 @@ SIDE: tuple[Codec, ...] = (
     Fixed("layers.ff.bias", False),
     *rms_norms("layer_norm_epsilon", 1e-6),
     Fixed("layers.attn.scale", 1.0),
-    Both(("layers.position",), ("relative_attention_num_buckets", "relative_attention_max_distance"),
-         _bucket_fields, _bucket_keys),
-)  # fmt: skip
+    Both(
+        ("layers.position",),
+        ("relative_attention_num_buckets", "relative_attention_max_distance"),
+        _bucket_fields,
+        _bucket_keys,
+    ),
+)
 DECODER: tuple[Codec, ...] = (
     Fixed("layers.kind", "decoder"),
     Fixed("layers.cross_attend", True),
@@ -105,15 +116,27 @@ def _names(side: str, theirs: str, feedforward: int) -> dict[str, str | Layout]:
 
 CROSS = "decoder.block.{i}.layer.1"
 T5 = Family(
-    model_type="t5", architecture="T5ForConditionalGeneration", body="T5EncoderModel", kind="seq2seq", base="",
+    model_type="t5",
+    architecture="T5ForConditionalGeneration",
+    body="T5EncoderModel",
+    kind="seq2seq",
+    base="",
     fields=(
-        *both(SIDE), Fixed("tie_token_emb", True),
+        *both(SIDE),
+        Fixed("tie_token_emb", True),
         *encoder((Fixed("layers.kind", "encoder"), Key("layers.depth", "num_layers", 6))),
-        *decoder((
-            *DECODER, Key("layers.depth", "num_decoder_layers", lambda hf: hf.get("num_layers", 6)),
-            Both(("tie_embedding", "logits_scale"), ("tie_word_embeddings", "scale_decoder_outputs"), _head_fields,
-                 lambda config: {"tie_word_embeddings": config.get("logits_scale") is not None}),
-        )),
+        *decoder(
+            (
+                *DECODER,
+                Key("layers.depth", "num_decoder_layers", lambda hf: hf.get("num_layers", 6)),
+                Both(
+                    ("tie_embedding", "logits_scale"),
+                    ("tie_word_embeddings", "scale_decoder_outputs"),
+                    _head_fields,
+                    lambda config: {"tie_word_embeddings": config.get("logits_scale") is not None},
+                ),
+            )
+        ),
     ),
     names={
         "encoder.token_emb": "shared",
@@ -129,17 +152,28 @@ T5 = Family(
     unsaid=("decoder.tie_embedding",),
     ignored=(r"EncDecAttention\.relative_attention_bias",),
     harmless=frozenset({"dropout_rate", "classifier_dropout", "output_past"}),
-)  # fmt: skip
+)
 MT5 = T5.like(
-    "mt5", "MT5ForConditionalGeneration", body="MT5EncoderModel",
+    "mt5",
+    "MT5ForConditionalGeneration",
+    body="MT5EncoderModel",
     fields=(
-        *both((Key("num_tokens", "vocab_size", 250112), Key("layers.heads", "num_heads", 6), Key("layers.ff.dim", "d_ff", 1024),
-               feedforward("gated-gelu"))),
+        *both(
+            (
+                Key("num_tokens", "vocab_size", 250112),
+                Key("layers.heads", "num_heads", 6),
+                Key("layers.ff.dim", "d_ff", 1024),
+                feedforward("gated-gelu"),
+            )
+        ),
         *encoder((Key("layers.depth", "num_layers", 8),)),
-        *decoder((
-            Key("layers.depth", "num_decoder_layers", lambda hf: hf.get("num_layers", 8)),
-            Fixed("logits_scale", None), Fixed("tie_embedding", True),
-        )),
+        *decoder(
+            (
+                Key("layers.depth", "num_decoder_layers", lambda hf: hf.get("num_layers", 8)),
+                Fixed("logits_scale", None),
+                Fixed("tie_embedding", True),
+            )
+        ),
     ),
     harmless=T5.harmless | {"tie_word_embeddings", "tokenizer_class"},
-)  # fmt: skip
+)

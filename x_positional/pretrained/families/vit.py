@@ -45,7 +45,8 @@ def _classes(hf: Hf) -> Fields:
 def images(image_size: int, patch_size: int) -> tuple[Codec, ...]:
     """What all of them share, with the defaults of a class."""
     return (
-        _size("image_size", image_size), _size("patch_size", patch_size),
+        _size("image_size", image_size),
+        _size("patch_size", patch_size),
         Key("channels", "num_channels", 3),
         Key("layers.dim", "hidden_size", 768),
         Key("layers.depth", "num_hidden_layers", 12),
@@ -58,7 +59,7 @@ def images(image_size: int, patch_size: int) -> tuple[Codec, ...]:
         Fixed("layers.position", [Absolute(scale=1.0)]),
         Fixed("cls_position", True),
         Fixed("patch_norms", False),
-    )  # fmt: skip
+    )
 
 
 def tokens(name: str) -> Reshaped:
@@ -88,15 +89,21 @@ MASK_TOKEN = r"(^|\.)embeddings\.mask_token$"
 BLOCK = "vit.encoder.layer.{i}"
 
 VIT = Family(
-    model_type="vit", architecture="ViTForImageClassification", body="ViTModel", kind="vision", base="vit.",
+    model_type="vit",
+    architecture="ViTForImageClassification",
+    body="ViTModel",
+    kind="vision",
+    base="vit.",
     fields=(
-        *images(224, 16), *layer_norms("layer_norm_eps", 1e-12),
+        *images(224, 16),
+        *layer_norms("layer_norm_eps", 1e-12),
         Key("layers.ff.dim", "intermediate_size", 3072),
         Key("layers.ff.activation", "hidden_act", "gelu", ACTIVATIONS),
         Fixed("pool", "cls"),
     ),
     names={
-        **embeddings("vit."), **attention(BLOCK),
+        **embeddings("vit."),
+        **attention(BLOCK),
         "blocks.{i}.attn_residual.before": f"{BLOCK}.layernorm_before",
         "blocks.{i}.ff_residual.before": f"{BLOCK}.layernorm_after",
         "blocks.{i}.ff.up": f"{BLOCK}.intermediate.dense",
@@ -106,4 +113,4 @@ VIT = Family(
     },
     ignored=(MASK_TOKEN, r"(^|\.)pooler\.dense\."),  # hidden states are given as they are
     harmless=key_names("encoder_stride pooler_output_size pooler_act"),
-)  # fmt: skip
+)

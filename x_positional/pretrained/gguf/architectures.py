@@ -48,30 +48,45 @@ DECODER = {
 
 # Mistral's files say llama too. Llama's rows alone are stored by pairs: the others turn halves in llama.cpp as well.
 LLAMA = Architecture(
-    name="llama", model_type="llama", keys=SIZES, names=DECODER,
+    name="llama",
+    model_type="llama",
+    keys=SIZES,
+    names=DECODER,
     interleaved=("blk.{i}.attn_q", "blk.{i}.attn_k"),
     biases={"blk.0.attn_q.bias": "attention_bias", "blk.0.ffn_up.bias": "mlp_bias"},
-)  # fmt: skip
+)
 
 QWEN2 = Architecture(name="qwen2", model_type="qwen2", keys=SIZES, names=DECODER)
 QWEN3 = Architecture(
-    name="qwen3", model_type="qwen3", keys=SIZES,
+    name="qwen3",
+    model_type="qwen3",
+    keys=SIZES,
     names={
         **DECODER,
         "blk.{i}.attn_q_norm": "model.layers.{i}.self_attn.q_norm",
         "blk.{i}.attn_k_norm": "model.layers.{i}.self_attn.k_norm",
     },
-)  # fmt: skip
+)
 
 ALL: tuple[Architecture, ...] = (LLAMA, QWEN2, QWEN3)
 ARCHITECTURES: dict[str, Architecture] = {architecture.name: architecture for architecture in ALL}
 """By `general.architecture`."""
 
 ELSEWHERE = frozenset(
-    ("vocab_size", "rope.dimension_count", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor",
-     "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.finetuned",
-     "attention.value_length", "expert_count", "expert_used_count")
-)  # fmt: skip
+    (
+        "vocab_size",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scaling.original_context_length",
+        "rope.scaling.attn_factor",
+        "rope.scaling.finetuned",
+        "attention.value_length",
+        "expert_count",
+        "expert_used_count",
+    )
+)
 """Keys that are read, or that change nothing, in every architecture."""
 UNUSED = ("rope_freqs.weight",)
 """Tensors that are read into the config, or that hold nothing to learn."""

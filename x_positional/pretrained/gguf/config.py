@@ -22,9 +22,11 @@ def architecture_of(file: GgufFile) -> Architecture:
         return ARCHITECTURES[name]
     raise PretrainedError(
         f"{file.source} cannot be read:",
-        [f"general.architecture={name!r} is not known here; {nearest(str(name), ARCHITECTURES)} "
-         "A folder with config.json and safetensors may work: docs/pretrained.md lists the families."],
-    )  # fmt: skip
+        [
+            f"general.architecture={name!r} is not known here; {nearest(str(name), ARCHITECTURES)} "
+            "A folder with config.json and safetensors may work: docs/pretrained.md lists the families."
+        ],
+    )
 
 
 def config_of(file: GgufFile) -> dict[str, Any]:
@@ -114,17 +116,21 @@ def _llama3(divisors: Tensor, theta: float, width: int, problems: list[str]) -> 
     factor = float(divisors.max())
     ramp = [
         (turns, (1 / float(divisor) - 1 / factor) / (1 - 1 / factor))
-        for turns, divisor in zip(pairs, divisors, strict=False) if 1 < divisor < factor
-    ]  # fmt: skip
+        for turns, divisor in zip(pairs, divisors, strict=False)
+        if 1 < divisor < factor
+    ]
     if len(ramp) >= 2 and divisors.numel() == width // 2:
         (x0, y0), (x1, y1) = ramp[0], ramp[-1]
         slope = (y1 - y0) / (x1 - x0)
         begin = x0 - y0 / slope
         length = round(1 / begin)
         found = {
-            "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0,
-            "high_freq_factor": _rounded(1 + length / slope), "original_max_position_embeddings": length,
-        }  # fmt: skip
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": _rounded(1 + length / slope),
+            "original_max_position_embeddings": length,
+        }
         if _divides(found, theta, width, divisors):
             return found
     problems.append(f"{ROPE_FREQS} holds divisors of frequencies that are not those of rope_type='llama3'.")

@@ -16,9 +16,13 @@ CONTROL, USER_DEFINED = 3, 4
 """Values of `tokenizer.ggml.token_type`: a special token, and one that is always kept whole."""
 PREFIX = "tokenizer.ggml."
 SPECIAL = {
-    "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "sep_token": "seperator", "pad_token": "padding",
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "sep_token": "seperator",
+    "pad_token": "padding",
     "mask_token": "mask",
-}  # fmt: skip
+}
 """Theirs in a folder -> here."""
 ENDS = ("eos", "eot", "eom")
 
@@ -44,11 +48,21 @@ DIGITS = Splitting((r"\p{N}", WORDS))
 LLAMA3 = Splitting((GPT4.format(digits=r"\p{N}{1,3}"),), whole=True, begins=True)
 QWEN2 = Splitting((GPT4.format(digits=r"\p{N}"),), composed=True)
 SPLITTINGS = {
-    "gpt-2": GPT2, "mpt": GPT2, "olmo": GPT2, "phi-2": GPT2,
-    "smollm": DIGITS, "starcoder": DIGITS, "refact": DIGITS, "command-r": DIGITS, "codeshell": DIGITS,
-    "llama-bpe": LLAMA3, "llama3": LLAMA3, "llama-v3": LLAMA3,
-    "qwen2": QWEN2, "deepseek-r1-qwen": QWEN2,
-}  # fmt: skip
+    "gpt-2": GPT2,
+    "mpt": GPT2,
+    "olmo": GPT2,
+    "phi-2": GPT2,
+    "smollm": DIGITS,
+    "starcoder": DIGITS,
+    "refact": DIGITS,
+    "command-r": DIGITS,
+    "codeshell": DIGITS,
+    "llama-bpe": LLAMA3,
+    "llama3": LLAMA3,
+    "llama-v3": LLAMA3,
+    "qwen2": QWEN2,
+    "deepseek-r1-qwen": QWEN2,
+}
 """By `tokenizer.ggml.pre`."""
 
 
@@ -68,9 +82,12 @@ def gguf_tokenizer(file: GgufFile) -> TextTokenizer:
     ends = [file.get(f"{PREFIX}{name}_token_id") for name in ENDS]
     template = file.get("tokenizer.chat_template")
     return TextTokenizer(
-        backend, special, tuple(dict.fromkeys(i for i in ends if i is not None)),
-        None if template is None else ChatTemplate(template, special, file.source), file.source,
-    )  # fmt: skip
+        backend,
+        special,
+        tuple(dict.fromkeys(i for i in ends if i is not None)),
+        None if template is None else ChatTemplate(template, special, file.source),
+        file.source,
+    )
 
 
 def _byte_pairs(file: GgufFile, names: list[str]) -> Any:
@@ -78,8 +95,11 @@ def _byte_pairs(file: GgufFile, names: list[str]) -> Any:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     splitting = _splitting(file)
-    merges = [(merge[0] + first, second) for merge in file.get(f"{PREFIX}merges") or []
-              for first, _, second in [merge[1:].partition(" ")]]  # fmt: skip
+    merges = [
+        (merge[0] + first, second)
+        for merge in file.get(f"{PREFIX}merges") or []
+        for first, _, second in [merge[1:].partition(" ")]
+    ]
     vocabulary = {name: i for i, name in enumerate(names)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=splitting.whole))
     cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in splitting.patterns]

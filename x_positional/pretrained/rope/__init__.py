@@ -30,9 +30,23 @@ from x_positional.schemes import (
 from x_positional.schemes.rotary.axes import section_problems
 
 __all__ = [
-    "DefaultRope", "DynamicNtk", "Linear", "Llama3", "LongRope", "Ntk", "NtkAlpha", "NtkByParts", "Proportional", "RopeError",
-    "RopeScaling", "Yarn", "YarnPaper", "from_hf", "inverse_frequencies", "to_hf",
-]  # fmt: skip
+    "DefaultRope",
+    "DynamicNtk",
+    "Linear",
+    "Llama3",
+    "LongRope",
+    "Ntk",
+    "NtkAlpha",
+    "NtkByParts",
+    "Proportional",
+    "RopeError",
+    "RopeScaling",
+    "Yarn",
+    "YarnPaper",
+    "from_hf",
+    "inverse_frequencies",
+    "to_hf",
+]
 
 
 @runtime_checkable
@@ -43,9 +57,11 @@ class HasDict(Protocol):
 
 
 def inverse_frequencies(
-    rope_parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int | None = None,
+    rope_parameters: Mapping[str, Any],
+    head_dim: int,
+    max_position_embeddings: int | None = None,
     seq_len: int | None = None,
-) -> tuple[Tensor, float]:  # fmt: skip
+) -> tuple[Tensor, float]:
     """(inv_freq [F] float32, attention_factor) of a flat dict: `rope_type` or `type`, `rope_theta`, ... as in `config.json`.
 
     F is half of int(head_dim * partial_rotary_factor), half the head for `proportional`. seq_len: the length of the text,
@@ -88,9 +104,10 @@ def from_hf(
     }
     problems = [
         f"{name}: {problem}" if name else problem
-        for name, found in readings.items() if found is not None
+        for name, found in readings.items()
+        if found is not None
         for problem in (*found.problems, *_beyond(found, elsewhere), *_misfits(found, source, elsewhere))
-    ]  # fmt: skip
+    ]
     if problems:
         raise RopeError(problems)
     if "mrope_section" in elsewhere:
@@ -101,18 +118,23 @@ def from_hf(
 
 def _rope(found: Parameters, source: Written) -> Rope:
     return Rope(
-        theta=found.theta, dim=source.dim, fraction=None if source.dim else found.fraction, scaling=found.scaling,
-        interleaved=source.interleaved, sections=found.sections,
+        theta=found.theta,
+        dim=source.dim,
+        fraction=None if source.dim else found.fraction,
+        scaling=found.scaling,
+        interleaved=source.interleaved,
+        sections=found.sections,
         section_order=found.section_order if found.sections else "contiguous",
-    )  # fmt: skip
+    )
 
 
 def _beyond(found: Parameters, elsewhere: Collection[str]) -> list[str]:
     return [
         f"{key}: {BEYOND[key]}, which Rope does not. If you provide it by other means, or do not need it, say "
         f"elsewhere=({key!r},)."
-        for key in found.beyond if key not in elsewhere
-    ]  # fmt: skip
+        for key in found.beyond
+        if key not in elsewhere
+    ]
 
 
 def _misfits(found: Parameters, source: Written, elsewhere: Collection[str]) -> list[str]:
@@ -140,13 +162,15 @@ def to_hf(rope: Rope | Mapping[str, Rope | NoPEConfig]) -> dict[str, Any]:
         part.scaling.original_max_position_embeddings for part in ropes.values() if isinstance(part.scaling, DynamicNtk)
     ]
     beside: dict[str, list[Any]] = {
-        "max_position_embeddings": lengths, "rotary_dim": [part.dim for part in ropes.values()],
+        "max_position_embeddings": lengths,
+        "rotary_dim": [part.dim for part in ropes.values()],
         "rope_interleave": [part.interleaved or None for part in ropes.values()],
-    }  # fmt: skip
+    }
     problems += [
         f"{key} stands once, beside all layer types, and these differ: {values}."
-        for key, values in beside.items() if len(set(values)) > 1
-    ]  # fmt: skip
+        for key, values in beside.items()
+        if len(set(values)) > 1
+    ]
     if problems:
         raise RopeError(problems)
     written_out = {

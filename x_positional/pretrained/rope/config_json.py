@@ -25,9 +25,17 @@ THETAS = ("rope_theta", "rotary_emb_base", "global_rope_theta")
 FRACTIONS = ("partial_rotary_factor", "rotary_pct", "rope_pct")
 LOCAL_THETAS = ("rope_local_base_freq", "local_rope_theta")
 READ = {
-    "rope_parameters", "rope_scaling", *THETAS, *FRACTIONS, *LOCAL_THETAS, "rotary_dim", "rope_interleave",
-    "qk_rope_head_dim", "original_max_position_embeddings", "max_position_embeddings",
-}  # fmt: skip
+    "rope_parameters",
+    "rope_scaling",
+    *THETAS,
+    *FRACTIONS,
+    *LOCAL_THETAS,
+    "rotary_dim",
+    "rope_interleave",
+    "qk_rope_head_dim",
+    "original_max_position_embeddings",
+    "max_position_embeddings",
+}
 OF_THE_STACK = {"no_rope_layers", "no_rope_layer_interval"}
 """Which layers turn at all: a matter of the stack, not of one rotation."""
 BY_LAYER = {
@@ -66,14 +74,21 @@ def written(config: Mapping[str, Any], length: int | None, elsewhere: Collection
     around = Around(
         max_position_embeddings=data.get("max_position_embeddings"),
         original_max_position_embeddings=None if nested else data.get("original_max_position_embeddings"),
-        theta=_theta(data, family), fraction=_first(data, FRACTIONS, FRACTION.get(family)), length=length,
-        sections=SECTIONS.get(family), section_order=_section_order(family),
-    )  # fmt: skip
+        theta=_theta(data, family),
+        fraction=_first(data, FRACTIONS, FRACTION.get(family)),
+        length=length,
+        sections=SECTIONS.get(family),
+        section_order=_section_order(family),
+    )
     interleaved = data.get("rope_interleave")
     return Written(
-        layers=layers, nested=nested, around=around, dim=data.get("rotary_dim"),
-        interleaved=family in INTERLEAVED if interleaved is None else bool(interleaved), head_dim=_head_dim(data),
-    )  # fmt: skip
+        layers=layers,
+        nested=nested,
+        around=around,
+        dim=data.get("rotary_dim"),
+        interleaved=family in INTERLEAVED if interleaved is None else bool(interleaved),
+        head_dim=_head_dim(data),
+    )
 
 
 def _section_order(family: str) -> SectionOrder:
@@ -101,9 +116,7 @@ def _layers(
         return {}, False
     if _is_nested(given):
         known = LAYER_TYPES | set(data.get("layer_types") or ())
-        problems += [
-            f"layer type {name!r} is unknown; {nearest(name, known)}" for name in given if name not in known
-        ]  # fmt: skip
+        problems += [f"layer type {name!r} is unknown; {nearest(name, known)}" for name in given if name not in known]
         thetas = _thetas(data, family)
         return {
             name: {"rope_theta": thetas[name], **value} if value is not None and name in thetas else value

@@ -12,44 +12,53 @@ def _names(text: str) -> set[str]:
     return set(text.split())
 
 
-THETA = _by_name({
-    1e3: "nomic_bert",
-    1e4: "afmoe arcee aria_text bamba chameleon cohere2 cohere2_moe codegen dbrx deepseek_v2 deepseek_v3 deepseek_v32 "
-    "dia_decoder dia_encoder diffllama doge dots1 esmc eurobert exaone4 exaone_moe falcon falcon_h1 gemma gemma2 glm glm4 "
-    "glm4v_moe_text glm4v_text glm_image_text glm_ocr_text "
-    "glm4_moe glm4_moe_lite glm_moe_dsa gpt_neox gpt_neox_japanese gptj granite granitemoe granitemoehybrid granitemoeshared "
-    "hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jetmoe llama mimi minicpm3 ministral mistral moonshine "
-    "moonshine_streaming moshi nemotron olmo olmo2 olmo_hybrid olmoe persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe "
-    "qwen3_5_moe_text qwen3_5_text qwen3_next recurrent_gemma seed_oss stablelm starcoder2 vaultgemma youtu zamba2",
-    2e4: "jina_embeddings_v3",
-    1e5: "helium",
-    1.5e5: "gpt_oss",
-    1.6e5: "gte",
-    5e5: "bitnet blt blt_global_transformer blt_local_decoder blt_local_encoder cohere csm ernie4_5 ernie4_5_moe evolla "
-    "ernie4_5_vl_moe_text flex_olmo llama4_text mllama_text_model olmo3 paddleocr_vl_text qwen3_vl_moe_text qwen3_vl_text",
-    1e6: "cwm emu3_text_model lfm2 lfm2_moe minimax mixtral phimoe qwen2_5_omni_text qwen2_5_vl_text qwen2_vl_text "
-    "qwen3_omni_moe_text solar_open",
-    2e6: "smollm3",
-    5e6: "minimax_m2",
-    1e7: "longcat_flash",
-    1.2e7: "apertus",
-    1e8: "cosmos3_edge_text",
-})  # fmt: skip
+THETA = _by_name(
+    {
+        1e3: "nomic_bert",
+        1e4: "afmoe arcee aria_text bamba chameleon cohere2 cohere2_moe codegen dbrx deepseek_v2 deepseek_v3 deepseek_v32 "
+        "dia_decoder dia_encoder diffllama doge dots1 esmc eurobert exaone4 exaone_moe falcon falcon_h1 gemma gemma2 glm glm4 "
+        "glm4v_moe_text glm4v_text glm_image_text glm_ocr_text "
+        "glm4_moe glm4_moe_lite glm_moe_dsa gpt_neox gpt_neox_japanese gptj granite granitemoe granitemoehybrid granitemoeshared "
+        "hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jetmoe llama mimi minicpm3 ministral mistral moonshine "
+        "moonshine_streaming moshi nemotron olmo olmo2 olmo_hybrid olmoe persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe "
+        "qwen3_5_moe_text qwen3_5_text qwen3_next recurrent_gemma seed_oss stablelm starcoder2 vaultgemma youtu zamba2",
+        2e4: "jina_embeddings_v3",
+        1e5: "helium",
+        1.5e5: "gpt_oss",
+        1.6e5: "gte",
+        5e5: "bitnet blt blt_global_transformer blt_local_decoder blt_local_encoder cohere csm ernie4_5 ernie4_5_moe evolla "
+        "ernie4_5_vl_moe_text flex_olmo llama4_text mllama_text_model olmo3 paddleocr_vl_text qwen3_vl_moe_text qwen3_vl_text",
+        1e6: "cwm emu3_text_model lfm2 lfm2_moe minimax mixtral phimoe qwen2_5_omni_text qwen2_5_vl_text qwen2_vl_text "
+        "qwen3_omni_moe_text solar_open",
+        2e6: "smollm3",
+        5e6: "minimax_m2",
+        1e7: "longcat_flash",
+        1.2e7: "apertus",
+        1e8: "cosmos3_edge_text",
+    }
+)
 """The base of the wavelengths."""
 
-FRACTION = _by_name({
-    0.5: "bamba glm glm4 glm4_moe glm4v_moe_text nemotron persimmon phi recurrent_gemma",
-    0.25: "gpt_neox qwen3_5_moe_text qwen3_5_text qwen3_next stablelm",
-    0.9: "moonshine",
-    0.8: "moonshine_streaming",
-})  # fmt: skip
+FRACTION = _by_name(
+    {
+        0.5: "bamba glm glm4 glm4_moe glm4v_moe_text nemotron persimmon phi recurrent_gemma",
+        0.25: "gpt_neox qwen3_5_moe_text qwen3_5_text qwen3_next stablelm",
+        0.9: "moonshine",
+        0.8: "moonshine_streaming",
+    }
+)
 """The share of a head that turns; elsewhere all of it."""
 
 LOCAL_GLOBAL = {
-    "gemma3_text": (1e4, 1e6), "gemma3n_text": (1e4, 1e6), "t5gemma2_text": (1e4, 1e6), "t5gemma2_decoder": (1e4, 1e6),
-    "embedding_gemma2_text": (1e4, 1e6), "modernbert": (1e4, 1.6e5), "modernbert-decoder": (1e4, 1.6e5),
+    "gemma3_text": (1e4, 1e6),
+    "gemma3n_text": (1e4, 1e6),
+    "t5gemma2_text": (1e4, 1e6),
+    "t5gemma2_decoder": (1e4, 1e6),
+    "embedding_gemma2_text": (1e4, 1e6),
+    "modernbert": (1e4, 1.6e5),
+    "modernbert-decoder": (1e4, 1.6e5),
     "olmo3": (None, None),
-}  # fmt: skip
+}
 """Thetas of sliding and of full attention, which turn differently; None is the config's own."""
 
 SCALED_EVERYWHERE = {"modernbert", "modernbert-decoder"}
@@ -90,6 +99,8 @@ VIDEO_SECTIONS = _names("ernie4_5_vl_moe_text")
 
 _CHANNELS = "it splits channels, not pairs, over the axes of a position, so that a pair is no longer turned as one"
 REFUSED = {
-    "nanochat": "it turns the other way round, by minus the angle", "hunyuan_vl": _CHANNELS, "hunyuan_vl_text": _CHANNELS,
-}  # fmt: skip
+    "nanochat": "it turns the other way round, by minus the angle",
+    "hunyuan_vl": _CHANNELS,
+    "hunyuan_vl_text": _CHANNELS,
+}
 """Families that `Rope` cannot express."""

@@ -29,12 +29,23 @@ TAKES_TURNS = ("mrope_interleaved", "interleaved")
 """True where the axes of a position take turns over the pairs."""
 
 ALIASES = {"su": "longrope", "mrope": "default", "xdrope": "dynamic"}
-COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "max_position_embeddings", "mrope_section",
-          *TAKES_TURNS, *BEYOND}  # fmt: skip
+COMMON = {
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "max_position_embeddings",
+    "mrope_section",
+    *TAKES_TURNS,
+    *BEYOND,
+}
 REQUIRED = {
-    "linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "longrope": ("short_factor", "long_factor"),
-}  # fmt: skip
+}
 """What has no default in that form."""
 DEAD = {"ntk_alpha": {"factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor"}}
 """Written beside a key that overrules them."""
@@ -182,9 +193,7 @@ def _scaling(
     return None
 
 
-def _trained_length(
-    kind: str, values: dict[str, Any], length: Any, around: Around, problems: list[str]
-) -> None:  # fmt: skip
+def _trained_length(kind: str, values: dict[str, Any], length: Any, around: Around, problems: list[str]) -> None:
     """`dynamic` means the config's own length; elsewhere a length at the top of the config wins, as in transformers."""
     if kind == "dynamic":
         trained = length or values.get("original_max_position_embeddings")

@@ -91,9 +91,12 @@ def _sharded(folder: Path) -> SafeTensors:
     if missing:
         raise PretrainedError(
             f"{folder} is not whole:",
-            [f"{shard} is missing, and {INDEX} names it for "
-             f"{sum(s == shard for s in weight_map.values())} tensors. Fetch it again." for shard in missing],
-        )  # fmt: skip
+            [
+                f"{shard} is missing, and {INDEX} names it for "
+                f"{sum(s == shard for s in weight_map.values())} tensors. Fetch it again."
+                for shard in missing
+            ],
+        )
     held = {shard: set(_opened(path).keys()) for shard, path in shards.items()}
     lost = [f"{name} should be in {s}, and is not." for name, s in weight_map.items() if name not in held[s]]
     if lost:

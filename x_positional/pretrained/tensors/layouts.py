@@ -207,6 +207,7 @@ class PerHead:
 def head_gains(name: str, heads: Callable[[Sizes], int], *, flat: bool = False) -> Reshaped:
     """Gains of a norm of queries or keys: ours [H 1 D], theirs [H D], or flat [H*D]."""
     return Reshaped(
-        name, ours=lambda s: (heads(s), 1, s.head_dim),
+        name,
+        ours=lambda s: (heads(s), 1, s.head_dim),
         theirs=lambda s: (heads(s) * s.head_dim,) if flat else (heads(s), s.head_dim),
-    )  # fmt: skip
+    )

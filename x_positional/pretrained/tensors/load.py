@@ -76,9 +76,14 @@ def sizes_of(layers: LayersConfig, place: Place) -> Sizes:
 
 
 def fill(
-    model: nn.Module, family: Family, layers: Callable[[str], LayersConfig], names: Names, *, dtype: torch.dtype | None,
+    model: nn.Module,
+    family: Family,
+    layers: Callable[[str], LayersConfig],
+    names: Names,
+    *,
+    dtype: torch.dtype | None,
     device: torch.device | str | None,
-) -> None:  # fmt: skip
+) -> None:
     """Put tensors into a model whose parameters are on the meta device. layers: the stack that a parameter belongs to.
 
     Raises PretrainedError with every tensor that is missing, that does not fit, and that nothing asks for.

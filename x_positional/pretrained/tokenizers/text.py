@@ -11,8 +11,11 @@ from x_positional.pretrained.tensors.files import read_json
 from x_positional.pretrained.tokenizers.chat import ChatTemplate, Message
 
 TOKENIZER, SETTINGS, GENERATION, TEMPLATE = (
-    "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
@@ -113,8 +116,12 @@ def folder_tokenizer(folder: Path, config: Mapping[str, Any]) -> TextTokenizer:
     ends = [said.get("eos_token_id"), config.get("eos_token_id"), backend.token_to_id(special.get("eos_token", ""))]
     template = _template(folder, settings)
     return TextTokenizer(
-        backend, special, _ids(ends), None if template is None else ChatTemplate(template, special, str(folder)), str(folder)
-    )  # fmt: skip
+        backend,
+        special,
+        _ids(ends),
+        None if template is None else ChatTemplate(template, special, str(folder)),
+        str(folder),
+    )
 
 
 def _ids(found: Iterable[Any]) -> tuple[int, ...]:

@@ -82,9 +82,11 @@ def only(form: Any, names: Sequence[str]) -> tuple[str, Flags]:
     shown = form if not isinstance(form, Mapping) else dict.fromkeys(form, "...")
     raise ConversionError(
         f"{shown!r} is not the form of a model:",
-        [f'it is one class and its keywords, as {{"TransformerWrapper": {{"num_tokens": 256, "attn_layers": {{"Decoder": '
-         f'{{"dim": 512}}}}}}}}; the classes here: {", ".join(names)}.'],
-    )  # fmt: skip
+        [
+            f'it is one class and its keywords, as {{"TransformerWrapper": {{"num_tokens": 256, "attn_layers": {{"Decoder": '
+            f'{{"dim": 512}}}}}}}}; the classes here: {", ".join(names)}.'
+        ],
+    )
 
 
 def _stack(name: str, flags: Flags, problems: list[str]) -> Built:
@@ -149,8 +151,10 @@ def _xtransformer(flags: Flags, problems: list[str]) -> Built:
     if "dim" not in ours:
         raise FlagError("XTransformer", [*problems, "dim is missing. Model width."])
     model = XTransformer(**ours)
-    cores = [Core(model.encoder, sides["enc_"], "encoder.", "encoder."),
-             Core(model.decoder.net, sides["dec_"], "decoder.net.", "decoder.net.")]  # fmt: skip
+    cores = [
+        Core(model.encoder, sides["enc_"], "encoder.", "encoder."),
+        Core(model.decoder.net, sides["dec_"], "decoder.net.", "decoder.net."),
+    ]
     return Built(model, cores)
 
 
@@ -166,6 +170,9 @@ def _autoregressive(flags: Flags, problems: list[str]) -> Built:
 
 
 MAKERS = {
-    "TransformerWrapper": _transformer, "ContinuousTransformerWrapper": _continuous, "ViTransformerWrapper": _vision,
-    "XTransformer": _xtransformer, "AutoregressiveWrapper": _autoregressive,
-}  # fmt: skip
+    "TransformerWrapper": _transformer,
+    "ContinuousTransformerWrapper": _continuous,
+    "ViTransformerWrapper": _vision,
+    "XTransformer": _xtransformer,
+    "AutoregressiveWrapper": _autoregressive,
+}

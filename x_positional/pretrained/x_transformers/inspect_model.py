@@ -169,6 +169,9 @@ def _autoregressive(read: Reader, model: nn.Module, held: Members, path: str) ->
 
 
 MAKERS = {
-    XT + "TransformerWrapper": _transformer, XT + "ContinuousTransformerWrapper": _continuous,
-    XT + "ViTransformerWrapper": _vision, XT + "XTransformer": _xtransformer, XT + "AutoregressiveWrapper": _autoregressive,
-}  # fmt: skip
+    XT + "TransformerWrapper": _transformer,
+    XT + "ContinuousTransformerWrapper": _continuous,
+    XT + "ViTransformerWrapper": _vision,
+    XT + "XTransformer": _xtransformer,
+    XT + "AutoregressiveWrapper": _autoregressive,
+}

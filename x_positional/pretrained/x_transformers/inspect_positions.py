@@ -78,12 +78,16 @@ def _rotary(read: Reader, module: nn.Module, path: str, head_dim: int) -> dict[s
     table, xpos = held["inv_freq"], held["scale"] is not None
     rescale, width = rescale_of(table), 2 * table.shape[0]
     if rescale is None:
-        read.strange(f"{path}.inv_freq", "holds frequencies that no rotary_base_rescale_factor gives, or that were rounded. "
-                     "Give the flags and the state dict, with rotary frequencies in float32")  # fmt: skip
+        read.strange(
+            f"{path}.inv_freq",
+            "holds frequencies that no rotary_base_rescale_factor gives, or that were rounded. "
+            "Give the flags and the state dict, with rotary frequencies in float32",
+        )
     flags = {
-        "rotary_xpos" if xpos else "rotary_pos_emb": True, "rotary_base_rescale_factor": rescale or 1.0,
+        "rotary_xpos" if xpos else "rotary_pos_emb": True,
+        "rotary_base_rescale_factor": rescale or 1.0,
         "rotary_interpolation_factor": held["interpolation_factor"],
-    }  # fmt: skip
+    }
     if xpos:
         flags["rotary_xpos_scale_base"] = held["scale_base"]
     return flags if width == head_dim // 2 else {**flags, "rotary_emb_dim": width}
@@ -114,5 +118,7 @@ def _alibi(read: Reader, held: Members, path: str, head_dim: int) -> dict[str, A
 
 
 BIASES = {
-    XT + "RelativePositionBias": _t5, XT + "DynamicPositionBias": _dynamic, XT + "AlibiPositionalBias": _alibi,
-}  # fmt: skip
+    XT + "RelativePositionBias": _t5,
+    XT + "DynamicPositionBias": _dynamic,
+    XT + "AlibiPositionalBias": _alibi,
+}

@@ -31,7 +31,7 @@ def stack_form(read: Reader, stack: nn.Module, path: str) -> dict[str, dict[str,
     of_kind = {
         name: _together([attention_flags(read, branch, where, held) for t, where, branch in branches if t == name])
         for name in "ac"
-    }  # fmt: skip
+    }
     main, crossed = (of_kind["c"], {}) if kind == "CrossAttender" else (of_kind["a"], of_kind["c"])
     flags |= {f"attn_{name}": value for name, value in main.items()}
     flags |= {f"cross_attn_{name}": value for name, value in crossed.items() if not same(value, main.get(name))}

@@ -12,9 +12,13 @@ from x_positional.schemes import alibi_slopes
 Flags = dict[str, Any]
 
 INITIAL = {
-    "verbose", "zero_init_branch_output", "attn_zero_init_output", "cross_attn_zero_init_output", "ff_zero_init_output",
+    "verbose",
+    "zero_init_branch_output",
+    "attn_zero_init_output",
+    "cross_attn_zero_init_output",
+    "ff_zero_init_output",
     "attn_project_out",
-}  # fmt: skip
+}
 """What only new weights see, and what the weights themselves say."""
 TURNING = ("rotary_pos_emb", "rotary_xpos", "polar_pos_emb")
 DROPS_TABLE = ("rel_pos_bias", *TURNING)

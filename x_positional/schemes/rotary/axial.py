@@ -26,9 +26,16 @@ class AxialEmbedding(RotaryEmbedding):
     """
 
     def __init__(
-        self, width: int, axes: int = 2, *, theta: float = 10_000.0, freqs: Literal["lang", "pixel"] = "lang",
-        max_freq: float = 10.0, interleaved: bool = False, learned: bool = False,
-    ):  # fmt: skip
+        self,
+        width: int,
+        axes: int = 2,
+        *,
+        theta: float = 10_000.0,
+        freqs: Literal["lang", "pixel"] = "lang",
+        max_freq: float = 10.0,
+        interleaved: bool = False,
+        learned: bool = False,
+    ):
         each = width // (2 * axes)
         super().__init__(width, theta=theta, interleaved=interleaved, learned=learned, sections=(each,) * axes)
         self.freqs, self.max_freq = freqs, max_freq
@@ -63,9 +70,14 @@ class Axial(SchemeConfig):
 
     def build(self, dims: Dims) -> AxialEmbedding:
         return AxialEmbedding(
-            self.width(dims), self.axes, theta=self.theta, freqs=self.freqs, max_freq=self.max_freq,
-            interleaved=self.interleaved, learned=self.learned,
-        )  # fmt: skip
+            self.width(dims),
+            self.axes,
+            theta=self.theta,
+            freqs=self.freqs,
+            max_freq=self.max_freq,
+            interleaved=self.interleaved,
+            learned=self.learned,
+        )
 
     def problems(self, dims: Dims) -> list[str]:
         found = [f"axial: {problem}" for problem in width_problems(self.width(dims), self.axes, dims.head_dim)]

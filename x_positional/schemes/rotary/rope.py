@@ -29,14 +29,30 @@ class XPosEmbedding(RotaryEmbedding):
     RANGE = 80.0
     """Largest exponent of e that float32 and bfloat16 carry with room to spare."""
 
-    def __init__(self, width: int, *, scale_base: float = 512.0, center: int = 0, interleaved: bool = False,
-                 theta: float = 10_000.0, heads: int | None = None, interpolation_factor: float = 1.0,
-                 base_rescale_factor: float = 1.0, scaling: RopeScaling | None = None,
-                 learned: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        width: int,
+        *,
+        scale_base: float = 512.0,
+        center: int = 0,
+        interleaved: bool = False,
+        theta: float = 10_000.0,
+        heads: int | None = None,
+        interpolation_factor: float = 1.0,
+        base_rescale_factor: float = 1.0,
+        scaling: RopeScaling | None = None,
+        learned: bool = False,
+    ):
         super().__init__(
-            width, theta=theta, interleaved=interleaved, heads=heads, interpolation_factor=interpolation_factor,
-            base_rescale_factor=base_rescale_factor, scaling=scaling, learned=learned,
-        )  # fmt: skip
+            width,
+            theta=theta,
+            interleaved=interleaved,
+            heads=heads,
+            interpolation_factor=interpolation_factor,
+            base_rescale_factor=base_rescale_factor,
+            scaling=scaling,
+            learned=learned,
+        )
         self.scale_base, self.center = scale_base, center
         self.limit = min(0, center) + self.reach(scale_base)
         self.half_limit = min(0, center) + self.reach(scale_base) // 10
@@ -88,10 +104,14 @@ class Rope(SchemeConfig):
 
     def _shared(self, dims: Dims) -> dict[str, Any]:
         return {
-            "theta": self.theta, "interleaved": self.interleaved, "heads": self.heads, "scaling": self._bound(dims),
-            "interpolation_factor": self.interpolation_factor, "base_rescale_factor": self.base_rescale_factor,
+            "theta": self.theta,
+            "interleaved": self.interleaved,
+            "heads": self.heads,
+            "scaling": self._bound(dims),
+            "interpolation_factor": self.interpolation_factor,
+            "base_rescale_factor": self.base_rescale_factor,
             "learned": self.learned,
-        }  # fmt: skip
+        }
 
     def _bound(self, dims: Dims) -> RopeScaling | None:
         return None if self.scaling is None else self.scaling.bound(dims.max_seq_len)

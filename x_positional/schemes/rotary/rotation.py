@@ -103,10 +103,19 @@ class RotaryEmbedding(Turning):
     """
 
     def __init__(
-        self, width: int, *, theta: float = 10_000.0, interleaved: bool = False, heads: int | None = None,
-        interpolation_factor: float = 1.0, base_rescale_factor: float = 1.0, scaling: RopeScaling | None = None,
-        sections: Sequence[int] | None = None, section_order: SectionOrder = "contiguous", learned: bool = False,
-    ):  # fmt: skip
+        self,
+        width: int,
+        *,
+        theta: float = 10_000.0,
+        interleaved: bool = False,
+        heads: int | None = None,
+        interpolation_factor: float = 1.0,
+        base_rescale_factor: float = 1.0,
+        scaling: RopeScaling | None = None,
+        sections: Sequence[int] | None = None,
+        section_order: SectionOrder = "contiguous",
+        learned: bool = False,
+    ):
         super().__init__(width, interleaved=interleaved, heads=heads)
         rescale = 1.0 if base_rescale_factor == 1.0 else base_rescale_factor ** (width / (width - 2))
         self.theta, self.interpolation_factor = theta * rescale, interpolation_factor

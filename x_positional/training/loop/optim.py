@@ -9,8 +9,10 @@ from x_positional.modules.experts import Experts, Router
 from x_positional.training.config import OptimizerConfig
 
 MATRICES: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Linear: ("weight",), Router: ("weight",), Experts: ("up", "down"),
-}  # fmt: skip
+    nn.Linear: ("weight",),
+    Router: ("weight",),
+    Experts: ("up", "down"),
+}
 """Modules that are linear maps, and their weights."""
 
 
@@ -23,9 +25,10 @@ def decayed_parameters(model: nn.Module) -> set[str]:
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
-        for kind, names in MATRICES.items() if isinstance(module, kind)
+        for kind, names in MATRICES.items()
+        if isinstance(module, kind)
         for name in names
-    }  # fmt: skip
+    }
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

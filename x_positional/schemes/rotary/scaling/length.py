@@ -51,14 +51,18 @@ class LengthScaling(RopeScaling):
 
     def problems(self, width: int, theta: float) -> list[str]:
         if self.follows_length and self.length is not None:
-            return [self._said(
-                f"length={self.length} is for length_policy='fixed', and 'recompute' takes each row's own. Give one."
-            )]  # fmt: skip
+            return [
+                self._said(
+                    f"length={self.length} is for length_policy='fixed', and 'recompute' takes each row's own. Give one."
+                )
+            ]
         if self.takes_final_length and self._longest is None:
-            return [self._said(
-                "length_policy='fixed' needs to know the final length. Give length=, put the layers into a wrapper with "
-                "max_seq_len, or say length_policy='recompute'."
-            )]  # fmt: skip
+            return [
+                self._said(
+                    "length_policy='fixed' needs to know the final length. Give length=, put the layers into a wrapper with "
+                    "max_seq_len, or say length_policy='recompute'."
+                )
+            ]
         return []
 
     def trained_length(self) -> int | None:
@@ -151,19 +155,23 @@ class LongRope(LengthScaling):
         found, pairs = super().problems(width, theta), (width + 1) // 2
         for name, factors in (("short_factor", self.short_factor), ("long_factor", self.long_factor)):
             if len(factors) != pairs:
-                found.append(self._said(
-                    f"{name} has {len(factors)} numbers, and width {width} has {pairs} pairs. Give one number a pair."
-                ))  # fmt: skip
+                found.append(
+                    self._said(
+                        f"{name} has {len(factors)} numbers, and width {width} has {pairs} pairs. Give one number a pair."
+                    )
+                )
             if any(value <= 0 for value in factors):
                 found.append(self._said(f"{name} holds {min(factors):g}; every number must be above 0."))
         if (self.short_mscale is None) != (self.long_mscale is None):
             found.append(self._said("short_mscale and long_mscale belong together. Give both or none."))
         scales = (self.factor, self.attention_factor, self.short_mscale)
         if all(value is None for value in scales):
-            found.append(self._said(
-                "the attention factor follows from factor, the ratio of the extended length to the trained one. Give "
-                "factor=, or attention_factor=1.0 for none."
-            ))  # fmt: skip
+            found.append(
+                self._said(
+                    "the attention factor follows from factor, the ratio of the extended length to the trained one. Give "
+                    "factor=, or attention_factor=1.0 for none."
+                )
+            )
         if self.factor is not None and self.factor > 1 and self.original_max_position_embeddings < 2:
             found.append(
                 self._said("original_max_position_embeddings=1 has no logarithm to divide by. Give 2 or more.")

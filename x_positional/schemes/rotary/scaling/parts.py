@@ -148,9 +148,11 @@ class Yarn(Parts):
             return [*found, self._said(f"theta={theta:g} must be above 1: the ramp divides by its logarithm.")]
         low, high = self._bounds(width, theta)
         if not found and low > high:
-            found.append(self._said(
-                f"the ramp would end at pair {high:g}, before it starts at {low:g}: no pair of width {width} and "
-                f"theta={theta:g} turns between {self.beta_slow:g} and {self.beta_fast:g} times in "
-                f"{self.original_max_position_embeddings} positions. Check original_max_position_embeddings and theta."
-            ))  # fmt: skip
+            found.append(
+                self._said(
+                    f"the ramp would end at pair {high:g}, before it starts at {low:g}: no pair of width {width} and "
+                    f"theta={theta:g} turns between {self.beta_slow:g} and {self.beta_fast:g} times in "
+                    f"{self.original_max_position_embeddings} positions. Check original_max_position_embeddings and theta."
+                )
+            )
         return found
