@@ -1,16 +1,34 @@
 """Transformers from keyword flags or a config, with every position scheme pluggable, and proof that they combine."""
 
 from x_positional.config.layers import ModelConfig
-from x_positional.config.validate import IncompatibleConfig, Report, check
+from x_positional.config.validate import Report, check
 from x_positional.config.vision import VisionConfig
+from x_positional.errors import (
+    ArgumentError,
+    BackendError,
+    CacheError,
+    ConfigError,
+    ContractError,
+    ConversionError,
+    FlagError,
+    IncompatibleConfig,
+    InputError,
+    MissingExtra,
+    NonFiniteLoss,
+    PositionError,
+    PretrainedError,
+    RopeError,
+    UserError,
+    XPositionalError,
+)
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.continuous import ContinuousTransformerWrapper
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.models.seq2seq import XTransformer
 from x_positional.models.stacks import CrossAttender, Decoder, Encoder
 from x_positional.models.vision import ViTransformerWrapper
-from x_positional.pretrained import PretrainedError, from_pretrained, load_tokenizer
-from x_positional.pretrained.x_transformers import ConversionError, from_x_transformers
+from x_positional.pretrained import from_pretrained, load_tokenizer
+from x_positional.pretrained.x_transformers import form_of, from_x_transformers
 from x_positional.schemes import (
     T5,
     Absolute,
@@ -27,6 +45,7 @@ from x_positional.schemes import (
     XPos,
 )
 from x_positional.schemes.base import AttentionContext, Bias, Capabilities, Dims, PositionScheme
+from x_positional.schemes.registry import SchemeConfig
 
 __version__ = "0.1.0"
 
@@ -34,12 +53,17 @@ __all__ = [
     "T5",
     "Absolute",
     "Alibi",
+    "ArgumentError",
     "AttentionContext",
     "AutoregressiveWrapper",
+    "BackendError",
     "Bias",
+    "CacheError",
     "Capabilities",
     "Chain",
+    "ConfigError",
     "ContinuousTransformerWrapper",
+    "ContractError",
     "ConversionError",
     "CopeConfig",
     "CrossAttender",
@@ -47,24 +71,34 @@ __all__ = [
     "Dims",
     "Dynamic",
     "Encoder",
+    "FlagError",
     "ForgettingConfig",
     "IncompatibleConfig",
+    "InputError",
+    "MissingExtra",
     "ModelConfig",
     "NoPEConfig",
+    "NonFiniteLoss",
     "PolarConfig",
+    "PositionError",
     "PositionScheme",
     "PretrainedError",
     "Report",
     "Rope",
+    "RopeError",
     "ScaledSinusoidalConfig",
+    "SchemeConfig",
     "SinusoidalConfig",
     "TransformerWrapper",
+    "UserError",
     "ViTransformerWrapper",
     "VisionConfig",
     "XPos",
+    "XPositionalError",
     "XTransformer",
     "build_model",
     "check",
+    "form_of",
     "from_pretrained",
     "from_x_transformers",
     "load_tokenizer",

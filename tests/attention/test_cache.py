@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from tests.support.small_models import decoder, ids
-from x_positional.attention.cache import CacheError
-from x_positional.attention.inputs import InputError
+from x_positional.errors import CacheError, InputError
 
 
 @torch.no_grad()

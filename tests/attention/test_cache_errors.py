@@ -4,9 +4,7 @@ import pytest
 import torch
 
 from x_positional import ModelConfig, TransformerWrapper, build_model
-from x_positional.attention.cache import CacheError
-from x_positional.attention.inputs import InputError
-from x_positional.schemes.base import PositionError
+from x_positional.errors import CacheError, InputError, PositionError
 
 V, L, B, T = 11, 9, 2, 5
 SIZES = {"dim": 16, "depth": 2, "heads": 2, "head_dim": 8}

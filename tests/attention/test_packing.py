@@ -5,7 +5,7 @@ import torch
 
 from tests.support.small_models import decoder, ids
 from x_positional import AutoregressiveWrapper, ContinuousTransformerWrapper, Decoder
-from x_positional.attention.inputs import InputError
+from x_positional.errors import InputError
 
 
 @torch.no_grad()

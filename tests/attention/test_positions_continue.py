@@ -5,8 +5,7 @@ import torch
 
 from tests.support.small_models import close, decoder, ids
 from x_positional import AutoregressiveWrapper
-from x_positional.attention.inputs import InputError
-from x_positional.schemes.base import PositionError
+from x_positional.errors import InputError, PositionError
 from x_positional.schemes.multimodal import Image, Text, multimodal_positions
 
 MROPE = {"kind": "rope", "sections": (2, 1, 1)}

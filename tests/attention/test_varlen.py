@@ -18,9 +18,9 @@ from x_positional import (
     TransformerWrapper,
     check,
 )
-from x_positional.attention.backends import BACKENDS, BackendError, ScoreOps, choose
+from x_positional.attention.backends import BACKENDS, ScoreOps, choose
 from x_positional.attention.backends.varlen import Packed, Varlen, pack, torch_kernel, varlen_problems
-from x_positional.config.validate.report import IncompatibleConfig
+from x_positional.errors import BackendError, IncompatibleConfig
 from x_positional.schemes.base import AttentionContext, Bias, Reach
 
 pytestmark = pytest.mark.skipif(torch_kernel() is None, reason="this torch has no varlen_attn, so no model is built")

@@ -7,10 +7,8 @@ import torch
 
 from tests.support.small_models import close, decoder, ids
 from x_positional import Decoder, Encoder, ModelConfig, TransformerWrapper, build_model, check
-from x_positional.attention.inputs import InputError
 from x_positional.config.layers import LayerConfig
-from x_positional.config.validate import IncompatibleConfig
-from x_positional.schemes.base import PositionError
+from x_positional.errors import IncompatibleConfig, InputError, PositionError
 
 RELATIVE = ["none", "rope", "xpos", "polar", "alibi", "t5", "dynamic", ["rope", "alibi"]]
 SCHEMES = [*RELATIVE, "cope", ["rope", "cope"]]

@@ -17,7 +17,8 @@ from torch import nn
 from tests.support.training_runs import raw_config
 from x_positional.cli.main import main
 from x_positional.cli.overrides import parse_overrides
-from x_positional.training import TrainConfig, UserError
+from x_positional.errors import UserError
+from x_positional.training import TrainConfig
 from x_positional.training.checkpoints.checkpoint import open_checkpoint
 
 Call = Callable[..., tuple[int, str, str]]

@@ -21,8 +21,9 @@ from x_positional import (
     build_model,
     check,
 )
-from x_positional.config.flags import FlagError, continuous_from_flags, layers_from_flags, model_from_flags
-from x_positional.config.layers import ConfigError, ContinuousConfig, LayersConfig, plain
+from x_positional.config.flags import continuous_from_flags, layers_from_flags, model_from_flags
+from x_positional.config.layers import ContinuousConfig, LayersConfig, plain
+from x_positional.errors import ConfigError, FlagError
 from x_positional.schemes import AlibiBias, CoPE, RotaryEmbedding
 from x_positional.schemes.registry import REGISTRY, Custom
 

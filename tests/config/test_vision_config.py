@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from x_positional import Encoder, TransformerWrapper, VisionConfig, ViTransformerWrapper, check
-from x_positional.config.layers import ConfigError
-from x_positional.config.validate import IncompatibleConfig
+from x_positional.errors import ConfigError, IncompatibleConfig
 
 LAYERS = {"dim": 24, "depth": 2, "heads": 3, "head_dim": 8}
 POSITIONS = {

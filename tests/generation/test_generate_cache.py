@@ -16,8 +16,7 @@ from tests.support.generation_models import (
     ragged,
 )
 from x_positional import AutoregressiveWrapper
-from x_positional.attention.cache import CacheError
-from x_positional.attention.inputs import InputError, PositionError
+from x_positional.errors import CacheError, InputError, PositionError
 
 EOS, PAD = 28, 5
 

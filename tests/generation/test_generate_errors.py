@@ -5,7 +5,7 @@ import torch
 
 from tests.support.generation_models import NUM_TOKENS, ids, language_model, ragged
 from x_positional import AutoregressiveWrapper, Encoder, TransformerWrapper
-from x_positional.attention.inputs import InputError
+from x_positional.errors import InputError
 
 
 @pytest.fixture(scope="module")

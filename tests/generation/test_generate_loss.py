@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.support.generation_models import NUM_TOKENS, ids, language_model, ragged
 from x_positional import AutoregressiveWrapper, TransformerWrapper
-from x_positional.attention.inputs import InputError
+from x_positional.errors import InputError
 
 IGNORED = -100
 

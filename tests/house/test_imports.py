@@ -17,24 +17,26 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
 LAYOUT = {
     # What a folder of the package may import from other folders, from the ground up, as docs/architecture.md draws it.
-    "schemes": "",
-    "attention": "schemes modules",
-    "modules": "schemes attention",
-    "generation": "schemes attention models",
-    "config": "schemes attention modules",
-    "models": "schemes attention modules generation config",
-    "pretrained": "schemes attention modules generation config models",
-    "rotary": "schemes",
-    PACKAGE: "schemes attention modules generation config models pretrained",  # __init__.py: the public names
-    "testing": "schemes attention modules generation config models",
-    "training": "schemes attention modules generation config models pretrained",
-    "plotting": "schemes attention modules generation config models training",
-    "cli": "schemes attention modules generation config models pretrained testing training plotting",
+    "errors": "",
+    "schemes": "errors",
+    "attention": "errors schemes modules",
+    "modules": "errors schemes attention",
+    "generation": "errors schemes attention models",
+    "config": "errors schemes attention modules",
+    "models": "errors schemes attention modules generation config",
+    "pretrained": "errors schemes attention modules generation config models",
+    "rotary": "errors schemes",
+    PACKAGE: "errors schemes attention modules generation config models pretrained",  # __init__.py: the public names
+    "testing": "errors schemes attention modules generation config models",
+    "training": "errors schemes attention modules generation config models pretrained",
+    "plotting": "errors schemes attention modules generation config models training",
+    "cli": "errors schemes attention modules generation config models pretrained testing training plotting",
 }
 
 BASE = {"torch", "einops", "pydantic", "typing_extensions", "yaml", "safetensors", "rich"}  # always installed
 TENSORS = {"torch", "einops", "typing_extensions"}
 THIRD_PARTY = {
+    "errors": set(),
     "attention": TENSORS,
     "modules": TENSORS,
     "generation": TENSORS,
@@ -145,7 +147,7 @@ SOME_PACKAGES = {"x_positional", "x_positional.attention.backends", "x_positiona
 @pytest.mark.parametrize(
     ("module", "source", "message"),
     [
-        ("x_positional.schemes.base", "from x_positional.attention.masks import causal", "schemes may import: nothing"),
+        ("x_positional.schemes.base", "from x_positional.attention.masks import causal", "schemes may import: errors"),
         (
             "x_positional.attention.masks",
             "import pydantic",

@@ -6,9 +6,8 @@ from torch import Tensor
 
 from tests.support.generation_models import SCHEMES, equal, perturbed
 from x_positional import ContinuousTransformerWrapper, Decoder, Encoder
-from x_positional.attention.inputs import InputError, PositionError
-from x_positional.config.flags import FlagError
 from x_positional.config.layers import ContinuousConfig
+from x_positional.errors import FlagError, InputError, PositionError
 
 CONTINUOUS = ["rope", "xpos", "polar", "alibi", "dynamic", "sinusoidal", "scaled_sinusoidal"]
 LAYERS = {"dim": 26, "depth": 2, "heads": 3, "attn_kv_heads": 1, "attn_dim_head": 12}

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from x_positional import Decoder, TransformerWrapper, check
-from x_positional.config.validate import IncompatibleConfig
+from x_positional.errors import IncompatibleConfig
 
 LAYERS = {"dim": 32, "depth": 2, "heads": 4, "head_dim": 8, "position": {"kind": "absolute", "offset": 2, "scale": 1.0}}
 TOKENS = torch.randint(0, 67, (2, 11), generator=torch.Generator().manual_seed(0))

@@ -13,9 +13,7 @@ from x_positional import (
     XTransformer,
     build_model,
 )
-from x_positional.attention.inputs import InputError
-from x_positional.config.flags import FlagError
-from x_positional.schemes.base import PositionError
+from x_positional.errors import FlagError, InputError, PositionError
 
 V, L, B, T = 11, 9, 2, 5
 SIZES = {"dim": 16, "depth": 2, "heads": 2, "head_dim": 8}

@@ -8,8 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tests.support.generation_models import GREEDY, NUM_TOKENS, SCHEMES, Script, equal, ids, perturbed, ragged
 from x_positional import XTransformer
-from x_positional.attention.inputs import InputError
-from x_positional.config.flags import FlagError
+from x_positional.errors import FlagError, InputError
 
 SIDE = {"num_tokens": NUM_TOKENS, "max_seq_len": 40, "depth": 2, "heads": 3, "attn_dim_head": 12}
 STEPS = 8

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from tests.models.test_vision_formula import build, images
 from x_positional import Decoder, Encoder, IncompatibleConfig, ViTransformerWrapper
-from x_positional.attention.inputs import InputError
-from x_positional.config.flags import FlagError
+from x_positional.errors import FlagError, InputError
 from x_positional.schemes import Axial, Rope
 
 EXACT, APART = 1e-6, 1e-3

@@ -9,6 +9,7 @@ import torch
 
 from x_positional import Rope
 from x_positional.config.layers import LayersConfig
+from x_positional.errors import MissingExtra
 from x_positional.plotting import Gallery, canvas, draw, draw_biases, draw_embeddings, draw_products, draw_rotation
 from x_positional.plotting.biases import bias_map, bias_of_distance
 from x_positional.plotting.gallery import NOTHING
@@ -17,7 +18,6 @@ from x_positional.plotting.products import products
 from x_positional.pretrained.rope import Linear, LongRope, NtkByParts, Proportional, Yarn
 from x_positional.schemes.base import PositionScheme
 from x_positional.schemes.registry import REGISTRY
-from x_positional.training import MissingExtra
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.published.compare import both, quietly, takes
 from tests.support.published.encoders import CASES, Encoded, expected, padded, words
 from x_positional import PretrainedError, TransformerWrapper, from_pretrained
-from x_positional.attention.inputs import InputError
+from x_positional.errors import InputError
 from x_positional.models.language import TokenEncoder
 from x_positional.pretrained.tensors.files import open_tensors
 

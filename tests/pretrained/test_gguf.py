@@ -13,7 +13,7 @@ import transformers
 from tests.support.published.compare import ids, quietly, their_logits
 from tests.support.published.gguf_models import CONFIG, llama, small, write_gguf
 from x_positional import AutoregressiveWrapper, from_pretrained
-from x_positional.pretrained import PretrainedError
+from x_positional.errors import PretrainedError
 from x_positional.pretrained.gguf import architectures as gguf_architectures
 from x_positional.pretrained.gguf.file import GgufFile
 from x_positional.pretrained.gguf.header import read_header

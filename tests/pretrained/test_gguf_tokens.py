@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tests.support.published.compare import quietly
 from tests.support.published.gguf_models import CHAT, MERGES, SPECIAL, VOCABULARY, llama, write_gguf
 from x_positional import load_tokenizer
-from x_positional.pretrained import PretrainedError
+from x_positional.errors import PretrainedError
 
 TEXTS = [
     "hello world",

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tests.support.published.compare import quietly
 from tests.support.published.gguf_models import SPECIAL
 from x_positional import load_tokenizer
-from x_positional.pretrained import PretrainedError
+from x_positional.errors import PretrainedError
 from x_positional.pretrained.tokenizers.chat import ChatTemplate
 from x_positional.pretrained.tokenizers.text import TextStream
 

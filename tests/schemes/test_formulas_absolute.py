@@ -12,9 +12,9 @@ from torch import Tensor
 from tests.support.naive_attention import one_layer as attention_layer
 from tests.support.naive_attention import worst
 from x_positional import Decoder, TransformerWrapper
+from x_positional.errors import PositionError
 from x_positional.modules.stack import AttentionLayers
 from x_positional.schemes import Absolute, ScaledSinusoidalConfig, Sinusoidal, SinusoidalConfig
-from x_positional.schemes.base import PositionError
 from x_positional.schemes.registry import SchemeConfig
 
 TIGHT = 1e-6

@@ -24,6 +24,7 @@ from tests.support.validate_forced import (
 from x_positional.attention.backends.eager import Eager
 from x_positional.config.layers import ModelConfig
 from x_positional.config.validate import Use
+from x_positional.errors import PositionError
 from x_positional.models.language import TransformerWrapper
 from x_positional.modules.experts import Router
 from x_positional.schemes import (
@@ -40,7 +41,7 @@ from x_positional.schemes import (
     XPosEmbedding,
     t5_buckets,
 )
-from x_positional.schemes.base import AttentionContext, PositionError, PositionScheme, Span
+from x_positional.schemes.base import AttentionContext, PositionScheme, Span
 from x_positional.schemes.rotary.frequencies import inverse_frequencies
 from x_positional.schemes.rotary.scaling import DefaultRope, LongRope
 from x_positional.schemes.rotary.scaling.parts import Parts

@@ -9,10 +9,11 @@ import torch
 
 from tests.support.broken_attention import NeedlesslyUncacheable
 from tests.support.broken_positions import FalselyAbsolute
+from x_positional.errors import ContractError
 from x_positional.schemes import AlibiBias, Rope, RotaryEmbedding
 from x_positional.schemes.base import Dims, PositionScheme
 from x_positional.schemes.registry import REGISTRY, SchemeConfig
-from x_positional.testing import CHECKS, ContractError, Sizes, check_scheme
+from x_positional.testing import CHECKS, Sizes, check_scheme
 from x_positional.testing.cases import CHAINS, VARIANTS, cases
 
 ROOT = Path(__file__).parents[2]

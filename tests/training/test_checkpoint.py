@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from x_positional import ModelConfig, build_model
-from x_positional.training import UserError
+from x_positional.errors import UserError
 from x_positional.training.checkpoints import checkpoint
 from x_positional.training.checkpoints.checkpoint import load_model, open_checkpoint, prune, save_checkpoint, unshared
 

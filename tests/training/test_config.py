@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from tests.support.training_runs import raw_config
+from x_positional.errors import UserError
 from x_positional.schemes.registry import REGISTRY
-from x_positional.training import TrainConfig, UserError
+from x_positional.training import TrainConfig
 from x_positional.training.load import load_config, load_model, parse_config
 
 NAMES = sorted(set(REGISTRY) - {"custom"})

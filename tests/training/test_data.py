@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.support.training_runs import TEXT, text_file
-from x_positional.training import DataConfig, UserError
+from x_positional.errors import UserError
+from x_positional.training import DataConfig
 from x_positional.training.data.corpus import load_corpus
 from x_positional.training.data.documents import Document, embedded_documents, split
 from x_positional.training.data.tokens import ByteTokenizer, load_tokenizer

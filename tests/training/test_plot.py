@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from x_positional.training import MissingExtra
+from x_positional.errors import MissingExtra
 from x_positional.training.loop.plot import plot_losses, smoothed
 
 

@@ -15,7 +15,8 @@ import torch
 from rich.console import Console
 
 from tests.support.training_runs import config, raw_config
-from x_positional.training import NonFiniteLoss, TrainConfig, UserError, loop, train
+from x_positional.errors import NonFiniteLoss, UserError
+from x_positional.training import TrainConfig, loop, train
 from x_positional.training.checkpoints.checkpoint import open_checkpoint
 from x_positional.training.checkpoints.record import read_curve
 from x_positional.training.data.windows import Windows

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from x_positional.attention.cache_slots import CacheError, KeyView, Slots, Tokens
+from x_positional.attention.cache_slots import KeyView, Slots, Tokens
+from x_positional.errors import CacheError
 from x_positional.schemes.base import NO_TOKEN, Reach
 
-__all__ = ["CacheError", "KVCache", "KeyView", "SeenContext", "Tokens"]
+__all__ = ["KVCache", "KeyView", "SeenContext", "Tokens"]
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from x_positional.errors import CacheError
 from x_positional.schemes.base import NO_TOKEN, Reach
 
 FIRST_SLOTS = 64
 """Slots that a cache without a max_len starts with; it doubles them, up to the window if there is one."""
-
-
-class CacheError(ValueError):
-    """A cache that is full, or that was made for another model or batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

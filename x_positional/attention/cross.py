@@ -12,9 +12,10 @@ from torch import Tensor
 from x_positional.attention import masks
 from x_positional.attention.backends import Backend, Planned
 from x_positional.attention.cache import KVCache, SeenContext, Tokens
-from x_positional.attention.inputs import InputError, place
+from x_positional.attention.inputs import place
+from x_positional.errors import InputError, PositionError
 from x_positional.modules.attention import CrossPlan
-from x_positional.schemes.base import NO_TOKEN, AttentionContext, PositionError, PositionScheme
+from x_positional.schemes.base import NO_TOKEN, AttentionContext, PositionScheme
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,11 @@ from torch import Tensor
 
 from x_positional.attention.cache import KVCache, Tokens
 from x_positional.attention.masks import index_of, restart_per_document
-from x_positional.schemes.base import NO_TOKEN, PositionError, PositionScheme
+from x_positional.errors import InputError, PositionError
+from x_positional.schemes.base import NO_TOKEN, PositionScheme
 
 SeqLens: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | Tensor
 """Lengths of the documents of a packed row, or of each row."""
-
-
-class InputError(ValueError):
-    """An input of the wrong shape, dtype or range, named with its value and the way out."""
 
 
 def _check_mask(mask: Tensor, batch: int, length: int, name: str = "mask") -> None:

@@ -17,8 +17,8 @@ from x_positional.cli.sample import Sampling, sample_text
 from x_positional.cli.talk import talk
 from x_positional.cli.verify import verify as compare
 from x_positional.config import validate
+from x_positional.errors import UserError
 from x_positional.models.saving import Format
-from x_positional.training.errors import UserError
 from x_positional.training.load import load_config, load_model
 
 app = typer.Typer(

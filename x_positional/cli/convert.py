@@ -12,15 +12,14 @@ from rich.console import Console
 from x_positional.cli.published import checkpoint_of, dtype_of, is_published, loaded, opened
 from x_positional.cli.run import command
 from x_positional.cli.sample import load_net
+from x_positional.errors import PretrainedError, UserError
 from x_positional.models.saving import Format
-from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.source import Source
 from x_positional.pretrained.tensors.files import CONFIG
 from x_positional.pretrained.tensors.write import write_json
 from x_positional.pretrained.tokenizers.byte_level import byte_tokenizer
 from x_positional.pretrained.tokenizers.text import GENERATION, TextTokenizer
 from x_positional.training.checkpoints.checkpoint import TOKENIZER
-from x_positional.training.errors import UserError
 
 COPIED = (
     "tokenizer.json",

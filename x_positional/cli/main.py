@@ -21,8 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def guarded(command: Callable[[], object]) -> None:
     """Call `command`; a problem that the user can fix becomes a message and exit code 2, not a traceback."""
-    from x_positional.pretrained import PretrainedError
-    from x_positional.training.errors import UserError
+    from x_positional.errors import PretrainedError, UserError
 
     try:
         command()

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from x_positional.training.errors import UserError, listed
+from x_positional.errors import UserError, listed
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:

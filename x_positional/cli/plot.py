@@ -10,8 +10,8 @@ from x_positional.config import validate
 from x_positional.config.layers import LayersConfig, ModelConfig
 from x_positional.config.validate.target import AnyConfig, read_target
 from x_positional.config.vision import VisionConfig
+from x_positional.errors import UserError, listed
 from x_positional.plotting import draw
-from x_positional.training.errors import UserError, listed
 from x_positional.training.progress import shown
 
 FOLDER = Path("plots")

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from x_positional.cli.published import checkpoint_of
+from x_positional.errors import UserError
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.training.checkpoints.checkpoint import TOKENIZER, Checkpoint, load_model
 from x_positional.training.data.tokens import StreamDecoder, Tokenizer, load_tokenizer
-from x_positional.training.errors import UserError
 from x_positional.training.load import parse_config
 
 

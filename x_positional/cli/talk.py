@@ -8,9 +8,9 @@ from rich.console import Console
 
 from x_positional.cli.published import loaded, opened
 from x_positional.cli.sample import Sampling, device_of, stream_pieces
+from x_positional.errors import UserError
 from x_positional.models.language import TransformerWrapper
 from x_positional.pretrained.tokenizers.text import TextTokenizer
-from x_positional.training.errors import UserError
 
 
 def talk(path: Path, prompt: str, sampling: Sampling, *, chat: bool, device: str, dtype: str | None) -> None:

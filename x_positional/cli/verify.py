@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from x_positional.cli.cases import Case, cases_of
 from x_positional.cli.published import dtype_of, loaded, opened
 from x_positional.cli.run import command
+from x_positional.errors import UserError
 from x_positional.models.language import TransformerWrapper
 from x_positional.models.vision import ViTransformerWrapper
 from x_positional.pretrained.extras import needed
 from x_positional.pretrained.native import NATIVE
 from x_positional.pretrained.source import Source
-from x_positional.training.errors import UserError
 
 AUTO = {
     ("decoder", True): "AutoModelForCausalLM",

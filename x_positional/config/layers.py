@@ -10,15 +10,12 @@ from typing_extensions import Self
 from x_positional import schemes as _registered  # noqa: F401  (importing it registers every scheme)
 from x_positional.config.experts import MoEConfig
 from x_positional.config.latent import MLAConfig
+from x_positional.errors import ConfigError
 from x_positional.schemes.base import Dims, Reach
 from x_positional.schemes.compose import Chain
 from x_positional.schemes.registry import Config, Custom, SchemeConfig, scheme_config
 
 LayersKind = Literal["encoder", "decoder", "cross_attender"]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be read or written, with the reason."""
 
 
 class NormConfig(Config):

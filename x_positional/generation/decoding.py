@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from x_positional.attention.cache import CacheError, KVCache
-from x_positional.attention.inputs import InputError, check_positions, following_positions, where_tokens
+from x_positional.attention.cache import KVCache
+from x_positional.attention.inputs import check_positions, following_positions, where_tokens
+from x_positional.errors import CacheError, InputError
 from x_positional.generation.prompts import Prompts
 from x_positional.generation.sampling import LogitsFilter, mark_seen, repetition_penalty, sample, seen_tokens
 from x_positional.models.language import TransformerWrapper

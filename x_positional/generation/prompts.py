@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from x_positional.attention.cache import KVCache
-from x_positional.attention.inputs import InputError
+from x_positional.errors import InputError
 
 
 @dataclass(frozen=True)

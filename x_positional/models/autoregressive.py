@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from x_positional.attention.cache import KVCache
-from x_positional.attention.inputs import InputError, SeqLens, check_documents, packed_documents, token_mask
+from x_positional.attention.inputs import SeqLens, check_documents, packed_documents, token_mask
+from x_positional.errors import InputError
 from x_positional.generation.decoding import Decoding, Run
 from x_positional.generation.prompts import as_ids, nothing_new, read_prompts
 from x_positional.generation.sampling import NON_NEGATIVE, POSITIVE, FilterChoice, resolve_filters

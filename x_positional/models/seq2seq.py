@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from x_positional.config.flags import FlagError, xtransformer_from_flags
+from x_positional.config.flags import xtransformer_from_flags
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.validate import Report, require
+from x_positional.errors import FlagError
 from x_positional.generation.decoding import evaluating
 from x_positional.generation.sampling import FilterChoice
 from x_positional.models.autoregressive import AutoregressiveWrapper, PromptsLike

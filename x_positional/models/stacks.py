@@ -9,9 +9,10 @@ from x_positional.attention.backends import choose
 from x_positional.config.flags import layers_from_flags
 from x_positional.config.layers import LayersConfig, LayersKind
 from x_positional.config.validate import features, layers_report, require
+from x_positional.errors import PositionError
 from x_positional.models.build import Positions, build_blocks, build_kinds, build_norm, positions_of
 from x_positional.modules.stack import AttentionLayers
-from x_positional.schemes.base import AttentionContext, PositionError, PositionScheme
+from x_positional.schemes.base import AttentionContext, PositionScheme
 from x_positional.schemes.none import NoPE
 from x_positional.schemes.registry import SchemeConfig
 

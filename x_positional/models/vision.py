@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from x_positional.attention.inputs import InputError
 from x_positional.config.flags import vision_from_flags
 from x_positional.config.validate import model_report, require
 from x_positional.config.validate.rules_vision import position_axes
 from x_positional.config.vision import Coordinates, Interpolation, VisionConfig, multiples
+from x_positional.errors import InputError
 from x_positional.models.describe import describe_image
 from x_positional.models.language import bound_config
 from x_positional.models.saving import Saveable

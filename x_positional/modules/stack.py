@@ -15,19 +15,13 @@ from x_positional.attention import masks
 from x_positional.attention.backends import Choice, Planned
 from x_positional.attention.cache import KeyView, KVCache, Tokens
 from x_positional.attention.cross import Crossing, SeenContext, plan_cross, see_context
-from x_positional.attention.inputs import (
-    InputError,
-    SeqLens,
-    check_final_lengths,
-    check_positions_fit,
-    packed_documents,
-    place,
-)
+from x_positional.attention.inputs import SeqLens, check_final_lengths, check_positions_fit, packed_documents, place
 from x_positional.attention.streaming import Anchors, anchor_problem, anchored, anchored_bias
+from x_positional.errors import InputError, PositionError
 from x_positional.modules.attention import CrossPlan, LayerPlan
 from x_positional.modules.block import Block
 from x_positional.modules.norms import Norm
-from x_positional.schemes.base import AttentionContext, Dims, IndexFn, PositionError, PositionScheme, Reach
+from x_positional.schemes.base import AttentionContext, Dims, IndexFn, PositionScheme, Reach
 
 
 @dataclass(frozen=True, kw_only=True)

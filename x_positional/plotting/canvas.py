@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from x_positional.training.errors import MissingExtra
+from x_positional.errors import MissingExtra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

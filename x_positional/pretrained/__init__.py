@@ -2,7 +2,6 @@
 
 from x_positional.models.saving import WRITERS
 from x_positional.pretrained.api import Origin, from_pretrained
-from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.export import save_hf
 from x_positional.pretrained.families import FAMILIES
 from x_positional.pretrained.family import Family
@@ -11,4 +10,4 @@ from x_positional.pretrained.source import load_tokenizer
 
 WRITERS.update(hf=save_hf, native=save_native)
 
-__all__ = ["FAMILIES", "Family", "Origin", "PretrainedError", "from_pretrained", "load_tokenizer"]
+__all__ = ["FAMILIES", "Family", "Origin", "from_pretrained", "load_tokenizer"]

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from x_positional.errors import PretrainedError, did_you_mean
 from x_positional.pretrained.config_json.codecs import Fields
 from x_positional.pretrained.config_json.encoder_decoder import encoder_alone
 from x_positional.pretrained.config_json.ignored_keys import HARMLESS
-from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.families import FAMILIES, INNER
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.model_kinds import MAKERS, make
@@ -23,7 +23,6 @@ from x_positional.pretrained.source import Source, open_source
 from x_positional.pretrained.tensors.files import CONFIG, Tensors
 from x_positional.pretrained.tensors.layouts import Same
 from x_positional.pretrained.tensors.load import Names, fill
-from x_positional.schemes.registry import nearest
 
 RENAMED = {"rope_parameters": "rope_scaling", "rope_scaling": "rope_parameters"}
 """Two names of one thing: said under one, it is no longer said under the other."""
@@ -115,7 +114,7 @@ def family_of(hf: Mapping[str, Any], source: str) -> Family:
     raise PretrainedError(
         f"{source} cannot be read:",
         [
-            f"model_type={name!r} is not known here; {nearest(str(name), {*FAMILIES, *INNER})} A family is a table of names and "
+            f"unsupported model_type={name!r}; {did_you_mean(str(name), {*FAMILIES, *INNER})} A family is a table of names and "
             "config keys: docs/pretrained.md shows how to write one."
         ],
     )

@@ -9,18 +9,16 @@ from torch import Tensor
 
 from x_positional.config.layers import ModelConfig
 from x_positional.config.vision import VisionConfig
+from x_positional.errors import PretrainedError, RopeError, did_you_mean
 from x_positional.models.language import TokenEncoder
 from x_positional.models.saving import Saveable
 from x_positional.pretrained.config_json.canonical import AnyConfig, canonical, differences
 from x_positional.pretrained.config_json.codecs import Fields, Written
-from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.families import FAMILIES
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.model_kinds import MAKERS, kind_of, part_of
-from x_positional.pretrained.rope import RopeError
 from x_positional.pretrained.tensors.load import sizes_of
 from x_positional.pretrained.tensors.write import write_folder
-from x_positional.schemes.registry import nearest
 
 DTYPE_KEY = "dtype"
 REWRITTEN = {"dtype", "torch_dtype", "transformers_version"}
@@ -154,7 +152,7 @@ def _candidates(model: Saveable, config: AnyConfig, model_type: str | None, head
     if model_type is not None:
         if model_type not in FAMILIES:
             raise PretrainedError(
-                f"{model_type!r} cannot be written:", [f"there is no such family; {nearest(model_type, FAMILIES)}"]
+                f"{model_type!r} cannot be written:", [f"there is no such family; {did_you_mean(model_type, FAMILIES)}"]
             )
         return [FAMILIES[model_type]]
     own = [] if model.origin is None else [model.origin.family]

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from x_positional.pretrained.errors import PretrainedError
+from x_positional.errors import PretrainedError
 
 
 def needed(package: str, what: str, extra: str = "pretrained") -> Any:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from x_positional.errors import RopeError
 from x_positional.pretrained.config_json.canonical import canonical, differences
 from x_positional.pretrained.config_json.codecs import Codec, Fields, Hf, Null
 from x_positional.pretrained.config_json.ignored_keys import HARMLESS
-from x_positional.pretrained.rope import RopeError
 from x_positional.pretrained.tensors.layouts import Layout, Same, Sizes
 
 LEAVES = {"weight": "weight", "gain": "weight", "table": "weight", "bias": "bias", "shift": "bias"}

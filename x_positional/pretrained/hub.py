@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from x_positional.pretrained.errors import PretrainedError
+from x_positional.errors import PretrainedError
 
 PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 """What is fetched: never a pickle."""

@@ -10,11 +10,11 @@ from torch import nn
 from x_positional.config.layers import FileConfig, ModelConfig, plain
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.vision import VisionConfig
+from x_positional.errors import PretrainedError
 from x_positional.models.language import TokenEncoder, TransformerWrapper
 from x_positional.models.saving import Saveable
 from x_positional.models.seq2seq import XTransformer
 from x_positional.models.vision import ViTransformerWrapper
-from x_positional.pretrained.errors import PretrainedError
 from x_positional.pretrained.tensors.files import Tensors
 from x_positional.pretrained.tensors.load import replace_parameter
 from x_positional.pretrained.tensors.write import write_folder

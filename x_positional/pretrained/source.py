@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from x_positional.pretrained.errors import PretrainedError
+from x_positional.errors import PretrainedError
 from x_positional.pretrained.gguf.config import architecture_of, config_of
 from x_positional.pretrained.gguf.file import GgufFile, is_gguf
 from x_positional.pretrained.gguf.tensors import GgufTensors

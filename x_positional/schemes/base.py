@@ -21,17 +21,12 @@ __all__ = [
     "IndexFn",
     "Kernel",
     "LayerView",
-    "PositionError",
     "PositionScheme",
     "Reach",
     "Span",
 ]
 
 Kernel = Literal["fused", "bias", "rows"]
-
-
-class PositionError(ValueError):
-    """Positions that a scheme cannot use, with the reason and the way out."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,11 @@
 """Position schemes by name: a pydantic config per scheme, registered by being defined."""
 
 import copy
-import difflib
-from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
+from x_positional.errors import did_you_mean
 from x_positional.schemes.base import Dims, PositionScheme
 
 
@@ -84,13 +83,6 @@ class Custom(SchemeConfig):
         return copy.deepcopy(self.scheme) if self.scheme.per_layer else self.scheme
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' or the list of what is known."""
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
-
-
 def scheme_config(value: Any) -> SchemeConfig:
     """A name, a dict with `kind`, a config or a scheme instance -> a config. Raises ValueError."""
     if isinstance(value, SchemeConfig):
@@ -106,5 +98,5 @@ def scheme_config(value: Any) -> SchemeConfig:
         )
     kind = value["kind"]
     if kind not in REGISTRY:
-        raise ValueError(f"no position scheme named {kind!r}; {nearest(str(kind), set(REGISTRY) - {'custom'})}")
+        raise ValueError(f"no position scheme named {kind!r}; {did_you_mean(str(kind), set(REGISTRY) - {'custom'})}")
     return REGISTRY[kind].model_validate(value)

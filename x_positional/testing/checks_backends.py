@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from x_positional.attention.backends import BACKENDS, BackendError, obstacles
-from x_positional.config.validate import IncompatibleConfig
+from x_positional.attention.backends import BACKENDS, obstacles
+from x_positional.errors import BackendError, IncompatibleConfig
 from x_positional.testing.judge import APART, TOLERANCE, Broken, Judge, difference
 from x_positional.testing.subject import Kind, Subject, leaves
 

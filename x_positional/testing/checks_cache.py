@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from x_positional.attention.cache import KVCache
+from x_positional.errors import PositionError
 from x_positional.models.language import TransformerWrapper
-from x_positional.schemes.base import PositionError, PositionScheme
+from x_positional.schemes.base import PositionScheme
 from x_positional.testing.judge import Judge
 from x_positional.testing.subject import Subject, forced, forced_cache
 

@@ -6,8 +6,8 @@ B batch, T tokens, S context tokens, M model dim, V vocabulary.
 import torch
 from torch import Tensor
 
+from x_positional.errors import PositionError
 from x_positional.models.language import TransformerWrapper
-from x_positional.schemes.base import PositionError
 from x_positional.testing.checks_cache import decode
 from x_positional.testing.judge import Judge, difference
 from x_positional.testing.subject import Kind, Subject

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from x_positional.errors import PositionError
 from x_positional.models.language import TransformerWrapper
-from x_positional.schemes.base import PositionError
 from x_positional.testing.checks_cache import decode
 from x_positional.testing.judge import APART, TOLERANCE, Broken, Judge, NotApplicable, difference, fails
 from x_positional.testing.subject import Kind, Subject, forced

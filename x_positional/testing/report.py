@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from x_positional.schemes.base import Capabilities
-from x_positional.testing.judge import Broken
 
 Verdict = Literal["pass", "fail", "n/a"]
 
@@ -49,11 +48,3 @@ class ContractReport:
         passed = sum(o.verdict == "pass" for o in self.outcomes)
         counts = f"{passed} passed, {len(self.failures)} failed, {len(self.outcomes) - passed - len(self.failures)} not applicable"
         return "\n".join([f"declares {self.capabilities}", *map(str, self.outcomes), counts])
-
-
-class ContractError(Broken):
-    """A scheme broke its contract; `report` holds every outcome."""
-
-    def __init__(self, report: ContractReport):
-        super().__init__("\n".join(f"{o.check}: {o.detail}" for o in report.failures))
-        self.report = report

@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 import torch
 
+from x_positional.errors import ContractError
 from x_positional.testing.checks_backends import backends_agree, gradcheck, gradients_agree, hooks_run
 from x_positional.testing.checks_batch import batch_independent, packing, padding, prefix_consistent, ragged_decoding
 from x_positional.testing.checks_cache import cache_grows, cache_reorders, cached_equals_full, sliding_windows
@@ -15,7 +16,7 @@ from x_positional.testing.checks_order import order
 from x_positional.testing.checks_positions import axes, custom_positions, float_positions, limit, shift
 from x_positional.testing.checks_precision import precision
 from x_positional.testing.judge import Broken, Judge, NotApplicable
-from x_positional.testing.report import ContractError, ContractReport, Outcome
+from x_positional.testing.report import ContractReport, Outcome
 from x_positional.testing.subject import Scheme, Sizes, Subject
 
 Check: TypeAlias = Callable[[Subject, Judge], None]

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ValidationError
 
 from x_positional.config.layers import ModelConfig
 from x_positional.config.suggest import sentences
+from x_positional.errors import UserError, listed
 from x_positional.schemes.registry import Config
 from x_positional.training.checkpoints.checkpoint import CONFIG
 from x_positional.training.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
-from x_positional.training.errors import UserError, listed
 from x_positional.training.schema import hint, resolve
 
 

@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from x_positional.config.flags import (
-    FlagError,
     check_flags,
     continuous_from_flags,
     layers_from_flags,
@@ -15,6 +14,7 @@ from x_positional.config.flags import (
 from x_positional.config.flags.entry import REQUIRED
 from x_positional.config.flags.table import PLACES
 from x_positional.config.layers import ContinuousConfig, LayersConfig, ModelConfig
+from x_positional.errors import FlagError
 from x_positional.schemes import Rope
 
 SIZE = {"dim": 96, "depth": 2}

@@ -4,9 +4,10 @@ from itertools import combinations
 
 import pytest
 
-from x_positional.config.flags import FlagError, layers_from_flags
+from x_positional.config.flags import layers_from_flags
 from x_positional.config.flags.position import DETAILS, SWITCHES
 from x_positional.config.flags.table import PLACES
+from x_positional.errors import FlagError
 
 SIZE = {"dim": 96, "depth": 2}
 LAYERS = PLACES["AttentionLayers"]

@@ -154,7 +154,7 @@ def test_what_no_layer_uses_changes_nothing() -> None:
 
 def test_a_table_without_a_length_waits() -> None:
     from x_positional import Decoder
-    from x_positional.schemes.base import PositionError
+    from x_positional.errors import PositionError
 
     layers = Decoder(dim=16, depth=2, heads=2, position="absolute")
     assert any("no length was named" in error for error in check(layers).errors)

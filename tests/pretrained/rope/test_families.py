@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from x_positional.pretrained.rope import RopeError, from_hf, to_hf
+from x_positional.errors import RopeError
+from x_positional.pretrained.rope import from_hf, to_hf
 from x_positional.pretrained.rope.families import (
     INTERLEAVED,
     INTERLEAVED_SECTIONS,

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from x_positional.pretrained.rope import RopeError, from_hf, inverse_frequencies
+from x_positional.errors import RopeError
+from x_positional.pretrained.rope import from_hf, inverse_frequencies
 from x_positional.schemes import (
     DynamicNtk,
     Linear,

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from x_positional.pretrained.rope import RopeError, from_hf, to_hf
+from x_positional.errors import RopeError
+from x_positional.pretrained.rope import from_hf, to_hf
 from x_positional.schemes import Linear, NtkAlpha, Rope
 from x_positional.schemes.base import Dims
 

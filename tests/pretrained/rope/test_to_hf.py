@@ -8,7 +8,8 @@ import torch
 
 from tests.pretrained.rope.test_from_hf import EACH, LLAMA, LONG, YARN
 from x_positional import Decoder, TransformerWrapper
-from x_positional.pretrained.rope import RopeError, from_hf, inverse_frequencies, to_hf
+from x_positional.errors import RopeError
+from x_positional.pretrained.rope import from_hf, inverse_frequencies, to_hf
 from x_positional.schemes import (
     DynamicNtk,
     Linear,

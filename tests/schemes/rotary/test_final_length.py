@@ -8,9 +8,9 @@ from torch import Tensor
 from tests.schemes.rotary.test_length import KINDS, LENGTHS, TRAINED
 from tests.support.generation_models import GREEDY, Script, equal, ids, language_model, naive, ragged
 from x_positional import AutoregressiveWrapper, ContinuousTransformerWrapper, Decoder, TransformerWrapper
-from x_positional.attention.inputs import InputError
+from x_positional.errors import InputError, PositionError
 from x_positional.schemes import Chain, DynamicNtk, Rope, RotaryEmbedding
-from x_positional.schemes.base import PositionError, PositionScheme
+from x_positional.schemes.base import PositionScheme
 
 MAX = 40
 each_kind = pytest.mark.parametrize("kind", KINDS)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from tests.support.naive_attention import Row, attended, dot, naive, one_layer, random_qkv, worst
 from x_positional import check
+from x_positional.errors import PositionError
 from x_positional.schemes import Axial, AxialEmbedding, Rope
-from x_positional.schemes.base import Dims, PositionError
+from x_positional.schemes.base import Dims
 
 HEADS, HEAD_DIM, T = 3, 12, 9
 TIGHT = 1e-6

@@ -15,8 +15,8 @@ from torch import Tensor
 from tests.schemes.rotary.test_formulas_axial import coordinates, dims
 from tests.support.naive_attention import Row, attended, dot, naive, one_layer, random_qkv, worst
 from x_positional import ContinuousTransformerWrapper, Decoder, Encoder
+from x_positional.errors import PositionError
 from x_positional.schemes import Axial, AxialEmbedding, Mixed, MixedEmbedding, Rope
-from x_positional.schemes.base import PositionError
 
 HEADS, HEAD_DIM = 4, 12
 TIGHT = 1e-6

@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.schemes.rotary.test_formulas_axial import coordinates, dims
 from tests.support.naive_attention import Row, attended, dot, naive, one_layer, random_qkv, worst
 from x_positional import Decoder, TransformerWrapper
+from x_positional.errors import PositionError
 from x_positional.schemes import (
     DynamicNtk,
     Linear,
@@ -30,7 +31,6 @@ from x_positional.schemes import (
     Yarn,
     YarnPaper,
 )
-from x_positional.schemes.base import PositionError
 
 HEADS, HEAD_DIM = 2, 24
 TIGHT = 1e-6

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.support.naive_attention import Row, attended, naive, one_layer, pairwise, random_qkv, worst
+from x_positional.errors import PositionError
 from x_positional.schemes import Rope, XPos, XPosEmbedding
-from x_positional.schemes.base import PositionError
 
 HEADS, HEAD_DIM = 3, 10
 TIGHT = 1e-6

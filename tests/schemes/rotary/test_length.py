@@ -17,9 +17,8 @@ from tests.support.generation_models import (
     ragged,
 )
 from x_positional import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper, XTransformer, check
-from x_positional.attention.inputs import InputError
+from x_positional.errors import InputError, PositionError
 from x_positional.schemes import Alibi, Chain, DynamicNtk, LongRope, Rope, RopeScaling, RotaryEmbedding
-from x_positional.schemes.base import PositionError
 
 TRAINED = 8
 SHORT, LONG = (1.0, 1.1, 1.2, 1.3, 1.4), (2.0, 3.0, 5.0, 7.0, 9.0)

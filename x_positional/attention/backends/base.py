@@ -10,13 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from x_positional.errors import BackendError
 from x_positional.schemes.base import AttentionContext, Bias, Kernel, Span
 
 RowFn = Callable[[Tensor, Tensor | None, Tensor, AttentionContext], Tensor]
-
-
-class BackendError(ValueError):
-    """A backend that cannot run what was asked of it, with the reason and what can."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from x_positional.attention.backends.base import Backend, BackendError
+from x_positional.attention.backends.base import Backend
 from x_positional.attention.backends.eager import Blockwise, Eager
 from x_positional.attention.backends.flex import Flex
 from x_positional.attention.backends.sdpa import Sdpa
 from x_positional.attention.backends.varlen import Varlen
+from x_positional.errors import BackendError
 from x_positional.schemes.base import Kernel
 
 BackendName = Literal["auto", "eager", "blockwise", "sdpa", "flex", "varlen"]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from x_positional.attention.backends.base import Backend, BackendError, Planned, ScoreOps
+from x_positional.attention.backends.base import Backend, Planned, ScoreOps
+from x_positional.errors import BackendError
 from x_positional.schemes.base import AttentionContext, Bias
 
 

@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from x_positional.attention.backends.base import Backend, BackendError, Planned, ScoreOps
+from x_positional.attention.backends.base import Backend, Planned, ScoreOps
 from x_positional.attention.backends.eager import share_heads
 from x_positional.attention.backends.sdpa import Sdpa
+from x_positional.errors import BackendError
 from x_positional.schemes.base import NO_TOKEN, AttentionContext, Bias
 
 VarlenKernel = Callable[..., Any]

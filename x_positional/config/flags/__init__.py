@@ -5,7 +5,8 @@ from typing import Any
 
 from x_positional.config.flags.layers import CLASSES, LAYERS, layer_fields, layer_reader
 from x_positional.config.flags.position import with_table
-from x_positional.config.flags.reader import Fields, FlagError, FlagReader, check_flags, same
+from x_positional.config.flags.reader import Fields, FlagReader, check_flags, same
+from x_positional.errors import FlagError
 
 __all__ = [
     "FlagError",

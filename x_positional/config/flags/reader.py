@@ -6,17 +6,9 @@ from typing import Any
 
 from x_positional.config.flags.entry import Flag
 from x_positional.config.flags.table import PLACES
+from x_positional.errors import FlagError
 
 PLAIN = (bool, int, float, str, tuple, list, dict)
-
-
-class FlagError(TypeError):
-    """Flags that cannot be had. `problems` holds every one of them: the value, the reason and the way out."""
-
-    def __init__(self, where: str, problems: Sequence[str]):
-        self.where, self.problems = where, list(problems)
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__("\n  - ".join([f"{where}: {count} with its flags", *problems]))
 
 
 def same(a: Any, b: Any) -> bool:

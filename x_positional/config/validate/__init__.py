@@ -8,16 +8,17 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from x_positional.attention.backends import BackendError, Choice, choose, obstacles
+from x_positional.attention.backends import Choice, choose, obstacles
 from x_positional.config.layers import ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
 from x_positional.config.validate import rules_parts as part_rules
 from x_positional.config.validate import rules_stack as rules
 from x_positional.config.validate import rules_use as use_rules
 from x_positional.config.validate import rules_vision as vision_rules
 from x_positional.config.validate.case import CacheName, Case, Use, features, part_name, resolve_kinds
-from x_positional.config.validate.report import IncompatibleConfig, Report, across, merged, require
+from x_positional.config.validate.report import Report, across, merged, require
 from x_positional.config.validate.target import AnyConfig, Stack, read_target
 from x_positional.config.vision import VisionConfig
+from x_positional.errors import BackendError, IncompatibleConfig
 from x_positional.schemes.base import Capabilities, Dims, PositionScheme
 from x_positional.schemes.compose import Chain, tells_order
 from x_positional.schemes.registry import SchemeConfig

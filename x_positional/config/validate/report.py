@@ -4,11 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from x_positional.errors import IncompatibleConfig
 from x_positional.schemes.base import Capabilities
-
-
-class IncompatibleConfig(ValueError):
-    """A configuration with at least one error; the message lists all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

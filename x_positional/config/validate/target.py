@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from torch import nn
 
 from x_positional.config.flags import (
-    FlagError,
     continuous_from_flags,
     layers_from_flags,
     model_from_flags,
@@ -23,6 +22,7 @@ from x_positional.config.layers import ContinuousConfig, LayersConfig, ModelConf
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.suggest import as_written, at, sentences, suggestion
 from x_positional.config.vision import VisionConfig
+from x_positional.errors import FlagError
 from x_positional.schemes.base import Dims
 
 AnyConfig = ModelConfig | ContinuousConfig | LayersConfig | VisionConfig

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from x_positional.errors import RopeError
 from x_positional.pretrained.config_json.codecs import NULL, Fields, Hf
 from x_positional.pretrained.rope import from_hf, to_hf
-from x_positional.pretrained.rope.parameters import RopeError
 from x_positional.schemes import NoPEConfig, Rope
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"

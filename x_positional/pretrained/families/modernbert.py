@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from x_positional.errors import RopeError
 from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Fixed, Hf, Key
 from x_positional.pretrained.families.bert import BOTH_WAYS, NORMED, TIED, norms, sizes
 from x_positional.pretrained.families.llama import ACTIVATIONS
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.rope import from_hf, to_hf
-from x_positional.pretrained.rope.parameters import RopeError
 from x_positional.pretrained.tensors.layouts import Swapped
 from x_positional.schemes import Rope
 

@@ -5,11 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from x_positional.pretrained.errors import PretrainedError
+from x_positional.errors import PretrainedError, RopeError, did_you_mean
 from x_positional.pretrained.gguf.architectures import ARCHITECTURES, ELSEWHERE, Architecture
 from x_positional.pretrained.gguf.file import GgufFile
-from x_positional.pretrained.rope import RopeError, inverse_frequencies
-from x_positional.schemes.registry import nearest
+from x_positional.pretrained.rope import inverse_frequencies
 
 ROPE_FREQS = "rope_freqs.weight"
 TOKENS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
@@ -23,7 +22,7 @@ def architecture_of(file: GgufFile) -> Architecture:
     raise PretrainedError(
         f"{file.source} cannot be read:",
         [
-            f"general.architecture={name!r} is not known here; {nearest(str(name), ARCHITECTURES)} "
+            f"general.architecture={name!r} is not known here; {did_you_mean(str(name), ARCHITECTURES)} "
             "A folder with config.json and safetensors may work: docs/pretrained.md lists the families."
         ],
     )

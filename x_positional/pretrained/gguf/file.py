@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from x_positional.pretrained.errors import PretrainedError
+from x_positional.errors import PretrainedError
 from x_positional.pretrained.extras import needed
 from x_positional.pretrained.gguf.header import MAGIC, Header, HeaderError, read_header
 

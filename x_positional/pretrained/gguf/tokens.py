@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from x_positional.pretrained.errors import PretrainedError
+from x_positional.errors import PretrainedError, did_you_mean
 from x_positional.pretrained.extras import needed
 from x_positional.pretrained.gguf.file import GgufFile
 from x_positional.pretrained.tokenizers.chat import ChatTemplate
 from x_positional.pretrained.tokenizers.text import TextTokenizer
-from x_positional.schemes.registry import nearest
 
 BYTE_PAIRS = "gpt2"
 """The `tokenizer.ggml.model` of byte pairs, whatever the model around them is."""
@@ -141,7 +140,7 @@ def _splitting(file: GgufFile) -> Splitting:
             file, "tokenizer.ggml.pre is missing, so nothing says how text is split. Older converters left it out."
         )
     raise _refused(
-        file, f"tokenizer.ggml.pre={pre!r}: how it splits text is not known here; {nearest(str(pre), SPLITTINGS)}"
+        file, f"tokenizer.ggml.pre={pre!r}: how it splits text is not known here; {did_you_mean(str(pre), SPLITTINGS)}"
     )
 
 

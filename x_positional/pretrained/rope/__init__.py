@@ -9,8 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from x_positional.errors import RopeError
 from x_positional.pretrained.rope.config_json import Written, written
-from x_positional.pretrained.rope.parameters import BEYOND, Around, Parameters, RopeError, read, write
+from x_positional.pretrained.rope.parameters import BEYOND, Around, Parameters, read, write
 from x_positional.schemes import (
     DefaultRope,
     DynamicNtk,

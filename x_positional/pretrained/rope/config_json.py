@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from x_positional.errors import RopeError, did_you_mean
 from x_positional.pretrained.rope.families import (
     FRACTION,
     INTERLEAVED,
@@ -17,8 +18,7 @@ from x_positional.pretrained.rope.families import (
     THETA,
     VIDEO_SECTIONS,
 )
-from x_positional.pretrained.rope.parameters import Around, RopeError
-from x_positional.schemes.registry import nearest
+from x_positional.pretrained.rope.parameters import Around
 from x_positional.schemes.rotary.axes import SectionOrder
 
 THETAS = ("rope_theta", "rotary_emb_base", "global_rope_theta")
@@ -116,7 +116,9 @@ def _layers(
         return {}, False
     if _is_nested(given):
         known = LAYER_TYPES | set(data.get("layer_types") or ())
-        problems += [f"layer type {name!r} is unknown; {nearest(name, known)}" for name in given if name not in known]
+        problems += [
+            f"layer type {name!r} is unknown; {did_you_mean(name, known)}" for name in given if name not in known
+        ]
         thetas = _thetas(data, family)
         return {
             name: {"rope_theta": thetas[name], **value} if value is not None and name in thetas else value
@@ -155,7 +157,7 @@ def _top_problems(data: Mapping[str, Any], family: str, elsewhere: Collection[st
     known = READ | OF_THE_STACK | set(elsewhere)
     for key, value in data.items():
         if ("rope" in key or "rotary" in key) and key not in known and value not in (None, False):
-            reason = BY_LAYER.get(key) or f"it is unknown; {nearest(key, known)}"
+            reason = BY_LAYER.get(key) or f"it is unknown; {did_you_mean(key, known)}"
             found.append(f"{key}={reprlib.repr(value)}: {reason} If you take care of it, say elsewhere=({key!r},).")
     one, other = data.get("rope_scaling"), data.get("rope_parameters")
     if one and other and one != other:

@@ -6,18 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from x_positional.schemes.registry import nearest
+from x_positional.errors import did_you_mean
 from x_positional.schemes.rotary.axes import SectionOrder
 from x_positional.schemes.rotary.scaling import SCALINGS, DynamicNtk, LengthScaling, NtkAlpha, Proportional, RopeScaling
-
-
-class RopeError(ValueError):
-    """Rotary parameters that cannot be read or written; `problems` has all of them, each with the way out."""
-
-    def __init__(self, problems: list[str]):
-        super().__init__("\n".join(f"- {problem}" for problem in problems))
-        self.problems = problems
-
 
 BEYOND = {
     "xdrope_section": "it splits channels, and not pairs of them, over the axes of a position",
@@ -93,7 +84,7 @@ def read(written: Mapping[str, Any], around: Around) -> Parameters:
     found.beyond = [key for key in given if key in BEYOND]
     for key in given:
         if key not in allowed:
-            found.problems.append(f"{key} is unknown for rope_type={kind!r}; {nearest(key, allowed)}")
+            found.problems.append(f"{key} is unknown for rope_type={kind!r}; {did_you_mean(key, allowed)}")
     found.theta = _theta(written, around, found.problems)
     fraction = _number("partial_rotary_factor", given.get("partial_rotary_factor", around.fraction), found.problems)
     if fraction is not None and not 0 < fraction <= 1 and kind != "proportional":
@@ -263,4 +254,4 @@ def _keys(kind: str) -> set[str]:
 def _unknown_type(kind: str) -> str:
     if kind == "axial":
         return "rope_type='axial' turns images by row and column: a scheme of its own, position='axial'."
-    return f"no rope_type {kind!r}; {nearest(kind, {*SCALINGS, *ALIASES})}"
+    return f"no rope_type {kind!r}; {did_you_mean(kind, {*SCALINGS, *ALIASES})}"

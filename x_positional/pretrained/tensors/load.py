@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from x_positional.config.layers import LayersConfig
-from x_positional.pretrained.errors import PretrainedError
+from x_positional.errors import PretrainedError
 from x_positional.pretrained.family import Family, Place
 from x_positional.pretrained.tensors.files import Tensors
 from x_positional.pretrained.tensors.layouts import Sizes

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from x_positional.pretrained.errors import PretrainedError
+from x_positional.errors import PretrainedError
 from x_positional.pretrained.extras import needed
 
 Message = Mapping[str, Any]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from x_positional.pretrained.errors import PretrainedError
+from x_positional.errors import PretrainedError
 from x_positional.pretrained.extras import needed
 from x_positional.pretrained.tensors.files import read_json
 from x_positional.pretrained.tokenizers.chat import ChatTemplate, Message

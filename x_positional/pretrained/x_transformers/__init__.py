@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from x_positional.errors import ConversionError
 from x_positional.pretrained.x_transformers.build import built
-from x_positional.pretrained.x_transformers.errors import ConversionError
 from x_positional.pretrained.x_transformers.inspect_model import form_of
 from x_positional.pretrained.x_transformers.weights import fill
 
-__all__ = ["ConversionError", "form_of", "from_x_transformers"]
+__all__ = ["form_of", "from_x_transformers"]
 
 
 def from_x_transformers(

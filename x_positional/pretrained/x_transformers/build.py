@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from x_positional.config.flags import (
-    FlagError,
     check_flags,
     continuous_from_flags,
     layers_from_flags,
@@ -19,15 +18,14 @@ from x_positional.config.flags import (
 )
 from x_positional.config.flags.table import PLACES
 from x_positional.config.layers import ContinuousConfig, ModelConfig
-from x_positional.config.validate import IncompatibleConfig
 from x_positional.config.vision import VisionConfig
+from x_positional.errors import ConversionError, FlagError, IncompatibleConfig
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.continuous import ContinuousTransformerWrapper
 from x_positional.models.language import TokenEncoder, TransformerWrapper
 from x_positional.models.seq2seq import XTransformer
 from x_positional.models.stacks import LAYERS, layers_from_config
 from x_positional.models.vision import ViTransformerWrapper
-from x_positional.pretrained.x_transformers.errors import ConversionError
 from x_positional.pretrained.x_transformers.keywords import PLACING, Flags, cut_sides, layers_meaning, settle_table
 
 KINDS = {kind.__name__: name for name, kind in LAYERS.items()}

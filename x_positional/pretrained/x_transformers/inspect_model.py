@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from x_positional.pretrained.x_transformers.errors import ConversionError
+from x_positional.errors import ConversionError
 from x_positional.pretrained.x_transformers.inspect_parts import plain_norm
 from x_positional.pretrained.x_transformers.inspect_stack import NONE, stack_form
 from x_positional.pretrained.x_transformers.module_specs import STACKS, XT

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from x_positional.config.layers import LayersConfig
+from x_positional.errors import ConversionError
 from x_positional.models.language import TransformerWrapper
 from x_positional.models.stacks import ConfiguredLayers
 from x_positional.models.vision import ViTransformerWrapper
 from x_positional.pretrained.x_transformers.build import Built, Core
-from x_positional.pretrained.x_transformers.errors import ConversionError
 from x_positional.pretrained.x_transformers.inspect_positions import polar_table, rotary_table, xpos_table
 from x_positional.pretrained.x_transformers.keywords import head_order
 from x_positional.pretrained.x_transformers.names import BRANCHES, CONSTANTS, NAMES, Named

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from x_positional.schemes.base import PositionError
+from x_positional.errors import PositionError
 
 SectionOrder = Literal["contiguous", "interleaved", "video"]
 

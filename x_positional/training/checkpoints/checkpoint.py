@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from x_positional.training.errors import UserError, listed
+from x_positional.errors import UserError, listed
 
 FORMAT = "x_positional checkpoint"
 VERSION = 1

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from x_positional.training.errors import MissingExtra
+from x_positional.errors import MissingExtra
 
 LOG = "log.jsonl"
 Value = float | int | str | None

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
+from x_positional.errors import UserError, listed
 from x_positional.training.checkpoints.checkpoint import (
     CONFIG,
     Checkpoint,
@@ -23,7 +24,6 @@ from x_positional.training.checkpoints.checkpoint import (
 from x_positional.training.checkpoints.state import load_optimizer, optimizer_tensors
 from x_positional.training.config import TrainConfig
 from x_positional.training.data.corpus import Corpus
-from x_positional.training.errors import UserError, listed
 from x_positional.training.load import parse_config
 from x_positional.training.loop.evaluate import Score
 

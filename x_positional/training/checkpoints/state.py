@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from x_positional.training.errors import UserError, listed
+from x_positional.errors import UserError, listed
 
 _PARTS = ("exp_avg", "exp_avg_sq", "step")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from x_positional.errors import UserError, listed
 from x_positional.training.config import DataConfig
 from x_positional.training.data.documents import (
     Document,
@@ -16,7 +17,6 @@ from x_positional.training.data.documents import (
     split,
 )
 from x_positional.training.data.tokens import Tokenizer, load_tokenizer
-from x_positional.training.errors import UserError, listed
 from x_positional.training.progress import Track, silent
 
 _BLOCK = 1 << 24  # tokens looked at together, so that a file larger than memory can be checked

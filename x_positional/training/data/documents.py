@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from x_positional.training.errors import UserError
+from x_positional.errors import UserError
 from x_positional.training.progress import Track, silent
 
 # Tests repeat one another, code pages are number tables, and the other names are not part of the language itself.

@@ -6,8 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from x_positional.errors import MissingExtra, UserError
 from x_positional.pretrained.tokenizers.text import TextStream
-from x_positional.training.errors import MissingExtra, UserError
 
 
 class StreamDecoder(Protocol):

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from x_positional.errors import MissingExtra, UserError
 from x_positional.training.config import RunConfig, TrainConfig
 from x_positional.training.data.windows import Windows
-from x_positional.training.errors import MissingExtra, UserError
 from x_positional.training.loop.optim import learning_rate, make_optimizer
 
 

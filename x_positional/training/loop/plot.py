@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from x_positional.errors import MissingExtra
 from x_positional.training.checkpoints.record import LOG, read_curve
-from x_positional.training.errors import MissingExtra
 
 FILE = "loss.png"
 _TRAIN, _VALIDATION, _FAINT = "#2a6fbb", "#d1495b", "#b9cfe6"

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from x_positional.errors import NonFiniteLoss
 from x_positional.training.checkpoints.record import Record
 from x_positional.training.checkpoints.session import Interrupt, Session
 from x_positional.training.config import TrainConfig
 from x_positional.training.data.corpus import Corpus
-from x_positional.training.errors import NonFiniteLoss
 from x_positional.training.loop.engine import Engine
 from x_positional.training.loop.evaluate import Score, bits, evaluate, plan_windows
 from x_positional.training.progress import Meter

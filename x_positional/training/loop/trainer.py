@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from x_positional.config.validate import Report, check
+from x_positional.errors import MissingExtra, UserError, listed
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.describe import position_words
 from x_positional.models.language import TransformerWrapper, build_model
@@ -17,7 +18,6 @@ from x_positional.training.checkpoints.session import Interrupt, Session, refuse
 from x_positional.training.config import TrainConfig
 from x_positional.training.data.corpus import Corpus, load_corpus
 from x_positional.training.data.windows import Windows
-from x_positional.training.errors import MissingExtra, UserError, listed
 from x_positional.training.loop.engine import Engine
 from x_positional.training.loop.evaluate import Score
 from x_positional.training.loop.plot import plot_losses

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from x_positional.schemes.registry import Config, nearest
+from x_positional.errors import did_you_mean
+from x_positional.schemes.registry import Config
 from x_positional.schemes.rotary.frequencies import Frequencies, Number
 
 CPU = torch.device("cpu")
@@ -97,7 +98,7 @@ def scaling_config(value: Any) -> RopeScaling | None:
         )
     kind = str(value["rope_type"])
     if kind not in SCALINGS:
-        raise ValueError(f"no scaling named {kind!r}; {nearest(kind, SCALINGS)}")
+        raise ValueError(f"no scaling named {kind!r}; {did_you_mean(kind, SCALINGS)}")
     return SCALINGS[kind].model_validate(value)
 
 

@@ -1,0 +1,113 @@
+"""Every error of the package, under one base, and the two phrases that their messages share.
+
+A message names the value, the reason and the way out. An error that can have several causes holds all of them in `problems`.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+MAX_SHOWN = 12
+"""Problems of a checkpoint that a message shows in full; a wrong checkpoint has one per tensor."""
+
+
+class XPositionalError(Exception):
+    """Base of every error that the package raises on purpose."""
+
+
+class ArgumentError(XPositionalError, ValueError):
+    """An argument of a function that is out of range, or that cannot be combined with another one."""
+
+
+class ConfigError(XPositionalError, ValueError):
+    """A configuration that cannot be read or written."""
+
+
+class IncompatibleConfig(XPositionalError, ValueError):
+    """A configuration with at least one error; the message lists all of them."""
+
+
+class FlagError(XPositionalError, TypeError):
+    """Keyword flags that are unknown, unsupported or contradict each other. `problems` lists all of them."""
+
+    def __init__(self, where: str, problems: Sequence[str]):
+        self.where, self.problems = where, list(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n  - ".join([f"{where}: {count} with its flags", *problems]))
+
+
+class InputError(XPositionalError, ValueError):
+    """Tokens, masks or other inputs of a call that do not fit the model or each other."""
+
+
+class PositionError(XPositionalError, ValueError):
+    """Positions that a scheme cannot use."""
+
+
+class CacheError(XPositionalError, ValueError):
+    """A cache that is full, or that was made for another model or batch."""
+
+
+class BackendError(XPositionalError, ValueError):
+    """An attention backend that cannot run what was asked of it; the message says which can."""
+
+
+class RopeError(XPositionalError, ValueError):
+    """RoPE parameters of a published config that cannot be read or written. `problems` lists all of them."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("\n".join(f"- {problem}" for problem in problems))
+        self.problems = problems
+
+
+class PretrainedError(XPositionalError, ValueError):
+    """A checkpoint that cannot be read, or a model that cannot be written. `problems` lists every reason."""
+
+    def __init__(self, what: str, problems: Iterable[str]):
+        self.problems = list(problems)
+        shown = [f"- {problem}" for problem in self.problems[:MAX_SHOWN]]
+        more = len(self.problems) - len(shown)
+        super().__init__("\n".join([what, *shown, *([f"- and {more} more"] if more > 0 else [])]))
+
+
+class ConversionError(XPositionalError, ValueError):
+    """A model of x-transformers that cannot be converted. `problems` lists every reason."""
+
+    def __init__(self, what: str, problems: Iterable[str]):
+        self.problems = list(dict.fromkeys(problems))
+        super().__init__("\n".join([what, *(f"- {problem}" for problem in self.problems)]))
+
+
+class UserError(XPositionalError, ValueError):
+    """A problem with what a training run or a command was asked to do: bad config, unreadable data, foreign checkpoint.
+
+    The command line prints the message without a traceback and exits with code 2.
+    """
+
+
+class NonFiniteLoss(UserError):
+    """The loss or the gradient became NaN or infinite; the message names the step and the last good checkpoint."""
+
+
+class MissingExtra(UserError):
+    """A package of an optional extra is not installed; the message says what to install."""
+
+
+class ContractError(XPositionalError, AssertionError):
+    """A scheme failed the contract suite; `report` (a `ContractReport`) holds the outcome of every check."""
+
+    def __init__(self, report: Any):
+        super().__init__("\n".join(f"{o.check}: {o.detail}" for o in report.failures))
+        self.report = report
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'rope'?` where a known word is close, otherwise the list of what is known."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
+
+
+def listed(title: str, problems: Iterable[str]) -> str:
+    """One message for all `problems`, one a line."""
+    return "\n".join([title, *(f"  - {problem}" for problem in problems)])
