@@ -15,7 +15,7 @@ from x_positional.config.validate import rules_parts as part_rules
 from x_positional.config.validate import rules_stack as rules
 from x_positional.config.validate import rules_use as use_rules
 from x_positional.config.validate import rules_vision as vision_rules
-from x_positional.schemes import CoPE
+from x_positional.schemes import CopeScores
 
 PAGE = Path(__file__).parents[1] / "validator.md"
 BASE = {"dim": 64, "depth": 2, "heads": 8, "max_seq_len": 256}
@@ -27,7 +27,7 @@ class Drifting(PositionScheme):
     kv_cacheable = False
 
 
-class Both(CoPE):
+class Both(CopeScores):
     """An example of a scheme that wants to be in two places."""
 
     def embed(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

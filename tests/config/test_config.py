@@ -24,7 +24,7 @@ from x_positional import (
 from x_positional.config.flags import continuous_from_flags, layers_from_flags, model_from_flags
 from x_positional.config.layers import ContinuousConfig, LayersConfig, plain
 from x_positional.errors import ConfigError, FlagError
-from x_positional.schemes import AlibiBias, CoPE, RotaryEmbedding
+from x_positional.schemes import AlibiBias, CopeScores, RopeEmbedding
 from x_positional.schemes.registry import REGISTRY, Custom
 
 SIZES = {"dim": 16, "depth": 2, "heads": 2, "head_dim": 8}
@@ -179,13 +179,13 @@ def test_configs_are_frozen() -> None:
 
 
 def test_an_instance_cannot_be_written_and_says_what_can() -> None:
-    config = ModelConfig(num_tokens=7, max_seq_len=9, layers=LayersConfig(**SIZES, position=CoPE(8)))
+    config = ModelConfig(num_tokens=7, max_seq_len=9, layers=LayersConfig(**SIZES, position=CopeScores(8)))
     with pytest.raises(ConfigError, match=r"CoPE was given as an instance.*Register a SchemeConfig"):
         config.to_yaml()
 
 
 def test_a_chain_of_instances_is_a_list_of_them() -> None:
-    rope, alibi = RotaryEmbedding(8), AlibiBias(2, [0.5, 0.25])
+    rope, alibi = RopeEmbedding(8), AlibiBias(2, [0.5, 0.25])
     config = LayersConfig(**SIZES, position=Chain(rope, alibi))
     assert (
         config
@@ -196,10 +196,10 @@ def test_a_chain_of_instances_is_a_list_of_them() -> None:
 
 
 def test_an_instance_is_shared_unless_it_belongs_to_layers() -> None:
-    rope, cope = AlibiBias(2, [0.5, 0.25], learned=True), CoPE(8)
+    rope, cope = AlibiBias(2, [0.5, 0.25], learned=True), CopeScores(8)
     layers = Decoder(**SIZES, position=[rope, cope])
     assert layers.schemes[0] is rope
-    copes = [scheme for scheme in layers.schemes if isinstance(scheme, CoPE)]
+    copes = [scheme for scheme in layers.schemes if isinstance(scheme, CopeScores)]
     assert len({id(scheme) for scheme in copes}) == 2
     assert cope not in copes
     assert len({id(p) for p in layers.schemes.parameters()}) == 1 + 2

@@ -130,7 +130,7 @@ def test_a_decoder_reads_a_context() -> None:
 def test_without_max_seq_len_there_is_no_table_and_with_it_a_learned_one() -> None:
     layers = {"dim": 26, "depth": 1, "heads": 1}
     free = ContinuousTransformerWrapper(attn_layers=Decoder(**layers), dim_in=5)
-    assert [type(s).__name__ for s in free.attn_layers.position_schemes] == ["NoPE"]
+    assert [type(s).__name__ for s in free.attn_layers.position_schemes] == ["NoPosition"]
     table = ContinuousTransformerWrapper(attn_layers=Decoder(**layers), dim_in=5, max_seq_len=12)
     assert [type(s).__name__ for s in table.attn_layers.position_schemes] == ["LearnedAbsolute"]
     with pytest.raises(PositionError, match=r"12 rows"):

@@ -145,7 +145,7 @@ def test_positions_of_the_wrong_dtype_or_rank(rope: TransformerWrapper, position
 
 def test_more_axes_than_a_scheme_has(rope: TransformerWrapper) -> None:
     with pytest.raises(
-        PositionError, match=r"positions have 2 axes, and RotaryEmbedding takes 1\. Pass \[batch, tokens\]"
+        PositionError, match=r"positions have 2 axes, and RopeEmbedding takes 1\. Pass \[batch, tokens\]"
     ):
         rope(ids(), positions=torch.zeros(B, T, 2))
 

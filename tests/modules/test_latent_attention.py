@@ -12,7 +12,7 @@ import torch
 from tests.support.small_models import close, decoder, ids
 from x_positional import TransformerWrapper, build_model, check
 from x_positional.modules.latent_attention import LatentAttention
-from x_positional.schemes import RotaryEmbedding
+from x_positional.schemes import RopeEmbedding
 
 MLA = {"kv_rank": 5, "rope_dim": 4, "value_dim": 3}
 ROPE = {"kind": "rope", "dim": 4}
@@ -60,7 +60,7 @@ def test_the_formula(q_rank: int | None, unit_offset: bool) -> None:
     ).double()
     attn, rope = net.attn_layers.blocks[0].attn, net.attn_layers.schemes[0]
     assert isinstance(attn, LatentAttention)
-    assert isinstance(rope, RotaryEmbedding)
+    assert isinstance(rope, RopeEmbedding)
     T, H, D, R, N, E = 6, 3, 8, 4, 4, 3
     seen = {}
     attn.register_forward_hook(lambda module, args, out: seen.update(x=args[0][0], out=out[0]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from x_positional import Alibi, Dynamic, ForgettingConfig, Rope, XPos
+from x_positional import Alibi, Dynamic, Forgetting, Rope, XPos
 from x_positional.config.layers import LayersConfig
 from x_positional.plotting.biases import bias_map, bias_of_distance, farthest
 from x_positional.plotting.contexts import distances
@@ -95,7 +95,7 @@ def test_the_curves_of_dynamic_bias_are_its_mlp():
 
 
 def test_forget_gates_of_one_openness_are_alibi():
-    found = part(ForgettingConfig())
+    found = part(Forgetting())
     nn.init.zeros_(found.scheme.gate.weight)
     fade = -torch.nn.functional.logsigmoid(found.scheme.gate.bias.detach().double())
     asked = distances(farthest(found), 40)
@@ -106,7 +106,7 @@ def test_forget_gates_of_one_openness_are_alibi():
 
 
 def test_forget_gates_add_up_along_a_text():
-    values = bias_map(part(ForgettingConfig()), 25).values
+    values = bias_map(part(Forgetting()), 25).values
     close(values[:, 20, 3], values[:, 20, 11] + values[:, 11, 3], atol=1e-5)
     assert values[:, 20, 3].std() > 0.1
     assert torch.equal(values.diagonal(dim1=1, dim2=2), torch.zeros(HEADS, 25))

@@ -23,7 +23,7 @@ from x_positional.pretrained.config_json.layer_types import (
     turning_unless_listed,
     types_of,
 )
-from x_positional.schemes import NoPEConfig, Rope
+from x_positional.schemes import NoPE, Rope
 
 DEPTH: dict[str, Any] = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "rope_theta": 7.0}
 CHUNKS = Reaches(unlisted=full_every(4, CHUNKED), window=None, chunk="attention_chunk_size")
@@ -75,7 +75,7 @@ def test_layers_that_do_not_turn():
     some = turning_unless_listed()
     turns = Turns(turning=some)
     listed = turns.read(DEPTH | {"no_rope_layers": [1, 0, 0, 1], "no_rope_layer_interval": 2})
-    assert listed["each.position"] == [[Rope(theta=7.0)], [NoPEConfig()], [NoPEConfig()], [Rope(theta=7.0)]]
+    assert listed["each.position"] == [[Rope(theta=7.0)], [NoPE()], [NoPE()], [Rope(theta=7.0)]]
     assert some.which(DEPTH | {"no_rope_layer_interval": 2}) == [True, False, True, False]
     said = turns.write(listed | {"layers.head_dim": 8})
     assert said["no_rope_layers"] == [1, 0, 0, 1]
@@ -85,7 +85,7 @@ def test_layers_that_do_not_turn():
 def test_where_no_layer_turns_nothing_is_said_of_how():
     still = Turns(turning=Turning(which=lambda hf: [False] * 4, says=lambda turning: {"turning": turning}))
     fields = still.read(DEPTH)
-    assert fields["each.position"] == [[NoPEConfig()]] * 4
+    assert fields["each.position"] == [[NoPE()]] * 4
     assert still.write(fields | {"layers.head_dim": 8}) == {"turning": [False] * 4}
 
 

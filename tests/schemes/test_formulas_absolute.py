@@ -14,7 +14,7 @@ from tests.support.naive_attention import worst
 from x_positional import Decoder, TransformerWrapper
 from x_positional.errors import PositionError
 from x_positional.modules.stack import AttentionLayers
-from x_positional.schemes import Absolute, ScaledSinusoidalConfig, Sinusoidal, SinusoidalConfig
+from x_positional.schemes import Absolute, ScaledSinusoidal, Sinusoidal, SinusoidalEmbedding
 from x_positional.schemes.registry import SchemeConfig
 
 TIGHT = 1e-6
@@ -52,7 +52,7 @@ def waves(t: float, width: int, layout: str, theta: float = 10_000.0) -> list[fl
 @pytest.mark.parametrize("theta", [10_000.0, 50.0])
 @pytest.mark.parametrize("chunk", [0, 1, 3])
 def test_sinusoids(width: int, layout: str, theta: float, chunk: int) -> None:
-    layers = one_layer(SinusoidalConfig(layout=layout, theta=theta), width)
+    layers = one_layer(Sinusoidal(layout=layout, theta=theta), width)
     expected = torch.tensor([waves(t, width, layout, theta) for t in range(7)], dtype=torch.float64)
     assert worst(added(layers, 7, chunk=chunk), expected.expand(2, -1, -1)) < TIGHT
 
@@ -61,7 +61,7 @@ def test_sinusoids(width: int, layout: str, theta: float, chunk: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_sinusoids_are_exact_at_far_positions_in_every_dtype(layout: str, dtype: torch.dtype, autocast: bool) -> None:
-    scheme = Sinusoidal(24, layout=layout).to(dtype)
+    scheme = SinusoidalEmbedding(24, layout=layout).to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         found = scheme.waves(torch.tensor([FAR]))
         embedded = scheme.embed(torch.zeros(1, len(FAR), 24, dtype=dtype), torch.tensor([FAR]))
@@ -72,7 +72,7 @@ def test_sinusoids_are_exact_at_far_positions_in_every_dtype(layout: str, dtype:
 
 
 def test_layouts_are_a_permutation_apart() -> None:
-    by_turns, one_after_other = (Sinusoidal(12, layout=layout) for layout in ("interleaved", "concat"))
+    by_turns, one_after_other = (SinusoidalEmbedding(12, layout=layout) for layout in ("interleaved", "concat"))
     positions = torch.tensor([FAR])
     order = torch.arange(12).view(-1, 2).t().flatten()
     assert torch.equal(by_turns.waves(positions)[..., order], one_after_other.waves(positions))
@@ -81,7 +81,7 @@ def test_layouts_are_a_permutation_apart() -> None:
 @pytest.mark.parametrize("shift", [1, 17, 4096])
 def test_a_shift_is_a_rotation_of_each_pair(shift: int) -> None:
     """PE(t + k) = R_k PE(t), whatever t is."""
-    scheme = Sinusoidal(12)
+    scheme = SinusoidalEmbedding(12)
     before, after = (scheme.waves(torch.tensor([FAR]) + k)[0].double() for k in (0, shift))
     for i in range(6):
         c, s = math.cos(shift * 10_000 ** (-i / 6)), math.sin(shift * 10_000 ** (-i / 6))
@@ -93,7 +93,7 @@ def test_a_shift_is_a_rotation_of_each_pair(shift: int) -> None:
 @pytest.mark.parametrize("theta", [10_000.0, 50.0])
 def test_scaled_sinusoids(theta: float) -> None:
     """g [sin(t w), cos(t w)] with w_i = theta^(-i / (M/2)) and one learned g."""
-    layers = one_layer(ScaledSinusoidalConfig(theta=theta), 12)
+    layers = one_layer(ScaledSinusoidal(theta=theta), 12)
     g = layers.kinds[0].scheme.scale.item()
     assert abs(g - 12**-0.5) > 1e-3, "the parameter was to be perturbed"
     expected = torch.tensor(

@@ -15,7 +15,7 @@ from tests.schemes.test_formulas_t5 import t5_logit
 from tests.support.naive_attention import Logits, Row, attended, dot, naive, one_layer, pairwise, random_qkv, worst
 from x_positional import Decoder
 from x_positional.modules.stack import AttentionLayers
-from x_positional.schemes import T5, Alibi, CopeConfig, Dynamic, NoPEConfig, PolarConfig, Rope, XPos
+from x_positional.schemes import T5, Alibi, Cope, Dynamic, NoPE, Polar, Rope, XPos
 from x_positional.schemes.registry import SchemeConfig
 
 HEADS, HEAD_DIM = 3, 6
@@ -29,7 +29,7 @@ def plain_logit(q: Row, k: Row, m: float, n: float, h: int) -> float:
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("backend", ["eager", "blockwise", "sdpa", "flex"])
 def test_no_scheme_is_plain_attention(causal: bool, backend: str) -> None:
-    layers, qkv = one_layer(NoPEConfig(), HEADS, HEAD_DIM, causal=causal, backend=backend), random_qkv(HEADS, HEAD_DIM)
+    layers, qkv = one_layer(NoPE(), HEADS, HEAD_DIM, causal=causal, backend=backend), random_qkv(HEADS, HEAD_DIM)
     assert worst(attended(layers, qkv), naive(qkv, pairwise(plain_logit), causal)) < TIGHT
 
 
@@ -50,7 +50,7 @@ def of_scheme(layers: AttentionLayers, index: int, config: SchemeConfig):
     makers = {
         Rope: lambda: rope_logit(config),
         XPos: lambda: xpos_logit(config),
-        PolarConfig: lambda: polar_logit(scheme.delta[:, 0].tolist()),
+        Polar: lambda: polar_logit(scheme.delta[:, 0].tolist()),
         Alibi: lambda: alibi_logit(press(HEADS), press(HEADS)),
         T5: lambda: t5_logit(scheme, True),
         Dynamic: lambda: dynamic_logit(scheme),
@@ -107,13 +107,13 @@ def gated(base, table: list[list[float]]) -> Logits:
 @pytest.mark.parametrize("beside", [Rope(), Alibi(), XPos(scale_base=20.0)], ids=["rope", "alibi", "xpos"])
 @pytest.mark.parametrize("chunks", [(), (4, 1, 3, 1)])
 def test_cope_beside_another_scheme(beside: SchemeConfig, chunks: tuple[int, ...]) -> None:
-    layers, qkv = one_layer((beside, CopeConfig(max_pos=4)), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
+    layers, qkv = one_layer((beside, Cope(max_pos=4)), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
     expected = naive(qkv, gated(of_scheme(layers, 0, beside), layers.position_schemes[1].table.tolist()))
     assert worst(attended(layers, qkv, chunks=chunks), expected) < TIGHT
 
 
 def test_cope_beside_rope_sees_distances_only() -> None:
     """The table meets the query before its rotation; after it, every score would move with the query's position."""
-    layers, qkv = one_layer((Rope(), CopeConfig(max_pos=4)), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
+    layers, qkv = one_layer((Rope(), Cope(max_pos=4)), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
     positions = torch.arange(9)[None].expand(2, -1)
     assert worst(attended(layers, qkv, positions + 1000), attended(layers, qkv, positions)) < TIGHT

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support.naive_attention import Row, attended, dot, naive, one_layer, pairwise, random_qkv, worst
-from x_positional.schemes import CopeConfig
+from x_positional.schemes import Cope
 from x_positional.schemes.base import Span
 
 HEADS, HEAD_DIM = 3, 5
@@ -34,7 +34,7 @@ def cope_logits(table: list[list[float]]):
 @pytest.mark.parametrize("chunks", [(), (4, 1, 3, 1), (1,) * 9])
 @pytest.mark.parametrize("backend", ["eager", "blockwise"])
 def test_cope_in_attention(max_pos: int, chunks: tuple[int, ...], backend: str) -> None:
-    layers = one_layer(CopeConfig(max_pos=max_pos), HEADS, HEAD_DIM, backend=backend)
+    layers = one_layer(Cope(max_pos=max_pos), HEADS, HEAD_DIM, backend=backend)
     table, qkv = layers.kinds[0].scheme.table, random_qkv(HEADS, HEAD_DIM)
     assert table.shape == (max_pos, HEAD_DIM)
     assert table.abs().min() > 0
@@ -42,13 +42,13 @@ def test_cope_in_attention(max_pos: int, chunks: tuple[int, ...], backend: str) 
 
 
 def test_cope_with_grouped_heads() -> None:
-    layers, qkv = one_layer(CopeConfig(max_pos=5), 4, HEAD_DIM, kv_heads=2), random_qkv(4, HEAD_DIM, kv_heads=2)
+    layers, qkv = one_layer(Cope(max_pos=5), 4, HEAD_DIM, kv_heads=2), random_qkv(4, HEAD_DIM, kv_heads=2)
     assert worst(attended(layers, qkv), naive(qkv, cope_logits(layers.kinds[0].scheme.table.tolist()))) < TIGHT
 
 
 def open_gates(max_pos: int):
     """A layer, and queries and keys whose scores are all so large that every gate is one."""
-    layers, (q, k, v) = one_layer(CopeConfig(max_pos=max_pos), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
+    layers, (q, k, v) = one_layer(Cope(max_pos=max_pos), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
     q, k = q * 0.1, k * 0.1
     q[..., 0], k[..., 0] = 20, 20
     assert ((q @ k.mT) * HEAD_DIM**-0.5).sigmoid().min() == 1
@@ -79,7 +79,7 @@ def test_with_open_gates_no_query_reads_the_first_row() -> None:
 
 def test_closed_gates_add_the_same_to_every_key() -> None:
     """Scores far below zero count nothing: all keys get q.E[0], and the softmax does not see it."""
-    layers, (q, k, v) = one_layer(CopeConfig(), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
+    layers, (q, k, v) = one_layer(Cope(), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
     q, k = q * 0.1, k * 0.1
     q[..., 0], k[..., 0] = 20, -20
     plain = naive((q, k, v), pairwise(lambda q, k, m, n, h: dot(q, k) / math.sqrt(len(q))))
@@ -87,7 +87,7 @@ def test_closed_gates_add_the_same_to_every_key() -> None:
 
 
 def test_a_table_of_zeros_adds_nothing() -> None:
-    layers, qkv = one_layer(CopeConfig(), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
+    layers, qkv = one_layer(Cope(), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
     with torch.no_grad():
         layers.kinds[0].scheme.table.zero_()
     none = pairwise(lambda q, k, m, n, h: dot(q, k) / math.sqrt(len(q)))
@@ -98,7 +98,7 @@ def test_a_table_of_zeros_adds_nothing() -> None:
 def test_counts_are_not_rounded_in_a_narrow_model(dtype: torch.dtype) -> None:
     """600 keys with gates of one: in bfloat16 the count would stop at 256 and all far keys would share a row."""
     T = 600
-    layers = one_layer(CopeConfig(max_pos=T + 1), 1, HEAD_DIM).to(dtype)
+    layers = one_layer(Cope(max_pos=T + 1), 1, HEAD_DIM).to(dtype)
     scheme = layers.kinds[0].scheme
     q = torch.zeros(1, 1, 1, HEAD_DIM, dtype=dtype)
     q[..., 0] = 1

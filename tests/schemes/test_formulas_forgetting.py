@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support.naive_attention import Row, attended, dot, joined, naive, one_layer, random_qkv, worst
-from x_positional.schemes import Alibi, ForgettingConfig, alibi_slopes
+from x_positional.schemes import Alibi, Forgetting, alibi_slopes
 
 HEADS, HEAD_DIM = 3, 5
 TIGHT = 1e-12
@@ -29,7 +29,7 @@ def forget_logits(layers, x):
 @pytest.mark.parametrize("chunks", [(), (4, 1, 3, 1), (1,) * 9, (2, 7)])
 @pytest.mark.parametrize("bias_init", [5.0, 0.0])
 def test_forgetting_in_attention(chunks: tuple[int, ...], bias_init: float) -> None:
-    layers, qkv = one_layer(ForgettingConfig(bias_init=bias_init), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
+    layers, qkv = one_layer(Forgetting(bias_init=bias_init), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
     assert (layers.kinds[0].scheme.gate.bias - bias_init).abs().max() < 2
     expected = naive(qkv, forget_logits(layers, joined(*qkv)))
     assert worst(attended(layers, qkv, chunks=chunks), expected) < TIGHT
@@ -37,7 +37,7 @@ def test_forgetting_in_attention(chunks: tuple[int, ...], bias_init: float) -> N
 
 @pytest.mark.parametrize("backend", ["eager", "blockwise", "sdpa", "flex"])
 def test_forgetting_in_every_backend_with_grouped_heads(backend: str) -> None:
-    layers = one_layer(ForgettingConfig(bias_init=0.5), 4, HEAD_DIM, kv_heads=2, backend=backend)
+    layers = one_layer(Forgetting(bias_init=0.5), 4, HEAD_DIM, kv_heads=2, backend=backend)
     qkv = random_qkv(4, HEAD_DIM, kv_heads=2)
     assert worst(attended(layers, qkv), naive(qkv, forget_logits(layers, joined(*qkv)))) < TIGHT
 
@@ -46,7 +46,7 @@ def by_hand(gates: list[float]):
     """One head, scores of zero, values that are unit vectors: the output is the attention itself, and token t has gate
     f_t because its value picks one weight of the gate."""
     T = len(gates)
-    layers = one_layer(ForgettingConfig(), 1, T)
+    layers = one_layer(Forgetting(), 1, T)
     zeros = torch.zeros(1, 1, T, T, dtype=torch.float64)
     with torch.no_grad():
         gate = layers.kinds[0].scheme.gate
@@ -78,7 +78,7 @@ def test_a_narrow_cache_keeps_the_gates_wide() -> None:
 
 def test_constant_gates_are_alibi_with_slope_minus_log_f() -> None:
     """f_h = exp(-slope_h) for every token."""
-    layers, qkv = one_layer(ForgettingConfig(), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
+    layers, qkv = one_layer(Forgetting(), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
     with torch.no_grad():
         gate = layers.kinds[0].scheme.gate
         gate.weight.zero_()
@@ -89,7 +89,7 @@ def test_constant_gates_are_alibi_with_slope_minus_log_f() -> None:
 
 
 def test_open_gates_forget_nothing() -> None:
-    layers, qkv = one_layer(ForgettingConfig(), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
+    layers, qkv = one_layer(Forgetting(), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
     with torch.no_grad():
         layers.kinds[0].scheme.gate.weight.zero_()
         layers.kinds[0].scheme.gate.bias.fill_(60)
@@ -100,7 +100,7 @@ def test_open_gates_forget_nothing() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_neighbours_after_thousands_of_tokens(dtype: torch.dtype) -> None:
     """The sums reach -5e3; the bias of the last token's neighbours is still right to a thousandth of a logit."""
-    T, layers = 8192, one_layer(ForgettingConfig(bias_init=0.0), HEADS, HEAD_DIM).to(dtype)
+    T, layers = 8192, one_layer(Forgetting(bias_init=0.0), HEADS, HEAD_DIM).to(dtype)
     x = torch.randn(1, T, layers.dims.dim, generator=torch.Generator().manual_seed(0)).to(dtype) * 0.1
     scheme = layers.kinds[0].scheme
     with torch.no_grad():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.support.naive_attention import Row, attended, dot, naive, one_layer, pairwise, random_qkv, worst
 from x_positional import Decoder, TransformerWrapper
-from x_positional.schemes import Axial, AxialEmbedding, Linear, Rope, RotaryEmbedding, XPos, Yarn
+from x_positional.schemes import Axial, AxialEmbedding, Linear, Rope, RopeEmbedding, XPos, Yarn
 
 HEADS, HEAD_DIM = 2, 8
 TIGHT = 1e-6
@@ -88,7 +88,7 @@ def test_what_was_learned_survives_a_narrow_model(dtype: torch.dtype) -> None:
 class Turned(torch.nn.Module):
     """Queries turned by a scheme."""
 
-    def __init__(self, scheme: RotaryEmbedding):
+    def __init__(self, scheme: RopeEmbedding):
         super().__init__()
         self.scheme = scheme
 
@@ -96,9 +96,9 @@ class Turned(torch.nn.Module):
         return self.scheme.rotate_q(q, self.scheme.tables(positions))
 
 
-@pytest.mark.parametrize("scheme", [RotaryEmbedding(12, learned=True), AxialEmbedding(12, 3, learned=True)])
+@pytest.mark.parametrize("scheme", [RopeEmbedding(12, learned=True), AxialEmbedding(12, 3, learned=True)])
 @pytest.mark.parametrize(("at", "eps"), [(10, 1e-6), (10_000, 1e-8)])
-def test_gradients_of_far_angles(scheme: RotaryEmbedding, at: int, eps: float) -> None:
+def test_gradients_of_far_angles(scheme: RopeEmbedding, at: int, eps: float) -> None:
     """In float64, against finite differences and by hand: a pair (x, y) moves by (-y, x) times the angle itself."""
     module = Turned(scheme).double()
     q = torch.randn(1, 1, 1, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from x_positional.schemes import LogN, RotaryEmbedding, Temperature
+from x_positional.schemes import LogN, RopeEmbedding, Temperature
 from x_positional.schemes.base import Dims
 from x_positional.schemes.compose import Chain
 
@@ -38,7 +38,7 @@ def test_log_n(trained: int | None) -> None:
 
 
 def test_beside_rotary_embedding() -> None:
-    rope, temperature = RotaryEmbedding(6), Temperature(floor_scale=3).build(DIMS)
+    rope, temperature = RopeEmbedding(6), Temperature(floor_scale=3).build(DIMS)
     chain, positions = Chain(rope, temperature), torch.arange(11)[None]
     q, k = torch.randn(2, 1, 2, 11, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     tables = chain.tables(positions)

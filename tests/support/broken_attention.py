@@ -20,7 +20,7 @@ from tests.support.broken_bases import (
     pairs,
 )
 from x_positional.schemes import (
-    RotaryEmbedding,
+    RopeEmbedding,
     T5Bias,
 )
 from x_positional.schemes.base import AttentionContext, Bias, Capabilities, Dims
@@ -90,7 +90,7 @@ class GrowingBase(PlainRope):
 
     def tables(self, positions: Tensor) -> Rotation:
         length = int(positions.max()) + 1
-        return RotaryEmbedding(self.width, theta=10_000.0 * (1 + length / 8)).tables(positions)
+        return RopeEmbedding(self.width, theta=10_000.0 * (1 + length / 8)).tables(positions)
 
 
 class StaleRegime(GrowingBase):

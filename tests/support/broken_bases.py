@@ -7,17 +7,17 @@ from torch import Tensor
 
 from x_positional.schemes import (
     AlibiBias,
-    CoPE,
-    Forgetting,
+    CopeScores,
+    ForgettingBias,
     LearnedAbsolute,
-    RotaryEmbedding,
-    Sinusoidal,
+    RopeEmbedding,
+    SinusoidalEmbedding,
     alibi_slopes,
 )
 from x_positional.schemes.base import AttentionContext, Dims
 
 
-class PlainRope(RotaryEmbedding):
+class PlainRope(RopeEmbedding):
     def __init__(self, dims: Dims):
         super().__init__(dims.head_dim)
 
@@ -27,17 +27,17 @@ class PlainAlibi(AlibiBias):
         super().__init__(dims.heads, alibi_slopes(dims.heads))
 
 
-class PlainCope(CoPE):
+class PlainCope(CopeScores):
     def __init__(self, dims: Dims):
         super().__init__(dims.head_dim)
 
 
-class PlainForgetting(Forgetting):
+class PlainForgetting(ForgettingBias):
     def __init__(self, dims: Dims):
         super().__init__(dims.dim, dims.heads)
 
 
-class PlainSinusoidal(Sinusoidal):
+class PlainSinusoidal(SinusoidalEmbedding):
     def __init__(self, dims: Dims):
         super().__init__(dims.embed_dim)
 

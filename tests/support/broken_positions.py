@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.support.broken_bases import PlainAlibi, PlainForgetting, PlainLearned, PlainRope, PlainSinusoidal
 from x_positional.schemes import (
-    NoPE,
+    NoPosition,
     T5Bias,
     t5_buckets,
 )
@@ -137,7 +137,7 @@ class OneSidedT5(T5Bias):
         return self.table.t()[:, t5_buckets(distance, self.num_buckets, self.max_distance, causal=True)]
 
 
-class FalselyOrdered(NoPE):
+class FalselyOrdered(NoPosition):
     """Says that it sees order without a causal mask."""
 
     causal_only = False

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from x_positional import ViTransformerWrapper
-from x_positional.schemes import AxialEmbedding, MixedEmbedding, NoPE, RotaryEmbedding, Sinusoidal
+from x_positional.schemes import AxialEmbedding, MixedEmbedding, NoPosition, RopeEmbedding, SinusoidalEmbedding
 
 
 def normed(x: Tensor, gain: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def resized(table: Tensor, grid: tuple[int, int], how: str) -> Tensor:
     )
 
 
-def angles(scheme: RotaryEmbedding | MixedEmbedding | NoPE, at: Tensor, heads: int, head_dim: int) -> Tensor:
+def angles(scheme: RopeEmbedding | MixedEmbedding | NoPosition, at: Tensor, heads: int, head_dim: int) -> Tensor:
     """[H E+T F] how far each pair turns; `at` is [E+T 2] (row, column), or [E+T 1] the number of the patch."""
     pairs = head_dim // 2
     if isinstance(scheme, MixedEmbedding):
@@ -86,7 +86,7 @@ def angles(scheme: RotaryEmbedding | MixedEmbedding | NoPE, at: Tensor, heads: i
             step = (scheme.max_freq / 2 - 1) / (each - 1)
             rates = torch.tensor([math.pi * (1 + i * step) for i in range(each)], dtype=torch.float64)
         turn = torch.cat([at[:, :1] * rates, at[:, 1:] * rates], -1)
-    elif isinstance(scheme, RotaryEmbedding):
+    elif isinstance(scheme, RopeEmbedding):
         turn = at * torch.tensor([scheme.theta ** (-2 * i / head_dim) for i in range(pairs)], dtype=torch.float64)
     else:
         turn = torch.zeros(len(at), pairs, dtype=torch.float64)
@@ -136,7 +136,7 @@ def naive(model: ViTransformerWrapper, image: Tensor) -> Tensor:
             cls, table = cls + scale * table[:1], table[1:].unflatten(0, config.grid)
         x = x + scale * resized(table, grid, config.interpolation)
     schemes = list(model.attn_layers.schemes)
-    if any(isinstance(scheme, Sinusoidal) for scheme in schemes):
+    if any(isinstance(scheme, SinusoidalEmbedding) for scheme in schemes):
         x = x + waves(len(x), x.shape[1])
     if model.emb_norm is not None:
         x = normed(x, model.emb_norm.gain)

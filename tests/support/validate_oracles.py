@@ -32,11 +32,11 @@ from x_positional.schemes import (
     Axial,
     AxialEmbedding,
     Chain,
-    CoPE,
+    CopeScores,
     DebertaBias,
-    Forgetting,
+    ForgettingBias,
     Rope,
-    RotaryEmbedding,
+    RopeEmbedding,
     T5Bias,
     XPosEmbedding,
     t5_buckets,
@@ -221,7 +221,7 @@ def laws(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor)
             bias = scheme.of_distance(torch.tensor([1, 5]))[: len(scheme.left)]
             if not (bias[:, 1] < bias[:, 0]).all():
                 yield "an alibi head has no penalty"
-        if isinstance(scheme, RotaryEmbedding) and not isinstance(scheme, AxialEmbedding):
+        if isinstance(scheme, RopeEmbedding) and not isinstance(scheme, AxialEmbedding):
             yield from stretching(scheme, next(p.theta for p in config.layers.position or () if isinstance(p, Rope)))
         if isinstance(scheme, T5Bias):
             buckets = t5_buckets(torch.arange(200), scheme.num_buckets, scheme.max_distance, scheme.causal_only)
@@ -265,20 +265,20 @@ def both_sides(config: ModelConfig, use: Use, model: TransformerWrapper, full: T
             factor = (table.q_cos**2 + table.q_sin**2)[0, 0]  # [T R]
             if (factor[0] > factor[1]).any():
                 yield "xpos scores grow to the right"
-        if isinstance(scheme, Forgetting):
+        if isinstance(scheme, ForgettingBias):
             bias = scheme.content_bias(torch.zeros(1), ctx, torch.full((1, heads, n, 1), -1.0)).dense(
                 ctx, Span(0, n), Span(0, n)
             )
             if (bias > 0).any():
                 yield "forgetting remembers what lies to the right better the farther it is"
-        if isinstance(scheme, CoPE):
+        if isinstance(scheme, CopeScores):
             same = torch.ones(1, heads, n, config.layers.head_dim)
             counted = scheme.transform_scores(torch.zeros(1, heads, n, n), None, same, ctx)
             if torch.equal(counted[:, :, 0], counted[:, :, 1]):
                 yield "cope counts the same for every query"
 
 
-def stretching(scheme: RotaryEmbedding, theta: float) -> Iterator[str]:
+def stretching(scheme: RopeEmbedding, theta: float) -> Iterator[str]:
     """A scaling alone says how the frequencies of theta change: slow pairs at least as much as fast ones, by its factor."""
     cpu, scaling = torch.device("cpu"), scheme.scaling
     length = torch.tensor([[64]]) if scaling.follows_length else None

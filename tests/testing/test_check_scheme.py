@@ -10,7 +10,7 @@ import torch
 from tests.support.broken_attention import NeedlesslyUncacheable
 from tests.support.broken_positions import FalselyAbsolute
 from x_positional.errors import ContractError
-from x_positional.schemes import AlibiBias, Rope, RotaryEmbedding
+from x_positional.schemes import AlibiBias, Rope, RopeEmbedding
 from x_positional.schemes.base import Dims, PositionScheme
 from x_positional.schemes.registry import REGISTRY, SchemeConfig
 from x_positional.testing import CHECKS, Sizes, check_scheme
@@ -34,7 +34,7 @@ class Slopes(AlibiBias):
         {"kind": "rope", "theta": 500.0},
         Rope(dim=8),
         Slopes,
-        lambda dims: RotaryEmbedding(dims.head_dim // 2),
+        lambda dims: RopeEmbedding(dims.head_dim // 2),
         ["rope", Slopes],
         [Slopes, {"kind": "sinusoidal"}],
     ],

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, PositiveInt
 
 from x_positional.config.layers import FileConfig, LayersConfig
 from x_positional.schemes.absolute import Absolute
-from x_positional.schemes.none import NoPEConfig
+from x_positional.schemes.none import NoPE
 from x_positional.schemes.registry import SchemeConfig
 
 
@@ -84,7 +84,7 @@ class VisionConfig(FileConfig):
         """The layers without the table, which belongs to the patches: other tokens have no row in it."""
         parts: list[SchemeConfig] = [p for p in self.layers.position or () if not isinstance(p, Absolute)]
         if not parts and self.tables:
-            parts = [NoPEConfig()]
+            parts = [NoPE()]
         return self.layers.model_copy(update={"position": tuple(parts)})
 
     @property

@@ -13,11 +13,11 @@ from x_positional.errors import PositionError
 from x_positional.models.build import Positions, build_blocks, build_kinds, build_norm, positions_of
 from x_positional.modules.stack import AttentionLayers
 from x_positional.schemes.base import AttentionContext, PositionScheme
-from x_positional.schemes.none import NoPE
+from x_positional.schemes.none import NoPosition
 from x_positional.schemes.registry import SchemeConfig
 
 
-class Unbound(NoPE):
+class Unbound(NoPosition):
     """Stands in for a scheme that waits for a length; using it says what is missing."""
 
     def __init__(self, problem: str):

@@ -4,24 +4,24 @@ from x_positional.schemes.absolute import (
     Absolute,
     LearnedAbsolute,
     ScaledSinusoidal,
-    ScaledSinusoidalConfig,
+    ScaledSinusoidalEmbedding,
     Sinusoidal,
-    SinusoidalConfig,
+    SinusoidalEmbedding,
 )
 from x_positional.schemes.alibi import Alibi, AlibiBias, alibi_slopes
 from x_positional.schemes.alibi_rounded import RoundedAlibiBias
 from x_positional.schemes.compose import Chain
-from x_positional.schemes.cope import CoPE, CopeConfig
+from x_positional.schemes.cope import Cope, CopeScores
 from x_positional.schemes.deberta import Deberta, DebertaBias, log_buckets, log_ratio
 from x_positional.schemes.distance import DistanceScheme
 from x_positional.schemes.dynamic_bias import Dynamic, DynamicBias
-from x_positional.schemes.forgetting import Forgetting, ForgettingConfig
-from x_positional.schemes.none import NoPE, NoPEConfig
+from x_positional.schemes.forgetting import Forgetting, ForgettingBias
+from x_positional.schemes.none import NoPE, NoPosition
 from x_positional.schemes.rotary.axial import Axial, AxialEmbedding
 from x_positional.schemes.rotary.mixed import Mixed, MixedEmbedding
-from x_positional.schemes.rotary.polar import PolarConfig, PolarEmbedding
+from x_positional.schemes.rotary.polar import Polar, PolarEmbedding
 from x_positional.schemes.rotary.rope import Rope, XPos, XPosEmbedding
-from x_positional.schemes.rotary.rotation import RotaryEmbedding
+from x_positional.schemes.rotary.rotation import RopeEmbedding
 from x_positional.schemes.rotary.scaling import (
     DefaultRope,
     DynamicNtk,
@@ -47,8 +47,8 @@ __all__ = [
     "Axial",
     "AxialEmbedding",
     "Chain",
-    "CoPE",
-    "CopeConfig",
+    "Cope",
+    "CopeScores",
     "Deberta",
     "DebertaBias",
     "DefaultRope",
@@ -57,7 +57,7 @@ __all__ = [
     "DynamicBias",
     "DynamicNtk",
     "Forgetting",
-    "ForgettingConfig",
+    "ForgettingBias",
     "LearnedAbsolute",
     "Linear",
     "Llama3",
@@ -67,22 +67,22 @@ __all__ = [
     "Mixed",
     "MixedEmbedding",
     "NoPE",
-    "NoPEConfig",
+    "NoPosition",
     "Ntk",
     "NtkAlpha",
     "NtkByParts",
-    "PolarConfig",
+    "Polar",
     "PolarEmbedding",
     "Proportional",
     "QueryTemperature",
     "Rope",
+    "RopeEmbedding",
     "RopeScaling",
-    "RotaryEmbedding",
     "RoundedAlibiBias",
     "ScaledSinusoidal",
-    "ScaledSinusoidalConfig",
+    "ScaledSinusoidalEmbedding",
     "Sinusoidal",
-    "SinusoidalConfig",
+    "SinusoidalEmbedding",
     "T5Bias",
     "Temperature",
     "XPos",

@@ -35,7 +35,7 @@ class LearnedAbsolute(PositionScheme):
         return x + rows * self.scale
 
 
-class Sinusoidal(PositionScheme):
+class SinusoidalEmbedding(PositionScheme):
     """x_t += [sin(t w_i), cos(t w_i)], w_i = theta^(-2i/M) (Vaswani et al. 2017, arXiv:1706.03762, section 3.5).
 
     layout: "interleaved" as in the paper (sin, cos, sin, cos, ...) or "concat" (all sines, then all cosines).
@@ -58,7 +58,7 @@ class Sinusoidal(PositionScheme):
         return x + self.waves(positions).to(x.dtype)
 
 
-class ScaledSinusoidal(Sinusoidal):
+class ScaledSinusoidalEmbedding(SinusoidalEmbedding):
     """x_t += g * [sin(t w), cos(t w)] with one learned g, M^-0.5 at the start (Hua et al. 2022, arXiv:2202.10447)."""
 
     def __init__(self, dim: int, theta: float = 10_000.0):
@@ -100,7 +100,7 @@ class Absolute(SchemeConfig):
         ]
 
 
-class SinusoidalConfig(SchemeConfig):
+class Sinusoidal(SchemeConfig):
     """`position="sinusoidal"`."""
 
     kind: Literal["sinusoidal"] = "sinusoidal"
@@ -110,11 +110,11 @@ class SinusoidalConfig(SchemeConfig):
     summary: ClassVar[str] = "fixed sine and cosine waves"
     paper: ClassVar[str] = "Vaswani et al. 2017, arXiv:1706.03762"
 
-    def build(self, dims: Dims) -> Sinusoidal:
-        return Sinusoidal(dims.embed_dim, self.theta, self.layout)
+    def build(self, dims: Dims) -> SinusoidalEmbedding:
+        return SinusoidalEmbedding(dims.embed_dim, self.theta, self.layout)
 
 
-class ScaledSinusoidalConfig(SchemeConfig):
+class ScaledSinusoidal(SchemeConfig):
     """`position="scaled_sinusoidal"`."""
 
     kind: Literal["scaled_sinusoidal"] = "scaled_sinusoidal"
@@ -123,5 +123,5 @@ class ScaledSinusoidalConfig(SchemeConfig):
     summary: ClassVar[str] = "sine and cosine waves times one learned number"
     paper: ClassVar[str] = "Hua et al. 2022, arXiv:2202.10447"
 
-    def build(self, dims: Dims) -> ScaledSinusoidal:
-        return ScaledSinusoidal(dims.embed_dim, self.theta)
+    def build(self, dims: Dims) -> ScaledSinusoidalEmbedding:
+        return ScaledSinusoidalEmbedding(dims.embed_dim, self.theta)

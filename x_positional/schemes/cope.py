@@ -13,7 +13,7 @@ from x_positional.schemes.base import AttentionContext, Dims, PositionScheme
 from x_positional.schemes.registry import SchemeConfig
 
 
-class CoPE(PositionScheme):
+class CopeScores(PositionScheme):
     """p_mn = sum_{j=n..m} sigmoid(score_mj), at most P - 1; the score gets q_m . E[p_mn], E interpolated between
     integers (Golovneva et al. 2024, arXiv:2405.18719, equations 3 to 5 and appendix B). Needs whole rows of scores.
 
@@ -50,7 +50,7 @@ class CoPE(PositionScheme):
         return torch.zeros_like(gates).scatter(-1, index, sums)
 
 
-class CopeConfig(SchemeConfig):
+class Cope(SchemeConfig):
     """`position="cope"`. max_pos: P, how many positions are counted."""
 
     kind: Literal["cope"] = "cope"
@@ -58,5 +58,5 @@ class CopeConfig(SchemeConfig):
     summary: ClassVar[str] = "counts the keys a query finds relevant"
     paper: ClassVar[str] = "Golovneva et al. 2024, arXiv:2405.18719"
 
-    def build(self, dims: Dims) -> CoPE:
-        return CoPE(dims.head_dim, self.max_pos)
+    def build(self, dims: Dims) -> CopeScores:
+        return CopeScores(dims.head_dim, self.max_pos)

@@ -48,7 +48,7 @@ class GateBias(Bias):
         return _Difference.apply(at_query, at_key, ctx.visible_rows(rows, keys), self.dtype)  # type: ignore[no-any-return]
 
 
-class Forgetting(PositionScheme):
+class ForgettingBias(PositionScheme):
     """bias = sum_{t=n+1..m} log f_t, f_t = sigmoid(w_h . x_t + b_h) (Lin et al. 2025, arXiv:2503.02130, equation 5).
 
     Each key carries its log f in the cache, in float32: the sums reach -1e3, where bfloat16 steps by 8. They are summed in
@@ -90,7 +90,7 @@ class Forgetting(PositionScheme):
         return GateBias(difference, ctx.batch, ctx.heads, at_query, at_key, narrow)
 
 
-class ForgettingConfig(SchemeConfig):
+class Forgetting(SchemeConfig):
     """`position="forgetting"`. bias_init: of the gates; 5 forgets little at the start."""
 
     kind: Literal["forgetting"] = "forgetting"
@@ -98,5 +98,5 @@ class ForgettingConfig(SchemeConfig):
     summary: ClassVar[str] = "a learned forget gate per token and head (data-dependent ALiBi)"
     paper: ClassVar[str] = "Lin et al. 2025, arXiv:2503.02130"
 
-    def build(self, dims: Dims) -> Forgetting:
-        return Forgetting(dims.dim, dims.heads, self.bias_init)
+    def build(self, dims: Dims) -> ForgettingBias:
+        return ForgettingBias(dims.dim, dims.heads, self.bias_init)

@@ -6,18 +6,18 @@ from x_positional.schemes.base import Dims, PositionScheme
 from x_positional.schemes.registry import SchemeConfig
 
 
-class NoPE(PositionScheme):
+class NoPosition(PositionScheme):
     """Nothing is added anywhere (Haviv et al. 2022, arXiv:2203.16634; Kazemnejad et al. 2023, arXiv:2305.19466)."""
 
     causal_only = True
 
 
-class NoPEConfig(SchemeConfig):
+class NoPE(SchemeConfig):
     """`position="none"`."""
 
     kind: Literal["none"] = "none"
     summary: ClassVar[str] = "no position at all; the causal mask gives the order"
     paper: ClassVar[str] = "Kazemnejad et al. 2023, arXiv:2305.19466"
 
-    def build(self, dims: Dims) -> NoPE:
-        return NoPE()
+    def build(self, dims: Dims) -> NoPosition:
+        return NoPosition()

@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 
-from x_positional.schemes.absolute import Absolute, SinusoidalConfig
+from x_positional.schemes.absolute import Absolute, Sinusoidal
 from x_positional.schemes.alibi import Alibi
-from x_positional.schemes.cope import CopeConfig
+from x_positional.schemes.cope import Cope
 from x_positional.schemes.deberta import Deberta
 from x_positional.schemes.dynamic_bias import Dynamic
-from x_positional.schemes.forgetting import ForgettingConfig
+from x_positional.schemes.forgetting import Forgetting
 from x_positional.schemes.registry import REGISTRY
 from x_positional.schemes.rotary.axial import Axial
 from x_positional.schemes.rotary.mixed import Mixed
-from x_positional.schemes.rotary.polar import PolarConfig
+from x_positional.schemes.rotary.polar import Polar
 from x_positional.schemes.rotary.rope import Rope, XPos
 from x_positional.schemes.rotary.scaling.length import DynamicNtk, LongRope
 from x_positional.schemes.rotary.scaling.parts import Llama3, Yarn
@@ -62,7 +62,7 @@ SHARED = Sizes(kv_heads=1)
 
 VARIANTS: dict[str, Case] = {
     "absolute, two spare rows": Case(Absolute(offset=2, scale=1.0)),
-    "sinusoidal, sines then cosines": Case(SinusoidalConfig(layout="concat"), Sizes(dim=23)),
+    "sinusoidal, sines then cosines": Case(Sinusoidal(layout="concat"), Sizes(dim=23)),
     "rope, interleaved": Case(Rope(interleaved=True)),
     "rope, 6 of 24 channels": Case(Rope(dim=6), SHARED),
     "rope, a quarter of the head, interleaved": Case(Rope(fraction=0.25, interleaved=True)),
@@ -86,7 +86,7 @@ VARIANTS: dict[str, Case] = {
     "axial, pixel, learned": Case(Axial(freqs="pixel", learned=True, dim=16)),
     "mixed, three axes": Case(Mixed(axes=3, interleaved=True), SHARED),
     "xpos, interleaved, base 64": Case(XPos(interleaved=True, scale_base=64.0)),
-    "polar, uniform phases": Case(PolarConfig(uniform_init=True), SHARED),
+    "polar, uniform phases": Case(Polar(uniform_init=True), SHARED),
     "alibi, 4 heads": Case("alibi", EVEN),
     "alibi, learned": Case(Alibi(learned=True)),
     "alibi, 4 of 6 heads": Case(Alibi(heads=4), ALONE),
@@ -101,9 +101,9 @@ VARIANTS: dict[str, Case] = {
         Deberta(num_buckets=None, max_distance=12, terms="c2p"), ALONE
     ),
     "dynamic, log distance, norm": Case(Dynamic(log_distance=True, norm=True, depth=1, dim=7)),
-    "cope, 4 positions": Case(CopeConfig(max_pos=4), SHARED),
+    "cope, 4 positions": Case(Cope(max_pos=4), SHARED),
     "rope + temperature": Case(["rope", Temperature(floor_scale=0.7)]),
-    "forgetting, gates half open": Case(ForgettingConfig(bias_init=0.0)),
+    "forgetting, gates half open": Case(Forgetting(bias_init=0.0)),
 }
 
 

@@ -5,7 +5,7 @@ from x_transformers import x_transformers as xt
 
 from x_positional.config.flags import layers_from_flags, model_from_flags
 from x_positional.config.layers import LayersConfig
-from x_positional.schemes import NoPE, Rope
+from x_positional.schemes import NoPosition, Rope
 
 SIZE = {"dim": 96, "depth": 2}
 
@@ -159,7 +159,7 @@ def test_a_group_given_by_the_caller_is_not_changed():
 
 
 @pytest.mark.parametrize(
-    "position", ["rope", Rope(theta=5e5), NoPE(), ["absolute", "alibi"], {"kind": "rope"}, {0: "none"}]
+    "position", ["rope", Rope(theta=5e5), NoPosition(), ["absolute", "alibi"], {"kind": "rope"}, {0: "none"}]
 )
 def test_position_is_passed_through_untouched(position):
     assert decoder(position=position)["position"] is position

@@ -20,7 +20,7 @@ from x_positional import (
 )
 from x_positional.config.layers import LayersConfig
 from x_positional.config.validate import layers_report, model_report, require
-from x_positional.schemes import CoPE
+from x_positional.schemes import CopeScores
 from x_positional.schemes.registry import REGISTRY, SchemeConfig
 
 SIZES = {"dim": 32, "depth": 2, "heads": 2, "head_dim": 16}
@@ -276,8 +276,8 @@ def test_an_instance_is_judged_by_what_it_says_of_itself() -> None:
 def test_a_chain_is_judged_and_built_as_its_parts() -> None:
     """One table and one CoPE per layer, although the instance holds one of each."""
     dims = LayersConfig(**SIZES).dims(9)
-    chain = Chain(REGISTRY["absolute"]().build(dims), CoPE(16))
+    chain = Chain(REGISTRY["absolute"]().build(dims), CopeScores(16))
     model = TransformerWrapper(num_tokens=5, max_seq_len=9, attn_layers=Decoder(**SIZES, position=chain))
-    assert [type(s).__name__ for s in model.attn_layers.schemes] == ["LearnedAbsolute", "CoPE", "CoPE"]
+    assert [type(s).__name__ for s in model.attn_layers.schemes] == ["LearnedAbsolute", "CopeScores", "CopeScores"]
     assert model.attn_layers.schemes[1] is not model.attn_layers.schemes[2]
     assert check(model).position == "LearnedAbsolute + CoPE"

@@ -21,7 +21,7 @@ from x_positional import (
 )
 from x_positional.config.flags.table import PLACES
 from x_positional.config.layers import ContinuousConfig, LayersConfig
-from x_positional.schemes import Alibi, CoPE
+from x_positional.schemes import Alibi, CopeScores
 from x_positional.schemes.registry import REGISTRY
 
 SIZES = {"dim": 32, "depth": 2, "heads": 2, "head_dim": 16}
@@ -185,7 +185,7 @@ VALUES = st.one_of(
     st.dictionaries(
         st.sampled_from(["kind", "dim", "softcap", "thta"]), st.sampled_from(["rope", 1, None]), max_size=2
     ),
-    st.sampled_from([*REGISTRY, "sdpa", "rms", "encoder", Rope(), CoPE(4), float("nan"), float("inf")]),
+    st.sampled_from([*REGISTRY, "sdpa", "rms", "encoder", Rope(), CopeScores(4), float("nan"), float("inf")]),
 )
 FLAG_NAMES = sorted({name for place in ("AttentionLayers", "TransformerWrapper") for name in PLACES[place]})
 FIELD_NAMES = [*LayersConfig.model_fields, *ModelConfig.model_fields, "model", "thing", 3]

@@ -11,7 +11,7 @@ from x_positional.schemes import (
     Linear,
     Llama3,
     LongRope,
-    NoPEConfig,
+    NoPE,
     NtkAlpha,
     NtkByParts,
     Proportional,
@@ -143,8 +143,8 @@ def test_one_rotation(config: Dict, rope: Rope) -> None:
 @pytest.mark.parametrize(
     ("config", "parts"),
     [
-        (TWO, (Rope(), NoPEConfig())),
-        ({"rope_parameters": TWO, "layer_types": ["full_attention", "sliding_attention"]}, (Rope(), NoPEConfig())),
+        (TWO, (Rope(), NoPE())),
+        ({"rope_parameters": TWO, "layer_types": ["full_attention", "sliding_attention"]}, (Rope(), NoPE())),
         ({"model_type": "gemma3_text"}, (Rope(), Rope(theta=1e6))),
         (
             {

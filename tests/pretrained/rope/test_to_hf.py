@@ -14,7 +14,7 @@ from x_positional.schemes import (
     DynamicNtk,
     Linear,
     Llama3,
-    NoPEConfig,
+    NoPE,
     Ntk,
     NtkAlpha,
     NtkByParts,
@@ -64,7 +64,7 @@ def test_a_fixed_length_is_named_again() -> None:
 
 
 def test_layer_types_there_and_back() -> None:
-    parts = {"full_attention": ROPES["yarn"], "sliding_attention": Rope(), "linear_attention": NoPEConfig()}
+    parts = {"full_attention": ROPES["yarn"], "sliding_attention": Rope(), "linear_attention": NoPE()}
     assert from_hf(to_hf(parts)) == parts
     assert to_hf(parts)["rope_parameters"]["linear_attention"] is None
 

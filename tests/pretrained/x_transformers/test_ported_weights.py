@@ -18,7 +18,7 @@ import x_positional as xp
 from tests.support.perturbing import perturb
 from x_positional import from_x_transformers
 from x_positional.pretrained.x_transformers.keywords import head_order
-from x_positional.schemes import NoPE
+from x_positional.schemes import NoPosition
 
 TOLERANCE = 1e-5
 SIZES = {"num_tokens": 37, "max_seq_len": 24}
@@ -186,7 +186,7 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
 
 
 def without_positions(model: xp.TransformerWrapper) -> xp.TransformerWrapper:
-    bare, scheme = deepcopy(model), NoPE()
+    bare, scheme = deepcopy(model), NoPosition()
     bare.attn_layers.set_positions([scheme], [replace(kind, scheme=scheme) for kind in bare.attn_layers.kinds])
     return bare
 

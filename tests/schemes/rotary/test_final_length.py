@@ -9,7 +9,7 @@ from tests.schemes.rotary.test_length import KINDS, LENGTHS, TRAINED
 from tests.support.generation_models import GREEDY, Script, equal, ids, language_model, naive, ragged
 from x_positional import AutoregressiveWrapper, ContinuousTransformerWrapper, Decoder, TransformerWrapper
 from x_positional.errors import InputError, PositionError
-from x_positional.schemes import Chain, DynamicNtk, Rope, RotaryEmbedding
+from x_positional.schemes import Chain, DynamicNtk, Rope, RopeEmbedding
 from x_positional.schemes.base import PositionScheme
 
 MAX = 40
@@ -175,7 +175,7 @@ def test_in_a_chain() -> None:
     named = rope.model_copy(update={"scaling": rope.scaling.model_copy(update={"length": 10})})
     with torch.no_grad():
         equal(seen.logits[0], language_model([named, "alibi"])(torch.cat([prompt, more])[None])[0, -7:-1])
-    part = RotaryEmbedding(10, scaling=rope.scaling.bound(MAX))
+    part = RopeEmbedding(10, scaling=rope.scaling.bound(MAX))
     chain, positions = Chain(part, Uneven()), torch.arange(5)[None]
     assert part.takes_final_length
     assert not chain.takes_final_length

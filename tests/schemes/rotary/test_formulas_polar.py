@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support.naive_attention import Row, attended, naive, one_layer, pairwise, random_qkv, worst
-from x_positional.schemes import PolarConfig, PolarEmbedding
+from x_positional.schemes import Polar, PolarEmbedding
 
 HEADS, HEAD_DIM = 4, 7
 TIGHT = 1e-6
@@ -28,7 +28,7 @@ def polar_logit(delta: list[list[float]], theta: float = 10_000.0):
     return logit
 
 
-def layer(config: PolarConfig, kv_heads: int = HEADS, **more):
+def layer(config: Polar, kv_heads: int = HEADS, **more):
     layers = one_layer(config, HEADS, HEAD_DIM, kv_heads=kv_heads, **more)
     delta = layers.kinds[0].scheme.delta
     with torch.no_grad():  # some beyond each end of the range
@@ -40,27 +40,27 @@ def layer(config: PolarConfig, kv_heads: int = HEADS, **more):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("theta", [10_000.0, 300.0])
 def test_polar_in_attention(kv_heads: int, causal: bool, theta: float) -> None:
-    layers, delta = layer(PolarConfig(theta=theta), kv_heads, causal=causal)
+    layers, delta = layer(Polar(theta=theta), kv_heads, causal=causal)
     qkv = random_qkv(HEADS, HEAD_DIM, kv_heads)
     assert worst(attended(layers, qkv), naive(qkv, pairwise(polar_logit(delta, theta)), causal)) < TIGHT
 
 
 @pytest.mark.parametrize("chunks", [(4, 1, 3, 1), (1,) * 9])
 def test_polar_in_chunks(chunks: tuple[int, ...]) -> None:
-    (layers, delta), qkv = layer(PolarConfig()), random_qkv(HEADS, HEAD_DIM)
+    (layers, delta), qkv = layer(Polar()), random_qkv(HEADS, HEAD_DIM)
     assert worst(attended(layers, qkv, chunks=chunks), naive(qkv, pairwise(polar_logit(delta)))) < TIGHT
 
 
 @pytest.mark.parametrize("backend", ["eager", "blockwise", "sdpa", "flex"])
 def test_polar_in_every_backend(backend: str) -> None:
     """Queries and keys are twice as wide as values, and the scale stays that of the head."""
-    (layers, delta), qkv = layer(PolarConfig(), 2, backend=backend), random_qkv(HEADS, HEAD_DIM, 2)
+    (layers, delta), qkv = layer(Polar(), 2, backend=backend), random_qkv(HEADS, HEAD_DIM, 2)
     assert worst(attended(layers, qkv), naive(qkv, pairwise(polar_logit(delta)))) < TIGHT
 
 
 @pytest.mark.parametrize("start", [1000, 65_535, 2**20 - 400])
 def test_polar_at_far_and_uneven_positions(start: int) -> None:
-    (layers, delta), qkv = layer(PolarConfig()), random_qkv(HEADS, HEAD_DIM)
+    (layers, delta), qkv = layer(Polar()), random_qkv(HEADS, HEAD_DIM)
     positions = start + torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 5, 3, 70, 71, 9, 300, 2, 1]])
     found = attended(layers, qkv, positions)
     assert worst(found, naive(qkv, pairwise(polar_logit(delta), positions))) < 2e-6
@@ -96,6 +96,6 @@ def test_the_phase_starts_at_zero_or_uniform() -> None:
 
 @pytest.mark.parametrize("shift", [1, 7, 1000, 2**17])
 def test_only_distances_count(shift: int) -> None:
-    (layers, _), qkv = layer(PolarConfig()), random_qkv(HEADS, HEAD_DIM)
+    (layers, _), qkv = layer(Polar()), random_qkv(HEADS, HEAD_DIM)
     positions = torch.arange(9)[None].expand(2, -1)
     assert worst(attended(layers, qkv, positions + shift), attended(layers, qkv, positions)) < TIGHT

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.support.naive_attention import Row, attended, dot, naive, one_layer, pairwise, random_qkv, worst
 from x_positional import Decoder, TransformerWrapper
-from x_positional.schemes import Rope, RotaryEmbedding
+from x_positional.schemes import Rope, RopeEmbedding
 
 HEADS, HEAD_DIM = 3, 10
 TIGHT = 1e-6
@@ -123,7 +123,7 @@ def test_angles_are_exact_at_far_positions_in_every_dtype(
 ) -> None:
     """Narrow parameters, narrow positions in float, and autocast leave the angles alone."""
     width = 64
-    scheme = RotaryEmbedding(width, theta=theta, interleaved=interleaved).to(dtype)
+    scheme = RopeEmbedding(width, theta=theta, interleaved=interleaved).to(dtype)
     with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
         tables = scheme.tables(torch.tensor([FAR]))
     order = torch.arange(width).view(-1, 2).t() if interleaved else torch.arange(width).view(2, -1)
@@ -156,7 +156,7 @@ def test_angles_inside_a_model(dtype: torch.dtype, autocast: bool) -> None:
 def test_rotation_in_a_narrow_dtype_rounds_once(dtype: torch.dtype, steps: float) -> None:
     """Neighbouring far positions do not collide, and each channel is off by one rounding of its pair's length."""
     x = torch.randn(1, 1, len(FAR), 64, generator=torch.Generator().manual_seed(1)).to(dtype)
-    scheme = RotaryEmbedding(64).to(dtype)
+    scheme = RopeEmbedding(64).to(dtype)
     found = scheme.rotate_q(x, scheme.tables(torch.tensor([FAR]))).double()[0, 0]
     pairs = torch.complex(x.double()[0, 0, :, :32], x.double()[0, 0, :, 32:])
     turned = pairs * expected_angles(64)
@@ -171,7 +171,7 @@ def test_half_and_interleaved_are_a_permutation_apart(width: int) -> None:
     place = torch.arange(HEAD_DIM)
     place[:width] = torch.arange(width).view(2, -1).t().flatten()
     positions = torch.tensor([[0, 1, 5, 255, 256, 4095, 65_535, 2**20 - 1, 3]])
-    half, pairs = RotaryEmbedding(width), RotaryEmbedding(width, interleaved=True)
+    half, pairs = RopeEmbedding(width), RopeEmbedding(width, interleaved=True)
     back = pairs.rotate_q(x[..., place], pairs.tables(positions))[..., place.argsort()]
     assert torch.equal(back, half.rotate_q(x, half.tables(positions)))
 
@@ -179,7 +179,7 @@ def test_half_and_interleaved_are_a_permutation_apart(width: int) -> None:
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_a_vector_by_hand(interleaved: bool) -> None:
     """R = 4, theta = 100: position 3 turns the pairs by 3 and by 0.3 radians."""
-    scheme = RotaryEmbedding(4, theta=100.0, interleaved=interleaved)
+    scheme = RopeEmbedding(4, theta=100.0, interleaved=interleaved)
     x = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64).view(1, 1, 1, 4)
     found = scheme.rotate_q(x, scheme.tables(torch.tensor([[3]]))).flatten().tolist()
     c, s, d, t = math.cos(3), math.sin(3), math.cos(0.3), math.sin(0.3)
@@ -221,8 +221,8 @@ def test_interpolation_divides_positions() -> None:
 
 
 def test_ntk_keeps_the_fastest_pair_and_slows_the_slowest_by_the_factor() -> None:
-    plain = RotaryEmbedding(64).inv_freq(torch.device("cpu"))
-    scaled = RotaryEmbedding(64, base_rescale_factor=2.0)
+    plain = RopeEmbedding(64).inv_freq(torch.device("cpu"))
+    scaled = RopeEmbedding(64, base_rescale_factor=2.0)
     ratio = (plain / scaled.inv_freq(torch.device("cpu"))).tolist()
     assert round(scaled.theta) == 20_452  # 10000 * 2^(64/62)
     assert ratio[0] == 1

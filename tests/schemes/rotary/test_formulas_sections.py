@@ -26,7 +26,7 @@ from x_positional.schemes import (
     NtkByParts,
     Proportional,
     Rope,
-    RotaryEmbedding,
+    RopeEmbedding,
     XPos,
     Yarn,
     YarnPaper,
@@ -123,7 +123,7 @@ def test_sections_in_chunks_at_far_and_fractional_positions(config: Rope, chunks
 def test_published_orders(config: Rope, order: str) -> None:
     """One axis at 1 and the others at 0: only that axis's pairs turn."""
     width = 2 * sum(config.sections)
-    scheme = RotaryEmbedding(width, sections=config.sections, section_order=config.section_order)
+    scheme = RopeEmbedding(width, sections=config.sections, section_order=config.section_order)
     positions = torch.eye(3)[None]
     turned = scheme.tables(positions).k_sin[0, 0, :, width // 2 :] != 0
     assert ["".join("thw"[int(a)] for a in turned.long().argmax(0))] == [order]
@@ -157,7 +157,7 @@ SCALINGS = {
 def test_equal_positions_are_plain_rope_under_every_scaling(scaling, order: str, interleaved: bool) -> None:
     """To the last bit, given with axes or without; and one axis alone is plain RoPE on its pairs."""
     shared = {"theta": 700.0, "interleaved": interleaved, "scaling": scaling}
-    plain, ours = RotaryEmbedding(24, **shared), RotaryEmbedding(24, sections=(4, 4, 4), section_order=order, **shared)
+    plain, ours = RopeEmbedding(24, **shared), RopeEmbedding(24, sections=(4, 4, 4), section_order=order, **shared)
     at = torch.tensor([[0, 1, 2, 63, 64, 255, 256, 131_071]])
     want, alike = plain.tables(at), at[..., None].expand(-1, -1, 3)
     for found in (ours.tables(alike), ours.tables(at)):

@@ -18,7 +18,7 @@ from tests.support.generation_models import (
 )
 from x_positional import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper, XTransformer, check
 from x_positional.errors import InputError, PositionError
-from x_positional.schemes import Alibi, Chain, DynamicNtk, LongRope, Rope, RopeScaling, RotaryEmbedding
+from x_positional.schemes import Alibi, Chain, DynamicNtk, LongRope, Rope, RopeEmbedding, RopeScaling
 
 TRAINED = 8
 SHORT, LONG = (1.0, 1.1, 1.2, 1.3, 1.4), (2.0, 3.0, 5.0, 7.0, 9.0)
@@ -183,7 +183,7 @@ def test_custom_positions_count_and_not_tokens() -> None:
     found, scheme = net(tokens, positions=far), net.attn_layers.position_schemes[0]
     for row in range(2):
         equal(found[row], net(tokens[row : row + 1], positions=far[row : row + 1])[0])
-    assert isinstance(scheme, RotaryEmbedding)
+    assert isinstance(scheme, RopeEmbedding)
     table = scheme.tables(far)
     for row, length in ((0, TRAINED), (1, 16)):
         angle = far[row, :, None].double() * torch.tensor(theirs(length))
@@ -206,12 +206,12 @@ def test_fixed_takes_the_length_of_the_wrapper() -> None:
 
 def test_what_is_declared() -> None:
     for scaling in EACH.values():
-        caps = RotaryEmbedding(10, scaling=scaling).capabilities()
+        caps = RopeEmbedding(10, scaling=scaling).capabilities()
         assert (caps.kv_cacheable, caps.prefix_consistent, caps.absolute) == (False, False, True)
     for scaling in FIXED.values():
-        caps = RotaryEmbedding(10, scaling=scaling).capabilities()
+        caps = RopeEmbedding(10, scaling=scaling).capabilities()
         assert (caps.kv_cacheable, caps.prefix_consistent, caps.absolute) == (True, True, False)
-    chain = Chain(RotaryEmbedding(10, scaling=EACH["longrope"]), Alibi().build(model_of(dynamic()).attn_layers.dims))
+    chain = Chain(RopeEmbedding(10, scaling=EACH["longrope"]), Alibi().build(model_of(dynamic()).attn_layers.dims))
     assert not chain.capabilities().prefix_consistent
     assert chain.regime(TRAINED) == chain.regime(1) != chain.regime(TRAINED + 1) == chain.regime(99)
     regimes = [EACH["dynamic"].regime(length) for length in (1, TRAINED, 9, 10, 11)]

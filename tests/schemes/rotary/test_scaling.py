@@ -18,8 +18,8 @@ from x_positional.schemes import (
     NtkByParts,
     Proportional,
     Rope,
+    RopeEmbedding,
     RopeScaling,
-    RotaryEmbedding,
     XPos,
     Yarn,
     YarnPaper,
@@ -152,7 +152,7 @@ def test_llama3_is_ntk_by_parts() -> None:
 
 
 def test_no_proportion_is_no_position() -> None:
-    scheme, x = RotaryEmbedding(8, scaling=Proportional(fraction=0.0)), torch.randn(1, 1, 3, 8)
+    scheme, x = RopeEmbedding(8, scaling=Proportional(fraction=0.0)), torch.randn(1, 1, 3, 8)
     assert torch.equal(scheme.rotate_q(x, scheme.tables(torch.tensor([[3, 5, 9]]))), x)
 
 
@@ -175,9 +175,7 @@ def test_yarn_and_its_paper_are_two_things() -> None:
 def test_old_fields_are_scalings() -> None:
     device = torch.device("cpu")
     for old, new in (({"interpolation_factor": 4.0}, Linear(factor=4)), ({"base_rescale_factor": 4.0}, Ntk(factor=4))):
-        assert torch.equal(
-            RotaryEmbedding(64, **old).inv_freq(device), RotaryEmbedding(64, scaling=new).inv_freq(device)
-        )
+        assert torch.equal(RopeEmbedding(64, **old).inv_freq(device), RopeEmbedding(64, scaling=new).inv_freq(device))
 
 
 def test_ntk_at_the_ends() -> None:
@@ -228,7 +226,7 @@ def test_angles_at_far_positions(name: str, dtype: torch.dtype, autocast: torch.
     """Right to 1e-6 in a narrow module, under autocast and after to_empty."""
     scaling, inv_freq, factor = FORMULAS[name]
     with torch.device("meta"):
-        scheme = RotaryEmbedding(WIDTH, theta=THETA, scaling=scaling)
+        scheme = RopeEmbedding(WIDTH, theta=THETA, scaling=scaling)
     scheme = scheme.to_empty(device="cpu").to(dtype)
     with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
         tables = scheme.tables(torch.tensor([FAR]))
@@ -241,7 +239,7 @@ def test_angles_at_far_positions(name: str, dtype: torch.dtype, autocast: torch.
 
 
 def test_followed_lengths_are_precise_too() -> None:
-    scheme = RotaryEmbedding(
+    scheme = RopeEmbedding(
         64, scaling=DynamicNtk(original_max_position_embeddings=TRAINED, length_policy="recompute")
     ).half()
     tables = scheme.tables(torch.tensor([FAR]))

@@ -69,8 +69,8 @@ ATTENTION = [
         "A learned basis of distances per query is not offered. Use `dynamic_pos_bias=True` or `rel_pos_bias=True`.",
     ),
     *details("attn_use_rel_proj_pos_bias", rel_proj_num_distance_basis=16, rel_proj_max_dist=1024),
-    turned("use_cope", False, "position", "CoPE: `cope`."),
-    turned("cope_max_pos", 16, "position[cope].max_pos", "CoPE's number of positions."),
+    turned("use_cope", False, "position", "CopeScores: `cope`."),
+    turned("cope_max_pos", 16, "position[cope].max_pos", "CopeScores's number of positions."),
     refused(
         "cope_soft_onehot_pos",
         False,

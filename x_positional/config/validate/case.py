@@ -10,7 +10,7 @@ from x_positional.config.layers import AttentionConfig, ContinuousConfig, LayerC
 from x_positional.config.vision import VisionConfig
 from x_positional.schemes.absolute import Absolute
 from x_positional.schemes.base import Dims, PositionScheme, Reach
-from x_positional.schemes.none import NoPEConfig
+from x_positional.schemes.none import NoPE
 from x_positional.schemes.registry import Custom, SchemeConfig
 
 CacheName = Literal["static", "growing", "sliding"]
@@ -85,7 +85,7 @@ def part_name(part: SchemeConfig) -> str:
 def resolve_kinds(config: LayersConfig, max_seq_len: int | None) -> tuple[LayerConfig, ...]:
     """The kinds of layers with the schemes that apply: those chosen; otherwise a learned table where a length is known, and
     nothing elsewhere."""
-    default: tuple[SchemeConfig, ...] = (NoPEConfig(),) if max_seq_len is None else (Absolute(),)
+    default: tuple[SchemeConfig, ...] = (NoPE(),) if max_seq_len is None else (Absolute(),)
     kinds = config.layer_kinds()
     return tuple(k.model_copy(update={"position": default}) if k.position is None else k for k in kinds)
 

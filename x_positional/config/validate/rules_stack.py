@@ -11,7 +11,7 @@ from x_positional.config.validate.case import Case, part_name
 from x_positional.config.validate.rules_layer import projections_of_positions_are_read
 from x_positional.config.vision import VisionConfig
 from x_positional.schemes.compose import chain_problems, tells_order
-from x_positional.schemes.none import NoPE
+from x_positional.schemes.none import NoPosition
 from x_positional.schemes.rotary.axial import Axial
 
 Rule = Callable[[Case], Iterator[str]]
@@ -225,7 +225,7 @@ def schemes_reach_max_seq_len(case: Case) -> Iterator[str]:
 def a_table_bounds_the_length(case: Case) -> Iterator[str]:
     """A table of positions beside a relative scheme keeps the model from running past the table."""
     bounded = case.names(lambda s: s.absolute and s.limit is not None)
-    relative = case.names(lambda s: not s.absolute and not isinstance(s, NoPE))
+    relative = case.names(lambda s: not s.absolute and not isinstance(s, NoPosition))
     if bounded and relative:
         yield (
             f"{', '.join(bounded)} beside {', '.join(relative)}: the table ends at {min(_limits(case))} positions, so the "
@@ -251,7 +251,7 @@ def order_comes_from_somewhere(case: Case) -> Iterator[str]:
 
 def cross_attention_reads_positions_if_given(case: Case) -> Iterator[str]:
     """Queries and context are usually different sequences, so a distance between them means nothing by itself."""
-    names = case.names(lambda s: not s.overrides("embed") and not isinstance(s, NoPE))
+    names = case.names(lambda s: not s.overrides("embed") and not isinstance(s, NoPosition))
     if case.layers.kind == "cross_attender" and names:
         yield (
             f"position={', '.join(names)} in a cross_attender acts only in calls with context_positions=. Give them, or leave "

@@ -10,9 +10,9 @@ from x_positional.config.validate.case import Case, part_name
 from x_positional.config.validate.report import Report
 from x_positional.config.vision import VisionConfig, multiples
 from x_positional.schemes.base import PositionScheme
-from x_positional.schemes.none import NoPEConfig
+from x_positional.schemes.none import NoPE
 from x_positional.schemes.rotary.mixed import MixedEmbedding
-from x_positional.schemes.rotary.rotation import RotaryEmbedding
+from x_positional.schemes.rotary.rotation import RopeEmbedding
 
 Rule = Callable[[Case, VisionConfig], Iterator[str]]
 
@@ -56,7 +56,7 @@ def one_table_of_the_grid(case: Case, image: VisionConfig) -> Iterator[str]:
             )
     if len(image.tables) > 1:
         yield "position names absolute more than once, and an image has one table. Give it once."
-    if image.tables and any(isinstance(part, NoPEConfig) for part in image.layers.position or ()):
+    if image.tables and any(isinstance(part, NoPE) for part in image.layers.position or ()):
         yield "position says 'none' and 'absolute'. Leave 'none' out, or give it alone."
 
 
@@ -141,7 +141,7 @@ def _fastest_turn(scheme: PositionScheme) -> float | None:
     """Radians for a step of 1, before anything was learned; None for a scheme that does not turn."""
     if isinstance(scheme, MixedEmbedding):
         return 1.0  # theta^0, whatever theta is
-    if not isinstance(scheme, RotaryEmbedding):
+    if not isinstance(scheme, RopeEmbedding):
         return None
     return float(scheme.initial_frequencies(torch.device("cpu")).inv_freq.max())
 

@@ -10,7 +10,7 @@ from typing import Any
 from x_positional.errors import RopeError
 from x_positional.pretrained.config_json.codecs import NULL, Fields, Hf
 from x_positional.pretrained.rope import from_hf, to_hf
-from x_positional.schemes import NoPEConfig, Rope
+from x_positional.schemes import NoPE, Rope
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 OLDER = {"attention": FULL}
@@ -170,7 +170,7 @@ class Turns:
         depth = hf["num_hidden_layers"]
         if self.unlisted is not None:
             types = types_of(hf, self.unlisted)
-            parts = [part if isinstance(part, Rope) else NoPEConfig() for part in _by_type(found, types)]
+            parts = [part if isinstance(part, Rope) else NoPE() for part in _by_type(found, types)]
         elif isinstance(found, Rope):
             parts = [found] * depth
         else:
@@ -184,7 +184,7 @@ class Turns:
         turning = [True] * depth if self.turning is None else self.turning.which(hf)
         if all(turning) and all(part == parts[0] for part in parts):
             return {"layers.position": [parts[0]]}
-        return {"each.position": [[p if turns else NoPEConfig()] for p, turns in zip(parts, turning, strict=True)]}
+        return {"each.position": [[p if turns else NoPE()] for p, turns in zip(parts, turning, strict=True)]}
 
     @property
     def _ignored(self) -> set[str]:
@@ -192,7 +192,7 @@ class Turns:
 
     def write(self, config: Fields) -> dict[str, Any]:
         layers = [position[0] if len(position) == 1 else None for position in config["each.position"]]
-        if not all(isinstance(part, Rope | NoPEConfig) for part in layers):
+        if not all(isinstance(part, Rope | NoPE) for part in layers):
             return {}
         ropes = [self._said(part, config["layers.head_dim"]) for part in layers]
         first = next((part for part in ropes if isinstance(part, Rope)), None)
@@ -217,7 +217,7 @@ class Turns:
         )
 
 
-def _by_type(found: Rope | Mapping[str, Rope | NoPEConfig], types: Sequence[str]) -> list[Rope | NoPEConfig]:
+def _by_type(found: Rope | Mapping[str, Rope | NoPE], types: Sequence[str]) -> list[Rope | NoPE]:
     if isinstance(found, Rope):
         return [found] * len(types)
     if missing := sorted(set(types) - set(found)):

@@ -14,12 +14,12 @@ from x_positional.pretrained.families.mixtral import LAYER, TRAINING, shared_nam
 from x_positional.pretrained.nested import Inner
 from x_positional.pretrained.tensors.layouts import Joined
 from x_positional.pretrained.tensors.layouts_experts import Fused, gates_first
-from x_positional.schemes import NoPEConfig, Temperature
+from x_positional.schemes import NoPE, Temperature
 from x_positional.schemes.registry import SchemeConfig
 
 SOME_TURN = turning_unless_listed()
 TURNS = Turns(turning=SOME_TURN)
-STILL = (NoPEConfig(),)
+STILL = (NoPE(),)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from x_positional.schemes import (
     Linear,
     Llama3,
     LongRope,
-    NoPEConfig,
+    NoPE,
     Ntk,
     NtkAlpha,
     NtkByParts,
@@ -86,9 +86,9 @@ def inverse_frequencies(
 
 def from_hf(
     config: HasDict | Mapping[str, Any], *, length: int | None = None, elsewhere: Collection[str] = ()
-) -> Rope | dict[str, Rope | NoPEConfig]:
+) -> Rope | dict[str, Rope | NoPE]:
     """The `Rope` of a config object of transformers, of a `config.json` as a dict, or of its rotary parameters alone; a
-    dict of them by layer type where types differ (None there is `NoPEConfig`).
+    dict of them by layer type where types differ (None there is `NoPE`).
 
     Reads today's `rope_parameters` and the older forms: `rope_scaling`, `type`, `su`, `mrope`, theta and the rotated share
     at the top under each of their names, local and global thetas, and what a `model_type` means without saying it.
@@ -113,7 +113,7 @@ def from_hf(
         raise RopeError(problems)
     if "mrope_section" in elsewhere:
         readings = {name: found and replace(found, sections=None) for name, found in readings.items()}
-    parts = {name: NoPEConfig() if found is None else _rope(found, source) for name, found in readings.items()}
+    parts = {name: NoPE() if found is None else _rope(found, source) for name, found in readings.items()}
     return parts if source.nested else _rope(readings[""] or Parameters(), source)
 
 
@@ -149,14 +149,14 @@ def _misfits(found: Parameters, source: Written, elsewhere: Collection[str]) -> 
     return problems
 
 
-def to_hf(rope: Rope | Mapping[str, Rope | NoPEConfig]) -> dict[str, Any]:
+def to_hf(rope: Rope | Mapping[str, Rope | NoPE]) -> dict[str, Any]:
     """Keys of a `config.json`: `rope_parameters`, one dict or one per layer type, and what stands beside it
     (`max_position_embeddings` for `dynamic`, `rotary_dim`, `rope_interleave`). `from_hf` reads the same `Rope` back; a
     fixed length is the reader's choice and is not written.
 
     Scalings that transformers does not have keep their own name there. Raises RopeError for what has no such form.
     """
-    parts: dict[str, Rope | NoPEConfig] = {"": rope} if isinstance(rope, Rope) else dict(rope)
+    parts: dict[str, Rope | NoPE] = {"": rope} if isinstance(rope, Rope) else dict(rope)
     ropes = {name: part for name, part in parts.items() if isinstance(part, Rope)}
     problems = [f"{name}: {p}" if name else p for name, part in ropes.items() for p in _unwritable(part)]
     lengths = [

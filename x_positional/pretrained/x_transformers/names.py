@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from x_positional.schemes.absolute import LearnedAbsolute, ScaledSinusoidal
+from x_positional.schemes.absolute import LearnedAbsolute, ScaledSinusoidalEmbedding
 from x_positional.schemes.base import PositionScheme
-from x_positional.schemes.cope import CoPE
+from x_positional.schemes.cope import CopeScores
 from x_positional.schemes.dynamic_bias import DynamicBias
-from x_positional.schemes.forgetting import Forgetting
+from x_positional.schemes.forgetting import ForgettingBias
 from x_positional.schemes.rotary.polar import PolarEmbedding
 from x_positional.schemes.t5 import T5Bias
 
@@ -25,7 +25,7 @@ class Named:
 NAMES: tuple[Named, ...] = (
     Named(r"token_emb\.emb\.weight", "token_emb.weight"),
     Named(r"pos_emb\.emb\.weight", "table", scheme=LearnedAbsolute),
-    Named(r"pos_emb\.scale", "scale", scheme=ScaledSinusoidal),
+    Named(r"pos_emb\.scale", "scale", scheme=ScaledSinusoidalEmbedding),
     Named(r"post_emb_norm\.gamma", "emb_norm.gain"),
     Named(r"project_emb\.(weight|bias)", r"project_emb.\1"),
     Named(r"project_(in|out)\.weight", r"project_\1.weight"),
@@ -52,8 +52,8 @@ NAMES: tuple[Named, ...] = (
     Named(r"(.+)\.1\.q_rmsnorm\.gamma", r"\1.q_norm.gain", 0),
     Named(r"(.+)\.1\.k_rmsnorm\.gamma", r"\1.k_norm.gain"),
     Named(r"(.+)\.1\.attend\.head_attn_sink", r"\1.sinks", 0),
-    Named(r".+\.1\.attend\.cope\.pos_emb", "table", None, CoPE),
-    Named(r".+\.1\.data_dependent_alibi\.to_forget_gates\.0\.(weight|bias)", r"gate.\1", 0, Forgetting),
+    Named(r".+\.1\.attend\.cope\.pos_emb", "table", None, CopeScores),
+    Named(r".+\.1\.data_dependent_alibi\.to_forget_gates\.0\.(weight|bias)", r"gate.\1", 0, ForgettingBias),
     Named(r"(.+)\.1\.ff\.0\.(?:0|proj)\.(weight|bias)", r"\1.up.\2"),
     Named(r"(.+)\.1\.ff\.2\.(weight|bias)", r"\1.down.\2"),
 )

@@ -14,15 +14,15 @@ from x_positional.schemes.base import Dims
 from x_positional.schemes.registry import SchemeConfig
 from x_positional.schemes.rotary.axes import width_problems
 from x_positional.schemes.rotary.frequencies import Frequencies, inverse_frequencies, wide_dtype
-from x_positional.schemes.rotary.rotation import RotaryEmbedding
+from x_positional.schemes.rotary.rotation import RopeEmbedding
 
 
-class AxialEmbedding(RotaryEmbedding):
+class AxialEmbedding(RopeEmbedding):
     """Axis a turns pairs a F/A .. (a+1) F/A - 1. Positions [B T A], ints or floats.
 
     freqs: "lang", theta^(-2A i/R), i = 0 .. F/A - 1, for coordinates that count rows and columns (Fang et al. 2023, EVA-02,
     arXiv:2303.11331; Heo et al. 2024, arXiv:2403.13298, eq. 12); "pixel", pi * linspace(1, max_freq/2, F/A), for
-    coordinates from -1 to 1, whatever the resolution. learned: as in `RotaryEmbedding`, each axis its own.
+    coordinates from -1 to 1, whatever the resolution. learned: as in `RopeEmbedding`, each axis its own.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ class PolarEmbedding(PositionScheme):
         return torch.cat([length * turned_cos, length * turned_sin], -1).to(k.dtype)
 
 
-class PolarConfig(SchemeConfig):
+class Polar(SchemeConfig):
     """`position="polar"`. uniform_init: start the phases uniformly in [-2 pi, 0] instead of at 0."""
 
     kind: Literal["polar"] = "polar"

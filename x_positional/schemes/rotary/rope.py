@@ -14,11 +14,11 @@ from x_positional.schemes.base import Dims
 from x_positional.schemes.registry import SchemeConfig
 from x_positional.schemes.rotary.axes import SectionOrder, section_problems
 from x_positional.schemes.rotary.frequencies import wide_dtype
-from x_positional.schemes.rotary.rotation import RotaryEmbedding
+from x_positional.schemes.rotary.rotation import RopeEmbedding
 from x_positional.schemes.rotary.scaling import RopeScaling, Scaling
 
 
-class XPosEmbedding(RotaryEmbedding):
+class XPosEmbedding(RopeEmbedding):
     """RoPE whose scores decay with distance: pair i of q is multiplied by z_i^((t-c)/B), of k divided by it, with
     z_i = (2i/R + 0.4) / 1.4 (Sun et al. 2022, arXiv:2212.10554, algorithm 1).
 
@@ -97,8 +97,8 @@ class Rope(SchemeConfig):
             return self.dim
         return dims.head_dim if self.fraction is None else int(dims.head_dim * self.fraction)
 
-    def build(self, dims: Dims) -> RotaryEmbedding:
-        return RotaryEmbedding(
+    def build(self, dims: Dims) -> RopeEmbedding:
+        return RopeEmbedding(
             self.width(dims), sections=self.sections, section_order=self.section_order, **self._shared(dims)
         )
 

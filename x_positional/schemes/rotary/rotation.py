@@ -86,7 +86,7 @@ class Turning(PositionScheme):
         return self
 
 
-class RotaryEmbedding(Turning):
+class RopeEmbedding(Turning):
     """a = t * theta^(-2i/R) for pair i at position t (Su et al. 2021, arXiv:2104.09864, eq. 34).
 
     scaling: how the frequencies are changed, and the attention factor that cosines and sines of q and k are multiplied by.
