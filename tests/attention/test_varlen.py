@@ -21,7 +21,7 @@ from x_positional import (
 from x_positional.attention.backends import BACKENDS, ScoreOps, choose
 from x_positional.attention.backends.varlen import Packed, Varlen, pack, torch_kernel, varlen_problems
 from x_positional.errors import BackendError, IncompatibleConfig
-from x_positional.schemes.base import AttentionContext, Bias, Reach
+from x_positional.schemes.base import AttentionContext, AttentionWindow, Bias
 
 pytestmark = pytest.mark.skipif(torch_kernel() is None, reason="this torch has no varlen_attn, so no model is built")
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="runs torch's kernel, which needs a CUDA device")
@@ -290,8 +290,8 @@ def test_scores_that_the_kernel_would_not_change_are_refused(kernel: None) -> No
     """Whoever calls the backend without the validator is told too."""
     backend, q = BACKENDS["varlen"], torch.randn(2, 2, 4, 8, dtype=torch.float64)
     ctx = context_of(torch.arange(4)[None], None, ordered=True)
-    planned = backend.plan(ctx, None, q.dtype)
-    assert isinstance(planned.native, Packed)
+    prepared = backend.prepare(ctx, None, q.dtype)
+    assert isinstance(prepared.native, Packed)
     for ops in (
         ScoreOps(scale=1.0, softcap=3.0),
         ScoreOps(scale=1.0, sinks=torch.zeros(2)),
@@ -299,13 +299,13 @@ def test_scores_that_the_kernel_would_not_change_are_refused(kernel: None) -> No
         ScoreOps(scale=1.0, transform=lambda scores, visible, q, ctx: scores),
     ):
         with pytest.raises(BackendError, match="backend='varlen' cannot run this"):
-            backend.attend(q, q, q, planned, ops)
+            backend.attend(q, q, q, prepared, ops)
     assert not CALLS
-    for reach in (Reach(chunk=2), Reach(window=2, first=1)):
-        with pytest.raises(BackendError, match="no chunks" if reach.chunk else "first tokens stay"):
-            backend.plan(context_of(torch.arange(4)[None], None, ordered=True, reach=reach), None, q.dtype)
+    for window in (AttentionWindow(chunk=2), AttentionWindow(size=2, keep_first=1)):
+        with pytest.raises(BackendError, match="no chunks" if window.chunk else "first tokens stay"):
+            backend.prepare(context_of(torch.arange(4)[None], None, ordered=True, window=window), None, q.dtype)
     with pytest.raises(BackendError, match="leaves scores as they are"):
-        backend.plan(ctx, Bias(lambda b, h, i, j: 0.0 * (b + h + i + j), 1, 2), q.dtype)
+        backend.prepare(ctx, Bias(lambda b, h, i, j: 0.0 * (b + h + i + j), 1, 2), q.dtype)
 
 
 def test_facts_of_the_kernel() -> None:

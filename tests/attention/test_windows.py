@@ -108,7 +108,7 @@ def test_a_cache_of_chunks_equals_the_full_pass(chunk: int) -> None:
     net, tokens = model(chunk=5), ids(2, 23)
     cache = net.new_cache(2)
     close(by_chunks(net, tokens, cache, chunk), net(tokens))
-    assert all(reach.recent == 5 for reach in cache.reaches)
+    assert all(window.kept == 5 for window in cache.windows)
 
 
 PATTERNS = {
@@ -128,7 +128,7 @@ def test_layers_follow_the_pattern(name: str) -> None:
     full = net(tokens)
     for layer, kind in enumerate(net.attn_layers.kinds):
         entry = LayerConfig.model_validate(pattern[layer % len(pattern)])
-        assert kind.reach == entry.reach
+        assert kind.window == entry.attention_window
         alone = model(position=entry.position).attn_layers.kinds[0].scheme
         assert (type(alone), alone.extra_repr()) == (type(kind.scheme), kind.scheme.extra_repr())
     for chunk in (1, 4, 21):

@@ -105,7 +105,7 @@ def test_neighbours_after_thousands_of_tokens(dtype: torch.dtype) -> None:
     scheme = layers.kinds[0].scheme
     with torch.no_grad():
         tokens = layers.place(1, T, x.device, None, None, None, None)
-        ctx, state = layers.plan(1, tokens, dtype).layers[0].planned.ctx, scheme.key_state(x)
+        ctx, state = layers.plan(1, tokens, dtype).layers[0].prepared.ctx, scheme.key_state(x)
         bias = scheme.content_bias(x, ctx, state)
         query, key = torch.tensor(T - 1), torch.arange(T - 4, T)
         head = torch.arange(HEADS)[:, None]

@@ -93,12 +93,12 @@ class GrowingBase(PlainRope):
         return RopeEmbedding(self.width, theta=10_000.0 * (1 + length / 8)).tables(positions)
 
 
-class StaleRegime(GrowingBase):
+class StaleCacheKey(GrowingBase):
     """The same, says that no cache is right, and then that all lengths turn alike."""
 
     kv_cacheable = False
 
-    def regime(self, length: int) -> None:
+    def cache_key(self, length: int) -> None:
         return None
 
 

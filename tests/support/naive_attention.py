@@ -17,7 +17,7 @@ from x_positional.modules.attention import Attention
 from x_positional.modules.block import Around, Block
 from x_positional.modules.norms import Norm
 from x_positional.modules.stack import AttentionLayers, LayerKind
-from x_positional.schemes.base import Dims, Reach
+from x_positional.schemes.base import AttentionWindow, Dims
 from x_positional.schemes.registry import SchemeConfig
 
 Row = Sequence[float]
@@ -72,7 +72,7 @@ def one_layer(
         dims=dims,
         blocks=[Block(attn, None, None, Around(norm=partial(Norm, dim, "none")))],
         schemes=positions.parts,
-        kinds=[LayerKind(scheme=scheme, reach=Reach(), choice=choice)],
+        kinds=[LayerKind(scheme=scheme, window=AttentionWindow(), choice=choice)],
         final_norm=None,
     )
     with torch.no_grad():

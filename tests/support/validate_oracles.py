@@ -81,7 +81,7 @@ def decoding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
     tokens, context = tokens_of(config, full.shape[1]), context_of(config)
     for chunks in ([1] * tokens.shape[1], [3, 1, 2, tokens.shape[1]]):
         cache = model.new_cache(BATCH, tokens.shape[1] if use.cache == "static" else None, use.cache_window)
-        if use.cache == "sliding" and any(reach.recent is None for reach in cache.reaches):
+        if use.cache == "sliding" and any(window.kept is None for window in cache.windows):
             yield "the sliding cache keeps everything"
         with torch.no_grad():
             pieces = [

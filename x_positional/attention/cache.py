@@ -10,24 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from x_positional.attention.cache_slots import KeyView, Slots, Tokens
+from x_positional.attention.cache_slots import KeyView, Slots, TokenLayout
 from x_positional.errors import CacheError
-from x_positional.schemes.base import NO_TOKEN, Reach
+from x_positional.schemes.base import NO_TOKEN, AttentionWindow
 
-__all__ = ["KVCache", "KeyView", "SeenContext", "Tokens"]
+__all__ = ["CrossContext", "KVCache", "KeyView", "TokenLayout"]
 
 
 @dataclass(frozen=True)
-class SeenContext:
+class CrossContext:
     """The context of cross-attention: where its tokens are, whether its keys are rotated, and what the caller gave."""
 
-    tokens: Tokens
+    tokens: TokenLayout
     rotated: bool
     context: Tensor
     mask: Tensor | None
     positions: Tensor | None
 
-    def rows(self, rows: Tensor) -> "SeenContext":
+    def rows(self, rows: Tensor) -> "CrossContext":
         """The contexts of the rows [B'], in that order."""
         held = self.tokens
         index = _rows(held.index, rows)
@@ -53,14 +53,14 @@ def _rows(x: Tensor, rows: Tensor) -> Tensor:
 class KVCache:
     """Keys, values and key states of every layer, and where they are. Make one with `model.new_cache(...)`.
 
-    reaches: what each layer sees, and so has to keep. max_len: slots per row; None grows (by doubling). final_lengths:
+    windows: what each layer sees, and so has to keep. max_len: slots per row; None grows (by doubling). final_lengths:
     [B|1] how long its rows will be, for schemes that choose their tables by it; None where nobody knows.
     owner: a token of the model it was made for, so that it cannot serve another one.
     """
 
     def __init__(
         self,
-        reaches: Sequence[Reach],
+        windows: Sequence[AttentionWindow],
         batch_size: int,
         max_len: int | None,
         device: torch.device,
@@ -74,12 +74,12 @@ class KVCache:
         self.lengths: Tensor | None = None  # [B] tokens per row, once rows differ
         self.last_document: tuple[Tensor, Tensor] | None = None  # the last document [B], its first token's index [B]
         self.following: Tensor | None = None  # [B|1] or [B|1 A] the next position, once positions were given
-        self.reaches = tuple(reaches)
-        self._slots = {reach: Slots(batch_size, device, max_len, reach) for reach in set(reaches)}
-        self._layers: list[list[Tensor | None]] = [[None, None, None] for _ in reaches]
-        self.cross: list[tuple[Tensor, Tensor] | None] = [None for _ in reaches]
-        self.cross_context: SeenContext | None = None
-        self.memo: dict[Reach, dict[int, Any]] = {reach: {} for reach in set(reaches)}
+        self.windows = tuple(windows)
+        self._slots = {window: Slots(batch_size, device, max_len, window) for window in set(windows)}
+        self._layers: list[list[Tensor | None]] = [[None, None, None] for _ in windows]
+        self.cross: list[tuple[Tensor, Tensor] | None] = [None for _ in windows]
+        self.cross_context: CrossContext | None = None
+        self.memo: dict[AttentionWindow, dict[int, Any]] = {window: {} for window in set(windows)}
         self.ending: tuple[int, Tensor] | None = None  # the span, and [B M] that predicts the token after it
 
     def starts(self) -> Tensor | int:
@@ -94,9 +94,9 @@ class KVCache:
         """Whether tokens below index `span` are more than there are slots for now."""
         return any(slots.must_grow(span) for slots in self._slots.values())
 
-    def plan(self, tokens: Tokens) -> dict[Reach, KeyView]:
-        """Where the new tokens go and which keys they see, for each reach. Once per forward pass."""
-        views = {reach: slots.plan(tokens, self.span) for reach, slots in self._slots.items()}
+    def reserve(self, tokens: TokenLayout) -> dict[AttentionWindow, KeyView]:
+        """Where the new tokens go and which keys they see, for each attention window. Once per forward pass."""
+        views = {window: slots.assign(tokens, self.span) for window, slots in self._slots.items()}
         if tokens.start is None:
             counts = (tokens.index != NO_TOKEN).sum(-1).expand(self.batch_size)
             self.lengths = self.starts() + counts

@@ -1,6 +1,6 @@
 """Where keys are: growing, static and ring-shaped sets of slots. A slot means nothing; its token's index does.
 
-B batch, T new tokens, S key slots, G key/value heads, C channels. `plan` runs once per forward pass and window size and
+B batch, T new tokens, S key slots, G key/value heads, C channels. `assign` runs once per forward pass and window size and
 says where keys are; `exchange` runs once per tensor and layer: it stores what is new and returns what queries see.
 """
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from x_positional.errors import CacheError
-from x_positional.schemes.base import NO_TOKEN, Reach
+from x_positional.schemes.base import NO_TOKEN, AttentionWindow
 
 FIRST_SLOTS = 64
 """Slots that a cache without a max_len starts with; it doubles them, up to the window if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
+class TokenLayout:
     """The new tokens of one forward pass. `start` is their first index where rows are alike and unpadded, else None."""
 
     index: Tensor  # [B|1 T], -1 where there is no token
@@ -61,36 +61,36 @@ class KeyView:
 
 
 class Slots:
-    """What the slots for one reach hold. Tensors exist only once rows differ or positions are custom.
+    """What the slots for one attention window hold. Tensors exist only once rows differ or positions are custom.
 
     Where only recent tokens count, slots are a ring behind those of the first tokens, if those are kept too.
     """
 
-    def __init__(self, batch: int, device: torch.device, size: int | None, reach: Reach):
-        self.batch, self.device, self.size, self.reach = batch, device, size, reach
-        self.first = reach.first
-        self.window = reach.recent
-        self.most = None if self.window is None else self.first + self.window
+    def __init__(self, batch: int, device: torch.device, size: int | None, window: AttentionWindow):
+        self.batch, self.device, self.size, self.window = batch, device, size, window
+        self.first = window.keep_first
+        self.kept = window.kept
+        self.most = None if self.kept is None else self.first + self.kept
         grown = FIRST_SLOTS if self.most is None else min(self.most, FIRST_SLOTS)
         self.capacity = grown if size is None else self.most or size
         self.index: Tensor | None = None
         self.positions: Tensor | None = None  # None: the index itself
         self.documents: Tensor | None = None
 
-    def plan(self, tokens: Tokens, before: int) -> KeyView:
+    def assign(self, tokens: TokenLayout, before: int) -> KeyView:
         """`before` tokens (at most, per row) are already stored."""
         self._reserve(tokens.span)
         if tokens.start is not None and self.index is None and not tokens.custom_positions:
-            return self._plan_ordered(tokens, tokens.start)
+            return self._assign_ordered(tokens, tokens.start)
         self._remember(tokens, before)
-        return self._plan_by_row(tokens)
+        return self._assign_by_row(tokens)
 
     def must_grow(self, span: int) -> bool:
         """Whether tokens below index `span` need more slots than there are now."""
         return span > self.capacity and self.capacity != self.most
 
     def _reserve(self, span: int) -> None:
-        if self.window is None and self.size is not None and span > self.size:
+        if self.kept is None and self.size is not None and span > self.size:
             raise CacheError(
                 f"the cache is full: it holds max_len={self.size} tokens a row, and with the new ones a row has {span}. "
                 "Make it with a larger max_len, or with max_len=None to let it grow."
@@ -100,33 +100,33 @@ class Slots:
 
     def _slot_of(self, index: Tensor) -> Tensor:
         """Where the token of an index goes."""
-        if self.window is None:
+        if self.kept is None:
             return index
-        ring = self.first + (index - self.first) % self.window
+        ring = self.first + (index - self.first) % self.kept
         return torch.where(index < self.first, index, ring) if self.first else ring
 
     def _held(self, slot: Tensor, count: int) -> Tensor:
         """The index of the token in a slot after `count` tokens; what is not in 0 .. count - 1 is none."""
-        if self.window is None:
+        if self.kept is None:
             return slot
         last = count - 1 - self.first
-        ring = self.first + last - (last - (slot - self.first)) % self.window
+        ring = self.first + last - (last - (slot - self.first)) % self.kept
         return torch.where(slot < self.first, slot, torch.where(ring < self.first, NO_TOKEN, ring))
 
-    def _plan_ordered(self, tokens: Tokens, start: int) -> KeyView:
+    def _assign_ordered(self, tokens: TokenLayout, start: int) -> KeyView:
         T, stop, ordered, kv_start = tokens.length, start + tokens.length, True, 0
-        if self.window is None or self.most is None or stop <= self.most:  # no slot is used twice so far: slot = index
+        if self.kept is None or self.most is None or stop <= self.most:  # no slot is used twice so far: slot = index
             index = torch.arange(stop, device=self.device)
             exchange = self._writer(slice(start, stop), stop)
         elif T == 1:  # the slot overwritten is the one that just left the window
             index, ordered = self._held(torch.arange(self.most, device=self.device), stop), False
-            slot = self.first + (start - self.first) % self.window
+            slot = self.first + (start - self.first) % self.kept
             exchange = self._writer(slice(slot, slot + 1), self.most)
         else:  # old ring in token order, then the new keys; only then is the ring overwritten
-            recent = torch.arange(max(0, start - self.window), stop, device=self.device)
-            early = torch.arange(min(self.first, max(0, start - self.window)), device=self.device)
+            recent = torch.arange(max(0, start - self.kept), stop, device=self.device)
+            early = torch.arange(min(self.first, max(0, start - self.kept)), device=self.device)
             index, ordered = torch.cat([early, recent]), not len(early)
-            kv_start = max(0, start - self.window)
+            kv_start = max(0, start - self.kept)
             exchange = self._ring_reader(index[: len(index) - T], start, T)
         index = index[None]
         return KeyView(
@@ -136,19 +136,19 @@ class Slots:
             ordered=ordered,
             q_start=start,
             start=kv_start,
-            only_visible=T == 1 and self.reach.chunk is None,
+            only_visible=T == 1 and self.window.chunk is None,
             exchange=exchange,
         )
 
-    def _plan_by_row(self, tokens: Tokens) -> KeyView:
+    def _assign_by_row(self, tokens: TokenLayout) -> KeyView:
         index = self.index
         if index is None:
             raise CacheError("the cache was planned before its tokens were remembered")
         new = tokens.index.expand(self.batch, -1)
         slots = torch.where(new == NO_TOKEN, self.capacity, self._slot_of(new))
-        keep_all = self.window is None or tokens.length == 1
-        if self.window is not None and not keep_all:
-            last = (new > new.amax(1, keepdim=True) - self.window) | (new < self.first)
+        keep_all = self.kept is None or tokens.length == 1
+        if self.kept is not None and not keep_all:
+            last = (new > new.amax(1, keepdim=True) - self.kept) | (new < self.first)
             slots = torch.where(last, slots, self.capacity)
         seen = (index, self.positions, self.documents)
         stored = tuple(
@@ -156,7 +156,7 @@ class Slots:
             for held, fresh in zip(seen, self._columns(tokens), strict=True)
         )
         self.index, self.positions, self.documents = stored  # type: ignore[assignment]
-        stop = min(tokens.span, self.capacity) if self.window is None else self.capacity
+        stop = min(tokens.span, self.capacity) if self.kept is None else self.capacity
         if keep_all:
             view = tuple(None if t is None else t[:, :stop] for t in stored)
         else:
@@ -165,9 +165,9 @@ class Slots:
                 for t, fresh in zip(seen, self._columns(tokens), strict=True)
             )
         return KeyView(
-            index=view[0],
-            positions=view[0] if view[1] is None else view[1],
-            documents=view[2],  # type: ignore[arg-type]
+            index=view[0],  # type: ignore[arg-type]
+            positions=view[0] if view[1] is None else view[1],  # type: ignore[arg-type]
+            documents=view[2],
             ordered=False,
             q_start=0,
             start=0,
@@ -175,7 +175,7 @@ class Slots:
             exchange=self._row_writer(slots, stop, keep_all),
         )
 
-    def _columns(self, tokens: Tokens) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _columns(self, tokens: TokenLayout) -> tuple[Tensor, Tensor | None, Tensor | None]:
         documents = None if self.documents is None else tokens.documents
         if self.documents is not None and documents is None:
             documents = self.documents.new_zeros(self.batch, tokens.length)
@@ -193,7 +193,7 @@ class Slots:
         out[:, self.capacity :].fill_(NO_TOKEN)
         return out
 
-    def _remember(self, tokens: Tokens, before: int) -> None:
+    def _remember(self, tokens: TokenLayout, before: int) -> None:
         """Turn host knowledge into tensors, and make room: index, positions, documents per slot (the last is scratch)."""
         wide = self.capacity + 1
         if self.index is None:
@@ -240,7 +240,7 @@ class Slots:
         self, kept: Tensor, start: int, T: int
     ) -> Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]]:
         """kept: the indices of the stored tokens that the new ones may see."""
-        late = start + max(0, T - (self.window or 0))
+        late = start + max(0, T - (self.kept or 0))
         stays = torch.arange(late, start + T, device=self.device)
         if start < self.first:
             stays = torch.cat([torch.arange(start, min(self.first, late), device=self.device), stays])

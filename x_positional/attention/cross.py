@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from x_positional.attention import masks
-from x_positional.attention.backends import Backend, Planned
-from x_positional.attention.cache import KVCache, SeenContext, Tokens
+from x_positional.attention.backends import Backend, Prepared
+from x_positional.attention.cache import CrossContext, KVCache, TokenLayout
 from x_positional.attention.inputs import place
 from x_positional.errors import InputError, PositionError
 from x_positional.modules.attention import CrossPlan
@@ -19,7 +19,7 @@ from x_positional.schemes.base import NO_TOKEN, AttentionContext, PositionScheme
 
 
 @dataclass(frozen=True)
-class Crossing:
+class ContextInputs:
     """What the caller gave: context [B S C], its mask [B S] (True = keep), its positions [B S] or None."""
 
     context: Tensor | None
@@ -27,9 +27,14 @@ class Crossing:
     positions: Tensor | None
 
 
-def see_context(
-    batch: int, width: int, tokens: Tokens, given: Crossing, schemes: list[PositionScheme], cache: KVCache | None
-) -> SeenContext:
+def resolve_context(
+    batch: int,
+    width: int,
+    tokens: TokenLayout,
+    given: ContextInputs,
+    schemes: list[PositionScheme],
+    cache: KVCache | None,
+) -> CrossContext:
     """The context that the cache has seen, or the one given, checked; nothing is changed. width: C.
 
     Positions play no part in cross-attention unless context positions were given: queries and context are usually
@@ -50,7 +55,7 @@ def see_context(
     return cache.cross_context
 
 
-def _refuse_another(given: Crossing, seen: SeenContext) -> None:
+def _refuse_another(given: ContextInputs, seen: CrossContext) -> None:
     """Raises InputError where what is given is not what the cache holds the keys of."""
     pairs = (
         ("context", given.context, seen.context),
@@ -70,9 +75,9 @@ def _refuse_another(given: Crossing, seen: SeenContext) -> None:
 def plan_cross(
     batch: int,
     heads: int,
-    tokens: Tokens,
+    tokens: TokenLayout,
     context: Tensor | None,
-    seen: SeenContext,
+    seen: CrossContext,
     of_layer: list[tuple[PositionScheme, Any]],
     backend: Backend,
     dtype: torch.dtype,
@@ -82,17 +87,17 @@ def plan_cross(
     if cache is not None:
         cache.cross_context = seen
     ctx, reads = _context(batch, heads, tokens, seen.tokens)
-    planned: dict[int, Planned] = {}
+    prepared: dict[int, Prepared] = {}
     k_tables: dict[int, Any] = {}
     plans = []
     for layer, (scheme, q_tables) in enumerate(of_layer):
-        if id(scheme) not in planned:
-            planned[id(scheme)] = backend.plan(ctx, scheme.bias(ctx) if seen.rotated else None, dtype)
+        if id(scheme) not in prepared:
+            prepared[id(scheme)] = backend.prepare(ctx, scheme.bias(ctx) if seen.rotated else None, dtype)
             k_tables[id(scheme)] = scheme.tables(seen.tokens.positions) if seen.rotated else None
         plans.append(
             CrossPlan(
                 layer=layer,
-                planned=planned[id(scheme)],
+                prepared=prepared[id(scheme)],
                 backend=backend,
                 context=context,
                 q_tables=q_tables,
@@ -105,7 +110,7 @@ def plan_cross(
     return plans
 
 
-def _place_context(batch: int, width: int, given: Crossing, schemes: list[PositionScheme]) -> SeenContext:
+def _place_context(batch: int, width: int, given: ContextInputs, schemes: list[PositionScheme]) -> CrossContext:
     context = given.context
     if context is None:
         raise InputError(f"this stack attends to a context: pass context=[batch, tokens, dim={width}].")
@@ -127,10 +132,10 @@ def _place_context(batch: int, width: int, given: Crossing, schemes: list[Positi
             "Leave context_positions out, or use rope, alibi or dynamic."
         )
     tokens = place(batch, context.shape[1], context.device, given.mask, given.positions)
-    return SeenContext(tokens, rotated, context, given.mask, given.positions)
+    return CrossContext(tokens, rotated, context, given.mask, given.positions)
 
 
-def _context(batch: int, heads: int, tokens: Tokens, keys: Tokens) -> tuple[AttentionContext, Tensor | None]:
+def _context(batch: int, heads: int, tokens: TokenLayout, keys: TokenLayout) -> tuple[AttentionContext, Tensor | None]:
     """The context of cross-attention, and which rows have anything to read: [B 1 1 1] bool, or None for all."""
     visible, reads = None, None
     if keys.start is None:

@@ -1,4 +1,4 @@
-"""Where the tokens of one forward pass are: checked masks, positions and documents become `Tokens`.
+"""Where the tokens of one forward pass are: checked masks, positions and documents become `TokenLayout`.
 
 B batch, T tokens, A position axes.
 """
@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from x_positional.attention.cache import KVCache, Tokens
+from x_positional.attention.cache import KVCache, TokenLayout
 from x_positional.attention.masks import index_of, restart_per_document
 from x_positional.errors import InputError, PositionError
 from x_positional.schemes.base import NO_TOKEN, PositionScheme
@@ -96,7 +96,7 @@ def place(
     positions: Tensor | None = None,
     document_ids: Tensor | None = None,
     cache: KVCache | None = None,
-) -> Tokens:
+) -> TokenLayout:
     """The new tokens' index, positions and documents, after those already in `cache`.
 
     mask: [B T] bool, True = a token; left, right or anywhere. positions: ints or floats; an integer -1 is no token.
@@ -133,7 +133,7 @@ def place(
     elif following is not None:
         positions = _go_on(following, index, index - shift)
         following = following_positions(positions, following)
-    return Tokens(
+    return TokenLayout(
         index=index,
         positions=index if positions is None else positions,
         documents=document_ids,
@@ -208,7 +208,7 @@ def check_final_lengths(lengths: Tensor, batch: int, schemes: list[PositionSchem
     return lengths.long()
 
 
-def check_positions_fit(tokens: Tokens, schemes: list[PositionScheme]) -> None:
+def check_positions_fit(tokens: TokenLayout, schemes: list[PositionScheme]) -> None:
     """Raises PositionError where a scheme cannot use these positions: too large, fractional, too many axes, unused."""
     positions = tokens.positions
     given = tokens.custom_positions and tokens.documents is None
@@ -234,7 +234,7 @@ def check_positions_fit(tokens: Tokens, schemes: list[PositionScheme]) -> None:
             _check_limit(tokens, name, scheme.limit, caps.continuous)
 
 
-def _check_limit(tokens: Tokens, name: str, limit: int, continuous: bool) -> None:
+def _check_limit(tokens: TokenLayout, name: str, limit: int, continuous: bool) -> None:
     if not tokens.custom_positions and (tokens.start is not None or tokens.span <= limit):
         smallest, largest = 0, tokens.span - 1  # a bound that needs no look at the device
     else:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from x_positional.attention.cache_slots import Tokens
-from x_positional.schemes.base import NO_TOKEN, AttentionContext, Bias, PositionScheme, Reach
+from x_positional.attention.cache_slots import TokenLayout
+from x_positional.schemes.base import NO_TOKEN, AttentionContext, AttentionWindow, Bias, PositionScheme
 
 
 @dataclass(frozen=True)
-class Anchors:
+class KeptTokens:
     """kv_index [B|1 S]; slots [B|1 N] of the first tokens; tables: the queries' tables for where those see them. Once per
     forward pass: what is left for each layer is its queries and keys."""
 
@@ -29,11 +29,11 @@ class Anchors:
     tables: Any
 
     @classmethod
-    def of(cls, ctx: AttentionContext, tables: Any) -> "Anchors":
+    def of(cls, ctx: AttentionContext, tables: Any) -> "KeptTokens":
         """The first tokens among the keys of a context."""
-        index = torch.arange(ctx.reach.first, device=ctx.device)
+        index = torch.arange(ctx.window.keep_first, device=ctx.device)
         slots = (ctx.kv_index[:, None] == index[:, None]).long().argmax(-1)
-        return cls(ctx.reach.first, ctx.kv_index, slots, tables)
+        return cls(ctx.window.keep_first, ctx.kv_index, slots, tables)
 
     def correction(self, moved: Tensor, q: Tensor, k: Tensor, scale: float) -> Bias:
         """What the scores of the first tokens change by when their queries [B H T D] are `moved`. k: [B G S D]."""
@@ -52,20 +52,20 @@ class Anchors:
         return Bias(fn, batch, heads)
 
 
-def anchored(tokens: Tokens, reach: Reach) -> Tokens | None:
+def anchored(tokens: TokenLayout, window: AttentionWindow) -> TokenLayout | None:
     """The new tokens where the first ones see them; None where that is where they are."""
-    if reach.last is None or tokens.span <= reach.last + 1:
+    if window.farthest_query is None or tokens.span <= window.farthest_query + 1:
         return None
-    return replace(tokens, positions=tokens.index.clamp(max=reach.last))
+    return replace(tokens, positions=tokens.index.clamp(max=window.farthest_query))
 
 
-def anchored_bias(scheme: PositionScheme, ctx: AttentionContext, moved: Tokens) -> Bias | None:
+def bias_of_kept(scheme: PositionScheme, ctx: AttentionContext, moved: TokenLayout) -> Bias | None:
     """The scheme's bias, that of the first tokens seen from where they see the queries."""
     plain = scheme.bias(ctx)
     near = scheme.bias(replace(ctx, q_positions=moved.positions, ordered=False))
     if plain is None or near is None:
         return plain
-    first, kv_index = ctx.reach.first, ctx.kv_index.expand(ctx.batch, -1)
+    first, kv_index = ctx.window.keep_first, ctx.kv_index.expand(ctx.batch, -1)
     return Bias(
         lambda b, h, i, j: torch.where(kv_index[b, j] < first, near.fn(b, h, i, j), plain.fn(b, h, i, j)),
         max(plain.batch, near.batch),
@@ -73,22 +73,22 @@ def anchored_bias(scheme: PositionScheme, ctx: AttentionContext, moved: Tokens) 
     )
 
 
-def anchor_problem(schemes: Sequence[PositionScheme], reaches: Sequence[Reach]) -> str | None:
+def keep_first_problem(schemes: Sequence[PositionScheme], windows: Sequence[AttentionWindow]) -> str | None:
     """Why the first tokens cannot be kept beside a window; None where they can, or are not."""
     fixed = [type(s).__name__ for s in schemes if s.overrides("embed")]
-    if fixed and any(reach.first for reach in reaches):
+    if fixed and any(window.keep_first for window in windows):
         return (
             f"keep_first sees the first tokens from where the cache ends, and {', '.join(fixed)} writes positions into the "
             "embeddings for good. Leave keep_first out, or use a scheme of distances: rope, alibi, t5."
         )
     reading = [type(s).__name__ for s in schemes if s.overrides("layer_bias")]
-    if reading and any(reach.first for reach in reaches):
+    if reading and any(window.keep_first for window in windows):
         return (
             f"keep_first sees the first tokens from where the cache ends, and {', '.join(reading)} has no such other place for a "
             "query. Leave keep_first out, or use rope, alibi, t5."
         )
     summed = [type(s).__name__ for s in schemes if s.overrides("key_state")]
-    if summed and any(reach.first for reach in reaches):
+    if summed and any(window.keep_first for window in windows):
         return (
             f"keep_first drops tokens between the first ones and the window, and {', '.join(summed)} adds up what every "
             "token in between says. Leave keep_first out, or use rope, alibi, t5, cope."

@@ -11,7 +11,7 @@ from x_positional import schemes as _registered  # noqa: F401  (importing it reg
 from x_positional.config.experts import MoEConfig
 from x_positional.config.latent import MLAConfig
 from x_positional.errors import ConfigError
-from x_positional.schemes.base import Dims, Reach
+from x_positional.schemes.base import AttentionWindow, Dims
 from x_positional.schemes.compose import Chain
 from x_positional.schemes.registry import Config, Custom, SchemeConfig, scheme_config
 
@@ -121,9 +121,9 @@ class LayerConfig(Config):
         return self.position or ()
 
     @property
-    def reach(self) -> Reach:
+    def attention_window(self) -> AttentionWindow:
         """The same as attention reads it."""
-        return Reach(window=self.window, chunk=self.chunk, first=self.keep_first)
+        return AttentionWindow(size=self.window, chunk=self.chunk, keep_first=self.keep_first)
 
 
 class LayersConfig(Config):

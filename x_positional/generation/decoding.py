@@ -65,7 +65,7 @@ class Run:
         self.final_lengths = self._final_lengths() if foresees else None
         self.cache = self._choose_cache(cache)
         self.lengths = self._prompt_lengths() if self.changing else []
-        self.regime = self._regime()
+        self.cache_key = self._cache_keys()
         self.ended = torch.zeros(len(self.fed), dtype=torch.bool, device=self.fed.device)
 
     def _choose_cache(self, cache: KVCache | None) -> KVCache | None:
@@ -125,9 +125,9 @@ class Run:
         tokens, mask = self.prompts.tokens, self.prompts.mask
         return [tokens.shape[1]] * len(tokens) if mask is None else mask.sum(dim=-1).tolist()
 
-    def _regime(self) -> Hashable:
+    def _cache_keys(self) -> Hashable:
         """Cached keys are right until this changes."""
-        return tuple(scheme.regime(length) for scheme in self.changing for length in self.lengths)
+        return tuple(scheme.cache_key(length) for scheme in self.changing for length in self.lengths)
 
     @torch.no_grad()
     def tokens(self) -> Iterator[Tensor]:
@@ -206,9 +206,9 @@ class Run:
 
     def _outgrown(self) -> bool:
         """Whether one more token a row changes the keys of those before it."""
-        before, self.lengths = self.regime, [length + 1 for length in self.lengths]
-        self.regime = self._regime()
-        return self.regime != before
+        before, self.lengths = self.cache_key, [length + 1 for length in self.lengths]
+        self.cache_key = self._cache_keys()
+        return self.cache_key != before
 
     def _read_again(self) -> Tensor:
         """All tokens so far, from the first on -> [B M]."""
@@ -248,13 +248,13 @@ def _check_length(net: TransformerWrapper, total: int) -> None:
 
 def _check_room(cache: KVCache, total: int, longest: int | None) -> None:
     """Raises where a cache cannot take `total` tokens a row, or keeps more than the `longest` that a token may see."""
-    if longest is not None and any(reach.recent is None or reach.recent > longest for reach in cache.reaches):
+    if longest is not None and any(window.kept is None or window.kept > longest for window in cache.windows):
         raise InputError(
             f"with what is in the cache a row comes to {total} tokens, past max_seq_len={longest}, where "
             "restrict_to_max_seq_len=True shows the last max_seq_len only, and this cache shows them all. Make it with "
             f"new_cache({cache.batch_size}, window={longest}), or say restrict_to_max_seq_len=False."
         )
-    if cache.max_len is not None and total > cache.max_len and any(reach.recent is None for reach in cache.reaches):
+    if cache.max_len is not None and total > cache.max_len and any(window.kept is None for window in cache.windows):
         raise CacheError(
             f"the cache holds max_len={cache.max_len} tokens a row, and with this call a row comes to {total}. "
             "Make it with a larger max_len, or with max_len=None to let it grow."

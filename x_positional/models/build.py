@@ -182,12 +182,12 @@ def build_kinds(config: LayersConfig, positions: Positions) -> list[LayerKind]:
     return [
         LayerKind(
             scheme=scheme,
-            reach=kind.reach,
+            window=kind.attention_window,
             choice=choose(
                 config.backend,
                 config.flash,
                 scheme.capabilities().kernel,
-                features(kind.attn or config.attn, kind.reach),
+                features(kind.attn or config.attn, kind.attention_window),
             ),
         )
         for kind, scheme in zip(of_layer, positions.layers, strict=True)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from x_positional.attention.backends import Backend, Planned, ScoreOps
+from x_positional.attention.backends import Backend, Prepared, ScoreOps
 from x_positional.attention.cache import KeyView, KVCache
-from x_positional.attention.streaming import Anchors
+from x_positional.attention.streaming import KeptTokens
 from x_positional.modules.qk_norm import HeadNorm
 from x_positional.schemes.base import LayerView, PositionScheme, Span
 from x_positional.schemes.context import add
@@ -24,12 +24,12 @@ class LayerPlan:
     """What one layer needs of the forward pass's plan. `layer` is its number in the cache."""
 
     layer: int
-    planned: Planned
+    prepared: Prepared
     backend: Backend
     tables: Any
     view: KeyView | None = None
     cache: KVCache | None = None
-    anchors: Anchors | None = None
+    kept_tokens: KeptTokens | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class CrossPlan:
     """What one layer's cross-attention needs. `reads` is False for rows whose context is empty: they get zeros."""
 
     layer: int
-    planned: Planned
+    prepared: Prepared
     backend: Backend
     context: Tensor | None  # [B S C]; None where the cache holds the keys already
     q_tables: Any = None
@@ -81,12 +81,14 @@ class Heads(nn.Module):
         """Projections held to [-clip, clip], where a model was trained so (OLMo, MPT)."""
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
-    def turned(self, x: Tensor, norm: HeadNorm | None, rotate: Callable[[Tensor, Any], Tensor], tables: Any) -> Tensor:
+    def rotate_and_norm(
+        self, x: Tensor, norm: HeadNorm | None, rotate: Callable[[Tensor, Any], Tensor], tables: Any
+    ) -> Tensor:
         """[B H T D], normed before rotation already, rotated, and normed after it where the model says so."""
         x = rotate(x, tables)
         return norm(x) if norm is not None and self.norm_after else x
 
-    def prepared(self, x: Tensor, norm: HeadNorm | None) -> Tensor:
+    def split_and_norm(self, x: Tensor, norm: HeadNorm | None) -> Tensor:
         """[B T H*D] -> [B H T D], normed if norms come before rotation, and clipped after that."""
         x = self.split(x)
         return self.clipped(x if norm is None or self.norm_after else norm(x))
@@ -104,14 +106,14 @@ class Heads(nn.Module):
         scheme: PositionScheme | None,
         content: Tensor,
         state: Tensor | None,
-        planned: Planned,
+        prepared: Prepared,
         view: LayerView | None = None,
     ) -> ScoreOps:
         """What happens to this layer's scores; `scheme` is None where no position applies."""
         rows = scheme is not None and scheme.capabilities().kernel == "rows"
-        bias = None if scheme is None else scheme.content_bias(content, planned.ctx, state)
+        bias = None if scheme is None else scheme.content_bias(content, prepared.ctx, state)
         if view is not None and scheme is not None:
-            bias = add([bias, scheme.layer_bias(view, planned.ctx)])
+            bias = add([bias, scheme.layer_bias(view, prepared.ctx)])
         return ScoreOps(
             scale=self.scale,
             softcap=self.softcap,
@@ -147,19 +149,19 @@ class Attention(Heads):
     def forward(self, x: Tensor, scheme: PositionScheme, plan: LayerPlan) -> Tensor:
         """[B T M] -> [B T M]."""
         q, k, v = self.to_qkv(x).split(self.widths, dim=-1)
-        q, k, v = self.prepared(q, self.q_norm), self.prepared(k, self.k_norm), self.prepared(v, None)
+        q, k, v = self.split_and_norm(q, self.q_norm), self.split_and_norm(k, self.k_norm), self.split_and_norm(v, None)
         content = q  # before rotation: what content-dependent terms read
-        q = self.turned(q, self.q_norm, scheme.rotate_q, plan.tables)
-        k = self.turned(k, self.k_norm, scheme.rotate_k, plan.tables)
+        q = self.rotate_and_norm(q, self.q_norm, scheme.rotate_q, plan.tables)
+        k = self.rotate_and_norm(k, self.k_norm, scheme.rotate_k, plan.tables)
         state = scheme.key_state(x)
         if plan.cache is not None and plan.view is not None:
             k, v, state = plan.cache.write(plan.layer, plan.view, k, v, state)
         view = LayerView(q=content, k=k, scale=self.scale, to_q=self._queries_of, to_k=self._keys_of)
-        ops = self.ops(scheme, content, state, plan.planned, view)
-        if plan.anchors is not None:
-            moved = self.turned(content, self.q_norm, scheme.rotate_q, plan.anchors.tables)
-            ops = replace(ops, content=add([ops.content, plan.anchors.correction(moved, q, k, self.scale)]))
-        return self.join(plan.backend.attend(q, k, v, plan.planned, ops))
+        ops = self.ops(scheme, content, state, plan.prepared, view)
+        if plan.kept_tokens is not None:
+            moved = self.rotate_and_norm(content, self.q_norm, scheme.rotate_q, plan.kept_tokens.tables)
+            ops = replace(ops, content=add([ops.content, plan.kept_tokens.correction(moved, q, k, self.scale)]))
+        return self.join(plan.backend.attend(q, k, v, plan.prepared, ops))
 
     def _queries_of(self, vectors: Tensor) -> Tensor:
         """[N M] -> [H N D]: what positions ask."""
@@ -171,9 +173,9 @@ class Attention(Heads):
 
     def _projected(self, vectors: Tensor, own: nn.Linear | None, rows: Span, norm: HeadNorm | None) -> Tensor:
         if own is not None:
-            return self.prepared(own(vectors)[None], norm)[0]
+            return self.split_and_norm(own(vectors)[None], norm)[0]
         bias = None if self.to_qkv.bias is None else self.to_qkv.bias[rows.cut]
-        return self.prepared(F.linear(vectors, self.to_qkv.weight[rows.cut], bias)[None], norm)[0]
+        return self.split_and_norm(F.linear(vectors, self.to_qkv.weight[rows.cut], bias)[None], norm)[0]
 
 
 class CrossAttention(Heads):
@@ -188,11 +190,11 @@ class CrossAttention(Heads):
 
     def forward(self, x: Tensor, scheme: PositionScheme, plan: CrossPlan) -> Tensor:
         """[B T M] -> [B T M]."""
-        content = self.prepared(self.to_q(x), self.q_norm)
-        q = self.turned(content, self.q_norm, scheme.rotate_q if plan.rotated else _as_it_is, plan.q_tables)
+        content = self.split_and_norm(self.to_q(x), self.q_norm)
+        q = self.rotate_and_norm(content, self.q_norm, scheme.rotate_q if plan.rotated else no_rotation, plan.q_tables)
         k, v = self._keys(scheme, plan)
-        ops = self.ops(scheme if plan.rotated else None, content, None, plan.planned)
-        out = plan.backend.attend(q, k, v, plan.planned, ops)
+        ops = self.ops(scheme if plan.rotated else None, content, None, plan.prepared)
+        out = plan.backend.attend(q, k, v, plan.prepared, ops)
         return self.join(out if plan.reads is None else out * plan.reads)
 
     def _keys(self, scheme: PositionScheme, plan: CrossPlan) -> tuple[Tensor, Tensor]:
@@ -202,13 +204,13 @@ class CrossAttention(Heads):
         if plan.context is None:
             raise ValueError("cross-attention needs context= (or a cache that has seen it)")
         k, v = self.to_kv(plan.context).chunk(2, dim=-1)
-        k, v = self.prepared(k, self.k_norm), self.prepared(v, None)
-        k = self.turned(k, self.k_norm, scheme.rotate_k if plan.rotated else _as_it_is, plan.k_tables)
+        k, v = self.split_and_norm(k, self.k_norm), self.split_and_norm(v, None)
+        k = self.rotate_and_norm(k, self.k_norm, scheme.rotate_k if plan.rotated else no_rotation, plan.k_tables)
         if plan.cache is not None:
             plan.cache.cross[plan.layer] = (k, v)
         return k, v
 
 
-def _as_it_is(x: Tensor, tables: Any) -> Tensor:
+def no_rotation(x: Tensor, tables: Any) -> Tensor:
     """What rotation is where context has no positions."""
     return x

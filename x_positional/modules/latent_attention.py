@@ -63,13 +63,13 @@ class LatentAttention(Heads):
             -1, key.shape[1], -1, -1
         )  # as many as keys: a scheme may turn them for each head by itself
         absorbs = self._absorbs(x.shape[1], latent.shape[2])
-        ops = self.ops(scheme, content, state, plan.planned)
+        ops = self.ops(scheme, content, state, plan.prepared)
         q = self._placed(scheme.rotate_q(content, plan.tables), absorbs)
         k, v = (torch.cat([key, latent], dim=-1), latent) if absorbs else self._of_heads(key, latent)
-        if plan.anchors is not None:
-            moved = self._placed(scheme.rotate_q(content, plan.anchors.tables), absorbs)
-            ops = replace(ops, content=add([ops.content, plan.anchors.correction(moved, q, k, self.scale)]))
-        out = plan.backend.attend(q, k, v, plan.planned, ops)
+        if plan.kept_tokens is not None:
+            moved = self._placed(scheme.rotate_q(content, plan.kept_tokens.tables), absorbs)
+            ops = replace(ops, content=add([ops.content, plan.kept_tokens.correction(moved, q, k, self.scale)]))
+        out = plan.backend.attend(q, k, v, plan.prepared, ops)
         return self.join(out @ self._from_latent()[1].mT if absorbs else out)
 
     def _queries(self, x: Tensor) -> Tensor:

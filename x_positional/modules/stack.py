@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from x_positional.attention import masks
-from x_positional.attention.backends import Choice, Planned
-from x_positional.attention.cache import KeyView, KVCache, Tokens
-from x_positional.attention.cross import Crossing, SeenContext, plan_cross, see_context
+from x_positional.attention.backends import Choice, Prepared
+from x_positional.attention.cache import KeyView, KVCache, TokenLayout
+from x_positional.attention.cross import ContextInputs, CrossContext, plan_cross, resolve_context
 from x_positional.attention.inputs import SeqLens, check_final_lengths, check_positions_fit, packed_documents, place
-from x_positional.attention.streaming import Anchors, anchor_problem, anchored, anchored_bias
+from x_positional.attention.streaming import KeptTokens, anchored, bias_of_kept, keep_first_problem
 from x_positional.errors import InputError, PositionError
 from x_positional.modules.attention import CrossPlan, LayerPlan
 from x_positional.modules.block import Block
 from x_positional.modules.norms import Norm
-from x_positional.schemes.base import AttentionContext, Dims, IndexFn, PositionScheme, Reach
+from x_positional.schemes.base import AttentionContext, AttentionWindow, Dims, IndexFn, PositionScheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class LayerKind:
     """What distinguishes layers: which scheme, which tokens they see, which backend."""
 
     scheme: PositionScheme
-    reach: Reach
+    window: AttentionWindow
     choice: Choice
 
 
@@ -37,7 +37,7 @@ class LayerKind:
 class Plan:
     """One forward pass: its tokens, and what each layer needs."""
 
-    tokens: Tokens
+    tokens: TokenLayout
     layers: list[LayerPlan]
     cross: list[CrossPlan] | None
 
@@ -89,7 +89,7 @@ class AttentionLayers(nn.Module):
         """A cache for `batch_size` rows. max_len: slots per row, None grows. window: keep (and see) only the last
         `window` tokens in layers that have no smaller window of their own, and there the `keep_first` tokens of the row
         too, at distances by place in the cache (StreamingLLM). dtype: of keys and values, None as computed. rereads: the
-        caller drops the cache and reads the whole text again wherever a scheme's `regime` changes. final_lengths: [B] or
+        caller drops the cache and reads the whole text again wherever a scheme's `cache_key` changes. final_lengths: [B] or
         [1] how long each row will be, for frequencies with length_policy="fixed"; None is max_seq_len.
 
         Raises PositionError where a scheme's cached keys would go stale as the sequence grows, InputError.
@@ -105,22 +105,22 @@ class AttentionLayers(nn.Module):
             raise InputError(
                 "an encoder reads both ways: earlier outputs change with later tokens, so no cache is right."
             )
-        reaches = [kind.reach for kind in self.kinds]
+        windows = [kind.window for kind in self.kinds]
         if window is not None:
-            reaches = [_narrowed(reach, window, keep_first) for reach in reaches]
+            windows = [_narrowed(own, window, keep_first) for own in windows]
         elif keep_first:
             raise InputError(f"keep_first={keep_first} keeps tokens that a window would drop. Give window= too.")
-        if problem := anchor_problem(self.position_schemes, reaches):
+        if problem := keep_first_problem(self.position_schemes, windows):
             raise PositionError(problem)
         device = next(self.parameters()).device
         if final_lengths is not None:
             final_lengths = check_final_lengths(final_lengths, batch_size, self.position_schemes).to(device)
-        return KVCache(reaches, batch_size, max_len, device, dtype, self.identity, final_lengths)
+        return KVCache(windows, batch_size, max_len, device, dtype, self.identity, final_lengths)
 
     def _blocks(self) -> list[Block]:
         return [b for b in self.blocks if isinstance(b, Block)]
 
-    def embed(self, x: Tensor, tokens: Tokens) -> Tensor:
+    def embed(self, x: Tensor, tokens: TokenLayout) -> Tensor:
         """[B T M] -> [B T M]: what schemes add to the embeddings, once."""
         for scheme in self.position_schemes:
             x = scheme.embed(x, tokens.positions)
@@ -135,7 +135,7 @@ class AttentionLayers(nn.Module):
         positions: Tensor | None,
         document_ids: Tensor | None,
         cache: KVCache | None,
-    ) -> Tokens:
+    ) -> TokenLayout:
         """Checked positions of the new tokens. Raises InputError, PositionError, CacheError."""
         if cache is not None:
             cache.check(self.identity, batch)
@@ -146,7 +146,7 @@ class AttentionLayers(nn.Module):
     def plan(
         self,
         batch: int,
-        tokens: Tokens,
+        tokens: TokenLayout,
         dtype: torch.dtype,
         cache: KVCache | None = None,
         context: Tensor | None = None,
@@ -154,31 +154,33 @@ class AttentionLayers(nn.Module):
         context_positions: Tensor | None = None,
     ) -> Plan:
         """Masks, tables and shared biases for every layer, computed once. A call that is refused leaves the cache alone."""
-        seen = self._see(batch, tokens, Crossing(context, context_mask, context_positions), cache)
-        reaches = [kind.reach for kind in self.kinds] if cache is None else list(cache.reaches)
-        moved = {reach: _moved(tokens, reach) for reach in set(reaches)}
-        views: dict[Reach, KeyView] = {} if cache is None else cache.plan(tokens)
+        seen = self._see(batch, tokens, ContextInputs(context, context_mask, context_positions), cache)
+        windows = [kind.window for kind in self.kinds] if cache is None else list(cache.windows)
+        moved = {window: _moved(tokens, window) for window in set(windows)}
+        views: dict[AttentionWindow, KeyView] = {} if cache is None else cache.reserve(tokens)
         memos = {} if cache is None else cache.memo
-        contexts = {reach: self._context(batch, tokens, reach, views.get(reach), memos.get(reach)) for reach in moved}
+        contexts = {
+            window: self._context(batch, tokens, window, views.get(window), memos.get(window)) for window in moved
+        }
         distinct = {id(k.scheme): k.scheme for k in self.kinds}
         final = None if cache is None else cache.final_lengths
         tables = {key: _tables(scheme, tokens, final) for key, scheme in distinct.items()}
-        shared: dict[tuple[int, Reach], tuple[Planned, Anchors | None]] = {}
+        shared: dict[tuple[int, AttentionWindow], tuple[Prepared, KeptTokens | None]] = {}
         layers = []
-        for layer, (kind, reach) in enumerate(zip(self.kinds, reaches, strict=True)):
-            key = (id(kind.scheme), reach)
+        for layer, (kind, window) in enumerate(zip(self.kinds, windows, strict=True)):
+            key = (id(kind.scheme), window)
             if key not in shared:
-                shared[key] = _share(kind, contexts[reach], moved[reach], final, dtype)
-            planned, anchors = shared[key]
+                shared[key] = _share(kind, contexts[window], moved[window], final, dtype)
+            prepared, kept_tokens = shared[key]
             layers.append(
                 LayerPlan(
                     layer=layer,
-                    planned=planned,
+                    prepared=prepared,
                     backend=kind.choice.backend,
                     tables=tables[id(kind.scheme)],
-                    view=views.get(reach),
+                    view=views.get(window),
                     cache=cache,
-                    anchors=anchors,
+                    kept_tokens=kept_tokens,
                 )
             )
         cross = None
@@ -188,10 +190,10 @@ class AttentionLayers(nn.Module):
             cross = plan_cross(batch, self.dims.heads, tokens, context, seen, of_layer, backend, dtype, cache)
         return Plan(tokens=tokens, layers=layers, cross=cross)
 
-    def _see(self, batch: int, tokens: Tokens, given: Crossing, cache: KVCache | None) -> SeenContext | None:
+    def _see(self, batch: int, tokens: TokenLayout, given: ContextInputs, cache: KVCache | None) -> CrossContext | None:
         widths = [block.cross.to_kv.in_features for block in self._blocks() if block.cross is not None]
         if widths:
-            return see_context(batch, widths[0], tokens, given, [k.scheme for k in self.kinds], cache)
+            return resolve_context(batch, widths[0], tokens, given, [k.scheme for k in self.kinds], cache)
         if given.context is not None:
             raise InputError(
                 "context was given, and this stack has no cross-attention. Build it with cross_attend=True."
@@ -199,7 +201,12 @@ class AttentionLayers(nn.Module):
         return None
 
     def _context(
-        self, batch: int, tokens: Tokens, reach: Reach, view: KeyView | None, memo: dict[int, Any] | None
+        self,
+        batch: int,
+        tokens: TokenLayout,
+        window: AttentionWindow,
+        view: KeyView | None,
+        memo: dict[int, Any] | None,
     ) -> AttentionContext:
         kv_index = tokens.index if view is None else view.index
         kv_documents = tokens.documents if view is None else view.documents
@@ -215,7 +222,7 @@ class AttentionLayers(nn.Module):
             heads=self.dims.heads,
             span=tokens.span,
             causal=self.dims.causal,
-            reach=reach,
+            window=window,
             ordered=tokens.start is not None if view is None else view.ordered,
             q_start=tokens.start or 0 if view is None else view.q_start,
             kv_start=tokens.start or 0 if view is None else view.start,
@@ -230,7 +237,7 @@ class AttentionLayers(nn.Module):
         q_index = ctx.q_index.expand(batch, -1)
         return replace(ctx, visible=masks.all_of(rules, q_index))
 
-    def _rules(self, ctx: AttentionContext, tokens: Tokens, only_visible: bool) -> list[IndexFn]:
+    def _rules(self, ctx: AttentionContext, tokens: TokenLayout, only_visible: bool) -> list[IndexFn]:
         q_index, kv_index = ctx.q_index.expand(ctx.batch, -1), ctx.kv_index.expand(ctx.batch, -1)
         rules: list[IndexFn] = []
         if only_visible and ctx.q_documents is None:
@@ -239,9 +246,9 @@ class AttentionLayers(nn.Module):
             rules.append(masks.filled(kv_index))
         if ctx.causal:
             rules.append(masks.causal(q_index, kv_index))
-        window, chunk = ctx.reach.window, ctx.reach.chunk
-        if window is not None:
-            rules.append(masks.sliding_window(q_index, kv_index, window, ctx.causal, ctx.reach.first))
+        size, chunk = ctx.window.size, ctx.window.chunk
+        if size is not None:
+            rules.append(masks.sliding_window(q_index, kv_index, size, ctx.causal, ctx.window.keep_first))
         if chunk is not None:
             rules.append(masks.same_chunk(q_index, kv_index, tokens.place.expand(ctx.batch, -1), chunk))
         if ctx.q_documents is not None and ctx.kv_documents is not None:
@@ -285,34 +292,34 @@ class AttentionLayers(nn.Module):
         return self.run(self.embed(x, tokens), plan)
 
 
-def _narrowed(reach: Reach, window: int, keep_first: int) -> Reach:
-    """What a cache's window leaves of a layer's reach. A layer that forgets as much by itself stays as it is."""
-    if reach.recent is not None and reach.recent <= window:
-        return reach
-    return replace(reach, window=window, first=max(reach.first, keep_first))
+def _narrowed(window: AttentionWindow, size: int, keep_first: int) -> AttentionWindow:
+    """A layer's window where a cache keeps only the last `size` tokens. A layer that sees fewer stays as it is."""
+    if window.kept is not None and window.kept <= size:
+        return window
+    return replace(window, size=size, keep_first=max(window.keep_first, keep_first))
 
 
-def _moved(tokens: Tokens, reach: Reach) -> Tokens | None:
+def _moved(tokens: TokenLayout, window: AttentionWindow) -> TokenLayout | None:
     """The new tokens where the first ones see them. Raises InputError where nothing says where that is."""
-    if reach.first and (tokens.custom_positions or tokens.documents is not None):
+    if window.keep_first and (tokens.custom_positions or tokens.documents is not None):
         raise InputError(
             "keep_first sees the first tokens of a row by their place in the cache, and positions= or document_ids= say "
             "something else. Leave keep_first out, or give neither."
         )
-    return anchored(tokens, reach)
+    return anchored(tokens, window)
 
 
 def _share(
-    kind: LayerKind, ctx: AttentionContext, moved: Tokens | None, final: Tensor | None, dtype: torch.dtype
-) -> tuple[Planned, Anchors | None]:
+    kind: LayerKind, ctx: AttentionContext, moved: TokenLayout | None, final: Tensor | None, dtype: torch.dtype
+) -> tuple[Prepared, KeptTokens | None]:
     """What layers of one scheme and reach share."""
     if moved is None:
-        return kind.choice.backend.plan(ctx, kind.scheme.bias(ctx), dtype), None
-    planned = kind.choice.backend.plan(ctx, anchored_bias(kind.scheme, ctx, moved), dtype)
-    return planned, Anchors.of(ctx, _tables(kind.scheme, moved, final))
+        return kind.choice.backend.prepare(ctx, kind.scheme.bias(ctx), dtype), None
+    prepared = kind.choice.backend.prepare(ctx, bias_of_kept(kind.scheme, ctx, moved), dtype)
+    return prepared, KeptTokens.of(ctx, _tables(kind.scheme, moved, final))
 
 
-def _tables(scheme: PositionScheme, tokens: Tokens, final: Tensor | None) -> Any:
+def _tables(scheme: PositionScheme, tokens: TokenLayout, final: Tensor | None) -> Any:
     """final: [B|1] how long the rows will be, None where nobody knows."""
     if final is not None and scheme.takes_final_length:
         return scheme.length_tables(tokens.positions, final[:, None])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from x_positional.attention import masks
 from x_positional.plotting.part import Part
-from x_positional.schemes.base import AttentionContext, Reach
+from x_positional.schemes.base import AttentionContext, AttentionWindow
 
 
 def square(part: Part, tokens: int) -> AttentionContext:
@@ -57,7 +57,7 @@ def _context(part: Part, q_index: Tensor, kv_index: Tensor, ordered: bool) -> At
         heads=part.dims.heads,
         span=int(kv_index.max()) + 1,
         causal=part.dims.causal,
-        reach=Reach(window=part.window),
+        window=AttentionWindow(size=part.window),
         ordered=ordered,
         custom_positions=part.scheme.max_axes > 1,
     )

@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from x_positional.schemes.context import NO_TOKEN, AttentionContext, Bias, IndexFn, Reach, Span
+from x_positional.schemes.context import NO_TOKEN, AttentionContext, AttentionWindow, Bias, IndexFn, Span
 
 __all__ = [
     "NO_TOKEN",
     "AttentionContext",
+    "AttentionWindow",
     "Bias",
     "Capabilities",
     "Dims",
@@ -22,7 +23,6 @@ __all__ = [
     "Kernel",
     "LayerView",
     "PositionScheme",
-    "Reach",
     "Span",
 ]
 
@@ -123,8 +123,8 @@ class PositionScheme(nn.Module):
         will be, where `takes_final_length` is True and a cache knows it."""
         return self.tables(positions)
 
-    def regime(self, length: int) -> Hashable:
-        """Keys cached at one length of the text are right at another where the regimes are equal; where they are not,
+    def cache_key(self, length: int) -> Hashable:
+        """Keys cached at one length of the text are right at another where their cache keys are equal; where they differ,
         generation reads the text again."""
         return None if self.capabilities().kv_cacheable else length
 

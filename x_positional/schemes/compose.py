@@ -70,8 +70,8 @@ class Chain(PositionScheme):
             for part, ask in zip(self._all(), asked, strict=True)
         ]
 
-    def regime(self, length: int) -> Hashable:
-        return tuple(part.regime(length) for part in self._all())
+    def cache_key(self, length: int) -> Hashable:
+        return tuple(part.cache_key(length) for part in self._all())
 
     def rotate_q(self, q: Tensor, tables: list[Any]) -> Tensor:
         pairs = list(zip(self._all(), tables, strict=True))

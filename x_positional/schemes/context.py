@@ -37,28 +37,26 @@ def grid(batch: int, heads: int, rows: Span, keys: Span, device: torch.device) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reach:
-    """Which tokens the queries of a layer see, beyond causality and padding.
+class AttentionWindow:
+    """Which tokens the queries of a layer see, beyond causality and padding."""
 
-    window: the last `window` tokens, the query's own included (without a causal mask as many to the right). chunk: those
-    of the query's own chunk, where texts are cut every `chunk` tokens. first: the first `first` tokens of a text as well,
-    whatever the window (attention sinks).
-    """
-
-    window: int | None = None
+    size: int | None = None
+    """The last `size` tokens, the query's own included; without a causal mask as many to the right."""
     chunk: int | None = None
-    first: int = 0
+    """The tokens of the query's own chunk, where texts are cut every `chunk` tokens."""
+    keep_first: int = 0
+    """The first tokens of a text as well, whatever the size (attention sinks)."""
 
     @property
-    def recent(self) -> int | None:
+    def kept(self) -> int | None:
         """How many of the latest tokens a cache must keep; None is all."""
-        sizes = [size for size in (self.window, self.chunk) if size is not None]
+        sizes = [size for size in (self.size, self.chunk) if size is not None]
         return min(sizes) if sizes else None
 
     @property
-    def last(self) -> int | None:
-        """Where a query stands at most, as the first tokens see it; None where they are seen from where it is."""
-        return self.first + self.window - 1 if self.first and self.window is not None else None
+    def farthest_query(self) -> int | None:
+        """The largest index a query may have as the first tokens see it; None where they see its own index."""
+        return self.keep_first + self.size - 1 if self.keep_first and self.size is not None else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,7 @@ class AttentionContext:
     heads: int
     span: int
     causal: bool
-    reach: Reach = Reach()
+    window: AttentionWindow = AttentionWindow()
     visible: IndexFn | None = None
     ordered: bool = False
     q_start: int = 0
@@ -112,7 +110,7 @@ class AttentionContext:
     def plain_causal(self) -> bool:
         """The lower triangle is the whole mask, so a kernel needs no mask tensor."""
         square = self.ordered and self.q_start == self.kv_start and self.T == self.S
-        all_in_reach = self.reach.recent is None or self.reach.recent >= self.S
+        all_in_reach = self.window.kept is None or self.window.kept >= self.S
         return square and all_in_reach and self.causal and self.q_documents is None
 
     @property
@@ -135,9 +133,9 @@ class AttentionContext:
         if not self.ordered:
             return self.every_key
         offset = self.q_start - self.kv_start  # where a query's own key is, counted from the query
-        first, last, recent = offset + rows.start, offset + rows.stop - 1, self.reach.recent
+        first, last, recent = offset + rows.start, offset + rows.stop - 1, self.window.kept
         start, stop = 0, last + 1 if self.causal else self.S
-        if recent is not None and not self.reach.first:
+        if recent is not None and not self.window.keep_first:
             start = first - recent + 1
             stop = min(stop, last + recent)
         return Span(max(0, min(start, self.S - 1)), max(1, min(stop, self.S)))

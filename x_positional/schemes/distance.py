@@ -20,7 +20,7 @@ class ToeplitzBias(Bias):
 
     def dense(self, ctx: AttentionContext, rows: Span, keys: Span) -> Tensor:
         """[1 H rows keys]: every row is a window of the reversed table, so nothing is gathered and the mask is free."""
-        if torch.compiler.is_compiling() or ctx.reach.chunk is not None or ctx.reach.first:
+        if torch.compiler.is_compiling() or ctx.window.chunk is not None or ctx.window.keep_first:
             return super().dense(
                 ctx, rows, keys
             )  # unfold compiles again for each length; chunks are no matter of distance
@@ -34,8 +34,8 @@ class ToeplitzBias(Bias):
             return table
         distance = torch.arange(self.low, self.low + table.shape[-1], device=table.device)
         hidden = distance < 0 if ctx.causal else torch.zeros_like(distance, dtype=torch.bool)
-        if ctx.reach.window is not None:
-            hidden = hidden | (distance.abs() >= ctx.reach.window)
+        if ctx.window.size is not None:
+            hidden = hidden | (distance.abs() >= ctx.window.size)
         return table.masked_fill(hidden, float("-inf"))
 
 

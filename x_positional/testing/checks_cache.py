@@ -35,7 +35,7 @@ def need_cache(subject: Subject) -> None:
 @torch.no_grad()
 def cached_equals_full(subject: Subject, judge: Judge) -> None:
     """Chunks of 1, 3, 7 and all tokens through a growing and a static cache equal the full pass. A scheme that declares
-    kv_cacheable=False is refused a cache, forced into one really differs, and is right where its regime stays the same."""
+    kv_cacheable=False is refused a cache, forced into one really differs, and is right where its cache key stays the same."""
     subject.need_decoder()
     model, tokens = subject.model("decoder"), subject.tokens(LENGTH)
     full = model(tokens)
@@ -66,10 +66,10 @@ def _rereads(judge: Judge, model: TransformerWrapper, tokens: Tensor, scheme: Po
     cache = model.new_cache(3, rereads=True)
     for n in range(1, LENGTH + 1):
         new = tokens[:, n - 1 : n]
-        if n > 1 and scheme.regime(n) != scheme.regime(n - 1):
+        if n > 1 and scheme.cache_key(n) != scheme.cache_key(n - 1):
             cache, new = model.new_cache(3, rereads=True), tokens[:, :n]
         want = model(tokens[:, :n])[:, -1]
-        judge.equal(model(new, cache=cache)[:, -1], want, f"token {n}, read again where the regime changes")
+        judge.equal(model(new, cache=cache)[:, -1], want, f"token {n}, read again where its cache key changes")
 
 
 @torch.no_grad()

@@ -168,8 +168,8 @@ def forced(
 def forced_cache(model: TransformerWrapper, batch: int) -> KVCache:
     """A growing cache, without asking whether the scheme's keys stay right."""
     layers = model.attn_layers
-    reaches = [kind.reach for kind in layers.kinds]
-    return KVCache(reaches, batch, None, next(model.parameters()).device, None, layers.identity)
+    windows = [kind.window for kind in layers.kinds]
+    return KVCache(windows, batch, None, next(model.parameters()).device, None, layers.identity)
 
 
 def both_sides(model: TransformerWrapper) -> TransformerWrapper:

@@ -213,9 +213,9 @@ def test_what_is_declared() -> None:
         assert (caps.kv_cacheable, caps.prefix_consistent, caps.absolute) == (True, True, False)
     chain = Chain(RopeEmbedding(10, scaling=EACH["longrope"]), Alibi().build(model_of(dynamic()).attn_layers.dims))
     assert not chain.capabilities().prefix_consistent
-    assert chain.regime(TRAINED) == chain.regime(1) != chain.regime(TRAINED + 1) == chain.regime(99)
-    regimes = [EACH["dynamic"].regime(length) for length in (1, TRAINED, 9, 10, 11)]
-    assert regimes == [None, None, 9, 10, 11]
+    assert chain.cache_key(TRAINED) == chain.cache_key(1) != chain.cache_key(TRAINED + 1) == chain.cache_key(99)
+    cache_keys = [EACH["dynamic"].cache_key(length) for length in (1, TRAINED, 9, 10, 11)]
+    assert cache_keys == [None, None, 9, 10, 11]
 
 
 @pytest.mark.parametrize("scaling", EACH.values(), ids=EACH)

@@ -30,7 +30,7 @@ class ScoreOps:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class Prepared:
     """One forward pass of one kind of layer: where tokens are, the bias they share, and the kernel's own mask."""
 
     ctx: AttentionContext
@@ -52,10 +52,10 @@ class Backend:
     refuses: ClassVar[dict[str, str]] = {}  # score feature -> the reason
     portable: ClassVar[bool] = True  # runs on every device and in every dtype
 
-    def plan(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Planned:
+    def prepare(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Prepared:
         """The part of the work that all layers of a kind share."""
-        return Planned(ctx=ctx, bias=bias)
+        return Prepared(ctx=ctx, bias=bias)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
         """[B H T D], [B G S D], [B G S E] -> [B H T E]."""
         raise BackendError(f"backend {self.name!r} defines no attend")

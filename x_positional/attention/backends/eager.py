@@ -8,18 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from x_positional.attention.backends.base import Backend, Planned, ScoreOps, blocks_of
+from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of
 from x_positional.schemes.base import Kernel, Span
 
 ALL_KERNELS: frozenset[Kernel] = frozenset(("fused", "bias", "rows"))
 
 
-def _probabilities(q: Tensor, k: Tensor, planned: Planned, ops: ScoreOps, rows: Span, keys: Span) -> Tensor:
+def _probabilities(q: Tensor, k: Tensor, prepared: Prepared, ops: ScoreOps, rows: Span, keys: Span) -> Tensor:
     """[B H rows D], [B H keys D] -> [B H rows keys], in float32 or wider; a row that sees nothing is all zero."""
-    ctx = planned.ctx
+    ctx = prepared.ctx
     visible = ctx.visible_rows(rows, keys)
     scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * ops.scale
-    for bias in (planned.bias, ops.content):
+    for bias in (prepared.bias, ops.content):
         if bias is not None:
             scores = scores + replace_hidden(bias.dense(ctx, rows, keys), visible)
     if ops.softcap is not None:
@@ -52,12 +52,14 @@ class Eager(Backend):
     name = "eager"
     kernels = ALL_KERNELS
 
-    def probabilities(self, q: Tensor, k: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
+    def probabilities(self, q: Tensor, k: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
         """[B H T D], [B G S D] -> [B H T S], before dropout."""
-        return _probabilities(q, share_heads(k, q.shape[1]), planned, ops, planned.ctx.every_row, planned.ctx.every_key)
+        return _probabilities(
+            q, share_heads(k, q.shape[1]), prepared, ops, prepared.ctx.every_row, prepared.ctx.every_key
+        )
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
-        probabilities = F.dropout(self.probabilities(q, k, planned, ops), ops.dropout, ops.dropout > 0)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
+        probabilities = F.dropout(self.probabilities(q, k, prepared, ops), ops.dropout, ops.dropout > 0)
         return probabilities.to(v.dtype) @ share_heads(v, q.shape[1])
 
 
@@ -68,17 +70,17 @@ class Blockwise(Backend):
     kernels = ALL_KERNELS
     block = 128
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
         heads = q.shape[1]
         k, v = share_heads(k, heads), share_heads(v, heads)
-        blocks = blocks_of(planned.ctx, self.block)
-        return torch.cat([self._block(q, k, v, planned, ops, rows, keys) for rows, keys in blocks], dim=2)
+        blocks = blocks_of(prepared.ctx, self.block)
+        return torch.cat([self._block(q, k, v, prepared, ops, rows, keys) for rows, keys in blocks], dim=2)
 
     def _block(
-        self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps, rows: Span, keys: Span
+        self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps, rows: Span, keys: Span
     ) -> Tensor:
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            probabilities = F.dropout(_probabilities(q, k, planned, ops, rows, keys), ops.dropout, ops.dropout > 0)
+            probabilities = F.dropout(_probabilities(q, k, prepared, ops, rows, keys), ops.dropout, ops.dropout > 0)
             return probabilities.to(v.dtype) @ v
 
         args = (q[:, :, rows.cut], k[:, :, keys.cut], v[:, :, keys.cut])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from x_positional.attention.backends.base import Backend, Planned, ScoreOps
+from x_positional.attention.backends.base import Backend, Prepared, ScoreOps
 from x_positional.errors import BackendError
 from x_positional.schemes.base import AttentionContext, Bias
 
@@ -39,21 +39,21 @@ class Flex(Backend):
         "dropout": "FlexAttention has no dropout",
     }
 
-    def plan(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Planned:
+    def prepare(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Prepared:
         if ctx.visible is None:
-            return Planned(ctx=ctx, bias=bias)
+            return Prepared(ctx=ctx, bias=bias)
         batch = None if ctx.mask_batch == 1 else ctx.batch
         mask = create_block_mask(ctx.visible, batch, None, ctx.T, ctx.S, device=ctx.device)
-        return Planned(ctx=ctx, bias=bias, native=mask)
+        return Prepared(ctx=ctx, bias=bias, native=mask)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
         on_cpu = q.device.type == "cpu"
         if on_cpu and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
             raise BackendError("FlexAttention has no backward on CPU. Use backend='sdpa', or torch.no_grad().")
         run = _uncompiled if on_cpu else _compiled()
         if torch.compiler.is_compiling():
             run = flex_attention
-        biases = [b.fn for b in (planned.bias, ops.content) if b is not None]
+        biases = [b.fn for b in (prepared.bias, ops.content) if b is not None]
         cap = ops.softcap
 
         def score_mod(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Flex(Backend):
             k,
             v,
             score_mod=score_mod if biases or cap is not None else None,
-            block_mask=planned.native,
+            block_mask=prepared.native,
             scale=ops.scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )  # type: ignore[return-value]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from x_positional.attention.backends.base import Backend, Planned, ScoreOps, blocks_of
+from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of
 from x_positional.schemes.base import AttentionContext, Bias, Span
 
 
@@ -38,14 +38,14 @@ class Sdpa(Backend):
     wide_block = 1024
     """Queries in a block: few enough for a cache on the CPU, enough to fill a GPU elsewhere."""
 
-    def plan(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Planned:
+    def prepare(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Prepared:
         if bias is None and (ctx.visible is None or ctx.plain_causal):
-            return Planned(ctx=ctx, bias=None, native=[Block(ctx.every_row, ctx.every_key, None)])
+            return Prepared(ctx=ctx, bias=None, native=[Block(ctx.every_row, ctx.every_key, None)])
         blocks = []
         for rows, keys in self._blocks(ctx):
             mask = ctx.visible_rows(rows, keys) if bias is None else bias.dense(ctx, rows, keys).to(dtype)
             blocks.append(Block(rows, keys, mask))
-        return Planned(ctx=ctx, bias=bias, native=blocks)
+        return Prepared(ctx=ctx, bias=bias, native=blocks)
 
     def _blocks(self, ctx: AttentionContext) -> list[tuple[Span, Span]]:
         """One block where there is little to gain, and under torch.compile, which would compile for each number of them."""
@@ -54,14 +54,14 @@ class Sdpa(Backend):
             return [(ctx.every_row, ctx.every_key)]
         return blocks_of(ctx, size)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
-        blocks: list[Block] = planned.native
-        if ops.content is not None and planned.bias is None:  # its dense form carries the mask
-            blocks = [Block(rows, keys, None) for rows, keys in self._blocks(planned.ctx)]
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
+        blocks: list[Block] = prepared.native
+        if ops.content is not None and prepared.bias is None:  # its dense form carries the mask
+            blocks = [Block(rows, keys, None) for rows, keys in self._blocks(prepared.ctx)]
         if len(blocks) == 1:
-            return self._attend(q, k, v, blocks[0], planned.ctx, ops)
+            return self._attend(q, k, v, blocks[0], prepared.ctx, ops)
         out = [
-            self._attend(q[:, :, b.rows.cut], k[:, :, b.keys.cut], v[:, :, b.keys.cut], b, planned.ctx, ops)
+            self._attend(q[:, :, b.rows.cut], k[:, :, b.keys.cut], v[:, :, b.keys.cut], b, prepared.ctx, ops)
             for b in blocks
         ]
         return torch.cat(out, dim=2)

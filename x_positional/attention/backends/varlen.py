@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from x_positional.attention.backends.base import Backend, Planned, ScoreOps
+from x_positional.attention.backends.base import Backend, Prepared, ScoreOps
 from x_positional.attention.backends.eager import share_heads
 from x_positional.attention.backends.sdpa import Sdpa
 from x_positional.errors import BackendError
@@ -99,23 +99,25 @@ class Varlen(Backend):
     def __init__(self, kernel: VarlenKernel | None = None):
         self.kernel, self.otherwise = kernel, Sdpa()
 
-    def plan(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Planned:
+    def prepare(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Prepared:
         packed = None
         if ctx.q_index is ctx.kv_index:  # self-attention of a whole pass
             self._refuse(
                 {
-                    "chunk": ctx.reach.chunk is not None,
-                    "keep_first": ctx.reach.first > 0,
+                    "chunk": ctx.window.chunk is not None,
+                    "keep_first": ctx.window.keep_first > 0,
                     "scores": bias is not None,
                 }
             )
             packed = pack(ctx)
-        return self.otherwise.plan(ctx, bias, dtype) if packed is None else Planned(ctx=ctx, bias=None, native=packed)
+        return (
+            self.otherwise.prepare(ctx, bias, dtype) if packed is None else Prepared(ctx=ctx, bias=None, native=packed)
+        )
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, planned: Planned, ops: ScoreOps) -> Tensor:
-        packed = planned.native
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
+        packed = prepared.native
         if not isinstance(packed, Packed):
-            return self.otherwise.attend(q, k, v, planned, ops)
+            return self.otherwise.attend(q, k, v, prepared, ops)
         kernel = self._kernel(q, v, ops)
         if not packed.longest:  # padding alone
             return q.new_zeros(*q.shape[:3], v.shape[-1])
@@ -129,7 +131,7 @@ class Varlen(Backend):
             packed.longest,
             packed.longest,
             scale=ops.scale,
-            window_size=_window(planned.ctx),
+            window_size=_window(prepared.ctx),
             **options,
         )
         if packed.slots is not None:
@@ -172,5 +174,5 @@ def _in_line(x: Tensor, slots: Tensor | None) -> Tensor:
 
 def _window(ctx: AttentionContext) -> tuple[int, int]:
     """How many keys before and after its own a query sees; -1 is all."""
-    side = -1 if ctx.reach.window is None else ctx.reach.window - 1
+    side = -1 if ctx.window.size is None else ctx.window.size - 1
     return side, 0 if ctx.causal else side

@@ -126,7 +126,9 @@ def judge(case: Case) -> Report:
     caps, choice = combined(case.schemes), None
     try:
         kernel = "fused" if caps is None else caps.kernel  # what cannot run even that cannot run any
-        choice = choose(case.layers.backend, case.layers.flash, kernel, features(case.layers.attn, case.reach))
+        choice = choose(
+            case.layers.backend, case.layers.flash, kernel, features(case.layers.attn, case.attention_window)
+        )
         errors += [e for rule in use_rules.BACKEND_ERRORS for e in rule(case, choice)]
         warnings += [w for rule in use_rules.BACKEND_WARNINGS for w in rule(case, choice)]
     except BackendError as error:
@@ -172,7 +174,7 @@ def _is_blind(kind: LayerConfig, dims: Dims) -> bool:
     """Whether layers of this kind, without a causal mask, cannot tell one order of tokens from another."""
     named, unbuilt = build_parts(kind.parts, dims)
     blank = all(scheme.causal_only and not tells_order(scheme) for _, scheme in named)
-    return kind.reach.recent is None and not unbuilt and blank
+    return kind.attention_window.kept is None and not unbuilt and blank
 
 
 def combined(schemes: list[PositionScheme]) -> Capabilities | None:

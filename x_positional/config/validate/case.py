@@ -9,7 +9,7 @@ import torch
 from x_positional.config.layers import AttentionConfig, ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
 from x_positional.config.vision import VisionConfig
 from x_positional.schemes.absolute import Absolute
-from x_positional.schemes.base import Dims, PositionScheme, Reach
+from x_positional.schemes.base import AttentionWindow, Dims, PositionScheme
 from x_positional.schemes.none import NoPE
 from x_positional.schemes.registry import Custom, SchemeConfig
 
@@ -59,9 +59,9 @@ class Case:
         return head_dim if mla is None else mla.value_dim or head_dim - mla.rope_dim
 
     @property
-    def reach(self) -> Reach:
+    def attention_window(self) -> AttentionWindow:
         """What this kind of layer sees."""
-        return Reach(window=self.layers.window, chunk=self.layers.chunk, first=self.layers.keep_first)
+        return AttentionWindow(size=self.layers.window, chunk=self.layers.chunk, keep_first=self.layers.keep_first)
 
     @property
     def schemes(self) -> list[PositionScheme]:
@@ -90,13 +90,13 @@ def resolve_kinds(config: LayersConfig, max_seq_len: int | None) -> tuple[LayerC
     return tuple(k.model_copy(update={"position": default}) if k.position is None else k for k in kinds)
 
 
-def features(attn: AttentionConfig, reach: Reach | None = None) -> frozenset[str]:
+def features(attn: AttentionConfig, window: AttentionWindow | None = None) -> frozenset[str]:
     """What a layer has that some backends lack. reach: of self-attention."""
     on = {
         "softcap": attn.softcap is not None,
         "sinks": attn.sinks,
         "dropout": attn.dropout > 0,
-        "chunk": reach is not None and reach.chunk is not None,
-        "keep_first": reach is not None and reach.first > 0,
+        "chunk": window is not None and window.chunk is not None,
+        "keep_first": window is not None and window.keep_first > 0,
     }
     return frozenset(name for name, is_on in on.items() if is_on)

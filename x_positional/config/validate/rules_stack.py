@@ -5,7 +5,7 @@ What concerns one scheme alone is said by its config's `problems` and `warnings`
 
 from collections.abc import Callable, Iterator
 
-from x_positional.attention.streaming import anchor_problem
+from x_positional.attention.streaming import keep_first_problem
 from x_positional.config.layers import LayersConfig, ModelConfig
 from x_positional.config.validate.case import Case, part_name
 from x_positional.config.validate.rules_layer import projections_of_positions_are_read
@@ -114,7 +114,7 @@ def first_tokens_are_kept_beside_a_window(case: Case) -> Iterator[str]:
 
 def first_tokens_have_distances(case: Case) -> Iterator[str]:
     """First tokens that are kept are seen from where the cache ends, which embeddings cannot follow."""
-    problem = anchor_problem(case.schemes, [kind.reach for kind in case.stack])
+    problem = keep_first_problem(case.schemes, [kind.attention_window for kind in case.stack])
     if problem is not None:
         yield problem
 

@@ -36,7 +36,7 @@ def cached_keys_stay_right(case: Case) -> Iterator[str]:
 def a_sliding_cache_needs_a_window(case: Case) -> Iterator[str]:
     """A sliding cache keeps the last `window` tokens, so it has to know how many."""
     use = case.use
-    slides = any(kind.reach.recent is not None for kind in case.stack)
+    slides = any(kind.attention_window.kept is not None for kind in case.stack)
     if use.cache == "sliding" and not slides and use.cache_window is None:
         yield (
             "cache='sliding' keeps the last `window` tokens, and no window is set. Set window= for the layers, or make "
@@ -123,7 +123,7 @@ def decoding_past_the_trained_length(case: Case) -> Iterator[str]:
 
 def a_cache_window_hides_tokens(case: Case) -> Iterator[str]:
     """A sliding cache in front of layers without a window makes another model of them."""
-    use, window = case.use, case.reach.recent
+    use, window = case.use, case.attention_window.kept
     if use.cache == "sliding" and use.cache_window is not None and (window is None or use.cache_window < window):
         yield (
             f"cache_window={use.cache_window}: past it the cached model sees less than the full pass does, as if it had "
@@ -168,7 +168,7 @@ def kernel_of(case: Case, choice: Choice) -> tuple[str | None, list[str]]:
         qk=_query_width(case),
         v=case.value_dim,
         dtype=use.dtype or torch.float32,
-        masked=bool(biased) or case.reach.recent is not None,
+        masked=bool(biased) or case.attention_window.kept is not None,
         mask_grad=use.train and trained,
         dropout=use.train and case.layers.attn.dropout > 0,
         grouped=case.dims.kv_heads < case.layers.heads,
@@ -196,7 +196,7 @@ def _shortest(case: Case) -> tuple[str, int] | None:
 
 def decodes(case: Case, caps: Capabilities) -> str:
     """Which cache is right, in words."""
-    kind, windows = case.layers.kind, [k.reach.recent for k in case.stack]
+    kind, windows = case.layers.kind, [k.attention_window.kept for k in case.stack]
     if kind == "encoder":
         return "no: an encoder's earlier outputs change with later tokens"
     if kind == "cross_attender":

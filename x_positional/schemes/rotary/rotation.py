@@ -151,8 +151,8 @@ class RopeEmbedding(Turning):
         """[F] radians per position."""
         return self.frequencies(device).inv_freq
 
-    def regime(self, length: int) -> Hashable:
-        return self.scaling.regime(length)
+    def cache_key(self, length: int) -> Hashable:
+        return self.scaling.cache_key(length)
 
     def decay(self, positions: Tensor) -> Tensor | None:
         """[B|1 T] -> [B|1 T F]: what queries are multiplied by and keys divided by; None for one."""

@@ -62,8 +62,8 @@ class RopeScaling(Config):
         """The same with what it takes from the model's length where nobody names another."""
         return self
 
-    def regime(self, length: int) -> int | None:
-        """Texts of two lengths turn alike where their regimes are equal."""
+    def cache_key(self, length: int) -> int | None:
+        """Texts of two lengths rotate alike where their cache keys are equal."""
         return None
 
     def problems(self, width: int, theta: float) -> list[str]:

@@ -96,7 +96,7 @@ class DynamicNtk(LengthScaling):
         grown = self.factor * now / trained - (self.factor - 1)
         return Frequencies(inverse_frequencies(width, rescaled_theta(width, theta, grown), device))
 
-    def regime(self, length: int) -> int | None:
+    def cache_key(self, length: int) -> int | None:
         return length if self.follows_length and length > self.original_max_position_embeddings else None
 
     def problems(self, width: int, theta: float) -> list[str]:
@@ -145,7 +145,7 @@ class LongRope(LengthScaling):
             both = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(trained))
         return both, both
 
-    def regime(self, length: int) -> int | None:
+    def cache_key(self, length: int) -> int | None:
         return int(length > self.original_max_position_embeddings) if self.follows_length else None
 
     def reach(self) -> float | None:
