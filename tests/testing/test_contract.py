@@ -21,12 +21,6 @@ def subject(name: str) -> Subject:
     return Subject(CASES[name].scheme, CASES[name].sizes or Sizes(), torch.device("cpu"))
 
 
-@pytest.fixture(autouse=True)
-def fast_flex(monkeypatch: pytest.MonkeyPatch):
-    """On CPU FlexAttention compiles its plain-torch path for every new mask; here the same path runs as it is."""
-    monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
-
-
 def pairs() -> list[tuple[str, str]]:
     """Compiling takes seconds, so of chains and variants only those that ask something else of the compiler are compiled."""
     compiled = set(REGISTRY) | COMPILED
