@@ -185,9 +185,9 @@ def splitting(config: ModelConfig, use: Use, model: TransformerWrapper, full: Te
     for part in config.layers.position or ():
         if isinstance(part, Axial) or (isinstance(part, Rope) and part.kind == "rope" and part.sections is not None):
             scheme = part.build(config.layers.dims(config.max_seq_len))
-            axes = len(part.sections) if isinstance(part, Rope) else part.axes
             pairs = scheme.width // 2
-            said = list(part.sections) if isinstance(part, Rope) else [pairs // axes] * axes
+            sections = (pairs // part.axes,) * part.axes if isinstance(part, Axial) else part.sections or ()
+            axes, said = len(sections), list(sections)
             positions = torch.eye(axes)[None] if axes > 1 else torch.ones(1, 1)
             turned = (scheme.tables(positions).k_sin[0, 0] != 0).sum(-1) // 2
             if turned.tolist() != said or sum(said) != pairs:

@@ -77,8 +77,8 @@ def _has_limit(subject: Subject, judge: Judge, kind: Kind, bound: int) -> None:
     if subject.capabilities(kind).uses_positions:
         judge.finite(model(tokens, positions=last), f"positions up to limit - 1 = {bound - 1}, {kind}")
         judge.refused(lambda: model(tokens, positions=last + 1), PositionError, f"position {bound} = limit, {kind}")
+    longer = subject.tokens(min(bound, 2 * subject.sizes.max_seq_len) + 1, batch=1)
     if bound <= 2 * subject.sizes.max_seq_len:
-        longer = subject.tokens(bound + 1, batch=1)
         judge.finite(model(longer[:, :bound]), f"{bound} tokens, {kind}")
         judge.refused(lambda: model(longer), PositionError, f"{bound + 1} tokens, {kind}")
     if kind == "decoder" and bound <= 2 * subject.sizes.max_seq_len and subject.capabilities(kind).kv_cacheable:
