@@ -32,7 +32,7 @@ def rows(house: House) -> Iterator[Row]:
     yield "modules", str(len(house.sources)), ""
     folder, size = max(house.folder_sizes().items(), key=lambda item: item[1])
     yield "most modules in a folder", str(size), folder
-    yield "longest import chain, by file", *chain(house.files())
+    yield "longest import chain, by file", *chain(house.files)
     yield "longest import chain, by folder", *chain(house.folders())
     single, items = house.single_importers(), house.single_importer_items()
     yield "modules with a single importer", str(len(single) + items), f"{items} of them a scheme or a family"

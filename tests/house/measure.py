@@ -81,6 +81,8 @@ def function_lengths(tree: ast.Module) -> Iterator[tuple[int, int, str]]:
 
 def format_skips(source: str) -> int:
     """Comments that keep the formatter out."""
+    if "fmt:" not in source:
+        return 0
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return sum(bool(re.match(r"#\s*fmt:\s*(skip|off)", t.string)) for t in tokens if t.type == tokenize.COMMENT)
 
@@ -115,6 +117,7 @@ class House:
             sizes[folder] = sizes.get(folder, 0) + 1
         return {folder: size for folder, size in sorted(sizes.items()) if folder not in ONE_FILE_AN_ITEM}
 
+    @cached_property
     def files(self) -> Graph:
         """The graph of modules."""
         return import_graph(self.sources, self.packages)
@@ -122,11 +125,12 @@ class House:
     def folders(self) -> Graph:
         """The graph of what stands at the package root: each folder or file, and the root `__init__` itself."""
         graph: Graph = {}
-        for name, targets in self.files().items():
+        for name, targets in self.files.items():
             here = ".".join(name.split(".")[:2])
             graph.setdefault(here, set()).update({".".join(to.split(".")[:2]) for to in targets} - {here})
         return graph
 
+    @cached_property
     def importers(self) -> Graph:
         """Module -> modules that import it. A re-export in an `__init__` is no importer: what is imported through it
         counts for the module that defines the name."""
@@ -163,13 +167,13 @@ class House:
         """Path of a module -> the only module that imports it, without the folders that hold one file an item."""
         return {
             self.path(name): next(iter(importers))
-            for name, importers in self.importers().items()
+            for name, importers in self.importers.items()
             if len(importers) == 1 and name not in self.packages and not self._is_item(name)
         }
 
     def single_importer_items(self) -> int:
         """Schemes and families with a single importer, their table."""
-        found = (name for name, importers in self.importers().items() if len(importers) == 1 and self._is_item(name))
+        found = (name for name, importers in self.importers.items() if len(importers) == 1 and self._is_item(name))
         return sum(1 for _ in found)
 
     def _is_item(self, module: str) -> bool:

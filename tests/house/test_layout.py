@@ -10,6 +10,7 @@ import pytest
 
 from tests.house.measure import House, format_skips, function_lengths, longest_chain, ring
 
+pytestmark = pytest.mark.quick
 HOUSE = House(Path(__file__).parents[2])
 MAX_ROOT, MAX_FOLDER, MAX_FLOORS, MAX_SKIPS, MAX_SINGLE, SMALL = 16, 16, 10, 20, 45, 60
 
@@ -81,8 +82,8 @@ def test_what_a_small_house_measures(house: House):
 
 
 def test_a_re_export_is_no_importer_and_is_looked_through(house: House):
-    assert house.importers()["x_positional.schemes.rope"] == {"x_positional.models.build", "x_positional.models.head"}
-    assert house.importers()["x_positional.schemes.t5"] == set()
+    assert house.importers["x_positional.schemes.rope"] == {"x_positional.models.build", "x_positional.models.head"}
+    assert house.importers["x_positional.schemes.t5"] == set()
 
 
 def test_an_init_that_uses_what_it_imports_is_an_importer(house: House):

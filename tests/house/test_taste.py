@@ -11,6 +11,7 @@ import pytest
 
 from tests.house.measure import function_lengths
 
+pytestmark = pytest.mark.quick
 PACKAGE = Path(__file__).parents[2] / "x_positional"
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
 MAX_FUNCTION = 50
