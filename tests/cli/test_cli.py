@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,31 +13,14 @@ import torch
 import yaml
 from torch import nn
 
+from tests.support.command_line import Call
 from tests.support.training_runs import raw_config
-from x_positional.cli.main import main
 from x_positional.cli.overrides import parse_overrides
 from x_positional.errors import UserError
 from x_positional.training import TrainConfig
 from x_positional.training.checkpoints.checkpoint import open_checkpoint
 
-Call = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Runs the command line in this process: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return (caught.value.code or 0), out, err  # type: ignore[return-value]
-
-    return run
 
 
 @pytest.fixture

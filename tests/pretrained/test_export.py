@@ -1,36 +1,16 @@
 """Models of one's own written for transformers and in our own format, and what no family has."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
 
+from tests.support.export_models import own
 from tests.support.published.compare import ids, perturb, quietly, their_logits
-from x_positional import Decoder, Encoder, PretrainedError, TransformerWrapper, ViTransformerWrapper, from_pretrained
+from x_positional import Encoder, PretrainedError, TransformerWrapper, ViTransformerWrapper, from_pretrained
 from x_positional.pretrained.tensors import write
-
-LLAMA_LIKE = {
-    "dim": 32,
-    "depth": 3,
-    "heads": 4,
-    "head_dim": 10,
-    "position": "rope",
-    "norm": "rms",
-    "ff": {"glu": True, "activation": "silu", "bias": False},
-}
-
-
-def own(**changes: Any) -> TransformerWrapper:
-    torch.manual_seed(2)
-    wrapper = {name: changes.pop(name) for name in list(changes) if name.startswith(("tie", "emb", "post", "logits"))}
-    layers = Decoder(**{**LLAMA_LIKE, **changes})
-    model = TransformerWrapper(num_tokens=67, max_seq_len=64, attn_layers=layers, **wrapper).eval()
-    perturb(model)
-    return model
-
 
 CASES = {
     "llama": ({}, "LlamaForCausalLM"),
