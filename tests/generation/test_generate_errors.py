@@ -62,7 +62,7 @@ def test_models_that_cannot_be_wrapped() -> None:
         AutoregressiveWrapper(encoder)
     net = language_model()
     for value in (-1, NUM_TOKENS):
-        with pytest.raises(InputError, match=f"pad_value={value} is read by the model"):
+        with pytest.raises(InputError, match=f"pad_value={value} is fed to the model"):
             AutoregressiveWrapper(net, pad_value=value)
     columns = TransformerWrapper.from_config(net.config.model_copy(update={"logits_dim": 5}))
     with pytest.raises(InputError, match="logits_dim=5 differs from num_tokens=29"):
