@@ -1,4 +1,4 @@
-"""Caches that outlive a call: going on from them, past max_seq_len, and what is refused before anything is computed."""
+"""Caches that outlive a call: continuing from them, beyond max_seq_len, and what is rejected before any computation."""
 
 import pytest
 import torch
@@ -147,7 +147,7 @@ def test_a_table_refuses_to_be_passed_and_serves_up_to_its_last_row(restrict: bo
     with pytest.raises(InputError, match="10 tokens"):
         wrapper.generate(ids(2, 5), 5, restrict_to_max_seq_len=restrict, return_cache=True)
     assert not calls
-    wrapper.generate(ids(2, 5), 5, restrict_to_max_seq_len=restrict)  # the tenth token is drawn and never read
+    wrapper.generate(ids(2, 5), 5, restrict_to_max_seq_len=restrict)  # the tenth token is drawn and never fed
     _, cache = wrapper.generate(ids(2, 5), 4, restrict_to_max_seq_len=restrict, return_cache=True)
     with pytest.raises(InputError, match="positions end at 9"):
         wrapper.generate(ids(2, 1), 1, restrict_to_max_seq_len=restrict, cache=cache)

@@ -1,4 +1,4 @@
-"""Calls of generate and stream that cannot work, each refused with the value, the reason and the way out."""
+"""Invalid calls of generate and stream, each rejected with the value, the reason and the way out."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The draw of a token against its distribution, the repetition penalty, and that no value is read back to the host."""
+"""The draw of a token against its distribution, the repetition penalty, and that no step forces a device sync."""
 
 import math
 
@@ -107,7 +107,9 @@ def test_the_draw_follows_the_softmax(temperature: float, dtype: torch.dtype) ->
     probs = (ROW.to(dtype).double() / temperature).softmax(-1)
     statistic = chi_square(draw(temperature, dtype=dtype), probs)
     assert statistic < 27.86  # 0.9999 quantile, 6 degrees of freedom
-    assert chi_square(draw(temperature, dtype=dtype), probs.roll(1).where(probs > 0, 0) + 1e-9) > 1000  # it can tell
+    assert (
+        chi_square(draw(temperature, dtype=dtype), probs.roll(1).where(probs > 0, 0) + 1e-9) > 1000
+    )  # the test can tell
 
 
 def test_filters_see_the_logits_before_the_temperature() -> None:

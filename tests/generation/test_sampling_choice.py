@@ -1,4 +1,4 @@
-"""Choosing logits filters by name, as functions or as a list of both, and the words of a refusal."""
+"""Logits filters by name, as functions or as a list of both, and the messages of invalid choices."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_a_registered_filter_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("top_q", {}), "unknown filter 'top_q'; did you mean 'top_p'?"),
         ((3, {}), "3 is not a filter; pass a function or one of top_k, top_p, min_p, top_a, typical"),
@@ -89,10 +89,10 @@ def test_a_registered_filter_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -
         ),
     ],
 )
-def test_a_wrong_choice_is_refused_in_words(arguments: tuple, said: str) -> None:
+def test_an_invalid_choice_is_rejected_with_a_message(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match="invalid logits filters:") as refusal:
         resolve_filters(*arguments)
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)
     assert len(str(refusal.value).splitlines()) == 2, "one problem, one line"
 
 
@@ -101,10 +101,10 @@ def test_all_problems_are_named_at_once() -> None:
         resolve_filters(
             ["topk", "top_p", 3, "min_p"], {"top_p": {"thres": 2, "k": 1}, "min_p": {"min_p": -1}, "mass": {}}
         )
-    said = str(refusal.value)
+    message = str(refusal.value)
     for word in ("unknown filter 'topk'", "thres=2", "no option 'k'", "3 is not a filter", "min_p=-1", "has 'mass'"):
-        assert word in said
-    assert len(said.splitlines()) == 7
+        assert word in message
+    assert len(message.splitlines()) == 7
 
 
 @pytest.mark.parametrize(
