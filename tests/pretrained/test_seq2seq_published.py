@@ -252,6 +252,6 @@ def test_sides_that_do_not_fit():
             XTransformer.from_config(config.model_copy(update={"decoder": decoder}))
     more = config.decoder.model_copy(update={"num_tokens": 68})
     with pytest.raises(
-        IncompatibleConfig, match=r"tie_token_emb=True shares one table, and the decoder's is \[68, 32\]"
+        IncompatibleConfig, match=r"tie_token_emb=True shares one table, but the decoder's is \[68, 32\]"
     ):
         XTransformer.from_config(config.model_copy(update={"decoder": more}))

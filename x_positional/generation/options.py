@@ -121,6 +121,7 @@ def parameters_of(
     checked and described in the class alone.
     """
     fields = list(inspect.signature(options).parameters.values())
+    descriptions = inspect.cleandoc(DecodeOptions.__doc__ or "").partition("\n\n")[2]
 
     def decorate(method: Callable[[Model, Options], Result]) -> Callable[Concatenate[Model, Parameters], Result]:
         @functools.wraps(method)
@@ -130,7 +131,7 @@ def parameters_of(
         own = inspect.signature(method)
         first = next(iter(own.parameters.values()))
         call.__signature__ = own.replace(parameters=[first, *fields])  # type: ignore[attr-defined]
-        call.__doc__ = f"{inspect.getdoc(method)}\n\n{inspect.getdoc(DecodeOptions)}"
+        call.__doc__ = f"{inspect.getdoc(method)}\n\n{descriptions}"
         return call
 
     return decorate

@@ -115,7 +115,7 @@ class AutoregressiveWrapper(nn.Module):
             The new tokens [B N] ([N] for one prompt [T]); with `return_cache=True` also the cache, to pass as `cache`.
 
         Raises:
-            InputError, PositionError, CacheError, ArgumentError: All before anything is computed.
+            InputError, PositionError, CacheError, ArgumentError: Before anything is computed.
         """
         loop = DecodeLoop(self.net, options, self.pad_value)
         tokens = loop.generate()
