@@ -18,7 +18,7 @@ LAYOUT = {
     # What a folder of the package may import from other folders, from the ground up, as docs/architecture.md draws it.
     "errors": "",
     "schemes": "errors",
-    "attention": "errors schemes modules",
+    "attention": "errors schemes",
     "modules": "errors schemes attention",
     "generation": "errors schemes attention",
     "config": "errors schemes attention modules",
