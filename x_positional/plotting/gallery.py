@@ -15,7 +15,7 @@ from x_positional.plotting.embeddings import embeds
 from x_positional.plotting.page import Section, render
 from x_positional.plotting.part import Part, parts_of
 from x_positional.plotting.rotation import rotates
-from x_positional.training.progress import Track, silent
+from x_positional.progress import Track, silent
 
 PAGE = "index.html"
 NOTHING = "This scheme changes no embedding, query, key or score, so there is nothing to draw."
