@@ -91,5 +91,5 @@ def test_a_mistake_is_answered_in_words_with_exit_code_2(
 def test_without_matplotlib_it_says_what_to_install(plot: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _, err = plot("config.yaml")
-    assert (code, err) == (2, "error: pictures need matplotlib: pip install 'x-positional[train]'\n")
+    assert (code, err) == (2, "error: plots need matplotlib: pip install 'x-positional[train]'\n")
     assert not (tmp_path / "plots").exists()

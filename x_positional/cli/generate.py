@@ -168,7 +168,7 @@ def load_net(checkpoint: Checkpoint, device: str) -> TransformerWrapper:
     try:
         return net.to(device).eval()
     except (RuntimeError, AssertionError) as error:  # torch raises either for an unavailable device
-        raise UserError(f"--device {device} is unavailable: {error}") from error
+        raise UserError(f"--device {device} cannot be used: {error}") from error
 
 
 def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:

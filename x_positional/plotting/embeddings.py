@@ -1,4 +1,4 @@
-"""What a scheme adds to token embeddings, asked from its hook.
+"""What a scheme adds to token embeddings, measured by calling its hook.
 
 T positions, M model dim.
 """
@@ -7,22 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from x_positional.plotting.part import Part
+from x_positional.plotting.schemes import PlottedScheme
 
 
-def embeds(part: Part) -> bool:
-    """Whether it adds anything to embeddings."""
-    return part.scheme.overrides("embed")
+def embeds(plotted: PlottedScheme) -> bool:
+    """Whether the scheme adds to embeddings."""
+    return plotted.scheme.overrides("embed")
 
 
 @torch.no_grad()
-def table(part: Part, positions: int) -> Tensor:
-    """[T M]: what is added at positions 0, 1, 2, ..."""
-    zeros = torch.zeros(1, positions, part.dims.embed_dim)
-    return part.scheme.embed(zeros, part.subject.place(torch.arange(positions)))[0]
+def table(plotted: PlottedScheme, positions: int) -> Tensor:
+    """[T M]: what is added at positions 0 to T - 1."""
+    zeros = torch.zeros(1, positions, plotted.dims.embed_dim)
+    return plotted.scheme.embed(zeros, plotted.probe.on_axes(torch.arange(positions)))[0]
 
 
 def similarity(rows: Tensor) -> Tensor:
-    """[T M] -> [T T] cosines between rows."""
+    """[T M] -> [T T]: cosine similarity of the rows."""
     rows = F.normalize(rows.double(), dim=-1)
     return (rows @ rows.mT).float()
