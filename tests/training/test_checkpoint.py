@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, hold no pickle, and say what is wrong with them."""
+"""Checkpoints are complete or absent, contain no pickle, and report what is wrong with them."""
 
 import json
 from pathlib import Path

@@ -83,8 +83,8 @@ def _plain(name: str, tokens: Tensor) -> VerifyCase:
 def _padded(ids: _Ids, length: int, *, left: bool) -> VerifyCase:
     """Rows of three lengths. With left padding, transformers also gets the positions that follow from the mask."""
     lengths = torch.tensor([length, max(1, length - 5), max(1, length // 4)])[:, None]
-    places = torch.arange(length)
-    mask = places >= length - lengths if left else places < lengths
+    index = torch.arange(length)
+    mask = index >= length - lengths if left else index < lengths
     tokens = torch.where(mask, ids.draw(3, length), ids.pad)
     inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask.long(), "use_cache": False}
     if left:
@@ -138,9 +138,8 @@ def _past(config: Any, ids: _Ids, max_tokens: int) -> VerifyCase:
     if length > min(max_tokens, config.max_seq_len):
         if config.max_seq_len >= length:
             return VerifyCase(name, note=f"the window is {max(windows)} tokens: --max-tokens {length} runs it")
-        return VerifyCase(
-            name, note=f"the window of {max(windows)} tokens reaches past max_seq_len={config.max_seq_len}"
-        )
+        note = f"testing the window of {max(windows)} tokens needs {length}, more than max_seq_len={config.max_seq_len}"
+        return VerifyCase(name, note=note)
     return _plain(name, ids.draw(1, length))
 
 

@@ -49,7 +49,7 @@ def draw_map(plotted: PlottedScheme) -> Picture:
     drawn.supylabel("query position", fontsize=10)
     drawn.colorbar(images[0], ax=grid, label="bias added to the score (logits)")
     return Picture(
-        f"{plotted.name}-bias-map", "Bias by query and key", _about_map(plotted, added, len(heads)), png(drawn)
+        f"{plotted.name}-bias-map", "Bias by query and key", _map_caption(plotted, added, len(heads)), png(drawn)
     )
 
 
@@ -76,22 +76,25 @@ def draw_curves(plotted: PlottedScheme) -> Picture:
     mark_lengths(panels[1], plotted.marks)
     drawn.legend(*panels[1].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     return Picture(
-        f"{plotted.name}-bias-distance", "Bias by distance", _about_curves(plotted, ranges[1], measured[1]), png(drawn)
+        f"{plotted.name}-bias-distance",
+        "Bias by distance",
+        _curves_caption(plotted, ranges[1], measured[1]),
+        png(drawn),
     )
 
 
-def _about_map(plotted: PlottedScheme, added: ScoreBias, shown: int) -> str:
+def _map_caption(plotted: PlottedScheme, added: ScoreBias, shown: int) -> str:
     values, count = added.values, plotted.dims.heads
     low, high = (float(bound) for bound in values[values.isfinite()].aminmax())
     heads = f"{shown} of {count} heads" if shown < count else f"{count} head{'s' if count > 1 else ''}"
     masked = "; masked keys are grey" if values.isnan().any() else ""
     return (
         f"What is added to the attention score of each query (row) and key (column), for {heads}: {low:.3g} to "
-        f"{high:.3g} logits{masked}.{_origin(plotted, added)}"
+        f"{high:.3g} logits{masked}.{_measurement_note(plotted, added)}"
     )
 
 
-def _about_curves(plotted: PlottedScheme, distances: Tensor, added: ScoreBias) -> str:
+def _curves_caption(plotted: PlottedScheme, distances: Tensor, added: ScoreBias) -> str:
     at = nearest(distances, plotted.trained)
     low, high = (float(bound) for bound in added.values[:, at].aminmax())
     bias = f"{low:.3g} logits" if plotted.dims.heads == 1 else f"{low:.3g} to {high:.3g} logits, depending on the head"
@@ -99,7 +102,7 @@ def _about_curves(plotted: PlottedScheme, distances: Tensor, added: ScoreBias) -
     flat = _constant_from(distances, added.values)
     if flat is not None:
         text += f" It is constant from distance {flat}: the scheme cannot tell keys farther away apart."
-    return text + _origin(plotted, added)
+    return text + _measurement_note(plotted, added)
 
 
 def _constant_from(distances: Tensor, values: Tensor) -> int | None:
@@ -110,7 +113,7 @@ def _constant_from(distances: Tensor, values: Tensor) -> int | None:
     return int(distances[int(changes[-1]) + 1])
 
 
-def _origin(plotted: PlottedScheme, added: ScoreBias) -> str:
+def _measurement_note(plotted: PlottedScheme, added: ScoreBias) -> str:
     """Which parameters and content the values were measured with."""
     text = ""
     if added.content_dependent:

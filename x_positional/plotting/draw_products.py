@@ -43,11 +43,11 @@ def draw_products(plotted: PlottedScheme) -> Picture:
     panels = drawn.subplots(1, 2, sharey=True)
     for axes, distances in zip(panels, _ranges(plotted), strict=True):
         found = products(plotted.probe, distances)
-        _lines(axes, distances, found)
-        _frame(axes, plotted, distances)
+        _plot_products(axes, distances, found)
+        _style(axes, plotted, distances)
     panels[0].set_ylabel("query · key (before the softmax scale)")
     _legend(drawn, panels[1], plotted)
-    caption = _about(plotted, distances, found)
+    caption = _caption(plotted, distances, found)
     return Picture(f"{plotted.name}-products", "Product of query and key by distance", caption, png(drawn))
 
 
@@ -62,7 +62,7 @@ def draw_bound(plotted: PlottedScheme) -> Picture | None:
         limit = upper_bound(plotted.probe, pairs, distances, plotted.horizon + 1)
         axes.plot(distances.numpy(), limit.numpy(), color=GREEN, linewidth=1.3, label="mean of |S_1| .. |S_P|")
         axes.set_ylim(bottom=0)
-        _frame(axes, plotted, distances)
+        _style(axes, plotted, distances)
     panels[0].set_ylabel("upper bound")
     _legend(drawn, panels[1], plotted)
     at = nearest(distances, plotted.trained)
@@ -80,7 +80,7 @@ def _ranges(plotted: PlottedScheme) -> tuple[Tensor, Tensor]:
     return distance_grid(near, COUNT), distance_grid(plotted.horizon, COUNT)
 
 
-def _frame(axes: Axes, plotted: PlottedScheme, distances: Tensor) -> None:
+def _style(axes: Axes, plotted: PlottedScheme, distances: Tensor) -> None:
     far = int(distances.max())
     axes.set_xlim(0, 1.02 * far)
     style(axes, xlabel="distance", title="all distances" if far == plotted.horizon else "short distances")
@@ -91,7 +91,7 @@ def _legend(drawn: Figure, axes: Axes, plotted: PlottedScheme) -> None:
     drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 
 
-def _lines(axes: Axes, distances: Tensor, found: Products) -> None:
+def _plot_products(axes: Axes, distances: Tensor, found: Products) -> None:
     head = most_varying(found)
     x, low, high = distances.numpy(), found.low[head].numpy(), found.high[head].numpy()
     axes.fill_between(x, low, high, color=FAINT_BLUE, linewidth=0, label="random q and k: 10th to 90th percentile")
@@ -111,7 +111,7 @@ def _heads(group: list[int]) -> str:
     return f"heads {first} to {last}" if last - first == len(group) - 1 else f"head {first} and {len(group) - 1} more"
 
 
-def _kinds(count: int) -> str:
+def _omitted_groups(count: int) -> str:
     return "" if count <= len(GROUP_COLOURS) else f" Of {count} groups of heads, {len(GROUP_COLOURS)} are shown."
 
 
@@ -120,12 +120,12 @@ def most_varying(found: Products) -> int:
     return int((found.equal.amax(-1) - found.equal.amin(-1)).argmax())
 
 
-def _about(plotted: PlottedScheme, distances: Tensor, found: Products) -> str:
+def _caption(plotted: PlottedScheme, distances: Tensor, found: Products) -> str:
     head = most_varying(found)
     equal, mean, at = found.equal[head], found.mean[head], nearest(distances, plotted.trained)
     return (
         f"The product of an equal query and key of unit length is {float(equal[0]):.3g} at distance 0, {float(equal[at]):.3g} "
         f"at distance {int(distances[at])}, and averages {float(equal[at:].mean()):.3g} beyond. For random ones the mean is "
         f"{float(mean[0]):.2g} at distance 0 and {float(mean[at:].mean()):.2g} beyond distance {int(distances[at])}."
-        f"{_kinds(len(equal_heads(found.equal)))}{plotted.learned_note}"
+        f"{_omitted_groups(len(equal_heads(found.equal)))}{plotted.learned_note}"
     )

@@ -34,7 +34,9 @@ def draw_cos_sin(plotted: PlottedScheme) -> Picture | None:
         axes.set(xlabel="query channel", title=title)
     panels[0].set_ylabel("position")
     drawn.colorbar(images[0], ax=panels, label="relative to position 0")
-    return Picture(f"{plotted.name}-cos-sin", "Cosine and sine by position", _about_tables(plotted, pairs), png(drawn))
+    return Picture(
+        f"{plotted.name}-cos-sin", "Cosine and sine by position", _cos_sin_caption(plotted, pairs), png(drawn)
+    )
 
 
 def draw_wavelengths(plotted: PlottedScheme) -> Picture | None:
@@ -45,7 +47,7 @@ def draw_wavelengths(plotted: PlottedScheme) -> Picture | None:
     drawn = figure(8.6, 4.4)
     axes = drawn.subplots()
     length, then = plotted.horizon + 1, ""
-    before, after = as_trained(plotted, pairs), wavelengths(plotted.probe, pairs, length)
+    before, after = trained_wavelengths(plotted, pairs), wavelengths(plotted.probe, pairs, length)
     if plotted.unscaled is not None and (all_before := find_pairs(plotted.unscaled, length)) is not None:
         then = " before scaling"
         waves = wavelengths(plotted.unscaled, all_before, length).numpy()
@@ -65,11 +67,11 @@ def draw_wavelengths(plotted: PlottedScheme) -> Picture | None:
     mark_lengths(axes, plotted.marks, vertical=False)
     style(axes, xlabel="first channel of the pair", ylabel="wavelength (positions per turn)")
     drawn.legend(loc="outside right center", frameon=False, fontsize=8)
-    caption = _about_wavelengths(plotted, pairs, before, after)
+    caption = _wavelengths_caption(plotted, pairs, before, after)
     return Picture(f"{plotted.name}-wavelengths", "Wavelengths", caption, png(drawn))
 
 
-def as_trained(plotted: PlottedScheme, pairs: Pairs) -> Tensor:
+def trained_wavelengths(plotted: PlottedScheme, pairs: Pairs) -> Tensor:
     """[P] wavelengths of these pairs before RoPE scaling."""
     length = plotted.horizon + 1
     found = None if plotted.unscaled is None else find_pairs(plotted.unscaled, length)
@@ -89,7 +91,7 @@ def first_channels(pairs: Pairs) -> Tensor:
     return torch.tensor([channels[0] for channels in pairs.inputs])
 
 
-def _about_tables(plotted: PlottedScheme, pairs: Pairs) -> str:
+def _cos_sin_caption(plotted: PlottedScheme, pairs: Pairs) -> str:
     count = plotted.dims.head_dim - len(pairs.unrotated)
     rest = f"; the other {len(pairs.unrotated)} are not rotated" if pairs.unrotated else ""
     head = f" of head {pairs.head + 1}" if plotted.dims.heads > 1 else ""
@@ -99,7 +101,7 @@ def _about_tables(plotted: PlottedScheme, pairs: Pairs) -> str:
     )
 
 
-def _about_wavelengths(plotted: PlottedScheme, pairs: Pairs, before: Tensor, after: Tensor) -> str:
+def _wavelengths_caption(plotted: PlottedScheme, pairs: Pairs, before: Tensor, after: Tensor) -> str:
     text = _coverage(plotted, before, after)
     text += f" Wavelengths range from {float(after.min()):.3g} to {float(after.max()):.3g} positions."
     if plotted.unscaled is not None and not plotted.scheme.capabilities().prefix_consistent:

@@ -8,10 +8,9 @@ from x_positional.config.layers import LayersConfig
 from x_positional.plotting.biases import adds_bias
 from x_positional.plotting.canvas import Picture, figure
 from x_positional.plotting.draw_biases import draw_curves, draw_map
-from x_positional.plotting.draw_embeddings import draw_similarity, draw_table
+from x_positional.plotting.draw_embeddings import draw_similarity, draw_table, embeds
 from x_positional.plotting.draw_products import draw_bound, draw_products
 from x_positional.plotting.draw_rotation import draw_cos_sin, draw_wavelengths
-from x_positional.plotting.embeddings import embeds
 from x_positional.plotting.page import Section, render
 from x_positional.plotting.rotation import rotates
 from x_positional.plotting.schemes import PlottedScheme, plotted_schemes

@@ -63,8 +63,8 @@ def _spread(values: Tensor) -> Tensor:
 def upper_bound(probe: Probe, pairs: Pairs, distances: Tensor, length: int) -> Tensor:
     """[N]: the mean of |S_1|, ..., |S_P| at each distance, where S_j is the sum of the phasors of the first j pairs.
 
-    It bounds the product of any query and key whose neighbouring pairs differ by at most 1 / P (Su et al. 2021,
-    arXiv:2104.09864, section 3.4.3).
+    It bounds the product of any query and key, if the products of neighbouring pairs differ by at most 1 / P (Su et al.
+    2021, arXiv:2104.09864, section 3.4.3).
     """
     return phasors(probe, pairs, distances, length).cumsum(-1).abs().mean(-1).float()
 
