@@ -42,7 +42,7 @@ def plot_model(fields: Mapping[str, Any], problems: Sequence[str], source: Path,
         layers,
         length,
         out or FOLDER / name,
-        title=f"Positions of {name}",
+        title=f"Position schemes of {name}",
         embed_dim=embed_dim,
         track=progress_bars(Console()),
     )
