@@ -40,7 +40,7 @@ class T5Bias(DistanceScheme):
 
     def __init__(self, heads: int, causal: bool, num_buckets: int = 32, max_distance: int = 128, scale: float = 1.0):
         super().__init__(heads)
-        self.causal_only = causal  # type: ignore[misc]
+        self.causal_only = causal
         self.num_buckets, self.max_distance, self.scale = num_buckets, max_distance, scale
         self.table = nn.Parameter(torch.randn(num_buckets, heads) * 0.02)
 

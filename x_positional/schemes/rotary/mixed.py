@@ -30,7 +30,7 @@ class MixedEmbedding(Turning):
         self, width: int, heads: int, kv_heads: int, axes: int = 2, *, theta: float = 10.0, interleaved: bool = False
     ):
         super().__init__(width, interleaved=interleaved)
-        self.max_axes = axes  # type: ignore[misc]
+        self.max_axes = axes
         self.theta, self.share = theta, heads // kv_heads
         self.rate = nn.Parameter(torch.empty(kv_heads, width // 2, axes))
         self.reset_parameters()

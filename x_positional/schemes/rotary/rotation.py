@@ -122,12 +122,12 @@ class RopeEmbedding(Turning):
         self.scaling = scaling or DefaultRope()
         self.usual_length = self.scaling.usual_length  # asked once: a compiled pass cannot look it up
         if self.scaling.follows_length:  # a longer text turns its old keys otherwise
-            self.kv_cacheable = self.prefix_consistent = False  # type: ignore[misc]
-            self.absolute = True  # type: ignore[misc]
-        self.takes_final_length = self.scaling.takes_final_length  # type: ignore[misc]
+            self.kv_cacheable = self.prefix_consistent = False
+            self.absolute = True
+        self.takes_final_length = self.scaling.takes_final_length
         self.places: Places = ()
         if sections is not None:
-            self.max_axes, self.places = len(sections), places_of(sections, section_order)  # type: ignore[misc]
+            self.max_axes, self.places = len(sections), places_of(sections, section_order)
         self.log_stretch = nn.Parameter(torch.zeros(width // 2)) if learned else None
 
     @property
