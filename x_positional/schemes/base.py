@@ -96,7 +96,7 @@ class Capabilities:
     @classmethod
     def combined(cls, parts: Sequence["Capabilities"]) -> "Capabilities":
         """What schemes can do together, in one layer or in the layers of one stack."""
-        acts_on = tuple(place for place in HOOKS if any(place in p.acts_on for p in parts))
+        acts_on: tuple[ActsOn, ...] = tuple(place for place in HOOKS if any(place in p.acts_on for p in parts))
         return cls(
             acts_on=acts_on,
             kernel=_kernel(acts_on),
@@ -221,7 +221,7 @@ class PositionScheme(nn.Module):
 
     def capabilities(self) -> Capabilities:
         """What this instance can do. `acts_on` and `kernel` follow from the overridden hooks."""
-        acts_on = tuple(place for place, hooks in HOOKS.items() if any(map(self.overrides, hooks)))
+        acts_on: tuple[ActsOn, ...] = tuple(place for place, hooks in HOOKS.items() if any(map(self.overrides, hooks)))
         reads = any(map(self.overrides, ("embed", "tables", "bias")))
         return Capabilities(
             acts_on=acts_on,

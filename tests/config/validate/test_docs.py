@@ -157,6 +157,6 @@ def test_a_table_without_a_length_waits() -> None:
     from x_positional.errors import PositionError
 
     layers = Decoder(dim=16, depth=2, heads=2, position="absolute")
-    assert any("no length was named" in error for error in check(layers).errors)
-    with pytest.raises(PositionError, match="no length was named"):
+    assert any("no length is set" in error for error in check(layers).errors)
+    with pytest.raises(PositionError, match="no length is set"):
         layers(torch.zeros(1, 3, 16))

@@ -63,7 +63,7 @@ def test_names_types_and_rules_come_together() -> None:
         "layers.position[1]='ropee': no position scheme named 'ropee'; did you mean 'rope'?",
         "heads=2 must be a multiple of kv_heads=5",
         "norm.bias=True with norm.kind='rms'",
-        "rope: 7 channels of each head would turn",
+        "rope: rotary width is 7",
         "tie_embedding=True reads the logits off the embedding matrix, whose rows are emb_dim=8 wide",
         "backend='sdpa' cannot run this: scaled_dot_product_attention has no place for a soft cap",
     )
@@ -279,7 +279,7 @@ def test_a_scheme_that_cannot_be_built_is_an_error() -> None:
     report = check(**SIZES, position=["halting", {"kind": "rope", "dim": 3}])
     assert report.errors == [
         "halting cannot be built: KeyError: 'no such table'",
-        "rope: 3 channels of each head would turn; it must be an even number from 2 to head_dim=16. Set dim or fraction.",
+        "rope: rotary width is 3; RoPE rotates pairs, so it must be an even number from 2 to head_dim=16. Set dim or fraction.",
     ]
 
 
