@@ -5,6 +5,7 @@ Run from the repository root: python docs/generate/schemes.py
 
 import ast
 import inspect
+from itertools import pairwise
 from pathlib import Path
 
 from x_positional.attention.backends import obstacles
@@ -120,7 +121,7 @@ def field_docs(config: type[SchemeConfig]) -> dict[str, str]:
             continue
         body = ast.parse(inspect.getsource(cls)).body[0]
         statements = body.body if isinstance(body, ast.ClassDef) else []
-        for field, text in zip(statements, statements[1:], strict=False):
+        for field, text in pairwise(statements):
             documented = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and documented:
                 docs[field.target.id] = " ".join(str(text.value.value).split())
