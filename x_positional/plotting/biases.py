@@ -33,6 +33,11 @@ class Added:
     stirred: bool
 
 
+def adds(scheme: PositionScheme) -> bool:
+    """Whether it adds anything to scores."""
+    return scheme.overrides("bias") or reads_content(scheme)
+
+
 def reads_content(scheme: PositionScheme) -> bool:
     """Whether what it adds depends on queries, keys or inputs."""
     return any(map(scheme.overrides, CONTENT_HOOKS))

@@ -10,6 +10,11 @@ from torch import Tensor
 from x_positional.plotting.part import Part
 
 
+def embeds(part: Part) -> bool:
+    """Whether it adds anything to embeddings."""
+    return part.scheme.overrides("embed")
+
+
 @torch.no_grad()
 def table(part: Part, positions: int) -> Tensor:
     """[T M]: what is added at positions 0, 1, 2, ..."""

@@ -1,30 +1,32 @@
-"""Which pictures a scheme gets, by what it acts on, and all of them as files."""
+"""Which pictures a scheme gets, by the hooks it overrides, and all of them as files."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from x_positional.config.layers import LayersConfig
+from x_positional.plotting.biases import adds
 from x_positional.plotting.canvas import Picture, figure
 from x_positional.plotting.draw_biases import draw_curves, draw_map
 from x_positional.plotting.draw_embeddings import draw_similarity, draw_table
 from x_positional.plotting.draw_products import draw_bound, draw_products
 from x_positional.plotting.draw_rotation import draw_cos_sin, draw_wavelengths
+from x_positional.plotting.embeddings import embeds
 from x_positional.plotting.page import Section, render
 from x_positional.plotting.part import Part, parts_of
-from x_positional.schemes.base import ActsOn
+from x_positional.plotting.rotation import rotates
 from x_positional.training.progress import Track, silent
 
 PAGE = "index.html"
 NOTHING = "This scheme changes no embedding, query, key or score, so there is nothing to draw."
 
 Draw = Callable[[Part], Picture | None]
-DRAWN: tuple[tuple[frozenset[ActsOn], tuple[Draw, ...]], ...] = (
-    (frozenset({"embeddings"}), (draw_table, draw_similarity)),
-    (frozenset({"queries", "keys"}), (draw_products, draw_bound, draw_cos_sin, draw_wavelengths)),
-    (frozenset({"bias", "rows"}), (draw_map, draw_curves)),
+DRAWN: tuple[tuple[Callable[[Part], bool], tuple[Draw, ...]], ...] = (
+    (embeds, (draw_table, draw_similarity)),
+    (lambda part: rotates(part.scheme), (draw_products, draw_bound, draw_cos_sin, draw_wavelengths)),
+    (lambda part: adds(part.scheme), (draw_map, draw_curves)),
 )
-"""The pictures of a scheme that acts on any of these."""
+"""What a scheme does, and the pictures of it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def draw(
     """
     figure(1, 1)
     parts = parts_of(layers, max_seq_len, embed_dim)
-    work = [(part, one) for part in parts for one in _pictures(part)]
+    work = [(part, one) for part in parts for does, pictures in DRAWN if does(part) for one in pictures]
     drawn = [(part, one(part)) for part, one in track(work, "drawing")]
     by_part = {part.name: [p for owner, p in drawn if owner is part and p is not None] for part in parts}
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,11 +64,6 @@ def draw(
     page = folder / PAGE
     page.write_text(render(title, _facts(layers, max_seq_len), sections), encoding="utf-8")
     return Gallery(page, files)
-
-
-def _pictures(part: Part) -> list[Draw]:
-    acts_on = part.scheme.capabilities().acts_on
-    return [one for places, pictures in DRAWN if places.intersection(acts_on) for one in pictures]
 
 
 def _section(part: Part, pictures: list[Picture]) -> Section:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from x_positional.plotting.part import Subject
+from x_positional.schemes.base import PositionScheme
 
 STEP = 2.0**-6
 """Between two positions, where fractions are allowed: no pair turns more than half way."""
@@ -27,6 +28,11 @@ class Pairs:
     own: tuple[int, ...]
     partner: tuple[int, ...]
     still: tuple[int, ...]
+
+
+def rotates(scheme: PositionScheme) -> bool:
+    """Whether it changes queries or keys."""
+    return scheme.overrides("rotate_q") or scheme.overrides("rotate_k")
 
 
 def tables_at(subject: Subject, positions: Tensor, lengths: Tensor) -> Any:
