@@ -87,6 +87,11 @@ class SchemeConfig(NamedConfig):
     needs_wrapper: ClassVar[bool] = False
     """Depends on the wrapper's max_seq_len or embedding width, so it is rebuilt when the layers are wrapped."""
 
+    @property
+    def label(self) -> str:
+        """What messages call it: the name in `position=`, or the class of an instance."""
+        return self.kind
+
     def build(self, dims: Dims) -> PositionScheme:
         """The scheme, for these sizes."""
         raise TypeError(f"{type(self).__name__} defines no build(dims)")
@@ -123,6 +128,10 @@ class Custom(SchemeConfig):
     scheme: Any
     """The `PositionScheme` instance."""
     summary: ClassVar[str] = "your own `PositionScheme` instance"
+
+    @property
+    def label(self) -> str:
+        return type(self.scheme).__name__
 
     def build(self, dims: Dims) -> PositionScheme:
         return copy.deepcopy(self.scheme) if self.scheme.per_layer else self.scheme
