@@ -166,7 +166,7 @@ class Alibi(SchemeConfig):
                 "alibi: slopes=() gives no head a bias. Remove it for the default slopes, or use position='none'."
             )
         if self.slopes and self.heads and self.heads != len(self.slopes):
-            found.append(f"alibi: heads={self.heads} contradicts {len(self.slopes)} slopes. Set one of them.")
+            found.append(f"alibi: heads={self.heads} contradicts len(slopes)={len(self.slopes)}. Set one of them.")
         if self.slopes and min(self.slopes) <= 0:
             found.append(
                 f"alibi: slopes must be positive, so that the bias falls with distance; the smallest is {min(self.slopes)}."
