@@ -118,3 +118,8 @@ def test_float_positions_count_for_schemes_that_read_positions() -> None:
     assert Capabilities.combined([whole, reading]).continuous
     assert not Capabilities.combined([whole, whole]).continuous
     assert not Capabilities.combined([replace(whole, uses_positions=True), reading]).continuous
+
+
+def test_a_chain_needs_a_scheme() -> None:
+    with pytest.raises(ArgumentError, match="at least one scheme"):
+        Chain()

@@ -16,11 +16,14 @@ from x_positional.schemes.context import add
 class Chain(PositionScheme):
     """Applies the embeddings and rotations of its parts in order and adds their biases; as capable as its weakest part.
 
-    At most one part may have key state, rotate keys, or transform scores. Raises ArgumentError otherwise.
+    At most one part may have key state, one may rotate keys, and one may transform scores. Raises ArgumentError otherwise, and
+    for no parts.
     """
 
     def __init__(self, *parts: PositionScheme):
         super().__init__()
+        if not parts:
+            raise ArgumentError("Chain() needs at least one scheme; for no position scheme use NoPosition().")
         if found := chain_problems(parts):
             raise ArgumentError(" ".join(found))
         self.parts = nn.ModuleList(parts)

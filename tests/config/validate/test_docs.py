@@ -34,7 +34,11 @@ def messages() -> list[str]:
         for function in ast.walk(ast.parse(file.read_text())):
             if not isinstance(function, ast.FunctionDef):
                 continue
-            if "schemes" in file.parts and function.name not in ("problems", "warnings", "chain_problems"):
+            if "schemes" in file.relative_to(PACKAGE).parts and function.name not in (
+                "problems",
+                "warnings",
+                "chain_problems",
+            ):
                 continue
             texts = [node.value for node in ast.walk(function) if isinstance(node, ast.Yield)]
             texts += [
