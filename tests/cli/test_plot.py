@@ -66,7 +66,7 @@ def test_a_scheme_without_pictures_has_a_page(plot: Call, tmp_path: Path):
         (["config.yaml", "--position", "rotary"], ["no position scheme named 'rotary'"]),
         (
             ["config.yaml", "--position", "{kind: rope, dim: 7}", "--kv_heads", "2"],
-            ["rope: 7 channels of each head would turn", "kv_heads=2"],
+            ["rope: rotary width is 7", "kv_heads=2"],
         ),
         (["config.yaml", "--position", "[rope, xpos]"], ["more than one rotates"]),
         (["config.yaml", "stray"], ["'stray' stands alone"]),

@@ -59,7 +59,15 @@ def test_yaml_python_and_config_json_mean_the_same(page: Path):
 @pytest.mark.parametrize("page", VARIANTS, ids=lambda page: page.stem)
 def test_a_page_is_short_and_has_every_part(page: Path):
     text = page.read_text("utf-8")
-    parts = ("Formula.", "When.", "Cost.", "Past the trained length.", "Here.", "In a `config.json`.", "Source.")
+    parts = (
+        "Formula.",
+        "When to use it.",
+        "Cost.",
+        "Past the trained length.",
+        "Usage.",
+        "In a `config.json`.",
+        "Source.",
+    )
     places = [text.index(f"**{part}**") for part in parts]
     assert places == sorted(places)
     assert len(text.splitlines()) < 80

@@ -37,10 +37,10 @@ REFUSED = {
     "muse_spark_text": "layer_rope_theta",
     "nanochat": "the other way round",
     "hunyuan_vl_text": "splits channels",
-    "glm4v_moe_text": "10 pairs turn",
-    "glm4v_text": "64 pairs turn",
-    "glm_image_text": "64 pairs turn",
-    "qwen3_omni_moe_text": "36 pairs turn",
+    "glm4v_moe_text": "there are 10 pairs",
+    "glm4v_text": "there are 64 pairs",
+    "glm_image_text": "there are 64 pairs",
+    "qwen3_omni_moe_text": "there are 36 pairs",
 }
 """What one rotation cannot say, besides images; and default sizes that the family's usual sections do not split."""
 UNWRITABLE = {"ernie4_5_vl_moe_text"}

@@ -262,7 +262,7 @@ BAD: list[tuple[Dict, list[str]]] = [
     ),
     (
         {"rope_type": "longrope", "original_max_position_embeddings": 64, "factor": 2.0, **LISTS},
-        ["short_factor has 2 numbers, and width 32 has 16 pairs", "long_factor has 2 numbers"],
+        ["short_factor has 2 numbers; width 32 has 16 pairs", "long_factor has 2 numbers"],
     ),
 ]
 

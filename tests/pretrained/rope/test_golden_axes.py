@@ -145,7 +145,7 @@ def test_there_and_back(order: str) -> None:
         ({"type": "mrope", "mrope_section": [16, True, 24]}, "two or more whole numbers"),
         (
             {"head_dim": 64, "rope_parameters": {"type": "mrope", "mrope_section": [16, 24, 24]}},
-            "sum to 64, and 32 pairs turn",
+            "sum to 64, and there are 32 pairs",
         ),
         (
             {"head_dim": 128, "rope_parameters": {"mrope_section": [16, 24, 24], "mrope_interleaved": True}},
