@@ -163,7 +163,7 @@ KNOWN: dict[str, Known] = {
     XT + "TokenEmbedding": _known(_same("l2norm_embed"), parts="emb"),
     XT + "AbsolutePositionalEmbedding": _known(parts="emb scale", rest="max_seq_len l2norm_embed"),
     XT + "ScaledSinusoidalEmbedding": _known(parts="inv_freq", rest="scale"),
-    XT + "RopeEmbedding": _known(parts="inv_freq scale interpolation_factor", some="scale_base"),
+    XT + "RotaryEmbedding": _known(parts="inv_freq scale interpolation_factor", some="scale_base"),
     XT + "PolarEmbedding": _known(parts="inv_freq", rest="learned_bias"),
     XT + "RelativePositionBias": _known(
         {"num_buckets": "rel_pos_num_buckets", "max_distance": "rel_pos_max_distance"},
@@ -172,7 +172,7 @@ KNOWN: dict[str, Known] = {
     ),
     XT + "DynamicPositionBias": _known({"log_distance": "dynamic_pos_bias_log_distance"}, parts="mlp"),
     XT + "AlibiPositionalBias": _known({"heads": "alibi_num_heads"}, parts="slopes total_heads", rest="bias"),
-    XT + "CopeScores": _known(
+    XT + "CoPE": _known(
         {"max_pos": "cope_max_pos", "soft_onehot": "cope_soft_onehot_pos"},
         {"talking_heads": "cope_talking_heads"},
         rest="soft_onehot_temp pos_emb",
