@@ -27,7 +27,7 @@ transformers.logging.set_verbosity_error()
 
 REFUSED = {
     "deepseek_v4": "compress_rope_theta",
-    "efficientloftr": "share of the head",
+    "efficientloftr": "rotated fraction of a head",
     "granite_swa": "layer_rope_theta",
     "granitemoe_swa": "layer_rope_theta",
     "ministral3": "llama_4_scaling_beta",
@@ -35,12 +35,12 @@ REFUSED = {
     "molmo2_text": "rope_scaling_layers",
     "muse_glimmer_text": "layer_rope_theta",
     "muse_spark_text": "layer_rope_theta",
-    "nanochat": "the other way round",
+    "nanochat": "by the negative angle",
     "hunyuan_vl_text": "splits channels",
-    "glm4v_moe_text": "10 pairs turn",
-    "glm4v_text": "64 pairs turn",
-    "glm_image_text": "64 pairs turn",
-    "qwen3_omni_moe_text": "36 pairs turn",
+    "glm4v_moe_text": "10 pairs",
+    "glm4v_text": "64 pairs",
+    "glm_image_text": "64 pairs",
+    "qwen3_omni_moe_text": "36 pairs",
 }
 """What one rotation cannot say, besides images; and default sizes that the family's usual sections do not split."""
 UNWRITABLE = {"ernie4_5_vl_moe_text"}
@@ -97,7 +97,7 @@ def test_a_family_says_what_its_file_leaves_out() -> None:
     own = configs()
     for name in {*THETA, *LOCAL_GLOBAL} & set(own):
         if name in SCALED:
-            with pytest.raises(RopeError, match="stretches its frequencies by default"):
+            with pytest.raises(RopeError, match="scales its frequencies by default"):
                 from_hf({"model_type": name})
         elif name not in REFUSED:
             assert from_hf({"model_type": name}) == from_hf(own[name]), name

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from x_positional.pretrained.rope import from_hf, inverse_frequencies, to_hf
-from x_positional.pretrained.rope.parameters import COMMON
+from x_positional.pretrained.rope.parameters import COMMON_KEYS
 
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers")
 from transformers import (  # noqa: E402
@@ -162,7 +162,7 @@ def test_every_type_as_it_runs(kind: str) -> None:
         if kind not in ("yarn", "llama3"):
             assert relative(inv_freq, want) <= BOUND, case
             continue
-        common = {key: value for key, value in case[0].items() if key in COMMON} | {"rope_type": "default"}
+        common = {key: value for key, value in case[0].items() if key in COMMON_KEYS} | {"rope_type": "default"}
         plain, _ = inverse_frequencies(common, case[1])
         assert ((inv_freq - want).abs() <= BOUND * plain).all(), case
 
