@@ -243,11 +243,11 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     ),
     (lambda: RotaryEmbedding(4).rotate_queries_and_keys(torch.ones(1, 4), torch.ones(2, 4)), "1 queries for 2 keys"),
     (lambda: RotaryEmbedding(4).get_axial_freqs(2, 3, offsets=(1,)), "1 numbers for 2 axes"),
-    (lambda: RotaryEmbedding(8).rotate_queries_or_keys(torch.ones(3, 6)), "turns 8 channels.*t has 6"),
-    (lambda: RotaryEmbedding(4).rotate_queries_or_keys(torch.ones(3, 6), seq_dim=-1), "seq_dim=-1 is no token axis"),
-    (lambda: RotaryEmbedding(4).rotate_queries_or_keys(torch.ones(3, 6), seq_dim=-3), "seq_dim=-3 is no token axis"),
+    (lambda: RotaryEmbedding(8).rotate_queries_or_keys(torch.ones(3, 6)), "rotates 8 channels.*t has 6"),
+    (lambda: RotaryEmbedding(4).rotate_queries_or_keys(torch.ones(3, 6), seq_dim=-1), "seq_dim=-1 is not a token axis"),
+    (lambda: RotaryEmbedding(4).rotate_queries_or_keys(torch.ones(3, 6), seq_dim=-3), "seq_dim=-3 is not a token axis"),
     (lambda: apply_rotary_emb(torch.ones(3, 4), torch.ones(1, 5, 4)), "3 rows for 5 tokens"),
-    (lambda: apply_rotary_emb(torch.ones(3, 3), torch.ones(3, 4)), "turns 3 channels"),
+    (lambda: apply_rotary_emb(torch.ones(3, 3), torch.ones(3, 4)), "rotates 3 channels"),
     (lambda: apply_rotary_emb(torch.ones(3, 4), torch.ones(3, 6), start_index=3), "start_index=3"),
     (lambda: apply_rotary_emb(torch.ones(3, 4), torch.ones(3, 6), start_index=-1), "start_index=-1"),
 ]
@@ -265,5 +265,5 @@ def test_xpos_refuses_lengths_that_leave_the_range(dtype: torch.dtype, fits: int
     q, k = module.rotate_queries_and_keys(units[:fits], units[:fits])
     assert q.isfinite().all()
     assert k.isfinite().all()
-    with pytest.raises(ValueError, match=f"{breaks} tokens leaves the range of {dtype}.*xpos_scale_base=512"):
+    with pytest.raises(ValueError, match=f"{breaks} tokens overflows {dtype}.*xpos_scale_base=512"):
         module.rotate_queries_and_keys(units, units)

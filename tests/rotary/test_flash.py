@@ -115,7 +115,7 @@ def test_bfloat16_keeps_far_positions(indices: Tensor | None) -> None:
 def test_refuses_with_a_reason(inputs: tuple[Tensor, ...]) -> None:
     q, k, v, _ = inputs
     freqs = RotaryEmbedding(R)(torch.arange(T))
-    with pytest.raises(ValueError, match="give rotary_pos_emb, or cos and sin"):
+    with pytest.raises(ValueError, match="pass rotary_pos_emb, or cos and sin"):
         flash_attn_with_rotary(q, k, v, cos=freqs.cos())
     with pytest.raises(ValueError, match="7 rows of angles for 1 queries and 7 keys"):
         flash_attn_with_rotary(q[:, :, -1:], k, v, rotary_pos_emb=freqs)
