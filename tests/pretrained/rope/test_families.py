@@ -37,10 +37,10 @@ REFUSED = {
     "muse_spark_text": "layer_rope_theta",
     "nanochat": "by the negative angle",
     "hunyuan_vl_text": "splits channels",
-    "glm4v_moe_text": "10 pairs",
-    "glm4v_text": "64 pairs",
-    "glm_image_text": "64 pairs",
-    "qwen3_omni_moe_text": "36 pairs",
+    "glm4v_moe_text": "10 pairs turn",
+    "glm4v_text": "64 pairs turn",
+    "glm_image_text": "64 pairs turn",
+    "qwen3_omni_moe_text": "36 pairs turn",
 }
 """What one rotation cannot say, besides images; and default sizes that the family's usual sections do not split."""
 UNWRITABLE = {"ernie4_5_vl_moe_text"}

@@ -145,7 +145,7 @@ def test_there_and_back(order: str) -> None:
         ({"type": "mrope", "mrope_section": [16, True, 24]}, "two or more positive integers"),
         (
             {"head_dim": 64, "rope_parameters": {"type": "mrope", "mrope_section": [16, 24, 24]}},
-            "sum to 64, .*32 pairs",
+            "sum to 64, and 32 pairs turn",
         ),
         (
             {"head_dim": 128, "rope_parameters": {"mrope_section": [16, 24, 24], "mrope_interleaved": True}},
