@@ -1,4 +1,4 @@
-"""From and to Hugging Face's configs: every older spelling, what is refused, and the way back."""
+"""Reading Hugging Face's configs: every older form, and what is refused."""
 
 from typing import Any
 
@@ -175,7 +175,7 @@ def test_one_for_each_layer_type(config: Dict, parts: tuple[Rope, Rope]) -> None
     assert from_hf(config) == {"sliding_attention": parts[0], "full_attention": parts[1]}
 
 
-def test_nested_dicts_take_what_stands_above_them() -> None:
+def test_nested_dicts_use_top_level_defaults() -> None:
     nested = {"full_attention": YARN, "sliding_attention": {"rope_theta": 2e4, "partial_rotary_factor": 1.0}}
     found = from_hf({"rope_parameters": nested, "rope_theta": 5e5, "partial_rotary_factor": 0.5})
     assert found["full_attention"] == Rope(
@@ -185,7 +185,7 @@ def test_nested_dicts_take_what_stands_above_them() -> None:
 
 
 def test_which_trained_length_counts() -> None:
-    """For dynamic NTK the config's own; elsewhere the one at the top of a flat config, and in a nested one the dict's."""
+    """For dynamic NTK the config's; otherwise the top-level one in a flat config, the dict's own in a nested one."""
     stray = {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 16}
     assert from_hf(LLAMA | {"rope_scaling": stray}).scaling.original_max_position_embeddings == 131_072
     assert from_hf(stray).scaling.original_max_position_embeddings == 16
@@ -202,7 +202,7 @@ def test_a_length_makes_it_fixed() -> None:
     assert from_hf(LLAMA | {"rope_scaling": YARN}, length=99) == from_hf(LLAMA | {"rope_scaling": YARN})
 
 
-def test_keys_that_say_more_than_frequencies() -> None:
+def test_unsupported_keys() -> None:
     sections = {"type": "mrope", "mrope_section": [16, 24, 24]}
     assert inverse_frequencies(sections, 128)[0].shape == (64,)
     assert from_hf(sections, ignore=("mrope_section",)) == Rope()
@@ -268,7 +268,7 @@ BAD: list[tuple[Dict, list[str]]] = [
 
 
 @pytest.mark.parametrize(("parameters", "words"), BAD, ids=[words[0][:40] for _, words in BAD])
-def test_parameters_that_cannot_be(parameters: Dict, words: list[str]) -> None:
+def test_invalid_parameters(parameters: Dict, words: list[str]) -> None:
     """All problems at once, and the same ones from both functions."""
     config = {"rope_parameters": parameters, "hidden_size": 64, "num_attention_heads": 2}
     for call in (lambda: inverse_frequencies(parameters, 32), lambda: from_hf(config)):
@@ -318,7 +318,7 @@ def test_parameters_that_cannot_be(parameters: Dict, words: list[str]) -> None:
         ),
     ],
 )
-def test_configs_that_cannot_be(config: Dict, words: list[str]) -> None:
+def test_invalid_configs(config: Dict, words: list[str]) -> None:
     with pytest.raises(RopeError) as caught:
         from_hf(config)
     assert len(caught.value.problems) == len(words), caught.value

@@ -1,4 +1,4 @@
-"""Frequencies from Hugging Face's dicts against transformers, over random parameters; its known faults the right way round."""
+"""Frequencies from Hugging Face's dicts against transformers, over random parameters; with its known bugs fixed."""
 
 import random
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def width_of(head_dim: int, parameters: Dict) -> int:
 
 
 def sometimes(draw: random.Random, parameters: Dict) -> Dict:
-    """Each of these keys is there or not."""
+    """Each of these keys is present or absent."""
     return {key: value for key, value in parameters.items() if draw.random() < 0.5}
 
 
@@ -128,7 +128,7 @@ def relative(got: Tensor, want: Tensor) -> float:
 
 
 class InFloat64:
-    """torch, but asked for float32 it gives float64."""
+    """torch, but float64 where float32 is requested."""
 
     float = float32 = torch.float64
 
@@ -138,7 +138,7 @@ class InFloat64:
 
 @pytest.mark.parametrize("kind", DRAWS)
 def test_every_type_over_random_parameters(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their functions in float64, so that what is compared is the formula."""
+    """transformers' functions in float64, so that formulas are compared and not rounding."""
     monkeypatch.setattr(modeling_rope_utils, "torch", InFloat64())
     draw = random.Random(kind)
     for _ in range(SETS):
@@ -178,7 +178,7 @@ def test_default(head_dim: int, theta: float) -> None:
 
 
 def test_ntk_alpha() -> None:
-    """HunYuan's files say `dynamic`, and their other keys change nothing."""
+    """HunYuan's files have type `dynamic`; their other keys have no effect."""
     draw = random.Random("alpha")
     for _ in range(SETS):
         head_dim, alpha = draw.choice([64, 96, 128]), draw.choice([1000.0, 0.5, draw.uniform(1, 5000)])
@@ -192,7 +192,7 @@ def test_ntk_alpha() -> None:
 
 
 def test_a_nested_truncate_is_read_where_it_stands() -> None:
-    """transformers looks for YaRN's truncate at the top, so one layer type's own is lost there."""
+    """transformers reads YaRN's truncate at the top level only, and ignores it in a layer type's dict."""
     yarn = ROPE_INIT_FUNCTIONS["yarn"]
     scaled = {"rope_type": "yarn", "rope_theta": 1.5e5, "factor": 32.0, "original_max_position_embeddings": 4096}
     kept, size = scaled | {"truncate": False}, {"hidden_size": 256, "num_attention_heads": 4}
@@ -222,7 +222,7 @@ PHIMOE = {
 
 
 def test_phimoe_turns_long_texts_by_the_long_factors() -> None:
-    """transformers changes only the multiplier there: its table stays that of short texts."""
+    """transformers changes only the attention factor there; its frequencies stay those of short sequences."""
     config = PhimoeConfig(
         hidden_size=64,
         num_attention_heads=4,

@@ -24,7 +24,7 @@ BOUND = 2e-4  # there angles are float32: off by 1e-7 of some thousand radians
 
 
 def positions(T: int = 9) -> Tensor:
-    """[3 1 T] whole numbers in no order, the text at the end the same on every axis."""
+    """[3 1 T] integers in no order, the text at the end the same on every axis."""
     at = torch.randint(0, 2000, (3, 1, T), generator=torch.Generator().manual_seed(2))
     at[:, :, -2:] = torch.tensor([2001, 2002])
     return at

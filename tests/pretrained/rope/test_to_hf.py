@@ -95,7 +95,7 @@ def test_what_has_no_such_form(rope: Rope, words: str) -> None:
 
 
 def test_random_parameters_there_and_back() -> None:
-    """What comes back has the same frequencies, whatever was left out."""
+    """Frequencies are the same after a round trip, whichever keys were left out."""
     draw = random.Random(0)
     for _ in range(100):
         parameters: Dict = {"rope_type": "yarn", "factor": draw.choice([None, draw.uniform(1, 40)])}

@@ -75,9 +75,9 @@ LAYERS: dict[str, Any] = {
     "sandwich_coef": 1,
     "par_ratio": 4,
 }
-"""A value that asks for each."""
+"""Flag -> a value that enables it."""
 SHOWN_AS = dict.fromkeys(("sandwich_coef", "par_ratio"), "custom_layers")
-"""Flags that are only another way to say another one."""
+"""Flags that are another form of a second flag -> the second flag."""
 DETAILS: dict[str, dict[str, Any]] = {
     "attn_qk_norm_groups": {"attn_qk_norm": True, "attn_qk_norm_groups": 2},
     "attn_qk_norm_dim_scale": {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True},

@@ -191,9 +191,10 @@ def _missing_problems(data: Mapping[str, Any], family: str) -> list[str]:
         ]
     if not family or family in THETA or family in LOCAL_GLOBAL:
         return []
-    inner = " The config has a text_config: pass that." if "text_config" in data else ""
+    if "text_config" in data:
+        return [f"no RoPE parameters in this config (model_type={family!r}). The config has a text_config: pass that."]
     return [
-        f"no RoPE parameters in this config (model_type={family!r}).{inner} If the model uses RoPE, pass "
+        f"no RoPE parameters in this config (model_type={family!r}). If the model uses RoPE, pass "
         "rope_parameters={'rope_theta': 10000.0}."
     ]
 

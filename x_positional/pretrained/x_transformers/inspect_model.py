@@ -56,7 +56,7 @@ def _form(reader: ModuleReader, model: nn.Module, path: str) -> Form:
         return stack_form(reader, model, path)
     inspector = INSPECTORS.get(name)
     if inspector is None:
-        reader.unsupported(path, f"is a {name}, which is unsupported; supported are {', '.join(INSPECTORS)}")
+        reader.unsupported(path, f"is a {name}, which is unsupported. Supported: {', '.join(SUPPORTED)}")
         return {}
     attrs = reader.attributes(model, path)
     short = name.removeprefix(XT)
@@ -197,3 +197,4 @@ INSPECTORS = {
     XT + "XTransformer": _xtransformer,
     XT + "AutoregressiveWrapper": _autoregressive,
 }
+SUPPORTED = [*(name.removeprefix(XT) for name in INSPECTORS), "Encoder", "Decoder", "CrossAttender"]
