@@ -87,7 +87,9 @@ class KVCache:
         self.cross: list[tuple[Tensor, Tensor] | None] = [None for _ in windows]
         self.cross_context: CrossContext | None = None
         self.memo: dict[AttentionWindow, dict[int, Any]] = {window: {} for window in set(windows)}
-        self.ending: tuple[int, Tensor] | None = None  # the span, and the hidden state [B M] that predicts the token after it
+        self.ending: tuple[int, Tensor] | None = (
+            None  # the span, and the hidden state [B M] that predicts the token after it
+        )
 
     def starts(self) -> Tensor | int:
         """The next token's index: one number, or [B] where rows differ."""

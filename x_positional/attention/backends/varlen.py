@@ -160,7 +160,9 @@ class Varlen(Backend):
     def _refuse(self, asked: dict[str, bool], others: Sequence[str] = ()) -> None:
         found = [self.refuses[name] for name, is_on in asked.items() if is_on] + list(others)
         if found:
-            raise BackendError(f"backend='varlen' does not support this: {'; '.join(found)}. Use backend='sdpa' or 'auto'.")
+            raise BackendError(
+                f"backend='varlen' does not support this: {'; '.join(found)}. Use backend='sdpa' or 'auto'."
+            )
 
 
 @functools.cache

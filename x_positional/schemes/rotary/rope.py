@@ -17,6 +17,20 @@ from x_positional.schemes.rotary.frequencies import wide_dtype
 from x_positional.schemes.rotary.rotation import RopeEmbedding
 from x_positional.schemes.rotary.scaling import RopeScaling, Scaling
 
+XPOS_FASTEST = -math.log(0.4 / 1.4)
+"""xPos: the first pair decays by e^-XPOS_FASTEST every scale_base tokens."""
+
+
+def xpos_decay(positions: Tensor, width: int, pairs: int, center: float, scale_base: float) -> Tensor:
+    """xPos: [...] positions -> [... F] z_i^((t - center) / scale_base), z_i = (2i/width + 0.4) / 1.4, in float64.
+
+    Queries are multiplied by it and keys divided (Sun et al. 2022, arXiv:2212.10554, algorithm 1).
+    """
+    wide = wide_dtype(positions.device)
+    i = torch.arange(pairs, device=positions.device, dtype=wide)
+    base = (2 * i / width + 0.4) / 1.4
+    return base ** ((positions.to(wide) - center) / scale_base)[..., None]
+
 
 class XPosEmbedding(RopeEmbedding):
     """RoPE whose scores decay with distance: pair i of q is multiplied by z_i^((t-c)/B), of k divided by it, with
@@ -76,10 +90,7 @@ class XPosEmbedding(RopeEmbedding):
         return int(cls.RANGE * scale_base / -math.log(0.4 / 1.4))
 
     def decay(self, positions: Tensor) -> Tensor:
-        wide = wide_dtype(positions.device)
-        i = torch.arange(self.width // 2, device=positions.device, dtype=wide)
-        base = (2 * i / self.width + 0.4) / 1.4
-        return base ** ((positions.to(wide) - self.center) / self.scale_base)[..., None]
+        return xpos_decay(positions, self.width, self.width // 2, self.center, self.scale_base)
 
 
 class Rope(SchemeConfig):

@@ -16,6 +16,25 @@ from x_positional.schemes.rotary.frequencies import Frequencies, angles
 from x_positional.schemes.rotary.scaling import DefaultRope, RopeScaling
 
 
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
+    """Rotate the channel pairs of the first R channels of x [... D]; the other channels are unchanged.
+
+    Args:
+        x: [... D].
+        cos: [... R], broadcasts with x.
+        sin: [... R], with the sign of each channel: -sin for the first of a pair, sin for the second.
+        interleaved: pairs are channels (2i, 2i + 1), otherwise (i, i + R/2).
+
+    Returns:
+        A tensor with the shape and dtype of x.
+    """
+    width = cos.shape[-1]
+    first = x[..., :width]
+    partner = first.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if interleaved else first.roll(width // 2, dims=-1)
+    rotated = (first * cos + partner * sin).to(x.dtype)
+    return rotated if width == x.shape[-1] else torch.cat([rotated, x[..., width:]], dim=-1)
+
+
 @dataclass(frozen=True)
 class Rotation:
     """The cosine and signed sine of every rotated channel at each token: [B|1 1 T R] float32, or [B|1 H T R] if the
