@@ -129,7 +129,7 @@ def build(library: Any, kind: str, flags: dict[str, Any]) -> Any:
 
 
 def form(kind: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """What a model was made with, as `from_x_transformers` reads it."""
+    """The form of a model, as `from_x_transformers` takes it."""
     wrapper = {name: value for name, value in flags.items() if name in WRAPPER}
     layers = {name: value for name, value in flags.items() if name not in WRAPPER}
     return {"TransformerWrapper": {**SIZES, **wrapper, "attn_layers": {kind: {**SHAPE, **layers}}}}
@@ -150,7 +150,7 @@ def keep(length: int, *lengths: int) -> Tensor:
 
 
 def random_flags(seed: int) -> tuple[str, dict[str, Any]]:
-    """One of each group of flags that have nothing to do with each other."""
+    """A random choice from each group of independent flags."""
     draw = random.Random(seed)
     kind = draw.choice(["Decoder", "Decoder", "Encoder"])
     groups = [

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.support.old_models import FIXTURES, RUN
 from x_positional.training import TrainConfig, train
 from x_positional.training.checkpoints.checkpoint import checkpoint_folders, open_checkpoint
-from x_positional.training.checkpoints.record import read_curve
+from x_positional.training.loop.log import read_curve
 
 THEN = json.loads((FIXTURES / "run_resumed.json").read_text("utf-8"))
 STEPS, STOPPED = RUN["run"]["steps"], RUN["run"]["stop_after"]
@@ -68,7 +68,7 @@ def test_two_resumes_are_bit_equal(folder: Path):
 
 def test_the_bound_on_losses_sees_a_lost_optimizer(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Without the moments of Adam the curve leaves the bound more than tenfold: the resume above did read them."""
-    monkeypatch.setattr("x_positional.training.checkpoints.session.load_optimizer", lambda *_: None)
+    monkeypatch.setattr("x_positional.training.checkpoints.run_folder.load_optimizer", lambda *_: None)
     train(config(folder), resume=True)
     losses = read_curve(folder / "log.jsonl", "train", "loss")[1]
     assert max(abs(now / then - 1) for now, then in zip(losses, THEN["losses"], strict=True)) > 10 * ROUNDING
