@@ -133,8 +133,9 @@ def test_a_model_of_several_kinds_of_layers(counts: Counts) -> None:
 
 @pytest.mark.parametrize("form", ["native", "hf"])
 def test_a_checkpoint(counts: Counts, tmp_path: Path, form: str) -> None:
-    layers = Decoder(**SIZES, position="rope", use_rmsnorm=True, ff_swish=True, ff_glu=True, ff_no_bias=True)
-    model: nn.Module = TransformerWrapper(**TEXT, attn_layers=layers)
+    ff = {"activation": "silu", "glu": True, "bias": False}
+    layers = {**SIZES, "position": "rope", "norm": {"kind": "rms"}, "ff": ff}
+    model: nn.Module = TransformerWrapper.from_config(ModelConfig.model_validate({**TEXT, "layers": layers}))
     model.save_pretrained(tmp_path, format=form)
     counts.__init__()
     from_pretrained(tmp_path)
