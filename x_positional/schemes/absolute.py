@@ -82,7 +82,6 @@ class Absolute(SchemeConfig):
     """`position="absolute"`."""
 
     kind: Literal["absolute"] = "absolute"
-    needs_wrapper: ClassVar[bool] = True
     max_seq_len: int | None = Field(default=None, gt=0)
     """How many positions the table has; None is the model's max_seq_len."""
     offset: int = Field(default=0, ge=0)
@@ -91,6 +90,9 @@ class Absolute(SchemeConfig):
     """Multiplies the rows; None is M^-0.5 as in x-transformers, 1.0 is GPT-2 and BERT."""
     summary: ClassVar[str] = "one learned vector per position"
     paper: ClassVar[str] = "Gehring et al. 2017, arXiv:1705.03122"
+
+    def model_dims(self) -> frozenset[str]:
+        return frozenset(("embed_dim", "max_seq_len"))
 
     def build(self, dims: Dims) -> LearnedAbsolute:
         rows = self.max_seq_len or dims.max_seq_len
@@ -116,13 +118,15 @@ class Sinusoidal(SchemeConfig):
     """`position="sinusoidal"`."""
 
     kind: Literal["sinusoidal"] = "sinusoidal"
-    needs_wrapper: ClassVar[bool] = True
     theta: float = Field(default=10_000.0, gt=0)
     """The base of the frequencies."""
     layout: Literal["interleaved", "concat"] = "interleaved"
     """"interleaved" is sin, cos, sin, cos, ...; "concat" is all sines, then all cosines."""
     summary: ClassVar[str] = "fixed sine and cosine waves"
     paper: ClassVar[str] = "Vaswani et al. 2017, arXiv:1706.03762"
+
+    def model_dims(self) -> frozenset[str]:
+        return frozenset(("embed_dim",))
 
     def build(self, dims: Dims) -> SinusoidalEmbedding:
         return SinusoidalEmbedding(dims.embed_dim, self.theta, self.layout)
@@ -132,11 +136,13 @@ class ScaledSinusoidal(SchemeConfig):
     """`position="scaled_sinusoidal"`."""
 
     kind: Literal["scaled_sinusoidal"] = "scaled_sinusoidal"
-    needs_wrapper: ClassVar[bool] = True
     theta: float = Field(default=10_000.0, gt=0)
     """The base of the frequencies."""
     summary: ClassVar[str] = "sine and cosine waves times one learned number"
     paper: ClassVar[str] = "Hua et al. 2022, arXiv:2202.10447"
+
+    def model_dims(self) -> frozenset[str]:
+        return frozenset(("embed_dim",))
 
     def build(self, dims: Dims) -> ScaledSinusoidalEmbedding:
         return ScaledSinusoidalEmbedding(dims.embed_dim, self.theta)

@@ -84,8 +84,6 @@ class SchemeConfig(NamedConfig):
     """One line for the table of schemes."""
     paper: ClassVar[str] = ""
     """Authors, year, arXiv number."""
-    needs_wrapper: ClassVar[bool] = False
-    """Depends on the wrapper's max_seq_len or embedding width, so it is rebuilt when the layers are wrapped."""
 
     @property
     def label(self) -> str:
@@ -95,6 +93,10 @@ class SchemeConfig(NamedConfig):
     def build(self, dims: Dims) -> PositionScheme:
         """The scheme, for these sizes."""
         raise TypeError(f"{type(self).__name__} defines no build(dims)")
+
+    def model_dims(self) -> frozenset[str]:
+        """The fields of `Dims` that `build` reads and only the model around the layers knows: "max_seq_len", "embed_dim"."""
+        return frozenset()
 
     def problems(self, dims: Dims) -> list[str]:
         """Why `build(dims)` cannot work, each with the value, the reason and the way out; [] if it can."""

@@ -88,11 +88,13 @@ class LogN(SchemeConfig):
     """`position="log_n"`."""
 
     kind: Literal["log_n"] = "log_n"
-    needs_wrapper: ClassVar[bool] = True
     trained: int | None = Field(default=None, gt=1)
     """The trained length; None is max_seq_len."""
     summary: ClassVar[str] = "scales queries up with the logarithm of their position"
     paper: ClassVar[str] = "Chiang and Cholak 2022, arXiv:2202.12172"
+
+    def model_dims(self) -> frozenset[str]:
+        return frozenset(("max_seq_len",)) if self.trained is None else frozenset()
 
     def build(self, dims: Dims) -> LogLengthTemperature:
         return LogLengthTemperature(max(2, self.trained or dims.max_seq_len or 2))

@@ -97,7 +97,6 @@ class Rope(SchemeConfig):
     """`position="rope"`: by default the whole head, with half-split pairs."""
 
     kind: Literal["rope"] = "rope"
-    needs_wrapper: ClassVar[bool] = True
     theta: float = Field(default=10_000.0, gt=0)
     """The base of the frequencies."""
     dim: int | None = None
@@ -128,6 +127,9 @@ class Rope(SchemeConfig):
         if self.dim is not None:
             return self.dim
         return dims.head_dim if self.fraction is None else int(dims.head_dim * self.fraction)
+
+    def model_dims(self) -> frozenset[str]:
+        return frozenset() if self.scaling is None else frozenset(("max_seq_len",))
 
     def build(self, dims: Dims) -> RopeEmbedding:
         return RopeEmbedding(
@@ -242,6 +244,9 @@ class XPos(Rope):
     """c, the position where the factors are 1; None is max_seq_len // 2."""
     summary: ClassVar[str] = "RoPE whose scores decay with distance"
     paper: ClassVar[str] = "Sun et al. 2022, arXiv:2212.10554"
+
+    def model_dims(self) -> frozenset[str]:
+        return super().model_dims() | (frozenset(("max_seq_len",)) if self.center is None else frozenset())
 
     def _center(self, dims: Dims) -> int:
         return (dims.max_seq_len or 0) // 2 if self.center is None else self.center
