@@ -1,5 +1,7 @@
 """RoPE settings as Hugging Face's config.json has them."""
 
+from typing import Any
+
 from x_positional.schemes import (
     LongRope,
 )
@@ -8,6 +10,6 @@ LLAMA = {"model_type": "llama", "max_position_embeddings": 131_072}
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
 
-EACH = {"length_policy": "recompute"}
+EACH: Any = {"length_policy": "recompute"}
 
 LONG = LongRope(short_factor=(1, 2), long_factor=(3, 4), factor=4.0, original_max_position_embeddings=32, **EACH)

@@ -1,6 +1,7 @@
 """Scalings of rotary frequencies, by the papers' formulas in plain Python."""
 
 import math
+from typing import Any
 
 from x_positional.schemes import (
     DefaultRope,
@@ -63,11 +64,14 @@ def yarn(s: float, fast: float, slow: float, truncate: bool) -> list[float]:
 
 ntk = [f(i, THETA * 8 ** (WIDTH / (WIDTH - 2))) for i in range(HALF)]
 
-lists = {"short_factor": tuple(1 + i / 64 for i in range(HALF)), "long_factor": tuple(2.0 + i for i in range(HALF))}
+lists: Any = {
+    "short_factor": tuple(1 + i / 64 for i in range(HALF)),
+    "long_factor": tuple(2.0 + i for i in range(HALF)),
+}
 
 long = LongRope(**lists, factor=16.0, original_max_position_embeddings=TRAINED, length=TRAINED + 1)
 
-L = {"original_max_position_embeddings": TRAINED}
+L: Any = {"original_max_position_embeddings": TRAINED}
 
 FORMULAS: dict[str, tuple[RopeScaling, list[float], float]] = {
     "default": (DefaultRope(), [f(i) for i in range(HALF)], 1.0),

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -234,7 +235,8 @@ def laws(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor)
 def choosing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
     """The experts of a token are different ones, from as many groups as are open."""
     for router in (m for m in model.modules() if isinstance(m, Router)):
-        rule, experts = router.routing, len(router.weight)
+        rule: Any = router.routing
+        experts = len(router.weight)
         tokens = torch.randn(20, router.weight.shape[1], generator=torch.Generator().manual_seed(4))
         for chosen in router(tokens).experts.tolist():
             groups = {expert // (experts // rule.groups) for expert in chosen}
