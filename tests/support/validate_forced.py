@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from x_positional.attention.backends import Choice, choose
-from x_positional.config.layers import ModelConfig
+from x_positional.config.models import ModelConfig
 from x_positional.errors import BackendError
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.schemes import Alibi, Axial, Mixed, Rope

@@ -7,10 +7,16 @@ from typing import Any
 from torch import nn
 
 from x_positional.attention.backends import choose
-from x_positional.config.experts import MoEConfig
-from x_positional.config.latent import MLAConfig
-from x_positional.config.layers import AttentionConfig, FeedForwardConfig, LayerConfig, LayersConfig, NormConfig
-from x_positional.config.validate import features, layers_report, require, resolve_kinds
+from x_positional.config.layers import (
+    AttentionConfig,
+    FeedForwardConfig,
+    LayerConfig,
+    LayersConfig,
+    MLAConfig,
+    MoEConfig,
+    NormConfig,
+)
+from x_positional.config.validate import layers_report, require
 from x_positional.modules.attention import Attention, CrossAttention
 from x_positional.modules.block import Around, Block
 from x_positional.modules.experts import Experts, MixtureOfExperts, Router, Routing
@@ -187,7 +193,7 @@ def build_kinds(config: LayersConfig, positions: Positions) -> list[LayerKind]:
                 config.backend,
                 config.flash,
                 scheme.capabilities().kernel,
-                features(kind.attn or config.attn, kind.attention_window),
+                (kind.attn or config.attn).features(kind.attention_window),
             ),
         )
         for kind, scheme in zip(of_layer, positions.layers, strict=True)
@@ -197,4 +203,4 @@ def build_kinds(config: LayersConfig, positions: Positions) -> list[LayerKind]:
 def positions_of(config: LayersConfig, max_seq_len: int | None, embed_dim: int | None) -> Positions:
     """The schemes of a stack. Raises IncompatibleConfig with every problem of the config."""
     require(layers_report(config, max_seq_len, embed_dim))
-    return build_positions(resolve_kinds(config, max_seq_len), config.dims(max_seq_len, embed_dim), config.depth)
+    return build_positions(config.resolved_layers(max_seq_len), config.dims(max_seq_len, embed_dim), config.depth)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from x_positional.attention.cache import KVCache
 from x_positional.attention.inputs import SeqLens, packed_documents
 from x_positional.config.flags import continuous_from_flags
-from x_positional.config.layers import ContinuousConfig
+from x_positional.config.models import ContinuousConfig
 from x_positional.errors import InputError
 from x_positional.models.describe import describe
 from x_positional.models.language import bound_config

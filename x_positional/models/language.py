@@ -14,7 +14,8 @@ from typing_extensions import Self
 from x_positional.attention.cache import KVCache
 from x_positional.attention.inputs import SeqLens, packed_documents
 from x_positional.config.flags import model_from_flags
-from x_positional.config.layers import LayersConfig, ModelConfig, NormConfig
+from x_positional.config.layers import LayersConfig, NormConfig
+from x_positional.config.models import ModelConfig
 from x_positional.config.validate import model_report, require
 from x_positional.errors import InputError
 from x_positional.models.build import build_norm

@@ -8,7 +8,7 @@ from typing_extensions import Self
 from x_positional.attention.backends import choose
 from x_positional.config.flags import layers_from_flags
 from x_positional.config.layers import LayersConfig, LayersKind
-from x_positional.config.validate import features, layers_report, require
+from x_positional.config.validate import layers_report, require
 from x_positional.errors import PositionError
 from x_positional.models.build import Positions, build_blocks, build_kinds, build_norm, positions_of
 from x_positional.modules.stack import AttentionLayers
@@ -63,7 +63,7 @@ class ConfiguredLayers(AttentionLayers):
             schemes=positions.parts,
             kinds=build_kinds(config, positions),
             final_norm=build_norm(config) if _ends_normed(config) else None,
-            cross_choice=choose(config.backend, config.flash, "fused", features(config.attn)) if crosses else None,
+            cross_choice=choose(config.backend, config.flash, "fused", config.attn.features()) if crosses else None,
         )
         self.config = config
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from x_positional.config.layers import LayersConfig
-from x_positional.config.validate.case import part_name, resolve_kinds
 from x_positional.schemes.base import Dims, PositionScheme
 from x_positional.schemes.registry import SchemeConfig
 
@@ -95,7 +94,7 @@ class Part:
 def _distinct(layers: LayersConfig, max_seq_len: int) -> list[tuple[SchemeConfig, int | None]]:
     """Each scheme once with each window that it runs under, in the order of the layers."""
     found: list[tuple[SchemeConfig, int | None]] = []
-    for kind in resolve_kinds(layers, max_seq_len):
+    for kind in layers.resolved_layers(max_seq_len):
         found += [(part, kind.window) for part in kind.parts if (part, kind.window) not in found]
     return found
 
@@ -109,7 +108,7 @@ def parts_of(layers: LayersConfig, max_seq_len: int, embed_dim: int | None = Non
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for config, window in _distinct(layers, max_seq_len):
-            seen.append(part_name(config))
+            seen.append(config.label)
             twin, plain = seen.count(seen[-1]), config.unstretched()
             part = Part(
                 name=seen[-1] if twin == 1 else f"{seen[-1]}-{twin}",

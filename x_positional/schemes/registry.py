@@ -29,6 +29,11 @@ class SchemeConfig(Config):
     needs_wrapper: ClassVar[bool] = False
     """Built from the wrapper's max_seq_len or embedding width, so made again once the layers are wrapped."""
 
+    @property
+    def label(self) -> str:
+        """What messages call it: the name in `position=`, or the class of an instance."""
+        return self.kind
+
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         names = get_args(cls.model_fields["kind"].annotation)
@@ -78,6 +83,10 @@ class Custom(SchemeConfig):
     kind: Literal["custom"] = "custom"
     scheme: Any
     summary: ClassVar[str] = "your own `PositionScheme` instance"
+
+    @property
+    def label(self) -> str:
+        return type(self.scheme).__name__
 
     def build(self, dims: Dims) -> PositionScheme:
         return copy.deepcopy(self.scheme) if self.scheme.per_layer else self.scheme
