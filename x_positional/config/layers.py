@@ -103,7 +103,7 @@ class AttentionConfig(Config):
 
 
 class MoEConfig(Config):
-    """A mixture of experts: each token goes through `top_k` of `experts` feedforwards, each built as the layer's `ff` says."""
+    """A mixture of experts: each token goes through `top_k` of `experts` feedforwards, each built from the settings of `ff`."""
 
     experts: int = Field(gt=0)
     """How many experts there are."""
