@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter
+from typing_extensions import Self
 
 from x_positional import schemes as _registered  # noqa: F401  (importing it registers every scheme)
 from x_positional.attention.backends import BackendName
 from x_positional.modules.block import NormPlace
-from x_positional.modules.experts import ScoreKind
+from x_positional.modules.experts import ScoreKind, WeighKind
 from x_positional.modules.feedforward import ActivationKind
 from x_positional.modules.norms import NormKind
 from x_positional.modules.qk_norm import QKNormKind
@@ -126,7 +127,7 @@ class MoEConfig(Config):
     top_groups: int = Field(default=1, gt=0)
     """Experts are chosen only from this many groups, those with the largest sum of their two best scores (DeepSeek-V3
     2024, arXiv:2412.19437, section 2.1.2)."""
-    weigh: Literal["output", "input"] = "output"
+    weigh: WeighKind = "output"
     """Whether the weight multiplies the expert's output or its input (Llama 4)."""
     shared: int | None = Field(default=None, gt=0)
     """Inner width of a shared expert, which every token goes through. None is none."""
@@ -174,6 +175,7 @@ def _parts(value: Any) -> list[Any]:
 
 OneScheme = Annotated[SerializeAsAny[SchemeConfig], BeforeValidator(scheme_config)]
 Position = Annotated[tuple[OneScheme, ...] | None, BeforeValidator(_as_list)]
+POSITION: TypeAdapter[tuple[SchemeConfig, ...] | None] = TypeAdapter(Position)
 
 
 class LayerConfig(Config):
@@ -288,6 +290,10 @@ class LayersConfig(Config):
         return tuple(
             k.model_copy(update={"position": default}) if k.position is None else k for k in self.layer_kinds()
         )
+
+    def with_position(self, position: Any) -> Self:
+        """The same layers with another position scheme, in any form that `position=` takes."""
+        return self.model_copy(update={"position": POSITION.validate_python(position)})
 
     def to_flags(self) -> dict[str, Any]:
         """Keyword arguments that make the same layers: `Decoder(**config.to_flags())`."""
