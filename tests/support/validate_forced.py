@@ -26,14 +26,13 @@ class Gates(ExitStack):
         super().__init__()
         fields = {name: getattr(config, name) for name in ModelConfig.model_fields}
         for name, value in {
-            "models.build.require": lambda report: None,
             "models.language.require": lambda report: None,
+            "models.stacks.require": lambda report: None,
             "models.language.model_from_flags": lambda num_tokens, max_seq_len, flags: {
                 **fields,
                 "layers": flags["attn_layers"],
             },
             "models.build.choose": open_choose,
-            "models.stacks.choose": open_choose,
             "schemes.compose.chain_problems": lambda parts: [],
         }.items():
             self.enter_context(patch(f"x_positional.{name}", value))

@@ -8,7 +8,7 @@ from x_positional.config.layers import MLAConfig
 from x_positional.config.validate.case import Case
 from x_positional.config.validate.rule import rule
 from x_positional.schemes.base import PositionScheme
-from x_positional.schemes.rotary.rotation import Turning
+from x_positional.schemes.rotary.rotation import RotationScheme
 
 
 @rule()
@@ -18,7 +18,7 @@ def experts_can_be_chosen(case: Case) -> Iterator[str]:
     if moe is None:
         return
     if moe.top_k > moe.experts:
-        yield f"moe.top_k={moe.top_k} of moe.experts={moe.experts} are more than there are. Use {moe.experts} or fewer."
+        yield f"moe.top_k={moe.top_k} exceeds moe.experts={moe.experts}. Use {moe.experts} or fewer."
     if moe.groups > 1 and moe.experts % moe.groups:
         yield f"moe.experts={moe.experts} is not divisible by moe.groups={moe.groups}. Use a multiple of it."
     elif moe.groups > 1 and moe.experts // moe.groups < 2:
@@ -27,7 +27,7 @@ def experts_can_be_chosen(case: Case) -> Iterator[str]:
             f"scores. Use {moe.experts // 2} or fewer."
         )
     elif moe.groups > 1 and moe.top_groups > moe.groups:
-        yield f"moe.top_groups={moe.top_groups} of moe.groups={moe.groups} are more than there are. Use fewer."
+        yield f"moe.top_groups={moe.top_groups} exceeds moe.groups={moe.groups}. Use fewer."
     elif moe.groups > 1 and moe.top_k > (reachable := moe.top_groups * (moe.experts // moe.groups)):
         yield (
             f"moe.top_k={moe.top_k} exceeds the {reachable} experts of moe.top_groups={moe.top_groups} groups. Raise "
@@ -53,7 +53,7 @@ def a_shared_key_is_rotated_for_all_heads(case: Case) -> Iterator[str]:
     if mla is None or case.layers.kind == "cross_attender":
         return
     for name, scheme in case.named:
-        some = isinstance(scheme, Turning) and scheme.heads not in (None, case.layers.heads)
+        some = isinstance(scheme, RotationScheme) and scheme.heads not in (None, case.layers.heads)
         if some or not _rotates_within(scheme, mla, case.layers.head_dim):
             yield (
                 f"position={name} beside attn.mla: only the rope_dim={mla.rope_dim} channels that heads share can be rotated, "
