@@ -101,11 +101,16 @@ class ContractError(XPositionalError, AssertionError):
         self.report = report
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is closest to `word`; None where none is close."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`did you mean 'rope'?` where a known word is close, otherwise the list of what is known."""
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
+    close = nearest(word, names)
+    return f"there are: {', '.join(names)}" if close is None else f"did you mean {close!r}?"
 
 
 def listed(title: str, problems: Iterable[str]) -> str:

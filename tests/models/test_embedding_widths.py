@@ -65,7 +65,7 @@ def test_a_config_says_it_and_a_file_holds_it(tmp_path):
 @pytest.mark.parametrize("idle", [{"emb_proj_bias": False}, {"emb_proj_first": True}, {"logits_proj": True}])
 @pytest.mark.parametrize("width", [{}, {"emb_dim": 32}])
 def test_a_projection_that_is_not_there_has_no_settings(idle: dict[str, Any], width: dict[str, Any]):
-    with pytest.raises(IncompatibleConfig, match="no projection between embeddings and model"):
+    with pytest.raises(IncompatibleConfig, match="no projection between embeddings and layers"):
         model(**idle, **width)
 
 

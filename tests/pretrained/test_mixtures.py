@@ -173,7 +173,7 @@ REFUSED = {
     "four bits": ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4"}}, "stored in four bits"),
     "another score": ("deepseek_v3", {"scoring_func": "softmax"}, "another score of experts"),
     "another choice": ("deepseek_v3", {"topk_method": "greedy"}, "another choice of experts"),
-    "more experts than there are": ("mixtral", {"num_experts_per_tok": 9}, "cannot be chosen"),
+    "more experts than there are": ("mixtral", {"num_experts_per_tok": 9}, "exceeds moe.experts"),
     "more experts than files": ("mixtral", {"num_local_experts": 6}, r"experts.5.w3.weight is missing"),
     "fewer experts than files": ("qwen3_moe", {"num_experts": 5, "num_local_experts": None}, "mlp.gate.weight"),
     "other widths": ("deepseek_v3", {"kv_lora_rank": 10}, "kv_a_layernorm"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from x_positional.config.layers import ModelConfig
+from x_positional.config.models import ModelConfig
 from x_positional.config.vision import VisionConfig
 from x_positional.errors import PretrainedError, RopeError, did_you_mean
 from x_positional.models.language import TokenEncoder

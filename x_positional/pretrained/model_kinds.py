@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from x_positional.config.layers import LayersConfig, ModelConfig
+from x_positional.config.layers import LayersConfig
+from x_positional.config.models import ModelConfig
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.vision import VisionConfig
 from x_positional.models.language import TokenEncoder, TransformerWrapper

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from x_positional.config.layers import FileConfig, ModelConfig, plain
+from x_positional.config.models import FileConfig, ModelConfig, plain
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.vision import VisionConfig
 from x_positional.errors import PretrainedError

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from x_positional.attention.cache import KVCache
 from x_positional.attention.inputs import prepare_tokens
-from x_positional.config.layers import ModelConfig
+from x_positional.config.models import ModelConfig
 from x_positional.config.validate import model_report
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.schemes.base import Capabilities, Dims, PositionScheme

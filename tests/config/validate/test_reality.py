@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.support.validate_oracles import faults
 from tests.support.validate_strategies import MODELS, SCHEMES, USES, models_with, with_scheme
 from x_positional import check
-from x_positional.config.layers import ModelConfig
+from x_positional.config.models import ModelConfig
 from x_positional.config.validate import Use
 from x_positional.schemes.registry import REGISTRY
 

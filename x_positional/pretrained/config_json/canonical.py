@@ -9,18 +9,11 @@ import math
 import re
 from typing import Any
 
-from x_positional.config.layers import (
-    AttentionConfig,
-    FeedForwardConfig,
-    HeadConfig,
-    LayerConfig,
-    LayersConfig,
-    ModelConfig,
-    NormConfig,
-)
+from x_positional.config.layers import AttentionConfig, FeedForwardConfig, LayerConfig, LayersConfig, NormConfig
+from x_positional.config.models import HeadConfig, ModelConfig
 from x_positional.config.seq2seq import Seq2SeqConfig
-from x_positional.config.validate import resolve_kinds
 from x_positional.config.vision import VisionConfig
+from x_positional.modules.norms import EPS
 from x_positional.modules.qk_norm import KINDS
 from x_positional.pretrained.config_json.codecs import Fields
 from x_positional.schemes.base import Dims
@@ -65,7 +58,7 @@ def _image(config: VisionConfig) -> Fields:
 def _every_layer(layers: LayersConfig, dims: Dims, length: int) -> Fields:
     """The fields of a stack, and of each of its layers."""
     out = {f"layers.{name}": value for name, value in _stack_fields(layers).items()}
-    kinds = resolve_kinds(layers, length)
+    kinds = layers.resolved_layers(length)
     of_layer = [_layer_fields(kinds[i % len(kinds)], layers, dims) for i in range(layers.depth)]
     for path in of_layer[0]:
         values = [fields[path] for fields in of_layer]
@@ -109,7 +102,7 @@ def _stack_fields(layers: LayersConfig) -> Fields:
 def _norm_fields(path: str, norm: NormConfig | None) -> Fields:
     if norm is None:
         return {f"{path}.kind": None}
-    eps = (1e-5 if norm.kind == "layer" else 1e-6) if norm.eps is None else norm.eps
+    eps = EPS[norm.kind] if norm.eps is None else norm.eps
     return {f"{path}.kind": norm.kind, f"{path}.eps": eps, f"{path}.bias": norm.bias, f"{path}.gain": norm.gain}
 
 

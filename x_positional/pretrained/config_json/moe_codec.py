@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from x_positional.config.experts import MoEConfig
+from x_positional.config.layers import MoEConfig
 from x_positional.pretrained.config_json.codecs import Fields, Hf
 
 Sparse = list[bool]

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from x_positional.config.latent import MLAConfig
+from x_positional.config.layers import MLAConfig
 from x_positional.pretrained.config_json.codecs import NULL, Fields, Fixed, Hf, Only
 from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.config_json.layer_types import NEIGHBOURS, Turns

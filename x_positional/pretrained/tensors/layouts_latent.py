@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from x_positional.config.latent import MLAConfig
+from x_positional.config.layers import MLAConfig
 from x_positional.pretrained.tensors.layouts import Sizes
 
 
