@@ -10,7 +10,7 @@ import torch
 
 from x_positional.testing import CHECKS, ContractReport, check_scheme
 from x_positional.testing.cases import CHAINS, VARIANTS, cases
-from x_positional.testing.judge import APART, TOLERANCE
+from x_positional.testing.expect import APART, TOLERANCE
 from x_positional.testing.subject import Sizes
 
 PAGE = Path(__file__).parents[1] / "conformance.md"
@@ -57,14 +57,14 @@ def sentence(check: str) -> str:
 
 def cell(report: ContractReport, check: str) -> str:
     """One measurement."""
-    outcome = report[check]
-    if outcome.verdict == "n/a":
+    result = report[check]
+    if result.verdict == "n/a":
         return "-"
-    if outcome.verdict == "fail":
+    if result.verdict == "fail":
         return "**fails**"
-    if outcome.difference is None:
+    if result.difference is None:
         return "ok"
-    return f"{outcome.difference:.0e}".replace("e-0", "e-") if outcome.difference else "0"
+    return f"{result.difference:.0e}".replace("e-0", "e-") if result.difference else "0"
 
 
 def table(title: str, names: list[str], reports: dict[str, ContractReport]) -> list[str]:

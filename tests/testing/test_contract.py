@@ -35,8 +35,8 @@ def pairs() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("case", "check"), pairs())
 def test_contract(case: str, check: str):
-    outcome = run_check(check, subject(case))
-    assert outcome.verdict in ("pass", "n/a"), outcome.detail
+    result = run_check(check, subject(case))
+    assert result.verdict in ("pass", "n/a"), result.detail
 
 
 def test_every_registered_scheme_and_every_chain_is_a_case():

@@ -1,4 +1,4 @@
-"""check_scheme: the contract that every position scheme keeps, run against what it declares."""
+"""check_scheme: tests a position scheme against the capabilities it declares."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias
@@ -15,11 +15,11 @@ from x_positional.testing.checks_module import copies, meta_init, no_buffers, st
 from x_positional.testing.checks_order import order
 from x_positional.testing.checks_positions import axes, custom_positions, float_positions, limit, shift
 from x_positional.testing.checks_precision import precision
-from x_positional.testing.judge import Broken, Judge, NotApplicable
-from x_positional.testing.report import ContractReport, Outcome
+from x_positional.testing.expect import CheckFailed, Expect, NotApplicable
+from x_positional.testing.report import CheckResult, ContractReport
 from x_positional.testing.subject import Scheme, Sizes, Subject
 
-Check: TypeAlias = Callable[[Subject, Judge], None]
+Check: TypeAlias = Callable[[Subject, Expect], None]
 
 _ALL: tuple[Check, ...] = (
     hooks_run,
@@ -52,22 +52,23 @@ _ALL: tuple[Check, ...] = (
 )
 
 CHECKS: dict[str, Check] = {check.__name__: check for check in _ALL}
-"""Every check by name; the docstring of each says what it proves."""
+"""Every check by name; its docstring states what it proves."""
 
 
-def run_check(name: str, subject: Subject) -> Outcome:
-    """The outcome of one check."""
-    judge = Judge()
+def run_check(name: str, subject: Subject) -> CheckResult:
+    """The result of one check."""
+    expect = Expect(subject.rounding)
     try:
-        CHECKS[name](subject, judge)
+        CHECKS[name](subject, expect)
     except NotApplicable as reason:
-        return Outcome(check=name, verdict="n/a", detail=str(reason))
-    except Broken as broken:
-        return Outcome(check=name, verdict="fail", difference=judge.largest, detail=str(broken))
+        return CheckResult(check=name, verdict="n/a", detail=str(reason))
+    except CheckFailed as failure:
+        found, detail = expect.largest, str(failure)
+        return CheckResult(check=name, verdict="fail", difference=found, margin=failure.margin, detail=detail)
     except Exception as error:
         detail = f"{type(error).__name__}: {error}"
-        return Outcome(check=name, verdict="fail", difference=judge.largest, detail=detail)
-    return Outcome(check=name, verdict="pass", difference=judge.largest)
+        return CheckResult(check=name, verdict="fail", difference=expect.largest, detail=detail)
+    return CheckResult(check=name, verdict="pass", difference=expect.largest)
 
 
 def check_scheme(
@@ -91,8 +92,8 @@ def check_scheme(
     if unknown:
         raise ValueError(f"no check named {', '.join(unknown)}; there are: {', '.join(CHECKS)}")
     subject = Subject(scheme, sizes or Sizes(), torch.device(device))
-    outcomes = tuple(run_check(name, subject) for name in names if name not in skip)
-    report = ContractReport(capabilities=subject.capabilities(), outcomes=outcomes)
+    results = tuple(run_check(name, subject) for name in names if name not in skip)
+    report = ContractReport(capabilities=subject.capabilities(), results=results)
     if strict and not report.ok:
         raise ContractError(report)
     return report
