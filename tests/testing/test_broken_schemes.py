@@ -1,4 +1,4 @@
-"""Every check of the contract suite can fail: schemes that are wrong on purpose are rejected, for the right reason."""
+"""Every check of the contract suite can fail: deliberately broken schemes are rejected, with the right reason."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from x_positional.testing.suite import run_check
 
 @pytest.fixture(autouse=True)
 def fast_flex(monkeypatch: pytest.MonkeyPatch):
-    """On CPU FlexAttention compiles its plain-torch path for every new mask; here the same path runs as it is."""
+    """On CPU FlexAttention compiles its plain-torch path for every new mask; here the same path runs uncompiled."""
     monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
 
 

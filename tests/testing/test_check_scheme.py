@@ -1,4 +1,4 @@
-"""check_scheme as its users meet it: what it takes, what it raises, what the report says, and the page made from it."""
+"""check_scheme for its users: arguments, errors, the report, and the page generated from it."""
 
 import runpy
 from pathlib import Path
@@ -23,7 +23,7 @@ QUICK = ("hooks_run", "shift", "no_buffers")
 
 
 class Slopes(AlibiBias):
-    """A scheme of one's own, whose class takes Dims."""
+    """A user's scheme, whose class takes Dims."""
 
     def __init__(self, dims: Dims):
         super().__init__(dims.heads, [0.5**h for h in range(dims.heads)])
@@ -42,7 +42,7 @@ class Slopes(AlibiBias):
     ],
     ids=["name", "fields", "config", "class", "function", "chain", "chain of others"],
 )
-def test_it_takes_a_name_fields_a_config_a_class_a_function_and_a_list(scheme: object):
+def test_a_scheme_is_a_name_fields_a_config_a_class_a_function_or_a_list(scheme: object):
     report = check_scheme(scheme, only=QUICK)
     assert report.ok
     assert [result.check for result in report.results] == list(QUICK)
@@ -62,7 +62,7 @@ def test_all_failures_are_in_one_error_and_in_the_report():
     assert "cached_equals_full:" in str(caught.value)
 
 
-def test_not_strict_returns_the_report_in_words():
+def test_strict_false_returns_a_readable_report():
     report = check_scheme(FalselyAbsolute, only=(*QUICK, "axes"), strict=False)
     assert not report.ok
     text = str(report)
@@ -79,7 +79,7 @@ def test_the_report_holds_the_largest_difference():
     assert 0 < result.difference <= Subject("rope", Sizes(), torch.device("cpu")).rounding()
 
 
-def test_only_and_skip_name_checks():
+def test_only_and_skip_select_checks():
     report = check_scheme("none", only=QUICK, skip=["shift"])
     assert [result.check for result in report.results] == ["hooks_run", "no_buffers"]
     with pytest.raises(ValueError, match="no check named shfit; there are: hooks_run"):
@@ -88,7 +88,7 @@ def test_only_and_skip_name_checks():
         check_scheme("none", skip=["paking"])
 
 
-def test_an_instance_is_refused_because_one_is_not_enough():
+def test_an_instance_is_refused():
     with pytest.raises(TypeError, match="got an instance of AlibiBias, but builds the scheme many times"):
         check_scheme(AlibiBias(6, [0.5] * 6))  # type: ignore[arg-type]
 
@@ -100,7 +100,7 @@ def test_a_scheme_that_fits_no_model_is_refused_with_the_reason():
         check_scheme("ropes")
 
 
-def test_sizes_are_the_callers():
+def test_sizes_are_used():
     seen: list[Dims] = []
 
     def make(dims: Dims) -> PositionScheme:
@@ -112,7 +112,7 @@ def test_sizes_are_the_callers():
     assert {d.causal for d in seen} == {True, False}
 
 
-def test_the_models_have_no_parameter_at_its_initial_value_and_leave_the_seed_alone():
+def test_the_random_state_is_unchanged():
     torch.manual_seed(3)
     want = torch.rand(2)
     torch.manual_seed(3)
@@ -175,7 +175,7 @@ def test_the_page_covers_the_registry_the_chains_and_the_variants_and_nothing_fa
         assert all(cell in ("ok", "-", "0") or float(cell) <= CEILING for cell in measured)
 
 
-def test_the_page_says_what_each_check_proves():
+def test_the_page_describes_every_check():
     generator = runpy.run_path(str(ROOT / "docs/generate/conformance.py"))
     rows = {row[0]: row[1] for row in page_tables()["The checks"][1:]}
     assert rows == {f"`{check}`": generator["sentence"](check) for check in CHECKS}, (

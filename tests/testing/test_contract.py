@@ -1,4 +1,4 @@
-"""Every registered scheme, useful chains and variants keep the public contract, check by check."""
+"""Every registered scheme, useful chains and variants pass the contract suite, check by check."""
 
 import functools
 
@@ -23,12 +23,12 @@ def subject(name: str) -> Subject:
 
 @pytest.fixture(autouse=True)
 def fast_flex(monkeypatch: pytest.MonkeyPatch):
-    """On CPU FlexAttention compiles its plain-torch path for every new mask; here the same path runs as it is."""
+    """On CPU FlexAttention compiles its plain-torch path for every new mask; here the same path runs uncompiled."""
     monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
 
 
 def pairs() -> list[tuple[str, str]]:
-    """Compiling takes seconds, so of chains and variants only those that ask something else of the compiler are compiled."""
+    """Compiling takes seconds, so only those chains and variants are compiled that exercise another path of the compiler."""
     compiled = set(REGISTRY) | COMPILED
     return [(case, check) for case in CASES for check in CHECKS if check not in COMPILING or case in compiled]
 
@@ -45,7 +45,7 @@ def test_every_registered_scheme_and_every_chain_is_a_case():
     assert len(CASES) == len(REGISTRY) - 1 + len(CHAINS) + len(VARIANTS)
 
 
-def test_flex_as_it_is_on_cpu(monkeypatch: pytest.MonkeyPatch):
+def test_compiled_flex_on_cpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False, raising=False
     )

@@ -141,6 +141,8 @@ def _same_gradient(expect: Expect, got: Tensor | None, want: Tensor | None, boun
 
 def gradcheck(subject: Subject, expect: Expect) -> None:
     """In float64 the gradients of the input and of every scheme parameter match finite differences."""
+    # Differences over steps of 1e-6 round to 1e-16 / 1e-6 = 1e-10 of the outputs, so 1e-7 leaves room for large outputs;
+    # an atomic sum on a GPU is repeated to 1e-12, thousands of units of float64.
     for kind in subject.kinds:
         for backend in ("auto", "blockwise"):
             layers = subject.fresh(kind, backend=backend).double().attn_layers

@@ -14,6 +14,7 @@ from x_positional.attention.cache import KVCache
 from x_positional.attention.inputs import place
 from x_positional.config.layers import ModelConfig
 from x_positional.config.validate import model_report
+from x_positional.errors import ArgumentError
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.schemes.base import Capabilities, Dims, PositionScheme
 from x_positional.schemes.compose import Chain
@@ -60,7 +61,7 @@ class Subject:
         self.kinds: list[Kind] = [kind for kind in KINDS if reports[kind].ok]
         self.errors = {kind: " ".join(reports[kind].errors) for kind in KINDS}
         if not self.kinds:
-            raise ValueError(f"no model can be built with this scheme. {' '.join(self.errors.values())}")
+            raise ArgumentError(f"no model can be built with this scheme. {' '.join(self.errors.values())}")
 
     def config(self, kind: Kind = "decoder", **fields: Any) -> ModelConfig:
         """The config of a model with the scheme; `fields` are those of LayersConfig."""
@@ -105,7 +106,7 @@ class Subject:
         return self._models[key]
 
     def exact(self, kind: Kind = "decoder", **fields: Any) -> TransformerWrapper:
-        """The same model in float64, with the eager backend; shared as well."""
+        """The same model in float64, with the eager backend; also shared."""
         key = ("float64", kind, *((name, repr(fields[name])) for name in sorted(fields)))
         if key not in self._models:
             self._models[key] = self.fresh(kind, backend="eager", **fields).double()

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import torch
 
-from x_positional.errors import ContractError
+from x_positional.errors import ArgumentError, ContractError
 from x_positional.testing.checks_backends import backends_agree, gradcheck, gradients_agree, hooks_run
 from x_positional.testing.checks_batch import batch_independent, packing, padding, prefix_consistent, ragged_decoding
 from x_positional.testing.checks_cache import cache_grows, cache_reorders, cached_equals_full, sliding_windows
@@ -80,17 +80,28 @@ def check_scheme(
     device: str | torch.device = "cpu",
     strict: bool = True,
 ) -> ContractReport:
-    """Runs the contract suite on a scheme: what it declares must hold, and what it does not declare must really fail.
+    """Run the contract suite on a scheme: what it declares must hold, and what it does not declare must fail.
 
-    scheme: a registered name, a config, or a function of `Dims` that makes the scheme (its class will do); a list of them
-    is combined. only, skip: names from `CHECKS`. sizes: of the small models it is tried in. strict: raise ContractError,
-    with every failure, where one check fails; False returns the report.
-    Raises ValueError where no model can be built with the scheme, or for an unknown check.
+    Args:
+        scheme: a registered name, a config, or a function of `Dims` that builds the scheme, such as its class. The schemes of a
+            list are combined.
+        only: names from `CHECKS` to run; all by default.
+        skip: names from `CHECKS` to leave out.
+        sizes: sizes of the small models that the scheme is tested in.
+        device: where to run the models.
+        strict: raise if a check fails; False returns the report instead.
+
+    Returns:
+        The result of every check, in order.
+
+    Raises:
+        ContractError: with every failure, if `strict`.
+        ArgumentError: for an unknown check, or if no model can be built with the scheme.
     """
     names = list(CHECKS) if only is None else [only] if isinstance(only, str) else list(only)
     unknown = [name for name in (*names, *skip) if name not in CHECKS]
     if unknown:
-        raise ValueError(f"no check named {', '.join(unknown)}; there are: {', '.join(CHECKS)}")
+        raise ArgumentError(f"no check named {', '.join(unknown)}; there are: {', '.join(CHECKS)}")
     subject = Subject(scheme, sizes or Sizes(), torch.device(device))
     results = tuple(run_check(name, subject) for name in names if name not in skip)
     report = ContractReport(capabilities=subject.capabilities(), results=results)
