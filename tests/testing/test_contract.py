@@ -8,6 +8,7 @@ import torch
 from x_positional.schemes.registry import REGISTRY
 from x_positional.testing import CHECKS, check_scheme
 from x_positional.testing.cases import CHAINS, VARIANTS, cases
+from x_positional.testing.expect import APART
 from x_positional.testing.subject import Sizes, Subject
 from x_positional.testing.suite import run_check
 
@@ -37,6 +38,11 @@ def pairs() -> list[tuple[str, str]]:
 def test_contract(case: str, check: str):
     result = run_check(check, subject(case))
     assert result.verdict in ("pass", "n/a"), result.detail
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_different_results_are_far_beyond_rounding(case: str):
+    assert 10 * subject(case).rounding() <= APART
 
 
 def test_every_registered_scheme_and_every_chain_is_a_case():

