@@ -1,4 +1,4 @@
-"""Masked-token training of an encoder: hide some bytes of a text, and guess them from both sides.
+"""Masked-token training of an encoder: mask some bytes of a text and predict them from both sides.
 
 python examples/masked_tokens_encoder.py [--quick]
 """
@@ -13,19 +13,19 @@ from torch import Tensor
 
 from x_positional import Encoder, TransformerWrapper
 
-HIDDEN = 256  # the id after the 256 bytes
+MASK = 256  # the id after the 256 bytes
 
 
-def hide(text: Tensor, count: int, length: int) -> tuple[Tensor, Tensor]:
-    """Windows [B T] of the text, 15 percent of their tokens hidden, and what is to be guessed: -100 elsewhere."""
+def mask(text: Tensor, count: int, length: int) -> tuple[Tensor, Tensor]:
+    """Windows [B T] of the text with 15 percent of their tokens masked, and the targets: -100 where not masked."""
     tokens = text[torch.randint(len(text) - length, (count, 1)) + torch.arange(length)]
     chosen = torch.rand(count, length) < 0.15
-    return tokens.masked_fill(chosen, HIDDEN), tokens.masked_fill(~chosen, -100)
+    return tokens.masked_fill(chosen, MASK), tokens.masked_fill(~chosen, -100)
 
 
 def main(arguments: list[str] | None = None) -> tuple[float, float]:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps: it runs, and learns little")
+    parser.add_argument("--quick", action="store_true", help="only a few steps")
     steps = 60 if parser.parse_args(arguments).quick else 1000
     torch.manual_seed(0)
     text = torch.tensor(list("\n\n".join(topics[name] for name in sorted(topics)).encode()))
@@ -36,19 +36,19 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
     began = time.time()
     for step in range(1, steps + 1):
-        tokens, targets = hide(train, 16, 64)
+        tokens, targets = mask(train, 16, 64)
         loss = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), ignore_index=-100)
         optimizer.zero_grad(), loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(), schedule.step()
         if step % 30 == 0:
             print(f"step {step}/{steps}  loss {loss.item():.2f}  {time.time() - began:.0f} s", flush=True)
-    tokens, targets = hide(held_out, 128, 64)
+    tokens, targets = mask(held_out, 128, 64)
     with torch.no_grad():
-        right = (model.eval()(tokens).argmax(-1) == targets)[targets != -100].float().mean().item()
-    blind = (targets[targets != -100] == ord(" ")).float().mean().item()
-    print(f"{right:.1%} of the hidden bytes of unseen text are guessed (always a space: {blind:.1%})")
-    return right, blind
+        accuracy = (model.eval()(tokens).argmax(-1) == targets)[targets != -100].float().mean().item()
+    baseline = (targets[targets != -100] == ord(" ")).float().mean().item()
+    print(f"{accuracy:.1%} of the masked bytes of unseen text are predicted (always a space: {baseline:.1%})")
+    return accuracy, baseline
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Digits in noise, read by a vision transformer: trained at 20 x 20 pixels, judged there and at 24 x 24 and 16 x 28 too.
+"""A vision transformer that classifies digits in noise: trained at 20 x 20 pixels, also evaluated at 24 x 24 and 16 x 28.
 
 python examples/vit_digits.py [--quick]
 """
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from x_positional import Encoder, ViTransformerWrapper
 
-ROWS = "75557262277174771717557117471774757711117575775717"  # of ten digits, three bits each
+ROWS = "75557262277174771717557117471774757711117575775717"  # rows of ten digits, three bits each
 PIXELS = torch.tensor([int(bits) for bits in ROWS]).view(10, 5, 1) >> torch.tensor([2, 1, 0]) & 1
 SIZES = ((20, 20), (24, 24), (16, 28))
 
 
 def draw(count: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Images [B 1 H W] with a digit of 10 x 6 pixels somewhere in noise, and which it is [B]."""
+    """Images [B 1 H W] of noise with a digit of 10 x 6 pixels at a random place, and the digits [B]."""
     labels, images = torch.randint(10, (count,)), torch.rand(count, 1, height, width) * 0.6
     digits = PIXELS[labels].repeat_interleave(2, 1).repeat_interleave(2, 2) * 0.8
     for image, digit in zip(images, digits, strict=True):
@@ -44,7 +44,7 @@ def train(position: str, steps: int) -> ViTransformerWrapper:
 
 def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps: it runs, and learns little")
+    parser.add_argument("--quick", action="store_true", help="only a few steps")
     steps, right = 150 if parser.parse_args(arguments).quick else 900, {}
     for position in ("axial", "absolute"):
         model, right[position] = train(position, steps), []

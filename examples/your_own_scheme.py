@@ -1,4 +1,4 @@
-"""A position scheme of your own, registered by name, judged by the contract suite, and used in a model like any other.
+"""A custom position scheme: registered by name, checked by the contract suite, and used like any other.
 
 The scheme is KERPLE with the logarithmic kernel (Chi et al. 2022, arXiv:2205.09921, equation 7).
 python examples/your_own_scheme.py [--quick]
@@ -18,7 +18,7 @@ from x_positional.testing import ContractReport, check_scheme
 
 
 class Kerple(DistanceScheme):
-    """bias = -r1 * log(1 + r2 * |distance|), r1 and r2 positive and learned, one of each per head."""
+    """bias = -r1 * log(1 + r2 * |distance|), with positive, learned r1 and r2 per head."""
 
     def __init__(self, heads: int):
         super().__init__(heads)
@@ -43,10 +43,10 @@ class KerpleConfig(SchemeConfig):
 
 def main(arguments: list[str] | None = None) -> ContractReport:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="some of the checks")
+    parser.add_argument("--quick", action="store_true", help="only some of the checks")
     some = ("cached_equals_full", "packing", "shift") if parser.parse_args(arguments).quick else None
-    print("judging kerple, at most a minute ...", flush=True)
-    report = check_scheme("kerple", only=some)  # raises ContractError where a check fails
+    print("checking kerple, at most a minute ...", flush=True)
+    report = check_scheme("kerple", only=some)  # raises ContractError if a check fails
     print(report)
     model = TransformerWrapper(
         num_tokens=256, max_seq_len=128, attn_layers=Decoder(dim=64, depth=2, heads=4, position=["rope", "kerple"])

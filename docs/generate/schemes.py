@@ -3,12 +3,15 @@
 Run from the repository root: python docs/generate/schemes.py
 """
 
+import ast
 import inspect
+from itertools import pairwise
 from pathlib import Path
 
 from x_positional.attention.backends import obstacles
 from x_positional.config.layers import LayersConfig
-from x_positional.config.validate import layers_report
+from x_positional.config.validate import Report, layers_report
+from x_positional.schemes.base import ActsOn
 from x_positional.schemes.registry import REGISTRY, SchemeConfig
 
 ROOT = Path(__file__).parents[2]
@@ -29,33 +32,41 @@ ORDER = (
     "scaled_sinusoidal",
     "none",
 )
+LENGTH = 128
+WORDS: dict[ActsOn, str] = {
+    "embeddings": "embeddings",
+    "queries": "q",
+    "keys": "k",
+    "bias": "bias",
+    "rows": "rows of scores",
+}
 
 PROSE = """\
 # Schemes
 
-Every scheme is chosen by name (`position="rope"`), by a config with its settings (`position=Rope(theta=5e5)`), or with
-others (`position=["absolute", "alibi"]`). This page is generated from the registry; the capabilities are those that the
-contract suite proves, both ways, in [conformance.md](conformance.md).
+Choose a scheme by name (`position="rope"`), by a config with its settings (`position=Rope(theta=5e5)`), or combine several
+(`position=["absolute", "alibi"]`). This page is generated from the registry. The contract suite verifies the capabilities: what is
+declared works, and what is not declared fails ([conformance.md](conformance.md)).
 
 How to read the columns:
 
-- **acts on**: where position enters. *q, k* schemes run on any kernel. A *bias* is added to scores, as a mask tensor
-  (sdpa) or inside the kernel (flex). *rows* need whole rows of scores: eager, or blockwise, which holds one block of
-  rows at a time.
-- **cached keys stay right**: a key written once is right as the sequence grows.
-- **past max_seq_len**: positions are defined there. How good the text is there is another question: measure it.
-- **float positions**: timestamps and other fractions work. Schemes that do not read positions at all refuse custom ones.
-- **needs a causal mask**: blind to order, or undefined, without one; refused in an `Encoder`.
+- **acts on**: where position enters. Any kernel can run schemes that act on *q* and *k* or on *embeddings*. A *bias* is added
+  to scores, as a mask tensor (sdpa) or inside the kernel (flex). *Rows of scores* need eager attention, or blockwise, which
+  holds one block of rows at a time.
+- **cached keys stay valid**: a cached key is still correct as the sequence grows.
+- **past max_seq_len**: whether positions are defined there. Quality there is a different question: measure it.
+- **float positions**: timestamps and other fractions are supported. Schemes that read no positions reject custom ones.
+- **needs a causal mask**: the scheme is undefined without one, and rejected in an `Encoder`.
 
-Rotary schemes and their scalings have [a page each](rotary/index.md): formula, when to use it, cost, and what happens past the
-trained length. Images, video and time stamps: [positions with more than one axis](axes.md). To see what any scheme does:
+Rotary schemes and their scalings have [a page each](rotary/index.md): formula, when to use it, cost, and behaviour past the
+trained length. For images, video and timestamps see [positions with more than one axis](axes.md). To see what a scheme does:
 [`x-positional plot`](plot.md).
 """
 
 
 def names() -> list[str]:
-    """Every registered scheme of the package: the well-known first, then any new one."""
-    own = [n for n, c in REGISTRY.items() if c.__module__.startswith("x_positional.schemes")]
+    """Every registered scheme of the package: the well-known first, then the others by name."""
+    own = [n for n in SchemeConfig.names() if REGISTRY[n].__module__.startswith("x_positional.")]
     return [n for n in ORDER if n in own] + sorted(set(own) - set(ORDER))
 
 
@@ -64,48 +75,64 @@ def yes(flag: bool) -> str:
     return "yes" if flag else "no"
 
 
-def acts_on(name: str, kernel: str, absolute: bool) -> str:
-    """Where position enters, in words."""
-    if name == "none":
-        return "nothing"
-    if kernel == "fused":
-        return "embeddings" if absolute else "q, k"
-    return {"bias": "bias", "rows": "rows of scores"}[kernel]
+def report_of(name: str, kind: str) -> Report:
+    """The validator's report on one layer with this scheme."""
+    return layers_report(LayersConfig(kind=kind, dim=64, depth=1, heads=4, head_dim=32, position=name), LENGTH)
+
+
+def past_length(name: str) -> str:
+    """Whether positions are defined after max_seq_len, and how far."""
+    limit = REGISTRY[name]().build(LayersConfig(dim=64, depth=1, heads=4, head_dim=32).dims(LENGTH)).limit
+    if limit is None:
+        return "yes"
+    return "no" if limit <= LENGTH else f"to {limit:,}"
 
 
 def capability_rows() -> list[str]:
-    """The table, one scheme a row."""
+    """The table, one scheme per row."""
     rows = [
-        "| scheme | acts on | backends | cached keys stay right | past max_seq_len | float positions | needs a causal mask |",
+        "| scheme | acts on | backends | cached keys stay valid | past max_seq_len | float positions | needs a causal mask |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in names():
-        report = layers_report(LayersConfig(kind="decoder", dim=64, depth=1, heads=4, head_dim=32, position=name), 128)
+        report = report_of(name, "decoder")
         caps = report.capabilities
         if caps is None:
             raise ValueError(f"{name} could not be built: {report.errors}")
-        backends = ", ".join(
-            b for b in ("sdpa", "flex", "blockwise", "eager") if not obstacles(b, caps.kernel, frozenset())
-        )
-        floats = yes(caps.continuous) if caps.uses_positions else "reads none"
-        encoder = layers_report(LayersConfig(kind="encoder", dim=64, depth=1, heads=4, head_dim=32, position=name), 128)
+        kernels = ("sdpa", "flex", "blockwise", "eager")
         cells = (
             f"`{name}`",
-            acts_on(name, caps.kernel, caps.absolute),
-            backends,
+            ", ".join(WORDS[place] for place in caps.acts_on) or "nothing",
+            ", ".join(kernel for kernel in kernels if not obstacles(kernel, caps.kernel, frozenset())),
             yes(caps.kv_cacheable),
-            yes(caps.unbounded) if name != "xpos" else "to about 32k from its centre",
-            floats,
-            yes(bool(encoder.errors)),
+            past_length(name),
+            yes(caps.continuous) if caps.uses_positions else "reads none",
+            yes(bool(report_of(name, "encoder").errors)),
         )
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
-def settings(config: type[SchemeConfig]) -> str:
-    """The fields and their defaults."""
-    fields = [f"`{n}={f.default!r}`" for n, f in config.model_fields.items() if n != "kind"]
-    return ", ".join(fields) if fields else "none"
+def field_docs(config: type[SchemeConfig]) -> dict[str, str]:
+    """The docstring below each field of a config and its bases, on one line."""
+    docs: dict[str, str] = {}
+    for cls in reversed(config.__mro__):
+        if not issubclass(cls, SchemeConfig):
+            continue
+        body = ast.parse(inspect.getsource(cls)).body[0]
+        statements = body.body if isinstance(body, ast.ClassDef) else []
+        for field, text in pairwise(statements):
+            documented = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and documented:
+                docs[field.target.id] = " ".join(str(text.value.value).split())
+    return docs
+
+
+def settings(config: type[SchemeConfig]) -> list[str]:
+    """One line per field: name, default, meaning."""
+    docs = field_docs(config)
+    fields = [(n, f.default) for n, f in config.model_fields.items() if n != "kind"]
+    return [f"- `{name}={default!r}`: {docs[name]}" for name, default in fields]
 
 
 def summary_rows() -> list[str]:
@@ -114,18 +141,24 @@ def summary_rows() -> list[str]:
     return rows + [f"| `{n}` | {REGISTRY[n].summary} | {REGISTRY[n].paper} |" for n in names()]
 
 
+def about(cls: type) -> str:
+    """A class's docstring without its arguments."""
+    return inspect.cleandoc(cls.__doc__ or "").split("\nArgs:")[0].rstrip()
+
+
 def details() -> list[str]:
-    """One section per scheme: what, settings, formula as its module says it."""
+    """One section per scheme: what it is, its formula, its settings."""
     lines = []
     for name in names():
         config = REGISTRY[name]
         lines += [f"### `{name}`", "", f"{config.summary[0].upper()}{config.summary[1:]} ({config.paper}).", ""]
-        scheme = config().build(LayersConfig(dim=64, depth=1, heads=4, head_dim=32).dims(128))
-        lines += [inspect.cleandoc(type(scheme).__doc__ or ""), "", inspect.cleandoc(config.__doc__ or ""), ""]
-        page = (
-            f" More: [rotary/{name}.md](rotary/{name}.md)." if (PAGE.parent / "rotary" / f"{name}.md").exists() else ""
-        )
-        lines += [f"Config `{config.__name__}`; settings: {settings(config)}.{page}", ""]
+        scheme = config().build(LayersConfig(dim=64, depth=1, heads=4, head_dim=32).dims(LENGTH))
+        described = about(config).removeprefix(f'`position="{name}"`')
+        lines += [about(type(scheme)), "", f"Config `{config.__name__}`{described}", ""]
+        if fields := settings(config):
+            lines += [*fields, ""]
+        if (PAGE.parent / "rotary" / f"{name}.md").exists():
+            lines += [f"More: [rotary/{name}.md](rotary/{name}.md).", ""]
     return lines
 
 
@@ -135,7 +168,7 @@ def render() -> str:
 
 
 def render_readme(text: str) -> str:
-    """README with its table of schemes made anew."""
+    """README with its table of schemes replaced."""
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
     return f"{before}{BEGIN}\n{chr(10).join(summary_rows())}\n{END}{after}"

@@ -1,38 +1,26 @@
 """`x-positional plot`: where the files go, what it prints, and mistakes answered in words."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.support.command_line import Call
 from tests.support.training_runs import raw_config
-from x_positional.cli.main import main
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
-Call = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Runs `plot` in this process: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+def plot(call: Call, tmp_path: Path) -> Call:
+    """`x-positional plot`, with a config.yaml to read."""
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw_config(tmp_path)))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(["plot", *map(str, arguments)])
-        out, err = capsys.readouterr()
-        return (caught.value.code or 0), out, err  # type: ignore[return-value]
-
-    return run
+    return lambda *arguments: call("plot", *arguments)
 
 
-def test_it_writes_pictures_and_a_page_and_says_where(call: Call, tmp_path: Path):
-    code, out, _ = call("config.yaml")
+def test_it_writes_pictures_and_a_page_and_says_where(plot: Call, tmp_path: Path):
+    code, out, _ = plot("config.yaml")
     assert code == 0
     folder = tmp_path / "plots" / "config"
     written = sorted(file.name for file in folder.iterdir())
@@ -43,30 +31,30 @@ def test_it_writes_pictures_and_a_page_and_says_where(call: Call, tmp_path: Path
     assert "max_seq_len 33" in (folder / "index.html").read_text()
 
 
-def test_options_win_over_the_file(call: Call, tmp_path: Path):
-    code, out, _ = call("config.yaml", "--position", "[alibi, absolute]", "--out", "elsewhere", "--max_seq_len", 50)
+def test_options_win_over_the_file(plot: Call, tmp_path: Path):
+    code, out, _ = plot("config.yaml", "--position", "[alibi, absolute]", "--out", "elsewhere", "--max_seq_len", 50)
     assert code == 0
-    assert "elsewhere/index.html holds all of them" in out
+    assert "elsewhere/index.html shows all of them" in out
     page = (tmp_path / "elsewhere" / "index.html").read_text()
     assert "<h2>alibi</h2>" in page
     assert "max_seq_len 50" in page
     assert not (tmp_path / "plots").exists()
 
 
-def test_a_file_with_a_model_alone_and_the_folder_of_a_run_are_read(call: Call, tmp_path: Path):
+def test_a_file_with_a_model_alone_and_the_folder_of_a_run_are_read(plot: Call, tmp_path: Path):
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(raw_config(tmp_path)["model"]))
-    assert call("model.yaml")[0] == 0
+    assert plot("model.yaml")[0] == 0
     (tmp_path / "run").mkdir()
     (tmp_path / "config.yaml").rename(tmp_path / "run" / "config.yaml")
-    assert call("run")[0] == 0
+    assert plot("run")[0] == 0
     pages = [tmp_path / "plots" / name / "index.html" for name in ("model", "run")]
     texts = [page.read_text().replace("of model", "of run") for page in pages]
     assert texts[0] == texts[1]
 
 
-def test_a_scheme_without_pictures_has_a_page(call: Call, tmp_path: Path):
-    code, out, _ = call("config.yaml", "--position", "none")
-    assert (code, "there is nothing to draw" in out) == (0, True)
+def test_a_scheme_without_pictures_has_a_page(plot: Call, tmp_path: Path):
+    code, out, _ = plot("config.yaml", "--position", "none")
+    assert (code, "nothing to plot" in out) == (0, True)
     assert (tmp_path / "plots" / "config" / "index.html").exists()
 
 
@@ -74,11 +62,11 @@ def test_a_scheme_without_pictures_has_a_page(call: Call, tmp_path: Path):
     ("arguments", "parts"),
     [
         (["absent.yaml"], ["cannot read the config absent.yaml: No such file"]),
-        (["config.yaml", "--model.layers.detph", "3"], ["cannot be drawn:", "did you mean model.layers.depth?"]),
+        (["config.yaml", "--model.layers.detph", "3"], ["cannot plot", "did you mean model.layers.depth?"]),
         (["config.yaml", "--position", "rotary"], ["no position scheme named 'rotary'"]),
         (
             ["config.yaml", "--position", "{kind: rope, dim: 7}", "--kv_heads", "2"],
-            ["rope: 7 channels of each head would turn", "kv_heads=2"],
+            ["rope: rotary width is 7", "kv_heads=2"],
         ),
         (["config.yaml", "--position", "[rope, xpos]"], ["more than one rotates"]),
         (["config.yaml", "stray"], ["'stray' stands alone"]),
@@ -88,20 +76,20 @@ def test_a_scheme_without_pictures_has_a_page(call: Call, tmp_path: Path):
     ],
 )
 def test_a_mistake_is_answered_in_words_with_exit_code_2(
-    call: Call, tmp_path: Path, arguments: list[str], parts: list[str]
+    plot: Call, tmp_path: Path, arguments: list[str], parts: list[str]
 ):
     (tmp_path / "continuous.yaml").write_text(
         "{dim_in: 3, layers: {dim: 24, depth: 2, heads: 3, head_dim: 8, position: rope}}"
     )
-    code, _, err = call(*arguments)
+    code, _, err = plot(*arguments)
     assert code == 2
     assert "Traceback" not in err
     for part in parts:
         assert part in err
 
 
-def test_without_matplotlib_it_says_what_to_install(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_matplotlib_it_says_what_to_install(plot: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    code, _, err = call("config.yaml")
-    assert (code, err) == (2, "error: pictures need matplotlib: pip install 'x-positional[train]'\n")
+    code, _, err = plot("config.yaml")
+    assert (code, err) == (2, "error: plots need matplotlib: pip install 'x-positional[train]'\n")
     assert not (tmp_path / "plots").exists()

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from tests.support.command_line import Call
 from tests.support.published.compare import perturb, quietly
 from tests.support.published.decoders_llama import LLAMA
 from tests.support.published.encoders import PLAIN
@@ -18,7 +18,6 @@ from tests.support.published.gguf_models import CONFIG, llama, write_gguf
 from tests.support.published.seq2seq_cases import T5
 from tests.support.rounding import assert_same
 from x_positional import Decoder, TransformerWrapper, from_pretrained, load_tokenizer
-from x_positional.cli.main import main
 from x_positional.pretrained.tokenizers.byte_level import byte_tokenizer, letters
 
 VIT = {
@@ -29,23 +28,6 @@ VIT = {
     "patch_size": 4,
     "num_labels": 5,
 }
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Runs the command line in this process: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return (caught.value.code or 0), out, err  # type: ignore[return-value]
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +61,7 @@ def test_generate_gives_the_same_text_from_a_file_and_a_folder(call: Call, gguf_
     assert out.startswith("hello")
     assert len(out) > 10
     assert re.search(r"\[12 tokens, [\d.,]+ tokens/s, small\.gguf\]", err)
-    assert "--chat gives it the prompt as a question" in err
+    assert "use --chat to get a reply" in err
     assert call("generate", folder, *common)[1] == out
     assert call("generate", folder, *common, "--no-cache")[1] == out
 
@@ -340,7 +322,7 @@ def test_verify_says_plainly_what_is_not_installed(call: Call, folder: Path, mon
         (["generate", "{folder}", "--prompt", "x", "--device", "tpu"], ["--device tpu cannot be used"]),
         (["generate", "{bert}", "--prompt", "x"], ["no tokenizer that can be read", "tokenizer.json is missing"]),
         (["generate", "{folder}/config.json", "--prompt", "x"], ["neither GGUF nor a folder"]),
-        (["generate", "{run}", "--prompt", "x", "--chat"], ["--chat is for published models"]),
+        (["generate", "{run}", "--prompt", "x", "--chat"], ["--chat needs a published model"]),
         (["convert", "{folder}", "{bert}"], ["holds a model already"]),
         (["convert", "{folder}", "t", "--model-type", "lama"], ["there is no such family", "llama"]),
         (["convert", "{folder}", "t", "--model-type", "bert"], ["cannot be written for transformers"]),
@@ -348,7 +330,7 @@ def test_verify_says_plainly_what_is_not_installed(call: Call, folder: Path, mon
         (["convert", "nowhere", "t"], ["nowhere is not a folder"]),
         (
             ["convert", "{run}", "t"],
-            ["holds no checkpoint of x_positional", "a published model is a folder with config.json"],
+            ["no x_positional checkpoint in", "a published model is a folder with config.json"],
         ),
         (["verify", "{run}"], ["there is neither config.json nor a GGUF file; it has nothing"]),
         (["verify", "{folder}", "--dtype", "bfloat16"], ["--dtype bfloat16 is none of float32, float64"]),
@@ -383,4 +365,4 @@ def test_an_encoder_gives_no_next_token(call: Call, folder: Path, tmp_path: Path
     load_tokenizer(folder).save(bert)
     code, _, err = call("generate", bert, "--prompt", "hello")
     assert code == 2
-    assert "gives no next token" in err
+    assert "does not predict the next token" in err

@@ -113,8 +113,8 @@ def test_masked_tokens_encoder(example, capsys) -> None:
     assert right > blind > 0.1
     assert losses(capsys.readouterr().out)[-1] < 3.8  # log(256) = 5.5 for knowing nothing
     text = torch.arange(200) + 10
-    tokens, targets = module.hide(text, 40, 64)
-    hidden = tokens == module.HIDDEN
+    tokens, targets = module.mask(text, 40, 64)
+    hidden = tokens == module.MASK
     assert 0.1 < hidden.double().mean() < 0.2
     assert torch.equal(targets != -100, hidden)
     assert torch.equal(torch.where(hidden, targets, tokens).diff(dim=1), torch.ones(40, 63).long())

@@ -1,4 +1,4 @@
-"""The pages on rotary schemes: code runs and prints what it says, and YAML, Python and config.json mean the same."""
+"""The pages on rotary schemes: code runs and prints what its comments show; YAML, Python and config.json are equivalent."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ PAGES = sorted((ROOT / "docs" / "rotary").glob("*.md"))
 OTHERS = [ROOT / "docs" / "plot.md", ROOT / "docs" / "axes.md"]
 VARIANTS = [page for page in PAGES if page.stem != "index"]
 NO_FORM = {"ntk", "ntk_by_parts", "xpos", "polar", "axial", "mixed", "learned"}
-"""Pages of what Hugging Face cannot write."""
+"""Pages of schemes without a Hugging Face form."""
 PROMISE = re.compile(r"^ *print\(.*\)  # (.*)$", re.MULTILINE)
 
 
@@ -27,7 +27,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def run(page: Path) -> tuple[dict[str, Any], str]:
-    """All Python of a page in order: its names, and what it printed."""
+    """Run all Python of a page in order; its names and its output."""
     names: dict[str, Any] = {"__name__": page.stem}
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -36,7 +36,7 @@ def run(page: Path) -> tuple[dict[str, Any], str]:
 
 
 @pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: page.stem)
-def test_code_runs_and_prints_what_it_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_code_runs_and_prints_what_its_comments_show(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks(page, "python"))
     _, out = run(page)
@@ -46,7 +46,7 @@ def test_code_runs_and_prints_what_it_says(page: Path, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("page", VARIANTS, ids=lambda page: page.stem)
-def test_yaml_python_and_config_json_mean_the_same(page: Path):
+def test_yaml_python_and_config_json_are_equivalent(page: Path):
     names, _ = run(page)
     [written] = blocks(page, "yaml")
     assert scheme_config(yaml.safe_load(written)["position"]) == names["position"]
@@ -59,7 +59,15 @@ def test_yaml_python_and_config_json_mean_the_same(page: Path):
 @pytest.mark.parametrize("page", VARIANTS, ids=lambda page: page.stem)
 def test_a_page_is_short_and_has_every_part(page: Path):
     text = page.read_text("utf-8")
-    parts = ("Formula.", "When.", "Cost.", "Past the trained length.", "Here.", "In a `config.json`.", "Source.")
+    parts = (
+        "Formula.",
+        "When to use it.",
+        "Cost.",
+        "Past the trained length.",
+        "Usage.",
+        "In a `config.json`.",
+        "Source.",
+    )
     places = [text.index(f"**{part}**") for part in parts]
     assert places == sorted(places)
     assert len(text.splitlines()) < 80

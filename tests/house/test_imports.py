@@ -18,6 +18,7 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 LAYOUT = {
     # What a folder of the package may import from other folders, from the ground up, as docs/architecture.md draws it.
     "errors": "",
+    "progress": "",
     "schemes": "errors",
     "attention": "errors schemes modules",
     "modules": "errors schemes attention",
@@ -28,15 +29,16 @@ LAYOUT = {
     "rotary": "errors schemes",
     PACKAGE: "errors schemes attention modules generation config models pretrained",  # __init__.py: the public names
     "testing": "errors schemes attention modules generation config models",
-    "training": "errors schemes attention modules generation config models pretrained",
-    "plotting": "errors schemes attention modules generation config models training",
-    "cli": "errors schemes attention modules generation config models pretrained testing training plotting",
+    "training": "errors progress schemes attention modules generation config models pretrained",
+    "plotting": "errors progress schemes attention modules generation config models",
+    "cli": "errors progress schemes attention modules generation config models pretrained testing training plotting",
 }
 
 BASE = {"torch", "einops", "pydantic", "typing_extensions", "yaml", "safetensors", "rich"}  # always installed
 TENSORS = {"torch", "einops", "typing_extensions"}
 THIRD_PARTY = {
     "errors": set(),
+    "progress": {"rich", "typing_extensions"},
     "attention": TENSORS,
     "modules": TENSORS,
     "generation": TENSORS,

@@ -29,7 +29,7 @@ TEXT = {"num_tokens": 11, "max_seq_len": 12}
 
 @dataclass
 class Counts:
-    """What happened while a model was made. Schemes that the validator builds on the meta device do not count."""
+    """What happened while a model was made. The validator's trial builds do not count."""
 
     flags: Counter[str] = field(default_factory=Counter)
     validated: Counter[str] = field(default_factory=Counter)
@@ -50,15 +50,15 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
 
         monkeypatch.setattr(owner, name, wrapper)
 
-    def judged(case: Any, original: Callable[[Any], Any] = validate.judge) -> Any:
-        found.validated[type(case.model or case.layers).__name__] += 1
+    def trial(parts: Any, dims: Any, original: Callable[..., Any] = validate.build_parts) -> Any:
         found.judging = True
         try:
-            return original(case)
+            return original(parts, dims)
         finally:
             found.judging = False
 
-    monkeypatch.setattr(validate, "judge", judged)
+    monkeypatch.setattr(validate, "build_parts", trial)
+    counted(validate, "judge", lambda case: found.validated.update([type(case.model or case.layers).__name__]))
     for kind, config in REGISTRY.items():
         counted(config, "build", lambda self, dims, kind=kind: found.built.update([] if found.judging else [kind]))
     counted(stacks, "layers_from_flags", lambda *args: found.flags.update(["layers"]))
@@ -133,8 +133,9 @@ def test_a_model_of_several_kinds_of_layers(counts: Counts) -> None:
 
 @pytest.mark.parametrize("form", ["native", "hf"])
 def test_a_checkpoint(counts: Counts, tmp_path: Path, form: str) -> None:
-    layers = Decoder(**SIZES, position="rope", use_rmsnorm=True, ff_swish=True, ff_glu=True, ff_no_bias=True)
-    model: nn.Module = TransformerWrapper(**TEXT, attn_layers=layers)
+    ff = {"activation": "silu", "glu": True, "bias": False}
+    layers = {**SIZES, "position": "rope", "norm": {"kind": "rms"}, "ff": ff}
+    model: nn.Module = TransformerWrapper.from_config(ModelConfig.model_validate({**TEXT, "layers": layers}))
     model.save_pretrained(tmp_path, format=form)
     counts.__init__()
     from_pretrained(tmp_path)

@@ -135,7 +135,7 @@ def test_without_max_seq_len_there_is_no_table_and_with_it_a_learned_one() -> No
     assert [type(s).__name__ for s in table.attn_layers.position_schemes] == ["LearnedAbsolute"]
     with pytest.raises(PositionError, match=r"12 rows"):
         table(torch.zeros(1, 13, 5))
-    with pytest.raises(ValueError, match="no length was named"):
+    with pytest.raises(ValueError, match="no length is set"):
         ContinuousTransformerWrapper(attn_layers=Decoder(**layers, position="absolute"), dim_in=5)
 
 

@@ -341,7 +341,7 @@ REFUSED = [
         ["apply_residual_connection_post_layernorm=True"],
     ),
     ("falcon, as 7b", {"activation": "tanh"}, ["activation='tanh'"]),
-    ("gptj", {"rotary_dim": 12}, ["12 channels of each head would turn"]),
+    ("gptj", {"rotary_dim": 12}, ["rotary width is 12"]),
     ("gpt_bigcode", {"add_cross_attention": True}, ["add_cross_attention=True"]),
 ]
 

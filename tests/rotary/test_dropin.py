@@ -1,6 +1,6 @@
 """The public surface of x_positional.rotary, call by call against rotary-embedding-torch 0.9.1 in float32.
 
-Theirs is asked with a fresh module and no memory of earlier calls, where it is right.
+rotary-embedding-torch is called on a fresh module, without earlier calls in its cache, in cases where it is correct.
 """
 
 import inspect
@@ -42,7 +42,7 @@ def pair(config: dict) -> tuple[torch.nn.Module, torch.nn.Module]:
 
 
 def near(mine: torch.Tensor, other: torch.Tensor, angle: float, size: float = 1.0) -> None:
-    """Equal in shape and dtype, and in value up to what float32 loses in angles of this many radians: theirs rounds
+    """Equal shape and dtype, and equal values up to the float32 rounding of angles of this many radians: theirs rounds
     the frequency, the position and their product."""
     assert mine.shape == other.shape
     assert mine.dtype == other.dtype
@@ -50,13 +50,13 @@ def near(mine: torch.Tensor, other: torch.Tensor, angle: float, size: float = 1.
 
 
 def qk(config: dict, queries: int = T, keys: int = T, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """[2 3 tokens 21], or [2 tokens 3 21] where the token axis comes first: 16 of 21 channels turn."""
+    """[2 3 tokens 21], or [2 tokens 3 21] where the token axis comes first: 16 of 21 channels are rotated."""
     generator = torch.Generator().manual_seed(seed)
     q, k = (torch.randn(2, 3, n, 21, generator=generator) for n in (queries, keys))
     return (q.transpose(1, 2), k.transpose(1, 2)) if config.get("seq_before_head_dim") else (q, k)
 
 
-def turns(config: dict) -> float:
+def fastest_angle(config: dict) -> float:
     """Radians of the fastest pair at position 1."""
     return 7 / 2 * torch.pi if config.get("freqs_for") == "pixel" else 1.0
 
@@ -104,8 +104,8 @@ def test_angles(name: str) -> None:
     config = CONFIGS[name]
     mine, other = pair(config)
     for positions in (torch.arange(T), torch.rand(2, 3, T) * 50 - 25, torch.tensor(3.5)):
-        near(mine(positions), other(positions).detach(), 50 * turns(config))
-    near(mine.freqs.float(), other.freqs.detach(), turns(config))
+        near(mine(positions), other(positions).detach(), 50 * fastest_angle(config))
+    near(mine.freqs.float(), other.freqs.detach(), fastest_angle(config))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -117,11 +117,11 @@ def test_rotate_queries_or_keys(name: str, offset: float) -> None:
     near(
         mine.rotate_queries_or_keys(t, offset=offset),
         other.rotate_queries_or_keys(t, offset=offset).detach(),
-        40 * turns(config),
+        40 * fastest_angle(config),
         4,
     )
     scaled = [x.rotate_queries_or_keys(t, None, offset, 0.3).detach() for x in pair(config)]
-    near(scaled[0], scaled[1], 40 * turns(config), 4)
+    near(scaled[0], scaled[1], 40 * fastest_angle(config), 4)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -135,7 +135,7 @@ def test_rotate_queries_with_cached_keys(name: str, queries: int, keys: int, off
         other.rotate_queries_with_cached_keys(q, k, offset=offset),
         strict=True,
     ):
-        near(got, want.detach(), 40 * turns(config), 4)
+        near(got, want.detach(), 40 * fastest_angle(config), 4)
 
 
 @pytest.mark.parametrize("seq_dim", [-2, -3])
@@ -186,7 +186,7 @@ def test_get_axial_freqs(name: str, dims: tuple[int, ...], offsets: str | None) 
     near(
         mine.get_axial_freqs(*dims, offsets=shift),
         other.get_axial_freqs(*dims, offsets=shift).detach(),
-        10 * turns(config),
+        10 * fastest_angle(config),
     )
 
 
@@ -249,8 +249,8 @@ def test_gradients_of_learned_frequencies() -> None:
     q, k = qk({})
     found = []
     for module in pair(CONFIGS["learned"]):
-        turned_q, turned_k = module.rotate_queries_with_cached_keys(q, k)
-        (turned_q @ turned_k.mT).square().mean().backward()
+        rotated_q, rotated_k = module.rotate_queries_with_cached_keys(q, k)
+        (rotated_q @ rotated_k.mT).square().mean().backward()
         found.append(module.freqs.grad)
     near(found[0], found[1], T, float(found[1].abs().max()) * 10)
     assert found[0].abs().min() > 0

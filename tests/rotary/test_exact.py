@@ -1,4 +1,4 @@
-"""What the drop-in promises beyond the library it replaces: exact angles, no memory, translation, gradients."""
+"""What the drop-in guarantees beyond the library it replaces: exact angles, no cache, translation, gradients."""
 
 import copy
 import math
@@ -55,8 +55,8 @@ def test_angles_are_exact_far_out(position: int, treated: str, autocast: bool) -
     module, x = TREATED[treated](), torch.tensor([1.0, 0.0]).repeat(8)[None]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         got = module.rotate_queries_or_keys(x, offset=position)
-    turns = [position * 5e5 ** (-2 * i / 16) for i in range(8)]
-    right = torch.tensor([part for a in turns for part in (math.cos(a), math.sin(a))], dtype=torch.float64)
+    angles = [position * 5e5 ** (-2 * i / 16) for i in range(8)]
+    right = torch.tensor([part for a in angles for part in (math.cos(a), math.sin(a))], dtype=torch.float64)
     assert got.dtype == torch.float32
     assert (got[0].double() - right).abs().max() <= 1e-6
 
@@ -64,13 +64,13 @@ def test_angles_are_exact_far_out(position: int, treated: str, autocast: bool) -
 @pytest.mark.parametrize("position", [*FAR, 2**25 + 1, 4095.7])
 def test_interpolated_and_fractional_positions_are_exact(position: float) -> None:
     module, x = RotaryEmbedding(16, interpolate_factor=3.0), torch.tensor([1.0, 0.0]).repeat(8)[None]
-    turns = [position / 3 * 1e4 ** (-2 * i / 16) for i in range(8)]
-    right = torch.tensor([part for a in turns for part in (math.cos(a), math.sin(a))], dtype=torch.float64)
+    angles = [position / 3 * 1e4 ** (-2 * i / 16) for i in range(8)]
+    right = torch.tensor([part for a in angles for part in (math.cos(a), math.sin(a))], dtype=torch.float64)
     assert (module.rotate_queries_or_keys(x, offset=position)[0].double() - right).abs().max() <= 1e-6
 
 
 def test_bfloat16_angles_are_exact_to_their_last_bit() -> None:
-    """A layer that predicts rotations in bfloat16 has said which angle it means: the cosine adds no error."""
+    """Rotations that a layer predicts in bfloat16 are exact angles: the cosine adds no error."""
     rotations, x = (torch.randn(5, 4) * 30).bfloat16(), torch.randn(5, 8)
     wide = apply_learned_rotations(rotations.double(), x.double())
     assert (apply_learned_rotations(rotations, x) - wide).abs().max() < 1e-6
@@ -101,8 +101,8 @@ def test_scores_see_distances_only(shift: int, config: dict) -> None:
         module.rotate_queries_or_keys(q, offset=c) @ module.rotate_queries_or_keys(k, offset=c).mT for c in (0, shift)
     ]
     assert (scores[0] - scores[1]).abs().max() < 1e-8
-    unturned = (q @ k.mT - scores[0]).abs()
-    assert unturned.max() > 0.1
+    unrotated = (q @ k.mT - scores[0]).abs()
+    assert unrotated.max() > 0.1
 
 
 @pytest.mark.parametrize("use_xpos", [False, True])
@@ -113,7 +113,7 @@ def test_cached_keys_give_the_scores_of_the_whole_sequence(use_xpos: bool, new: 
     whole_q, whole_k = module.rotate_queries_and_keys(q, k)
     some_q, some_k = module.rotate_queries_with_cached_keys(q[..., -new:, :], k)
     torch.testing.assert_close(some_q @ some_k.mT, (whole_q @ whole_k.mT)[..., -new:, :], rtol=1e-5, atol=1e-5)
-    # Keys of a shorter sequence: xPos has another centre then, and the scores stay.
+    # A shorter sequence has another centre for xPos, but the same scores.
     short_q, short_k = module.rotate_queries_and_keys(q[..., :15, :], k[..., :15, :])
     torch.testing.assert_close(short_q @ short_k.mT, (whole_q @ whole_k.mT)[..., :15, :15], rtol=1e-4, atol=1e-4)
 
@@ -131,7 +131,7 @@ def test_queries_and_keys_keep_their_own_dtypes(dtype: torch.dtype) -> None:
 
 
 def test_no_call_changes_a_later_one() -> None:
-    """Every method, with its usual arguments, in the order that spoils a memory; tensors made without gradients too."""
+    """Every method, with its usual arguments, in the order that would spoil a cache; also in inference mode."""
     module, x = RotaryEmbedding(8, use_xpos=True), torch.randn(1, 2, 9, 8)
 
     def all_calls(module: RotaryEmbedding) -> list[Tensor]:
@@ -215,7 +215,7 @@ def test_a_rounding_of_the_frequencies_does_not_replace_them(dim: int, config: d
 
 
 @pytest.mark.parametrize("learned_freq", [False, True])
-def test_state_dicts_go_both_ways(learned_freq: bool) -> None:
+def test_state_dicts_load_in_either_library(learned_freq: bool) -> None:
     def model(library: Callable[..., nn.Module], theta: float) -> nn.Module:
         return nn.ModuleDict({"rotary": library(16, theta=theta, learned_freq=learned_freq), "linear": nn.Linear(2, 2)})
 
@@ -224,8 +224,8 @@ def test_state_dicts_go_both_ways(learned_freq: bool) -> None:
         saved, loaded = model(source, 100.0), model(target, 10_000.0)
         assert list(saved.state_dict()) == list(loaded.state_dict()) == ["rotary.freqs", "linear.weight", "linear.bias"]
         loaded.load_state_dict(saved.state_dict())
-        turned = [m["rotary"].rotate_queries_or_keys(x).detach() for m in (saved, loaded)]
-        torch.testing.assert_close(*turned, rtol=1e-6, atol=4e-6)
+        rotated = [m["rotary"].rotate_queries_or_keys(x).detach() for m in (saved, loaded)]
+        torch.testing.assert_close(*rotated, rtol=1e-6, atol=4e-6)
     with pytest.raises(RuntimeError, match=r"rotary\.freqs.*8.*16"):
         model(lambda dim, **config: RotaryEmbedding(32, **config), 100.0).load_state_dict(saved.state_dict())
 
@@ -243,11 +243,11 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     ),
     (lambda: RotaryEmbedding(4).rotate_queries_and_keys(torch.ones(1, 4), torch.ones(2, 4)), "1 queries for 2 keys"),
     (lambda: RotaryEmbedding(4).get_axial_freqs(2, 3, offsets=(1,)), "1 numbers for 2 axes"),
-    (lambda: RotaryEmbedding(8).rotate_queries_or_keys(torch.ones(3, 6)), "turns 8 channels.*t has 6"),
-    (lambda: RotaryEmbedding(4).rotate_queries_or_keys(torch.ones(3, 6), seq_dim=-1), "seq_dim=-1 is no token axis"),
-    (lambda: RotaryEmbedding(4).rotate_queries_or_keys(torch.ones(3, 6), seq_dim=-3), "seq_dim=-3 is no token axis"),
+    (lambda: RotaryEmbedding(8).rotate_queries_or_keys(torch.ones(3, 6)), "rotates 8 channels.*t has 6"),
+    (lambda: RotaryEmbedding(4).rotate_queries_or_keys(torch.ones(3, 6), seq_dim=-1), "seq_dim=-1 is not a token axis"),
+    (lambda: RotaryEmbedding(4).rotate_queries_or_keys(torch.ones(3, 6), seq_dim=-3), "seq_dim=-3 is not a token axis"),
     (lambda: apply_rotary_emb(torch.ones(3, 4), torch.ones(1, 5, 4)), "3 rows for 5 tokens"),
-    (lambda: apply_rotary_emb(torch.ones(3, 3), torch.ones(3, 4)), "turns 3 channels"),
+    (lambda: apply_rotary_emb(torch.ones(3, 3), torch.ones(3, 4)), "rotates 3 channels"),
     (lambda: apply_rotary_emb(torch.ones(3, 4), torch.ones(3, 6), start_index=3), "start_index=3"),
     (lambda: apply_rotary_emb(torch.ones(3, 4), torch.ones(3, 6), start_index=-1), "start_index=-1"),
 ]
@@ -260,10 +260,10 @@ def test_refuses_with_a_reason(call: Callable[[], object], message: str) -> None
 
 
 @pytest.mark.parametrize(("dtype", "fits", "breaks"), [(torch.float16, 9000, 9200), (torch.float32, 72_000, 73_000)])
-def test_xpos_refuses_lengths_that_leave_the_range(dtype: torch.dtype, fits: int, breaks: int) -> None:
+def test_xpos_refuses_lengths_that_overflow(dtype: torch.dtype, fits: int, breaks: int) -> None:
     module, units = RotaryEmbedding(2, use_xpos=True), torch.tensor([[1.0, 0.0]], dtype=dtype).repeat(breaks, 1)
     q, k = module.rotate_queries_and_keys(units[:fits], units[:fits])
     assert q.isfinite().all()
     assert k.isfinite().all()
-    with pytest.raises(ValueError, match=f"{breaks} tokens leaves the range of {dtype}.*xpos_scale_base=512"):
+    with pytest.raises(ValueError, match=f"{breaks} tokens overflows {dtype}.*xpos_scale_base=512"):
         module.rotate_queries_and_keys(units, units)

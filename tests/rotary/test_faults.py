@@ -1,4 +1,4 @@
-"""Known faults of rotary-embedding-torch 0.9.1: each is still there, with the figure in docs, and mended here."""
+"""Known bugs of rotary-embedding-torch 0.9.1: each is still there, with the number in docs, and fixed here."""
 
 import math
 import re
@@ -118,7 +118,7 @@ def measured(fault: Fault, library: ModuleType) -> float:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_theirs_still_has_it(fault: Fault) -> None:
-    """If this fails they may have mended it: take the fault from the page."""
+    """If this fails, they may have fixed it: remove the row from the page."""
     assert measured(fault, theirs) == pytest.approx(fault.theirs, rel=fault.spread)
 
 

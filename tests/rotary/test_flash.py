@@ -15,9 +15,9 @@ B, H, T, D, R = 2, 4, 7, 10, 6
 def written_out(
     q: Tensor, k: Tensor, v: Tensor, place: list[float | None], freqs: list[float], seen: Tensor, added: Tensor
 ) -> Tensor:
-    """[H T D], [H T D] -> [H T D] in float64. place: of each token, None for none; seen, added: [T T]."""
+    """[H T D], [H T D] -> [H T D] in float64. place: position of each token or None; seen, added: [T T]."""
 
-    def turned(x: Tensor, at: float) -> Tensor:
+    def rotated(x: Tensor, at: float) -> Tensor:
         out = x.clone()
         for i, freq in enumerate(freqs):
             c, s = math.cos(at * freq), math.sin(at * freq)
@@ -31,7 +31,7 @@ def written_out(
             for n, there in enumerate(place):
                 if seen[m, n]:
                     both = at is not None and there is not None
-                    a, b = (turned(q[h, m], at), turned(k[h, n], there)) if both else (q[h, m], k[h, n])
+                    a, b = (rotated(q[h, m], at), rotated(k[h, n], there)) if both else (q[h, m], k[h, n])
                     scores[n] = (a @ b) / math.sqrt(q.shape[-1]) + added[m, n]
             out[h, m] = scores.softmax(0) @ v[h]
     return out
@@ -115,7 +115,7 @@ def test_bfloat16_keeps_far_positions(indices: Tensor | None) -> None:
 def test_refuses_with_a_reason(inputs: tuple[Tensor, ...]) -> None:
     q, k, v, _ = inputs
     freqs = RotaryEmbedding(R)(torch.arange(T))
-    with pytest.raises(ValueError, match="give rotary_pos_emb, or cos and sin"):
+    with pytest.raises(ValueError, match="pass rotary_pos_emb, or cos and sin"):
         flash_attn_with_rotary(q, k, v, cos=freqs.cos())
     with pytest.raises(ValueError, match="7 rows of angles for 1 queries and 7 keys"):
         flash_attn_with_rotary(q[:, :, -1:], k, v, rotary_pos_emb=freqs)

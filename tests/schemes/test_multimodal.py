@@ -139,19 +139,22 @@ def test_order_is_kept(name: str, layout: str) -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: Text(-1), "length=-1: whole numbers from 0 on"),
-        (lambda: Image(0, 3), "height=0: whole numbers from 1 on"),
+        (lambda: Text(-1), "length=-1: expected an integer of at least 0"),
+        (lambda: Image(0, 3), "height=0: expected an integer of at least 1"),
         (lambda: Video(2, 2.5, 0), "height=2.5, width=0"),
         (lambda: Video(2, 2, 2, seconds_per_grid=0.0), "seconds_per_grid=0.0 must be above 0"),
-        (lambda: multimodal_positions([]), "no rows"),
-        (lambda: multimodal_positions([[Text(3)]], length=2), "a row has 3 tokens, and length=2"),
-        (lambda: multimodal_positions([[Text(3)]], delta=3), "delta=3 is for layout='diagonal'"),
+        (lambda: multimodal_positions([]), "rows is empty"),
+        (
+            lambda: multimodal_positions([[Text(3)]], length=2),
+            "length=2 is shorter than the longest row, which has 3 tokens",
+        ),
+        (lambda: multimodal_positions([[Text(3)]], delta=3), "delta=3 needs layout='diagonal'"),
         (lambda: multimodal_positions([[Text(3)]], layout="diagonal", delta=0), "delta=0 must be"),
         (lambda: multimodal_positions([[Text(3)]], layout="diagonal", delta=1.5), "delta=1.5 must be"),
         (lambda: multimodal_positions([[Video(1, 1, 1, 2.0)]]), "seconds_per_grid needs tokens_per_second"),
         (
             lambda: multimodal_positions([[Video(1, 1, 1)]], tokens_per_second=2),
-            "needs the seconds_per_grid of every video",
+            "needs seconds_per_grid on every video",
         ),
         (lambda: multimodal_positions([[Text(1)]], tokens_per_second=0), "tokens_per_second=0 must be above 0"),
     ],

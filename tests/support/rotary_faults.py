@@ -1,6 +1,6 @@
-"""How wrong a rotary library is, case by case: each measurement takes the library and returns a number.
+"""The error of a rotary library in each case of the page: every function takes the library and returns a number.
 
-Against float64 trigonometry written here; a library that cannot do the case raises.
+The reference is float64 trigonometry written here; a library that does not support the case raises.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def turned(x: Tensor, angle: Tensor) -> Tensor:
-    """x [... D] with its first pairs turned by angle [... F], in float64."""
+def rotated(x: Tensor, angle: Tensor) -> Tensor:
+    """x [... D] with its first pairs rotated by angle [... F], in float64."""
     x, width = x.double(), 2 * angle.shape[-1]
     a, b = x[..., :width:2], x[..., 1:width:2]
     pairs = torch.stack((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), -1)
@@ -32,9 +32,9 @@ def worst(got: Tensor, right: Tensor) -> float:
 
 
 def error(library: ModuleType, x: Tensor, offset: int = 0, theta: float = 1e4, **config: object) -> float:
-    """Of the last row of x [T 64], turned at the positions offset .. offset+T-1."""
+    """Error of the last row of x [T 64], rotated at the positions offset .. offset+T-1."""
     module = library.RotaryEmbedding(64, theta=theta, **config)
-    right = turned(x, angles(torch.arange(len(x)) + offset, theta=theta))
+    right = rotated(x, angles(torch.arange(len(x)) + offset, theta=theta))
     return worst(module.rotate_queries_or_keys(x, offset=offset)[-1:], right[-1:])
 
 
@@ -47,7 +47,7 @@ def bf16_position_777(library: ModuleType) -> float:
 
 
 def bf16_rows_lost(library: ModuleType) -> float:
-    """Positions of 1024 that turn exactly as another does: the fastest pair tells them apart in bfloat16 too."""
+    """Positions of 1024 with exactly the rotation of another: the fastest pair separates all of them even in bfloat16."""
     same = torch.ones(1024, 64).bfloat16()
     return 1024 - len(library.RotaryEmbedding(64).rotate_queries_or_keys(same).unique(dim=0))
 
@@ -58,13 +58,13 @@ def fp16_position_2049(library: ModuleType) -> float:
 
 def bf16_module(library: ModuleType) -> float:
     module, x = library.RotaryEmbedding(64).bfloat16(), noise(1001, 64)
-    return worst(module.rotate_queries_or_keys(x)[-1:], turned(x, angles(torch.arange(1001)))[-1:])
+    return worst(module.rotate_queries_or_keys(x)[-1:], rotated(x, angles(torch.arange(1001)))[-1:])
 
 
 def bf16_call_then_float32(library: ModuleType) -> float:
     module, x = library.RotaryEmbedding(64), noise(1024, 64)
     module.rotate_queries_or_keys(x.bfloat16())
-    return worst(module.rotate_queries_or_keys(x), turned(x, angles(torch.arange(1024))))
+    return worst(module.rotate_queries_or_keys(x), rotated(x, angles(torch.arange(1024))))
 
 
 def float64_queries(library: ModuleType) -> float:
@@ -80,12 +80,12 @@ def position_million(library: ModuleType) -> float:
 
 
 def xpos_scores(q: Tensor, k: Tensor) -> Tensor:
-    """Of q, the last tokens of k's, in float64 from the formula: [T S]"""
+    """[T S] scores of q, the last tokens of k's sequence, in float64 from the formula."""
     keys = torch.arange(len(k))
     queries = keys[-len(q) :]
     base = ((torch.arange(0, 64, 2, dtype=torch.float64) + 25.6) / 89.6).repeat_interleave(2)
     decay = base ** ((queries[:, None] - keys) / 512)[..., None]
-    q, k = turned(q, angles(queries)), turned(k, angles(keys))
+    q, k = rotated(q, angles(queries)), rotated(k, angles(keys))
     return torch.einsum("id,jd,ijd->ij", q, k, decay)
 
 
@@ -107,7 +107,7 @@ def xpos_bf16(library: ModuleType) -> float:
 
 
 def xpos_offset(library: ModuleType) -> float:
-    """Moving the queries 100 on must turn and scale them as the tokens 100 on."""
+    """An offset of 100 must rotate and scale the queries as tokens 100 positions later."""
     q, k = noise(1, 64), noise(64, 64)
     moved = library.RotaryEmbedding(64, use_xpos=True).rotate_queries_with_cached_keys(q, k, offset=100)
     longer = torch.cat((k, noise(100, 64, seed=1)))
@@ -126,7 +126,7 @@ def xpos_sequence_first(heads: int) -> Callable[[ModuleType], float]:
 
 
 def xpos_history(library: ModuleType) -> float:
-    """What a longer call changes in a later `get_scale`."""
+    """Change of `get_scale` caused by an earlier, longer call."""
     module, q = library.RotaryEmbedding(64, use_xpos=True), noise(512, 64)
     positions = module.get_seq_pos(16)
     before = module.get_scale(positions, seq_len=16).clone()
@@ -142,13 +142,13 @@ def learned(shape: tuple[int, ...], ranges: Tensor | None, dtype: torch.dtype) -
         sizes = None if ranges is None else ranges.to(dtype)
         right = rotations.double() if sizes is None else (rotations.double()[..., None] * sizes.double()).flatten(-2)
         got = library.apply_learned_rotations(rotations, x, freq_ranges=sizes)
-        return worst(got, turned(x, right))
+        return worst(got, rotated(x, right))
 
     return measure
 
 
 def after(spoil: Callable[[torch.nn.Module], object], **config: float) -> Callable[[ModuleType], float]:
-    """What an earlier call changes in float32 angles of the positions 0 .. 3."""
+    """Change of the float32 angles of positions 0 .. 3 caused by an earlier call."""
 
     def measure(library: ModuleType) -> float:
         module = library.RotaryEmbedding(64, **config)
@@ -169,7 +169,7 @@ def axial_offsets(library: ModuleType) -> float:
 
 
 def axial_interpolation(library: ModuleType) -> float:
-    """Radians by which grids differ before and after a call on a sequence."""
+    """Change of a grid's angles, in radians, caused by a call on a sequence."""
     module = library.RotaryEmbedding(8, interpolate_factor=2.0)
     before = library.RotaryEmbedding(8, interpolate_factor=2.0).get_axial_freqs(4, 4)
     module.rotate_queries_or_keys(noise(8, 8))
@@ -180,7 +180,7 @@ def offset_after_longer_call(offset: float) -> Callable[[ModuleType], float]:
     def measure(library: ModuleType) -> float:
         module, x = library.RotaryEmbedding(64), noise(8, 64)
         module.rotate_queries_or_keys(noise(64, 64))
-        return worst(module.rotate_queries_or_keys(x, offset=offset), turned(x, angles(torch.arange(8) + offset)))
+        return worst(module.rotate_queries_or_keys(x, offset=offset), rotated(x, angles(torch.arange(8) + offset)))
 
     return measure
 
@@ -189,37 +189,37 @@ def load_after_call(library: ModuleType) -> float:
     module, x = library.RotaryEmbedding(64), noise(8, 64)
     module.rotate_queries_or_keys(x)
     module.load_state_dict(library.RotaryEmbedding(64, theta=100).state_dict())
-    return worst(module.rotate_queries_or_keys(x), turned(x, angles(torch.arange(8), theta=100)))
+    return worst(module.rotate_queries_or_keys(x), rotated(x, angles(torch.arange(8), theta=100)))
 
 
 def meta_device(library: ModuleType) -> float:
-    """Materialised on the CPU as memory that held something else: ones stand for that."""
+    """Materialised on the CPU as uninitialised memory, here ones."""
     with torch.device("meta"):
         module = library.RotaryEmbedding(64)
     module._apply(torch.ones_like if module.device.type == "cpu" else lambda x: torch.ones_like(x, device="cpu"))
     x = noise(8, 64)
-    return worst(module.rotate_queries_or_keys(x), turned(x, angles(torch.arange(8))))
+    return worst(module.rotate_queries_or_keys(x), rotated(x, angles(torch.arange(8))))
 
 
 def shape(dim: int, width: int, freqs: Tensor, **config: object) -> Callable[[ModuleType], float]:
-    """An ordinary call with frequencies that are not dim / 2."""
+    """A plain call with a number of frequencies other than dim / 2."""
 
     def measure(library: ModuleType) -> float:
         x = noise(8, width)
         got = library.RotaryEmbedding(dim, **config).rotate_queries_or_keys(x)
-        return worst(got, turned(x, torch.arange(8).double()[:, None] * freqs.double()))
+        return worst(got, rotated(x, torch.arange(8).double()[:, None] * freqs.double()))
 
     return measure
 
 
 def positive_seq_dim(heads: int) -> Callable[[ModuleType], float]:
-    """Axis 1 of [B T H D], which is axis -3."""
+    """seq_dim=1 of [B T H D], the same axis as -3."""
 
     def measure(library: ModuleType) -> float:
         x = noise(1, 8, heads, 64)
         return worst(
             library.RotaryEmbedding(64).rotate_queries_or_keys(x, seq_dim=1),
-            turned(x, angles(torch.arange(8))[:, None]),
+            rotated(x, angles(torch.arange(8))[:, None]),
         )
 
     return measure
@@ -229,11 +229,11 @@ def rows_on_heads(library: ModuleType) -> float:
     """2-dim freqs [T R] with seq_dim=-3, as many heads as tokens."""
     x, module = noise(1, 8, 8, 64), library.RotaryEmbedding(64)
     return worst(
-        library.apply_rotary_emb(module(torch.arange(8.0)), x, seq_dim=-3), turned(x, angles(torch.arange(8))[:, None])
+        library.apply_rotary_emb(module(torch.arange(8.0)), x, seq_dim=-3), rotated(x, angles(torch.arange(8))[:, None])
     )
 
 
 def static_method(library: ModuleType) -> float:
     x = noise(8, 64)
     module = library.RotaryEmbedding(64)
-    return worst(module.apply_rotary_emb(module(torch.arange(8.0)), x), turned(x, angles(torch.arange(8))))
+    return worst(module.apply_rotary_emb(module(torch.arange(8.0)), x), rotated(x, angles(torch.arange(8))))

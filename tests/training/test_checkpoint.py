@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, hold no pickle, and say what is wrong with them."""
+"""Checkpoints are complete or absent, contain no pickle, and report what is wrong with them."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,8 @@ from torch import nn
 from x_positional import ModelConfig, build_model
 from x_positional.errors import UserError
 from x_positional.training.checkpoints import checkpoint
-from x_positional.training.checkpoints.checkpoint import load_model, open_checkpoint, prune, save_checkpoint, unshared
+from x_positional.training.checkpoints.checkpoint import open_checkpoint, prune, save_checkpoint
+from x_positional.training.checkpoints.state import load_model, model_tensors
 
 
 def model(*, tie: bool = False, depth: int = 2) -> nn.Module:
@@ -28,7 +29,7 @@ def save(root: Path, step: int, net: nn.Module) -> Path:
     return save_checkpoint(
         root,
         step,
-        model=unshared(net),
+        model=model_tensors(net),
         optimizer={"a/step": torch.ones(())},
         trainer={"note": 5},
         config_text="model: {}\n",
@@ -59,8 +60,8 @@ def test_a_folder_holds_safetensors_yaml_and_json_only(tmp_path: Path):
 def test_a_model_with_buffers_is_refused():
     net = model()
     net.register_buffer("table", torch.zeros(2))
-    with pytest.raises(ValueError, match=r"holds the buffers \['table'\]"):
-        unshared(net)
+    with pytest.raises(ValueError, match=r"the model has buffers: \['table'\]"):
+        model_tensors(net)
 
 
 @pytest.mark.parametrize("crash", ["save_file", "_flush_file", "_flush_folder"])
@@ -69,7 +70,7 @@ def test_a_crash_while_writing_leaves_the_earlier_one_whole(
 ):
     net = model()
     save(tmp_path, 1, net)
-    before = unshared(net)
+    before = model_tensors(net)
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -88,10 +89,10 @@ def test_a_crash_while_writing_leaves_the_earlier_one_whole(
 def test_a_checkpoint_is_never_overwritten(tmp_path: Path):
     net = model()
     path = save(tmp_path, 1, net)
-    with pytest.raises(UserError, match="step-00000001 exists already"):
+    with pytest.raises(UserError, match="step-00000001 already exists"):
         save(tmp_path, 1, model())
     saved = open_checkpoint(path).model_tensors()
-    assert all(torch.equal(tensor, saved[name]) for name, tensor in unshared(net).items())
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in model_tensors(net).items())
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path):
@@ -124,9 +125,9 @@ def test_a_damaged_file_is_named_with_the_way_out(tmp_path: Path, name: str, dam
         "optimizer.safetensors": saved.optimizer_tensors,
         "config.yaml": saved.config_text,
     }
-    wrong = "is missing" if damage == "remove" else "is not what was written"
+    wrong = f"{name} is missing" if damage == "remove" else f"the digest of {name} does not match"
     with pytest.raises(
-        UserError, match=rf"step-00000002 is damaged: {name} {wrong}.*newest other one is .*step-00000001"
+        UserError, match=rf"step-00000002 is damaged: {wrong}.*newest other checkpoint is .*step-00000001"
     ):
         read[name]()
 
@@ -135,13 +136,13 @@ def test_a_foreign_folder_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="absent is not a folder"):
         open_checkpoint(tmp_path / "absent")
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(UserError, match=r"holds no checkpoint of x_positional .* it has pytorch_model\.bin"):
+    with pytest.raises(UserError, match=r"no x_positional checkpoint in .* found pytorch_model\.bin"):
         open_checkpoint(tmp_path)
     (tmp_path / "trainer.json").write_text('{"epoch": 3}')
-    with pytest.raises(UserError, match="was not written by x_positional"):
+    with pytest.raises(UserError, match="is not an x_positional checkpoint"):
         open_checkpoint(tmp_path)
     (tmp_path / "trainer.json").write_text("{")
-    with pytest.raises(UserError, match=r"trainer\.json cannot be read"):
+    with pytest.raises(UserError, match=r"cannot read .*trainer\.json"):
         open_checkpoint(tmp_path)
 
 
@@ -149,23 +150,25 @@ def test_a_newer_format_is_refused(tmp_path: Path):
     path = save(tmp_path, 1, model())
     record = json.loads((path / "trainer.json").read_text())
     (path / "trainer.json").write_text(json.dumps({**record, "version": 99}))
-    with pytest.raises(UserError, match="has format version 99 and this x_positional reads up to 1; update it"):
+    with pytest.raises(
+        UserError, match=r"has checkpoint format version 99; this x_positional reads up to version 1\. Upgrade"
+    ):
         open_checkpoint(path)
 
 
 def test_weights_of_another_model_are_refused_with_all_reasons(tmp_path: Path):
     net = model()
     before = [parameter.detach().clone() for parameter in net.parameters()]
-    tensors = unshared(net)
+    tensors = model_tensors(net)
     tensors["extra.weight"] = torch.zeros(1)
     tensors["token_emb.weight"] = torch.zeros(41, 16)
     del tensors["to_logits.weight"]
     with pytest.raises(UserError) as caught:
         load_model(net, tensors, tmp_path)
     for part in (
-        "extra.weight is not a parameter of this model",
-        "to_logits.weight is missing",
-        "token_emb.weight has shape [41, 16], the model needs [40, 16]",
+        "unexpected tensor extra.weight",
+        "missing tensor to_logits.weight",
+        "token_emb.weight has shape [41, 16]; the model needs [40, 16]",
     ):
         assert part in str(caught.value)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)), "half a model was loaded"

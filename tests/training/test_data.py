@@ -10,8 +10,8 @@ from tests.support.training_runs import TEXT, text_file
 from x_positional.errors import UserError
 from x_positional.training import DataConfig
 from x_positional.training.data.corpus import load_corpus
-from x_positional.training.data.documents import Document, embedded_documents, split
-from x_positional.training.data.tokens import ByteTokenizer, load_tokenizer
+from x_positional.training.data.documents import Document, embedded_documents, split_documents
+from x_positional.training.data.tokenizer import ByteTokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +52,16 @@ def test_the_embedded_text_is_split_by_file_the_same_way_each_time():
 
 def test_a_file_does_not_change_sides_when_others_come_or_go():
     documents = [Document(f"file-{i}", b"x" * i) for i in range(1, 200)]
-    validation = {document.name for document in split(documents, 0.2)[1]}
+    validation = {document.name for document in split_documents(documents, 0.2)[1]}
     fewer = documents[::3]
-    assert {document.name for document in split(fewer, 0.2)[1]} == {d.name for d in fewer} & validation
+    assert {document.name for document in split_documents(fewer, 0.2)[1]} == {d.name for d in fewer} & validation
     assert 20 < len(validation) < 60
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
 def test_both_sides_get_a_file(fraction: float):
     documents = [Document(name, b"x") for name in "abc"]
-    train, validation = split(documents, fraction)
+    train, validation = split_documents(documents, fraction)
     assert sorted(map(len, (train, validation))) == [1, 2]
     assert {*train, *validation} == {*documents}
 
@@ -87,7 +87,7 @@ def test_a_folder_is_read_without_hidden_empty_and_binary_files(tmp_path: Path):
     corpus = load(tmp_path)
     sides = {bytes(corpus.train.tokens), bytes(corpus.validation.tokens)}
     assert sides == {TEXT + b"\0", TEXT[::-1] + b"\0"}
-    with pytest.raises(UserError, match=r"no text in .* matches data\.pattern='\*\*/\*\.rst'"):
+    with pytest.raises(UserError, match=r"no text file in .* matches data\.pattern='\*\*/\*\.rst'"):
         load(tmp_path, pattern="**/*.rst")
 
 
@@ -114,18 +114,28 @@ def test_token_ids_are_read_from_one_file_or_from_two(tmp_path: Path, suffix: st
 @pytest.mark.parametrize(
     ("name", "values", "options", "message"),
     [
-        ("a.npy", np.arange(500), {}, r"validation has the id 499 at place|training has the id 256 at place 256"),
+        (
+            "a.npy",
+            np.arange(500),
+            {},
+            r"validation data contains id 499 at index|training data contains id 256 at index 256",
+        ),
         (
             "a.npy",
             np.arange(-3, 200),
             {},
-            "training has the id -3 at place 0, and model.num_tokens=256 allows 0 to 255",
+            "training data contains id -3 at index 0; model.num_tokens=256 allows 0 to 255",
         ),
-        ("a.npy", np.zeros(500), {}, "holds float64 values; token ids must be integers"),
-        ("a.npy", np.zeros((20, 25), dtype=int), {}, r"has shape \[20, 25\]; token ids must be one long row"),
+        ("a.npy", np.zeros(500), {}, "contains float64 values; token ids must be integers"),
+        ("a.npy", np.zeros((20, 25), dtype=int), {}, r"has shape \[20, 25\]; token ids must be one-dimensional"),
         ("a.npy", np.array([{}] * 50), {}, "cannot read token ids from .*a.npy"),
-        ("a.npy", np.zeros(100, dtype=int), {"val_fraction": 0.1}, "validation has 10 tokens and one window needs 17"),
-        ("a.bin", np.zeros(100, dtype=np.uint16), {}, "a.bin does not say what its numbers are; set data.dtype"),
+        (
+            "a.npy",
+            np.zeros(100, dtype=int),
+            {"val_fraction": 0.1},
+            r"validation data has 10 tokens; one window needs seq_len \+ 1 = 17",
+        ),
+        ("a.bin", np.zeros(100, dtype=np.uint16), {}, "a.bin has no header that specifies its dtype; set data.dtype"),
         ("a.bin", np.zeros(101, dtype=np.uint8), {"dtype": "uint16"}, "cannot read token ids from .*a.bin"),
         ("a.bin", np.zeros(0, dtype=np.uint8), {"dtype": "uint8"}, "cannot read token ids from .*a.bin"),
     ],
@@ -145,8 +155,8 @@ def test_both_sides_are_reported_at_once(tmp_path: Path):
     np.save(tmp_path / "val.npy", np.array([1]))
     with pytest.raises(UserError) as caught:
         load(tmp_path)
-    assert "training has the id 999 at place 1" in str(caught.value)
-    assert "validation has 1 tokens and one window needs 17" in str(caught.value)
+    assert "training data contains id 999 at index 1" in str(caught.value)
+    assert "validation data has 1 tokens; one window needs seq_len + 1 = 17" in str(caught.value)
 
 
 def test_a_damaged_npy_is_refused(tmp_path: Path):
@@ -158,13 +168,13 @@ def test_a_damaged_npy_is_refused(tmp_path: Path):
 
 
 def test_text_that_cannot_be_used_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match=r"data\.path='.*absent' does not exist; leave it out to train on the embedded"):
+    with pytest.raises(UserError, match=r"data\.path='.*absent' does not exist; omit it to train on the embedded"):
         load(tmp_path / "absent")
     (tmp_path / "empty.txt").touch()
     with pytest.raises(UserError, match=r"empty\.txt is empty"):
         load(tmp_path / "empty.txt")
     (tmp_path / "short.txt").write_text("seventeen letters.")
-    with pytest.raises(UserError, match=r"one window needs 17"):
+    with pytest.raises(UserError, match=r"one window needs seq_len \+ 1 = 17"):
         load(tmp_path / "short.txt")
 
 
@@ -188,7 +198,7 @@ def test_a_tokenizer_json_is_used_and_counted_in_bytes(tmp_path: Path, tokenizer
     assert TEXT.startswith(text.encode())
     assert corpus.train.bytes_per_token == len(text.encode()) / len(corpus.train.tokens)
     assert corpus.train.bytes_per_token > 1.2, "the tokenizer merged nothing"
-    with pytest.raises(UserError, match=r"has 300 ids and model\.num_tokens=299 cannot hold them"):
+    with pytest.raises(UserError, match=r"has 300 ids, more than model\.num_tokens=299"):
         load(text_file(tmp_path), num_tokens=299, tokenizer=str(tokenizer_file))
 
 
@@ -197,7 +207,7 @@ def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path):
         load(text_file(tmp_path), tokenizer="byte")
     bad = tmp_path / "tokenizer.json"
     bad.write_text("{}")
-    with pytest.raises(UserError, match=r"is not a tokenizer\.json that can be read"):
+    with pytest.raises(UserError, match=r"cannot read .*tokenizer\.json as a tokenizer\.json"):
         load(text_file(tmp_path), tokenizer=str(bad))
 
 

@@ -16,11 +16,12 @@ from rich.console import Console
 
 from tests.support.training_runs import config, raw_config
 from x_positional.errors import NonFiniteLoss, UserError
-from x_positional.training import TrainConfig, loop, train
+from x_positional.training import TrainConfig, train
 from x_positional.training.checkpoints.checkpoint import open_checkpoint
-from x_positional.training.checkpoints.record import read_curve
 from x_positional.training.data.windows import Windows
 from x_positional.training.loop.engine import Engine
+from x_positional.training.loop.log import read_curve
+from x_positional.training.loop.training_loop import TrainingLoop
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -193,7 +194,9 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path):
     base = config(tmp_path, steps=3)
     train(base)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    with pytest.raises(UserError, match=r"already holds a run up to step-00000003; add --resume to continue it"):
+    with pytest.raises(
+        UserError, match=r"already has checkpoints up to step-00000003; add --resume to continue that run"
+    ):
         train(base)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
@@ -201,13 +204,13 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"run": {"seed": 8}}, "seed was 7 and is now 8"),
-        ({"run": {"batch_size": 4}}, "windows_per_step was 6 and is now 8"),
-        ({"data": {"seq_len": 20}}, "seq_len was 33 and is now 20"),
-        ({"data": {"val_fraction": 0.2}}, "data was .* and is now"),
+        ({"run": {"seed": 8}}, "seed is 8; the checkpoint has 7"),
+        ({"run": {"batch_size": 4}}, "windows_per_step is 8; the checkpoint has 6"),
+        ({"data": {"seq_len": 20}}, "seq_len is 20; the checkpoint has 33"),
+        ({"data": {"val_fraction": 0.2}}, "data is .*; the checkpoint has"),
         ({"model": {"emb_dropout": 0.2}}, "the model section differs"),
-        ({"run": {"steps": 4}}, r"it already has 4 of 4 steps; raise run\.steps"),
-        ({"run": {"seed": 8, "batch_size": 4}}, "(?s)seed was 7.*windows_per_step was 6"),
+        ({"run": {"steps": 4}}, r"the checkpoint is at step 4 of run\.steps=4; raise run\.steps"),
+        ({"run": {"seed": 8, "batch_size": 4}}, "(?s)seed is 8.*windows_per_step is 8"),
     ],
 )
 def test_a_resume_that_would_not_be_the_same_run_is_refused(tmp_path: Path, sections, message: str):
@@ -227,7 +230,7 @@ def test_more_steps_and_another_rate_may_be_asked_of_a_resumed_run(tmp_path: Pat
 
 
 def test_there_must_be_something_to_resume(tmp_path: Path):
-    with pytest.raises(UserError, match="has no checkpoint to resume from; leave out --resume"):
+    with pytest.raises(UserError, match=r"no checkpoint to resume from in .*; omit --resume"):
         train(config(tmp_path), resume=True)
     assert not (tmp_path / "run").exists()
 
@@ -251,7 +254,7 @@ def test_a_model_that_the_validator_refuses_is_not_trained(tmp_path: Path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match=r"run\.device=cuda, and torch sees no CUDA device"):
+    with pytest.raises(UserError, match=r"run\.device=cuda, but torch finds no CUDA device"):
         train(config(tmp_path, device="cuda"))
 
 
@@ -306,14 +309,14 @@ def test_a_compiled_run_learns_the_same_and_saves_the_same_names(tmp_path: Path,
 
 
 def test_the_loop_keeps_no_list_that_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    made: list[loop.Loop] = []
-    create = loop.Loop.__init__
+    made: list[TrainingLoop] = []
+    create = TrainingLoop.__init__
 
-    def remember(self: loop.Loop, *args: Any) -> None:
+    def remember(self: TrainingLoop, *args: Any) -> None:
         create(self, *args)
         made.append(self)
 
-    monkeypatch.setattr(loop.Loop, "__init__", remember)
+    monkeypatch.setattr(TrainingLoop, "__init__", remember)
     train(config(tmp_path, log_every=3))
     assert (made[0]._unread, made[0]._losses) == ([], [])
 

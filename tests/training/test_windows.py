@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from x_positional import ModelConfig, build_model
-from x_positional.training.data.corpus import Part
+from x_positional.training.data.corpus import Split
 from x_positional.training.data.windows import Windows
-from x_positional.training.loop.evaluate import _windows, evaluate, plan_windows, xz_bits_per_byte
+from x_positional.training.evaluate import _read_windows, eval_windows, evaluate, xz_bits_per_byte
 
 CPU = torch.device("cpu")
 FULL = torch.autocast("cpu", enabled=False)
@@ -48,7 +48,7 @@ def test_epochs_have_their_own_order_and_offset():
 
 
 def test_too_few_tokens_are_refused():
-    with pytest.raises(ValueError, match="9 tokens cannot fill one window of seq_len"):
+    with pytest.raises(ValueError, match="9 tokens are fewer than one window of seq_len"):
         Windows(np.arange(9), 9, seed=0)
 
 
@@ -56,8 +56,8 @@ def test_too_few_tokens_are_refused():
 @pytest.mark.parametrize(("seq_len", "stride"), [(12, None), (12, 5), (12, 12), (12, 1), (13, 6)])
 def test_every_id_but_the_first_is_predicted_once_with_its_context(count: int, seq_len: int, stride: int | None):
     tokens = np.arange(count)
-    plan = plan_windows(count, seq_len, stride=stride)
-    inputs, targets = _windows(tokens, plan.starts, plan)
+    plan = eval_windows(count, seq_len, stride=stride)
+    inputs, targets = _read_windows(tokens, plan.starts, plan)
     scored = targets != -100
     assert sorted(targets[scored].tolist()) == list(range(1, count))
     assert torch.equal(inputs[scored], targets[scored] - 1)
@@ -67,10 +67,10 @@ def test_every_id_but_the_first_is_predicted_once_with_its_context(count: int, s
 
 
 def test_a_limit_spreads_the_windows_over_the_whole_row():
-    plan = plan_windows(10_001, 10, limit=200)
+    plan = eval_windows(10_001, 10, limit=200)
     assert len(plan.starts) == 20
     assert (plan.starts[0], plan.starts[-1]) == (0, 9990)
-    assert len(plan_windows(10_001, 10, limit=10**9).starts) == 1000
+    assert len(eval_windows(10_001, 10, limit=10**9).starts) == 1000
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def net() -> nn.Module:
 def test_the_score_is_the_mean_loss_of_all_predictions(net: nn.Module):
     tokens = np.random.default_rng(0).integers(0, 64, 41)
     net.train()
-    score = evaluate(net, Part(tokens, 123), plan_windows(41, 12), batch_size=3, device=CPU, autocast=FULL)
+    score = evaluate(net, Split(tokens, 123), eval_windows(41, 12), batch_size=3, device=CPU, autocast=FULL)
     assert net.training, "the mode was not put back"
     net.eval()
     losses = []
@@ -101,7 +101,7 @@ def test_the_score_is_the_mean_loss_of_all_predictions(net: nn.Module):
 
 def test_without_text_there_are_no_bits_per_byte(net: nn.Module):
     tokens = np.zeros(41, dtype=np.int64)
-    score = evaluate(net, Part(tokens, None), plan_windows(41, 12), batch_size=3, device=CPU, autocast=FULL)
+    score = evaluate(net, Split(tokens, None), eval_windows(41, 12), batch_size=3, device=CPU, autocast=FULL)
     assert set(score.bits) == {"bits_per_token"}
 
 

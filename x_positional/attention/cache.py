@@ -104,7 +104,7 @@ class KVCache:
         return any(slots.must_grow(span) for slots in self._slots.values())
 
     def reserve(self, tokens: TokenLayout) -> dict[AttentionWindow, KeyView]:
-        """Reserves slots for the new tokens and returns the keys visible to them, for each attention window. Once a forward pass."""
+        """Reserves slots for the new tokens, once a forward pass. Returns the keys visible to them for each attention window."""
         views = {window: slots.assign(tokens, self.span) for window, slots in self._slots.items()}
         if tokens.start is None:
             counts = (tokens.index != NO_TOKEN).sum(-1).expand(self.batch_size)

@@ -1,4 +1,4 @@
-"""The commands of `x-positional`, one function each; what they do is in the modules they call."""
+"""The commands of `x-positional`: their arguments and help. The modules named after them do the work."""
 
 import json
 import sys
@@ -9,12 +9,11 @@ from typing import Annotated, Literal
 import typer
 
 from x_positional.cli.convert import convert as write_converted
+from x_positional.cli.generate import GenerateOptions, generate_from_published, generate_from_run
 from x_positional.cli.overrides import parse_overrides
 from x_positional.cli.plot import plot_model
 from x_positional.cli.published import is_published
-from x_positional.cli.run import run_training
-from x_positional.cli.sample import Sampling, sample_text
-from x_positional.cli.talk import talk
+from x_positional.cli.train import run_training
 from x_positional.cli.verify import verify as compare
 from x_positional.config import validate
 from x_positional.errors import UserError
@@ -25,28 +24,28 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train, sample, check, draw and convert transformers with any position scheme.",
+    help="Check, train, sample, plot, convert and verify transformers with any position scheme.",
 )
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 Cache = Literal["static", "growing", "sliding"]
-ConfigFile = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the folder of a run.", show_default=False)
-]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file or run folder.", show_default=False)]
 
 
-@app.command(context_settings=OVERRIDES, epilog="Any key of the config is an option: --model.layers.depth 4 --lr 3e-4")
+@app.command(context_settings=OVERRIDES, epilog="Every config key is an option: --model.layers.depth 4 --lr 3e-4")
 def train(
     context: typer.Context,
     config: ConfigFile,
     data: Annotated[
-        str | None, typer.Option(help="Text file, folder, .npy or .bin. Default: the embedded text.")
+        str | None, typer.Option(help="Text file, folder, .npy or .bin (data.path). Default: the embedded text.")
     ] = None,
-    run_dir: Annotated[str | None, typer.Option(help="Folder for checkpoints, log and plot (run.dir).")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its folder, bit-equal.")] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved config and stop.")] = False,
+    run_dir: Annotated[str | None, typer.Option(help="Folder for checkpoints, log and loss plot (run.dir).")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run from its newest checkpoint, bit-equal.")
+    ] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved config and exit.")] = False,
 ) -> None:
-    """Train a decoder on text or token ids. Options win over the file, the file over the defaults."""
+    """Train a decoder on text or token ids. Options override the config file, which overrides the defaults."""
     overrides = _overrides(config, context, {"data.path": data, "run.dir": run_dir})
     if config.is_dir() and "run.dir" not in overrides:
         overrides["run.dir"] = str(config)
@@ -63,55 +62,59 @@ def generate(
         Path,
         typer.Argument(
             metavar="MODEL",
-            help="The folder of a run or of a published model, a GGUF file, or a name on the Hub.",
+            help="Run folder, folder of a published model, GGUF file, or model name on the Hub.",
             show_default=False,
         ),
     ],
-    prompt: Annotated[str, typer.Option(help="The text to continue; '-' reads it from the standard input.")],
-    chat: Annotated[bool, typer.Option("--chat", help="Ask the prompt by the model's chat template.")] = False,
-    length: Annotated[int, typer.Option("--max-new-tokens", "--length", min=1, help="New tokens at most.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Keep the k likeliest tokens.")] = None,
+    prompt: Annotated[str, typer.Option(help="Text to continue; '-' reads it from stdin.")],
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")] = False,
+    length: Annotated[
+        int, typer.Option("--max-new-tokens", "--length", min=1, help="Maximum number of new tokens.")
+    ] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k most likely tokens.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Keep the likeliest tokens of this mass.")
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Sample from the most likely tokens with this total probability."),
     ] = None,
     min_p: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Drop tokens below this share of the top one.")
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Drop tokens less likely than this fraction of the most likely one."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Make the draw repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Use the key/value cache.")] = True,
-    stop: Annotated[bool, typer.Option("--stop/--no-stop", help="Stop where the model ends the document.")] = True,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="Of a published model: float32, bfloat16 or float16.")] = None,
+    stop: Annotated[bool, typer.Option("--stop/--no-stop", help="Stop at the end token.")] = True,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, for a published model.")] = None,
 ) -> None:
-    """Continue a prompt with a trained or a published model, and write the text as it comes."""
-    sampling = Sampling(
+    """Continue a prompt with a trained or published model, streaming the text."""
+    options = GenerateOptions(
         length=length, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, cache=cache, stop=stop
     )
     text = sys.stdin.read() if prompt == "-" else prompt
     if is_published(model):
-        return talk(model, text, sampling, chat=chat, device=device, dtype=dtype)
+        return generate_from_published(model, text, options, chat=chat, device=device, dtype=dtype)
     for name, given in (("--chat", chat), ("--dtype", dtype)):
         if given:
             raise UserError(
-                f"{name} is for published models, and {model} is no folder with config.json and no GGUF file"
+                f"{name} needs a published model, but {model} is neither a folder with config.json nor a GGUF file"
             )
-    return sample_text(model, text, sampling, device)
+    return generate_from_run(model, text, options, device)
 
 
-@app.command(context_settings=OVERRIDES, epilog="Any key of the model is an option: --model.layers.position alibi")
+@app.command(context_settings=OVERRIDES, epilog="Every key of the model is an option: --model.layers.position alibi")
 def check(
     context: typer.Context,
     config: ConfigFile,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
-    cache: Annotated[Cache | None, typer.Option(help="The cache to decode with.")] = None,
-    cache_window: Annotated[int | None, typer.Option(min=1, help="Tokens that a sliding cache keeps.")] = None,
-    decode_to: Annotated[int | None, typer.Option(min=1, help="Prompt and new tokens together.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    for_training: Annotated[bool, typer.Option("--train", help="Gradients are wanted.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    cache: Annotated[Cache | None, typer.Option(help="Decode with this cache.")] = None,
+    cache_window: Annotated[int | None, typer.Option(min=1, help="Tokens kept by a sliding cache.")] = None,
+    decode_to: Annotated[int | None, typer.Option(min=1, help="Sequence length to decode to, prompt included.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device: cpu or cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="dtype: float32, bfloat16 or float16.")] = None,
+    for_training: Annotated[bool, typer.Option("--train", help="Check for training.")] = False,
 ) -> None:
-    """Say whether a model can be built and used, which backend will run and why. Exit code 1 when there are errors."""
+    """Check whether a model can be built and used, and which backend runs it. Exit code 1 if there are errors."""
     fields, problems = load_model(config, _overrides(config, context, {}))
     report = validate.check(
         fields,
@@ -128,15 +131,13 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command(context_settings=OVERRIDES, epilog="Any key of the model is an option: --model.layers.position alibi")
+@app.command(context_settings=OVERRIDES, epilog="Every key of the model is an option: --model.layers.position alibi")
 def plot(
     context: typer.Context,
     config: ConfigFile,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures. Default: plots/ and the config's name.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: plots/ and the name of the config.")] = None,
 ) -> None:
-    """Draw what a model's position schemes do: PNG files, and one HTML page that holds them all."""
+    """Plot what a model's position schemes do: PNG files, and one HTML page with all of them."""
     fields, problems = load_model(config, _overrides(config, context, {}))
     plot_model(fields, problems, config, out)
 
@@ -147,22 +148,24 @@ def convert(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="A published model: folder, GGUF file, name on the Hub. Or the folder of a run.",
+            help="Run folder, folder of a published model, GGUF file, or model name on the Hub.",
             show_default=False,
         ),
     ],
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The folder to write.", show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Output folder.", show_default=False)],
     form: Annotated[
-        Format, typer.Option("--format", help="hf: as transformers reads it. native: any model of ours.")
+        Format,
+        typer.Option("--format", help="hf: readable by transformers. native: x_positional's format, for any model."),
     ] = "hf",
     model_type: Annotated[
-        str | None, typer.Option(help="The family to write, for hf. Default: its own, or the first that fits.")
+        str | None,
+        typer.Option(help="Model family to write (hf). Default: the family of the source, or the first that fits."),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16. Default: as stored; GGUF is dequantised.")
+        str | None, typer.Option(help="float32, bfloat16 or float16. Default: as stored; GGUF is dequantized.")
     ] = None,
 ) -> None:
-    """Write a model in another form, with its tokenizer: config.json and safetensors."""
+    """Convert a model and its tokenizer to config.json and safetensors."""
     write_converted(source, target, form, model_type=model_type, dtype=dtype)
 
 
@@ -171,26 +174,30 @@ def verify(
     model: Annotated[
         Path,
         typer.Argument(
-            metavar="MODEL", help="A published model: folder, GGUF file, name on the Hub.", show_default=False
+            metavar="MODEL",
+            help="Folder of a published model, GGUF file, or model name on the Hub.",
+            show_default=False,
         ),
     ],
-    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest difference, beside the largest value.")] = 1e-4,
-    dtype: Annotated[str, typer.Option(help="What both sides compute in: float32 or float64.")] = "float32",
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest text to run, for windows.")] = 2048,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="Largest allowed difference, relative to the largest value.")
+    ] = 1e-4,
+    dtype: Annotated[str, typer.Option(help="Compute dtype of both models: float32 or float64.")] = "float32",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest sequence to run, to test attention windows.")] = 2048,
 ) -> None:
-    """Compare a model's logits with those of transformers. Exit code 1 where they differ."""
+    """Compare a model's logits with those of transformers. Exit code 1 if they differ."""
     if not compare(model, tolerance, dtype, max_tokens):
         raise typer.Exit(1)
 
 
 def _overrides(config: Path, context: typer.Context, short: dict[str, str | None]) -> dict[str, object]:
-    """Dotted options and their short spellings as one mapping."""
+    """Dotted options and short options in one mapping."""
     if str(config).startswith("-"):
-        raise UserError(f"the first argument is the config, and {str(config)!r} came first; write options after it")
+        raise UserError(f"the first argument must be the config, not {str(config)!r}; put options after it")
     values = parse_overrides(context.args)
     for name, value in short.items():
         if value is not None and name in values:
-            raise UserError(f"{name} is given twice, as --{name} and by its short option")
+            raise UserError(f"{name} is given twice: as --{name} and by its short option")
         if value is not None:
             values[name] = value
     return values

@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
+from x_positional.cli.generate import load_net
+from x_positional.cli.hints import command
 from x_positional.cli.published import checkpoint_of, dtype_of, is_published, loaded, opened
-from x_positional.cli.run import command
-from x_positional.cli.sample import load_net
 from x_positional.errors import PretrainedError, UserError
 from x_positional.models.saving import Format
 from x_positional.pretrained.source import Source

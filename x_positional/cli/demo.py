@@ -1,4 +1,4 @@
-"""The demo: train a small rotary decoder on the embedded text for about two minutes, compare, and sample from it."""
+"""The demo: train a small decoder with RoPE for about two minutes, compare its loss with xz, and sample from it."""
 
 import shlex
 import time
@@ -8,46 +8,46 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from x_positional.cli.generate import GenerateOptions, stream_text, write_stream
+from x_positional.cli.hints import command
 from x_positional.cli.main import guarded
-from x_positional.cli.run import command
-from x_positional.cli.sample import Sampling, stream_text
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.language import build_model
+from x_positional.progress import print_lines, progress_bars
 from x_positional.training.config import TrainConfig
 from x_positional.training.data.corpus import load_corpus
-from x_positional.training.data.tokens import load_tokenizer
+from x_positional.training.data.tokenizer import load_tokenizer
 from x_positional.training.data.windows import Windows
+from x_positional.training.evaluate import Score, eval_windows, evaluate, xz_bits_per_byte
 from x_positional.training.load import load_config
 from x_positional.training.loop.engine import Engine
-from x_positional.training.loop.evaluate import Score, evaluate, plan_windows, xz_bits_per_byte
-from x_positional.training.loop.trainer import Result, say, train
-from x_positional.training.progress import shown
+from x_positional.training.loop.train import TrainResult, train
 
 CONFIG = Path(__file__).parents[2] / "configs" / "small_rotary.yaml"
 PROMPT = "def main("
-WARM, TIMED = 25, 25  # steps that are run and thrown away to see how fast this machine is
+WARM_UP, TIMED = 25, 25  # steps that measure the speed of this machine and are discarded
 
 
 def demo(
-    seconds: Annotated[float, typer.Option(min=1.0, help="Training time to aim at.")] = 120.0,
-    run_dir: Annotated[str, typer.Option(help="Folder of the run; a number is added if it is taken.")] = "runs/demo",
+    seconds: Annotated[float, typer.Option(min=1.0, help="Target training time in seconds.")] = 120.0,
+    run_dir: Annotated[str, typer.Option(help="Folder of the run; if it exists, a number is appended.")] = "runs/demo",
 ) -> None:
-    """Train, compare with xz, sample, and say what to try next."""
+    """Train a small decoder with RoPE, compare its loss with xz, sample from it, and suggest what to try next."""
     console = Console()
-    folder = free_folder(Path(run_dir))
-    planned = plan(load_config(CONFIG, {"run.dir": str(folder)}), seconds, console)
+    folder = new_folder(Path(run_dir))
+    planned = fit_to_time(load_config(CONFIG, {"run.dir": str(folder)}), seconds, console)
     result = train(planned, console=console)
     if not result.finished:
-        say(console, f"stopped; go on with: {command()} train {shlex.quote(str(folder))} --resume")
+        print_lines(console, f"stopped; continue with: {command()} train {shlex.quote(str(folder))} --resume")
         raise typer.Exit(130)
     score = whole_validation(result, planned, console)
-    say(console, "", *comparison(result, score))
+    print_lines(console, "", *comparison(result, score))
     sample(result, console)
-    say(console, "", *next_commands(result))
+    print_lines(console, "", *next_commands(result))
 
 
-def free_folder(wanted: Path) -> Path:
-    """`wanted`, or `wanted-2`, `wanted-3` ... while there is an earlier run."""
+def new_folder(wanted: Path) -> Path:
+    """`wanted`, or `wanted-2`, `wanted-3` ..., whichever does not exist yet."""
     folder, number = wanted, 1
     while folder.exists():
         number += 1
@@ -55,69 +55,71 @@ def free_folder(wanted: Path) -> Path:
     return folder
 
 
-def plan(config: TrainConfig, seconds: float, console: Console) -> TrainConfig:
-    """The config with as many steps as this machine does in `seconds`, warm-up and intervals in proportion."""
+def fit_to_time(config: TrainConfig, seconds: float, console: Console) -> TrainConfig:
+    """The config with as many steps as this machine runs in `seconds`; warm-up and intervals scale with them."""
     with console.status("measuring the speed of this machine"):
         corpus = load_corpus(config.data, config.model.num_tokens, config.seq_len)
         net = build_model(config.model)
         engine = Engine(net, AutoregressiveWrapper(net), Windows(corpus.train.tokens, config.seq_len, 0), config)
         times = []
-        for step in range(WARM + TIMED):
+        for step in range(WARM_UP + TIMED):
             began = time.perf_counter()
             engine.step(step)[0].item()
             times.append(time.perf_counter() - began)
-    each = sorted(times[WARM:])[TIMED // 2]
+    each = sorted(times[WARM_UP:])[TIMED // 2]
     steps = max(20, round(seconds / each))
-    say(console, f"one step takes {each * 1000:.0f} ms here, so {steps} steps fill {seconds:.0f} seconds")
+    print_lines(
+        console,
+        f"one step takes {each * 1000:.0f} ms on this machine: training for {steps} steps ({seconds:.0f} seconds)",
+    )
     optimizer = config.optimizer.model_copy(update={"warmup_steps": min(config.optimizer.warmup_steps, steps // 10)})
-    every = -(-steps // 8)  # the last one at the end
+    every = -(-steps // 8)  # rounded up, so that the last one is at the end
     run = config.run.model_copy(
         update={"steps": steps, "eval_every": every, "save_every": every, "log_every": max(1, steps // 150)}
     )
     return config.model_copy(update={"optimizer": optimizer, "run": run})
 
 
-def whole_validation(result: Result, config: TrainConfig, console: Console) -> Score:
-    """Every byte of the validation text predicted once, with at least half a window before it."""
-    part = result.corpus.validation
+def whole_validation(result: TrainResult, config: TrainConfig, console: Console) -> Score:
+    """Loss over the whole validation text, each byte with at least half a window of context."""
+    validation = result.corpus.validation
     return evaluate(
         result.net,
-        part,
-        plan_windows(len(part.tokens), config.seq_len, stride=config.seq_len // 2),
+        validation,
+        eval_windows(len(validation.tokens), config.seq_len, stride=config.seq_len // 2),
         batch_size=4 * config.run.batch_size,
         device=result.engine.device,
         autocast=result.engine.autocast(),
-        track=shown(console),
+        track=progress_bars(console),
     )
 
 
-def comparison(result: Result, score: Score) -> list[str]:
-    """Bits per byte of the model beside those of xz, for the same text."""
-    text = result.corpus.validation.tokens.tobytes()  # one token is one byte
-    rows = [f"validation text: {len(text):,} bytes from files that were not trained on", "  bits per byte"]
+def comparison(result: TrainResult, score: Score) -> list[str]:
+    """Bits per byte of the model and of xz on the validation text."""
+    text = result.corpus.validation.tokens.tobytes()  # a token is a byte
+    rows = [f"validation text: {len(text):,} bytes from files not used in training", "  bits per byte"]
     rows.append(f"  {score.bits['bits_per_byte']:5.3f}  this model, after a run of {result.seconds:.0f} seconds")
     try:
         rows.append(f"  {xz_bits_per_byte(text):5.3f}  xz -9 (LZMA, preset 9)")
     except ImportError:
-        rows.append("  xz cannot be compared: this Python was built without lzma")
+        rows.append("  no comparison with xz: this Python was built without lzma")
     return rows
 
 
-def sample(result: Result, console: Console) -> None:
-    """A few hundred bytes with the key/value cache, written as they come."""
-    say(console, "", f"a sample, with the key/value cache (prompt {PROMPT!r}):", "")
+def sample(result: TrainResult, console: Console) -> None:
+    """Stream a few hundred bytes, using the key/value cache."""
+    print_lines(console, "", f"sample (prompt {PROMPT!r}):", "")
     tokenizer = load_tokenizer("bytes")
     ids = [int(token) for token in tokenizer.encode(PROMPT.encode())]
     console.out(PROMPT, end="", highlight=False)
-    began, count = time.perf_counter(), 0
-    for text in stream_text(result.net, ids, tokenizer, Sampling(length=400, temperature=0.7, top_p=0.95, seed=1)):
-        console.out(text, end="", highlight=False)
-        count += 1
-    say(console, "", "", f"{count} bytes at {count / (time.perf_counter() - began):,.0f} bytes/s")
+    options = GenerateOptions(length=400, temperature=0.7, top_p=0.95, seed=1)
+    pieces = stream_text(result.net, ids, tokenizer, options)
+    count, seconds = write_stream(pieces, lambda text: console.out(text, end="", highlight=False))
+    print_lines(console, "", "", f"{count} bytes, {count / seconds:,.0f} bytes/s")
 
 
-def next_commands(result: Result) -> list[str]:
-    """Where everything is and what to try."""
+def next_commands(result: TrainResult) -> list[str]:
+    """The files of the run, and commands to try."""
     folder, program, config = shlex.quote(str(result.folder)), command(), f"{CONFIG.parent.name}/{CONFIG.name}"
     return [
         f"checkpoint  {result.checkpoint}",

@@ -1,4 +1,4 @@
-"""`x-positional plot`: pictures of the position schemes of a config."""
+"""`x-positional plot`: plots of the position schemes of a config."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,34 +12,47 @@ from x_positional.config.validate.target import AnyConfig, read_target
 from x_positional.config.vision import VisionConfig
 from x_positional.errors import UserError, listed
 from x_positional.plotting import draw
-from x_positional.training.progress import shown
+from x_positional.progress import progress_bars
 
 FOLDER = Path("plots")
 
 
 def plot_model(fields: Mapping[str, Any], problems: Sequence[str], source: Path, out: Path | None) -> None:
-    """Draw the schemes of a model's fields into `out` and print where they are.
+    """Draw the position schemes of a model and print the names of the files.
 
-    problems: what is already known to be wrong. Raises UserError with all that is wrong, MissingExtra without matplotlib.
+    Args:
+        fields: The model section of a config.
+        problems: Errors found while reading it.
+        source: The file or run folder it comes from.
+        out: Folder for the files. Default: `plots/` and the name of `source`.
+
+    Raises:
+        UserError: The config has errors; the message lists all of them.
+        MissingExtra: matplotlib is not installed.
     """
     errors = [*problems, *validate.check(fields).errors]
     if errors:
-        raise UserError(listed(f"{source} cannot be drawn:", errors))
+        raise UserError(listed(f"cannot plot {source}:", errors))
     config = next(iter(read_target(fields, {}).stacks.values())).config
-    layers, length, embed_dim = _sizes(config)
+    layers, length, embed_dim = _extents(config)
     if length is None:
-        raise UserError(f"{source} has no max_seq_len, which says how far to draw; add --model.max_seq_len 1024")
+        raise UserError(f"{source} has no max_seq_len, which sets the range of the plots; add --model.max_seq_len 1024")
     name = source.resolve().stem if source.is_file() else source.resolve().name
     gallery = draw(
-        layers, length, out or FOLDER / name, title=f"Positions of {name}", embed_dim=embed_dim, track=shown(Console())
+        layers,
+        length,
+        out or FOLDER / name,
+        title=f"Position schemes of {name}",
+        embed_dim=embed_dim,
+        track=progress_bars(Console()),
     )
     for picture in gallery.pictures:
         print(picture)
-    print(f"{gallery.page} holds all of them" if gallery.pictures else f"{gallery.page}: there is nothing to draw")
+    print(f"{gallery.page} shows all of them" if gallery.pictures else f"{gallery.page}: nothing to plot")
 
 
-def _sizes(config: AnyConfig) -> tuple[LayersConfig, int | None, int | None]:
-    """The layers, the longest text and the embedding's width, where there are."""
+def _extents(config: AnyConfig) -> tuple[LayersConfig, int | None, int | None]:
+    """The layers, the length to plot up to, and the width of the embeddings; None where a config has none."""
     if isinstance(config, LayersConfig):
         return config, None, None
     if isinstance(config, VisionConfig):

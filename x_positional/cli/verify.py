@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from x_positional.cli.cases import Case, cases_of
+from x_positional.cli.hints import command
 from x_positional.cli.published import dtype_of, loaded, opened
-from x_positional.cli.run import command
+from x_positional.cli.verify_cases import VerifyCase, cases_of
 from x_positional.errors import UserError
 from x_positional.models.language import TransformerWrapper
 from x_positional.models.vision import ViTransformerWrapper
@@ -46,7 +46,7 @@ SHARP = ("float32", "float64")
 class Outcome:
     """difference: the largest one, of `largest` numbers; None where the case was not run (its note says why)."""
 
-    case: Case
+    case: VerifyCase
     difference: float | None
     largest: float = 1.0
 
@@ -97,7 +97,7 @@ def _headed(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _ours(model: nn.Module, cases: Iterable[Case], console: Console) -> dict[str, Tensor]:
+def _ours(model: nn.Module, cases: Iterable[VerifyCase], console: Console) -> dict[str, Tensor]:
     found = {}
     for case in cases:
         if case.runs:
@@ -107,7 +107,7 @@ def _ours(model: nn.Module, cases: Iterable[Case], console: Console) -> dict[str
 
 
 @torch.no_grad()
-def _compared(case: Case, ours: Tensor | None, theirs: nn.Module, console: Console) -> Outcome:
+def _compared(case: VerifyCase, ours: Tensor | None, theirs: nn.Module, console: Console) -> Outcome:
     if ours is None:
         return Outcome(case, None)
     takes = set(inspect.signature(theirs.forward).parameters)

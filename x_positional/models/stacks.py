@@ -11,6 +11,7 @@ from x_positional.config.validate import layers_report, require
 from x_positional.errors import PositionError
 from x_positional.models.build import build_blocks, build_cross, build_final_norm, build_kinds, positions_of
 from x_positional.modules.stack import AttentionLayers
+from x_positional.schemes.base import Dims
 from x_positional.schemes.registry import SchemeConfig
 
 
@@ -59,13 +60,19 @@ class ConfiguredLayers(AttentionLayers):
         A model calls it with its own length and embedding width, and with `config` including what its flags add. Schemes that
         the stack has built already, and that these do not change, stay.
         """
-        built = len(self.kinds) == len(self.blocks)
-        known = all(kind.position is not None for kind in config.layer_kinds())
-        unchanged = config.layer_kinds() == self.config.layer_kinds()
-        if not (built and known and unchanged) or any(part.needs_wrapper for part in parts_of(config)):
+        dims = config.dims(max_seq_len, embed_dim)
+        if not self._holds(config, dims):
             positions = positions_of(config, max_seq_len, embed_dim)
             self.set_positions(positions.parts, build_kinds(config, positions))
-        self.dims, self.config = config.dims(max_seq_len, embed_dim), config
+        self.dims, self.config = dims, config
+
+    def _holds(self, config: LayersConfig, dims: Dims) -> bool:
+        """Whether the schemes that are built already are those of a config and these sizes."""
+        built, kinds = len(self.kinds) == len(self.blocks), config.layer_kinds()
+        chosen = all(kind.position is not None for kind in kinds)  # otherwise the length decides
+        read = {name for part in parts_of(config) for name in part.model_dims()}
+        same_sizes = all(getattr(dims, name) == getattr(self.dims, name) for name in read)
+        return built and chosen and kinds == self.config.layer_kinds() and same_sizes
 
     def _require_schemes(self) -> None:
         if len(self.kinds) != len(self.blocks):
@@ -81,7 +88,7 @@ def blocks_of(config: LayersConfig) -> ConfiguredLayers:
 
 def missing_length(config: LayersConfig) -> str | None:
     """What a scheme without a length reports, where naming a length would help; None where nothing does."""
-    waiting = [part for part in parts_of(config) if part.needs_wrapper]
+    waiting = [part for part in parts_of(config) if part.model_dims()]
     found = [problem for part in waiting for problem in part.problems(config.dims())]
     complete = [problem for part in waiting for problem in part.problems(config.dims(1))]
     return found[0] if found and not complete else None

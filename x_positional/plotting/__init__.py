@@ -1,4 +1,4 @@
-"""Pictures of what position schemes do, measured through their hooks."""
+"""Plots of what position schemes do, measured by calling their hooks."""
 
 from x_positional.plotting.gallery import Gallery, draw
 

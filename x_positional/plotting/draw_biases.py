@@ -1,4 +1,4 @@
-"""Pictures of what is added to scores: a map per head, and curves of distance.
+"""Plots of what is added to attention scores: a map per head, and curves by distance.
 
 H heads, T query tokens, S key tokens, N distances.
 """
@@ -7,103 +7,118 @@ import math
 
 from torch import Tensor
 
-from x_positional.plotting.biases import Added, bias_map, bias_of_distance, farthest
-from x_positional.plotting.canvas import HIDDEN, Picture, colours, figure, limits, mark, png, some, tidy
-from x_positional.plotting.contexts import distances, nearest
-from x_positional.plotting.part import Part
+from x_positional.plotting.biases import ScoreBias, bias_map, bias_of_distance, farthest
+from x_positional.plotting.canvas import (
+    MASKED,
+    Picture,
+    colour_range,
+    colours,
+    evenly_spaced,
+    figure,
+    mark_lengths,
+    png,
+    style,
+)
+from x_positional.plotting.contexts import distance_grid, nearest
+from x_positional.plotting.schemes import PlottedScheme
 
 TOKENS, PANELS, LINES, NEAR, COUNT = 64, 12, 8, 128, 1024
 
 
-def draw_map(part: Part) -> Picture:
-    """One panel a head, all on one scale."""
-    tokens = min(part.max_seq_len, TOKENS)
-    added = bias_map(part, tokens)
-    heads = some(part.dims.heads, PANELS)
+def draw_map(plotted: PlottedScheme) -> Picture:
+    """One panel per head, all with the same colour scale."""
+    tokens = min(plotted.max_seq_len, TOKENS)
+    added = bias_map(plotted, tokens)
+    heads = evenly_spaced(plotted.dims.heads, PANELS)
     columns = min(4, len(heads))
     rows = math.ceil(len(heads) / columns)
     drawn = figure(2.1 * columns + 1.2, 2.1 * rows + 0.5)
     grid = drawn.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    colour_map, low, high = limits(added.values[heads])
+    colour_map, low, high = colour_range(added.values[heads])
     images = []
-    for place, axes in enumerate(grid.flat):
-        if place >= len(heads):
+    for index, axes in enumerate(grid.flat):
+        if index >= len(heads):
             axes.set_visible(False)
             continue
-        axes.set_facecolor(HIDDEN)
-        values = added.values[heads[place]].numpy()
+        axes.set_facecolor(MASKED)
+        values = added.values[heads[index]].numpy()
         images.append(axes.imshow(values, cmap=colour_map, vmin=low, vmax=high, interpolation="nearest"))
-        axes.set_title(f"head {heads[place] + 1}", fontsize=9)
-        axes.tick_params(labelsize=8, labelbottom=place + columns >= len(heads))
+        axes.set_title(f"head {heads[index] + 1}", fontsize=9)
+        axes.tick_params(labelsize=8, labelbottom=index + columns >= len(heads))
     drawn.supxlabel("key position", fontsize=10)
     drawn.supylabel("query position", fontsize=10)
-    drawn.colorbar(images[0], ax=grid, label="added to the score (logits)")
-    return Picture(f"{part.name}-bias-map", "Bias map", _about_map(part, added, len(heads)), png(drawn))
+    drawn.colorbar(images[0], ax=grid, label="bias added to the score (logits)")
+    return Picture(
+        f"{plotted.name}-bias-map", "Bias by query and key", _map_caption(plotted, added, len(heads)), png(drawn)
+    )
 
 
-def draw_curves(part: Part) -> Picture:
-    """One line a head: nearby on the left, as far as the horizon on the right."""
-    reach = farthest(part)
-    near = min(NEAR, reach, part.trained)
+def draw_curves(plotted: PlottedScheme) -> Picture:
+    """One line per head: short distances on the left, all distances on the right."""
+    reach = farthest(plotted)
+    near = min(NEAR, reach, plotted.trained)
     drawn = figure(9.6, 3.8)
     panels = drawn.subplots(1, 2)
-    heads, both_sides = part.dims.heads, not part.dims.causal
-    ranges = [distances(far, COUNT, both_sides) for far in (near, reach)]
-    measured = [bias_of_distance(part, asked) for asked in ranges]
-    for axes, asked, added in zip(panels, ranges, measured, strict=True):
+    heads, both_sides = plotted.dims.heads, not plotted.dims.causal
+    ranges = [distance_grid(far, COUNT, both_sides) for far in (near, reach)]
+    measured = [bias_of_distance(plotted, distances) for distances in ranges]
+    for axes, distances, added in zip(panels, ranges, measured, strict=True):
         for head, colour in enumerate(colours(heads)):
-            label = f"head {head + 1}" if head in some(heads, LINES) else None
-            axes.plot(asked.numpy(), added.values[head].numpy(), color=colour, linewidth=1.5, label=label)
-        axes.set_xlim(1.02 * int(asked.min()), 1.02 * int(asked.max()))
-        tidy(
+            label = f"head {head + 1}" if head in evenly_spaced(heads, LINES) else None
+            axes.plot(distances.numpy(), added.values[head].numpy(), color=colour, linewidth=1.5, label=label)
+        axes.set_xlim(1.02 * int(distances.min()), 1.02 * int(distances.max()))
+        style(
             axes,
             xlabel="distance (query position - key position)",
-            title="nearby" if asked is ranges[0] else "all the way",
+            title="short distances" if distances is ranges[0] else "all distances",
         )
-    panels[0].set_ylabel("added to the score (logits)")
-    mark(panels[1], part.marks)
+    panels[0].set_ylabel("bias added to the score (logits)")
+    mark_lengths(panels[1], plotted.marks)
     drawn.legend(*panels[1].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     return Picture(
-        f"{part.name}-bias-distance", "Bias and distance", _about_curves(part, ranges[1], measured[1]), png(drawn)
+        f"{plotted.name}-bias-distance",
+        "Bias by distance",
+        _curves_caption(plotted, ranges[1], measured[1]),
+        png(drawn),
     )
 
 
-def _about_map(part: Part, added: Added, shown: int) -> str:
-    values, count = added.values, part.dims.heads
+def _map_caption(plotted: PlottedScheme, added: ScoreBias, shown: int) -> str:
+    values, count = added.values, plotted.dims.heads
     low, high = (float(bound) for bound in values[values.isfinite()].aminmax())
-    panels = f"Each panel is one of {count} heads" + (f" ({shown} of them shown)" if shown < count else "")
-    hidden = "; grey keys are hidden by the mask" if values.isnan().any() else ""
+    heads = f"{shown} of {count} heads" if shown < count else f"{count} head{'s' if count > 1 else ''}"
+    masked = "; masked keys are grey" if values.isnan().any() else ""
     return (
-        f"{panels}: what is added to the score of a query (row) and a key (column), between {low:.3g} and {high:.3g} "
-        f"logits{hidden}.{_origin(part, added)}"
+        f"What is added to the attention score of each query (row) and key (column), for {heads}: {low:.3g} to "
+        f"{high:.3g} logits{masked}.{_measurement_note(plotted, added)}"
     )
 
 
-def _about_curves(part: Part, asked: Tensor, added: Added) -> str:
-    at = nearest(asked, part.trained)
+def _curves_caption(plotted: PlottedScheme, distances: Tensor, added: ScoreBias) -> str:
+    at = nearest(distances, plotted.trained)
     low, high = (float(bound) for bound in added.values[:, at].aminmax())
-    what = f"{low:.3g} logits" if part.dims.heads == 1 else f"between {low:.3g} and {high:.3g} logits, one line a head,"
-    text = f"What a score gets by distance: {what} at {int(asked[at])}."
-    flat = _constant_from(asked, added.values)
+    bias = f"{low:.3g} logits" if plotted.dims.heads == 1 else f"{low:.3g} to {high:.3g} logits, depending on the head"
+    text = f"What is added to the attention score by distance, one line per head. At distance {int(distances[at])}: {bias}."
+    flat = _constant_from(distances, added.values)
     if flat is not None:
-        text += f" From distance {flat} on nothing changes any more: all farther keys look equally far."
-    return text + _origin(part, added)
+        text += f" It is constant from distance {flat}: the scheme cannot tell keys farther away apart."
+    return text + _measurement_note(plotted, added)
 
 
-def _constant_from(asked: Tensor, values: Tensor) -> int | None:
-    """The distance from which on all heads stay the same; None where they do not, or are constant altogether."""
+def _constant_from(distances: Tensor, values: Tensor) -> int | None:
+    """The distance from which the bias of every head is constant; None if it keeps changing or never changes."""
     changes = (values != values[:, -1:]).any(0).nonzero()
-    if len(changes) == 0 or int(changes[-1]) >= 0.9 * len(asked):
+    if len(changes) == 0 or int(changes[-1]) >= 0.9 * len(distances):
         return None
-    return int(asked[int(changes[-1]) + 1])
+    return int(distances[int(changes[-1]) + 1])
 
 
-def _origin(part: Part, added: Added) -> str:
-    """Which parameters and content stand behind the values."""
+def _measurement_note(plotted: PlottedScheme, added: ScoreBias) -> str:
+    """Which parameters and content the values were measured with."""
     text = ""
-    if added.of_content:
-        text += " It depends on content: queries, keys and inputs are random here, drawn from a normal distribution."
-    if added.stirred:
-        text += " With the parameters at the start of training nothing is added, so random ones are drawn here."
+    if added.content_dependent:
+        text += " It depends on content; this is for random, normally distributed queries, keys and inputs."
+    if added.randomized:
+        text += " The initial parameters add nothing, so random ones are shown."
         return text
-    return text + part.learned
+    return text + plotted.learned_note

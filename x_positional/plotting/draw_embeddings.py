@@ -1,37 +1,58 @@
-"""Pictures of what is added to token embeddings: the table, and how alike its rows are.
+"""Plots of what is added to token embeddings: the table, and the similarity of its rows.
 
 T positions, M model dim.
 """
 
-from x_positional.plotting.canvas import Picture, figure, limits, png
-from x_positional.plotting.embeddings import similarity, table
-from x_positional.plotting.part import Part
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from x_positional.plotting.canvas import Picture, colour_range, figure, png
+from x_positional.plotting.schemes import PlottedScheme
 
 ROWS = 512
 
 
-def draw_table(part: Part) -> Picture:
-    """Position by channel."""
-    rows = table(part, _rows(part))
-    colour_map, low, high = limits(rows)
+def embeds(plotted: PlottedScheme) -> bool:
+    """Whether the scheme adds to embeddings."""
+    return plotted.scheme.overrides("embed")
+
+
+@torch.no_grad()
+def table(plotted: PlottedScheme, positions: int) -> Tensor:
+    """[T M]: what is added at positions 0 to T - 1."""
+    zeros = torch.zeros(1, positions, plotted.dims.embed_dim)
+    return plotted.scheme.embed(zeros, plotted.probe.on_axes(torch.arange(positions)))[0]
+
+
+def similarity(rows: Tensor) -> Tensor:
+    """[T M] -> [T T]: cosine similarity of the rows."""
+    rows = F.normalize(rows.double(), dim=-1)
+    return (rows @ rows.mT).float()
+
+
+def draw_table(plotted: PlottedScheme) -> Picture:
+    """Heatmap: position by channel."""
+    rows = table(plotted, _rows(plotted))
+    colour_map, low, high = colour_range(rows)
     drawn = figure(7.2, 4.4)
     axes = drawn.subplots()
     image = axes.imshow(rows.numpy(), cmap=colour_map, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
-    axes.set(xlabel="channel of the embedding", ylabel="position")
+    axes.set(xlabel="embedding channel", ylabel="position")
     drawn.colorbar(image, ax=axes, label="added to the embedding")
-    sentence = (
-        f"What each of the first {len(rows)} positions adds to the {rows.shape[1]} channels of a token's embedding, "
-        f"between {float(rows.min()):.3g} and {float(rows.max()):.3g}."
+    caption = (
+        f"What each of the first {len(rows)} positions adds to the {rows.shape[1]} channels of a token embedding: "
+        f"values from {float(rows.min()):.3g} to {float(rows.max()):.3g}."
     )
-    if part.scheme.limit is not None:
-        sentence += f" There is no row after position {part.scheme.limit - 1}."
-    return Picture(f"{part.name}-table", "Table", sentence + part.learned, png(drawn))
+    if plotted.scheme.limit is not None:
+        caption += f" The last position is {plotted.scheme.limit - 1}."
+    return Picture(f"{plotted.name}-table", "Position embeddings", caption + plotted.learned_note, png(drawn))
 
 
-def draw_similarity(part: Part) -> Picture:
-    """Position by position."""
-    cosines = similarity(table(part, _rows(part)))
-    colour_map, low, high = limits(cosines)
+def draw_similarity(plotted: PlottedScheme) -> Picture:
+    """Heatmap: position by position."""
+    cosines = similarity(table(plotted, _rows(plotted)))
+    colour_map, low, high = colour_range(cosines)
     drawn = figure(5.6, 4.6)
     axes = drawn.subplots()
     image = axes.imshow(cosines.numpy(), cmap=colour_map, vmin=low, vmax=high, interpolation="nearest")
@@ -39,13 +60,13 @@ def draw_similarity(part: Part) -> Picture:
     drawn.colorbar(image, ax=axes, label="cosine similarity")
     last = len(cosines) - 1
     half = last // 2
-    beside = f"{float(cosines.diagonal(1).mean()):.2f}" if last else "1"
-    sentence = (
-        f"How alike the vectors of two positions are: neighbours {beside} on average, positions {half} apart "
-        f"{float(cosines.diagonal(half).mean()):.2f}."
+    adjacent = f"{float(cosines.diagonal(1).mean()):.2f}" if last else "1"
+    caption = (
+        f"Cosine similarity of the embeddings of two positions: on average {adjacent} for adjacent positions and "
+        f"{float(cosines.diagonal(half).mean()):.2f} for positions {half} apart."
     )
-    return Picture(f"{part.name}-similarity", "Cosine similarity of positions", sentence, png(drawn))
+    return Picture(f"{plotted.name}-similarity", "Cosine similarity of positions", caption, png(drawn))
 
 
-def _rows(part: Part) -> int:
-    return min(part.max_seq_len, part.horizon + 1, ROWS)
+def _rows(plotted: PlottedScheme) -> int:
+    return min(plotted.max_seq_len, plotted.horizon + 1, ROWS)

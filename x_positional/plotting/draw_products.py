@@ -1,4 +1,4 @@
-"""Pictures of how the product of queries and keys changes with their distance, and of the bound on it.
+"""Plots of how the product of queries and keys depends on their distance, and of its upper bound.
 
 H heads, N distances.
 """
@@ -19,113 +19,113 @@ from x_positional.plotting.canvas import (
     SKY,
     Picture,
     figure,
-    mark,
+    mark_lengths,
     png,
-    tidy,
+    style,
 )
-from x_positional.plotting.contexts import distances, nearest
-from x_positional.plotting.part import Part
-from x_positional.plotting.products import Products, alike, bound, products
+from x_positional.plotting.contexts import distance_grid, nearest
+from x_positional.plotting.products import Products, equal_heads, products, upper_bound
 from x_positional.plotting.rotation import find_pairs
+from x_positional.plotting.schemes import PlottedScheme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NEAR, COUNT = 128, 1024
-OF_GROUPS = (ORANGE, BLACK, PINK, SKY)
-"""Of heads that turn differently."""
+GROUP_COLOURS = (ORANGE, BLACK, PINK, SKY)
+"""Of groups of heads with equal frequencies."""
 
 
-def draw_products(part: Part) -> Picture:
-    """Equal and random queries and keys of length 1: nearby on the left, as far as the horizon on the right."""
+def draw_products(plotted: PlottedScheme) -> Picture:
+    """Equal and random unit-length queries and keys: short distances on the left, all distances on the right."""
     drawn = figure(9.6, 4.2)
     panels = drawn.subplots(1, 2, sharey=True)
-    for axes, asked in zip(panels, _ranges(part), strict=True):
-        found = products(part.subject, asked)
-        _lines(axes, asked, found)
-        _frame(axes, part, asked)
-    panels[0].set_ylabel("query · key, before attention's scale")
-    _legend(drawn, panels[1], part)
-    sentence = _about(part, asked, found)
-    return Picture(f"{part.name}-products", "Query times key, by distance", sentence, png(drawn))
+    for axes, distances in zip(panels, _ranges(plotted), strict=True):
+        found = products(plotted.probe, distances)
+        _plot_products(axes, distances, found)
+        _style(axes, plotted, distances)
+    panels[0].set_ylabel("query · key (before the softmax scale)")
+    _legend(drawn, panels[1], plotted)
+    caption = _caption(plotted, distances, found)
+    return Picture(f"{plotted.name}-products", "Product of query and key by distance", caption, png(drawn))
 
 
-def draw_bound(part: Part) -> Picture | None:
-    """The bound of RoFormer's section 3.4.3, nearby and as far as the horizon; None where pairs are fewer than two."""
-    pairs = find_pairs(part.subject, part.max_seq_len)
+def draw_bound(plotted: PlottedScheme) -> Picture | None:
+    """The bound of RoFormer, section 3.4.3, at short and at all distances; None if there are fewer than two pairs."""
+    pairs = find_pairs(plotted.probe, plotted.max_seq_len)
     if pairs is None or len(pairs.inputs) < 2:
         return None
     drawn = figure(9.6, 3.8)
     panels = drawn.subplots(1, 2, sharey=True)
-    for axes, asked in zip(panels, _ranges(part), strict=True):
-        limit = bound(part.subject, pairs, asked, part.horizon + 1)
-        axes.plot(asked.numpy(), limit.numpy(), color=GREEN, linewidth=1.3, label="mean of |S_1| .. |S_P|")
+    for axes, distances in zip(panels, _ranges(plotted), strict=True):
+        limit = upper_bound(plotted.probe, pairs, distances, plotted.horizon + 1)
+        axes.plot(distances.numpy(), limit.numpy(), color=GREEN, linewidth=1.3, label="mean of |S_1| .. |S_P|")
         axes.set_ylim(bottom=0)
-        _frame(axes, part, asked)
+        _style(axes, plotted, distances)
     panels[0].set_ylabel("upper bound")
-    _legend(drawn, panels[1], part)
-    at = nearest(asked, part.trained)
-    sentence = (
-        "In the channels that turn, no query and key have a product above this line if those of neighbouring pairs differ by "
-        f"at most 1/{len(pairs.inputs)} (RoFormer, section 3.4.3). It falls from {float(limit[0]):.3g} to {float(limit[at]):.3g} "
-        f"at distance {int(asked[at])}, and is {float(limit[at:].mean()):.3g} on average after that."
+    _legend(drawn, panels[1], plotted)
+    at = nearest(distances, plotted.trained)
+    caption = (
+        "Upper bound on the product of a query and a key over the rotated channels, if the products of neighbouring pairs "
+        f"differ by at most 1/{len(pairs.inputs)} (RoFormer, section 3.4.3). It falls from {float(limit[0]):.3g} to "
+        f"{float(limit[at]):.3g} at distance {int(distances[at])} and averages {float(limit[at:].mean()):.3g} beyond."
     )
-    return Picture(f"{part.name}-bound", "Upper bound by distance", sentence, png(drawn))
+    return Picture(f"{plotted.name}-bound", "Upper bound by distance", caption, png(drawn))
 
 
-def _ranges(part: Part) -> tuple[Tensor, Tensor]:
-    """Distances nearby, and all the way."""
-    near = min(NEAR, part.trained, part.horizon)
-    return distances(near, COUNT), distances(part.horizon, COUNT)
+def _ranges(plotted: PlottedScheme) -> tuple[Tensor, Tensor]:
+    """Short distances, and all distances."""
+    near = min(NEAR, plotted.trained, plotted.horizon)
+    return distance_grid(near, COUNT), distance_grid(plotted.horizon, COUNT)
 
 
-def _frame(axes: Axes, part: Part, asked: Tensor) -> None:
-    far = int(asked.max())
+def _style(axes: Axes, plotted: PlottedScheme, distances: Tensor) -> None:
+    far = int(distances.max())
     axes.set_xlim(0, 1.02 * far)
-    tidy(axes, xlabel="distance", title="all the way" if far == part.horizon else "nearby")
+    style(axes, xlabel="distance", title="all distances" if far == plotted.horizon else "short distances")
 
 
-def _legend(drawn: Figure, axes: Axes, part: Part) -> None:
-    mark(axes, part.marks)
+def _legend(drawn: Figure, axes: Axes, plotted: PlottedScheme) -> None:
+    mark_lengths(axes, plotted.marks)
     drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 
 
-def _lines(axes: Axes, asked: Tensor, found: Products) -> None:
-    head = moving(found)
-    x, low, high = asked.numpy(), found.low[head].numpy(), found.high[head].numpy()
-    axes.fill_between(x, low, high, color=FAINT_BLUE, linewidth=0, label="random q and k: middle 80 %")
-    axes.plot(x, found.mean[head].numpy(), color=BLUE, linewidth=1.2, label="random q and k: average")
-    groups = alike(found.same)
-    for group, colour in zip(groups, OF_GROUPS, strict=False):
-        label = "q = k, the same in every channel"
+def _plot_products(axes: Axes, distances: Tensor, found: Products) -> None:
+    head = most_varying(found)
+    x, low, high = distances.numpy(), found.low[head].numpy(), found.high[head].numpy()
+    axes.fill_between(x, low, high, color=FAINT_BLUE, linewidth=0, label="random q and k: 10th to 90th percentile")
+    axes.plot(x, found.mean[head].numpy(), color=BLUE, linewidth=1.2, label="random q and k: mean")
+    groups = equal_heads(found.equal)
+    for group, colour in zip(groups, GROUP_COLOURS, strict=False):
+        label = "q = k, equal in every channel"
         label += "" if len(groups) == 1 else f", {_heads(group)}"
-        axes.plot(x, found.same[group[0]].numpy(), color=colour, linewidth=1.5, label=label)
+        axes.plot(x, found.equal[group[0]].numpy(), color=colour, linewidth=1.5, label=label)
 
 
 def _heads(group: list[int]) -> str:
-    """Heads counted from 1: one, a run of them, or the first and how many more."""
+    """Heads numbered from 1: one, a range, or the first and the number of others."""
     first, last = group[0] + 1, group[-1] + 1
     if first == last:
         return f"head {first}"
     return f"heads {first} to {last}" if last - first == len(group) - 1 else f"head {first} and {len(group) - 1} more"
 
 
-def _kinds(count: int) -> str:
-    return "" if count <= len(OF_GROUPS) else f" Heads turn in {count} ways, and {len(OF_GROUPS)} of them are drawn."
+def _omitted_groups(count: int) -> str:
+    return "" if count <= len(GROUP_COLOURS) else f" Of {count} groups of heads, {len(GROUP_COLOURS)} are shown."
 
 
-def moving(found: Products) -> int:
-    """The head whose products change most with distance."""
-    return int((found.same.amax(-1) - found.same.amin(-1)).argmax())
+def most_varying(found: Products) -> int:
+    """The head whose products depend most on distance."""
+    return int((found.equal.amax(-1) - found.equal.amin(-1)).argmax())
 
 
-def _about(part: Part, asked: Tensor, found: Products) -> str:
-    head = moving(found)
-    same, mean, at = found.same[head], found.mean[head], nearest(asked, part.trained)
+def _caption(plotted: PlottedScheme, distances: Tensor, found: Products) -> str:
+    head = most_varying(found)
+    equal, mean, at = found.equal[head], found.mean[head], nearest(distances, plotted.trained)
     return (
-        f"A query and an equal key, both of length 1, begin with a product of {float(same[0]):.3g}; at distance "
-        f"{int(asked[at])} it is {float(same[at]):.3g}, and after that {float(same[at:].mean()):.3g} on average. Random ones "
-        f"begin with {float(mean[0]):.2g} on average and have {float(mean[at:].mean()):.2g} after distance {int(asked[at])}."
-        f"{_kinds(len(alike(found.same)))}{part.learned}"
+        f"The product of an equal query and key of unit length is {float(equal[0]):.3g} at distance 0, {float(equal[at]):.3g} "
+        f"at distance {int(distances[at])}, and averages {float(equal[at:].mean()):.3g} beyond. For random ones the mean is "
+        f"{float(mean[0]):.2g} at distance 0 and {float(mean[at:].mean()):.2g} beyond distance {int(distances[at])}."
+        f"{_omitted_groups(len(equal_heads(found.equal)))}{plotted.learned_note}"
     )

@@ -1,4 +1,4 @@
-"""One HTML page with every picture inside it: nothing is loaded from elsewhere, in a light or a dark browser."""
+"""One self-contained HTML page with every plot embedded, for light and dark browsers."""
 
 import base64
 from collections.abc import Sequence
@@ -22,12 +22,14 @@ figcaption { margin-top: .4rem; } .facts { color: #555; }
 
 @dataclass(frozen=True)
 class Section:
-    """One scheme: its name, one line about it, its pictures. note: what else to know, or why there are none."""
+    """One scheme on the page."""
 
     title: str
-    about: str
+    summary: str
+    """One line about the scheme."""
     pictures: Sequence[Picture]
     note: str = ""
+    """How to read the plots, or why there are none."""
 
 
 def render(title: str, facts: str, sections: Sequence[Section]) -> str:
@@ -44,13 +46,13 @@ def render(title: str, facts: str, sections: Sequence[Section]) -> str:
 def _section(section: Section) -> str:
     pictures = "\n".join(_figure(picture) for picture in section.pictures)
     note = f"<p>{escape(section.note)}</p>" if section.note else ""
-    return f'<h2>{escape(section.title)}</h2>\n<p class="facts">{escape(section.about)}</p>\n{note}{pictures}'
+    return f'<h2>{escape(section.title)}</h2>\n<p class="facts">{escape(section.summary)}</p>\n{note}{pictures}'
 
 
 def _figure(picture: Picture) -> str:
     data = base64.b64encode(picture.png).decode()
     return (
         f"<figure>\n<h3>{escape(picture.title)}</h3>\n"
-        f'<img alt="{escape(picture.title)}: {escape(picture.sentence)}" src="data:image/png;base64,{data}">\n'
-        f"<figcaption>{escape(picture.sentence)}</figcaption>\n</figure>"
+        f'<img alt="{escape(picture.title)}: {escape(picture.caption)}" src="data:image/png;base64,{data}">\n'
+        f"<figcaption>{escape(picture.caption)}</figcaption>\n</figure>"
     )

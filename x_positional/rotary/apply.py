@@ -1,4 +1,4 @@
-"""Turning channel pairs (2i, 2i+1) of any tensor by given angles: the functions of the drop-in.
+"""Functions of the drop-in that rotate channel pairs (2i, 2i+1) of any tensor by given angles.
 
 B batch, T tokens, D channels, R = 2F rotated channels, F angles, P learned rotations per token, K frequency ranges.
 """
@@ -8,19 +8,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from x_positional.errors import ArgumentError
+from x_positional.schemes.rotary.rotation import rotate_pairs
+
 
 def widen(x: Tensor) -> Tensor:
-    """At least float32: half-precision and integer tensors become float32."""
+    """The tensor in float64 if it is float64, else in float32."""
     return x.to(wider(x.dtype))
 
 
 def wider(dtype: torch.dtype) -> torch.dtype:
-    """float32 for everything but float64."""
+    """float64 for float64, float32 for every other dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def broadcat(tensors: Sequence[Tensor], dim: int = -1) -> Tensor:
-    """Broadcasts tensors to one shape, then joins them along `dim`."""
+    """Broadcast tensors to one shape and concatenate them along `dim`."""
     return torch.cat(torch.broadcast_tensors(*tensors), dim=dim)
 
 
@@ -32,35 +35,57 @@ def apply_rotary_emb(
     seq_dim: int = -2,
     freqs_seq_dim: int | None = None,
 ) -> Tensor:
-    """Turns channels start_index .. start_index+R-1 of t [... D] by freqs [... R] radians; the others pass.
+    """Rotate channels start_index .. start_index+R-1 of t by freqs; the other channels are unchanged.
 
-    freqs: [T' R] or anything that broadcasts with t; each angle stands twice, as `RotaryEmbedding` returns it. Where
-    freqs has more rows than t has tokens, the last rows are taken: of 2-dim freqs, of 3-dim freqs for 3-dim t, or
-    along `freqs_seq_dim` where that is given. Rows of 2-dim freqs lie along `seq_dim` of t.
-    scale: multiplies what turns; a tensor broadcasts with freqs.
+    Su et al. 2021, arXiv:2104.09864, eq. 34. Computed in float32, or float64 for float64 t.
 
-    Returns t's shape and dtype; the arithmetic is in float32 at least. Raises ValueError where widths or rows do not
-    fit. Su et al. 2021, arXiv:2104.09864, eq. 34.
+    Args:
+        freqs: angles in radians, [T' R] or any shape that broadcasts with t. Each angle appears twice, as in the output of
+            `RotaryEmbedding`. If freqs has more rows than t has tokens, the last rows are used: of 2-dim freqs, of 3-dim
+            freqs with 3-dim t, or along `freqs_seq_dim` if that is given.
+        t: [... D].
+        start_index: first rotated channel.
+        scale: factor on the rotated channels; a tensor broadcasts with freqs.
+        seq_dim: token axis of t; the rows of 2-dim freqs belong to it.
+        freqs_seq_dim: token axis of freqs.
+
+    Returns:
+        A tensor with the shape and dtype of t.
+
+    Raises:
+        ArgumentError: if widths or numbers of rows do not match.
     """
-    freqs = lay_rows(widen(freqs), t, seq_dim, freqs_seq_dim)
-    return turn(t, freqs.cos(), freqs.sin(), start_index, scale)
+    freqs = align_rows(widen(freqs), t, seq_dim, freqs_seq_dim)
+    return rotate(t, freqs.cos(), signed(freqs.sin()), start_index, scale)
 
 
 def apply_learned_rotations(
     rotations: Tensor, t: Tensor, start_index: int = 0, freq_ranges: Tensor | None = None
 ) -> Tensor:
-    """Turns pairs of t [... T D] by rotations [... T P] radians, or by each of them times each of freq_ranges [K].
+    """Rotate channel pairs of t by predicted angles.
 
-    P pairs turn, or P*K with freq_ranges (rotation-major). Angles are multiplied in float32 at least, so rotations
-    that a half-precision layer predicts keep their meaning under large ranges. Returns t's shape and dtype.
+    Angles are multiplied by freq_ranges in float32 or float64, so half-precision rotations stay precise in large ranges.
+
+    Args:
+        rotations: [... T P] radians.
+        t: [... T D].
+        start_index: first rotated channel.
+        freq_ranges: [K] factors. Each rotation then rotates K pairs, by the rotation times each factor; the K pairs of a
+            rotation are adjacent.
+
+    Returns:
+        A tensor with the shape and dtype of t; P pairs are rotated, or P * K with freq_ranges.
     """
     if freq_ranges is not None:
         rotations = (rotations[..., None] * widen(freq_ranges)).flatten(-2)
     return apply_rotary_emb(rotations.repeat_interleave(2, dim=-1), t, start_index=start_index)
 
 
-def lay_rows(rows: Tensor, t: Tensor, seq_dim: int, rows_dim: int | None = None) -> Tensor:
-    """rows [T' R] with its T' along `seq_dim` of t, cut to the last T; other shapes as `apply_rotary_emb` says."""
+def align_rows(rows: Tensor, t: Tensor, seq_dim: int, rows_dim: int | None = None) -> Tensor:
+    """rows [T' R] cut to the last T rows and reshaped so that they broadcast along `seq_dim` of t.
+
+    Rows of other shapes are treated as `apply_rotary_emb` documents.
+    """
     axis = negative_dim(seq_dim, t)
     if rows_dim is None and rows.ndim == 3 and t.ndim == 3:
         rows_dim = axis
@@ -69,9 +94,9 @@ def lay_rows(rows: Tensor, t: Tensor, seq_dim: int, rows_dim: int | None = None)
     rows_dim = 0 if rows_dim is None else rows_dim
     tokens, given = t.shape[axis], rows.shape[rows_dim]
     if given not in (1, tokens) and given < tokens:
-        raise ValueError(
-            f"freqs has {given} rows for {tokens} tokens (axis {seq_dim} of {tuple(t.shape)}): it needs one row a token, "
-            "or one for all. Check seq_dim and freqs_seq_dim."
+        raise ArgumentError(
+            f"freqs has {given} rows for {tokens} tokens (axis {seq_dim} of shape {tuple(t.shape)}): it needs one row per "
+            "token, or a single row. Check seq_dim and freqs_seq_dim."
         )
     if given > tokens:
         rows = rows.narrow(rows_dim, given - tokens, tokens)
@@ -79,36 +104,51 @@ def lay_rows(rows: Tensor, t: Tensor, seq_dim: int, rows_dim: int | None = None)
 
 
 def negative_dim(seq_dim: int, t: Tensor) -> int:
-    """`seq_dim` counted from the end, so that rows align by broadcasting."""
+    """`seq_dim` counted from the end. Raises ArgumentError if it is not a token axis of t."""
     axis = seq_dim - t.ndim if seq_dim >= 0 else seq_dim
     if not -t.ndim <= axis <= -2:
-        raise ValueError(
-            f"seq_dim={seq_dim} is no token axis of a tensor of shape {tuple(t.shape)}: channels are the last axis, "
-            f"so give {-t.ndim} .. -2, or 0 .. {t.ndim - 2}."
+        raise ArgumentError(
+            f"seq_dim={seq_dim} is not a token axis of a tensor of shape {tuple(t.shape)}: the last axis holds channels. "
+            f"Use {-t.ndim} .. -2, or 0 .. {t.ndim - 2}."
         )
     return axis
 
 
-def turn(t: Tensor, cos: Tensor, sin: Tensor, start: int = 0, scale: float | Tensor = 1.0) -> Tensor:
-    """(x, y) -> scale * (x cos - y sin, x sin + y cos) for pairs of channels start .. start+R-1 of t [... D].
+def signed(sin: Tensor) -> Tensor:
+    """[... R] sines, each twice -> (-sin, sin) for each pair. Raises ArgumentError for an odd R."""
+    if sin.shape[-1] % 2:
+        raise ArgumentError(
+            f"freqs rotates {sin.shape[-1]} channels; the number must be even, as channels rotate in pairs."
+        )
+    return torch.stack((-sin[..., ::2], sin[..., 1::2]), dim=-1).flatten(-2)
 
-    cos, sin: [... R], broadcast with t. Returns t's dtype.
+
+def rotate(t: Tensor, cos: Tensor, sin: Tensor, start: int = 0, scale: float | Tensor = 1.0) -> Tensor:
+    """(x, y) -> scale * (x cos - y sin, x sin + y cos) for the pairs of channels start .. start+R-1 of t [... D].
+
+    Args:
+        t: [... D].
+        cos: [... R], broadcasts with t.
+        sin: [... R], `signed`.
+        start: first rotated channel.
+        scale: factor on the rotated channels.
+
+    Returns:
+        A tensor with the shape and dtype of t.
+
+    Raises:
+        ArgumentError: if t does not have the channels start .. start+R-1.
     """
     width = cos.shape[-1]
-    if width % 2 or start < 0 or start + width > t.shape[-1]:
-        raise ValueError(
-            f"freqs turns {width} channels from start_index={start}, but t has {t.shape[-1]}: channels turn in pairs, "
-            "and all of them must be there. Use a smaller dim, or fewer axes."
+    if start < 0 or start + width > t.shape[-1]:
+        raise ArgumentError(
+            f"freqs rotates {width} channels from start_index={start}, but t has {t.shape[-1]} channels. Use a "
+            "smaller dim, fewer axes or another start_index."
         )
-    dtype = wider(t.dtype)
     if isinstance(scale, Tensor):
         scale = scale.to(wider(scale.dtype))
     if isinstance(scale, Tensor) or scale != 1:
         cos, sin = cos * scale, sin * scale
-    cos, sin = cos.to(dtype), sin.to(dtype)
-    middle = t[..., start : start + width]
-    x, y = middle.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = (middle * cos + torch.stack((-y, x), dim=-1).flatten(-2) * sin).to(t.dtype)
-    if width == t.shape[-1]:
-        return turned
-    return torch.cat((t[..., :start], turned, t[..., start + width :]), dim=-1)
+    dtype = wider(t.dtype)
+    rotated = rotate_pairs(t[..., start:] if start else t, cos.to(dtype), sin.to(dtype), interleaved=True)
+    return torch.cat((t[..., :start], rotated), dim=-1) if start else rotated

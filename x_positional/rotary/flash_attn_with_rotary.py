@@ -1,4 +1,4 @@
-"""Attention over queries and keys that are turned on the way in, by PyTorch's fused kernels.
+"""Attention that rotates queries and keys first, on PyTorch's fused kernels.
 
 B batch, H heads, G key/value heads, T tokens, D head dim, R rotated channels, N tokens with a position.
 """
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from x_positional.rotary.apply import turn, widen
+from x_positional.errors import ArgumentError
+from x_positional.rotary.apply import rotate, signed, widen
 
 
 def flash_attn_with_rotary(
@@ -22,15 +23,27 @@ def flash_attn_with_rotary(
     rotary_pos_emb: Tensor | None = None,
     rotary_pos_emb_indices: Tensor | None = None,
 ) -> Tensor:
-    """q [B H T D], k and v [B G T D] -> [B H T D], in q's dtype.
+    """Scaled dot-product attention with rotary embeddings.
 
-    rotary_pos_emb: angles [T R], [B T R] or [B|1 H|1 T R], as `RotaryEmbedding` returns them; or cos and sin of such
-    angles. rotary_pos_emb_indices [N]: the tokens that the N rows of angles belong to, every other one has no
-    position. pos_mask [T]: True where a token has one. A pair of tokens sees the turned q and k only where both have
-    a position, and the plain q and k otherwise. attn_mask [B T], [B T T] or [B|1 H|1 T T]: True = keep, or a number
-    that is added to the scores. is_causal: token t sees tokens 0 .. t.
+    The score of two tokens uses the rotated q and k where both have a position, and the unrotated q and k otherwise.
 
-    Raises ValueError without angles, or where their rows are not the tokens of q and of k.
+    Args:
+        q: [B H T D].
+        k: [B G T D].
+        v: [B G T D].
+        cos: cosines of the angles, with `sin` an alternative to `rotary_pos_emb`.
+        sin: sines of the angles.
+        pos_mask: [T], True where a token has a position; default all.
+        attn_mask: [B T], [B T T] or [B|1 H|1 T T]: bool with True = keep, or float added to the scores.
+        is_causal: token t attends to tokens 0 .. t.
+        rotary_pos_emb: angles [T R], [B T R] or [B|1 H|1 T R], as `RotaryEmbedding` returns them.
+        rotary_pos_emb_indices: [N], the tokens that the N rows of angles belong to; other tokens have no position.
+
+    Returns:
+        [B H T D] in q's dtype.
+
+    Raises:
+        ArgumentError: without angles, or if the number of their rows is not T.
     """
     tokens = q.shape[-2]
     if rotary_pos_emb is not None:
@@ -43,19 +56,19 @@ def flash_attn_with_rotary(
         angle = angle.unsqueeze(1) if angle.ndim == 3 else angle
         cos, sin = angle.cos(), angle.sin()
     if cos is None or sin is None:
-        raise ValueError("nothing says how far to turn: give rotary_pos_emb, or cos and sin.")
+        raise ArgumentError("no angles: pass rotary_pos_emb, or cos and sin.")
     if not cos.shape[-2] == tokens == k.shape[-2]:
-        raise ValueError(
+        raise ArgumentError(
             f"{cos.shape[-2]} rows of angles for {tokens} queries and {k.shape[-2]} keys: all three must be equal. "
-            "With cached keys, turn q and k by rotate_queries_with_cached_keys and call scaled_dot_product_attention."
+            "With cached keys, use rotate_queries_with_cached_keys and scaled_dot_product_attention."
         )
-    turned_q, turned_k = (turn(x, cos, sin) for x in (q, _match_heads(k, q, cos)))
+    rotated_q, rotated_k = (rotate(x, cos, signed(sin)) for x in (q, _match_heads(k, q, cos)))
     if pos_mask is not None:
-        turned_q, turned_k = _where_both(turned_q, turned_k, q, _match_heads(k, q, cos), pos_mask)
+        rotated_q, rotated_k = _where_both(rotated_q, rotated_k, q, _match_heads(k, q, cos), pos_mask)
     mask = _mask(attn_mask, tokens, is_causal, q)
     return F.scaled_dot_product_attention(
-        turned_q,
-        turned_k,
+        rotated_q,
+        rotated_k,
         _match_heads(v, q, cos),
         attn_mask=mask,
         is_causal=is_causal and mask is None,
@@ -65,25 +78,25 @@ def flash_attn_with_rotary(
 
 
 def _match_heads(x: Tensor, q: Tensor, cos: Tensor) -> Tensor:
-    """[B G T D], repeated to [B H T D] where each query head has angles of its own."""
-    own = cos.ndim == 4 and cos.shape[1] > 1
-    return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if own and x.shape[1] != q.shape[1] else x
+    """[B G T D], repeated to [B H T D] if the angles differ between query heads."""
+    per_head = cos.ndim == 4 and cos.shape[1] > 1
+    return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if per_head and x.shape[1] != q.shape[1] else x
 
 
-def _where_both(turned_q: Tensor, turned_k: Tensor, q: Tensor, k: Tensor, pos_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """[... T D] -> [... T 3D] whose products are turned ones where both tokens have a position, else plain ones.
+def _where_both(rotated_q: Tensor, rotated_k: Tensor, q: Tensor, k: Tensor, pos_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """[... T D] -> [... T 3D] whose scores are rotated where both tokens have a position, and unrotated otherwise.
 
-    The three parts of a product: both have one; the query has none; the query has one and the key has none.
+    The three parts of the score: both have a position; the query has none; the query has one and the key has none.
     """
     has = pos_mask.to(q.dtype)[:, None]
     return (
-        torch.cat((turned_q * has, q * (1 - has), q * has), dim=-1),
-        torch.cat((turned_k * has, k, k * (1 - has)), dim=-1),
+        torch.cat((rotated_q * has, q * (1 - has), q * has), dim=-1),
+        torch.cat((rotated_k * has, k, k * (1 - has)), dim=-1),
     )
 
 
 def _mask(attn_mask: Tensor | None, tokens: int, is_causal: bool, q: Tensor) -> Tensor | None:
-    """The caller's mask [B|1 H|1 T|1 T] with the causal one inside, or None if there is no mask but that."""
+    """attn_mask as [B|1 H|1 T|1 T], combined with the causal mask; None without attn_mask."""
     if attn_mask is None:
         return None
     shapes = {2: (slice(None), None, None), 3: (slice(None), None)}

@@ -1,4 +1,4 @@
-"""Position schemes, one idea a file. Importing this package registers all of them."""
+"""Position schemes, one idea per file. Importing this package registers all of them."""
 
 from x_positional.schemes.absolute import (
     Absolute,
@@ -8,8 +8,7 @@ from x_positional.schemes.absolute import (
     Sinusoidal,
     SinusoidalEmbedding,
 )
-from x_positional.schemes.alibi import Alibi, AlibiBias, alibi_slopes
-from x_positional.schemes.alibi_rounded import RoundedAlibiBias
+from x_positional.schemes.alibi import Alibi, AlibiBias, RoundedAlibiBias, alibi_slopes
 from x_positional.schemes.compose import Chain
 from x_positional.schemes.cope import Cope, CopeScores
 from x_positional.schemes.deberta import Deberta, DebertaBias, log_buckets, log_ratio

@@ -7,9 +7,11 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
+from x_positional.errors import ArgumentError
 from x_positional.schemes.base import Dims, PositionScheme
 from x_positional.schemes.registry import SchemeConfig
 from x_positional.schemes.rotary.frequencies import angles, inverse_frequencies
@@ -18,7 +20,11 @@ from x_positional.schemes.rotary.frequencies import angles, inverse_frequencies
 class LearnedAbsolute(PositionScheme):
     """x_t += scale * E[t + offset], E of shape [max_seq_len + offset, M] (Gehring et al. 2017, arXiv:1705.03122).
 
-    offset: 2 in OPT, BART and RoBERTa, whose tables begin with rows that no token uses.
+    Args:
+        max_seq_len: how many positions the table has.
+        dim: M.
+        offset: unused rows at the start of the table; 2 in OPT, BART and RoBERTa.
+        scale: multiplies the rows.
     """
 
     absolute = True
@@ -38,7 +44,10 @@ class LearnedAbsolute(PositionScheme):
 class SinusoidalEmbedding(PositionScheme):
     """x_t += [sin(t w_i), cos(t w_i)], w_i = theta^(-2i/M) (Vaswani et al. 2017, arXiv:1706.03762, section 3.5).
 
-    layout: "interleaved" as in the paper (sin, cos, sin, cos, ...) or "concat" (all sines, then all cosines).
+    Args:
+        dim: M.
+        theta: the base of the frequencies.
+        layout: "interleaved" as in the paper (sin, cos, sin, cos, ...) or "concat" (all sines, then all cosines).
     """
 
     absolute = True
@@ -51,7 +60,7 @@ class SinusoidalEmbedding(PositionScheme):
         """[B|1 T] -> [B|1 T M] float32."""
         angle = angles(positions, inverse_frequencies(self.dim, self.theta, positions.device))
         sin, cos = angle.sin(), angle.cos()
-        both = torch.cat([sin, cos], -1) if self.concat else torch.stack([sin, cos], -1).flatten(-2)
+        both = rearrange([sin, cos], f"wave b t f -> b t {'(wave f)' if self.concat else '(f wave)'}")
         return both[..., : self.dim].float()
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -59,7 +68,7 @@ class SinusoidalEmbedding(PositionScheme):
 
 
 class ScaledSinusoidalEmbedding(SinusoidalEmbedding):
-    """x_t += g * [sin(t w), cos(t w)] with one learned g, M^-0.5 at the start (Hua et al. 2022, arXiv:2202.10447)."""
+    """x_t += g * [sin(t w), cos(t w)] with one learned g, initialised to M^-0.5 (Hua et al. 2022, arXiv:2202.10447)."""
 
     def __init__(self, dim: int, theta: float = 10_000.0):
         super().__init__(dim, theta, "concat")
@@ -70,20 +79,25 @@ class ScaledSinusoidalEmbedding(SinusoidalEmbedding):
 
 
 class Absolute(SchemeConfig):
-    """`position="absolute"`. scale: None is M^-0.5 (as x-transformers); 1.0 as GPT-2 and BERT."""
+    """`position="absolute"`."""
 
     kind: Literal["absolute"] = "absolute"
-    needs_wrapper: ClassVar[bool] = True
     max_seq_len: int | None = Field(default=None, gt=0)
+    """How many positions the table has; None is the model's max_seq_len."""
     offset: int = Field(default=0, ge=0)
+    """Unused rows at the start of the table; 2 in OPT, BART and RoBERTa."""
     scale: float | None = None
+    """Multiplies the rows; None is M^-0.5 as in x-transformers, 1.0 is GPT-2 and BERT."""
     summary: ClassVar[str] = "one learned vector per position"
     paper: ClassVar[str] = "Gehring et al. 2017, arXiv:1705.03122"
+
+    def model_dims(self) -> frozenset[str]:
+        return frozenset(("embed_dim", "max_seq_len"))
 
     def build(self, dims: Dims) -> LearnedAbsolute:
         rows = self.max_seq_len or dims.max_seq_len
         if rows is None:
-            raise ValueError(self.problems(dims)[0])
+            raise ArgumentError(self.problems(dims)[0])
         scale = dims.embed_dim**-0.5 if self.scale is None else self.scale
         return LearnedAbsolute(rows, dims.embed_dim, self.offset, scale)
 
@@ -95,8 +109,8 @@ class Absolute(SchemeConfig):
         if self.max_seq_len or dims.max_seq_len:
             return []
         return [
-            "position='absolute' is a table with one row per position, and no length was named. Put the layers into "
-            "TransformerWrapper(max_seq_len=...), or say position=Absolute(max_seq_len=1024)."
+            "position='absolute' is a table with one row per position, and no length is set. Use "
+            "TransformerWrapper(max_seq_len=...), or position=Absolute(max_seq_len=1024)."
         ]
 
 
@@ -104,11 +118,15 @@ class Sinusoidal(SchemeConfig):
     """`position="sinusoidal"`."""
 
     kind: Literal["sinusoidal"] = "sinusoidal"
-    needs_wrapper: ClassVar[bool] = True
     theta: float = Field(default=10_000.0, gt=0)
+    """The base of the frequencies."""
     layout: Literal["interleaved", "concat"] = "interleaved"
+    """"interleaved" is sin, cos, sin, cos, ...; "concat" is all sines, then all cosines."""
     summary: ClassVar[str] = "fixed sine and cosine waves"
     paper: ClassVar[str] = "Vaswani et al. 2017, arXiv:1706.03762"
+
+    def model_dims(self) -> frozenset[str]:
+        return frozenset(("embed_dim",))
 
     def build(self, dims: Dims) -> SinusoidalEmbedding:
         return SinusoidalEmbedding(dims.embed_dim, self.theta, self.layout)
@@ -118,10 +136,13 @@ class ScaledSinusoidal(SchemeConfig):
     """`position="scaled_sinusoidal"`."""
 
     kind: Literal["scaled_sinusoidal"] = "scaled_sinusoidal"
-    needs_wrapper: ClassVar[bool] = True
     theta: float = Field(default=10_000.0, gt=0)
+    """The base of the frequencies."""
     summary: ClassVar[str] = "sine and cosine waves times one learned number"
     paper: ClassVar[str] = "Hua et al. 2022, arXiv:2202.10447"
+
+    def model_dims(self) -> frozenset[str]:
+        return frozenset(("embed_dim",))
 
     def build(self, dims: Dims) -> ScaledSinusoidalEmbedding:
         return ScaledSinusoidalEmbedding(dims.embed_dim, self.theta)

@@ -1,6 +1,6 @@
-"""Attention with linear biases: a penalty per head and unit of distance.
+"""Attention with linear biases: a penalty per head that grows linearly with distance.
 
-H heads; slopes and distances in positions, biases in logits (after scaling).
+B batch, T query tokens, S key tokens, H heads; slopes in logits per position, biases in logits (after scaling).
 """
 
 import math
@@ -10,12 +10,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from x_positional.schemes.alibi_rounded import RoundedAlibiBias, Rounding
-from x_positional.schemes.base import Dims, PositionScheme
+from x_positional.schemes.base import AttentionContext, Bias, Dims, PositionScheme
 from x_positional.schemes.distance import DistanceScheme
 from x_positional.schemes.registry import SchemeConfig
 
 Variant = Literal["causal", "symmetric", "asymmetric"]
+Rounding = Literal["bfloat16"]
+DTYPES: dict[Rounding, torch.dtype] = {"bfloat16": torch.bfloat16}
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -27,10 +28,14 @@ def alibi_slopes(heads: int) -> list[float]:
 
 
 class AlibiBias(DistanceScheme):
-    """bias = -slope_h * |distance|. Heads after the first `len(slopes)` have none.
+    """bias = -slope_h * |distance|. Heads after the first `len(slopes)` have no bias.
 
-    right: slopes for keys to the right of the query ("asymmetric"); None uses the same ones. learned: slopes are trained,
-    as exp of a parameter, so they stay positive. scale: slopes are multiplied by it.
+    Args:
+        heads: H.
+        slopes: positive, one per head that has a bias.
+        right: slopes for keys to the right of the query ("asymmetric"); None uses the same ones.
+        learned: train the slopes, as the exp of a parameter, so they stay positive.
+        scale: multiplies the slopes.
     """
 
     def __init__(
@@ -51,8 +56,8 @@ class AlibiBias(DistanceScheme):
             slopes = torch.tensor([s * self.scale for s in fixed], device=like.device, dtype=torch.float32)
         else:
             slopes = log.to(torch.promote_types(log.dtype, torch.float32)).exp() * self.scale
-        free = slopes.new_zeros(self.heads - len(fixed))
-        return torch.cat([slopes, free]).reshape(-1, *[1] * like.ndim)
+        unbiased = slopes.new_zeros(self.heads - len(fixed))
+        return torch.cat([slopes, unbiased]).reshape(-1, *[1] * like.ndim)
 
     def of_distance(self, distance: Tensor) -> Tensor:
         left = self._slopes(self.left, self.log_left, distance)
@@ -63,19 +68,71 @@ class AlibiBias(DistanceScheme):
         return -torch.where(distance >= 0, left, right) * far
 
 
+class RoundedAlibiBias(PositionScheme):
+    """bias = -scale * |r(m p_query) - r(m p_key)|, m the slope of the head: Press et al. 2021, arXiv:2108.12409, section 3,
+    where r rounds the slope, the position and their product, as Falcon did in training (Almazrouei et al. 2023,
+    arXiv:2311.16867). Heads after the first `len(slopes)` have no bias.
+
+    The bias is not a function of distance: it depends on each token's own position, so caches, padding and packing change
+    nothing, but shifting a sequence changes the rounding.
+
+    Args:
+        heads: H.
+        slopes: positive, one per head that has a bias.
+        right: slopes for keys to the right of the query; None uses the same ones.
+        rounding: the dtype that r rounds to.
+        scale: multiplies the bias, after rounding.
+    """
+
+    absolute = True
+
+    def __init__(
+        self, heads: int, slopes: list[float], right: list[float] | None, rounding: Rounding, scale: float = 1.0
+    ):
+        super().__init__()
+        self.heads, self.left, self.right, self.scale = heads, slopes, right, scale
+        self.rounded = DTYPES[rounding]
+
+    def _products(self, slopes: list[float], positions: Tensor, batch: int) -> Tensor:
+        """[B|1 T] -> [B H T] float32, each rounded."""
+        unbiased = [0.0] * (self.heads - len(slopes))
+        steep = torch.tensor(slopes + unbiased, device=positions.device).to(self.rounded)[:, None]
+        return (steep * positions.to(self.rounded)[:, None]).float().expand(batch, -1, -1)
+
+    def bias(self, ctx: AttentionContext) -> Bias:
+        q, k = ctx.q_positions.expand(ctx.batch, -1), ctx.kv_positions.expand(ctx.batch, -1)
+        q_left, k_left = (self._products(self.left, p, ctx.batch) for p in (ctx.q_positions, ctx.kv_positions))
+        if self.right is None:
+            return Bias(
+                lambda b, h, i, j: -(q_left[b, h, i] - k_left[b, h, j]).abs() * self.scale, ctx.mask_batch, self.heads
+            )
+        q_right, k_right = (self._products(self.right, p, ctx.batch) for p in (ctx.q_positions, ctx.kv_positions))
+
+        def fn(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            left, right = q_left[b, h, i] - k_left[b, h, j], q_right[b, h, i] - k_right[b, h, j]
+            return -torch.where(q[b, i] >= k[b, j], left, right).abs() * self.scale
+
+        return Bias(fn, ctx.mask_batch, self.heads)
+
+
 class Alibi(SchemeConfig):
-    """`position="alibi"`. heads: only the first so many. slopes: your own, steepest first. variant: None is causal in a
-    decoder and symmetric in an encoder; asymmetric halves the slopes to the right (and trains them apart if learned).
-    scale: the bias is multiplied by it. rounding: products of slope and position are rounded to this type before that, as
-    in Falcon, whose scale is head_dim^-0.5."""
+    """`position="alibi"`."""
 
     kind: Literal["alibi"] = "alibi"
     heads: int | None = Field(default=None, gt=0)
+    """Only the first `heads` heads have a bias; None is all."""
     slopes: tuple[float, ...] | None = None
+    """One slope per head that has a bias, in place of the paper's."""
     learned: bool = False
+    """Train the slopes."""
     variant: Variant | None = None
+    """"causal", "symmetric", or "asymmetric", which halves the slopes to the right (and trains them separately if
+    learned). None is causal in a decoder and symmetric in an encoder."""
     scale: float = Field(default=1.0, gt=0)
+    """Multiplies the bias."""
     rounding: Rounding | None = None
+    """Round the products of slope and position to this dtype before scaling, as in Falcon, whose scale is
+    head_dim^-0.5."""
     summary: ClassVar[str] = "a penalty per head that grows with distance"
     paper: ClassVar[str] = "Press et al. 2021, arXiv:2108.12409"
 
@@ -94,7 +151,7 @@ class Alibi(SchemeConfig):
 
     def resolved(self, dims: Dims) -> SchemeConfig:
         slopes, scale = self._all_slopes(dims), self.scale
-        if self.rounding is None and not self.learned:  # nothing stands between slope and scale
+        if self.rounding is None and not self.learned:  # the scale can be folded into the slopes
             slopes, scale = [s * scale for s in slopes], 1.0
         variant = self.variant or ("causal" if dims.causal else "symmetric")
         return self.model_copy(update={"heads": None, "slopes": tuple(slopes), "variant": variant, "scale": scale})
@@ -102,45 +159,44 @@ class Alibi(SchemeConfig):
     def problems(self, dims: Dims) -> list[str]:
         found = []
         if self._count(dims) > dims.heads:
-            found.append(
-                f"alibi: {self._count(dims)} heads are to have slopes, and there are {dims.heads}. Give fewer."
-            )
+            given = "heads" if self.heads else "len(slopes)"
+            found.append(f"alibi: {given}={self._count(dims)} exceeds the model's heads={dims.heads}.")
         if self.slopes == ():
             found.append(
-                "alibi: slopes=() gives no head a slope. Leave it out for the usual ones, or use position='none'."
+                "alibi: slopes=() gives no head a bias. Remove it for the default slopes, or use position='none'."
             )
         if self.slopes and self.heads and self.heads != len(self.slopes):
-            found.append(f"alibi: heads={self.heads} and {len(self.slopes)} slopes were given. Give one of them.")
+            found.append(f"alibi: heads={self.heads} contradicts len(slopes)={len(self.slopes)}. Set one of them.")
         if self.slopes and min(self.slopes) <= 0:
             found.append(
-                f"alibi: slopes must be positive, or far keys gain instead of fading; the smallest is {min(self.slopes)}."
+                f"alibi: slopes must be positive, so that the bias falls with distance; the smallest is {min(self.slopes)}."
             )
         if self.learned and self.rounding is not None:
             found.append(
-                f"alibi: learned slopes and rounding={self.rounding!r}: rounded slopes stand still under small updates. "
-                "Leave one of them out."
+                f"alibi: learned=True cannot be combined with rounding={self.rounding!r}: small updates of a slope are rounded "
+                "away. Remove one of them."
             )
         if self.variant == "causal" and not dims.causal:
             found.append(
-                "alibi: variant='causal' in an encoder, which sees both sides. Use 'symmetric' or 'asymmetric'."
+                "alibi: variant='causal' in an encoder, whose attention is bidirectional. Use 'symmetric' or 'asymmetric'."
             )
         if self.variant == "asymmetric" and dims.causal:
-            found.append("alibi: variant='asymmetric' in a decoder, which never sees the right side. Use 'causal'.")
+            found.append("alibi: variant='asymmetric' in a decoder, which never attends to the right. Use 'causal'.")
         return found
 
     def warnings(self, dims: Dims) -> list[str]:
         found = []
         if not dims.causal and self.variant != "asymmetric":
             found.append(
-                "alibi: symmetric slopes treat both sides alike, so without another scheme a text and its mirror image "
-                "look the same. Use variant='asymmetric' if the direction matters."
+                "alibi: symmetric slopes treat left and right alike, so without another scheme a sequence and its reverse "
+                "cannot be told apart. Use variant='asymmetric' if the direction matters."
             )
         if not dims.max_seq_len or dims.max_seq_len <= 1024 or self._count(dims) < dims.heads:
             return found
         flattest = min(self._all_slopes(dims)) * self.scale
         found.append(
-            f"alibi: at a distance of about 1k tokens even the flattest head ({flattest:g} a token) takes "
-            f"{flattest * 1024:.1f} logits off, so max_seq_len={dims.max_seq_len} will be read mostly nearby. "
-            f"Leave some heads free (heads={max(1, dims.heads // 2)}) if far tokens matter."
+            f"alibi: at a distance of 1024 tokens even the flattest slope ({flattest:g} per token) subtracts "
+            f"{flattest * 1024:.1f} logits, so with max_seq_len={dims.max_seq_len} attention is mostly local. "
+            f"Leave some heads without a bias (heads={max(1, dims.heads // 2)}) if far tokens matter."
         )
         return found

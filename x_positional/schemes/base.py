@@ -1,12 +1,12 @@
-"""What a position scheme is: optional hooks, what it can do, and the context that attention hands to it.
+"""What a position scheme is: optional hooks, its capabilities, and the context that attention passes to it.
 
 B batch, T query tokens, S key tokens, H heads, G key/value heads, D head dim, M model dim, A position axes.
-A leading 1 in place of B means "the same for every row". Biases are in logits: they are added after q.k * scale.
+A leading 1 in place of B means that all rows are the same. Biases are in logits: they are added after q.k * scale.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from x_positional.schemes.context import NO_TOKEN, AttentionContext, AttentionWi
 
 __all__ = [
     "NO_TOKEN",
+    "ActsOn",
     "AttentionContext",
     "AttentionWindow",
     "Bias",
@@ -27,105 +28,167 @@ __all__ = [
 ]
 
 Kernel = Literal["fused", "bias", "rows"]
+"""What an attention kernel must support: nothing special, a pointwise bias on scores, or whole rows of scores."""
+
+ActsOn = Literal["embeddings", "queries", "keys", "bias", "rows"]
+"""Where position enters a model: token embeddings, queries, keys, a bias on scores, or whole rows of scores."""
+
+HOOKS: dict[ActsOn, tuple[str, ...]] = {
+    "embeddings": ("embed",),
+    "queries": ("rotate_q",),
+    "keys": ("rotate_k",),
+    "bias": ("bias", "content_bias", "layer_bias"),
+    "rows": ("transform_scores",),
+}
+"""The hooks through which a scheme acts on each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dims:
-    """The sizes that a scheme may need when it is built. `max_seq_len` is None where nobody named a length."""
+    """The sizes that a scheme is built with."""
 
     dim: int
+    """M, the model dim."""
     heads: int
+    """H, the query heads."""
     kv_heads: int
+    """G, the key/value heads."""
     head_dim: int
+    """D, the channels of a head."""
     causal: bool
+    """Whether attention is causal: True in a decoder, False in an encoder."""
     embed_dim: int
+    """The width of the token embeddings."""
     max_seq_len: int | None = None
+    """The model's context length; None if it is not set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a scheme can do.
+    """What a scheme, or several schemes together, can do."""
 
-    kernel: "fused" (only q and k change), "bias" (a pointwise bias on scores), "rows" (needs whole rows of scores).
-    kv_cacheable: a key written once stays right as the sequence grows.
-    unbounded: defined for positions >= max_seq_len (a fact; quality there is a measurement).
-    absolute: moving every position by a constant changes the logits.
-    causal_only: blind to order, or undefined, without a causal mask.
-    continuous: float positions are as good as integers.
-    uses_positions: custom positions change the output (otherwise they are refused).
-    prefix_consistent: in a decoder, the logits of a token do not depend on how many tokens follow it.
-    reads_layer: it reads the keys and projections of self-attention (so cross-attention takes no positions).
-    """
-
+    acts_on: tuple[ActsOn, ...]
+    """Where position enters; empty for no position at all."""
     kernel: Kernel
+    """What the attention kernel must support."""
     kv_cacheable: bool
+    """A cached key stays valid as the sequence grows."""
     unbounded: bool
+    """Positions >= max_seq_len are defined. This is a fact; quality there is a measurement."""
     absolute: bool
+    """Shifting every position by a constant changes the logits."""
     causal_only: bool
+    """Without a causal mask the scheme is undefined, or cannot tell one order of tokens from another."""
     continuous: bool
+    """Float positions are supported."""
     uses_positions: bool
-    prefix_consistent: bool = True
-    reads_layer: bool = False
+    """Custom positions change the output; otherwise they are rejected."""
+    prefix_consistent: bool
+    """In a decoder, the logits of a token do not depend on how many tokens follow it."""
+    reads_layer: bool
+    """Reads the keys and projections of self-attention, so cross-attention takes no positions."""
+
+    @property
+    def tells_order(self) -> bool:
+        """Whether a query can tell one order of keys from another. A temperature acts on queries alone and cannot."""
+        return any(place != "queries" for place in self.acts_on)
+
+    @classmethod
+    def combined(cls, parts: Sequence["Capabilities"]) -> "Capabilities":
+        """What schemes can do together, in one layer or in the layers of one stack."""
+        acts_on: tuple[ActsOn, ...] = tuple(place for place in HOOKS if any(place in p.acts_on for p in parts))
+        return cls(
+            acts_on=acts_on,
+            kernel=_kernel(acts_on),
+            kv_cacheable=all(p.kv_cacheable for p in parts),
+            unbounded=all(p.unbounded for p in parts),
+            absolute=any(p.absolute for p in parts),
+            causal_only=all(p.causal_only for p in parts) or any(p.causal_only and p.tells_order for p in parts),
+            continuous=all(p.continuous for p in [p for p in parts if p.uses_positions] or parts),
+            uses_positions=any(p.uses_positions for p in parts),
+            prefix_consistent=all(p.prefix_consistent for p in parts),
+            reads_layer=any(p.reads_layer for p in parts),
+        )
+
+
+def _kernel(acts_on: Sequence[ActsOn]) -> Kernel:
+    if "rows" in acts_on:
+        return "rows"
+    return "bias" if "bias" in acts_on else "fused"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerView:
-    """What a layer of self-attention shows to `layer_bias`: its queries and keys, neither rotated, the factor of their
-    products, and what its projections make of any vectors as wide as the model."""
+    """What a self-attention layer passes to `layer_bias`."""
 
-    q: Tensor  # [B H T D]
-    k: Tensor  # [B G S D]
+    q: Tensor
+    """[B H T D], not rotated."""
+    k: Tensor
+    """[B G S D], not rotated."""
     scale: float
-    to_q: Callable[[Tensor], Tensor]  # [N M] -> [H N D]
-    to_k: Callable[[Tensor], Tensor]  # [N M] -> [G N D]
+    """The factor of q.k."""
+    to_q: Callable[[Tensor], Tensor]
+    """The layer's query projection, [N M] -> [H N D]."""
+    to_k: Callable[[Tensor], Tensor]
+    """The layer's key projection, [N M] -> [G N D]."""
 
 
 class PositionScheme(nn.Module):
-    """How a model knows position. Override the hooks the paper needs; the rest are the identity.
+    """How a model knows position. Override the hooks that your paper needs; the others are the identity.
 
-    Hold parameters or nothing: no buffers. Tables are recomputed from positions, in float32, once per forward pass.
-    Set the class attributes below (or set them on self, where they depend on arguments) to say what holds; the public
-    contract suite (`x_positional.testing.check_scheme`) proves each of them, both ways.
+    Hold parameters or nothing: no buffers. Compute tables from positions, in float32 or wider, once per forward pass.
+    The attributes below are defaults: a subclass overrides them, or an instance sets its own in `__init__` if they depend
+    on arguments. The contract suite (`x_positional.testing.check_scheme`) verifies each of them in both directions: what
+    is declared must work, and what is not declared must fail.
     """
 
-    kv_cacheable: ClassVar[bool] = True
-    absolute: ClassVar[bool] = False
-    causal_only: ClassVar[bool] = False
-    continuous: ClassVar[bool] = True
-    prefix_consistent: ClassVar[bool] = True
-    """False where all tokens of a text change once it is longer than some length (dynamic NTK, LongRoPE)."""
-    takes_final_length: ClassVar[bool] = False
-    """True where tables are chosen once, for the length that a text will have in the end: where a cache knows it,
-    `length_tables` is asked in place of `tables`. Without one, `tables` says what holds for any length."""
-    uses_positions: ClassVar[bool | None] = None
-    """Whether custom positions change the output. None: where `embed`, `tables` or `bias` is defined. Say True where
-    `content_bias`, `layer_bias` or `transform_scores` reads the positions of its context."""
-    per_layer: ClassVar[bool] = False
-    """Each layer gets parameters of its own (CoPE, forget gates); otherwise all layers share one instance."""
-    max_axes: ClassVar[int] = 1
-    """How many axes a position may have: 1 for text."""
+    kv_cacheable: bool = True
+    """A cached key stays valid as the sequence grows."""
+    absolute: bool = False
+    """Shifting every position by a constant changes the logits."""
+    causal_only: bool = False
+    """Without a causal mask the scheme is undefined, or cannot tell one order of tokens from another."""
+    continuous: bool = True
+    """Float positions are supported."""
+    prefix_consistent: bool = True
+    """False if all tokens of a sequence change once it exceeds some length (dynamic NTK, LongRoPE)."""
+    takes_final_length: bool = False
+    """True if tables are computed once, for the length that a sequence will have in the end. If the cache knows that
+    length, `length_tables` is called in place of `tables`; otherwise `tables` must hold for any length."""
+    uses_positions: bool | None = None
+    """Whether custom positions change the output. None derives it: True if `embed`, `tables` or `bias` is overridden.
+    Set it to True if `content_bias`, `layer_bias` or `transform_scores` reads the positions of its context."""
+    per_layer: bool = False
+    """Each layer has its own parameters (CoPE, forget gates); otherwise all layers share one instance."""
+    max_axes: int = 1
+    """How many axes a position may have; 1 for text."""
     limit: int | None = None
-    """Positions must be below it: the rows of a learned table. None where every position is defined."""
+    """Positions must be below it (the rows of a learned table); None if every position is defined."""
     half_limit: int | None = None
-    """The same for float16, where its range ends earlier."""
+    """The same for float16, if it overflows earlier."""
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """[B T M], [B|1 T] -> [B T M]. Once, on the token embeddings: learned, sinusoidal."""
         return x
 
     def tables(self, positions: Tensor) -> Any:
-        """[B|1 T] or [B|1 T A] -> whatever `rotate_q` and `rotate_k` want. Once per forward pass, not once per layer."""
+        """[B|1 T] or [B|1 T A] -> the tables for `rotate_q` and `rotate_k`. Once per forward pass, shared by all layers."""
         return None
 
     def length_tables(self, positions: Tensor, lengths: Tensor) -> Any:
-        """`tables`, given also how long each token's text is: [B|1 T|1], the last position + 1 of its row, or of its
-        document in a packed row. Asked in place of `tables` where `prefix_consistent` is False; and, with how long each row
-        will be, where `takes_final_length` is True and a cache knows it."""
+        """`tables`, given the sequence lengths as well. Called in place of `tables` if `prefix_consistent` is False, and if
+        `takes_final_length` is True and the cache knows the final lengths.
+
+        Args:
+            positions: [B|1 T] or [B|1 T A].
+            lengths: [B|1 T|1], the length of each token's sequence: the last position + 1 of its row, or of its document
+                in a packed row; or the final length of its row.
+        """
         return self.tables(positions)
 
     def cache_key(self, length: int) -> Hashable:
-        """Keys cached at one length of the text are right at another where their cache keys are equal; where they differ,
-        generation reads the text again."""
+        """Keys cached at one sequence length are valid at another if both have the same cache key; otherwise generation
+        recomputes the prefix."""
         return None if self.capabilities().kv_cacheable else length
 
     def rotate_q(self, q: Tensor, tables: Any) -> Tensor:
@@ -137,7 +200,7 @@ class PositionScheme(nn.Module):
         return k
 
     def key_state(self, x: Tensor) -> Tensor | None:
-        """[B T M] -> [B H T C]. What a key carries besides k and v, cached with them: forget gates."""
+        """[B T M] -> [B H T C]. Extra state of each key, cached with k and v: forget gates."""
         return None
 
     def bias(self, ctx: AttentionContext) -> Bias | None:
@@ -153,19 +216,16 @@ class PositionScheme(nn.Module):
         return None
 
     def transform_scores(self, scores: Tensor, visible: Tensor | None, q: Tensor, ctx: AttentionContext) -> Tensor:
-        """[B H T S] -> [B H T S], seeing whole rows, so no fused kernel can run it: CoPE. q is unrotated [B H T D]."""
+        """[B H T S] -> [B H T S], on whole rows, so no fused kernel can run it: CoPE. q is unrotated, [B H T D]."""
         return scores
 
     def capabilities(self) -> Capabilities:
-        """What this instance can do. The kernel follows from the hooks that are overridden, so it cannot be wrong."""
-        kernel: Kernel = "fused"
-        if any(map(self.overrides, ("bias", "content_bias", "layer_bias"))):
-            kernel = "bias"
-        if self.overrides("transform_scores"):
-            kernel = "rows"
+        """What this instance can do. `acts_on` and `kernel` follow from the overridden hooks."""
+        acts_on: tuple[ActsOn, ...] = tuple(place for place, hooks in HOOKS.items() if any(map(self.overrides, hooks)))
         reads = any(map(self.overrides, ("embed", "tables", "bias")))
         return Capabilities(
-            kernel=kernel,
+            acts_on=acts_on,
+            kernel=_kernel(acts_on),
             kv_cacheable=self.kv_cacheable,
             unbounded=self.limit is None,
             absolute=self.absolute,

@@ -1,4 +1,4 @@
-"""Several schemes at once.
+"""Several schemes in one layer.
 
 B batch, T query tokens, S key tokens, H heads, D head dim, M model dim.
 """
@@ -8,51 +8,37 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from x_positional.schemes.base import AttentionContext, Bias, Capabilities, Kernel, LayerView, PositionScheme
+from x_positional.errors import ArgumentError
+from x_positional.schemes.base import AttentionContext, Bias, Capabilities, LayerView, PositionScheme
 from x_positional.schemes.context import add
-
-_WEAKEST: tuple[Kernel, ...] = ("rows", "bias", "fused")
 
 
 class Chain(PositionScheme):
-    """Embeds and rotates in turn, adds the biases; as capable as its weakest part.
+    """Applies the embeddings and rotations of its parts in order and adds their biases; as capable as its weakest part.
 
-    At most one part may carry key state, and at most one may transform scores: two would each see the other's result.
+    At most one part may have key state, one may rotate keys, and one may transform scores. Raises ArgumentError otherwise, and
+    for no parts.
     """
 
     def __init__(self, *parts: PositionScheme):
         super().__init__()
-        self.parts = nn.ModuleList(parts)
-        self.per_layer = any(p.per_layer for p in parts)  # type: ignore[misc]
-        axes = [p.max_axes for p in parts if p.capabilities().uses_positions]
-        self.max_axes = min(axes, default=1)  # type: ignore[misc]
-        limits = [p.limit for p in parts if p.limit is not None]
-        self.limit = min(limits) if limits else None
-        consistent = all(p.capabilities().prefix_consistent for p in parts)
-        self.takes_final_length = consistent and any(p.takes_final_length for p in parts)  # type: ignore[misc]
-        halves = [p.half_limit for p in parts if p.half_limit is not None]
-        self.half_limit = min(halves) if halves else None
+        if not parts:
+            raise ArgumentError("Chain() needs at least one scheme; for no position scheme use NoPosition().")
         if found := chain_problems(parts):
-            raise ValueError(" ".join(found))
+            raise ArgumentError(" ".join(found))
+        self.parts = nn.ModuleList(parts)
+        self.per_layer = any(p.per_layer for p in parts)
+        self.max_axes = min((p.max_axes for p in parts if p.capabilities().uses_positions), default=1)
+        self.limit = min((p.limit for p in parts if p.limit is not None), default=None)
+        self.half_limit = min((p.half_limit for p in parts if p.half_limit is not None), default=None)
+        consistent = all(p.capabilities().prefix_consistent for p in parts)
+        self.takes_final_length = consistent and any(p.takes_final_length for p in parts)
 
     def _all(self) -> list[PositionScheme]:
         return [p for p in self.parts if isinstance(p, PositionScheme)]
 
     def capabilities(self) -> Capabilities:
-        caps = [p.capabilities() for p in self._all()]
-        orders = any(not c.causal_only for c in caps)
-        kernels = [c.kernel for c in caps]
-        return Capabilities(
-            kernel=next(kernel for kernel in _WEAKEST if kernel in kernels),
-            kv_cacheable=all(c.kv_cacheable for c in caps),
-            unbounded=self.limit is None,
-            absolute=any(c.absolute for c in caps),
-            causal_only=not orders or any(part.causal_only and tells_order(part) for part in self._all()),
-            continuous=all(c.continuous for c in caps if c.uses_positions),
-            uses_positions=any(c.uses_positions for c in caps),
-            prefix_consistent=all(c.prefix_consistent for c in caps),
-            reads_layer=any(c.reads_layer for c in caps),
-        )
+        return Capabilities.combined([p.capabilities() for p in self._all()])
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         for part in self._all():
@@ -76,7 +62,7 @@ class Chain(PositionScheme):
     def rotate_q(self, q: Tensor, tables: list[Any]) -> Tensor:
         pairs = list(zip(self._all(), tables, strict=True))
         for part, table in sorted(pairs, key=lambda pair: not pair[0].overrides("rotate_k")):
-            q = part.rotate_q(q, table)  # what changes queries alone (a temperature) comes last, after what keys follow
+            q = part.rotate_q(q, table)  # what scales queries alone (a temperature) comes last, after rotations
         return q
 
     def rotate_k(self, k: Tensor, tables: list[Any]) -> Tensor:
@@ -103,30 +89,20 @@ class Chain(PositionScheme):
         return scores
 
 
-def tells_order(scheme: PositionScheme) -> bool:
-    """Whether it lets a query tell one order of keys from another; no position at all and temperatures do not."""
-    hooks = ("embed", "rotate_k", "key_state", "bias", "content_bias", "layer_bias", "transform_scores")
-    return any(map(scheme.overrides, hooks))
-
-
 def chain_problems(parts: Sequence[PositionScheme]) -> list[str]:
     """Why these schemes cannot be combined; [] if they can."""
     names = ", ".join(type(p).__name__ for p in parts)
     found = []
     if sum(p.overrides("key_state") for p in parts) > 1:
-        found.append(f"of {names}, more than one carries key state; a cache keeps one. Choose one of them.")
+        found.append(f"of {names}, more than one has key state, and a cache holds one per key. Choose one.")
     if sum(p.overrides("transform_scores") for p in parts) > 1:
         found.append(
-            f"of {names}, more than one transforms whole rows of scores, each seeing the other's result. Choose one."
+            f"of {names}, more than one transforms whole rows of scores, so one would read the other's result. Choose one."
         )
-    turned = [type(p).__name__ for p in parts if p.overrides("rotate_k")]
+    rotating = [type(p).__name__ for p in parts if p.overrides("rotate_k")]
     reading = [type(p).__name__ for p in parts if p.overrides("layer_bias")]
-    if turned and reading:
-        found.append(
-            f"{', '.join(reading)} reads keys as they are projected, and {', '.join(turned)} turns them. Choose one."
-        )
-    if sum(p.overrides("rotate_k") for p in parts) > 1:
-        found.append(
-            f"of {names}, more than one rotates queries and keys, each undoing what the other means. Choose one."
-        )
+    if rotating and reading:
+        found.append(f"{', '.join(reading)} reads unrotated keys, and {', '.join(rotating)} rotates them. Choose one.")
+    if len(rotating) > 1:
+        found.append(f"of {names}, more than one rotates queries and keys; their angles would add up. Choose one.")
     return found

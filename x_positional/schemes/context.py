@@ -1,6 +1,6 @@
-"""Where tokens are, as attention hands it to schemes and backends: which keys exist, which are seen, from how far.
+"""What attention passes to schemes and backends: where queries and keys are, and which keys a query sees.
 
-B batch, T query tokens, S key tokens, H heads, A position axes. A leading 1 in place of B means "the same for every row".
+B batch, T query tokens, S key tokens, H heads, A position axes. A leading 1 in place of B means that all rows are the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,20 +11,23 @@ import torch
 from torch import Tensor
 
 NO_TOKEN = -1
-"""The index of a slot that holds no token: padding, or a cache slot that was never written."""
+"""The index of padding, and of a cache slot that was never written."""
 
 IndexFn: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """A function of broadcastable (b, h, q_idx, kv_idx), as FlexAttention calls it."""
 
 
 class Span(NamedTuple):
-    """Queries or keys start .. stop - 1. Not a `range`: torch.compile would compile again for each length."""
+    """Queries or keys start .. stop - 1. Not a `range`, for which torch.compile would recompile at each length."""
 
     start: int
+    """The first."""
     stop: int
+    """One after the last."""
 
     @property
     def cut(self) -> slice:
+        """The span as a slice."""
         return slice(self.start, self.stop)
 
 
@@ -38,14 +41,14 @@ def grid(batch: int, heads: int, rows: Span, keys: Span, device: torch.device) -
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionWindow:
-    """Which tokens the queries of a layer see, beyond causality and padding."""
+    """Which tokens the queries of a layer see, besides causality and padding."""
 
     size: int | None = None
-    """The last `size` tokens, the query's own included; without a causal mask as many to the right."""
+    """The last `size` tokens, including the query itself; without a causal mask as many to the right."""
     chunk: int | None = None
-    """The tokens of the query's own chunk, where texts are cut every `chunk` tokens."""
+    """The tokens of the query's chunk, for sequences split into chunks of `chunk` tokens."""
     keep_first: int = 0
-    """The first tokens of a text as well, whatever the size (attention sinks)."""
+    """The first tokens of a sequence as well, whatever the size (attention sinks)."""
 
     @property
     def kept(self) -> int | None:
@@ -55,7 +58,7 @@ class AttentionWindow:
 
     @property
     def farthest_query(self) -> int | None:
-        """The largest index a query may have as the first tokens see it; None where they see its own index."""
+        """The largest index of a query relative to the kept first tokens; None if it is not limited."""
         return self.keep_first + self.size - 1 if self.keep_first and self.size is not None else None
 
 
@@ -63,42 +66,57 @@ class AttentionWindow:
 class AttentionContext:
     """Where the queries and keys of one forward pass are; built once, shared by every layer of a kind.
 
-    index: a token's place in its own row (0, 1, 2, ... over the real tokens; -1 for none). Masks and caches use it.
-    positions: what schemes see. The same tensor as index unless custom positions or documents were given.
-    visible: which keys a query may see, as an index function over the whole batch; None where every key is.
-    ordered: in every row q_index is q_start + 0..T-1 and kv_index is kv_start + 0..S-1 (known on the host).
-    custom_positions: positions were given, or restart per document, so they are not the index.
-    span: a bound known on the host: every index is below it.
+    A token has two numbers: its index, which masks and caches use, and its position, which schemes use.
     """
 
-    q_index: Tensor  # [B|1 T]
-    kv_index: Tensor  # [B|1 S]
-    q_positions: Tensor  # [B|1 T] or [B|1 T A]
-    kv_positions: Tensor  # [B|1 S] or [B|1 S A]
+    q_index: Tensor
+    """[B|1 T]: a query's number in its row, 0, 1, 2, ... without padding; -1 for padding."""
+    kv_index: Tensor
+    """[B|1 S]: the same for keys; -1 for empty cache slots too."""
+    q_positions: Tensor
+    """[B|1 T] or [B|1 T A]. The same tensor as `q_index` unless custom positions or documents were given."""
+    kv_positions: Tensor
+    """[B|1 S] or [B|1 S A], the same for keys."""
     batch: int
+    """B."""
     heads: int
+    """H."""
     span: int
+    """An upper bound of every index, exclusive, known on the host."""
     causal: bool
+    """Whether attention is causal."""
     window: AttentionWindow = AttentionWindow()
+    """Which tokens are visible besides causality and padding."""
     visible: IndexFn | None = None
+    """Which keys a query may see, as an index function over the whole batch; None if all are visible."""
     ordered: bool = False
+    """In every row q_index is q_start + 0..T-1 and kv_index is kv_start + 0..S-1, known on the host."""
     q_start: int = 0
+    """The first query's index, if `ordered`."""
     kv_start: int = 0
+    """The first key's index, if `ordered`."""
     custom_positions: bool = False
-    q_documents: Tensor | None = None  # [B T]
-    kv_documents: Tensor | None = None  # [B S]
-    memo: dict[int, Any] | None = None  # lives as long as the cache: work that need not be done again at each step
+    """Positions were given, or restart per document, so they differ from the index."""
+    q_documents: Tensor | None = None
+    """[B T], the document of each query in packed rows."""
+    kv_documents: Tensor | None = None
+    """[B S], the document of each key in packed rows."""
+    memo: dict[int, Any] | None = None
+    """Results that schemes reuse between decoding steps; kept as long as the cache."""
 
     @property
     def T(self) -> int:
+        """The number of queries."""
         return self.q_index.shape[1]
 
     @property
     def S(self) -> int:
+        """The number of keys."""
         return self.kv_index.shape[1]
 
     @property
     def device(self) -> torch.device:
+        """The device of all tensors."""
         return self.q_index.device
 
     @property
@@ -108,31 +126,33 @@ class AttentionContext:
 
     @property
     def plain_causal(self) -> bool:
-        """The lower triangle is the whole mask, so a kernel needs no mask tensor."""
+        """The mask is just the lower triangle, so a kernel needs no mask tensor."""
         square = self.ordered and self.q_start == self.kv_start and self.T == self.S
-        all_in_reach = self.window.kept is None or self.window.kept >= self.S
-        return square and all_in_reach and self.causal and self.q_documents is None
+        unlimited = self.window.kept is None or self.window.kept >= self.S
+        return square and unlimited and self.causal and self.q_documents is None
 
     @property
     def mask_batch(self) -> int:
-        """1 where all rows share positions and masks, otherwise B."""
+        """1 if all rows share positions and masks, otherwise B."""
         per_row = (self.q_index, self.kv_index, self.q_positions, self.kv_positions)
         rows_differ = any(t.shape[0] > 1 for t in per_row) or self.q_documents is not None
         return self.batch if rows_differ else 1
 
     @property
     def every_row(self) -> Span:
+        """All queries."""
         return Span(0, self.T)
 
     @property
     def every_key(self) -> Span:
+        """All keys."""
         return Span(0, self.S)
 
     def keys_of(self, rows: Span) -> Span:
-        """The keys that some of these queries may see, as far as the host knows: the others are hidden from all of them."""
+        """The keys that these queries may see, as far as the host knows; all other keys are hidden from them."""
         if not self.ordered:
             return self.every_key
-        offset = self.q_start - self.kv_start  # where a query's own key is, counted from the query
+        offset = self.q_start - self.kv_start  # from a query's row to its own key
         first, last, recent = offset + rows.start, offset + rows.stop - 1, self.window.kept
         start, stop = 0, last + 1 if self.causal else self.S
         if recent is not None and not self.window.keep_first:
@@ -141,13 +161,13 @@ class AttentionContext:
         return Span(max(0, min(start, self.S - 1)), max(1, min(stop, self.S)))
 
     def visible_rows(self, rows: Span, keys: Span | None = None) -> Tensor | None:
-        """[B|1 1 rows keys] bool, or None where every key is visible. keys: None is all."""
+        """[B|1 1 rows keys] bool, or None if every key is visible. keys: None is all."""
         if self.visible is None:
             return None
         return self.visible(*grid(self.mask_batch, 1, rows, keys or self.every_key, self.device))
 
     def block(self, rows: Span, keys: Span) -> "AttentionContext":
-        """The same context for some of its queries and keys, which a transform of scores may look at."""
+        """The same context for some of its queries and keys, for a transform of scores."""
         return replace(
             self,
             q_index=self.q_index[:, rows.cut],
@@ -162,17 +182,20 @@ class AttentionContext:
         )
 
     def key_order(self) -> Tensor | None:
-        """[B|1 S] the key slots in token order, empty slots first; None where the slots are in order already."""
+        """[B|1 S], the key slots in token order, empty slots first; None if they are in order already."""
         return None if self.ordered else self.kv_index.argsort(dim=-1, stable=True)
 
 
 @dataclass(frozen=True)
 class Bias:
-    """A bias in logits. `fn` is pointwise in (b, h, q_idx, kv_idx); `batch` is 1 where it is the same for every row."""
+    """A bias in logits."""
 
     fn: IndexFn
+    """The bias, pointwise in (b, h, q_idx, kv_idx)."""
     batch: int
+    """B, or 1 if it is the same for every row."""
     heads: int
+    """H."""
 
     def dense(self, ctx: AttentionContext, rows: Span, keys: Span) -> Tensor:
         """[B|1 H rows keys], with -inf where the key is hidden."""
@@ -183,9 +206,10 @@ class Bias:
 
 @dataclass(frozen=True)
 class SumBias(Bias):
-    """The sum of biases, each made dense in its own way."""
+    """The sum of several biases, each of which computes its own dense form."""
 
     parts: tuple[Bias, ...]
+    """The terms."""
 
     def dense(self, ctx: AttentionContext, rows: Span, keys: Span) -> Tensor:
         total = self.parts[0].dense(ctx, rows, keys)
@@ -195,7 +219,7 @@ class SumBias(Bias):
 
 
 def add(biases: Sequence[Bias | None]) -> Bias | None:
-    """Their sum; None where there is none."""
+    """The sum of those that are not None; None if all are."""
     present = tuple(b for b in biases if b is not None)
     if len(present) < 2:
         return present[0] if present else None

@@ -1,4 +1,4 @@
-"""Contextual position encoding: positions count the keys that a query finds relevant, not tokens.
+"""Contextual position encoding (CoPE): positions count the keys that are relevant to a query, not tokens.
 
 B batch, T query tokens, S key tokens, H heads, D head dim, P counted positions.
 """
@@ -17,7 +17,11 @@ class CopeScores(PositionScheme):
     """p_mn = sum_{j=n..m} sigmoid(score_mj), at most P - 1; the score gets q_m . E[p_mn], E interpolated between
     integers (Golovneva et al. 2024, arXiv:2405.18719, equations 3 to 5 and appendix B). Needs whole rows of scores.
 
-    E [P, D] is shared by heads, one per layer. The bias is added after scaling, as in the paper.
+    E [P, D] is shared by the heads of a layer. The bias is added after scaling, as in the paper.
+
+    Args:
+        head_dim: D.
+        max_pos: P, how many positions are counted.
     """
 
     causal_only = True
@@ -42,7 +46,7 @@ class CopeScores(PositionScheme):
         return scores + torch.lerp(below, above, counts - low)
 
     def _suffix_sums(self, gates: Tensor, order: Tensor | None) -> Tensor:
-        """[B H T S]: the sum of gates from each key to the end of the row, in token order."""
+        """[B H T S]: the sum of gates from each key to the last, in token order."""
         if order is None:
             return gates.flip(-1).cumsum(-1).flip(-1)
         index = order[:, None, None].expand_as(gates)
@@ -51,11 +55,12 @@ class CopeScores(PositionScheme):
 
 
 class Cope(SchemeConfig):
-    """`position="cope"`. max_pos: P, how many positions are counted."""
+    """`position="cope"`."""
 
     kind: Literal["cope"] = "cope"
     max_pos: int = Field(default=16, gt=1)
-    summary: ClassVar[str] = "counts the keys a query finds relevant"
+    """P, how many positions are counted."""
+    summary: ClassVar[str] = "counts the keys that are relevant to a query"
     paper: ClassVar[str] = "Golovneva et al. 2024, arXiv:2405.18719"
 
     def build(self, dims: Dims) -> CopeScores:

@@ -1,4 +1,4 @@
-"""Disentangled attention: words ask what positions answer, positions ask what words answer, by buckets of distances.
+"""Disentangled attention (DeBERTa): content-to-position and position-to-content scores, by bucketed distance.
 
 B batch, T query tokens, S key tokens, H heads, G key/value heads, D head dim, M model dim, N rows of the table.
 """
@@ -17,14 +17,21 @@ Terms = Literal["both", "c2p", "p2c"]
 
 
 def log_ratio(num_buckets: int, max_distance: int) -> float:
-    """How many times e-fold distances grow over the logarithmic buckets, as float32 has it. Computed on the host."""
+    """ln((max_distance - 1) / (num_buckets / 2)) in float32: the range of the logarithmic buckets. Computed on the host."""
     return torch.tensor((max_distance - 1) / (num_buckets // 2), dtype=torch.float32, device="cpu").log().item()
 
 
 def log_buckets(distance: Tensor, num_buckets: int, growth: float) -> Tensor:
-    """int64 distances (query - key) -> buckets -N/2 .. N/2 and beyond (He et al. 2021, arXiv:2111.09543, in the code
-    published with it): those up to num_buckets / 2 are exact, the rest grow with the logarithm, and the last of
-    num_buckets - 1 to a side is that of max_distance - 1. growth: `log_ratio`. In float32, as models were trained."""
+    """int64 distances (query - key) -> signed buckets (He et al. 2021, arXiv:2111.09543, published code).
+
+    Distances up to num_buckets / 2 have their own bucket; the rest are logarithmic, with max_distance - 1 in bucket
+    num_buckets - 1. Computed in float32, as in training.
+
+    Args:
+        distance: [...].
+        num_buckets: the buckets per side.
+        growth: `log_ratio(num_buckets, max_distance)`.
+    """
     exact = num_buckets // 2
     far = distance.abs().clamp(min=exact)
     ratio = torch.log(far.float() / exact) / growth
@@ -34,19 +41,22 @@ def log_buckets(distance: Tensor, num_buckets: int, growth: float) -> Tensor:
 
 @dataclass(frozen=True)
 class PairBias(Bias):
-    """c2p [B H T N] and p2c [B H S N], None where left out; index [B|1 T S]: the row of each pair."""
+    """Products of queries and keys with the rows of the table, looked up for each pair of tokens."""
 
     c2p: Tensor | None
+    """[B H T N], queries with projected rows; None without this term."""
     p2c: Tensor | None
+    """[B H S N], keys with projected rows; None without this term."""
     index: Tensor
+    """[B|1 T S], the row of each pair."""
 
     def dense(self, ctx: AttentionContext, rows: Span, keys: Span) -> Tensor:
         if torch.compiler.is_compiling():
-            return super().dense(ctx, rows, keys)  # fused there
+            return super().dense(ctx, rows, keys)  # the compiler fuses it
         index = self.index[:, None, rows.cut, keys.cut].expand(self.batch, self.heads, -1, -1)
-        asked = None if self.c2p is None else self.c2p[:, :, rows.cut].gather(-1, index)
-        answered = None if self.p2c is None else self.p2c[:, :, keys.cut].gather(-1, index.mT).mT
-        bias = sum(term for term in (asked, answered) if term is not None)
+        c2p = None if self.c2p is None else self.c2p[:, :, rows.cut].gather(-1, index)
+        p2c = None if self.p2c is None else self.p2c[:, :, keys.cut].gather(-1, index.mT).mT
+        bias = sum(term for term in (c2p, p2c) if term is not None)
         visible = ctx.visible_rows(rows, keys)
         return bias if visible is None else bias.masked_fill(~visible, float("-inf"))  # type: ignore[union-attr,return-value]
 
@@ -55,8 +65,12 @@ class DebertaBias(PositionScheme):
     """bias = scale * (q_i . W_k r + k_j . W_q r), r the row of i - j in a table [2N, M] that all layers share, W_q and W_k
     the projections of the layer (He et al. 2020, arXiv:2006.03654, section 3.1, equation 4).
 
-    terms: "c2p" is the first product, "p2c" the second. num_buckets: None is a row for each distance up to max_distance.
-    norm_eps: of a LayerNorm over the table, None for none.
+    Args:
+        dim: M.
+        num_buckets: buckets per side; None is one row per distance up to max_distance.
+        max_distance: all distances beyond it share the last bucket.
+        terms: "c2p" for the first product, "p2c" for the second, or "both".
+        norm_eps: of a LayerNorm over the table; None for no norm.
     """
 
     continuous = False
@@ -94,27 +108,29 @@ class DebertaBias(PositionScheme):
             queries = view.to_q(vectors).unflatten(0, (groups, -1))
             p2c = torch.einsum("bgsd,grnd->bgrsn", view.k, queries).flatten(1, 2) * view.scale
         index = self.rows(ctx.q_positions[:, :, None] - ctx.kv_positions[:, None, :])
-        places = index.expand(ctx.batch, -1, -1)
+        row_of = index.expand(ctx.batch, -1, -1)
 
         def fn(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            row = places[b, i, j]
-            asked = 0.0 if c2p is None else c2p[b, h, i, row]
-            return asked if p2c is None else asked + p2c[b, h, j, row]  # type: ignore[return-value]
+            row = row_of[b, i, j]
+            total = 0.0 if c2p is None else c2p[b, h, i, row]
+            return total if p2c is None else total + p2c[b, h, j, row]  # type: ignore[return-value]
 
         return PairBias(fn, ctx.batch, heads, c2p, p2c, index)
 
 
 class Deberta(SchemeConfig):
-    """`position="deberta"`. num_buckets: to either side, None is one for each distance. terms: "c2p" (words ask positions),
-    "p2c" (positions ask words) or "both". norm_eps: of a LayerNorm over the table, None for none. The published models have
-    attn.scale = (head_dim * (1 + number of terms))^-0.5."""
+    """`position="deberta"`. Published models have attn.scale = (head_dim * (1 + number of terms))^-0.5."""
 
     kind: Literal["deberta"] = "deberta"
     num_buckets: int | None = Field(default=256, gt=3)
+    """Buckets per side; None is one per distance."""
     max_distance: int = Field(default=512, gt=2)
+    """All distances beyond it share the last bucket."""
     terms: Terms = "both"
+    """"c2p" (content to position), "p2c" (position to content) or "both"."""
     norm_eps: float | None = Field(default=None, gt=0)
-    summary: ClassVar[str] = "words and positions ask each other, through the projections of each layer"
+    """The eps of a LayerNorm over the table; None for no norm."""
+    summary: ClassVar[str] = "scores between content and relative position, through the projections of each layer"
     paper: ClassVar[str] = "He et al. 2020, arXiv:2006.03654"
 
     def build(self, dims: Dims) -> DebertaBias:
@@ -124,6 +140,6 @@ class Deberta(SchemeConfig):
         if self.num_buckets is None or self.max_distance - 1 > self.num_buckets // 2:
             return []
         return [
-            f"deberta: max_distance={self.max_distance} must exceed the {self.num_buckets // 2} distances that have a bucket "
-            f"each (num_buckets={self.num_buckets}) by 2. Raise max_distance, or lower num_buckets."
+            f"deberta: max_distance={self.max_distance} must exceed by 2 the {self.num_buckets // 2} distances that have their "
+            f"own bucket (num_buckets={self.num_buckets}). Raise max_distance, or lower num_buckets."
         ]

@@ -1,4 +1,4 @@
-"""The mechanism shared by every bias that depends on distance alone: a table [H, distances], never [H, T, S] parameters.
+"""Base of every bias that depends on distance alone: a table [H, distances], never [H, T, S].
 
 B batch, T query tokens, S key tokens, H heads, N distances. A distance is query position minus key position.
 """
@@ -13,19 +13,22 @@ from x_positional.schemes.base import AttentionContext, Bias, PositionScheme, Sp
 
 @dataclass(frozen=True)
 class ToeplitzBias(Bias):
-    """table [H N] holds the bias of distances low, low + 1, ...; queries and keys are consecutive."""
+    """The bias of consecutive queries and keys, from a table of distances."""
 
     table: Tensor
+    """[H N], the bias at distances low, low + 1, ..."""
     low: int
+    """The smallest distance in the table."""
 
     def dense(self, ctx: AttentionContext, rows: Span, keys: Span) -> Tensor:
-        """[1 H rows keys]: every row is a window of the reversed table, so nothing is gathered and the mask is free."""
+        """[1 H rows keys]. Every row is a window of the reversed table, so nothing is gathered and the mask costs nothing."""
         if torch.compiler.is_compiling() or ctx.window.chunk is not None or ctx.window.keep_first:
-            return super().dense(
-                ctx, rows, keys
-            )  # unfold compiles again for each length; chunks are no matter of distance
+            # unfold would recompile for each length; chunks and kept tokens do not depend on distance alone
+            return super().dense(ctx, rows, keys)
         table = self._hide(self.table, ctx)
-        last = table.shape[-1] - 1 - (ctx.q_start - ctx.kv_start - self.low)  # reversed place of row 0, key 0
+        last = (
+            table.shape[-1] - 1 - (ctx.q_start - ctx.kv_start - self.low)
+        )  # index of row 0, key 0 in the reversed table
         reversed_table = table.flip(-1)[:, last - rows.stop + 1 + keys.start : last - rows.start + keys.stop]
         return reversed_table.unfold(-1, keys.stop - keys.start, 1).flip(-2)[None]
 
@@ -40,14 +43,18 @@ class ToeplitzBias(Bias):
 
 
 class DistanceScheme(PositionScheme):
-    """Override `of_distance`. Equal for every cache, padding and packing, because only distances enter."""
+    """A bias that is a function of distance: override `of_distance`. Caches, padding and packing cannot change it.
+
+    Args:
+        heads: H.
+    """
 
     def __init__(self, heads: int):
         super().__init__()
         self.heads = heads
 
     def of_distance(self, distance: Tensor) -> Tensor:
-        """[...] (int64, or float where the scheme is continuous) -> [H ...], in logits."""
+        """[...] (int64, or float if the scheme is continuous) -> [H ...], in logits."""
         raise TypeError(f"{type(self).__name__} defines no of_distance(distance)")
 
     def bias(self, ctx: AttentionContext) -> Bias:
@@ -57,7 +64,7 @@ class DistanceScheme(PositionScheme):
             offset = ctx.q_start - ctx.kv_start - low
             return ToeplitzBias(lambda b, h, i, j: table[h, i - j + offset], 1, self.heads, table, low)
         bound = self._bound(ctx)
-        shortest = 0 if ctx.causal and not ctx.custom_positions else 1 - (bound or 0)  # the mask hides what is below
+        shortest = 0 if ctx.causal and not ctx.custom_positions else 1 - (bound or 0)  # shorter ones are masked
         if bound is None or bound - shortest > ctx.mask_batch * ctx.T * ctx.S + 64:
             return self._of_pairs(ctx)
         table, low = self._table(ctx, shortest, bound - 1)
@@ -66,18 +73,18 @@ class DistanceScheme(PositionScheme):
         return Bias(lambda b, h, i, j: table[h, (q[b, i] - k[b, j]).clamp(low, high) - low], ctx.mask_batch, self.heads)
 
     def _table(self, ctx: AttentionContext, low: int, high: int) -> tuple[Tensor, int]:
-        """The table for distances low..high, from the cache's memory where it reaches that far."""
+        """The table for distances low..high and the distance it starts at; taken from the cache's memo if it covers them."""
         if ctx.memo is None or torch.is_grad_enabled():
             return self.of_distance(torch.arange(low, high + 1, device=ctx.device)), low
         known = ctx.memo.get(id(self))
         if known is None or known[1] > low or known[1] + known[0].shape[-1] - 1 < high:
-            ahead = max(64, high) * 2  # decoding goes on: room for as many tokens again
+            ahead = max(64, high) * 2  # for decoding: twice the length, so that it is rarely recomputed
             known = (self.of_distance(torch.arange(low, ahead + 1, device=ctx.device)), low)
             ctx.memo[id(self)] = known
         return known
 
     def _bound(self, ctx: AttentionContext) -> int | None:
-        """|distance| is below it; None where that is not known without looking, or positions are not integers."""
+        """An upper bound of |distance|, exclusive; None if it is unknown without a host sync, or positions are floats."""
         if ctx.q_positions.is_floating_point() or ctx.kv_positions.is_floating_point():
             return None
         if not ctx.custom_positions:

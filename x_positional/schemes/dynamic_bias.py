@@ -1,4 +1,4 @@
-"""Dynamic position bias: a small MLP reads a distance and gives a bias per head.
+"""Dynamic position bias: a small MLP maps a distance to a bias per head.
 
 H heads, N distances, E hidden width; the bias is in logits, after scaling.
 """
@@ -18,7 +18,14 @@ from x_positional.schemes.registry import SchemeConfig
 
 class DynamicBias(DistanceScheme):
     """bias = MLP(d)_h, or MLP(sign(d) log(1 + |d|))_h (Wang et al. 2021, CrossFormer, arXiv:2108.00154, section 3.3;
-    log distances as in SwinV2, Liu et al. 2022, arXiv:2111.09883). depth counts hidden layers; norm: LayerNorm in each.
+    log distances as in SwinV2, Liu et al. 2022, arXiv:2111.09883).
+
+    Args:
+        heads: H.
+        dim: E.
+        depth: how many hidden layers.
+        log_distance: feed log distances to the MLP.
+        norm: a LayerNorm in each hidden layer.
     """
 
     def __init__(self, heads: int, dim: int, depth: int = 2, log_distance: bool = False, norm: bool = False):
@@ -38,25 +45,29 @@ class DynamicBias(DistanceScheme):
         if self.log_distance:
             d = d.sign() * d.abs().log1p()
         parameters = {name: p.to(wide) for name, p in self.mlp.named_parameters()}
-        with _no_autocast(d.device):  # bfloat16 has no 257: far distances would fall together
+        with _no_autocast(d.device):  # bfloat16 cannot represent 257, so large distances would collapse
             return functional_call(self.mlp, parameters, d[..., None]).movedim(-1, 0)
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Leaves dtypes alone; on devices without autocast (meta) there is nothing to turn off."""
+    """Disables autocast on devices that have it; meta has none."""
     available = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 class Dynamic(SchemeConfig):
-    """`position="dynamic"`. dim: hidden width, None is model dim / 4."""
+    """`position="dynamic"`."""
 
     kind: Literal["dynamic"] = "dynamic"
     dim: int | None = Field(default=None, gt=0)
+    """The hidden width; None is a quarter of the model dim."""
     depth: int = Field(default=2, gt=0)
+    """How many hidden layers."""
     log_distance: bool = False
+    """Feed log distances to the MLP."""
     norm: bool = False
-    summary: ClassVar[str] = "a small MLP turns distance into a bias per head"
+    """A LayerNorm in each hidden layer."""
+    summary: ClassVar[str] = "a small MLP maps distance to a bias per head"
     paper: ClassVar[str] = "Wang et al. 2021, arXiv:2108.00154"
 
     def build(self, dims: Dims) -> DynamicBias:
@@ -68,12 +79,14 @@ class Dynamic(SchemeConfig):
     def problems(self, dims: Dims) -> list[str]:
         if not self.norm or self._width(dims) > 1:
             return []
-        return ["dynamic: norm=True over one hidden channel makes every distance the same. Set dim to 2 or more."]
+        return [
+            "dynamic: norm=True with one hidden channel maps every distance to the same bias. Set dim to 2 or more."
+        ]
 
     def warnings(self, dims: Dims) -> list[str]:
         if self.log_distance or not dims.max_seq_len or dims.max_seq_len <= 512:
             return []
         return [
-            f"dynamic: the MLP reads raw distances up to {dims.max_seq_len}; log_distance=True trains more evenly and "
-            "goes further past the trained length."
+            f"dynamic: the input of the MLP is raw distances up to {dims.max_seq_len}; log_distance=True trains more "
+            "evenly and extrapolates further past the trained length."
         ]

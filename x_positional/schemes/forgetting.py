@@ -1,4 +1,4 @@
-"""Forget gates: ALiBi whose decay per token is read off the content, right under any cache.
+"""Forget gates: a decay per token that depends on its content, valid in any cache.
 
 B batch, T query tokens, S key tokens, H heads, M model dim.
 """
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from x_positional.errors import PositionError
 from x_positional.schemes.base import NO_TOKEN, AttentionContext, Bias, Dims, PositionScheme, Span
 from x_positional.schemes.registry import SchemeConfig
 from x_positional.schemes.rotary.frequencies import wide_dtype
@@ -18,7 +19,7 @@ from x_positional.schemes.rotary.frequencies import wide_dtype
 
 class _Difference(torch.autograd.Function):
     """[B H T], [B H S], both float64 -> their differences [B H T S] in a narrower dtype, rounded once, and -inf where
-    hidden: in one pass, where autograd would keep a float64 tensor of that size."""
+    hidden. In one pass, because autograd would keep a float64 tensor of that size."""
 
     @staticmethod
     def forward(ctx: Any, at_query: Tensor, at_key: Tensor, visible: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -28,22 +29,25 @@ class _Difference(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads  # zero at hidden keys already: no probability is left there
+        (grad,) = grads  # zero at hidden keys, whose probability is 0
         wide = wide_dtype(grad.device)
         return grad.sum(-1, dtype=wide), -grad.sum(-2, dtype=wide), None, None
 
 
 @dataclass(frozen=True)
 class GateBias(Bias):
-    """Sums of log f up to each query [B H T] and each key [B H S], in float64; their difference is the bias."""
+    """The difference of two sums of log f, both in float64."""
 
     at_query: Tensor
+    """[B H T], summed up to each query."""
     at_key: Tensor
+    """[B H S], summed up to each key."""
     dtype: torch.dtype
+    """Of the bias."""
 
     def dense(self, ctx: AttentionContext, rows: Span, keys: Span) -> Tensor:
         if torch.compiler.is_compiling():
-            return super().dense(ctx, rows, keys)  # fused there
+            return super().dense(ctx, rows, keys)  # the compiler fuses it
         at_query, at_key = self.at_query[..., rows.cut], self.at_key[..., keys.cut]
         return _Difference.apply(at_query, at_key, ctx.visible_rows(rows, keys), self.dtype)  # type: ignore[no-any-return]
 
@@ -51,8 +55,13 @@ class GateBias(Bias):
 class ForgettingBias(PositionScheme):
     """bias = sum_{t=n+1..m} log f_t, f_t = sigmoid(w_h . x_t + b_h) (Lin et al. 2025, arXiv:2503.02130, equation 5).
 
-    Each key carries its log f in the cache, in float32: the sums reach -1e3, where bfloat16 steps by 8. They are summed in
-    float64, where the difference of two sums holds nothing of the tokens before: packed documents stay strangers.
+    log f is cached with each key, in float32: the sums reach -1e3, where bfloat16 has steps of 8. They are accumulated in
+    float64, so that the difference of two sums is exact to rounding and packed documents do not affect each other.
+
+    Args:
+        dim: M.
+        heads: H.
+        bias_init: the initial b_h; 5 forgets little at the start.
     """
 
     causal_only = True
@@ -70,14 +79,16 @@ class ForgettingBias(PositionScheme):
 
     def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
         if state is None:
-            raise ValueError("Forgetting needs its key state; it has none in cross-attention")
+            raise PositionError(
+                "forgetting needs key state, which cross-attention does not have. Use another scheme there."
+            )
         narrow, wide = state.dtype, wide_dtype(state.device)
         log_f = state[..., 0].masked_fill((ctx.kv_index == NO_TOKEN)[:, None], 0).to(wide)  # [B H S]
         order = ctx.key_order()
         if order is None:
             at_key = log_f.cumsum(-1)
             first = ctx.q_start - ctx.kv_start
-            at_query = at_key[..., first : first + ctx.T].clone()  # its own tensor: flex reads each gradient once
+            at_query = at_key[..., first : first + ctx.T].clone()  # a copy: flex reads each gradient once
         else:
             index = order[:, None].expand_as(log_f)
             at_key = torch.zeros_like(log_f).scatter(-1, index, log_f.gather(-1, index).cumsum(-1))
@@ -91,10 +102,11 @@ class ForgettingBias(PositionScheme):
 
 
 class Forgetting(SchemeConfig):
-    """`position="forgetting"`. bias_init: of the gates; 5 forgets little at the start."""
+    """`position="forgetting"`."""
 
     kind: Literal["forgetting"] = "forgetting"
     bias_init: float = Field(default=5.0)
+    """The initial bias of the gates; 5 forgets little at the start."""
     summary: ClassVar[str] = "a learned forget gate per token and head (data-dependent ALiBi)"
     paper: ClassVar[str] = "Lin et al. 2025, arXiv:2503.02130"
 

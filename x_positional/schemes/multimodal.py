@@ -1,4 +1,4 @@
-"""Positions of text with images and video, for rotary embeddings with sections: time, height and width of every token.
+"""Positions of text with images and video, for RoPE with sections: time, height and width of every token.
 
 B batch, T tokens, N tokens of one row.
 """
@@ -9,24 +9,27 @@ from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
+from x_positional.errors import ArgumentError
 from x_positional.schemes.base import NO_TOKEN
 
 
 def _at_least(least: int, **sizes: int) -> None:
     wrong = {name: size for name, size in sizes.items() if not isinstance(size, int) or size < least}
     if wrong:
-        raise ValueError(
-            f"{', '.join(f'{n}={s!r}' for n, s in wrong.items())}: whole numbers from {least} on are needed."
+        raise ArgumentError(
+            f"{', '.join(f'{n}={s!r}' for n, s in wrong.items())}: expected an integer of at least {least}."
         )
 
 
 @dataclass(frozen=True)
 class Text:
-    """`length` tokens of text; 0 is allowed."""
+    """Tokens of text."""
 
     length: int
+    """How many; 0 is allowed."""
 
     def __post_init__(self) -> None:
         _at_least(0, length=self.length)
@@ -34,10 +37,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Image:
-    """height * width tokens, row by row: the patches that the model reads, after any merging."""
+    """height * width tokens, row by row: the patches that the model sees, after any merging."""
 
     height: int
+    """Rows of tokens."""
     width: int
+    """Tokens per row."""
 
     def __post_init__(self) -> None:
         _at_least(1, height=self.height, width=self.width)
@@ -45,18 +50,21 @@ class Image:
 
 @dataclass(frozen=True)
 class Video:
-    """frames * height * width tokens, frame by frame. seconds_per_grid: from one frame (of tokens) to the next, for models
-    whose time positions follow the clock (Qwen2.5-VL)."""
+    """frames * height * width tokens, frame by frame."""
 
     frames: int
+    """Frames of tokens."""
     height: int
+    """Rows of tokens in a frame."""
     width: int
+    """Tokens per row."""
     seconds_per_grid: float | None = None
+    """Seconds between two frames, for models whose time positions follow the clock (Qwen2.5-VL)."""
 
     def __post_init__(self) -> None:
         _at_least(1, frames=self.frames, height=self.height, width=self.width)
         if self.seconds_per_grid is not None and not self.seconds_per_grid > 0:
-            raise ValueError(f"seconds_per_grid={self.seconds_per_grid!r} must be above 0.")
+            raise ArgumentError(f"seconds_per_grid={self.seconds_per_grid!r} must be above 0.")
 
 
 Segment: TypeAlias = Text | Image | Video
@@ -64,12 +72,13 @@ Segment: TypeAlias = Text | Image | Video
 
 @dataclass(frozen=True)
 class MultimodalPositions:
-    """positions: [B T 3] int64, time, height and width; -1 on every axis where there is no token. offsets: [B] int64; the
-    token with index n in its row (counted over its own tokens, from 0) that is decoded later has position n + offset, on
-    every axis: pass `index + offsets[:, None]`, [B T]."""
+    """The result of `multimodal_positions`."""
 
     positions: Tensor
+    """[B T 3] int64, time, height and width; -1 on every axis for padding."""
     offsets: Tensor
+    """[B] int64. A token decoded later, with index n in its row (counted without padding, from 0), has position
+    n + offset on every axis: pass `index + offsets[:, None]`, [B T]."""
 
 
 def multimodal_positions(
@@ -82,32 +91,45 @@ def multimodal_positions(
     length: int | None = None,
     device: torch.device | str | None = None,
 ) -> MultimodalPositions:
-    """Positions of a batch; each row is a list of what stands in it, such as [Text(5), Image(8, 6), Text(9)].
+    """Positions of a batch of text, images and videos.
 
-    Text counts on, the same on all axes. layout "grid" (M-RoPE: Wang et al. 2024, arXiv:2409.12191, section 2.1): a token of
-    an image or a video has the start of its segment plus its frame, row and column, and what follows starts one after the
-    largest position on any axis. layout "diagonal" (VideoRoPE: Wei et al. 2025, arXiv:2502.05173, section 4): frame k is
-    `delta` (2) times k after the start, rows and columns are centred on their frame's time, and what follows starts one
-    after the last frame's time. A row that would reach below 0 there is moved up as a whole, which changes no distance.
+    Positions of text increase by one per token and are the same on all axes.
 
-    tokens_per_second: time positions in a second; then frame k of a video is k * seconds_per_grid * tokens_per_second
-    steps after its start, rounded down in float32 as the published models do (Qwen2.5-VL: Bai et al. 2025,
-    arXiv:2502.13923, section 2.1.2). None is one step a frame. padding: where rows are filled up to the longest, or to
-    `length`.
-    Raises ValueError for a row longer than `length`, and for settings that do not go together.
+    layout="grid" (M-RoPE: Wang et al. 2024, arXiv:2409.12191, section 2.1): the position of an image or video token is the
+    start of its segment plus its frame, row and column. The next segment starts one after the largest position on any axis.
+
+    layout="diagonal" (VideoRoPE: Wei et al. 2025, arXiv:2502.05173, section 4): frame k is `delta` * k after the start of
+    its segment, and rows and columns are centred on the time of their frame. The next segment starts one after the time of
+    the last frame. If a row would have negative positions, all of it is shifted up, which changes no distance.
+
+    Args:
+        rows: the segments of each row, such as [Text(5), Image(8, 6), Text(9)].
+        layout: how images and videos are placed.
+        delta: positions between two frames, for layout="diagonal"; None is 2.
+        tokens_per_second: time positions per second: frame k of a video is k * seconds_per_grid * tokens_per_second after
+            its start, rounded down in float32 as in the published models (Qwen2.5-VL: Bai et al. 2025, arXiv:2502.13923,
+            section 2.1.2). None is one position per frame.
+        padding: the side on which shorter rows are padded.
+        length: the padded length; None is the longest row.
+        device: of the result.
+
+    Raises:
+        ArgumentError: for a row longer than `length`, and for settings that cannot be combined.
     """
     problems = _problems(rows, layout, delta, tokens_per_second)
     if problems:
-        raise ValueError(" ".join(problems))
-    places = [_place(row, layout == "diagonal", 2 if delta is None else delta, tokens_per_second) for row in rows]
-    longest = max((len(at) for at, _ in places), default=0)
+        raise ArgumentError(" ".join(problems))
+    placed = [_place(row, layout == "diagonal", 2 if delta is None else delta, tokens_per_second) for row in rows]
+    longest = max((len(at) for at, _ in placed), default=0)
     if length is not None and longest > length:
-        raise ValueError(f"a row has {longest} tokens, and length={length}. Give a larger length, or leave it out.")
+        raise ArgumentError(
+            f"length={length} is shorter than the longest row, which has {longest} tokens. Raise length, or remove it."
+        )
     filled = []
-    for at, _ in places:
+    for at, _ in placed:
         rest = (longest if length is None else length) - len(at)
         filled.append(F.pad(at, (0, 0, rest, 0) if padding == "left" else (0, 0, 0, rest), value=NO_TOKEN))
-    offsets = torch.tensor([after - len(at) for at, after in places], dtype=torch.long)
+    offsets = torch.tensor([after - len(at) for at, after in placed], dtype=torch.long)
     return MultimodalPositions(torch.stack(filled).to(device), offsets.to(device))
 
 
@@ -116,23 +138,23 @@ def _problems(
 ) -> list[str]:
     found = []
     if not rows:
-        found.append("no rows were given. Give a list of segments for each row.")
+        found.append("rows is empty. Pass a list of segments for each row.")
     if layout == "grid" and delta is not None:
-        found.append(f"delta={delta} is for layout='diagonal'. Leave it out, or use that layout.")
+        found.append(f"delta={delta} needs layout='diagonal'. Remove it, or use that layout.")
     if delta is not None and not (isinstance(delta, int) and delta > 0):
-        found.append(f"delta={delta} must be a whole number above 0.")
+        found.append(f"delta={delta} must be an integer above 0.")
     timed = {s.seconds_per_grid is not None for row in rows for s in row if isinstance(s, Video)}
     if tokens_per_second is None and True in timed:
-        found.append("seconds_per_grid needs tokens_per_second, the time positions in a second. Give it.")
+        found.append("seconds_per_grid needs tokens_per_second, the time positions per second. Set it.")
     if tokens_per_second is not None and not tokens_per_second > 0:
         found.append(f"tokens_per_second={tokens_per_second:g} must be above 0.")
     if tokens_per_second is not None and False in timed:
-        found.append("tokens_per_second needs the seconds_per_grid of every video. Give it to each.")
+        found.append("tokens_per_second needs seconds_per_grid on every video. Set it.")
     return found
 
 
 def _place(row: Sequence[Segment], diagonal: bool, delta: int, tokens_per_second: float | None) -> tuple[Tensor, int]:
-    """[N 3], and the position after the last."""
+    """[N 3], and the next position after the row."""
     start, parts = 0, [torch.empty(0, 3, dtype=torch.long)]
     for segment in row:
         if isinstance(segment, Text):
@@ -148,12 +170,12 @@ def _place(row: Sequence[Segment], diagonal: bool, delta: int, tokens_per_second
 
 
 def _grid(segment: Image | Video, diagonal: bool, delta: int, tokens_per_second: float | None) -> Tensor:
-    """[N 3] of an image or a video that starts at 0."""
+    """[N 3], the positions of an image or a video that starts at 0."""
     times = torch.arange(segment.frames) if isinstance(segment, Video) else torch.zeros(1, dtype=torch.long)
     if isinstance(segment, Video) and segment.seconds_per_grid is not None and tokens_per_second is not None:
         times = (times * (segment.seconds_per_grid * tokens_per_second)).long()
     height, width = torch.arange(segment.height), torch.arange(segment.width)
     if diagonal:
         times, height, width = times * delta, height - (segment.height - 1) // 2, width - (segment.width - 1) // 2
-    at = torch.stack(torch.meshgrid(times, height, width, indexing="ij"), -1).flatten(0, 2)
+    at = rearrange(list(torch.meshgrid(times, height, width, indexing="ij")), "a t h w -> (t h w) a")
     return torch.cat([at[:, :1], at[:, 1:] + at[:, :1]], -1) if diagonal else at

@@ -1,4 +1,4 @@
-"""No explicit position: order comes from the causal mask alone."""
+"""No position scheme: order comes from the causal mask alone."""
 
 from typing import ClassVar, Literal
 
@@ -7,7 +7,7 @@ from x_positional.schemes.registry import SchemeConfig
 
 
 class NoPosition(PositionScheme):
-    """Nothing is added anywhere (Haviv et al. 2022, arXiv:2203.16634; Kazemnejad et al. 2023, arXiv:2305.19466)."""
+    """No position information is added (Haviv et al. 2022, arXiv:2203.16634; Kazemnejad et al. 2023, arXiv:2305.19466)."""
 
     causal_only = True
 

@@ -18,8 +18,8 @@ from x_positional.schemes.registry import SchemeConfig
 def t5_buckets(distance: Tensor, num_buckets: int, max_distance: int, causal: bool) -> Tensor:
     """int64 distances (query - key) -> buckets (Raffel et al. 2020, arXiv:1910.10683, section 2.1).
 
-    The first half of the buckets are exact, the rest grow with the logarithm up to max_distance. Without a causal mask
-    half of all buckets serve keys to the right of the query.
+    The first half of the buckets hold one distance each, the rest are logarithmic up to max_distance. Without a causal mask
+    half of all buckets are for keys to the right of the query.
     """
     offset = 0
     if not causal:
@@ -34,13 +34,21 @@ def t5_buckets(distance: Tensor, num_buckets: int, max_distance: int, causal: bo
 
 
 class T5Bias(DistanceScheme):
-    """bias = scale * W[bucket(distance), h], W [num_buckets, H] shared by all layers."""
+    """bias = scale * W[bucket(distance), h], W [num_buckets, H] shared by all layers.
+
+    Args:
+        heads: H.
+        causal: whether attention is causal; if not, half of the buckets are for keys to the right.
+        num_buckets: rows of W.
+        max_distance: where the last bucket begins.
+        scale: multiplies the bias.
+    """
 
     continuous = False
 
     def __init__(self, heads: int, causal: bool, num_buckets: int = 32, max_distance: int = 128, scale: float = 1.0):
         super().__init__(heads)
-        self.causal_only = causal  # type: ignore[misc]
+        self.causal_only = causal
         self.num_buckets, self.max_distance, self.scale = num_buckets, max_distance, scale
         self.table = nn.Parameter(torch.randn(num_buckets, heads) * 0.02)
 
@@ -50,12 +58,15 @@ class T5Bias(DistanceScheme):
 
 
 class T5(SchemeConfig):
-    """`position="t5"`. scale multiplies the bias: 1 as in T5, sqrt(head_dim) as in x-transformers."""
+    """`position="t5"`."""
 
     kind: Literal["t5"] = "t5"
     num_buckets: int = Field(default=32, gt=1)
+    """How many buckets; in an encoder half of them are for keys to the right."""
     max_distance: int = Field(default=128, gt=1)
+    """All distances from here on share the last bucket."""
     scale: float = 1.0
+    """Multiplies the bias: 1 in T5, sqrt(head_dim) in x-transformers."""
     summary: ClassVar[str] = "a learned bias per head and distance bucket"
     paper: ClassVar[str] = "Raffel et al. 2020, arXiv:1910.10683"
 
@@ -67,11 +78,11 @@ class T5(SchemeConfig):
         found = []
         if buckets < 2:
             found.append(
-                f"t5: num_buckets={self.num_buckets} leaves less than two buckets a side in an encoder. Use 4 or more."
+                f"t5: num_buckets={self.num_buckets} leaves fewer than two buckets per side in an encoder. Use 4 or more."
             )
         if self.max_distance <= buckets // 2:
             found.append(
-                f"t5: max_distance={self.max_distance} must exceed the {buckets // 2} distances that have a bucket each "
+                f"t5: max_distance={self.max_distance} must exceed the {buckets // 2} distances that have their own bucket "
                 f"(num_buckets={self.num_buckets}). Raise max_distance or lower num_buckets."
             )
         return found

@@ -1,4 +1,4 @@
-"""Temperature by position: queries grow slowly with their position, so that far texts stay sharp.
+"""Temperature by position: queries are scaled up with their position, so attention stays sharp in long sequences.
 
 B batch, T tokens, H heads, D head dim.
 """
@@ -18,8 +18,13 @@ from x_positional.schemes.rotary.frequencies import wide_dtype
 class QueryTemperature(PositionScheme):
     """q_t is multiplied by 1 + scale * ln(1 + floor((t + offset) / floor_scale)).
 
-    Llama 4 (2025) in its layers without rotary embedding: floor_scale 8192, scale 0.1, offset 1. Ministral 3 (2025):
-    offset 0, floor_scale its original max_position_embeddings.
+    Llama 4 (2025), in its layers without RoPE: floor_scale 8192, scale 0.1, offset 1. Ministral 3 (2025): offset 0,
+    floor_scale its original max_position_embeddings.
+
+    Args:
+        scale: how much each step adds.
+        floor_scale: positions per step.
+        offset: added to positions.
     """
 
     absolute = True
@@ -40,7 +45,11 @@ class QueryTemperature(PositionScheme):
 
 class LogLengthTemperature(PositionScheme):
     """q_t is multiplied by max(1, ln(t + 1) / ln(trained)): log-n scaling (Chiang and Cholak 2022, arXiv:2202.12172,
-    section 5.3; Su 2021), so that the entropy of attention does not grow with what a query sees."""
+    section 5.3; Su 2021), so that the entropy of attention does not grow with the number of visible keys.
+
+    Args:
+        trained: the trained length.
+    """
 
     absolute = True
     causal_only = True
@@ -59,13 +68,16 @@ class LogLengthTemperature(PositionScheme):
 
 
 class Temperature(SchemeConfig):
-    """`position="temperature"`: beside rope, or alone in layers without one."""
+    """`position="temperature"`: combined with rope, or alone in layers without it."""
 
     kind: Literal["temperature"] = "temperature"
     scale: float = 0.1
+    """How much each step adds."""
     floor_scale: float = Field(default=8192, gt=0)
+    """Positions per step."""
     offset: float = 1.0
-    summary: ClassVar[str] = "queries grow by steps with their position"
+    """Added to positions."""
+    summary: ClassVar[str] = "scales queries up in steps of their position"
     paper: ClassVar[str] = "Llama 4, Meta 2025"
 
     def build(self, dims: Dims) -> QueryTemperature:
@@ -73,20 +85,21 @@ class Temperature(SchemeConfig):
 
 
 class LogN(SchemeConfig):
-    """`position="log_n"`. trained: None is max_seq_len."""
+    """`position="log_n"`."""
 
     kind: Literal["log_n"] = "log_n"
-    needs_wrapper: ClassVar[bool] = True
     trained: int | None = Field(default=None, gt=1)
-    summary: ClassVar[str] = "queries grow with the logarithm of their position"
+    """The trained length; None is max_seq_len."""
+    summary: ClassVar[str] = "scales queries up with the logarithm of their position"
     paper: ClassVar[str] = "Chiang and Cholak 2022, arXiv:2202.12172"
+
+    def model_dims(self) -> frozenset[str]:
+        return frozenset(("max_seq_len",)) if self.trained is None else frozenset()
 
     def build(self, dims: Dims) -> LogLengthTemperature:
         return LogLengthTemperature(max(2, self.trained or dims.max_seq_len or 2))
 
     def problems(self, dims: Dims) -> list[str]:
         if self.trained is None and dims.max_seq_len is None:
-            return [
-                "log_n: no trained length is known. Give trained=, or put the layers into a wrapper with max_seq_len."
-            ]
+            return ["log_n: the trained length is unknown. Set trained=, or use a wrapper with max_seq_len."]
         return []

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import ClassVar, Literal
 
 import pytest
@@ -21,6 +22,7 @@ from x_positional import (
 from x_positional.config.layers import LayersConfig
 from x_positional.config.validate import layers_report, model_report, require
 from x_positional.schemes import CopeScores
+from x_positional.schemes.base import Capabilities
 from x_positional.schemes.registry import REGISTRY, SchemeConfig
 
 SIZES = {"dim": 32, "depth": 2, "heads": 2, "head_dim": 16}
@@ -61,7 +63,7 @@ def test_names_types_and_rules_come_together() -> None:
         "layers.position[1]='ropee': no position scheme named 'ropee'; did you mean 'rope'?",
         "heads=2 must be a multiple of kv_heads=5",
         "norm.bias=True with norm.kind='rms'",
-        "rope: 7 channels of each head would turn",
+        "rope: rotary width is 7",
         "tie_embedding=True reads the logits off the embedding matrix, whose rows are emb_dim=8 wide",
         "backend='sdpa' cannot run this: scaled_dot_product_attention has no place for a soft cap",
     )
@@ -202,6 +204,35 @@ def test_building_refuses_with_the_same_words(fields: dict) -> None:
         assert line in str(error.value)
 
 
+COMBINED = [
+    ("deberta", "none"),
+    ("rope", "none"),
+    ("alibi", "rope"),
+    ("t5", "temperature"),
+    ("cope", "rope"),
+    ("forgetting", "polar"),
+    ("log_n", "none"),
+    ("xpos", "dynamic"),
+]
+
+
+def test_deberta_reads_its_layer() -> None:
+    caps = check(position="deberta", dim=64, depth=2, heads=4, max_seq_len=64).capabilities
+    assert caps is not None
+    assert caps.reads_layer
+
+
+@pytest.mark.parametrize("names", COMBINED, ids="+".join)
+def test_schemes_in_different_layers_combine_as_in_one(names: tuple[str, ...]) -> None:
+    config = LayersConfig(**SIZES, pattern=[{"position": name} for name in names])
+    report = layers_report(config, 64)
+    chain = Chain(*(REGISTRY[name]().build(config.dims(64)) for name in names)).capabilities()
+    assert report.capabilities is not None, report.errors
+    for field in fields(Capabilities):
+        assert getattr(report.capabilities, field.name) == getattr(chain, field.name), field.name
+    assert report.capabilities == check(**SIZES, position=list(names), max_seq_len=64).capabilities
+
+
 # Schemes of the user's own
 
 
@@ -248,7 +279,7 @@ def test_a_scheme_that_cannot_be_built_is_an_error() -> None:
     report = check(**SIZES, position=["halting", {"kind": "rope", "dim": 3}])
     assert report.errors == [
         "halting cannot be built: KeyError: 'no such table'",
-        "rope: 3 channels of each head would turn; it must be an even number from 2 to head_dim=16. Set dim or fraction.",
+        "rope: rotary width is 3; RoPE rotates pairs, so it must be an even number from 2 to head_dim=16. Set dim or fraction.",
     ]
 
 
@@ -280,4 +311,4 @@ def test_a_chain_is_judged_and_built_as_its_parts() -> None:
     model = TransformerWrapper(num_tokens=5, max_seq_len=9, attn_layers=Decoder(**SIZES, position=chain))
     assert [type(s).__name__ for s in model.attn_layers.schemes] == ["LearnedAbsolute", "CopeScores", "CopeScores"]
     assert model.attn_layers.schemes[1] is not model.attn_layers.schemes[2]
-    assert check(model).position == "LearnedAbsolute + CoPE"
+    assert check(model).position == "LearnedAbsolute + CopeScores"

@@ -1,4 +1,4 @@
-"""Every family of transformers that has rotary parameters: its default config, and what its file leaves out."""
+"""Every family of transformers with RoPE parameters: its default config, and defaults that its file leaves out."""
 
 import functools
 import math
@@ -27,7 +27,7 @@ transformers.logging.set_verbosity_error()
 
 REFUSED = {
     "deepseek_v4": "compress_rope_theta",
-    "efficientloftr": "share of the head",
+    "efficientloftr": "rotated fraction of a head",
     "granite_swa": "layer_rope_theta",
     "granitemoe_swa": "layer_rope_theta",
     "ministral3": "llama_4_scaling_beta",
@@ -35,16 +35,16 @@ REFUSED = {
     "molmo2_text": "rope_scaling_layers",
     "muse_glimmer_text": "layer_rope_theta",
     "muse_spark_text": "layer_rope_theta",
-    "nanochat": "the other way round",
+    "nanochat": "by the negative angle",
     "hunyuan_vl_text": "splits channels",
-    "glm4v_moe_text": "10 pairs turn",
-    "glm4v_text": "64 pairs turn",
-    "glm_image_text": "64 pairs turn",
-    "qwen3_omni_moe_text": "36 pairs turn",
+    "glm4v_moe_text": "there are 10 pairs",
+    "glm4v_text": "there are 64 pairs",
+    "glm_image_text": "there are 64 pairs",
+    "qwen3_omni_moe_text": "there are 36 pairs",
 }
-"""What one rotation cannot say, besides images; and default sizes that the family's usual sections do not split."""
+"""Configs that one Rope cannot express, besides images; and default sizes that do not match the family's sections."""
 UNWRITABLE = {"ernie4_5_vl_moe_text"}
-"""Families with an order of sections that only their name says."""
+"""Families whose order of sections follows from their model_type alone."""
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def configs() -> dict[str, Any]:
 
 
 def test_the_default_config_of_every_family() -> None:
-    """Each is read, equal to what its own dict says, and written back; or refused with a reason."""
+    """Each is read, equals its own dict, and is written back; or it is refused with a reason."""
     axial, refused, read = [], {}, 0
     for name, config in configs().items():
         if getattr(config, "default_rope_type", "default") == "axial":
@@ -92,12 +92,12 @@ def test_the_default_config_of_every_family() -> None:
     assert all(word in beyond[name] for name, word in REFUSED.items())
 
 
-def test_a_family_says_what_its_file_leaves_out() -> None:
-    """A file with nothing but its model_type has the family's theta, share and layer types."""
+def test_a_family_fills_in_what_its_file_leaves_out() -> None:
+    """A file with nothing but its model_type has the family's theta, rotated fraction and layer types."""
     own = configs()
     for name in {*THETA, *LOCAL_GLOBAL} & set(own):
         if name in SCALED:
-            with pytest.raises(RopeError, match="stretches its frequencies by default"):
+            with pytest.raises(RopeError, match="scales its frequencies by default"):
                 from_hf({"model_type": name})
         elif name not in REFUSED:
             assert from_hf({"model_type": name}) == from_hf(own[name]), name

@@ -1,4 +1,4 @@
-"""From and to Hugging Face's configs: every older spelling, what is refused, and the way back."""
+"""Reading Hugging Face's configs: every older form, and what is refused."""
 
 from typing import Any
 
@@ -175,7 +175,7 @@ def test_one_for_each_layer_type(config: Dict, parts: tuple[Rope, Rope]) -> None
     assert from_hf(config) == {"sliding_attention": parts[0], "full_attention": parts[1]}
 
 
-def test_nested_dicts_take_what_stands_above_them() -> None:
+def test_nested_dicts_use_top_level_defaults() -> None:
     nested = {"full_attention": YARN, "sliding_attention": {"rope_theta": 2e4, "partial_rotary_factor": 1.0}}
     found = from_hf({"rope_parameters": nested, "rope_theta": 5e5, "partial_rotary_factor": 0.5})
     assert found["full_attention"] == Rope(
@@ -185,7 +185,7 @@ def test_nested_dicts_take_what_stands_above_them() -> None:
 
 
 def test_which_trained_length_counts() -> None:
-    """For dynamic NTK the config's own; elsewhere the one at the top of a flat config, and in a nested one the dict's."""
+    """For dynamic NTK the config's; otherwise the top-level one in a flat config, the dict's own in a nested one."""
     stray = {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 16}
     assert from_hf(LLAMA | {"rope_scaling": stray}).scaling.original_max_position_embeddings == 131_072
     assert from_hf(stray).scaling.original_max_position_embeddings == 16
@@ -202,33 +202,33 @@ def test_a_length_makes_it_fixed() -> None:
     assert from_hf(LLAMA | {"rope_scaling": YARN}, length=99) == from_hf(LLAMA | {"rope_scaling": YARN})
 
 
-def test_keys_that_say_more_than_frequencies() -> None:
+def test_unsupported_keys() -> None:
     sections = {"type": "mrope", "mrope_section": [16, 24, 24]}
     assert inverse_frequencies(sections, 128)[0].shape == (64,)
-    assert from_hf(sections, elsewhere=("mrope_section",)) == Rope()
+    assert from_hf(sections, ignore=("mrope_section",)) == Rope()
     with pytest.raises(RopeError, match="scales queries"):
         from_hf(YARN | {"llama_4_scaling_beta": 0.1})
-    with pytest.raises(RopeError, match="each layer has a theta of its own"):
+    with pytest.raises(RopeError, match="a different theta for each layer"):
         from_hf(LLAMA | {"layer_rope_theta": [1e4, 1e6]})
-    assert from_hf(LLAMA | {"layer_rope_theta": [1e4, 1e6]}, elsewhere={"layer_rope_theta"}) == Rope()
+    assert from_hf(LLAMA | {"layer_rope_theta": [1e4, 1e6]}, ignore={"layer_rope_theta"}) == Rope()
 
 
 BAD: list[tuple[Dict, list[str]]] = [
-    ({"rope_type": "yarm", "factor": 2.0}, ["no rope_type 'yarm'; did you mean 'yarn'?"]),
-    ({"rope_type": "axial"}, ["turns images by row and column"]),
+    ({"rope_type": "yarm", "factor": 2.0}, ["unknown rope_type 'yarm'; did you mean 'yarn'?"]),
+    ({"rope_type": "axial"}, ["rotates images by row and column"]),
     (
         {"rope_type": "linear", "factr": 2.0},
         ["factr is unknown for rope_type='linear'; did you mean 'factor'?", "factor is missing"],
     ),
     ({"rope_type": "linear", "factor": 0.5}, ["factor=0.5: input should be greater than or equal to 1"]),
-    ({"rope_type": "linear", "factor": "8"}, ["factor='8' is no number"]),
-    ({"rope_type": "linear", "factor": True}, ["factor=True is no number"]),
+    ({"rope_type": "linear", "factor": "8"}, ["factor='8' must be a number"]),
+    ({"rope_type": "linear", "factor": True}, ["factor=True must be a number"]),
     ({"rope_type": "linear", "factor": float("nan")}, ["factor=nan"]),
     ({"rope_type": "default", "factor": 2.0}, ["factor is unknown for rope_type='default'"]),
     ({"rope_type": "default", "rope_theta": None}, ["rope_theta is None"]),
     ({"rope_type": "default", "rope_theta": -1}, ["rope_theta=-1 must be above 0"]),
-    ({"rope_type": "default", "rope_theta": "big"}, ["rope_theta='big' is no number"]),
-    ({"rope_type": "default", "partial_rotary_factor": 4}, ["partial_rotary_factor=4 is a share of the head"]),
+    ({"rope_type": "default", "rope_theta": "big"}, ["rope_theta='big' must be a number"]),
+    ({"rope_type": "default", "partial_rotary_factor": 4}, ["partial_rotary_factor=4 must be above 0 and at most 1"]),
     (
         {"rope_type": "proportional", "partial_rotary_factor": 1.5},
         ["fraction=1.5: input should be less than or equal to 1"],
@@ -250,7 +250,7 @@ BAD: list[tuple[Dict, list[str]]] = [
     ({"rope_type": "yarn", "factor": 4.0}, ["original_max_position_embeddings is missing"]),
     ({"rope_type": "dynamic", "factor": 4.0}, ["original_max_position_embeddings is missing"]),
     ({"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 64}, ["factor is missing"]),
-    (YARN | {"truncate": "yes"}, ["truncate='yes' is no number"]),
+    (YARN | {"truncate": "yes"}, ["truncate='yes' must be a bool"]),
     (
         {
             "rope_type": "longrope",
@@ -258,17 +258,17 @@ BAD: list[tuple[Dict, list[str]]] = [
             "long_factor": [1.0, "2"],
             "original_max_position_embeddings": 64,
         },
-        ["short_factor is missing", "long_factor[1]='2' is no number"],
+        ["short_factor is missing", "long_factor[1]='2' must be a number"],
     ),
     (
         {"rope_type": "longrope", "original_max_position_embeddings": 64, "factor": 2.0, **LISTS},
-        ["short_factor has 2 numbers, and width 32 has 16 pairs", "long_factor has 2 numbers"],
+        ["short_factor has 2 numbers; width 32 has 16 pairs", "long_factor has 2 numbers"],
     ),
 ]
 
 
 @pytest.mark.parametrize(("parameters", "words"), BAD, ids=[words[0][:40] for _, words in BAD])
-def test_parameters_that_cannot_be(parameters: Dict, words: list[str]) -> None:
+def test_invalid_parameters(parameters: Dict, words: list[str]) -> None:
     """All problems at once, and the same ones from both functions."""
     config = {"rope_parameters": parameters, "hidden_size": 64, "num_attention_heads": 2}
     for call in (lambda: inverse_frequencies(parameters, 32), lambda: from_hf(config)):
@@ -283,36 +283,42 @@ def test_parameters_that_cannot_be(parameters: Dict, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (LLAMA | {"rope_thta": 1e4}, ["rope_thta=10000.0: it is unknown; did you mean 'rope_theta'?"]),
+        (LLAMA | {"rope_thta": 1e4}, ["rope_thta=10000.0: unknown key; did you mean 'rope_theta'?"]),
         (
             LLAMA | {"rope_scalling": {"factor": 2}, "rotary_fraction": 0.5},
             ["did you mean 'rope_scaling'?", "rotary_fraction=0.5"],
         ),
-        ({"rope_scaling": YARN, "rope_parameters": {"rope_theta": 1e4}}, ["rope_scaling and rope_parameters differ"]),
+        (
+            {"rope_scaling": YARN, "rope_parameters": {"rope_theta": 1e4}},
+            ["rope_scaling and rope_parameters mean the same thing but differ"],
+        ),
         (
             {"rope_theta": 1e4, "rotary_emb_base": 500},
             ["rope_theta=10000.0 and rotary_emb_base=500 mean the same thing"],
         ),
         ({"rotary_pct": 0.5, "partial_rotary_factor": 0.25}, ["mean the same thing"]),
         ({"rope_parameters": {"sliding_atention": {"rope_theta": 1.0}}}, ["did you mean 'sliding_attention'?"]),
-        ({"rope_parameters": {"sliding_attention": {}, "rope_theta": 1.0}}, ["hold dicts beside plain values"]),
+        (
+            {"rope_parameters": {"sliding_attention": {}, "rope_theta": 1.0}},
+            ["mix dicts (sliding_attention) and plain values"],
+        ),
         ({"rope_parameters": [1]}, ["must be a dict"]),
-        ({"model_type": "gpt2"}, ["nothing says that model_type='gpt2' is rotary"]),
-        ({"model_type": "llava", "text_config": {}}, ["It has a text_config: pass that."]),
-        ({"model_type": "gpt_oss"}, ["stretches its frequencies by default"]),
-        ({"model_type": "nanochat", "rope_theta": 1e4}, ["the other way round"]),
+        ({"model_type": "gpt2"}, ["no RoPE parameters in this config (model_type='gpt2')"]),
+        ({"model_type": "llava", "text_config": {}}, ["The config has a text_config: pass that."]),
+        ({"model_type": "gpt_oss"}, ["scales its frequencies by default"]),
+        ({"model_type": "nanochat", "rope_theta": 1e4}, ["by the negative angle"]),
         ({"model_type": "falcon", "alibi": True, "rope_theta": 1e4}, ["alibi=True"]),
         (
             LLAMA | {"max_position_embeddings": "4k", "rope_theta": 1e4},
-            ["max_position_embeddings='4k' must be a whole number"],
+            ["max_position_embeddings='4k' must be a positive integer"],
         ),
         (
             {"rope_parameters": {"full_attention": {"rope_type": "x"}, "sliding_attention": {"factor": 2}}},
-            ["full_attention: no rope_type 'x'", "sliding_attention: factor is unknown"],
+            ["full_attention: unknown rope_type 'x'", "sliding_attention: factor is unknown"],
         ),
     ],
 )
-def test_configs_that_cannot_be(config: Dict, words: list[str]) -> None:
+def test_invalid_configs(config: Dict, words: list[str]) -> None:
     with pytest.raises(RopeError) as caught:
         from_hf(config)
     assert len(caught.value.problems) == len(words), caught.value
@@ -321,7 +327,7 @@ def test_configs_that_cannot_be(config: Dict, words: list[str]) -> None:
 
 
 def test_frequencies_of_one_dict_only() -> None:
-    with pytest.raises(RopeError, match="pass those of one layer type, of sliding_attention, full_attention"):
+    with pytest.raises(RopeError, match="Pass those of one type: sliding_attention, full_attention"):
         inverse_frequencies(TWO, 64)
-    with pytest.raises(RopeError, match="of head_dim=2 channels would turn"):
+    with pytest.raises(RopeError, match=r"rotary width is 1 \(head_dim=2\)"):
         inverse_frequencies({"partial_rotary_factor": 0.5}, 2)

@@ -1,4 +1,4 @@
-"""Frequencies from Hugging Face's dicts against transformers, over random parameters; its known faults the right way round."""
+"""Frequencies from Hugging Face's dicts against transformers, over random parameters; with its known bugs fixed."""
 
 import random
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from x_positional.pretrained.rope import from_hf, inverse_frequencies, to_hf
-from x_positional.pretrained.rope.parameters import COMMON
+from x_positional.pretrained.rope.parameters import COMMON_KEYS
 
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers")
 from transformers import (  # noqa: E402
@@ -36,7 +36,7 @@ def width_of(head_dim: int, parameters: Dict) -> int:
 
 
 def sometimes(draw: random.Random, parameters: Dict) -> Dict:
-    """Each of these keys is there or not."""
+    """Each of these keys is present or absent."""
     return {key: value for key, value in parameters.items() if draw.random() < 0.5}
 
 
@@ -128,7 +128,7 @@ def relative(got: Tensor, want: Tensor) -> float:
 
 
 class InFloat64:
-    """torch, but asked for float32 it gives float64."""
+    """torch, but float64 where float32 is requested."""
 
     float = float32 = torch.float64
 
@@ -138,7 +138,7 @@ class InFloat64:
 
 @pytest.mark.parametrize("kind", DRAWS)
 def test_every_type_over_random_parameters(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their functions in float64, so that what is compared is the formula."""
+    """transformers' functions in float64, so that formulas are compared and not rounding."""
     monkeypatch.setattr(modeling_rope_utils, "torch", InFloat64())
     draw = random.Random(kind)
     for _ in range(SETS):
@@ -162,7 +162,7 @@ def test_every_type_as_it_runs(kind: str) -> None:
         if kind not in ("yarn", "llama3"):
             assert relative(inv_freq, want) <= BOUND, case
             continue
-        common = {key: value for key, value in case[0].items() if key in COMMON} | {"rope_type": "default"}
+        common = {key: value for key, value in case[0].items() if key in COMMON_KEYS} | {"rope_type": "default"}
         plain, _ = inverse_frequencies(common, case[1])
         assert ((inv_freq - want).abs() <= BOUND * plain).all(), case
 
@@ -178,7 +178,7 @@ def test_default(head_dim: int, theta: float) -> None:
 
 
 def test_ntk_alpha() -> None:
-    """HunYuan's files say `dynamic`, and their other keys change nothing."""
+    """HunYuan's files have type `dynamic`; their other keys have no effect."""
     draw = random.Random("alpha")
     for _ in range(SETS):
         head_dim, alpha = draw.choice([64, 96, 128]), draw.choice([1000.0, 0.5, draw.uniform(1, 5000)])
@@ -192,7 +192,7 @@ def test_ntk_alpha() -> None:
 
 
 def test_a_nested_truncate_is_read_where_it_stands() -> None:
-    """transformers looks for YaRN's truncate at the top, so one layer type's own is lost there."""
+    """transformers reads YaRN's truncate at the top level only, and ignores it in a layer type's dict."""
     yarn = ROPE_INIT_FUNCTIONS["yarn"]
     scaled = {"rope_type": "yarn", "rope_theta": 1.5e5, "factor": 32.0, "original_max_position_embeddings": 4096}
     kept, size = scaled | {"truncate": False}, {"hidden_size": 256, "num_attention_heads": 4}
@@ -222,7 +222,7 @@ PHIMOE = {
 
 
 def test_phimoe_turns_long_texts_by_the_long_factors() -> None:
-    """transformers changes only the multiplier there: its table stays that of short texts."""
+    """transformers changes only the attention factor there; its frequencies stay those of short sequences."""
     config = PhimoeConfig(
         hidden_size=64,
         num_attention_heads=4,

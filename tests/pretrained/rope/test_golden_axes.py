@@ -24,7 +24,7 @@ BOUND = 2e-4  # there angles are float32: off by 1e-7 of some thousand radians
 
 
 def positions(T: int = 9) -> Tensor:
-    """[3 1 T] whole numbers in no order, the text at the end the same on every axis."""
+    """[3 1 T] integers in no order, the text at the end the same on every axis."""
     at = torch.randint(0, 2000, (3, 1, T), generator=torch.Generator().manual_seed(2))
     at[:, :, -2:] = torch.tensor([2001, 2002])
     return at
@@ -125,7 +125,7 @@ def test_a_family_turns_as_transformers_does(module: str, prefix: str, rope: Dic
 def test_sections_are_read(config: Dict, rope: Rope) -> None:
     assert from_hf(config) == rope
     text = rope.model_copy(update={"sections": None, "section_order": "contiguous"})
-    assert from_hf(config, elsewhere=("mrope_section",)) == text
+    assert from_hf(config, ignore=("mrope_section",)) == text
 
 
 @pytest.mark.parametrize("order", ["contiguous", "interleaved"])
@@ -140,18 +140,18 @@ def test_there_and_back(order: str) -> None:
     ("config", "words"),
     [
         ({"type": "mrope", "mrope_section": 16}, "mrope_section=16 must be a list"),
-        ({"type": "mrope", "mrope_section": [64]}, "two or more whole numbers"),
-        ({"type": "mrope", "mrope_section": [16, 24.5, 24]}, "two or more whole numbers"),
-        ({"type": "mrope", "mrope_section": [16, True, 24]}, "two or more whole numbers"),
+        ({"type": "mrope", "mrope_section": [64]}, "two or more positive integers"),
+        ({"type": "mrope", "mrope_section": [16, 24.5, 24]}, "two or more positive integers"),
+        ({"type": "mrope", "mrope_section": [16, True, 24]}, "two or more positive integers"),
         (
             {"head_dim": 64, "rope_parameters": {"type": "mrope", "mrope_section": [16, 24, 24]}},
-            "sum to 64, and 32 pairs turn",
+            "sum to 64, and there are 32 pairs",
         ),
         (
             {"head_dim": 128, "rope_parameters": {"mrope_section": [16, 24, 24], "mrope_interleaved": True}},
             "which needs 72 pairs",
         ),
-        ({"type": "xdrope", "alpha": 1000.0, "xdrope_section": [16, 16, 16, 16]}, "splits channels, and not pairs"),
+        ({"type": "xdrope", "alpha": 1000.0, "xdrope_section": [16, 16, 16, 16]}, "splits channels, not pairs"),
         ({"model_type": "hunyuan_vl_text"}, "splits channels, not pairs"),
     ],
 )
@@ -162,9 +162,9 @@ def test_what_is_refused(config: Dict, words: str) -> None:
 
 def test_what_can_be_left_out() -> None:
     cut = {"type": "xdrope", "alpha": 1000.0, "xdrope_section": [16, 16, 16, 16]}
-    assert from_hf(cut, elsewhere=("xdrope_section",)) == Rope(scaling=NtkAlpha(alpha=1000))
+    assert from_hf(cut, ignore=("xdrope_section",)) == Rope(scaling=NtkAlpha(alpha=1000))
     size = {"head_dim": 64, "rope_parameters": {"type": "mrope", "mrope_section": [16, 24, 24]}}
-    assert from_hf(size, elsewhere=("mrope_section",)) == Rope()
+    assert from_hf(size, ignore=("mrope_section",)) == Rope()
 
 
 @pytest.mark.parametrize(

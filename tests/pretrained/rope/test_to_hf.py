@@ -77,13 +77,16 @@ def test_old_fields_become_scalings() -> None:
 @pytest.mark.parametrize(
     ("rope", "words"),
     [
-        (XPos(), "xpos has no such form"),
+        (XPos(), "position='xpos' cannot be written"),
         (Rope(heads=2), "heads=2"),
-        (Rope(interpolation_factor=2.0, base_rescale_factor=2.0), "room for one"),
+        (Rope(interpolation_factor=2.0, base_rescale_factor=2.0), "holds only one"),
         (Rope(base_rescale_factor=0.5), "below 1"),
-        (Rope(fraction=0.5, scaling=Proportional(fraction=0.5)), "one key holds both"),
-        ({"full_attention": Rope(interleaved=True), "sliding_attention": Rope()}, "rope_interleave stands once"),
-        ({"full_attention": Rope(dim=2), "sliding_attention": Rope()}, "rotary_dim stands once"),
+        (Rope(fraction=0.5, scaling=Proportional(fraction=0.5)), "both are partial_rotary_factor"),
+        (
+            {"full_attention": Rope(interleaved=True), "sliding_attention": Rope()},
+            "rope_interleave is one key for all layer types",
+        ),
+        ({"full_attention": Rope(dim=2), "sliding_attention": Rope()}, "rotary_dim is one key for all layer types"),
     ],
 )
 def test_what_has_no_such_form(rope: Rope, words: str) -> None:
@@ -92,7 +95,7 @@ def test_what_has_no_such_form(rope: Rope, words: str) -> None:
 
 
 def test_random_parameters_there_and_back() -> None:
-    """What comes back has the same frequencies, whatever was left out."""
+    """Frequencies are the same after a round trip, whichever keys were left out."""
     draw = random.Random(0)
     for _ in range(100):
         parameters: Dict = {"rope_type": "yarn", "factor": draw.choice([None, draw.uniform(1, 40)])}

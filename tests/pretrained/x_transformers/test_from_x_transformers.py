@@ -1,4 +1,4 @@
-"""Living models of x-transformers become ours: what they still know of their flags, and equal outputs."""
+"""Instances of x-transformers models are converted: their flags are read correctly, and outputs are equal."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ IDS = torch.randint(0, 11, (3, 7), generator=torch.Generator().manual_seed(3))
 KEEP = torch.arange(7) < torch.tensor([[7], [4], [6]])
 
 
-def living(kind: str = "Decoder", wrapper: dict[str, Any] | None = None, **layers: Any) -> Any:
+def perturbed_model(kind: str = "Decoder", wrapper: dict[str, Any] | None = None, **layers: Any) -> Any:
     """Their language model, perturbed."""
     stack = getattr(xt, kind)(**{**SHAPE, **layers})
     return moved(xt.TransformerWrapper(num_tokens=11, max_seq_len=24, attn_layers=stack, **(wrapper or {})))
@@ -42,7 +42,7 @@ def moved(model: nn.Module) -> Any:
 
 @torch.no_grad()
 def assert_equal(theirs: Any, *args: Tensor, **more: Tensor) -> Any:
-    """Ours of a living model, after its outputs are those of theirs."""
+    """The converted model, after checking that outputs are equal."""
     ours = from_x_transformers(theirs)
     expected = theirs(*args, **more)
     assert expected.std() > 0.1, "outputs this flat would hide a difference"
@@ -61,8 +61,8 @@ def all_flags() -> list[Any]:
 
 
 @pytest.mark.parametrize(("kind", "flags"), all_flags())
-def test_a_living_model_knows_its_flags(kind: str, flags: dict[str, Any]) -> None:
-    """Ours of a living model and ours of the keywords it was made with compute the same, and what theirs computes."""
+def test_flags_of_an_instance_are_read(kind: str, flags: dict[str, Any]) -> None:
+    """Conversion of the instance and of its keywords gives the same config, and the outputs of x-transformers."""
     torch.manual_seed(5)
     theirs = moved(build(xt, kind, flags))
     tokens, more = inputs(kind == "CrossAttender" or "cross_attend" in flags)
@@ -134,7 +134,7 @@ def test_encoder_decoder(tied: bool) -> None:
 @pytest.mark.parametrize("name", ["rotary", "alibi", "t5", "dynamic", "cope", "absolute", "polar", "scaled sinusoidal"])
 def test_greedy_tokens(name: str) -> None:
     theirs = xt.AutoregressiveWrapper(
-        living(**{k: v for k, v in POSITIONS[name].items() if k[:3] not in ("use", "sca")}), pad_value=2
+        perturbed_model(**{k: v for k, v in POSITIONS[name].items() if k[:3] not in ("use", "sca")}), pad_value=2
     )
     ours = from_x_transformers(theirs)
     new = [model.generate(IDS[:, :5], 12, temperature=0.0) for model in (theirs, ours)]
@@ -143,18 +143,18 @@ def test_greedy_tokens(name: str) -> None:
 
 
 def test_one_head_has_no_projection_there_and_the_identity_here() -> None:
-    ours = assert_equal(living(heads=1, attn_dim_head=18, rotary_pos_emb=True), IDS)
+    ours = assert_equal(perturbed_model(heads=1, attn_dim_head=18, rotary_pos_emb=True), IDS)
     assert torch.equal(ours.attn_layers.blocks[0].attn.to_out.weight, torch.eye(18))
-    assert_equal(living(attn_dim_head=6, attn_project_out=False), IDS)
-    cross = living(heads=1, attn_dim_head=18, cross_attend=True)
+    assert_equal(perturbed_model(attn_dim_head=6, attn_project_out=False), IDS)
+    cross = perturbed_model(heads=1, attn_dim_head=18, cross_attend=True)
     assert_equal(cross, IDS, context=FLOATS)
 
 
 def test_other_wrappings() -> None:
-    assert_equal(living("Encoder", {"return_only_embed": True}), IDS)
-    assert_equal(living(cross_attend=True, cross_attn_dim_context=5), IDS, context=NARROW)
-    assert_equal(living(disable_abs_pos_emb=True), IDS)
-    assert_equal(living(wrapper={"tie_embedding": True, "tie_embedding_scale": 0.5}), IDS)
+    assert_equal(perturbed_model("Encoder", {"return_only_embed": True}), IDS)
+    assert_equal(perturbed_model(cross_attend=True, cross_attn_dim_context=5), IDS, context=NARROW)
+    assert_equal(perturbed_model(disable_abs_pos_emb=True), IDS)
+    assert_equal(perturbed_model(wrapper={"tie_embedding": True, "tie_embedding_scale": 0.5}), IDS)
     stack = xt.x_transformers.AttentionLayers(**SHAPE, causal=True)
     assert_equal(moved(xt.TransformerWrapper(num_tokens=11, max_seq_len=24, attn_layers=stack)), IDS)
 
@@ -170,18 +170,18 @@ def test_numbers_are_those_that_were_given() -> None:
         "attn_max_attend_past": 0,
         "attn_flash": True,
     }
-    told = form_of(living(wrapper={"emb_dropout": 0.375}, **layers))
+    told = form_of(perturbed_model(wrapper={"emb_dropout": 0.375}, **layers))
     shape = {name: value for name, value in SHAPE.items() if name != "verbose"}
     inner = {"num_tokens": 11, "max_seq_len": 24, "emb_dropout": 0.375, "attn_layers": {"Decoder": {**shape, **layers}}}
     assert told == {"TransformerWrapper": inner}
     fewer = {"alibi_pos_bias": True, "alibi_num_heads": 1, "rel_pos_kwargs": {"slopes": [0.7, 0.3]}}
-    assert_equal(living(**fewer), IDS)  # there slopes count, whatever alibi_num_heads says
+    assert_equal(perturbed_model(**fewer), IDS)  # there slopes count, whatever alibi_num_heads says
     slopes = {"alibi_pos_bias": True, "rel_pos_kwargs": {"slopes": [0.7, 0.3, 0.1]}}
-    assert form_of(living(**slopes))["TransformerWrapper"]["attn_layers"]["Decoder"].items() >= slopes.items()
+    assert form_of(perturbed_model(**slopes))["TransformerWrapper"]["attn_layers"]["Decoder"].items() >= slopes.items()
 
 
 def test_dtype_training_and_gradients() -> None:
-    theirs = living(rotary_pos_emb=True).double().train()
+    theirs = perturbed_model(rotary_pos_emb=True).double().train()
     ours = from_x_transformers(theirs)
     assert ours.training
     assert {p.dtype for p in ours.parameters()} == {torch.float64}
@@ -191,7 +191,7 @@ def test_dtype_training_and_gradients() -> None:
 
 
 def test_copies_do_not_follow() -> None:
-    theirs = living()
+    theirs = perturbed_model()
     ours = from_x_transformers(theirs)
     with torch.no_grad():
         before = ours(IDS)

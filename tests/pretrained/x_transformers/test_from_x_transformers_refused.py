@@ -1,4 +1,4 @@
-"""What of x-transformers cannot become ours: every flag that a living model shows is named, and nothing is silent."""
+"""What cannot be converted: every unsupported flag of an instance is named, and nothing is dropped silently."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 import x_transformers as xt
 from torch import nn
 
-from tests.pretrained.x_transformers.test_from_x_transformers import IDS, SHAPE, living
+from tests.pretrained.x_transformers.test_from_x_transformers import IDS, SHAPE, perturbed_model
 from tests.support.rounding import assert_same
 from x_positional import ConversionError, from_x_transformers
 from x_positional.pretrained.x_transformers import form_of
@@ -76,9 +76,9 @@ LAYERS: dict[str, Any] = {
     "sandwich_coef": 1,
     "par_ratio": 4,
 }
-"""A value that asks for each."""
+"""Flag -> a value that enables it."""
 SHOWN_AS = dict.fromkeys(("sandwich_coef", "par_ratio"), "custom_layers")
-"""Flags that are only another way to say another one."""
+"""Flags that are another form of a second flag -> the second flag."""
 DETAILS: dict[str, dict[str, Any]] = {
     "attn_qk_norm_groups": {"attn_qk_norm": True, "attn_qk_norm_groups": 2},
     "attn_qk_norm_dim_scale": {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True},
@@ -135,7 +135,7 @@ def problems_of(model: nn.Module) -> str:
 
 
 @pytest.mark.parametrize("name", [*LAYERS, *DETAILS])
-def test_a_flag_of_layers_that_is_not_had_is_named(name: str) -> None:
+def test_an_unsupported_flag_of_layers_is_named(name: str) -> None:
     flags = DETAILS.get(name, {name: LAYERS.get(name)})
     if name == "custom_layers":
         flags = {**flags, "depth": None}
@@ -144,8 +144,8 @@ def test_a_flag_of_layers_that_is_not_had_is_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WRAPPER)
-def test_a_flag_of_a_wrapper_that_is_not_had_is_named(name: str) -> None:
-    assert name in problems_of(living(wrapper={name: WRAPPER[name]}))
+def test_an_unsupported_flag_of_a_wrapper_is_named(name: str) -> None:
+    assert name in problems_of(perturbed_model(wrapper={name: WRAPPER[name]}))
 
 
 @pytest.mark.parametrize(
@@ -179,17 +179,19 @@ def test_a_flag_of_a_wrapper_that_is_not_had_is_named(name: str) -> None:
         ),
     ],
 )
-def test_a_flag_of_another_wrapper_is_named(made: Any, name: str) -> None:
+def test_an_unsupported_flag_of_another_wrapper_is_named(made: Any, name: str) -> None:
     assert name in problems_of(made(xt.Decoder(**SHAPE)))
 
 
-def test_every_problem_is_told_at_once() -> None:
-    told = problems_of(living(macaron=False, attn_laser=True, softclamp_output=True, wrapper={"recycling": True}))
+def test_every_problem_is_reported_at_once() -> None:
+    told = problems_of(
+        perturbed_model(macaron=False, attn_laser=True, softclamp_output=True, wrapper={"recycling": True})
+    )
     assert all(name in told for name in ("attn_laser", "softclamp_output", "recycling"))
 
 
 class Changed(xt.Decoder):
-    """A class of one's own."""
+    """A subclass."""
 
 
 def _table_turned(model: Any) -> None:
@@ -202,8 +204,8 @@ def _shared(model: Any) -> None:
 
 TAMPERED = {
     "a value": (lambda m: setattr(m.attn_layers, "temperature", 3.0), "temperature"),
-    "a module": (lambda m: setattr(m.attn_layers.layers[0][1], "gate", nn.Linear(3, 3)), "has gate"),
-    "a method": (lambda m: setattr(m, "forward", lambda x: x), "has forward"),
+    "a module": (lambda m: setattr(m.attn_layers.layers[0][1], "gate", nn.Linear(3, 3)), "unknown attributes: gate"),
+    "a method": (lambda m: setattr(m, "forward", lambda x: x), "unknown attributes: forward"),
     "a hook": (lambda m: m.attn_layers.register_forward_hook(lambda *a: None), "hooks"),
     "a wrapped part": (lambda m: setattr(m.attn_layers.layers[0][1], "split_q_heads", nn.Tanh()), "torch.Tanh"),
     "another class": (lambda m: setattr(m, "attn_layers", Changed(**SHAPE)), "Changed"),
@@ -212,15 +214,18 @@ TAMPERED = {
     "eps": (lambda m: setattr(m.attn_layers.final_norm.ln, "eps", 0.1), "final_norm.ln"),
     "one offset": (lambda m: setattr(m.attn_layers.final_norm, "unit_offset", False), "unit offset"),
     "a table": (_table_turned, "rotary_base_rescale_factor"),
-    "shared weights": (_shared, "are one parameter"),
+    "shared weights": (_shared, "share one parameter"),
     "gelu": (lambda m: setattr(m.attn_layers.layers[1][1].ff[0][1], "approximate", "tanh"), "ff_custom_activation"),
-    "a bias": (lambda m: setattr(m.attn_layers.layers[0][1], "to_q", nn.Linear(18, 24)), "to_q.bias has no place"),
+    "a bias": (
+        lambda m: setattr(m.attn_layers.layers[0][1], "to_q", nn.Linear(18, 24)),
+        "unexpected tensor attn_layers.layers.0.1.to_q.bias",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", TAMPERED)
 def test_what_was_changed_by_hand_is_refused(name: str) -> None:
-    model = living(rotary_pos_emb=True)
+    model = perturbed_model(rotary_pos_emb=True)
     change, told = TAMPERED[name]
     change(model)
     assert told in problems_of(model)
@@ -228,25 +233,28 @@ def test_what_was_changed_by_hand_is_refused(name: str) -> None:
 
 def test_other_modules_are_refused() -> None:
     assert "torch.Linear" in problems_of(nn.Linear(3, 3))
-    assert "which is not understood" in problems_of(
+    assert "which is unsupported" in problems_of(
         xt.MultiInputTransformerWrapper(num_tokens={"a": 3}, max_seq_len=4, attn_layers=xt.Decoder(**SHAPE))
     )
 
 
 def changed_state(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    model = living(rotary_pos_emb=True)
+    model = perturbed_model(rotary_pos_emb=True)
     return form_of(model), {n: t for n, t in {**model.state_dict(), **changes}.items() if t is not None}
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"attn_layers.extra.weight": torch.zeros(3)}, r"attn_layers\.extra\.weight has no place"),
-        ({"to_logits.weight": None}, r"nothing of the state dict is to_logits\.weight"),
+        ({"attn_layers.extra.weight": torch.zeros(3)}, r"unexpected tensor attn_layers\.extra\.weight"),
+        ({"to_logits.weight": None}, r"no tensor of the state dict maps to parameter to_logits\.weight"),
         ({"attn_layers.layers.0.1.to_k.weight": None}, r"blocks\.0\.attn\.to_qkv\.weight"),
-        ({"token_emb.emb.weight": torch.zeros(3, 18)}, r"token_emb\.weight is \[11, 18\] here, .* \[3, 18\]"),
-        ({"attn_layers.rotary_pos_emb.inv_freq": torch.ones(2)}, "other frequencies than the flags say"),
-        ({"attn_layers.layers.9.1.to_out.weight": torch.zeros(18, 24)}, "is for no parameter|no place"),
+        (
+            {"token_emb.emb.weight": torch.zeros(3, 18)},
+            r"token_emb\.weight: \[11, 18\] in the model, \[3, 18\] in the state dict",
+        ),
+        ({"attn_layers.rotary_pos_emb.inv_freq": torch.ones(2)}, "other frequencies than the keywords give"),
+        ({"attn_layers.layers.9.1.to_out.weight": torch.zeros(18, 24)}, "unexpected weights for|unexpected tensor"),
     ],
 )
 def test_a_state_dict_that_does_not_fit_is_refused(changes: dict[str, Any], told: str) -> None:
@@ -257,9 +265,9 @@ def test_a_state_dict_that_does_not_fit_is_refused(changes: dict[str, Any], told
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ({"attn_layers": {"Decoder": {"dim": 18, "depth": 2, "position": "rope"}}}, "position is no keyword"),
+        ({"attn_layers": {"Decoder": {"dim": 18, "depth": 2, "position": "rope"}}}, "position is not a keyword"),
         ({"attn_layers": {"Decoder": {"dim": 18, "depth": 2, "rotary": True}}}, "rotary is not a flag"),
-        ({"attn_layers": {"PrefixDecoder": {"dim": 18, "depth": 2}}}, "not the form of a model"),
+        ({"attn_layers": {"PrefixDecoder": {"dim": 18, "depth": 2}}}, "not a model form"),
         ({"attn_layers": {"Decoder": {"depth": 2}}}, "dim is missing"),
         ({"attn_layers": {"Decoder": {"dim": 18, "depth": 2}}, "num_tokens": None}, "num_tokens is missing"),
     ],
@@ -271,12 +279,12 @@ def test_keywords_that_are_wrong_are_named(flags: dict[str, Any], told: str) -> 
 
 
 def test_what_is_given_together() -> None:
-    model = living()
-    with pytest.raises(ConversionError, match="give state_dict="):
+    model = perturbed_model()
+    with pytest.raises(ConversionError, match="pass the weights as state_dict="):
         from_x_transformers(form_of(model))
-    with pytest.raises(ConversionError, match="its own weights"):
+    with pytest.raises(ConversionError, match="already has weights"):
         from_x_transformers(model, model.state_dict())
-    with pytest.raises(ConversionError, match="not the form of a model"):
+    with pytest.raises(ConversionError, match="not a model form"):
         from_x_transformers({"num_tokens": 3, "max_seq_len": 4}, {})
 
 
@@ -287,7 +295,7 @@ def test_what_only_new_weights_see_is_fine() -> None:
         "zero_init_branch_output": True,
         "depth_scale_residual": True,
     }
-    model = living(**flags)
+    model = perturbed_model(**flags)
     form = {"TransformerWrapper": {"num_tokens": 11, "max_seq_len": 24, "attn_layers": {"Decoder": {**SHAPE, **flags}}}}
     with torch.no_grad():
         for ours in (from_x_transformers(model), from_x_transformers(form, model.state_dict())):

@@ -10,7 +10,7 @@ from x_positional import from_x_transformers
 
 LAYERS = {"dim": 40, "depth": 2, "heads": 6, "attn_dim_head": 12}
 SIZE, PATCH, CLASSES = (16, 16), 4, 7
-"""4 x 4 patches: theirs knows squares alone."""
+"""4 x 4 patches: x-transformers supports squares only."""
 
 CASES = {
     "the table alone": ({}, {}),
@@ -28,7 +28,7 @@ CASES = {
 
 
 def pair(layers: dict, wrapper: dict):
-    """Theirs, perturbed, and ours with its weights. Theirs always adds the table, beside a scheme too."""
+    """The x-transformers model, perturbed, and its conversion. It always adds the position table, also with a scheme."""
     torch.manual_seed(3)
     settings = {"num_classes": CLASSES, **wrapper}
     theirs = xt.ViTransformerWrapper(

@@ -143,14 +143,14 @@ def build(library: Any, kind: str, flags: dict[str, Any]) -> Any:
 
 
 def form(kind: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """What a model was made with, as `from_x_transformers` reads it."""
+    """The form of a model, as `from_x_transformers` takes it."""
     wrapper = {name: value for name, value in flags.items() if name in WRAPPER}
     layers = {name: value for name, value in flags.items() if name not in WRAPPER}
     return {"TransformerWrapper": {**SIZES, **wrapper, "attn_layers": {kind: {**SHAPE, **layers}}}}
 
 
 def pair(kind: str, flags: dict[str, Any], ours: Only = None) -> tuple[Any, xp.TransformerWrapper]:
-    """Their model, perturbed, and ours of the same keywords with its weights; `ours` are keywords for ours alone."""
+    """The x-transformers model, perturbed, and its conversion; `ours` are keywords for the conversion alone."""
     torch.manual_seed(5)
     model = build(xt, kind, flags)
     perturb(model)
@@ -190,7 +190,7 @@ def without_positions(model: xp.TransformerWrapper) -> xp.TransformerWrapper:
 
 
 def cases(table: dict[str, dict[str, Any]], *kinds: str) -> Any:
-    """Each case for each kind of stack that can have it."""
+    """Each case for each kind of stack that supports it."""
     return pytest.mark.parametrize(
         ("kind", "flags"),
         [
@@ -235,14 +235,14 @@ def test_cross_attention(kind: str, flags: dict[str, Any]) -> None:
 
 
 def test_a_bounded_past_is_for_self_attention() -> None:
-    """Theirs bounds cross-attention too, by distances between two different sequences, unless it is told not to."""
+    """x-transformers also bounds cross-attention, by distances between two sequences, unless it is turned off."""
     flags = {"cross_attend": True, "attn_max_attend_past": 3, "cross_attn_max_attend_past": None}
     check(*pair("Decoder", flags), crosses=True)
 
 
 @pytest.mark.parametrize("slopes", [None, [0.9, 0.5, 0.3, 0.2, 0.1, 0.05]])
 def test_alibi_with_grouped_heads_gets_the_slopes_of_its_order(slopes: list[float] | None) -> None:
-    """Slopes belong to heads, and grouped heads come in another order here."""
+    """Slopes are reordered with the grouped heads."""
     own = {} if slopes is None else {"rel_pos_kwargs": {"slopes": slopes}}
     check(*pair("Decoder", {"alibi_pos_bias": True, "attn_kv_heads": 2, **own, **OFF}))
 
@@ -269,7 +269,7 @@ def test_right_padding_in_an_encoder(name: str) -> None:
 
 
 def random_flags(seed: int) -> tuple[str, dict[str, Any]]:
-    """One of each group of flags that have nothing to do with each other."""
+    """A random choice from each group of independent flags."""
     draw = random.Random(seed)
     kind = draw.choice(["Decoder", "Decoder", "Encoder"])
     groups = [

@@ -93,7 +93,7 @@ def test_an_explicit_length_wins(kind: str, cache_kv: bool) -> None:
     AutoregressiveWrapper(net).generate(prompt, 9, filter_logits_fn=seen, cache_kv=cache_kv)
     with torch.no_grad():
         equal(seen.logits[0], net(torch.cat([prompt, more])[None])[0, -10:-1])
-    with pytest.raises(InputError, match="RotaryEmbedding does not ask"):
+    with pytest.raises(InputError, match="RopeEmbedding does not ask"):
         net.new_cache(1, final_lengths=torch.tensor([12]))
 
 

@@ -131,15 +131,15 @@ def dims(head_dim: int = HEAD_DIM) -> Dims:
 @pytest.mark.parametrize(
     ("config", "head_dim", "words"),
     [
-        (Axial(), 10, "10 channels of each head would turn; 2 axes .* multiple of 4 from 4 to head_dim=10. Set dim=8"),
+        (Axial(), 10, "rotary width is 10 \\(head_dim=10\\); 2 axes .* multiple of 4 up to head_dim. Set dim=8"),
         (Axial(axes=3), 64, "multiple of 6 .* Set dim=60"),
-        (Axial(dim=16), 12, "16 channels .* Set dim=12"),
-        (Axial(dim=0), 12, "0 channels"),
+        (Axial(dim=16), 12, "rotary width is 16 .* Set dim=12"),
+        (Axial(dim=0), 12, "rotary width is 0 "),
         (Axial(axes=3), 4, "Use fewer axes"),
         (Axial(freqs="pixel", theta=100.0), 12, "theta=100 is for freqs='lang'"),
         (Axial(max_freq=256.0), 12, "max_freq=256 is for freqs='pixel'"),
-        (Axial(theta=100.0, dim=4), 12, "theta=100 changes nothing"),
-        (Axial(freqs="pixel", max_freq=256.0, axes=3), 6, "max_freq=256 changes nothing"),
+        (Axial(theta=100.0, dim=4), 12, "theta=100 has no effect"),
+        (Axial(freqs="pixel", max_freq=256.0, axes=3), 6, "max_freq=256 has no effect"),
     ],
 )
 def test_what_cannot_work(config: Axial, head_dim: int, words: str) -> None:

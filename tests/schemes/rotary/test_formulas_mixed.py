@@ -158,7 +158,7 @@ def test_without_axes_a_position_is_the_same_on_every_axis() -> None:
 
 def test_what_cannot_work() -> None:
     (problem,) = Mixed().problems(dims(10))
-    assert re.search("mixed: 10 channels .* multiple of 4 .* Set dim=8", problem)
+    assert re.search("mixed: rotary width is 10 .* multiple of 4 .* Set dim=8", problem)
     assert Mixed(dim=8).problems(dims(10)) == []
     with pytest.raises(PositionError, match="positions have 3 axes, and 2 are needed"):
         MixedEmbedding(12, 2, 2).tables(torch.zeros(1, 4, 3))

@@ -210,14 +210,14 @@ def test_angles_of_a_narrow_model(dtype: torch.dtype, order: str) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (Rope(sections=(4, 4, 3)), r"sections=\(4, 4, 3\) sum to 11, and 12 pairs turn. Make them sum to 12"),
-        (Rope(sections=(4, 4, 4), dim=16), "sum to 12, and 8 pairs turn"),
+        (Rope(sections=(4, 4, 3)), r"sections=\(4, 4, 3\) sum to 11, and there are 12 pairs. Make them sum to 12"),
+        (Rope(sections=(4, 4, 4), dim=16), "sum to 12, and there are 8 pairs"),
         (Rope(sections=(12,)), "two or more numbers above 0"),
         (Rope(sections=(12, 0)), "two or more numbers above 0"),
         (Rope(sections=(2, 5, 5), section_order="interleaved"), "which needs 15 pairs. Give axis 0 a larger section"),
         (Rope(sections=(2, 4, 6), section_order="video"), r"sections must be equal. Use \(2, 5, 5\)"),
-        (Rope(section_order="video"), "there are no sections. Give sections"),
-        (XPos(sections=(4, 4, 4)), "scores decay with one distance. Use rope"),
+        (Rope(section_order="video"), "needs sections. Set sections"),
+        (XPos(sections=(4, 4, 4)), "the decay needs a single distance. Use rope"),
     ],
 )
 def test_what_cannot_work(config: Rope, words: str) -> None:
@@ -229,7 +229,7 @@ def test_positions_with_other_axes_are_refused() -> None:
     stack = Decoder(dim=24, depth=2, heads=2, attn_dim_head=24, position=Rope(sections=(4, 4, 4)))
     model = TransformerWrapper(num_tokens=17, max_seq_len=32, attn_layers=stack)
     tokens = torch.zeros(2, 5, dtype=torch.long)
-    with pytest.raises(PositionError, match="positions have 2 axes, and RotaryEmbedding takes 3"):
+    with pytest.raises(PositionError, match="positions have 2 axes, and RopeEmbedding takes 3"):
         model(tokens, positions=torch.zeros(2, 5, 2))
-    with pytest.raises(PositionError, match="positions have 4 axes, and RotaryEmbedding takes 3"):
+    with pytest.raises(PositionError, match="positions have 4 axes, and RopeEmbedding takes 3"):
         model(tokens, positions=torch.zeros(2, 5, 4))

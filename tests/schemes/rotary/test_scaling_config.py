@@ -73,7 +73,7 @@ def test_values_that_no_scaling_takes(make: Callable[[], object], words: str) ->
 SHORTS = {"short_factor": (1.0, 2.0), "long_factor": (1.0, 2.0, 0.0)}
 PROBLEMS: list[tuple[Rope, list[str]]] = [
     (Rope(scaling=Yarn(factor=2, beta_fast=1, beta_slow=2, **L)), ["beta_slow=2 must be below beta_fast=1"]),
-    (Rope(scaling=Yarn(factor=2, mscale=1.0, **L)), ["mscale and mscale_all_dim count only together"]),
+    (Rope(scaling=Yarn(factor=2, mscale=1.0, **L)), ["mscale and mscale_all_dim must be set together"]),
     (Rope(scaling=Yarn(factor=2, **L), theta=1.0), ["theta=1 must be above 1"]),
     (Rope(scaling=Yarn(factor=2, original_max_position_embeddings=1)), ["the ramp would end at pair"]),
     (
@@ -85,20 +85,20 @@ PROBLEMS: list[tuple[Rope, list[str]]] = [
     (Rope(scaling=NtkAlpha(alpha=2), dim=2), ["width 2 is one pair"]),
     (
         Rope(scaling=DynamicNtk(length=4, length_policy="recompute", **L), dim=2),
-        ["length=4 is for", "width 2 is one pair"],
+        ["length=4 needs length_policy='fixed'", "width 2 is one pair"],
     ),
     (
         Rope(scaling=LongRope(**SHORTS, length=9, long_mscale=1.0, **L)),
         [
-            "short_factor has 2 numbers, and width 128 has 64 pairs",
+            "short_factor has 2 numbers; width 128 has 64 pairs",
             "long_factor has 3 numbers",
-            "long_factor holds 0",
-            "short_mscale and long_mscale belong together",
-            "the attention factor follows from factor",
+            "long_factor contains 0",
+            "short_mscale and long_mscale must be set together",
+            "the attention factor is derived from factor",
         ],
     ),
-    (Rope(scaling=Linear(factor=2), interpolation_factor=2.0), ["Give one"]),
-    (Rope(scaling=Linear(factor=2), base_rescale_factor=2.0), ["Give one"]),
+    (Rope(scaling=Linear(factor=2), interpolation_factor=2.0), ["cannot be combined with scaling 'linear'"]),
+    (Rope(scaling=Linear(factor=2), base_rescale_factor=2.0), ["cannot be combined with scaling 'linear'"]),
 ]
 
 
@@ -126,7 +126,8 @@ def test_a_length_past_what_was_stretched_is_worth_a_word() -> None:
     sizes = {"dim": 64, "depth": 1, "heads": 1, "attn_dim_head": 64, "num_tokens": 5}
     small = Rope(scaling=Yarn(factor=2, original_max_position_embeddings=100))
     assert any(
-        "stretches to 200 positions" in text for text in check(**sizes, position=small, max_seq_len=201).warnings
+        "extends the context to 200 positions" in text
+        for text in check(**sizes, position=small, max_seq_len=201).warnings
     )
     assert check(**sizes, position=small, max_seq_len=200).warnings == []
 
@@ -134,7 +135,7 @@ def test_a_length_past_what_was_stretched_is_worth_a_word() -> None:
 def test_a_scaling_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     from typing import Literal
 
-    monkeypatch.setattr("x_positional.schemes.rotary.scaling.base.SCALINGS", dict(SCALINGS))
+    monkeypatch.setattr(RopeScaling, "registry", dict(SCALINGS))
 
     class Backwards(RopeScaling):
         rope_type: Literal["backwards"] = "backwards"

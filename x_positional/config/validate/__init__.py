@@ -20,7 +20,6 @@ from x_positional.config.validate.target import AnyConfig, Stack, read_target
 from x_positional.config.vision import VisionConfig
 from x_positional.errors import BackendError, IncompatibleConfig
 from x_positional.schemes.base import Capabilities, Dims, PositionScheme
-from x_positional.schemes.compose import Chain, tells_order
 from x_positional.schemes.registry import SchemeConfig
 
 __all__ = [
@@ -173,7 +172,7 @@ def _build_lightly(part: SchemeConfig, dims: Dims) -> PositionScheme:
 def _is_blind(kind: LayerConfig, dims: Dims) -> bool:
     """Whether layers of this kind, without a causal mask, cannot tell one order of tokens from another."""
     named, unbuilt = build_parts(kind.parts, dims)
-    blank = all(scheme.causal_only and not tells_order(scheme) for _, scheme in named)
+    blank = all(scheme.causal_only and not scheme.capabilities().tells_order for _, scheme in named)
     return kind.attention_window.kept is None and not unbuilt and blank
 
 
@@ -181,7 +180,7 @@ def combined(schemes: list[PositionScheme]) -> Capabilities | None:
     """What the schemes can do together; None where they do not combine."""
     if not schemes or rules.chain_problems(schemes):
         return None
-    return (schemes[0] if len(schemes) == 1 else Chain(*schemes)).capabilities()
+    return Capabilities.combined([scheme.capabilities() for scheme in schemes])
 
 
 def _reason(case: Case, choice: Choice) -> str:

@@ -95,7 +95,7 @@ def across(problems: Sequence[str], kinds: Sequence[Report]) -> Report:
         backend=_joined(kind.backend for kind in kinds),
         reason=_joined(kind.reason for kind in kinds),
         decodes=first.decodes,
-        capabilities=_together(caps) if len(caps) == len(kinds) else None,
+        capabilities=Capabilities.combined(caps) if len(caps) == len(kinds) else None,
         past=min((kind.past for kind in kinds if kind.past is not None), key=_refusals_first, default=None),
     )
 
@@ -110,22 +110,6 @@ def _joined(texts: Iterable[str | None]) -> str | None:
 
 def _refusals_first(past: str) -> bool:
     return not past.startswith("refused")
-
-
-def _together(caps: Sequence[Capabilities]) -> Capabilities:
-    """What holds in a stack whose layers differ."""
-    kernels = [c.kernel for c in caps]
-    reading = [c for c in caps if c.uses_positions]
-    return Capabilities(
-        kernel="rows" if "rows" in kernels else "bias" if "bias" in kernels else "fused",
-        kv_cacheable=all(c.kv_cacheable for c in caps),
-        unbounded=all(c.unbounded for c in caps),
-        absolute=any(c.absolute for c in caps),
-        causal_only=all(c.causal_only for c in caps),
-        continuous=all(c.continuous for c in reading or caps),
-        uses_positions=bool(reading),
-        prefix_consistent=all(c.prefix_consistent for c in caps),
-    )
 
 
 def merged(problems: Sequence[str], stacks: dict[str, Report]) -> Report:

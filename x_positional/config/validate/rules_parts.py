@@ -7,7 +7,7 @@ import torch
 from x_positional.config.latent import MLAConfig
 from x_positional.config.validate.case import Case
 from x_positional.schemes.base import PositionScheme
-from x_positional.schemes.rotary.rotation import Turning
+from x_positional.schemes.rotary.rotation import RotationScheme
 
 
 def experts_can_be_chosen(case: Case) -> Iterator[str]:
@@ -91,7 +91,7 @@ def a_shared_key_turns_for_all_heads(case: Case) -> Iterator[str]:
     if mla is None or case.layers.kind == "cross_attender":
         return
     for name, scheme in case.named:
-        some = isinstance(scheme, Turning) and scheme.heads not in (None, case.layers.heads)
+        some = isinstance(scheme, RotationScheme) and scheme.heads not in (None, case.layers.heads)
         if some or not _turns_within(scheme, mla, case.layers.head_dim):
             yield (
                 f"position={name} beside attn.mla: only the rope_dim={mla.rope_dim} channels that heads share can turn, and only "

@@ -10,7 +10,7 @@ from x_positional.config.layers import LayersConfig, ModelConfig
 from x_positional.config.validate.case import Case, part_name
 from x_positional.config.validate.rules_layer import projections_of_positions_are_read
 from x_positional.config.vision import VisionConfig
-from x_positional.schemes.compose import chain_problems, tells_order
+from x_positional.schemes.compose import chain_problems
 from x_positional.schemes.none import NoPosition
 from x_positional.schemes.rotary.axial import Axial
 
@@ -193,7 +193,7 @@ def causal_schemes_need_a_decoder(case: Case) -> Iterator[str]:
         return
     crossing = kind == "cross_attender"  # there, what a scheme does to queries alone is given the context's positions
     undefined = case.names(
-        lambda s: s.causal_only and (tells_order(s) or (crossing and s.capabilities().uses_positions))
+        lambda s: s.causal_only and (s.capabilities().tells_order or (crossing and s.capabilities().uses_positions))
     )
     if undefined:
         yield (

@@ -10,7 +10,7 @@ from x_positional.config.validate.case import Case, part_name
 from x_positional.config.validate.report import Report
 from x_positional.config.vision import VisionConfig
 from x_positional.modules.patches import multiples
-from x_positional.schemes.base import PositionScheme
+from x_positional.schemes.base import ActsOn, PositionScheme
 from x_positional.schemes.none import NoPE
 from x_positional.schemes.rotary.mixed import MixedEmbedding
 from x_positional.schemes.rotary.rotation import RopeEmbedding
@@ -175,7 +175,8 @@ def with_table(report: Report, image: VisionConfig) -> Report:
     caps = report.capabilities
     if caps is not None:  # NoPE alone is blind to order, and the table is not
         alone = others is None
-        caps = replace(caps, absolute=True, causal_only=caps.causal_only and not alone)
+        acts_on: tuple[ActsOn, ...] = ("embeddings", *(place for place in caps.acts_on if place != "embeddings"))
+        caps = replace(caps, acts_on=acts_on, absolute=True, causal_only=caps.causal_only and not alone)
     past = (
         None
         if report.past is None

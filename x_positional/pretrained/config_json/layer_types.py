@@ -166,7 +166,7 @@ class Turns:
 
     def read(self, hf: Hf) -> Fields:
         said = {key: value for key, value in hf.items() if key not in self._ignored}
-        found = from_hf(said, elsewhere=() if self.axes else ("mrope_section",))
+        found = from_hf(said, ignore=() if self.axes else ("mrope_section",))
         depth = hf["num_hidden_layers"]
         if self.unlisted is not None:
             types = types_of(hf, self.unlisted)

@@ -1,4 +1,4 @@
-"""Rotary parameters as Hugging Face writes them, to frequencies and to `Rope` configs, and back.
+"""Reads RoPE parameters in Hugging Face's form into frequencies or `Rope` configs, and writes them back.
 
 F pairs.
 """
@@ -10,8 +10,14 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from x_positional.errors import RopeError
-from x_positional.pretrained.rope.config_json import Written, written
-from x_positional.pretrained.rope.parameters import BEYOND, Around, Parameters, read, write
+from x_positional.pretrained.rope.config_json import RopeSource, read_config_json
+from x_positional.pretrained.rope.parameters import (
+    UNSUPPORTED,
+    ConfigContext,
+    RopeParameters,
+    read_parameters,
+    write_parameters,
+)
 from x_positional.schemes import (
     DefaultRope,
     DynamicNtk,
@@ -63,20 +69,32 @@ def inverse_frequencies(
     max_position_embeddings: int | None = None,
     seq_len: int | None = None,
 ) -> tuple[Tensor, float]:
-    """(inv_freq [F] float32, attention_factor) of a flat dict: `rope_type` or `type`, `rope_theta`, ... as in `config.json`.
+    """Inverse frequencies and attention factor of RoPE parameters in Hugging Face's form.
 
-    F is half of int(head_dim * partial_rotary_factor), half the head for `proportional`. seq_len: the length of the text,
-    for the types that follow it (`dynamic`, `longrope`); None is a short one. Computed in float64, rounded once.
-    Raises RopeError with every problem: unknown keys (with the nearest name), missing and impossible values.
+    F is half of int(head_dim * partial_rotary_factor), or head_dim / 2 for `proportional`. Computed in float64, rounded once.
+
+    Args:
+        rope_parameters: flat dict as in `config.json`: `rope_type` or `type`, `rope_theta`, ...
+        head_dim: channels of a head.
+        max_position_embeddings: context length of the model, which some types need.
+        seq_len: sequence length, for types whose frequencies depend on it (`dynamic`, `longrope`); None: a short one.
+
+    Returns:
+        (inv_freq [F] float32, attention_factor).
+
+    Raises:
+        RopeError: with every problem: unknown keys (with the closest known one), missing and invalid values.
     """
     if any(isinstance(value, Mapping) for value in rope_parameters.values()):
         raise RopeError(
-            [f"these parameters are nested: pass those of one layer type, of {', '.join(rope_parameters)}."]
+            [f"these parameters are nested by layer type. Pass those of one type: {', '.join(rope_parameters)}."]
         )
-    found = read(rope_parameters, Around(max_position_embeddings=max_position_embeddings))
+    found = read_parameters(rope_parameters, ConfigContext(max_position_embeddings=max_position_embeddings))
     scaling, width = found.scaling or DefaultRope(), int(head_dim * (found.fraction or 1.0))
     if width < 2:
-        found.problems.append(f"{width} of head_dim={head_dim} channels would turn; pairs need 2. Raise head_dim.")
+        found.problems.append(
+            f"rotary width is {width} (head_dim={head_dim}); RoPE rotates pairs and needs at least 2 channels."
+        )
     problems = found.problems or scaling.problems(width, found.theta)
     if problems:
         raise RopeError(problems)
@@ -85,39 +103,47 @@ def inverse_frequencies(
 
 
 def from_hf(
-    config: HasDict | Mapping[str, Any], *, length: int | None = None, elsewhere: Collection[str] = ()
+    config: HasDict | Mapping[str, Any], *, length: int | None = None, ignore: Collection[str] = ()
 ) -> Rope | dict[str, Rope | NoPE]:
-    """The `Rope` of a config object of transformers, of a `config.json` as a dict, or of its rotary parameters alone; a
-    dict of them by layer type where types differ (None there is `NoPE`).
+    """The `Rope` config of a Hugging Face model.
 
-    Reads today's `rope_parameters` and the older forms: `rope_scaling`, `type`, `su`, `mrope`, theta and the rotated share
-    at the top under each of their names, local and global thetas, and what a `model_type` means without saying it.
-    `mrope_section` becomes `Rope.sections`: positions then have an axis for each, or none where it is the same on all.
-    length: of the texts to come, for `dynamic` and `longrope`: frequencies are then fixed, so keys can be cached. None
-    takes each row's own, as the published models do. elsewhere: keys whose meaning you provide by other means, or do not
-    need, such as `mrope_section` for text alone. Which layers turn (`no_rope_layers`) is up to the stack.
-    Raises RopeError with every problem at once: unknown keys, with the nearest name, and impossible values.
+    Reads `rope_parameters` and all older forms: `rope_scaling`, `type`, `su`, `mrope`, theta and rotated fraction at the
+    top level under each of their names, local and global thetas, and the defaults of each `model_type`. `mrope_section`
+    becomes `Rope.sections`: positions may then have one axis per section. Which layers use RoPE (`no_rope_layers`) is up to
+    the stack.
+
+    Args:
+        config: a config object of transformers, a `config.json` as a dict, or its RoPE parameters alone.
+        length: sequence length to fix the frequencies of `dynamic` and `longrope` for, so that keys can be cached. None:
+            frequencies follow the length of each row, as in the published models.
+        ignore: keys to ignore, because you do not need them or handle them yourself; `mrope_section` for text alone.
+
+    Returns:
+        One `Rope`, or {layer type: `Rope` or `NoPE`} where layer types differ.
+
+    Raises:
+        RopeError: with every problem: unknown keys (with the closest known one) and invalid values.
     """
-    source = written(config.to_dict() if isinstance(config, HasDict) else config, length, elsewhere)
+    source = read_config_json(config.to_dict() if isinstance(config, HasDict) else config, length, ignore)
     readings = {
-        name: None if parameters is None else read(parameters, source.around)
+        name: None if parameters is None else read_parameters(parameters, source.context)
         for name, parameters in source.layers.items()
     }
     problems = [
         f"{name}: {problem}" if name else problem
         for name, found in readings.items()
         if found is not None
-        for problem in (*found.problems, *_beyond(found, elsewhere), *_misfits(found, source, elsewhere))
+        for problem in (*found.problems, *_unsupported_problems(found, ignore), *_width_problems(found, source, ignore))
     ]
     if problems:
         raise RopeError(problems)
-    if "mrope_section" in elsewhere:
+    if "mrope_section" in ignore:
         readings = {name: found and replace(found, sections=None) for name, found in readings.items()}
     parts = {name: NoPE() if found is None else _rope(found, source) for name, found in readings.items()}
-    return parts if source.nested else _rope(readings[""] or Parameters(), source)
+    return parts if source.nested else _rope(readings[""] or RopeParameters(), source)
 
 
-def _rope(found: Parameters, source: Written) -> Rope:
+def _rope(found: RopeParameters, source: RopeSource) -> Rope:
     return Rope(
         theta=found.theta,
         dim=source.dim,
@@ -129,64 +155,70 @@ def _rope(found: Parameters, source: Written) -> Rope:
     )
 
 
-def _beyond(found: Parameters, elsewhere: Collection[str]) -> list[str]:
+def _unsupported_problems(found: RopeParameters, ignore: Collection[str]) -> list[str]:
     return [
-        f"{key}: {BEYOND[key]}, which Rope does not. If you provide it by other means, or do not need it, say "
-        f"elsewhere=({key!r},)."
-        for key in found.beyond
-        if key not in elsewhere
+        f"{key} is unsupported: {UNSUPPORTED[key]}. To ignore this key: ignore=({key!r},)."
+        for key in found.unsupported
+        if key not in ignore
     ]
 
 
-def _misfits(found: Parameters, source: Written, elsewhere: Collection[str]) -> list[str]:
-    """What the scaling and the sections say against the width, where the config tells it."""
+def _width_problems(found: RopeParameters, source: RopeSource, ignore: Collection[str]) -> list[str]:
+    """Problems of scaling and sections with the rotary width, where the config contains it."""
     if source.head_dim is None or found.problems:
         return []
     width = source.dim or int(source.head_dim * (found.fraction or 1.0))
     problems = [] if found.scaling is None else found.scaling.problems(width, found.theta)
-    if found.sections is not None and "mrope_section" not in elsewhere:
+    if found.sections is not None and "mrope_section" not in ignore:
         problems += section_problems(found.sections, found.section_order, width // 2)
     return problems
 
 
 def to_hf(rope: Rope | Mapping[str, Rope | NoPE]) -> dict[str, Any]:
-    """Keys of a `config.json`: `rope_parameters`, one dict or one per layer type, and what stands beside it
-    (`max_position_embeddings` for `dynamic`, `rotary_dim`, `rope_interleave`). `from_hf` reads the same `Rope` back; a
-    fixed length is the reader's choice and is not written.
+    """Keys of a `config.json` for a `Rope`, or for one per layer type: the inverse of `from_hf`.
 
-    Scalings that transformers does not have keep their own name there. Raises RopeError for what has no such form.
+    Scalings that transformers does not have keep their x_positional name. A fixed `length` of a scaling is not written: pass
+    it to `from_hf` again.
+
+    Returns:
+        `rope_parameters`, and where needed `max_position_embeddings` (for `dynamic`), `rotary_dim` and `rope_interleave`.
+
+    Raises:
+        RopeError: for everything that this form cannot express.
     """
     parts: dict[str, Rope | NoPE] = {"": rope} if isinstance(rope, Rope) else dict(rope)
     ropes = {name: part for name, part in parts.items() if isinstance(part, Rope)}
-    problems = [f"{name}: {p}" if name else p for name, part in ropes.items() for p in _unwritable(part)]
+    problems = [f"{name}: {p}" if name else p for name, part in ropes.items() for p in _write_problems(part)]
     lengths = [
         part.scaling.original_max_position_embeddings for part in ropes.values() if isinstance(part.scaling, DynamicNtk)
     ]
-    beside: dict[str, list[Any]] = {
+    shared: dict[str, list[Any]] = {
         "max_position_embeddings": lengths,
         "rotary_dim": [part.dim for part in ropes.values()],
         "rope_interleave": [part.interleaved or None for part in ropes.values()],
     }
     problems += [
-        f"{key} stands once, beside all layer types, and these differ: {values}."
-        for key, values in beside.items()
+        f"{key} is one key for all layer types, but their values differ: {values}."
+        for key, values in shared.items()
         if len(set(values)) > 1
     ]
     if problems:
         raise RopeError(problems)
-    written_out = {
-        name: write(part.theta, part.fraction, _as_scaling(part)) | _sections(part) if isinstance(part, Rope) else None
+    written = {
+        name: write_parameters(part.theta, part.fraction, _as_scaling(part)) | _sections(part)
+        if isinstance(part, Rope)
+        else None
         for name, part in parts.items()
     }
-    out: dict[str, Any] = {"rope_parameters": written_out[""] if isinstance(rope, Rope) else written_out}
-    return out | {key: values[0] for key, values in beside.items() if values and values[0] is not None}
+    out: dict[str, Any] = {"rope_parameters": written[""] if isinstance(rope, Rope) else written}
+    return out | {key: values[0] for key, values in shared.items() if values and values[0] is not None}
 
 
 def _sections(rope: Rope) -> dict[str, Any]:
     if rope.sections is None:
         return {}
-    turns = {"mrope_interleaved": True} if rope.section_order == "interleaved" else {}
-    return {"mrope_section": list(rope.sections), **turns}
+    order = {"mrope_interleaved": True} if rope.section_order == "interleaved" else {}
+    return {"mrope_section": list(rope.sections), **order}
 
 
 def _as_scaling(rope: Rope) -> RopeScaling | None:
@@ -195,21 +227,27 @@ def _as_scaling(rope: Rope) -> RopeScaling | None:
     return rope.scaling if rope.base_rescale_factor == 1 else Ntk(factor=rope.base_rescale_factor)
 
 
-def _unwritable(rope: Rope) -> list[str]:
+def _write_problems(rope: Rope) -> list[str]:
     found = []
     if rope.kind != "rope":
-        found.append(f"{rope.kind} has no such form; only rope has.")
+        found.append(f"position={rope.kind!r} cannot be written in Hugging Face's form; only rope can.")
     if rope.heads is not None:
-        found.append(f"heads={rope.heads}: there every head turns. Leave heads out.")
+        found.append(f"heads={rope.heads}: Hugging Face's form rotates every head. Remove heads.")
     if rope.learned:
-        found.append("learned=True: frequencies there are constants. Leave learned out.")
+        found.append("learned=True: frequencies are constants in Hugging Face's form. Remove learned.")
     if rope.section_order == "video":
-        found.append("section_order='video' has no such form; contiguous and interleaved have.")
+        found.append("section_order='video' cannot be written in Hugging Face's form; contiguous and interleaved can.")
     changes = (rope.interpolation_factor != 1, rope.base_rescale_factor != 1, rope.scaling is not None)
     if sum(changes) > 1:
-        found.append("interpolation_factor, base_rescale_factor and scaling: there is room for one. Give one.")
+        found.append(
+            "interpolation_factor, base_rescale_factor and scaling: Hugging Face's form holds only one. Set one."
+        )
     elif 0 < rope.base_rescale_factor < 1:
-        found.append(f"base_rescale_factor={rope.base_rescale_factor:g} has no such form below 1. Put it into theta.")
+        found.append(
+            f"base_rescale_factor={rope.base_rescale_factor:g} cannot be written below 1. Change theta instead."
+        )
     if rope.fraction is not None and isinstance(rope.scaling, Proportional):
-        found.append(f"fraction={rope.fraction:g} beside Proportional(fraction=...): one key holds both. Give one.")
+        found.append(
+            f"fraction={rope.fraction:g} with Proportional(fraction=...): both are partial_rotary_factor. Set one."
+        )
     return found

@@ -1,4 +1,4 @@
-"""From a whole `config.json` of Hugging Face to one set of rotary parameters, or one for each type of layer."""
+"""Finds the RoPE parameters in a whole `config.json` of Hugging Face: one dict, or one per layer type."""
 
 import reprlib
 from collections.abc import Collection, Mapping
@@ -18,13 +18,13 @@ from x_positional.pretrained.rope.families import (
     THETA,
     VIDEO_SECTIONS,
 )
-from x_positional.pretrained.rope.parameters import Around
+from x_positional.pretrained.rope.parameters import ConfigContext
 from x_positional.schemes.rotary.axes import SectionOrder
 
 THETAS = ("rope_theta", "rotary_emb_base", "global_rope_theta")
 FRACTIONS = ("partial_rotary_factor", "rotary_pct", "rope_pct")
 LOCAL_THETAS = ("rope_local_base_freq", "local_rope_theta")
-READ = {
+READ_KEYS = {
     "rope_parameters",
     "rope_scaling",
     *THETAS,
@@ -36,13 +36,13 @@ READ = {
     "original_max_position_embeddings",
     "max_position_embeddings",
 }
-OF_THE_STACK = {"no_rope_layers", "no_rope_layer_interval"}
-"""Which layers turn at all: a matter of the stack, not of one rotation."""
-BY_LAYER = {
-    "layer_rope_theta": "each layer has a theta of its own.",
-    "rope_scaling_layers": "only these layers use the scaling.",
+STACK_KEYS = {"no_rope_layers", "no_rope_layer_interval"}
+"""Keys that select the layers that use RoPE, which is up to the stack and not to `Rope`."""
+PER_LAYER_KEYS = {
+    "layer_rope_theta": "it sets a different theta for each layer.",
+    "rope_scaling_layers": "it applies the scaling to these layers only.",
 }
-"""Keys that no single rotation can follow."""
+"""Keys that one `Rope` for all layers cannot express."""
 SLIDING, FULL = "sliding_attention", "full_attention"
 LAYER_TYPES = {
     f"{kind}_attention"
@@ -51,27 +51,32 @@ LAYER_TYPES = {
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a config says: one dict, or one (None: no positions) per layer type; what stands around it; how many channels
-    turn where it says so in channels; and whether pairs are neighbours. head_dim: None where it cannot be told."""
+class RopeSource:
+    """The RoPE parameters of a config and everything needed to read them."""
 
     layers: dict[str, Mapping[str, Any] | None]
+    """Layer type -> parameters, None for no position scheme; a single key "" where all layers share one dict."""
     nested: bool
-    around: Around
+    """Parameters are given per layer type."""
+    context: ConfigContext
+    """Values from the rest of the config."""
     dim: int | None
+    """Rotated channels, where the config sets them as a count (`rotary_dim`)."""
     interleaved: bool
+    """Pairs are neighbouring channels."""
     head_dim: int | None
+    """None if the config does not contain it."""
 
 
-def written(config: Mapping[str, Any], length: int | None, elsewhere: Collection[str]) -> Written:
-    """Reads a whole config or a bare dict of rotary parameters. Raises RopeError with every problem."""
+def read_config_json(config: Mapping[str, Any], length: int | None, ignore: Collection[str]) -> RopeSource:
+    """Read a whole config, or a dict of RoPE parameters alone. Raises RopeError with every problem."""
     data: dict[str, Any] = {"rope_parameters": config} if _is_bare(config) else dict(config)
     family = str(data.get("model_type") or "")
-    problems = _top_problems(data, family, elsewhere)
+    problems = _top_problems(data, family, ignore)
     layers, nested = _layers(data, family, problems)
     if problems:
         raise RopeError(problems)
-    around = Around(
+    context = ConfigContext(
         max_position_embeddings=data.get("max_position_embeddings"),
         original_max_position_embeddings=None if nested else data.get("original_max_position_embeddings"),
         theta=_theta(data, family),
@@ -81,10 +86,10 @@ def written(config: Mapping[str, Any], length: int | None, elsewhere: Collection
         section_order=_section_order(family),
     )
     interleaved = data.get("rope_interleave")
-    return Written(
+    return RopeSource(
         layers=layers,
         nested=nested,
-        around=around,
+        context=context,
         dim=data.get("rotary_dim"),
         interleaved=family in INTERLEAVED if interleaved is None else bool(interleaved),
         head_dim=_head_dim(data),
@@ -112,13 +117,11 @@ def _layers(
 ) -> tuple[dict[str, Mapping[str, Any] | None], bool]:
     given = data.get("rope_scaling") or data.get("rope_parameters") or {}
     if not isinstance(given, Mapping):
-        problems.append(f"rotary parameters must be a dict; these are {given!r}.")
+        problems.append(f"RoPE parameters must be a dict, got {given!r}.")
         return {}, False
     if _is_nested(given):
         known = LAYER_TYPES | set(data.get("layer_types") or ())
-        problems += [
-            f"layer type {name!r} is unknown; {did_you_mean(name, known)}" for name in given if name not in known
-        ]
+        problems += [f"unknown layer type {name!r}; {did_you_mean(name, known)}" for name in given if name not in known]
         thetas = _thetas(data, family)
         return {
             name: {"rope_theta": thetas[name], **value} if value is not None and name in thetas else value
@@ -127,7 +130,7 @@ def _layers(
     mixed = [name for name, value in given.items() if isinstance(value, Mapping)]
     if mixed:
         problems.append(
-            f"{', '.join(mixed)} hold dicts beside plain values. Give one dict for all, or one per layer type."
+            f"RoPE parameters mix dicts ({', '.join(mixed)}) and plain values. Use one dict for all layers, or one per layer type."
         )
     thetas = _thetas(data, family)
     if not thetas:
@@ -141,52 +144,58 @@ def _layers(
 
 
 def _thetas(data: Mapping[str, Any], family: str) -> dict[str, float]:
-    """Of sliding and of full attention, where they differ and nothing else is said; {} where they do not."""
+    """Theta of sliding and of full attention, where they differ; {} otherwise."""
     local = _first(data, LOCAL_THETAS, None)
     if local is None and family not in LOCAL_GLOBAL:
         return {}
-    usual = LOCAL_GLOBAL.get(family, (None, None))
+    default = LOCAL_GLOBAL.get(family, (None, None))
     theta = _theta(data, family)
-    return {SLIDING: local or usual[0] or theta, FULL: _first(data, THETAS, usual[1]) or theta}
+    return {SLIDING: local or default[0] or theta, FULL: _first(data, THETAS, default[1]) or theta}
 
 
-def _top_problems(data: Mapping[str, Any], family: str, elsewhere: Collection[str]) -> list[str]:
+def _top_problems(data: Mapping[str, Any], family: str, ignore: Collection[str]) -> list[str]:
     found = []
     if family in REFUSED:
-        found.append(f"model_type={family!r}: {REFUSED[family]}. Write a scheme of your own.")
-    known = READ | OF_THE_STACK | set(elsewhere)
+        found.append(f"model_type={family!r} is unsupported: {REFUSED[family]}. Write a custom scheme for it.")
+    known = READ_KEYS | STACK_KEYS | set(ignore)
     for key, value in data.items():
         if ("rope" in key or "rotary" in key) and key not in known and value not in (None, False):
-            reason = BY_LAYER.get(key) or f"it is unknown; {did_you_mean(key, known)}"
-            found.append(f"{key}={reprlib.repr(value)}: {reason} If you take care of it, say elsewhere=({key!r},).")
+            reason = PER_LAYER_KEYS.get(key) or f"unknown key; {did_you_mean(key, known)}"
+            found.append(f"{key}={reprlib.repr(value)}: {reason} To ignore this key: ignore=({key!r},).")
     one, other = data.get("rope_scaling"), data.get("rope_parameters")
     if one and other and one != other:
-        found.append("rope_scaling and rope_parameters differ, and mean the same thing. Give one.")
+        found.append("rope_scaling and rope_parameters mean the same thing but differ. Keep one.")
     for names in (THETAS[:2], FRACTIONS):
-        said = {name: data[name] for name in names if data.get(name) is not None}
-        if len(set(said.values())) > 1:
-            found.append(f"{' and '.join(f'{n}={v}' for n, v in said.items())} mean the same thing. Give one.")
+        given = {name: data[name] for name in names if data.get(name) is not None}
+        if len(set(given.values())) > 1:
+            found.append(
+                f"{' and '.join(f'{n}={v}' for n, v in given.items())} mean the same thing but differ. Keep one."
+            )
     for name in ("max_position_embeddings", "original_max_position_embeddings", "rotary_dim"):
         value = data.get(name)
         whole = isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 and value % 1 == 0
         if value is not None and not whole:
-            found.append(f"{name}={value!r} must be a whole number above 0.")
+            found.append(f"{name}={value!r} must be a positive integer.")
     if data.get("alibi"):
-        found.append("alibi=True: this model has no rotary positions.")
-    return found + _silent(data, family)
+        found.append("alibi=True: this model uses ALiBi, not RoPE.")
+    return found + _missing_problems(data, family)
 
 
-def _silent(data: Mapping[str, Any], family: str) -> list[str]:
-    """A config that says nothing of rotary positions may have none."""
-    if any(data.get(key) for key in READ - {"max_position_embeddings"}):
+def _missing_problems(data: Mapping[str, Any], family: str) -> list[str]:
+    """Problems of a config without any RoPE key: its model may not use RoPE at all."""
+    if any(data.get(key) for key in READ_KEYS - {"max_position_embeddings"}):
         return []
     if family in SCALED:
-        return [f"model_type={family!r} stretches its frequencies by default, and rope_parameters is missing. Give it."]
+        return [
+            f"rope_parameters is missing, and model_type={family!r} scales its frequencies by default. Add rope_parameters."
+        ]
     if not family or family in THETA or family in LOCAL_GLOBAL:
         return []
-    inner = " It has a text_config: pass that." if "text_config" in data else ""
+    if "text_config" in data:
+        return [f"no RoPE parameters in this config (model_type={family!r}). The config has a text_config: pass that."]
     return [
-        f"nothing says that model_type={family!r} is rotary.{inner} If it is, give rope_parameters={{'rope_theta': 10000.0}}."
+        f"no RoPE parameters in this config (model_type={family!r}). If the model uses RoPE, pass "
+        "rope_parameters={'rope_theta': 10000.0}."
     ]
 
 

@@ -1,6 +1,6 @@
-"""What a model family's rotary embedding is where its `config.json` does not say, by `model_type`: data alone.
+"""Defaults of RoPE parameters by `model_type`, for keys that a `config.json` leaves out. Data only.
 
-From the defaults of the config classes in transformers 5.23. Towers that see images are not here, and their text models are.
+From the config classes of transformers 5.23. Of multimodal models only the text model is listed, not the vision tower.
 """
 
 
@@ -37,7 +37,7 @@ THETA = _by_name(
         1e8: "cosmos3_edge_text",
     }
 )
-"""The base of the wavelengths."""
+"""rope_theta."""
 
 FRACTION = _by_name(
     {
@@ -47,7 +47,7 @@ FRACTION = _by_name(
         0.8: "moonshine_streaming",
     }
 )
-"""The share of a head that turns; elsewhere all of it."""
+"""Rotated fraction of a head; 1 for all other families."""
 
 LOCAL_GLOBAL = {
     "gemma3_text": (1e4, 1e6),
@@ -59,13 +59,13 @@ LOCAL_GLOBAL = {
     "modernbert-decoder": (1e4, 1.6e5),
     "olmo3": (None, None),
 }
-"""Thetas of sliding and of full attention, which turn differently; None is the config's own."""
+"""(theta of sliding attention, theta of full attention); None: the config's rope_theta."""
 
 SCALED_EVERYWHERE = {"modernbert", "modernbert-decoder"}
-"""Of these, the families whose one old-style scaling is for sliding attention too."""
+"""Families of LOCAL_GLOBAL whose old-style `rope_scaling` applies to sliding attention too."""
 
 SCALED = {"apertus", "cwm", "gpt_oss"}
-"""Families that are stretched unless their config says otherwise, so it must say something."""
+"""Families that scale their frequencies by default, so a config without RoPE parameters is refused."""
 
 INTERLEAVED = _names(
     "axk1 bailing_hybrid blt blt_global_transformer blt_local_decoder blt_local_encoder codegen cohere cohere2 cohere2_moe "
@@ -86,21 +86,21 @@ SECTIONS: dict[str, tuple[int, ...]] = {
     }.items()
     for name in names.split()
 }
-"""How many pairs each axis of a position turns, where the config does not say: time, height and width."""
+"""Default mrope_section: number of pairs for time, height and width."""
 
 INTERLEAVED_SECTIONS = _names(
     "cohere_compass_text cosmos3_edge_text qwen3_5_moe_text qwen3_5_text qwen3_omni_moe_text qwen3_vl_moe_text qwen3_vl_text "
     "qwen4_exp_text"
 )
-"""Families whose axes take turns over the pairs."""
+"""Families that assign pairs to position axes in an interleaved order."""
 
 VIDEO_SECTIONS = _names("ernie4_5_vl_moe_text")
-"""Families whose height and width take turns on the fastest pairs; they name height, width and time in that order."""
+"""Families that interleave height and width on the fastest pairs; their sections list height, width, time."""
 
-_CHANNELS = "it splits channels, not pairs, over the axes of a position, so that a pair is no longer turned as one"
+_CHANNELS = "it splits channels, not pairs, over the position axes, so the two channels of a pair get different angles"
 REFUSED = {
-    "nanochat": "it turns the other way round, by minus the angle",
+    "nanochat": "it rotates by the negative angle",
     "hunyuan_vl": _CHANNELS,
     "hunyuan_vl_text": _CHANNELS,
 }
-"""Families that `Rope` cannot express."""
+"""Families that `Rope` cannot express, and why."""

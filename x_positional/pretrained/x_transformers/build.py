@@ -1,6 +1,6 @@
-"""The form of a model of x-transformers, {class: its keywords}, and the model of ours with the same meaning.
+"""From the form of an x-transformers model, {class name: keyword arguments}, to an x_positional model without weights.
 
-Keywords mean here what they mean in x-transformers, also where the same keyword does something else in this library.
+Keywords have their x-transformers meaning, also where x_positional has a flag of the same name with another meaning.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,144 +26,153 @@ from x_positional.models.language import TokenEncoder, TransformerWrapper
 from x_positional.models.seq2seq import XTransformer
 from x_positional.models.stacks import LAYERS
 from x_positional.models.vision import ViTransformerWrapper
-from x_positional.pretrained.x_transformers.keywords import PLACING, Flags, cut_sides, layers_meaning, settle_table
+from x_positional.pretrained.x_transformers.keywords import (
+    POSITIONAL,
+    Flags,
+    decide_absolute_table,
+    split_sides,
+    translate_layer_flags,
+)
 
 KINDS = {kind.__name__: name for name, kind in LAYERS.items()}
-"""Decoder -> decoder."""
+"""Class name -> kind of stack: Decoder -> decoder."""
 LOSS = ("ignore_index", "pad_value")
 
 
 @dataclass(frozen=True)
-class Core:
-    """A model with a stack inside a whole model. theirs, ours: what its tensors' names start with. bare: it is the stack.
-    flags: of its layers."""
+class StackOwner:
+    """A model that owns one stack of layers, possibly inside a larger model."""
 
     model: nn.Module
     flags: Mapping[str, Any]
-    theirs: str = ""
-    ours: str = ""
-    bare: bool = False
+    """Keywords of the stack's layers, as in the form."""
+    source_prefix: str = ""
+    """What its parameter names start with in x-transformers."""
+    target_prefix: str = ""
+    """What its parameter names start with in x_positional."""
+    is_stack: bool = False
+    """The model is the stack itself."""
 
 
 @dataclass(frozen=True)
-class Built:
-    """A whole model without weights, and the stacks in it."""
+class BuiltModel:
+    """A whole model without weights, and the owner of each of its stacks."""
 
     model: nn.Module
-    cores: Sequence[Core]
+    owners: Sequence[StackOwner]
 
 
-def built(form: Mapping[str, Any]) -> Built:
-    """The model of a form. Raises ConversionError with everything that cannot be had."""
-    name, flags = only(form, (*MAKERS, *KINDS))
+def build_model(form: Mapping[str, Any]) -> BuiltModel:
+    """The model of a form, on the current device. Raises ConversionError with every unsupported keyword."""
+    name, flags = parse_form(form, (*BUILDERS, *KINDS))
     problems: list[str] = []
     try:
-        made = _stack(name, flags, problems) if name in KINDS else MAKERS[name](flags, problems)
+        built = _stack(name, flags, problems) if name in KINDS else BUILDERS[name](flags, problems)
     except FlagError as error:
         problems += error.problems
     except IncompatibleConfig as error:
         problems += [] if problems else [line.removeprefix("- ") for line in str(error).splitlines()]
-    except ValueError as error:  # sizes that no config can hold
+    except ValueError as error:  # sizes that the config rejects
         problems += [str(error)]
     else:
         if not problems:
-            return made
-    raise ConversionError(f"this {name} has no equal here:", problems)
+            return built
+    raise ConversionError(f"this {name} cannot be converted:", problems)
 
 
-def only(form: Any, names: Sequence[str]) -> tuple[str, Flags]:
-    """The class and the keywords of a form. Raises ConversionError for anything else."""
+def parse_form(form: Any, names: Sequence[str]) -> tuple[str, Flags]:
+    """(class name, keywords) of a form whose class is one of `names`. Raises ConversionError for anything else."""
     if isinstance(form, Mapping) and len(form) == 1:
         (name, flags), *_ = form.items()
         if name in names and isinstance(flags, Mapping):
             return name, dict(flags)
     shown = form if not isinstance(form, Mapping) else dict.fromkeys(form, "...")
     raise ConversionError(
-        f"{shown!r} is not the form of a model:",
+        f"{shown!r} is not a model form:",
         [
-            f'it is one class and its keywords, as {{"TransformerWrapper": {{"num_tokens": 256, "attn_layers": {{"Decoder": '
-            f'{{"dim": 512}}}}}}}}; the classes here: {", ".join(names)}.'
+            f'expected one class name and its keywords, such as {{"TransformerWrapper": {{"num_tokens": 256, "attn_layers": '
+            f'{{"Decoder": {{"dim": 512}}}}}}}}. Supported classes: {", ".join(names)}.'
         ],
     )
 
 
-def _stack(name: str, flags: Flags, problems: list[str]) -> Built:
-    layers = layers_meaning(KINDS[name], flags, problems)
-    settle_table(layers, {}, sized=False)
+def _stack(name: str, flags: Flags, problems: list[str]) -> BuiltModel:
+    layers = translate_layer_flags(KINDS[name], flags, problems)
+    decide_absolute_table(layers, {}, sized=False)
     fields = layers_from_flags(KINDS[name], layers)
     kind = LAYERS[KINDS[name]]  # type: ignore[index]
     model = kind.from_config({**fields, "kind": KINDS[name]})
-    return Built(model, [Core(model, flags, bare=True)])
+    return BuiltModel(model, [StackOwner(model, flags, is_stack=True)])
 
 
-def _inside(flags: Flags, problems: list[str], *, sized: bool, always: bool = False) -> tuple[Flags, Flags]:
-    """The flags of a wrapper with those of its layers, and those of the layers as they were given."""
-    name, given = only(flags.pop("attn_layers", None), tuple(KINDS))
-    layers = layers_meaning(KINDS[name], given, problems)
-    settle_table(layers, flags, sized=sized, always=always)
+def _wrapper_flags(flags: Flags, problems: list[str], *, sized: bool, always: bool = False) -> tuple[Flags, Flags]:
+    """(x_positional flags of a wrapper and its layers, keywords of the layers as given)."""
+    name, given = parse_form(flags.pop("attn_layers", None), tuple(KINDS))
+    layers = translate_layer_flags(KINDS[name], given, problems)
+    decide_absolute_table(layers, flags, sized=sized, always=always)
     return {**flags, **layers, "kind": KINDS[name]}, given
 
 
-def _transformer(flags: Flags, problems: list[str]) -> Built:
+def _transformer(flags: Flags, problems: list[str]) -> BuiltModel:
     headless = bool(flags.pop("return_only_embed", False))
-    merged, given = _inside(flags, problems, sized=flags.get("max_seq_len") != 0)
+    merged, given = _wrapper_flags(flags, problems, sized=flags.get("max_seq_len") != 0)
     fields = model_from_flags(flags.get("num_tokens"), flags.get("max_seq_len"), merged)  # type: ignore[arg-type]
     model = (TokenEncoder if headless else TransformerWrapper).from_config(ModelConfig.model_validate(fields))
-    return Built(model, [Core(model, given)])
+    return BuiltModel(model, [StackOwner(model, given)])
 
 
-def _continuous(flags: Flags, problems: list[str]) -> Built:
+def _continuous(flags: Flags, problems: list[str]) -> BuiltModel:
     if not flags.get("max_seq_len"):
         flags.pop("max_seq_len", None)
-    merged, given = _inside(flags, problems, sized="max_seq_len" in flags)
+    merged, given = _wrapper_flags(flags, problems, sized="max_seq_len" in flags)
     model = ContinuousTransformerWrapper.from_config(ContinuousConfig.model_validate(continuous_from_flags(merged)))
-    return Built(model, [Core(model, given)])
+    return BuiltModel(model, [StackOwner(model, given)])
 
 
-def _vision(flags: Flags, problems: list[str]) -> Built:
-    merged, given = _inside(flags, problems, sized=True, always=True)
-    if flags.get("num_register_tokens") and (placing := [name for name in PLACING if given.get(name)]):
+def _vision(flags: Flags, problems: list[str]) -> BuiltModel:
+    merged, given = _wrapper_flags(flags, problems, sized=True, always=True)
+    if flags.get("num_register_tokens") and (positional := [name for name in POSITIONAL if given.get(name)]):
         problems.append(
-            f"num_register_tokens={flags['num_register_tokens']} with {placing[0]}: x-transformers puts registers after the "
-            "patches and takes them for the next ones; here they are nowhere."
+            f"num_register_tokens={flags['num_register_tokens']} with {positional[0]}: x-transformers gives register tokens the "
+            "positions after the patches; x_positional gives them none."
         )
     model = ViTransformerWrapper.from_config(VisionConfig.model_validate(vision_from_flags(merged)))
-    return Built(model, [Core(model, given)])
+    return BuiltModel(model, [StackOwner(model, given)])
 
 
-def _xtransformer(flags: Flags, problems: list[str]) -> Built:
-    rest, sides = cut_sides(flags)
-    ours = dict(rest)
+def _xtransformer(flags: Flags, problems: list[str]) -> BuiltModel:
+    rest, sides = split_sides(flags)
+    translated = dict(rest)
     for prefix, side in sides.items():
         kind = "decoder" if prefix == "dec_" else "encoder"
-        layers = layers_meaning(
+        layers = translate_layer_flags(
             kind, {**side, **({"cross_attend": True} if kind == "decoder" else {})}, problems, prefix
         )
         layers.pop("cross_attend", None)
-        settle_table(layers, layers, sized=side.get("max_seq_len") != 0)
-        ours |= {prefix + name: value for name, value in layers.items()}
-    if "dim" not in ours:
+        decide_absolute_table(layers, layers, sized=side.get("max_seq_len") != 0)
+        translated |= {prefix + name: value for name, value in layers.items()}
+    if "dim" not in translated:
         raise FlagError("XTransformer", [*problems, "dim is missing. Model width."])
-    model = XTransformer(**ours)
-    cores = [
-        Core(model.encoder, sides["enc_"], "encoder.", "encoder."),
-        Core(model.decoder.net, sides["dec_"], "decoder.net.", "decoder.net."),
+    model = XTransformer(**translated)
+    owners = [
+        StackOwner(model.encoder, sides["enc_"], "encoder.", "encoder."),
+        StackOwner(model.decoder.net, sides["dec_"], "decoder.net.", "decoder.net."),
     ]
-    return Built(model, cores)
+    return BuiltModel(model, owners)
 
 
-def _autoregressive(flags: Flags, problems: list[str]) -> Built:
+def _autoregressive(flags: Flags, problems: list[str]) -> BuiltModel:
     inner = flags.pop("net", None)
-    only(inner, ("TransformerWrapper",))
+    parse_form(inner, ("TransformerWrapper",))
     check_flags("AutoregressiveWrapper", flags)
-    made = built(inner)
-    (core,) = made.cores
+    built = build_model(inner)
+    (owner,) = built.owners
     defaults = PLACES["AutoregressiveWrapper"]
-    model = AutoregressiveWrapper(core.model, **{name: flags.get(name, defaults[name].default) for name in LOSS})  # type: ignore[arg-type]
-    return Built(model, [Core(core.model, core.flags, "net.", "net.")])
+    model = AutoregressiveWrapper(owner.model, **{name: flags.get(name, defaults[name].default) for name in LOSS})  # type: ignore[arg-type]
+    return BuiltModel(model, [StackOwner(owner.model, owner.flags, "net.", "net.")])
 
 
-MAKERS = {
+BUILDERS = {
     "TransformerWrapper": _transformer,
     "ContinuousTransformerWrapper": _continuous,
     "ViTransformerWrapper": _vision,

@@ -1,6 +1,6 @@
-"""How a living stack knows position, in x-transformers' flags.
+"""The flags of a stack's position scheme, read from module instances of x-transformers.
 
-R rotated width, H heads.
+D head dim, R rotated width.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from x_positional.pretrained.x_transformers.module_specs import XT
-from x_positional.pretrained.x_transformers.reader import Members, Reader, class_of
+from x_positional.pretrained.x_transformers.reader import Attributes, ModuleReader, class_of
 from x_positional.schemes import alibi_slopes
 
 BASE = 10_000.0
@@ -28,13 +28,15 @@ def polar_table(width: int) -> Tensor:
 
 
 def xpos_table(width: int) -> Tensor:
-    """[R/2] what decays in xPos, as x-transformers computes it."""
+    """[R/2] bases of the decay of xPos, as x-transformers computes them."""
     return (torch.arange(0, width, 2) + 0.4 * width) / (1.4 * width)
 
 
 def rescale_of(table: Tensor) -> float | None:
-    """The rotary_base_rescale_factor of a table of frequencies: the shortest number that gives it bit by bit, or the
-    nearest; None where no number gives it."""
+    """The rotary_base_rescale_factor that gives this frequency table.
+
+    The shortest decimal that gives it bit for bit, else the closest factor; None if no factor gives the table.
+    """
     table, width = table.detach().cpu(), 2 * table.shape[0]
     if torch.equal(rotary_table(width).to(table.dtype), table):
         return 1.0
@@ -49,57 +51,59 @@ def rescale_of(table: Tensor) -> float | None:
 
 
 def shortest(number: Tensor) -> float:
-    """The shortest decimal of a number that was rounded to float32."""
+    """The shortest decimal that rounds to this scalar tensor in its dtype."""
     full = number.item()
     tries = (float(f"{full:.{digits}g}") for digits in range(1, 10))
     return next((short for short in tries if torch.tensor(short, dtype=number.dtype) == number), full)
 
 
-def position_flags(read: Reader, held: Members, path: str, head_dim: int) -> dict[str, Any]:
-    """The flags of a stack's rotary, polar and distance modules."""
+def position_flags(reader: ModuleReader, attrs: Attributes, path: str, head_dim: int) -> dict[str, Any]:
+    """The flags of a stack's rotary, polar and relative-bias modules."""
     flags: dict[str, Any] = {}
-    if held["rotary_pos_emb"] is not None:
-        flags |= _rotary(read, held["rotary_pos_emb"], f"{path}rotary_pos_emb", head_dim)
-    if held["polar_pos_emb"] is not None and read.members(held["polar_pos_emb"], f"{path}polar_pos_emb"):
+    if attrs["rotary_pos_emb"] is not None:
+        flags |= _rotary(reader, attrs["rotary_pos_emb"], f"{path}rotary_pos_emb", head_dim)
+    if attrs["polar_pos_emb"] is not None and reader.attributes(attrs["polar_pos_emb"], f"{path}polar_pos_emb"):
         flags["polar_pos_emb"] = True
-    bias = held["rel_pos"]
+    bias = attrs["rel_pos"]
     if bias is not None:
-        reader = BIASES.get(class_of(bias))
-        known = read.members(bias, f"{path}rel_pos")
-        if reader is not None and known:
-            flags |= {**read.said(bias, known), **reader(read, known, f"{path}rel_pos", head_dim)}
+        inspector = BIASES.get(class_of(bias))
+        inner = reader.attributes(bias, f"{path}rel_pos")
+        if inspector is not None and inner:
+            flags |= {**reader.flags(bias, inner), **inspector(reader, inner, f"{path}rel_pos", head_dim)}
     return flags
 
 
-def _rotary(read: Reader, module: nn.Module, path: str, head_dim: int) -> dict[str, Any]:
-    held = read.members(module, path)
-    if not held:
+def _rotary(reader: ModuleReader, module: nn.Module, path: str, head_dim: int) -> dict[str, Any]:
+    attrs = reader.attributes(module, path)
+    if not attrs:
         return {}
-    table, xpos = held["inv_freq"], held["scale"] is not None
+    table, xpos = attrs["inv_freq"], attrs["scale"] is not None
     rescale, width = rescale_of(table), 2 * table.shape[0]
     if rescale is None:
-        read.strange(
+        reader.unsupported(
             f"{path}.inv_freq",
-            "holds frequencies that no rotary_base_rescale_factor gives, or that were rounded. "
-            "Give the flags and the state dict, with rotary frequencies in float32",
+            "matches no rotary_base_rescale_factor, because it was changed or rounded to half precision. "
+            "Pass the keyword arguments and the state dict instead, with inv_freq in float32",
         )
     flags = {
         "rotary_xpos" if xpos else "rotary_pos_emb": True,
         "rotary_base_rescale_factor": rescale or 1.0,
-        "rotary_interpolation_factor": held["interpolation_factor"],
+        "rotary_interpolation_factor": attrs["interpolation_factor"],
     }
     if xpos:
-        flags["rotary_xpos_scale_base"] = held["scale_base"]
+        flags["rotary_xpos_scale_base"] = attrs["scale_base"]
     return flags if width == head_dim // 2 else {**flags, "rotary_emb_dim": width}
 
 
-def _t5(read: Reader, held: Members, path: str, head_dim: int) -> dict[str, Any]:
-    read.expect(held["scale"] == head_dim**0.5, path, f"has scale={held['scale']}, and not that of its heads")
+def _t5(reader: ModuleReader, attrs: Attributes, path: str, head_dim: int) -> dict[str, Any]:
+    reader.expect(
+        attrs["scale"] == head_dim**0.5, path, f"has scale={attrs['scale']}, but x-transformers uses sqrt(head_dim)"
+    )
     return {"rel_pos_bias": True}
 
 
-def _dynamic(read: Reader, held: Members, path: str, head_dim: int) -> dict[str, Any]:
-    first, *_ = mlp = list(held["mlp"])
+def _dynamic(reader: ModuleReader, attrs: Attributes, path: str, head_dim: int) -> dict[str, Any]:
+    first, *_ = mlp = list(attrs["mlp"])
     return {
         "dynamic_pos_bias": True,
         "dynamic_pos_bias_mlp_depth": len(mlp) - 1,
@@ -107,14 +111,14 @@ def _dynamic(read: Reader, held: Members, path: str, head_dim: int) -> dict[str,
     }
 
 
-def _alibi(read: Reader, held: Members, path: str, head_dim: int) -> dict[str, Any]:
-    """Slopes of one's own say themselves how many heads have one."""
-    slopes, count = held["slopes"].detach().flatten().cpu(), held["heads"]
+def _alibi(reader: ModuleReader, attrs: Attributes, path: str, head_dim: int) -> dict[str, Any]:
+    """Custom slopes are passed as slopes=; their count then sets the number of heads."""
+    slopes, count = attrs["slopes"].detach().flatten().cpu(), attrs["heads"]
     usual = torch.tensor(alibi_slopes(count)).to(slopes.dtype)
     if slopes.shape != usual.shape or not torch.allclose(usual, slopes, rtol=CLOSE, atol=0):
-        own = {"slopes": [shortest(slope) for slope in slopes]}
-        return {"alibi_pos_bias": True, "alibi_num_heads": None, "rel_pos_kwargs": own}
-    return {"alibi_pos_bias": True, "alibi_num_heads": None if count == held["total_heads"] else count}
+        custom = {"slopes": [shortest(slope) for slope in slopes]}
+        return {"alibi_pos_bias": True, "alibi_num_heads": None, "rel_pos_kwargs": custom}
+    return {"alibi_pos_bias": True, "alibi_num_heads": None if count == attrs["total_heads"] else count}
 
 
 BIASES = {

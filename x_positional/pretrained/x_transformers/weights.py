@@ -1,10 +1,11 @@
-"""Weights of x-transformers into a model of ours: each of theirs is used, each of ours is filled, or the names are told.
+"""Loads a state dict of x-transformers into an x_positional model: names, order of heads, joined projections.
 
 H query heads, D head dim, M model dim.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,78 +16,143 @@ from x_positional.errors import ConversionError
 from x_positional.models.language import TransformerWrapper
 from x_positional.models.stacks import ConfiguredLayers
 from x_positional.models.vision import ViTransformerWrapper
-from x_positional.pretrained.x_transformers.build import Built, Core
+from x_positional.pretrained.x_transformers.build import BuiltModel, StackOwner
 from x_positional.pretrained.x_transformers.inspect_positions import polar_table, rotary_table, xpos_table
 from x_positional.pretrained.x_transformers.keywords import head_order
-from x_positional.pretrained.x_transformers.names import BRANCHES, CONSTANTS, NAMES, Named
 from x_positional.schemes import Rope
-from x_positional.schemes.absolute import LearnedAbsolute
+from x_positional.schemes.absolute import LearnedAbsolute, ScaledSinusoidalEmbedding
 from x_positional.schemes.base import PositionScheme
+from x_positional.schemes.cope import CopeScores
+from x_positional.schemes.dynamic_bias import DynamicBias
+from x_positional.schemes.forgetting import ForgettingBias
+from x_positional.schemes.rotary.polar import PolarEmbedding
+from x_positional.schemes.t5 import T5Bias
 
 Weights = dict[str, Tensor]
 TABLES_CLOSE = 1e-5
 
 
-def fill(made: Built, state: Mapping[str, Tensor]) -> None:
-    """Put a state dict of x-transformers into a model without weights, as copies on the devices and in the dtypes that they
-    have. Raises ConversionError with every tensor that has no place, that is missing, or that does not fit."""
+@dataclass(frozen=True)
+class Rename:
+    """Maps tensor names of x-transformers to names of x_positional."""
+
+    source: str
+    """Regular expression of the name in x-transformers."""
+    target: str
+    """The name in x_positional, with the groups of the expression."""
+    heads: int | None = None
+    """The axis along which query heads are reordered."""
+    scheme: type[PositionScheme] | None = None
+    """`target` is relative to the scheme of this class (to that of the block where each block has its own)."""
+
+
+RENAMES: tuple[Rename, ...] = (
+    Rename(r"token_emb\.emb\.weight", "token_emb.weight"),
+    Rename(r"pos_emb\.emb\.weight", "table", scheme=LearnedAbsolute),
+    Rename(r"pos_emb\.scale", "scale", scheme=ScaledSinusoidalEmbedding),
+    Rename(r"post_emb_norm\.gamma", "emb_norm.gain"),
+    Rename(r"project_emb\.(weight|bias)", r"project_emb.\1"),
+    Rename(r"project_(in|out)\.weight", r"project_\1.weight"),
+    Rename(r"to_logits\.weight", "to_logits.weight"),
+    Rename(r"attn_layers\.final_norm\.(?:gamma|g)", "attn_layers.final_norm.gain"),
+    Rename(r"attn_layers\.polar_pos_emb\.learned_bias", "delta", scheme=PolarEmbedding),
+    Rename(r"attn_layers\.rel_pos\.relative_attention_bias\.weight", "table", 1, T5Bias),
+    Rename(r"attn_layers\.rel_pos\.mlp\.(\d+)\.0\.(weight|bias)", r"\1.linear.\2", None, DynamicBias),
+    Rename(r"attn_layers\.rel_pos\.mlp\.(\d+)\.1\.(?:weight|gamma)", r"\1.norm.weight", None, DynamicBias),
+    Rename(r"attn_layers\.rel_pos\.mlp\.(\d+)\.1\.bias", r"\1.norm.bias", None, DynamicBias),
+    Rename(r"attn_layers\.rel_pos\.mlp\.(\d+)\.(weight|bias)", r"\1.linear.\2", 0, DynamicBias),
+    Rename(r"patch_to_embedding\.0\.gamma", "patch_embedding.pixel_norm.weight"),
+    Rename(r"patch_to_embedding\.1\.(weight|bias)", r"patch_embedding.project.\1"),
+    Rename(r"patch_to_embedding\.2\.gamma", "patch_embedding.norm.weight"),
+    Rename(r"pos_embedding", "patch_table.table"),
+    Rename(r"register_tokens", "register_tokens"),
+    Rename(r"mlp_head\.(weight|bias)", r"to_logits.\1"),
+    Rename(r"(.+)\.0\.0\.(?:gamma|g)", r"\1_residual.before.gain"),
+    Rename(r"(.+)\.0\.1\.(?:gamma|g)", r"\1_residual.after.gain"),
+    Rename(r"(.+)\.0\.2\.(?:gamma|g)", r"\1_residual.outer.gain"),
+    Rename(r"(.+)\.1\.to_q\.weight", r"\1.to_q.weight", 0),
+    Rename(r"(.+)\.1\.to_([kv])\.weight", r"\1.to_\2.weight"),
+    Rename(r"(.+)\.1\.to_out\.weight", r"\1.to_out.weight", 1),
+    Rename(r"(.+)\.1\.q_rmsnorm\.gamma", r"\1.q_norm.gain", 0),
+    Rename(r"(.+)\.1\.k_rmsnorm\.gamma", r"\1.k_norm.gain"),
+    Rename(r"(.+)\.1\.attend\.head_attn_sink", r"\1.sinks", 0),
+    Rename(r".+\.1\.attend\.cope\.pos_emb", "table", None, CopeScores),
+    Rename(r".+\.1\.data_dependent_alibi\.to_forget_gates\.0\.(weight|bias)", r"gate.\1", 0, ForgettingBias),
+    Rename(r"(.+)\.1\.ff\.0\.(?:0|proj)\.(weight|bias)", r"\1.up.\2"),
+    Rename(r"(.+)\.1\.ff\.2\.(weight|bias)", r"\1.down.\2"),
+)
+"""The first match counts. Names inside blocks already have the form `attn_layers.blocks.0.attn.1.to_q.weight`."""
+
+BRANCHES = {"a": "attn", "c": "cross", "f": "ff"}
+CONSTANTS = r"attn_layers\.(rotary|polar)_pos_emb\.(inv_freq|scale)"
+"""Frequency tables, which x-transformers saves although they are no weights."""
+
+
+def load_weights(built: BuiltModel, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict of x-transformers into a model without weights, as copies that keep device and dtype.
+
+    Raises:
+        ConversionError: for every unexpected tensor, missing parameter and shape mismatch.
+    """
     problems: list[str] = []
     found: Weights = {}
-    rest = dict(state)
-    for core in sorted(made.cores, key=lambda core: -len(core.theirs)):
-        own = {name: rest.pop(name) for name in list(rest) if name.startswith(core.theirs)}
-        found |= _of_core(core, {name.removeprefix(core.theirs): tensor for name, tensor in own.items()}, problems)
-    problems += [f"{name} has no place in the model." for name in rest]
-    wanted = made.model.state_dict()
-    problems += [f"nothing of the state dict is {name}." for name in wanted if name not in found]
-    problems += [f"{name} is for no parameter of the model." for name in found if name not in wanted]
-    for name in found.keys() & wanted.keys():
-        if found[name].shape != wanted[name].shape:
+    remaining = dict(state)
+    for owner in sorted(built.owners, key=lambda owner: -len(owner.source_prefix)):
+        prefix = owner.source_prefix
+        part = {name.removeprefix(prefix): remaining.pop(name) for name in list(remaining) if name.startswith(prefix)}
+        found |= _converted(owner, part, problems)
+    problems += [f"unexpected tensor {name} in the state dict." for name in remaining]
+    parameters = built.model.state_dict()
+    problems += [f"no tensor of the state dict maps to parameter {name}." for name in parameters if name not in found]
+    problems += [f"unexpected weights for {name}: no such parameter." for name in found if name not in parameters]
+    for name in found.keys() & parameters.keys():
+        if found[name].shape != parameters[name].shape:
             problems.append(
-                f"{name} is {list(wanted[name].shape)} here, and the state dict has {list(found[name].shape)}."
+                f"shape mismatch for {name}: {list(parameters[name].shape)} in the model, {list(found[name].shape)} in the "
+                "state dict."
             )
     if problems:
-        raise ConversionError("the weights do not fit the flags:", problems)
-    made.model.load_state_dict({name: tensor.detach().clone() for name, tensor in found.items()}, assign=True)
+        raise ConversionError("the state dict does not match the model:", problems)
+    built.model.load_state_dict({name: tensor.detach().clone() for name, tensor in found.items()}, assign=True)
 
 
-def _of_core(core: Core, state: Mapping[str, Tensor], problems: list[str]) -> Weights:
-    """Our names and tensors of one model around a stack."""
-    layers = stack_of(core)
+def _converted(owner: StackOwner, state: Mapping[str, Tensor], problems: list[str]) -> Weights:
+    """The weights of one stack owner, under x_positional's names."""
+    layers = stack_of(owner)
     config, found = layers.config, {}
     order = head_order(config.heads, config.kv_heads or config.heads)
     for given, tensor in state.items():
-        place, block = _block_named(f"attn_layers.{given}" if core.bare else given, config)
-        if re.fullmatch(CONSTANTS, place):
-            _check_constant(place, tensor, config, problems)
+        source, block = _with_block(f"attn_layers.{given}" if owner.is_stack else given, config)
+        if re.fullmatch(CONSTANTS, source):
+            _check_constant(source, tensor, config, problems)
             continue
-        named, name = _renamed(place)
-        ours = None if named is None else _in_scheme(named, name, layers.position_schemes, block)
-        if named is None or ours is None:
-            problems.append(f"{core.theirs}{given} has no place in the model.")
+        rename, name = _renamed(source)
+        target = None if rename is None else _in_scheme(rename, name, layers.position_schemes, block)
+        if rename is None or target is None:
+            problems.append(f"unexpected tensor {owner.source_prefix}{given} in the state dict.")
         else:
             unit = (
-                named.scheme is LearnedAbsolute
-                and isinstance(core.model, TransformerWrapper)
-                and core.model.config.l2norm_embed
+                rename.scheme is LearnedAbsolute
+                and isinstance(owner.model, TransformerWrapper)
+                and owner.model.config.l2norm_embed
             )
             tensor = F.normalize(tensor, dim=-1) * tensor.shape[-1] ** 0.5 if unit else tensor
-            found[ours] = tensor if named.heads is None else _reordered(tensor, named.heads, order)
-    _adapt(found, core, config)
-    cut = "attn_layers." if core.bare else ""
-    return {core.ours + name.removeprefix(cut): tensor for name, tensor in found.items()}
+            found[target] = tensor if rename.heads is None else _reordered(tensor, rename.heads, order)
+    _adapt(found, owner, config)
+    stack_prefix = "attn_layers." if owner.is_stack else ""
+    return {owner.target_prefix + name.removeprefix(stack_prefix): tensor for name, tensor in found.items()}
 
 
-def stack_of(core: Core) -> ConfiguredLayers:
-    """The stack inside a model, or the model if it is one."""
-    layers = core.model if core.bare else core.model.attn_layers
+def stack_of(owner: StackOwner) -> ConfiguredLayers:
+    """The stack of a model, or the model itself if it is one."""
+    layers = owner.model if owner.is_stack else owner.model.attn_layers
     if not isinstance(layers, ConfiguredLayers):
-        raise TypeError(f"{type(core.model).__name__} has no stack of layers")
+        raise TypeError(f"{type(owner.model).__name__} has no stack of layers")
     return layers
 
 
-def _block_named(name: str, config: LayersConfig) -> tuple[str, int]:
-    """`attn_layers.layers.3.1.x` -> `attn_layers.blocks.1.ff.1.x` and the number of the block."""
+def _with_block(name: str, config: LayersConfig) -> tuple[str, int]:
+    """`attn_layers.layers.3.1.x` -> (`attn_layers.blocks.1.ff.1.x`, index of the block)."""
     kinds = "cf" if config.kind == "cross_attender" else "acf" if config.cross_attend else "af"
     match = re.fullmatch(r"attn_layers\.layers\.(\d+)\.(.+)", name)
     if match is None:
@@ -95,27 +161,27 @@ def _block_named(name: str, config: LayersConfig) -> tuple[str, int]:
     return f"attn_layers.blocks.{block}.{BRANCHES[kinds[branch]]}.{match[2]}", block
 
 
-def _renamed(place: str) -> tuple[Named | None, str]:
-    for named in NAMES:
-        match = re.fullmatch(named.theirs, place)
+def _renamed(source: str) -> tuple[Rename | None, str]:
+    for rename in RENAMES:
+        match = re.fullmatch(rename.source, source)
         if match:
-            return named, match.expand(named.ours)
-    return None, place
+            return rename, match.expand(rename.target)
+    return None, source
 
 
-def _in_scheme(named: Named, name: str, schemes: Sequence[PositionScheme], block: int) -> str | None:
-    """Our name, in the scheme that it belongs to. None where there is no such scheme."""
-    if named.scheme is None:
+def _in_scheme(rename: Rename, name: str, schemes: Sequence[PositionScheme], block: int) -> str | None:
+    """The full name of a parameter that belongs to a scheme; None if the model has no such scheme."""
+    if rename.scheme is None:
         return name
-    places = [i for i, scheme in enumerate(schemes) if type(scheme) is named.scheme]
-    if not places or (schemes[places[0]].per_layer and block >= len(places)):
+    indices = [i for i, scheme in enumerate(schemes) if type(scheme) is rename.scheme]
+    if not indices or (schemes[indices[0]].per_layer and block >= len(indices)):
         return None
-    place = places[block if schemes[places[0]].per_layer else 0]
-    return f"attn_layers.schemes.{place}.{_flat_mlp(name, schemes[place])}"
+    index = indices[block if schemes[indices[0]].per_layer else 0]
+    return f"attn_layers.schemes.{index}.{_flat_mlp(name, schemes[index])}"
 
 
 def _flat_mlp(name: str, scheme: nn.Module) -> str:
-    """`1.norm.weight` -> `mlp.4.weight`: ours is one sequence of linear, norm if any, activation."""
+    """`1.norm.weight` -> `mlp.4.weight`: the MLP here is one flat sequence of linear, norm if any, activation."""
     match = re.fullmatch(r"(\d+)\.(linear|norm)\.(\w+)", name)
     if match is None:
         return name
@@ -124,54 +190,61 @@ def _flat_mlp(name: str, scheme: nn.Module) -> str:
 
 
 def _reordered(tensor: Tensor, axis: int, order: Sequence[int]) -> Tensor:
-    """Heads along an axis in our order. A tensor that holds no whole heads stays: its shape is judged later."""
+    """The tensor with its heads reordered along an axis; unchanged if the axis is no multiple of the heads (a shape mismatch)."""
     if tensor.ndim <= axis or tensor.shape[axis] % len(order):
         return tensor
     by_head = tensor.unflatten(axis, (len(order), -1))
     return by_head.index_select(axis, torch.tensor(order, device=tensor.device)).flatten(axis, axis + 1)
 
 
-def _adapt(found: Weights, core: Core, config: LayersConfig) -> None:
-    """What differs in more than its name: joined projections, a norm without bias, a missing projection, positions of length
-    one, the table of an image."""
-    for name in core.model.state_dict():
-        whole = f"attn_layers.{name}" if core.bare else name
+def _adapt(found: Weights, owner: StackOwner, config: LayersConfig) -> None:
+    """Convert in place what differs in more than its name.
+
+    Joined q, k, v projections; norms without bias; a missing output projection; the position table of images.
+    """
+    for name in owner.model.state_dict():
+        whole = f"attn_layers.{name}" if owner.is_stack else name
         match = re.fullmatch(r"(.+\.to_)(qkv|kv)\.weight", whole)
         parts = [] if match is None else [f"{match[1]}{part}.weight" for part in match[2]]
         if parts and all(part in found for part in parts):
             found[whole] = torch.cat([found.pop(part) for part in parts])
         if whole.endswith("mlp.1.bias") and (gain := found.get(whole.replace("bias", "weight"))) is not None:
             found.setdefault(whole, torch.zeros_like(gain))
-    given = core.flags.get("attn_project_out")
+    given = owner.flags.get("attn_project_out")
     if config.heads * config.head_dim == config.dim and (given is False or (given is None and config.heads == 1)):
         _without_projection(found, config.dim)
-    if (table := found.get("patch_table.table")) is not None and isinstance(core.model, ViTransformerWrapper):
-        found["patch_table.table"] = table[0].unflatten(0, core.model.config.grid)
+    if (table := found.get("patch_table.table")) is not None and isinstance(owner.model, ViTransformerWrapper):
+        found["patch_table.table"] = table[0].unflatten(0, owner.model.config.grid)
 
 
 def _without_projection(found: Weights, dim: int) -> None:
-    """x-transformers leaves the last projection out where there is one head: ours is the identity."""
+    """Add identity output projections: x-transformers has none where there is one head."""
     for name in [name for name in found if name.endswith(("to_qkv.weight", "to_kv.weight"))]:
         out = re.sub(r"to_\w+\.weight$", "to_out.weight", name)
         found.setdefault(out, torch.eye(dim, dtype=found[name].dtype, device=found[name].device))
 
 
-def _check_constant(place: str, tensor: Tensor, config: LayersConfig, problems: list[str]) -> None:
-    """Saved tables of frequencies must be those that the flags say."""
-    table = _constant(place, config)
-    if table is None or table.shape != tensor.shape:
-        problems.append(f"{place} is not a table of these flags.")
+def _check_constant(name: str, tensor: Tensor, config: LayersConfig, problems: list[str]) -> None:
+    """Report a saved frequency table that differs from the one the keywords give."""
+    table = _constant(name, config)
+    if table is None:
+        problems.append(f"unexpected tensor {name} in the state dict: these keywords have no rotary embedding.")
+        return
+    if table.shape != tensor.shape:
+        problems.append(
+            f"shape mismatch for {name}: {list(table.shape)} from the keywords, {list(tensor.shape)} in the state dict."
+        )
         return
     close = max(TABLES_CLOSE, torch.finfo(tensor.dtype).eps)
     if not torch.allclose(tensor.detach().cpu().double(), table.double(), rtol=close, atol=0):
-        problems.append(f"{place} holds other frequencies than the flags say; rotary_base_rescale_factor changes them.")
+        problems.append(f"{name} holds other frequencies than the keywords give; check rotary_base_rescale_factor.")
 
 
-def _constant(place: str, config: LayersConfig) -> Tensor | None:
-    if ".polar_pos_emb." in place:
+def _constant(name: str, config: LayersConfig) -> Tensor | None:
+    if ".polar_pos_emb." in name:
         return polar_table(config.head_dim)
     rope = next((part for part in config.position or () if isinstance(part, Rope)), None)
     if rope is None:
         return None
     width = rope.width(config.dims())
-    return xpos_table(width) if place.endswith(".scale") else rotary_table(width, rope.base_rescale_factor)
+    return xpos_table(width) if name.endswith(".scale") else rotary_table(width, rope.base_rescale_factor)

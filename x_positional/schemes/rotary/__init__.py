@@ -1,1 +1,1 @@
-"""Rotary position embeddings and all that rotates."""
+"""Rotary position embeddings: RoPE, xPos, PoPE, axial and mixed rotations, and the scalings of their frequencies."""

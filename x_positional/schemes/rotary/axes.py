@@ -1,6 +1,6 @@
-"""Which axis of a position turns which pair of channels: text, images and videos in one rotation.
+"""Which axis of a position rotates which pair of channels: text, images and videos in one rotation.
 
-B batch, T tokens, A position axes, F pairs. A section is the number of pairs that one axis turns.
+B batch, T tokens, A position axes, F pairs. A section is the number of pairs that one axis rotates.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,16 @@ from x_positional.errors import PositionError
 SectionOrder = Literal["contiguous", "interleaved", "video"]
 
 Places: TypeAlias = tuple[tuple[int, slice], ...]
-"""(axis, the pairs it turns), in the order of writing: a later entry takes pairs away from an earlier one."""
+"""(axis, the pairs it rotates), in the order of assignment: a later entry overwrites pairs of an earlier one."""
 
 
 def places_of(sections: Sequence[int], order: SectionOrder) -> Places:
-    """The pairs of each axis; pair 0 turns fastest.
+    """The pairs of each axis; pair 0 has the highest frequency.
 
-    contiguous: axis 0 the fastest, the last axis the slowest (Wang et al. 2024, arXiv:2409.12191). interleaved: pairs 1,
-    1 + A, ... belong to axis 1, pairs 2, 2 + A, ... to axis 2, until each has its section, and the rest to axis 0
-    (Qwen3-VL). video: axes 1, 2, ... take turns on the fastest pairs, and axis 0, time, has the slowest (Wei et al. 2025,
+    "contiguous": axis 0 has the fastest pairs, the last axis the slowest (Wang et al. 2024, arXiv:2409.12191).
+    "interleaved": axis 1 has pairs 1, 1 + A, ..., axis 2 has pairs 2, 2 + A, ..., until each has its section; axis 0 has
+    the rest (Qwen3-VL).
+    "video": axes 1, 2, ... alternate over the fastest pairs, and axis 0, time, has the slowest (Wei et al. 2025,
     arXiv:2502.05173).
     """
     axes, pairs = len(sections), sum(sections)
@@ -55,21 +56,21 @@ def section_problems(sections: Sequence[int], order: SectionOrder, pairs: int) -
     """Why these sections cannot split `pairs` pairs, each with the way out; [] if they can."""
     axes, found = len(sections), []
     if axes < 2 or min(sections) < 1:
-        return [f"sections={tuple(sections)} must be two or more numbers above 0, the pairs of each axis."]
+        return [f"sections={tuple(sections)} must be two or more numbers above 0, one per axis."]
     if sum(sections) != pairs:
         found.append(
-            f"sections={tuple(sections)} sum to {sum(sections)}, and {pairs} pairs turn. Make them sum to {pairs}, "
+            f"sections={tuple(sections)} sum to {sum(sections)}, and there are {pairs} pairs. Make them sum to {pairs}, "
             "half of the rotated width."
         )
     reach = max(axes * (sections[a] - 1) + a + 1 for a in range(1, axes))
     if order == "interleaved" and reach > sum(sections) and not found:
         found.append(
-            f"sections={tuple(sections)} interleaved: axes after the first take one of {axes} pairs each, which needs "
+            f"sections={tuple(sections)} interleaved: every axis after the first takes one pair in {axes}, which needs "
             f"{reach} pairs. Give axis 0 a larger section, or use section_order='contiguous'."
         )
     if order == "video" and len(set(sections[1:])) > 1:
         found.append(
-            f"sections={tuple(sections)} in video order: height and width take turns, so their sections must be equal. "
+            f"sections={tuple(sections)} in video order: height and width alternate, so their sections must be equal. "
             f"Use {(sections[0], *[sum(sections[1:]) // (axes - 1)] * (axes - 1))}."
         )
     return found
@@ -81,8 +82,8 @@ def width_problems(width: int, axes: int, head_dim: int) -> list[str]:
     if 0 < width <= head_dim and width % step == 0:
         return []
     fits = head_dim // step * step
-    way_out = f"Set dim={fits}, which leaves the rest of the head unturned" if fits else "Use fewer axes"
+    way_out = f"Set dim={fits}, which leaves the rest of the head unrotated" if fits else "Use fewer axes"
     return [
-        f"{width} channels of each head would turn; {axes} axes with pairs of channels need a multiple of {step} from "
-        f"{step} to head_dim={head_dim}. {way_out}, or make head_dim a multiple of {step}."
+        f"rotary width is {width} (head_dim={head_dim}); {axes} axes of channel pairs need a multiple of {step} up to "
+        f"head_dim. {way_out}, or make head_dim a multiple of {step}."
     ]

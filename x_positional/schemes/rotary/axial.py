@@ -1,4 +1,4 @@
-"""Axial rotary embedding: every axis of a position turns its own share of the channels, with frequencies of its own.
+"""Axial rotary embedding: each axis of a position rotates its own share of the channels.
 
 B batch, T tokens, A position axes, R rotated width, F = R/2 pairs.
 """
@@ -18,11 +18,20 @@ from x_positional.schemes.rotary.rotation import RopeEmbedding
 
 
 class AxialEmbedding(RopeEmbedding):
-    """Axis a turns pairs a F/A .. (a+1) F/A - 1. Positions [B T A], ints or floats.
+    """Axis a rotates pairs a F/A .. (a+1) F/A - 1. Positions are [B T A], integers or floats.
 
-    freqs: "lang", theta^(-2A i/R), i = 0 .. F/A - 1, for coordinates that count rows and columns (Fang et al. 2023, EVA-02,
-    arXiv:2303.11331; Heo et al. 2024, arXiv:2403.13298, eq. 12); "pixel", pi * linspace(1, max_freq/2, F/A), for
-    coordinates from -1 to 1, whatever the resolution. learned: as in `RopeEmbedding`, each axis its own.
+    freqs="lang": theta^(-2A i/R), i = 0 .. F/A - 1, for row and column numbers (Fang et al. 2023, EVA-02,
+    arXiv:2303.11331; Heo et al. 2024, arXiv:2403.13298, eq. 12). freqs="pixel": pi * linspace(1, max_freq/2, F/A), for
+    coordinates from -1 to 1 at any resolution.
+
+    Args:
+        width: R, the rotated channels of a head.
+        axes: A.
+        theta: the base of the frequencies, for freqs="lang".
+        freqs: the frequencies of each axis.
+        max_freq: the highest frequency, for freqs="pixel".
+        interleaved: pairs are channels (2i, 2i + 1), otherwise (i, i + R/2).
+        learned: train the frequencies, as in `RopeEmbedding`, separately for each axis.
     """
 
     def __init__(
@@ -50,18 +59,24 @@ class AxialEmbedding(RopeEmbedding):
 
 
 class Axial(SchemeConfig):
-    """`position="axial"`: rows and columns of an image, or any number of axes. theta is for freqs="lang" (EVA-02 has
-    10000, RoPE-ViT 100), max_freq for freqs="pixel". dim: how many channels of a head turn; None is all."""
+    """`position="axial"`: rows and columns of an image, or any number of axes."""
 
     kind: Literal["axial"] = "axial"
     axes: int = Field(default=2, ge=1)
+    """How many axes a position has."""
     freqs: Literal["lang", "pixel"] = "lang"
+    """"lang" for row and column numbers, "pixel" for coordinates from -1 to 1."""
     theta: float = Field(default=10_000.0, gt=0)
+    """The base of the frequencies, for freqs="lang": 10000 in EVA-02, 100 in RoPE-ViT."""
     max_freq: float = Field(default=10.0, gt=0)
+    """The highest frequency, for freqs="pixel"."""
     dim: int | None = None
+    """The rotated channels of a head; None is all."""
     interleaved: bool = False
+    """Pairs are channels (2i, 2i + 1), otherwise (i, i + R/2)."""
     learned: bool = False
-    summary: ClassVar[str] = "RoPE for images and video: each axis of a position turns its share of the channels"
+    """Train the frequencies."""
+    summary: ClassVar[str] = "RoPE for images and video: each axis of a position rotates its share of the channels"
     paper: ClassVar[str] = "Fang et al. 2023, arXiv:2303.11331"
 
     def width(self, dims: Dims) -> int:
@@ -88,12 +103,12 @@ class Axial(SchemeConfig):
                 continue
             if freqs != self.freqs:
                 found.append(
-                    f"axial: {name}={value:g} is for freqs={freqs!r}; freqs={self.freqs!r} has {named[self.freqs]}. "
-                    "Leave it out."
+                    f"axial: {name}={value:g} is for freqs={freqs!r}; freqs={self.freqs!r} uses {named[self.freqs]}. "
+                    f"Remove {name}."
                 )
             elif self.width(dims) == 2 * self.axes:
                 found.append(
-                    f"axial: {name}={value:g} changes nothing: one pair an axis has the first frequency. Leave it out, or "
-                    "let more channels turn."
+                    f"axial: {name}={value:g} has no effect: with one pair per axis only the first frequency is used. "
+                    f"Remove {name}, or rotate more channels."
                 )
         return found

@@ -1,4 +1,4 @@
-"""Inverse frequencies and angles, precise at any position and whatever dtype the model has.
+"""Inverse frequencies and angles, precise at any position, independent of the dtype of the model.
 
 B batch, T tokens, F frequencies.
 """
@@ -9,25 +9,27 @@ import torch
 from torch import Tensor
 
 Number: TypeAlias = float | Tensor
-"""A number, or one for each token: [B|1 T|1]."""
+"""A number, or one per token: [B|1 T|1]."""
 
 
 class Frequencies(NamedTuple):
-    """How fast each pair turns, and what cosines and sines of queries and keys are multiplied by."""
+    """The frequency of each pair, and the factor of cosines and sines."""
 
-    inv_freq: Tensor  # [F] radians per position; [B|1 T|1 F] where they differ between tokens
-    attention_factor: Number = 1.0  # a tensor has a last axis of 1
+    inv_freq: Tensor
+    """[F] radians per position; [B|1 T|1 F] if they differ between tokens."""
+    attention_factor: Number = 1.0
+    """What cosines and sines of queries and keys are multiplied by; a tensor is [B|1 T|1 1]."""
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
-    """float64, except on devices that have none."""
+    """float64, or float32 on devices without float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def inverse_frequencies(width: int, theta: Number, device: torch.device, count: int | None = None) -> Tensor:
     """[F] theta^(-2i/width), i = 0 .. ceil(width/2)-1 (or count-1). Su et al. 2021, arXiv:2104.09864, eq. 15.
 
-    A theta for each token, [B|1 T|1], gives [B|1 T|1 F].
+    One theta per token, [B|1 T|1], gives [B|1 T|1 F].
     """
     pairs = (width + 1) // 2 if count is None else count
     exponent = torch.arange(pairs, device=device, dtype=wide_dtype(device)) * (2.0 / width)
@@ -35,5 +37,5 @@ def inverse_frequencies(width: int, theta: Number, device: torch.device, count: 
 
 
 def angles(positions: Tensor, inv_freq: Tensor) -> Tensor:
-    """[B|1 T], [F] or [B|1 T|1 F] -> [B|1 T F] radians, multiplied in float64: float32 is off by 4e-2 at position 2^20."""
+    """[B|1 T], [F] or [B|1 T|1 F] -> [B|1 T F] radians, computed in float64: float32 is off by 4e-2 at position 2^20."""
     return positions[..., None].to(inv_freq.dtype) * inv_freq

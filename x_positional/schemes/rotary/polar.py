@@ -1,4 +1,4 @@
-"""Polar coordinate position embedding: content is a length, position alone is an angle.
+"""Polar coordinate position embedding (PoPE): content is a length, position alone is an angle.
 
 B batch, T tokens, H heads, G key heads, D head dim.
 """
@@ -19,17 +19,25 @@ from x_positional.schemes.rotary.frequencies import angles, wide_dtype
 
 @dataclass(frozen=True)
 class PolarTables:
-    """[B|1 1 T D] float32."""
+    """The rotation of each channel at each token, [B|1 1 T D] float32."""
 
     cos: Tensor
+    """Cosines."""
     sin: Tensor
+    """Sines."""
 
 
 class PolarEmbedding(PositionScheme):
     """score = scale * sum_c mu_q mu_k cos((m - n) theta_c - delta_c), mu = softplus(x), theta_c = theta^(-c/D)
-    (Gopalakrishnan et al. 2025, arXiv:2509.10534). delta: per key head and channel, clamped to [-2 pi, 0].
+    (Gopalakrishnan et al. 2025, arXiv:2509.10534). delta is learned per key head and channel, clamped to [-2 pi, 0].
 
-    Queries and keys become 2D wide, values stay D; the scale stays D^-0.5.
+    Queries and keys become 2D wide; values stay D wide, and the scale stays D^-0.5.
+
+    Args:
+        kv_heads: G.
+        head_dim: D.
+        theta: the base of the frequencies.
+        uniform_init: initialise delta uniformly in [-2 pi, 0] instead of at 0.
     """
 
     def __init__(self, kv_heads: int, head_dim: int, theta: float = 10_000.0, uniform_init: bool = False):
@@ -52,16 +60,18 @@ class PolarEmbedding(PositionScheme):
         length = F.softplus(k.to(torch.promote_types(k.dtype, torch.float32)))
         delta = self.delta.clamp(-2 * math.pi, 0.0).to(length.dtype)
         cos, sin = delta.cos(), delta.sin()
-        turned_cos, turned_sin = tables.cos * cos - tables.sin * sin, tables.sin * cos + tables.cos * sin
-        return torch.cat([length * turned_cos, length * turned_sin], -1).to(k.dtype)
+        shifted_cos, shifted_sin = tables.cos * cos - tables.sin * sin, tables.sin * cos + tables.cos * sin
+        return torch.cat([length * shifted_cos, length * shifted_sin], -1).to(k.dtype)
 
 
 class Polar(SchemeConfig):
-    """`position="polar"`. uniform_init: start the phases uniformly in [-2 pi, 0] instead of at 0."""
+    """`position="polar"`."""
 
     kind: Literal["polar"] = "polar"
     theta: float = Field(default=10_000.0, gt=0)
+    """The base of the frequencies."""
     uniform_init: bool = False
+    """Initialise the phases uniformly in [-2 pi, 0] instead of at 0."""
     summary: ClassVar[str] = "content is a length, position is an angle (PoPE)"
     paper: ClassVar[str] = "Gopalakrishnan et al. 2025, arXiv:2509.10534"
 
@@ -70,12 +80,12 @@ class Polar(SchemeConfig):
 
     def warnings(self, dims: Dims) -> list[str]:
         found = [
-            f"polar doubles the width of queries and keys: the key cache holds {2 * dims.head_dim} numbers a head."
+            f"polar doubles the width of queries and keys: the key cache holds {2 * dims.head_dim} numbers per head and token."
         ]
-        turn = 2 * math.pi * self.theta ** ((dims.head_dim - 1) / dims.head_dim)
-        if dims.max_seq_len and dims.max_seq_len > turn:
+        wavelength = 2 * math.pi * self.theta ** ((dims.head_dim - 1) / dims.head_dim)
+        if dims.max_seq_len and dims.max_seq_len > wavelength:
             found.append(
-                f"polar: theta={self.theta:g} is small for max_seq_len={dims.max_seq_len}: even the slowest channel turns "
-                f"once in {turn:.0f} positions, so far ones look alike. Raise theta or head_dim."
+                f"polar: theta={self.theta:g} is small for max_seq_len={dims.max_seq_len}: the longest wavelength is "
+                f"{wavelength:.0f} positions, so distances beyond it are ambiguous. Raise theta or head_dim."
             )
         return found

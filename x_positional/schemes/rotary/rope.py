@@ -1,4 +1,4 @@
-"""Rotary position embedding: queries and keys turn by an angle proportional to their position; xPos lets them decay too.
+"""RoPE: queries and keys are rotated by an angle proportional to their position; and xPos, whose scores also decay.
 
 B batch, T tokens, R rotated width, F = R/2 pairs.
 """
@@ -17,17 +17,43 @@ from x_positional.schemes.rotary.frequencies import wide_dtype
 from x_positional.schemes.rotary.rotation import RopeEmbedding
 from x_positional.schemes.rotary.scaling import RopeScaling, Scaling
 
+XPOS_FASTEST = -math.log(0.4 / 1.4)
+"""xPos: the first pair decays by e^-XPOS_FASTEST every scale_base tokens."""
+
+
+def xpos_decay(positions: Tensor, width: int, pairs: int, center: float, scale_base: float) -> Tensor:
+    """xPos: [...] positions -> [... F] z_i^((t - center) / scale_base), z_i = (2i/width + 0.4) / 1.4, in float64.
+
+    Queries are multiplied by it and keys divided (Sun et al. 2022, arXiv:2212.10554, algorithm 1).
+    """
+    wide = wide_dtype(positions.device)
+    i = torch.arange(pairs, device=positions.device, dtype=wide)
+    base = (2 * i / width + 0.4) / 1.4
+    return base ** ((positions.to(wide) - center) / scale_base)[..., None]
+
 
 class XPosEmbedding(RopeEmbedding):
     """RoPE whose scores decay with distance: pair i of q is multiplied by z_i^((t-c)/B), of k divided by it, with
     z_i = (2i/R + 0.4) / 1.4 (Sun et al. 2022, arXiv:2212.10554, algorithm 1).
 
-    The centre c cancels in every score, so it is fixed; it only keeps the factors small. scale_base: B.
+    The centre c cancels in every score; it only keeps the factors small, and is fixed when the model is built.
+
+    Args:
+        width: R, the rotated channels of a head.
+        scale_base: B.
+        center: c.
+        interleaved: pairs are channels (2i, 2i + 1), otherwise (i, i + R/2).
+        theta: the base of the frequencies.
+        heads: rotate only the last `heads` heads; None is all.
+        interpolation_factor: divides positions.
+        base_rescale_factor: s multiplies theta by s^(R/(R-2)).
+        scaling: how the frequencies are scaled.
+        learned: train the frequencies.
     """
 
     causal_only = True
     RANGE = 80.0
-    """Largest exponent of e that float32 and bfloat16 carry with room to spare."""
+    """The largest exponent of e allowed; float32 and bfloat16 overflow somewhat above it."""
 
     def __init__(
         self,
@@ -59,35 +85,40 @@ class XPosEmbedding(RopeEmbedding):
 
     @classmethod
     def reach(cls, scale_base: float) -> int:
-        """How far apart positions may be before the fastest pair leaves the range of float32. Scores of hidden keys
-        count too: they grow with distance, and infinity minus infinity survives a mask."""
+        """How far apart positions may be before the fastest pair overflows float32. This includes masked keys, whose scores
+        grow with distance: infinity minus infinity is NaN even under a mask."""
         return int(cls.RANGE * scale_base / -math.log(0.4 / 1.4))
 
     def decay(self, positions: Tensor) -> Tensor:
-        wide = wide_dtype(positions.device)
-        i = torch.arange(self.width // 2, device=positions.device, dtype=wide)
-        base = (2 * i / self.width + 0.4) / 1.4
-        return base ** ((positions.to(wide) - self.center) / self.scale_base)[..., None]
+        return xpos_decay(positions, self.width, self.width // 2, self.center, self.scale_base)
 
 
 class Rope(SchemeConfig):
-    """`position="rope"`: the whole head, half-split pairs. dim or fraction: rotate less of the head. scaling: how the
-    frequencies are stretched for texts longer than those trained on. sections, section_order: positions with several axes,
-    such as time, height and width (M-RoPE, VideoRoPE). learned: frequencies are trained, from where they start."""
+    """`position="rope"`: by default the whole head, with half-split pairs."""
 
     kind: Literal["rope"] = "rope"
-    needs_wrapper: ClassVar[bool] = True
     theta: float = Field(default=10_000.0, gt=0)
+    """The base of the frequencies."""
     dim: int | None = None
+    """The rotated channels of a head; None is all, or `fraction`."""
     fraction: float | None = Field(default=None, gt=0, le=1)
+    """The rotated share of a head, in place of `dim`."""
     interleaved: bool = False
+    """Pairs are channels (2i, 2i + 1), otherwise (i, i + R/2)."""
     heads: int | None = Field(default=None, gt=0)
+    """Rotate only the last `heads` heads; None is all."""
     interpolation_factor: float = Field(default=1.0, ge=1)
+    """Divides positions; the same as scaling `Linear`."""
     base_rescale_factor: float = Field(default=1.0, gt=0)
+    """s multiplies theta by s^(R/(R-2)); the same as scaling `Ntk`."""
     scaling: Scaling = None
+    """How the frequencies are scaled to extend the context."""
     sections: tuple[int, ...] | None = None
+    """Pairs per axis, for positions with several axes such as time, height and width (M-RoPE, VideoRoPE)."""
     section_order: SectionOrder = "contiguous"
+    """How the pairs are assigned to axes."""
     learned: bool = False
+    """Train the frequencies."""
     summary: ClassVar[str] = "rotates pairs of query and key channels by position"
     paper: ClassVar[str] = "Su et al. 2021, arXiv:2104.09864"
 
@@ -96,6 +127,9 @@ class Rope(SchemeConfig):
         if self.dim is not None:
             return self.dim
         return dims.head_dim if self.fraction is None else int(dims.head_dim * self.fraction)
+
+    def model_dims(self) -> frozenset[str]:
+        return frozenset() if self.scaling is None else frozenset(("max_seq_len",))
 
     def build(self, dims: Dims) -> RopeEmbedding:
         return RopeEmbedding(
@@ -120,23 +154,21 @@ class Rope(SchemeConfig):
         width, found = self.width(dims), []
         if self.dim is not None and self.fraction is not None:
             found.append(
-                f"{self.kind}: dim={self.dim} and fraction={self.fraction} say the same thing twice. Give one."
+                f"{self.kind}: dim={self.dim} and fraction={self.fraction} both set the rotary width. Set one of them."
             )
         if width <= 0 or width % 2 or width > dims.head_dim:
             found.append(
-                f"{self.kind}: {width} channels of each head would turn; it must be an even number from 2 to "
+                f"{self.kind}: rotary width is {width}; RoPE rotates pairs, so it must be an even number from 2 to "
                 f"head_dim={dims.head_dim}. Set dim or fraction."
             )
         if self.base_rescale_factor != 1.0 and width == 2:
-            found.append(f"{self.kind}: base_rescale_factor needs more than one pair (its exponent is R/(R-2)).")
+            found.append(f"{self.kind}: base_rescale_factor needs a rotary width above 2; its exponent is R/(R-2).")
         if self.heads is not None and self.heads > dims.heads:
-            found.append(
-                f"{self.kind}: heads={self.heads} of {dims.heads} heads cannot turn. Use {dims.heads} or fewer."
-            )
+            found.append(f"{self.kind}: heads={self.heads} exceeds the model's heads={dims.heads}.")
         if self.heads is not None and self.heads < dims.heads and dims.kv_heads != dims.heads:
             found.append(
-                f"{self.kind}: heads={self.heads} turns some query heads, and kv_heads={dims.kv_heads} shares one key head "
-                "among several of them. Use kv_heads=heads, or rotate every head."
+                f"{self.kind}: heads={self.heads} rotates some query heads only, and kv_heads={dims.kv_heads} shares each key "
+                "head between several query heads. Use kv_heads=heads, or rotate every head."
             )
         return found + self._section_problems(width) + self._scaling_problems(dims)
 
@@ -146,8 +178,7 @@ class Rope(SchemeConfig):
         if self.section_order == "contiguous":
             return []
         return [
-            f"{self.kind}: section_order={self.section_order!r} orders the pairs of several axes, and there are no sections. "
-            "Give sections, the number of pairs of each axis."
+            f"{self.kind}: section_order={self.section_order!r} needs sections. Set sections, the number of pairs per axis."
         ]
 
     def _scaling_problems(self, dims: Dims) -> list[str]:
@@ -157,8 +188,8 @@ class Rope(SchemeConfig):
         if self.interpolation_factor != 1 or self.base_rescale_factor != 1:
             found.append(
                 f"{self.kind}: interpolation_factor={self.interpolation_factor:g} and "
-                f"base_rescale_factor={self.base_rescale_factor:g} stretch the frequencies, and so does scaling "
-                f"{scaling.rope_type!r}. Give one: Linear(factor=...) and Ntk(factor=...) are scalings too."
+                f"base_rescale_factor={self.base_rescale_factor:g} cannot be combined with scaling {scaling.rope_type!r}: each "
+                "scales the frequencies. Use one; Linear(factor=...) and Ntk(factor=...) are the equivalent scalings."
             )
         if width > 0 and width % 2 == 0:
             found += [f"{self.kind}: {problem}" for problem in scaling.problems(width, self.theta)]
@@ -168,20 +199,20 @@ class Rope(SchemeConfig):
         width, length, found = self.width(dims), dims.max_seq_len or 0, []
         if 0 < width < 32:
             found.append(
-                f"{self.kind}: only {width} channels of each head turn; language models want at least 32. "
+                f"{self.kind}: rotary width is only {width}; language models usually need at least 32. "
                 "Raise head_dim, dim or fraction."
             )
-        turn = self._slowest_turn(width)
-        if self.scaling is None and length > turn:
+        wavelength = self._longest_wavelength(width)
+        if self.scaling is None and length > wavelength:
             found.append(
-                f"{self.kind}: theta={self.theta:g} is small for max_seq_len={length}: even the slowest pair turns once in "
-                f"{turn:.0f} positions, so far ones look alike. Raise theta, dim or interpolation_factor."
+                f"{self.kind}: theta={self.theta:g} is small for max_seq_len={length}: the longest wavelength is "
+                f"{wavelength:.0f} positions, so distances beyond it are ambiguous. Raise theta, dim or interpolation_factor."
             )
         reach = None if self.scaling is None else self.scaling.reach()
         if reach is not None and length > reach:
             found.append(
-                f"{self.kind}: scaling {self.scaling.rope_type!r} stretches to {reach:g} positions, and "  # type: ignore[union-attr]
-                f"max_seq_len={length} asks for more. Raise its factor, or lower max_seq_len."
+                f"{self.kind}: scaling {self.scaling.rope_type!r} extends the context to {reach:g} positions, and "  # type: ignore[union-attr]
+                f"max_seq_len={length} exceeds it. Raise its factor, or lower max_seq_len."
             )
         return found
 
@@ -195,8 +226,8 @@ class Rope(SchemeConfig):
     def trained_length(self) -> int | None:
         return None if self.scaling is None else self.scaling.trained_length()
 
-    def _slowest_turn(self, width: int) -> float:
-        """Positions in a whole turn of the slowest pair."""
+    def _longest_wavelength(self, width: int) -> float:
+        """The positions in one rotation of the slowest pair."""
         if width < 4:
             return 2 * math.pi * self.interpolation_factor
         theta = self.theta * self.base_rescale_factor ** (width / (width - 2))
@@ -204,13 +235,18 @@ class Rope(SchemeConfig):
 
 
 class XPos(Rope):
-    """`position="xpos"`. center: None is max_seq_len // 2."""
+    """`position="xpos"`, with the settings of `Rope`."""
 
     kind: Literal["xpos"] = "xpos"  # type: ignore[assignment]
     scale_base: float = Field(default=512.0, gt=0)
+    """B; larger values decay more slowly."""
     center: int | None = None
+    """c, the position where the factors are 1; None is max_seq_len // 2."""
     summary: ClassVar[str] = "RoPE whose scores decay with distance"
     paper: ClassVar[str] = "Sun et al. 2022, arXiv:2212.10554"
+
+    def model_dims(self) -> frozenset[str]:
+        return super().model_dims() | (frozenset(("max_seq_len",)) if self.center is None else frozenset())
 
     def _center(self, dims: Dims) -> int:
         return (dims.max_seq_len or 0) // 2 if self.center is None else self.center
@@ -224,14 +260,15 @@ class XPos(Rope):
         found, reach = super().problems(dims), XPosEmbedding.reach(self.scale_base)
         if self.sections is not None:
             found.append(
-                f"xpos: sections={self.sections} splits the pairs over several axes, and scores decay with one distance. "
-                "Use rope, or leave sections out."
+                f"xpos: sections={self.sections} splits the pairs over several axes, but the decay needs a single distance. "
+                "Use rope, or remove sections."
             )
         center, length = self._center(dims), dims.max_seq_len or 0
         farthest = max(length, center, length - center)
         if farthest > reach:
             found.append(
-                f"xpos: positions {farthest} apart (centre {center}) leave the range of float32 with "
-                f"scale_base={self.scale_base:g} (reach {reach}). Use scale_base={math.ceil(farthest / reach) * self.scale_base:g}."
+                f"xpos: positions {farthest} apart (centre {center}) overflow float32 with "
+                f"scale_base={self.scale_base:g} (at most {reach}). "
+                f"Use scale_base={math.ceil(farthest / reach) * self.scale_base:g}."
             )
         return found

@@ -1,4 +1,4 @@
-"""Queries and keys turn, pair by pair of channels, by angles that follow from positions and frequencies.
+"""Rotates pairs of query and key channels by angles computed from positions and frequencies.
 
 B batch, T tokens, H heads, D head dim, R rotated width, F = R/2 pairs, A position axes.
 """
@@ -16,22 +16,47 @@ from x_positional.schemes.rotary.frequencies import Frequencies, angles
 from x_positional.schemes.rotary.scaling import DefaultRope, RopeScaling
 
 
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
+    """Rotate the channel pairs of the first R channels of x [... D]; the other channels are unchanged.
+
+    Args:
+        x: [... D].
+        cos: [... R], broadcasts with x.
+        sin: [... R], with the sign of each channel: -sin for the first of a pair, sin for the second.
+        interleaved: pairs are channels (2i, 2i + 1), otherwise (i, i + R/2).
+
+    Returns:
+        A tensor with the shape and dtype of x.
+    """
+    width = cos.shape[-1]
+    first = x[..., :width]
+    partner = first.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if interleaved else first.roll(width // 2, dims=-1)
+    rotated = (first * cos + partner * sin).to(x.dtype)
+    return rotated if width == x.shape[-1] else torch.cat([rotated, x[..., width:]], dim=-1)
+
+
 @dataclass(frozen=True)
 class Rotation:
-    """Per token: the cosine and signed sine of every rotated channel, [B|1 1 T R] float32, for q and for k; [B|1 H T R]
-    where heads turn differently."""
+    """The cosine and signed sine of every rotated channel at each token: [B|1 1 T R] float32, or [B|1 H T R] if the
+    rotation differs between heads."""
 
     q_cos: Tensor
+    """Cosines for queries."""
     q_sin: Tensor
+    """Signed sines for queries."""
     k_cos: Tensor
+    """Cosines for keys."""
     k_sin: Tensor
+    """Signed sines for keys."""
 
 
-class Turning(PositionScheme):
-    """Base: (x, y) -> (x cos a - y sin a, x sin a + y cos a) for each pair, with angles from `tables`.
+class RotationScheme(PositionScheme):
+    """Base of rotary schemes: (x, y) -> (x cos a - y sin a, x sin a + y cos a) for each pair, with angles from `tables`.
 
-    width: R, the first R channels turn and the rest pass (partial rotation, GPT-J). interleaved: pairs are (2i, 2i+1),
-    otherwise (i, i + R/2). heads: only the last `heads` heads turn.
+    Args:
+        width: R; the first R channels of a head are rotated, the rest are unchanged (partial rotation, GPT-J).
+        interleaved: pairs are channels (2i, 2i + 1), otherwise (i, i + R/2).
+        heads: rotate only the last `heads` heads; None is all.
     """
 
     def __init__(self, width: int, *, interleaved: bool = False, heads: int | None = None):
@@ -40,11 +65,11 @@ class Turning(PositionScheme):
 
     @property
     def table_dtype(self) -> torch.dtype:
-        """float32, or float64 where learned frequencies are, so that their gradients are as exact as they."""
+        """float32, or float64 if learned frequencies are float64, so that their gradients are as precise."""
         return torch.float32
 
     def channels(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """[... T F] of each pair -> [... T R] in `table_dtype`: the cosine and the signed sine of each channel."""
+        """[... T F] per pair -> [... T R] per channel, in `table_dtype`: the cosine and the signed sine."""
         cos, sin = cos.to(self.table_dtype), sin.to(self.table_dtype)
         if self.interleaved:
             return torch.stack([cos, cos], -1).flatten(-2), torch.stack([-sin, sin], -1).flatten(-2)
@@ -58,23 +83,23 @@ class Turning(PositionScheme):
 
     def _some_heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.heads is None or self.heads == x.shape[1]:
-            return self._turn(x, cos, sin)
-        return torch.cat([x[:, : -self.heads], self._turn(x[:, -self.heads :], cos, sin)], dim=1)
+            return self._rotate(x, cos, sin)
+        return torch.cat([x[:, : -self.heads], self._rotate(x[:, -self.heads :], cos, sin)], dim=1)
 
-    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        turned = x[..., : self.width]
-        turned = (turned * cos + self._partner(turned) * sin).to(x.dtype)
-        return turned if self.width == x.shape[-1] else torch.cat([turned, x[..., self.width :]], dim=-1)
+    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        rotated = x[..., : self.width]
+        rotated = (rotated * cos + self._partner(rotated) * sin).to(x.dtype)
+        return rotated if self.width == x.shape[-1] else torch.cat([rotated, x[..., self.width :]], dim=-1)
 
     def _partner(self, x: Tensor) -> Tensor:
-        """[... R] -> [... R]: each channel's other half."""
+        """[... R] -> [... R]: the other channel of each channel's pair."""
         if self.interleaved:
             return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         return x.roll(self.width // 2, dims=-1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """`.to(...)` and its kin: learned frequencies change device, and never become narrower than float32. Rounded to
-        bfloat16, a frequency of 0.7 is off by 1e-3, which is a whole radian at position 1000."""
+        """`.to(...)` and the like move learned frequencies between devices but keep them in float32 or float64: in bfloat16
+        a frequency of 0.7 is off by 1e-3, which is a whole radian at position 1000."""
         learned = [t for p in self.parameters(recurse=False) for t in (p, p.grad) if t is not None]
 
         def wide(x: Tensor) -> Tensor:
@@ -86,20 +111,26 @@ class Turning(PositionScheme):
         return self
 
 
-class RopeEmbedding(Turning):
+class RopeEmbedding(RotationScheme):
     """a = t * theta^(-2i/R) for pair i at position t (Su et al. 2021, arXiv:2104.09864, eq. 34).
 
-    scaling: how the frequencies are changed, and the attention factor that cosines and sines of q and k are multiplied by.
-    interpolation_factor divides positions (Chen et al. 2023, arXiv:2306.15595). base_rescale_factor s multiplies theta by
-    s^(R/(R-2)) (NTK-aware, bloc97 2023).
+    A position that is the same on every axis, or that has no axes, gives exactly the rotation without sections.
 
-    sections: positions have an axis for each, [B T A], and axis a turns sections[a] of the pairs, laid out by
-    `section_order` (`axes.places_of`). A position that is the same on every axis, or given without axes, turns as
-    without sections, exactly.
+    Learned frequencies are f_i e^(s_i) with s_i trained from 0. The gradient of an angle t f by f is t, which grows with
+    the sequence; by s it is the angle t f itself, so a step changes every frequency in proportion, and none can cross zero
+    and reverse the rotation.
 
-    learned: each frequency is multiplied by e^s with an s of its own, trained from 0. The gradient of an angle t f by f is
-    t, which grows with the text; by s it is the angle t f itself, so a step changes every frequency in proportion, slow
-    ones by little, and none can pass through zero and turn the other way.
+    Args:
+        width: R, the rotated channels of a head.
+        theta: the base of the frequencies.
+        interleaved: pairs are channels (2i, 2i + 1), otherwise (i, i + R/2).
+        heads: rotate only the last `heads` heads; None is all.
+        interpolation_factor: divides positions (Chen et al. 2023, arXiv:2306.15595).
+        base_rescale_factor: s multiplies theta by s^(R/(R-2)) (NTK-aware, bloc97 2023).
+        scaling: how the frequencies are scaled, with the factor of cosines and sines.
+        sections: the number of pairs that each axis of a position [B T A] rotates; None for positions without axes.
+        section_order: how the pairs are assigned to axes (`axes.places_of`).
+        learned: train the frequencies.
     """
 
     def __init__(
@@ -120,14 +151,14 @@ class RopeEmbedding(Turning):
         rescale = 1.0 if base_rescale_factor == 1.0 else base_rescale_factor ** (width / (width - 2))
         self.theta, self.interpolation_factor = theta * rescale, interpolation_factor
         self.scaling = scaling or DefaultRope()
-        self.usual_length = self.scaling.usual_length  # asked once: a compiled pass cannot look it up
-        if self.scaling.follows_length:  # a longer text turns its old keys otherwise
-            self.kv_cacheable = self.prefix_consistent = False  # type: ignore[misc]
-            self.absolute = True  # type: ignore[misc]
-        self.takes_final_length = self.scaling.takes_final_length  # type: ignore[misc]
+        self.usual_length = self.scaling.usual_length  # read once: a compiled forward cannot read it from the config
+        if self.scaling.follows_length:  # as a sequence grows, its earlier keys change
+            self.kv_cacheable = self.prefix_consistent = False
+            self.absolute = True
+        self.takes_final_length = self.scaling.takes_final_length
         self.places: Places = ()
         if sections is not None:
-            self.max_axes, self.places = len(sections), places_of(sections, section_order)  # type: ignore[misc]
+            self.max_axes, self.places = len(sections), places_of(sections, section_order)
         self.log_stretch = nn.Parameter(torch.zeros(width // 2)) if learned else None
 
     @property
@@ -135,14 +166,14 @@ class RopeEmbedding(Turning):
         return torch.float32 if self.log_stretch is None else self.log_stretch.dtype
 
     def frequencies(self, device: torch.device, lengths: Tensor | None = None) -> Frequencies:
-        """[F] radians per position and the attention factor; [B|1 T|1 F] where the lengths of texts [B|1 T|1] count."""
+        """[F] radians per position and the attention factor; [B|1 T|1 F] if they depend on the lengths [B|1 T|1]."""
         found = self.initial_frequencies(device, lengths)
         if self.log_stretch is None:
             return found
         return found._replace(inv_freq=found.inv_freq * self.log_stretch.to(found.inv_freq.dtype).exp())
 
     def initial_frequencies(self, device: torch.device, lengths: Tensor | None = None) -> Frequencies:
-        """The same before anything was learned."""
+        """The same before training."""
         length = self.usual_length if lengths is None else lengths
         found = self.scaling.frequencies(self.width, self.theta, length=length, device=device)
         return found._replace(inv_freq=found.inv_freq / self.interpolation_factor)
@@ -155,7 +186,7 @@ class RopeEmbedding(Turning):
         return self.scaling.cache_key(length)
 
     def decay(self, positions: Tensor) -> Tensor | None:
-        """[B|1 T] -> [B|1 T F]: what queries are multiplied by and keys divided by; None for one."""
+        """[B|1 T] -> [B|1 T F]: the factor of queries and the divisor of keys; None is 1."""
         return None
 
     def tables(self, positions: Tensor) -> Rotation:

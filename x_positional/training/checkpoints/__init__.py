@@ -1,1 +1,1 @@
-"""What a run keeps on disk."""
+"""The folder of a run: checkpoints written atomically, restored bit-equal, and pruned."""

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or absent: written beside their place, flushed to disk, then renamed.
+"""Checkpoint folders, written atomically: to a temporary folder, flushed to disk, then renamed.
 
-A checkpoint is a folder `step-00000200` with `model.safetensors`, `config.yaml`, and apart from them the trainer's own
-state, `optimizer.safetensors` and `trainer.json` (and `tokenizer.json` where one was used). Nothing is pickled.
+A checkpoint is a folder `step-00000200` with the model (`model.safetensors`, `config.yaml`), the state of training
+(`optimizer.safetensors`, `trainer.json`) and, unless text was read as bytes, `tokenizer.json`. Nothing is pickled.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from x_positional.errors import UserError, listed
+from x_positional.errors import UserError
 
 FORMAT = "x_positional checkpoint"
 VERSION = 1
@@ -32,46 +32,45 @@ MODEL, OPTIMIZER, CONFIG, TRAINER, TOKENIZER = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder whose `trainer.json` was read and understood; tensors are read when asked for."""
+    """A checkpoint folder whose `trainer.json` has been read; tensors are loaded on request."""
 
     path: Path
     step: int
     trainer: dict[str, Any]
 
     def model_tensors(self) -> dict[str, Tensor]:
-        """Name -> tensor; raises `UserError` when the file is missing or damaged."""
+        """Parameters of the model by name; raises `UserError` if the file is missing or damaged."""
         return self._tensors(MODEL)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Name -> tensor; raises `UserError` when the file is missing or damaged."""
+        """Optimizer state by name; raises `UserError` if the file is missing or damaged."""
         return self._tensors(OPTIMIZER)
 
     def config_text(self) -> str:
         """The resolved config of the run, as YAML."""
-        return self._checked(CONFIG).read_text(encoding="utf-8")
+        return self._verified(CONFIG).read_text(encoding="utf-8")
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
-        file = self._checked(name)
+        file = self._verified(name)
         try:
             return load_file(file)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} cannot be read as safetensors: {error}") from error
+            raise UserError(f"cannot read {file} as safetensors: {error}") from error
 
-    def _checked(self, name: str) -> Path:
-        """The file, after comparing it with the digest taken when it was written."""
+    def _verified(self, name: str) -> Path:
+        """The file, if its digest is the one in `trainer.json`."""
         file = self.path / name
-        wanted = self.trainer["files"].get(name)
         if not file.is_file():
-            raise UserError(f"{self.path} is damaged: {name} is missing. {self._way_out()}")
-        if wanted != _digest(file):
-            raise UserError(f"{self.path} is damaged: {name} is not what was written. {self._way_out()}")
+            raise UserError(f"{self.path} is damaged: {name} is missing. {self._fallback()}")
+        if _digest(file) != self.trainer["files"].get(name):
+            raise UserError(f"{self.path} is damaged: the digest of {name} does not match. {self._fallback()}")
         return file
 
-    def _way_out(self) -> str:
+    def _fallback(self) -> str:
         others = [other for other in checkpoint_folders(self.path.parent) if other != self.path]
         if not others:
-            return "There is no other checkpoint beside it."
-        return f"The newest other one is {others[-1]}; remove the damaged folder to go on from there."
+            return "This run has no other checkpoint."
+        return f"The newest other checkpoint is {others[-1]}; delete the damaged folder to continue from there."
 
 
 def save_checkpoint(
@@ -84,13 +83,26 @@ def save_checkpoint(
     config_text: str,
     tokenizer_file: Path | None = None,
 ) -> Path:
-    """Write `root/step-…` so that a crash at any moment leaves it whole or absent; returns the folder.
+    """Write `root/step-…` so that after a crash the checkpoint is either complete or absent.
 
-    Raises `UserError` when there is one of this step already: no folder can be replaced in one move.
+    Args:
+        root: Folder of the run's checkpoints.
+        step: Optimizer steps done.
+        model: Parameters by name.
+        optimizer: Optimizer state by name.
+        trainer: Further entries of `trainer.json`.
+        config_text: The resolved config as YAML.
+        tokenizer_file: A `tokenizer.json` to copy into the checkpoint.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        UserError: The folder exists already: a non-empty folder cannot be replaced atomically.
     """
     final = root / f"step-{step:08d}"
     if final.exists():
-        raise UserError(f"{final} exists already, and checkpoints are never overwritten; move it away")
+        raise UserError(f"{final} already exists, and checkpoints are never overwritten; move or delete it")
     temporary = root / f".tmp-{final.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -111,18 +123,19 @@ def save_checkpoint(
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint folder, or the newest one of a run folder.
+    """Open a checkpoint folder, or the newest checkpoint of a run folder.
 
-    Raises `UserError` when there is none, when it was written by something else, or by a newer version.
+    Raises:
+        UserError: There is no checkpoint, or x_positional did not write it, or a newer version of it did.
     """
     if not path.is_dir():
-        raise UserError(f"{path} is not a folder; name a run folder or one of its checkpoints")
+        raise UserError(f"{path} is not a folder; pass a run folder or one of its checkpoints")
     if not (path / TRAINER).is_file():
         folders = checkpoint_folders(path / "checkpoints")
         if not folders:
             found = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
             raise UserError(
-                f"{path} holds no checkpoint of x_positional (no {TRAINER}, no checkpoints/step-…); it has {found}"
+                f"no x_positional checkpoint in {path}: expected {TRAINER} or checkpoints/step-…, found {found}"
             )
         path = folders[-1]
     return Checkpoint(path, *_read_trainer(path))
@@ -132,54 +145,29 @@ def _read_trainer(path: Path) -> tuple[int, dict[str, Any]]:
     try:
         record = json.loads((path / TRAINER).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path / TRAINER} cannot be read: {error}") from error
+        raise UserError(f"cannot read {path / TRAINER}: {error}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise UserError(f"{path} was not written by x_positional: its {TRAINER} does not say format={FORMAT!r}")
+        raise UserError(f"{path} is not an x_positional checkpoint: its {TRAINER} lacks format={FORMAT!r}")
     if record["version"] > VERSION:
         raise UserError(
-            f"{path} has format version {record['version']} and this x_positional reads up to {VERSION}; update it"
+            f"{path} has checkpoint format version {record['version']}; this x_positional reads up to version {VERSION}. "
+            "Upgrade x_positional."
         )
     return record["step"], record
 
 
 def checkpoint_folders(root: Path) -> list[Path]:
-    """Whole checkpoints under `root`, oldest first. Leftovers of a crash are hidden names and do not count."""
+    """Complete checkpoints under `root`, oldest first. Leftovers of a crash have hidden names and are ignored."""
     return sorted(folder for folder in root.glob("step-*") if folder.is_dir())
 
 
 def prune(root: Path, keep: int, best: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and that of step `best`, and leftovers of crashes."""
+    """Delete all checkpoints but the newest `keep` and that of step `best`, and the leftovers of crashes."""
     for folder in checkpoint_folders(root)[:-keep]:
         if best is None or folder.name != f"step-{best:08d}":
             shutil.rmtree(folder)
     for leftover in root.glob(".tmp-*"):
         shutil.rmtree(leftover)
-
-
-def unshared(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with each shared tensor (tied embeddings) once, under its first name."""
-    named = dict(model.named_parameters())
-    state = model.state_dict(keep_vars=True)
-    extra = sorted(name for name, tensor in state.items() if not isinstance(tensor, nn.Parameter))
-    if extra:
-        raise ValueError(f"only parameters are saved, and the model also holds the buffers {extra}")
-    return {name: parameter.detach().contiguous().cpu() for name, parameter in named.items()}
-
-
-def load_model(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Copy `tensors` into the parameters of `model`; raises `UserError` with everything that does not fit."""
-    own = dict(model.named_parameters())
-    problems = [f"{name} is missing" for name in own if name not in tensors]
-    problems += [f"{name} is not a parameter of this model" for name in tensors if name not in own]
-    for name in own.keys() & tensors.keys():
-        if own[name].shape != tensors[name].shape:
-            problems.append(f"{name} has shape {list(tensors[name].shape)}, the model needs {list(own[name].shape)}")
-    if problems:
-        shown = sorted(problems)[:8]
-        more = [f"and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
-        raise UserError(listed(f"{source} does not fit this model:", [*shown, *more]))
-    for name, parameter in own.items():
-        parameter.data.copy_(tensors[name])
 
 
 def _digest(file: Path) -> str:
@@ -196,7 +184,7 @@ def _flush_file(file: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows has no way to flush a folder, and renames there are journalled
+    if os.name == "nt":  # Windows cannot flush a folder, and NTFS journals renames
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""Optimizer state to named tensors and back, so that it can be kept in safetensors."""
+"""Model and optimizer state as named tensors, and back."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,17 +6,50 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from x_positional.errors import UserError, listed
+from x_positional.errors import ArgumentError, UserError, listed
 
-_PARTS = ("exp_avg", "exp_avg_sq", "step")
+_ADAMW_STATE = ("exp_avg", "exp_avg_sq", "step")
+MAX_SHOWN = 8
+"""Problems that a message lists; the rest are counted."""
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with each shared tensor (tied embeddings) once, under its first name.
+
+    Raises:
+        ArgumentError: The model has buffers.
+    """
+    named = dict(model.named_parameters())
+    state = model.state_dict(keep_vars=True)
+    buffers = sorted(name for name, tensor in state.items() if not isinstance(tensor, nn.Parameter))
+    if buffers:
+        raise ArgumentError(f"checkpoints contain only parameters, but the model has buffers: {buffers}")
+    return {name: parameter.detach().contiguous().cpu() for name, parameter in named.items()}
+
+
+def load_model(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Copy `tensors` into the parameters of `model`.
+
+    Raises:
+        UserError: Names or shapes do not match; the message lists every mismatch. The model is unchanged.
+    """
+    own = dict(model.named_parameters())
+    problems = [f"missing tensor {name}" for name in own if name not in tensors]
+    problems += [f"unexpected tensor {name}" for name in tensors if name not in own]
+    for name in own.keys() & tensors.keys():
+        if own[name].shape != tensors[name].shape:
+            problems.append(f"{name} has shape {list(tensors[name].shape)}; the model needs {list(own[name].shape)}")
+    _raise_if_any(f"the weights in {source} do not match this model:", problems)
+    for name, parameter in own.items():
+        parameter.data.copy_(tensors[name])
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """`parameter/part` -> tensor for the two moments and the step count of every trainable parameter."""
+    """Both AdamW moments and the step count of every trainable parameter, keyed by `parameter/moment`."""
     tensors = {}
     for name, parameter in _trainable(model):
         state = optimizer.state[parameter]
-        for part in _PARTS:
+        for part in _ADAMW_STATE:
             tensors[f"{name}/{part}"] = state[part].detach().clone().contiguous().cpu()
     return tensors
 
@@ -24,14 +57,17 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def load_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], source: Path
 ) -> None:
-    """Put the tensors back; raises `UserError` when they belong to other parameters."""
-    expected = {f"{name}/{part}" for name, _ in _trainable(model) for part in _PARTS}
-    problems = [f"{name} is missing" for name in sorted(expected - tensors.keys())]
-    problems += [f"{name} belongs to no parameter" for name in sorted(tensors.keys() - expected)]
-    if problems:
-        raise UserError(listed(f"the optimizer state of {source} does not fit this model:", problems[:8]))
+    """Restore what `optimizer_tensors` returned.
+
+    Raises:
+        UserError: The tensors belong to other parameters.
+    """
+    expected = {f"{name}/{part}" for name, _ in _trainable(model) for part in _ADAMW_STATE}
+    problems = [f"missing tensor {name}" for name in expected - tensors.keys()]
+    problems += [f"unexpected tensor {name}" for name in tensors.keys() - expected]
+    _raise_if_any(f"the optimizer state in {source} does not match this model:", problems)
     for name, parameter in _trainable(model):
-        moments = {part: tensors[f"{name}/{part}"] for part in _PARTS}
+        moments = {part: tensors[f"{name}/{part}"] for part in _ADAMW_STATE}
         optimizer.state[parameter] = {
             part: value.to(parameter.device, copy=True) if part == "step" else value.to(parameter, copy=True)
             for part, value in moments.items()
@@ -40,3 +76,9 @@ def load_optimizer(
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _raise_if_any(title: str, problems: list[str]) -> None:
+    if problems:
+        more = [f"and {len(problems) - MAX_SHOWN} more"] if len(problems) > MAX_SHOWN else []
+        raise UserError(listed(title, [*sorted(problems)[:MAX_SHOWN], *more]))

@@ -1,1 +1,1 @@
-"""Training data: texts, tokens and windows."""
+"""Training data: documents, tokenizers, and the windows that each step takes from the tokens."""

@@ -1,4 +1,4 @@
-"""Token ids for training and validation from whatever `data` names, checked before the first step."""
+"""Token ids for training and validation, read from what `data.path` names and checked before the first step."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,75 +8,78 @@ from pathlib import Path
 import numpy as np
 
 from x_positional.errors import UserError, listed
+from x_positional.progress import Track, silent
 from x_positional.training.config import DataConfig
 from x_positional.training.data.documents import (
     Document,
     embedded_documents,
     file_document,
     folder_documents,
-    split,
+    split_documents,
 )
-from x_positional.training.data.tokens import Tokenizer, load_tokenizer
-from x_positional.training.progress import Track, silent
+from x_positional.training.data.tokenizer import Tokenizer, load_tokenizer
 
-_BLOCK = 1 << 24  # tokens looked at together, so that a file larger than memory can be checked
+_BLOCK = 1 << 24  # tokens checked at a time, so that a file larger than memory can be checked
 
 
 @dataclass(frozen=True)
-class Part:
-    """One side of the split. `text_bytes` is the size of the text that the ids stand for; None without a text."""
+class Split:
+    """The training or the validation part of a corpus."""
 
     tokens: np.ndarray
+    """Ids [N]."""
     text_bytes: int | None
+    """Size of the text that the ids encode; None for token ids without text."""
 
     @property
     def bytes_per_token(self) -> float | None:
-        """None when the text is not known, and bits per byte with it."""
+        """None for token ids without text."""
         return None if self.text_bytes is None else self.text_bytes / len(self.tokens)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Both sides, where they came from, and the tokenizer that made them (None for bare ids)."""
+    """Training and validation data, where they come from, and their tokenizer (None for token ids)."""
 
-    train: Part
-    validation: Part
+    train: Split
+    validation: Split
     source: str
     tokenizer: Tokenizer | None
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the data changes: a resumed run must see the same windows."""
+        """Identifies the data: a resumed run must see the same windows."""
         return f"{_fingerprint(self.train.tokens)}-{_fingerprint(self.validation.tokens)}"
 
 
 def load_corpus(config: DataConfig, num_tokens: int, seq_len: int, track: Track = silent) -> Corpus:
-    """Read, tokenize, split and check.
+    """Read, tokenize, split and check the data of a run.
 
-    Raises `UserError`, with all problems of both sides, for data that is missing, empty, too short for one window of
-    `seq_len + 1` tokens, or that holds ids outside `[0, num_tokens)`.
+    Raises:
+        UserError: The data are missing or empty, a split is shorter than one window of `seq_len + 1` tokens, or ids are
+            outside `[0, num_tokens)`. The message lists the problems of both splits.
     """
     path = None if config.path is None else Path(config.path)
     if path is not None and not path.exists():
-        raise UserError(f"data.path={config.path!r} does not exist; leave it out to train on the embedded text")
+        raise UserError(f"data.path={config.path!r} does not exist; omit it to train on the embedded text")
     files = None if path is None else _token_files(path)
     corpus = _from_text(config, path, num_tokens, track) if files is None else _from_ids(config, files, str(path))
     problems = []
-    for side, part in (("training", corpus.train), ("validation", corpus.validation)):
-        if len(part.tokens) < seq_len + 1:
+    for name, split in (("training", corpus.train), ("validation", corpus.validation)):
+        if len(split.tokens) < seq_len + 1:
             problems.append(
-                f"{side} has {len(part.tokens)} tokens and one window needs {seq_len + 1}; "
-                "lower data.seq_len, change data.val_fraction or give more data"
+                f"{name} data has {len(split.tokens)} tokens; one window needs seq_len + 1 = {seq_len + 1}. "
+                "Lower data.seq_len, change data.val_fraction or add data"
             )
-        elif problem := _bad_ids(part.tokens, num_tokens, track):
-            problems.append(f"{side} {problem}")
+        elif problem := _invalid_ids(split.tokens, num_tokens, track):
+            problems.append(f"{name} data {problem}")
     if problems:
         raise UserError(listed(f"cannot train on {corpus.source}:", problems))
     return corpus
 
 
 def _token_files(path: Path) -> list[Path] | None:
-    """One file to split, or a train and a validation file, or None when `path` is text."""
+    """[file to split] or [training file, validation file]; None if `path` is text."""
     if path.is_file():
         return [path] if path.suffix in (".npy", ".bin") else None
     for suffix in (".npy", ".bin"):
@@ -90,13 +93,13 @@ def _from_ids(config: DataConfig, files: list[Path], source: str) -> Corpus:
     arrays = [_read_ids(file, config.dtype) for file in files]
     if len(arrays) == 1:
         arrays = _cut(arrays[0], config.val_fraction)
-    return Corpus(Part(arrays[0], None), Part(arrays[1], None), source, None)
+    return Corpus(Split(arrays[0], None), Split(arrays[1], None), source, None)
 
 
 def _read_ids(file: Path, dtype: str | None) -> np.ndarray:
-    """Ids [N], memory-mapped; the file is never unpickled."""
+    """Ids [N], memory-mapped; pickled arrays are refused."""
     if file.suffix == ".bin" and dtype is None:
-        raise UserError(f"{file} does not say what its numbers are; set data.dtype, for example uint16")
+        raise UserError(f"{file} has no header that specifies its dtype; set data.dtype, for example uint16")
     try:
         ids = (
             np.load(file, mmap_mode="r", allow_pickle=False)
@@ -106,9 +109,9 @@ def _read_ids(file: Path, dtype: str | None) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"cannot read token ids from {file}: {error}") from error
     if ids.dtype.kind not in "iu":
-        raise UserError(f"{file} holds {ids.dtype} values; token ids must be integers")
+        raise UserError(f"{file} contains {ids.dtype} values; token ids must be integers")
     if ids.ndim != 1:
-        raise UserError(f"{file} has shape {list(ids.shape)}; token ids must be one long row, save ids.reshape(-1)")
+        raise UserError(f"{file} has shape {list(ids.shape)}; token ids must be one-dimensional: save ids.reshape(-1)")
     return ids
 
 
@@ -116,8 +119,8 @@ def _from_text(config: DataConfig, path: Path | None, num_tokens: int, track: Tr
     tokenizer = load_tokenizer(config.tokenizer)
     if tokenizer.vocab_size > num_tokens:
         raise UserError(
-            f"the tokenizer {config.tokenizer!r} has {tokenizer.vocab_size} ids and model.num_tokens={num_tokens} "
-            f"cannot hold them; set model.num_tokens to {tokenizer.vocab_size}"
+            f"the tokenizer {config.tokenizer!r} has {tokenizer.vocab_size} ids, more than model.num_tokens={num_tokens}; "
+            f"set model.num_tokens={tokenizer.vocab_size}"
         )
     if path is None:
         documents, source = embedded_documents(), "the embedded text"
@@ -127,45 +130,45 @@ def _from_text(config: DataConfig, path: Path | None, num_tokens: int, track: Tr
         documents, source = folder_documents(path, config.pattern, track), str(path)
     end = tokenizer.document_end if config.document_end is None else config.document_end
     if len(documents) > 1:
-        parts = [_encode(side, tokenizer, end, track) for side in split(documents, config.val_fraction)]
+        splits = [_encode(split, tokenizer, end, track) for split in split_documents(documents, config.val_fraction)]
     else:
         halves = _cut(np.frombuffer(documents[0].text, dtype=np.uint8), config.val_fraction)
-        parts = [_encode([Document(source, half.tobytes())], tokenizer, None, track) for half in halves]
-    return Corpus(parts[0], parts[1], source, tokenizer)
+        splits = [_encode([Document(source, half.tobytes())], tokenizer, None, track) for half in halves]
+    return Corpus(splits[0], splits[1], source, tokenizer)
 
 
-def _encode(documents: Sequence[Document], tokenizer: Tokenizer, end: int | None, track: Track) -> Part:
-    """All documents in one row, each followed by the `end` id, which counts as one byte of text."""
+def _encode(documents: Sequence[Document], tokenizer: Tokenizer, end: int | None, track: Track) -> Split:
+    """All documents concatenated, each followed by the `end` id, which counts as one byte of text."""
     pieces, text_bytes = [], 0
     for document in track(documents, "tokenizing"):
         ids = tokenizer.encode(document.text)
         pieces.append(ids if end is None else np.append(ids, np.asarray(end, dtype=ids.dtype)))
         text_bytes += len(document.text) + (end is not None)
-    return Part(np.concatenate(pieces), text_bytes)
+    return Split(np.concatenate(pieces), text_bytes)
 
 
-def _cut(row: np.ndarray, fraction: float) -> list[np.ndarray]:
-    """The first part for training, the last `fraction` for validation."""
-    border = len(row) - max(1, round(len(row) * fraction))
-    return [row[:border], row[border:]]
+def _cut(tokens: np.ndarray, fraction: float) -> list[np.ndarray]:
+    """[training, validation]: the last `fraction` is for validation."""
+    border = len(tokens) - max(1, round(len(tokens) * fraction))
+    return [tokens[:border], tokens[border:]]
 
 
-def _bad_ids(tokens: np.ndarray, num_tokens: int, track: Track) -> str | None:
-    """What is wrong with the ids, or None."""
+def _invalid_ids(tokens: np.ndarray, num_tokens: int, track: Track) -> str | None:
+    """What is wrong with the first id out of range; None if all are in range."""
     for start in track(range(0, len(tokens), _BLOCK), "checking ids"):
         block = tokens[start : start + _BLOCK]
         low, high = int(block.min()), int(block.max())
         if low < 0 or high >= num_tokens:
             wrong = int(np.flatnonzero((block < 0) | (block >= num_tokens))[0])
             return (
-                f"has the id {int(block[wrong])} at place {start + wrong}, and model.num_tokens={num_tokens} allows "
-                f"0 to {num_tokens - 1}; raise model.num_tokens or check data.dtype"
+                f"contains id {int(block[wrong])} at index {start + wrong}; model.num_tokens={num_tokens} allows "
+                f"0 to {num_tokens - 1}. Raise model.num_tokens or check data.dtype"
             )
     return None
 
 
 def _fingerprint(tokens: np.ndarray) -> str:
-    """Hash of the length and of up to 64 blocks spread over the row, so that it stays quick for large files."""
+    """Hash of length, dtype and 64 evenly spaced blocks, so that it is fast for large files."""
     digest = hashlib.sha256(f"{len(tokens)} {tokens.dtype}".encode())
     for start in np.linspace(0, max(0, len(tokens) - 65536), 64, dtype=np.int64):
         digest.update(np.ascontiguousarray(tokens[start : start + 65536]).tobytes())

@@ -1,4 +1,4 @@
-"""Named texts: the embedded documents of every Python installation, a file, or a folder; and their split by file."""
+"""Documents to train on (a file, a folder, or the embedded text) and their split into training and validation."""
 
 import hashlib
 import sysconfig
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from x_positional.errors import UserError
-from x_positional.training.progress import Track, silent
+from x_positional.progress import Track, silent
 
-# Tests repeat one another, code pages are number tables, and the other names are not part of the language itself.
-_LEFT_OUT = frozenset(
+# Tests are repetitive, code pages are tables of numbers, and the rest is not part of the standard library.
+_EXCLUDED = frozenset(
     {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
 )
-_LEFT_OUT_PREFIXES = ("_sysconfigdata", ".")
+_EXCLUDED_PREFIXES = ("_sysconfigdata", ".")
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text with the name that decides which side of the split it is on."""
+    """A text, and the name that decides which split it belongs to."""
 
     name: str
     text: bytes
@@ -29,8 +29,8 @@ def embedded_documents() -> list[Document]:
     documents = [*_topics(), *_library_sources()]
     if not documents:
         raise UserError(
-            "this Python has neither documentation topics nor library sources on disk, so there is no embedded text; "
-            "name a text with --data PATH"
+            "the embedded text is unavailable: this Python has neither its documentation topics nor its library sources "
+            "on disk. Pass a text with --data PATH"
         )
     return documents
 
@@ -38,7 +38,7 @@ def embedded_documents() -> list[Document]:
 def _topics() -> Iterator[Document]:
     try:
         from pydoc_data.topics import topics
-    except ImportError:  # some distributions ship them apart; the sources alone are enough
+    except ImportError:  # packaged separately by some distributions; the sources suffice
         return
     for name in sorted(topics):
         yield Document(f"topics/{name}", topics[name].encode())
@@ -48,14 +48,14 @@ def _library_sources() -> Iterator[Document]:
     root = Path(sysconfig.get_path("stdlib"))
     for file in sorted(root.rglob("*.py")):
         relative = file.relative_to(root)
-        if _LEFT_OUT.isdisjoint(relative.parts) and not file.name.startswith(_LEFT_OUT_PREFIXES):
+        if _EXCLUDED.isdisjoint(relative.parts) and not file.name.startswith(_EXCLUDED_PREFIXES):
             text = _read(file)
             if text:
                 yield Document(f"library/{relative.as_posix()}", text)
 
 
 def folder_documents(folder: Path, pattern: str, track: Track = silent) -> list[Document]:
-    """Every file under `folder` that matches `pattern`, without hidden, empty and binary ones, sorted by name."""
+    """All files under `folder` that match `pattern`, sorted by name; hidden, empty and binary files are skipped."""
     documents = []
     for file in track(sorted(folder.glob(pattern)), "reading files"):
         relative = file.relative_to(folder)
@@ -66,16 +66,16 @@ def folder_documents(folder: Path, pattern: str, track: Track = silent) -> list[
             documents.append(Document(relative.as_posix(), text))
     if not documents:
         raise UserError(
-            f"no text in {folder} matches data.pattern={pattern!r}; hidden, empty and binary files are left out"
+            f"no text file in {folder} matches data.pattern={pattern!r} (hidden, empty and binary files are skipped)"
         )
     return documents
 
 
 def file_document(file: Path) -> Document:
-    """One text file as one document; raises `UserError` when it is empty or cannot be read."""
+    """A text file as one document; raises `UserError` if it is empty or cannot be read."""
     text = _read(file)
     if not text:
-        raise UserError(f"{file} is empty; there is nothing to train on")
+        raise UserError(f"{file} is empty")
     return Document(file.name, text)
 
 
@@ -86,19 +86,19 @@ def _read(file: Path) -> bytes:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
 
 
-def split(documents: Sequence[Document], fraction: float) -> tuple[list[Document], list[Document]]:
-    """(train, validation) by file: a hash of the name decides, so a file never changes sides when others come or go.
+def split_documents(documents: Sequence[Document], fraction: float) -> tuple[list[Document], list[Document]]:
+    """Split two or more documents into (training, validation), each with at least one.
 
-    Both sides get at least one document; there must be two or more.
+    A hash of the name decides, so a file stays in its split when others are added or removed.
     """
     order = sorted(documents, key=lambda document: _unit_hash(document.name))
-    wanted = sum(_unit_hash(document.name) < fraction for document in order)
-    count = min(max(wanted, 1), len(order) - 1)
+    below = sum(_unit_hash(document.name) < fraction for document in order)
+    count = min(max(below, 1), len(order) - 1)
     chosen = {document.name for document in order[:count]}
     train = [document for document in documents if document.name not in chosen]
     return train, [document for document in documents if document.name in chosen]
 
 
 def _unit_hash(name: str) -> float:
-    """A number in [0, 1) that depends on the name only."""
+    """A number in [0, 1) that depends only on the name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

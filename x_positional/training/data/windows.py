@@ -1,4 +1,4 @@
-"""Training windows as a pure function of (seed, index), so that a resumed run needs no record of what it has seen.
+"""Training windows as a pure function of (seed, index), so a resumed run needs no record of the windows it has seen.
 
 Shapes: B batch, T tokens in one window.
 """
@@ -7,17 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from x_positional.errors import ArgumentError
+
 
 class Windows:
-    """Cuts a row of ids into windows of `seq_len + 1`, in a new order and at a new offset each epoch.
+    """Cuts a sequence of ids into windows of `seq_len + 1` tokens, in a new order and at a new offset each epoch.
 
-    Each epoch visits every window once. The next window starts on the last token of the one before, so every token
-    is predicted once an epoch (but for those that the random offset leaves out at both ends).
+    Each epoch visits every window once. Neighbouring windows share one token, so every token is predicted once per
+    epoch, except those that the random offset cuts off at both ends.
     """
 
     def __init__(self, tokens: np.ndarray, seq_len: int, seed: int) -> None:
         if len(tokens) < seq_len + 1:
-            raise ValueError(f"{len(tokens)} tokens cannot fill one window of seq_len + 1 = {seq_len + 1}")
+            raise ArgumentError(f"{len(tokens)} tokens are fewer than one window of seq_len + 1 = {seq_len + 1}")
         self._tokens = tokens
         self._seq_len = seq_len
         self._seed = seed
@@ -26,11 +28,11 @@ class Windows:
         self._starts = np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
-        """Windows in one epoch."""
+        """Windows per epoch."""
         return self._count
 
     def batch(self, first: int, count: int) -> Tensor:
-        """Windows number `first` to `first + count - 1` of the whole run: int64 [B, T + 1]."""
+        """Windows `first` to `first + count - 1` of the whole run, as int64 [B, T + 1]."""
         rows = [self._window(index) for index in range(first, first + count)]
         return torch.from_numpy(np.stack(rows))
 

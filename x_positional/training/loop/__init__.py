@@ -1,1 +1,1 @@
-"""The training loop."""
+"""A training run: the optimizer steps on their device, logging, validation and saving."""

@@ -1,4 +1,4 @@
-"""The device side of training: accelerate, precision, one optimizer step.
+"""One optimizer step on the device: accelerate, precision, gradient accumulation.
 
 Shapes: B batch, T tokens in one window.
 """
@@ -11,14 +11,20 @@ from torch import Tensor, nn
 from x_positional.errors import MissingExtra, UserError
 from x_positional.training.config import RunConfig, TrainConfig
 from x_positional.training.data.windows import Windows
-from x_positional.training.loop.optim import learning_rate, make_optimizer
+from x_positional.training.loop.optimizer import learning_rate, make_optimizer
 
 
 class Engine:
     """Model and optimizer on their device.
 
-    All randomness of a step (dropout) comes from (seed, step, process), and its windows from (seed, step): a resumed
-    run needs only weights, optimizer state and the step to go on bit-equal.
+    Dropout is seeded from (seed, step, process) and windows depend only on (seed, step), so weights, optimizer state
+    and the step are all that a run needs to resume bit-equal.
+
+    Args:
+        net: The model.
+        wrapper: Maps windows [B, T + 1] to the loss of `net`.
+        windows: Training windows.
+        config: The run.
     """
 
     def __init__(self, net: nn.Module, wrapper: nn.Module, windows: Windows, config: TrainConfig) -> None:
@@ -38,17 +44,17 @@ class Engine:
 
     @property
     def windows_per_step(self) -> int:
-        """Windows that one optimizer step takes from the data, over all processes."""
+        """Training windows of one optimizer step, over all processes."""
         return self._config.run.batch_size * self._config.run.accumulate * self.accelerator.num_processes
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 where asked for; a context that does nothing for float32."""
+        """A bfloat16 autocast context, disabled for float32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def step(self, step: int) -> tuple[Tensor, Tensor, float]:
         """Optimizer step number `step` (0-based): (mean loss, gradient norm before clipping, learning rate).
 
-        Both tensors stay on the device: reading them is left to the caller, who may wait.
+        Both tensors stay on the device: reading them forces a host sync, which is left to the caller.
         """
         run, accelerator = self._config.run, self.accelerator
         rate = learning_rate(self._config.optimizer, step, run.steps)
@@ -72,33 +78,35 @@ class Engine:
         return accelerator.reduce(total, "mean"), norm, rate
 
     def _batch(self, step: int, micro: int) -> Tensor:
-        """This process's windows [B, T + 1]."""
+        """The windows [B, T + 1] of this process."""
         size = self._config.run.batch_size
-        place = (micro * self.accelerator.num_processes + self.accelerator.process_index) * size
-        return self._windows.batch(step * self.windows_per_step + place, size).to(self.device, non_blocking=True)
+        offset = (micro * self.accelerator.num_processes + self.accelerator.process_index) * size
+        return self._windows.batch(step * self.windows_per_step + offset, size).to(self.device, non_blocking=True)
 
 
 def make_accelerator(run: RunConfig) -> Any:
-    """accelerate's Accelerator on the device asked for; raises `UserError` when it is not there."""
+    """accelerate's Accelerator on `run.device`; raises `UserError` if the device is unavailable."""
     try:
         from accelerate import Accelerator
     except ImportError as error:
         raise MissingExtra("training needs accelerate: pip install 'x-positional[train]'") from error
     if run.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("run.device=cuda, and torch sees no CUDA device; use run.device=auto or cpu")
+        raise UserError("run.device=cuda, but torch finds no CUDA device; use run.device=auto or cpu")
     if run.device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("run.device=mps, and torch sees no Metal device; use run.device=auto or cpu")
+        raise UserError("run.device=mps, but torch finds no Metal device; use run.device=auto or cpu")
     try:
         accelerator = Accelerator(cpu=run.device == "cpu", gradient_accumulation_steps=run.accumulate)
-    except ValueError as error:  # it keeps one device for the life of the process
-        raise UserError(f"this Python process already trained on another device: {error}") from error
+    except ValueError as error:  # accelerate keeps one device per process
+        raise UserError(
+            f"this Python process has already trained on another device; start a new one: {error}"
+        ) from error
     if run.device != "auto" and accelerator.device.type != run.device:
-        raise UserError(f"run.device={run.device}, and accelerate chose {accelerator.device}; use run.device=auto")
+        raise UserError(f"run.device={run.device}, but accelerate chose {accelerator.device}; use run.device=auto")
     return accelerator
 
 
 def precision(run: RunConfig, device: torch.device) -> str:
-    """`bf16` or `fp32`. On CUDA bfloat16 is faster and as good; CPUs without matrix units for it get slower."""
+    """`bf16` or `fp32`. "auto" is bf16 on CUDA devices that support it; on most CPUs bf16 is slower."""
     if run.precision != "auto":
         return run.precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

@@ -1,69 +1,71 @@
-"""What a scaling of rotary frequencies is: a small config that turns a width and a theta into frequencies."""
+"""What a scaling of rotary frequencies is: a small config that maps a width and a theta to frequencies."""
 
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from x_positional.errors import did_you_mean
-from x_positional.schemes.registry import Config
+from x_positional.schemes.registry import NamedConfig
 from x_positional.schemes.rotary.frequencies import Frequencies, Number
 
 CPU = torch.device("cpu")
+SCALINGS: dict[str, type["RopeScaling"]] = {}
+"""Every scaling by name."""
 
 
-class RopeScaling(Config):
-    """Base of every scaling. Subclass with `rope_type: Literal["name"] = "name"` and `frequencies`; that names it.
+class RopeScaling(NamedConfig):
+    """Base of every scaling. Subclass with `rope_type: Literal["name"] = "name"` and `frequencies`; that registers it.
 
     Notation of the subclasses: f_i = theta^(-2i/width), i = 0 .. width/2 - 1; s the factor; L the trained length
-    `original_max_position_embeddings`; r_i = L f_i / (2 pi) the turns that pair i makes in L positions.
+    `original_max_position_embeddings`; r_i = L f_i / (2 pi) the rotations of pair i in L positions.
     """
 
     tag: ClassVar[str] = "rope_type"
+    registry: ClassVar[dict[str, type[Any]]] = SCALINGS
+    noun: ClassVar[str] = "scaling"
+    expected: ClassVar[str] = "scaling must be a RopeScaling, its name, or a dict with rope_type"
+    abstract: ClassVar[bool] = True
     rope_type: str
+    """The name in `scaling=` and in files."""
     paper: ClassVar[str] = ""
     """Authors, year, arXiv number."""
 
-    @classmethod
-    def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        for name in get_args(cls.model_fields["rope_type"].annotation):
-            known = SCALINGS.get(name)
-            if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise ValueError(f"scaling {name!r} is already registered, by {known.__module__}.{known.__name__}")
-            SCALINGS[name] = cls
-
     @property
     def follows_length(self) -> bool:
-        """The frequencies of a text depend on how long it is, so a longer one turns its keys otherwise."""
+        """The frequencies depend on the current sequence length, so cached keys go stale as the sequence grows."""
         return False
 
     @property
     def takes_final_length(self) -> bool:
-        """The frequencies are chosen once, for the length that a text will have in the end."""
+        """The frequencies are chosen once, for the length that a sequence will have in the end."""
         return False
 
     @property
     def usual_length(self) -> int | None:
-        """The length that counts where no other is named; None where none counts, or nobody knows."""
+        """The length to use if none is given; None if no length matters, or none is known."""
         return None
 
     def frequencies(
         self, width: int, theta: float, *, length: Number | None = None, device: torch.device = CPU
     ) -> Frequencies:
-        """Radians per position of width/2 pairs, float64, and the attention factor.
+        """The frequencies of width/2 pairs in float64, in radians per position, and the attention factor.
 
-        length: of the text, where `follows_length`, or in the end, where `takes_final_length`; a tensor [B|1 T|1] has one
-        for each token.
+        Args:
+            width: the rotated channels of a head.
+            theta: the base of the frequencies.
+            length: the current sequence length if `follows_length`, the final one if `takes_final_length`; a tensor
+                [B|1 T|1] gives one length per token.
+            device: where the frequencies are computed.
         """
         raise TypeError(f"{type(self).__name__} defines no frequencies(width, theta)")
 
     def bound(self, max_seq_len: int | None) -> Self:
-        """The same with what it takes from the model's length where nobody names another."""
+        """The same scaling, which takes the model's length if no other is given."""
         return self
 
     def cache_key(self, length: int) -> int | None:
-        """Texts of two lengths rotate alike where their cache keys are equal."""
+        """Sequences of two lengths have the same frequencies if their cache keys are equal."""
         return None
 
     def problems(self, width: int, theta: float) -> list[str]:
@@ -71,51 +73,53 @@ class RopeScaling(Config):
         return []
 
     def reach(self) -> float | None:
-        """The length that the scaled frequencies are meant for; None where nothing says so."""
+        """The length that the scaled frequencies are meant for; None if unknown."""
         return None
 
     def trained_length(self) -> int | None:
-        """L, the length before stretching; None where nothing says so."""
+        """L, the length before scaling; None if unknown."""
         return None
 
-    def _said(self, text: str) -> str:
+    def _problem(self, text: str) -> str:
         return f"scaling {self.rope_type}: {text}"
 
 
-SCALINGS: dict[str, type[RopeScaling]] = {}
+class StaticScaling(RopeScaling):
+    """Base of scalings whose frequencies are the same for every sequence. Override `_inv_freq`."""
+
+    abstract: ClassVar[bool] = True
+
+    def frequencies(
+        self, width: int, theta: float, *, length: Number | None = None, device: torch.device = CPU
+    ) -> Frequencies:
+        return Frequencies(self._inv_freq(width, theta, device), self._attention_factor())
+
+    def _inv_freq(self, width: int, theta: float, device: torch.device) -> Tensor:
+        """[F] float64, in radians per position."""
+        raise TypeError(f"{type(self).__name__} defines no _inv_freq(width, theta, device)")
+
+    def _attention_factor(self) -> float:
+        """What cosines and sines of queries and keys are multiplied by."""
+        return 1.0
 
 
 def scaling_config(value: Any) -> RopeScaling | None:
-    """A scaling, its name, or a dict with `rope_type` -> the scaling. Raises ValueError."""
-    if value is None or isinstance(value, RopeScaling):
-        return value
-    if isinstance(value, str):
-        value = {"rope_type": value}
-    if not isinstance(value, dict) or "rope_type" not in value:
-        raise ValueError(
-            f"scaling must be a RopeScaling, its name, or a dict with rope_type; got {value!r}. "
-            f"Names: {', '.join(sorted(SCALINGS))}"
-        )
-    kind = str(value["rope_type"])
-    if kind not in SCALINGS:
-        raise ValueError(f"no scaling named {kind!r}; {did_you_mean(kind, SCALINGS)}")
-    return SCALINGS[kind].model_validate(value)
+    """A scaling, its name, a dict with `rope_type`, or None -> the scaling. Raises ArgumentError."""
+    return None if value is None else RopeScaling.read(value)
 
 
 def rescaled_theta(width: int, theta: float, factor: Number) -> Number:
-    """theta * factor^(width/(width-2)): the slowest pair turns `factor` times slower, the fastest as before."""
+    """theta * factor^(width/(width-2)): the slowest pair rotates `factor` times slower, the fastest is unchanged."""
     return theta * factor ** (width / (width - 2))
 
 
 def needs_two_pairs(width: int) -> list[str]:
-    """Why `rescaled_theta` has no meaning."""
+    """Why `rescaled_theta` is undefined for this width; [] if it is defined."""
     if width > 2:
         return []
-    return [
-        f"width {width} is one pair, and the exponent width/(width-2) needs two. Use linear, or rotate more channels."
-    ]
+    return [f"width {width} is one pair; the exponent width/(width-2) needs two. Use linear, or rotate more channels."]
 
 
 def mixed(inv_freq: Tensor, factor: float, keep: Tensor) -> Tensor:
-    """[F]: as they are where keep is 1, divided by the factor where it is 0, in between otherwise."""
+    """[F]: unchanged where keep is 1, divided by the factor where it is 0, interpolated in between."""
     return inv_freq * keep + inv_freq / factor * (1 - keep)

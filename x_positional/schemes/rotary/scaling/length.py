@@ -1,4 +1,4 @@
-"""Scalings that depend on how long the text is: dynamic NTK and LongRoPE, by a named policy.
+"""Scalings that depend on the sequence length: dynamic NTK and LongRoPE.
 
 B batch, T tokens, F pairs. Notation: `RopeScaling`.
 """
@@ -11,23 +11,30 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor
 from typing_extensions import Self
 
+from x_positional.errors import ArgumentError
 from x_positional.schemes.rotary.frequencies import Frequencies, Number, inverse_frequencies, wide_dtype
 from x_positional.schemes.rotary.scaling.base import CPU, RopeScaling, needs_two_pairs, rescaled_theta
 
 
 class LengthScaling(RopeScaling):
-    """Base. length_policy says which length counts:
+    """Base of scalings whose frequencies depend on a sequence length, chosen by `length_policy`.
 
-    "fixed": the final one, chosen once, so cached keys stay right and a text turns alike from its first token to its last:
-    `length`, where it is given; else each row's own at the end of generation, its prompt and all that was asked for; in a
-    pass without generation the model's max_seq_len. "recompute": each row's own, its last position + 1 (each document's,
-    where rows are packed). Then earlier tokens change when a text outgrows the trained length L: logits of a prefix are
-    not those of the whole, and generation reads the text again at each change.
+    "fixed": the final length, chosen once, so cached keys stay valid and all tokens of a sequence have the same
+    frequencies. It is `length` if set; in generation, the length of each row's prompt plus the tokens requested; in any
+    other pass, the model's max_seq_len.
+
+    "recompute": the current length of each row (of each document, if rows are packed). Earlier tokens change as a sequence
+    grows past the trained length L: the logits of a prefix differ from those of the whole sequence, and generation
+    recomputes the prefix at each change.
     """
 
+    abstract: ClassVar[bool] = True
     original_max_position_embeddings: int = Field(gt=0)
+    """L, the trained length."""
     length_policy: Literal["fixed", "recompute"] = "fixed"
+    """Which length the frequencies depend on."""
     length: int | None = Field(default=None, gt=0)
+    """The final length of every sequence, for length_policy="fixed"."""
     _longest: int | None = PrivateAttr(default=None)
 
     @property
@@ -52,15 +59,15 @@ class LengthScaling(RopeScaling):
     def problems(self, width: int, theta: float) -> list[str]:
         if self.follows_length and self.length is not None:
             return [
-                self._said(
-                    f"length={self.length} is for length_policy='fixed', and 'recompute' takes each row's own. Give one."
+                self._problem(
+                    f"length={self.length} needs length_policy='fixed'; 'recompute' uses the length of each row. Set one of them."
                 )
             ]
         if self.takes_final_length and self._longest is None:
             return [
-                self._said(
-                    "length_policy='fixed' needs to know the final length. Give length=, put the layers into a wrapper with "
-                    "max_seq_len, or say length_policy='recompute'."
+                self._problem(
+                    "length_policy='fixed' needs to know the final length. Set length=, use a wrapper with max_seq_len, or "
+                    "set length_policy='recompute'."
                 )
             ]
         return []
@@ -71,18 +78,17 @@ class LengthScaling(RopeScaling):
     def _length(self, given: Number | None) -> Number:
         length = self.length or (self.usual_length if given is None else given)
         if length is None:
-            raise ValueError(
-                self._said("frequencies need a length. Give length=, or bind one with bound(max_seq_len).")
-            )
+            raise ArgumentError(self._problem("frequencies need a length. Set length=, or call bound(max_seq_len)."))
         return length
 
 
 class DynamicNtk(LengthScaling):
-    """`Ntk` with the factor s l/L - (s - 1) for a text of length l > L, and f_i up to L (emozilla 2023; Peng et al. 2023,
-    section 3.3, which has s = 1, the factor l/L)."""
+    """`Ntk` with the factor s l/L - (s - 1) for a sequence of length l > L, and f_i up to L (emozilla 2023; Peng et al.
+    2023, section 3.3, where s = 1 and the factor is l/L)."""
 
     rope_type: Literal["dynamic"] = "dynamic"
     factor: float = Field(default=1.0, ge=1)
+    """s."""
     paper: ClassVar[str] = "emozilla 2023; Peng et al. 2023, arXiv:2309.00071"
 
     def frequencies(
@@ -100,24 +106,26 @@ class DynamicNtk(LengthScaling):
         return length if self.follows_length and length > self.original_max_position_embeddings else None
 
     def problems(self, width: int, theta: float) -> list[str]:
-        return [*super().problems(width, theta), *(self._said(p) for p in needs_two_pairs(width))]
+        return [*super().problems(width, theta), *(self._problem(p) for p in needs_two_pairs(width))]
 
 
 class LongRope(LengthScaling):
-    """f_i / short_factor_i up to L, f_i / long_factor_i for every position of a longer text (Ding et al. 2024, eq. 3,
-    without its unscaled first tokens; Phi-3's published code).
-
-    Cosines and sines are multiplied by attention_factor; None is sqrt(1 + ln s / ln L), s = `factor` the ratio of the
-    extended length to L. short_mscale and long_mscale, where given (Phi-3.5-MoE), take its place, each with its table.
-    """
+    """f_i / short_factor_i up to L, f_i / long_factor_i at every position of a longer sequence (Ding et al. 2024, eq. 3,
+    without its unscaled first tokens; Phi-3's published code). Cosines and sines are multiplied by `attention_factor`."""
 
     rope_type: Literal["longrope"] = "longrope"
     short_factor: tuple[float, ...]
+    """Divisors of the frequencies up to L, one per pair."""
     long_factor: tuple[float, ...]
+    """Divisors of the frequencies beyond L, one per pair."""
     factor: float | None = Field(default=None, gt=0)
+    """s, the ratio of the extended length to L."""
     attention_factor: float | None = Field(default=None, ge=0)
+    """The factor of cosines and sines; None is sqrt(1 + ln s / ln L)."""
     short_mscale: float | None = Field(default=None, gt=0)
+    """Replaces `attention_factor` up to L (Phi-3.5-MoE)."""
     long_mscale: float | None = Field(default=None, gt=0)
+    """Replaces `attention_factor` beyond L (Phi-3.5-MoE)."""
     paper: ClassVar[str] = "Ding et al. 2024, arXiv:2402.13753"
 
     def frequencies(
@@ -156,24 +164,24 @@ class LongRope(LengthScaling):
         for name, factors in (("short_factor", self.short_factor), ("long_factor", self.long_factor)):
             if len(factors) != pairs:
                 found.append(
-                    self._said(
-                        f"{name} has {len(factors)} numbers, and width {width} has {pairs} pairs. Give one number a pair."
+                    self._problem(
+                        f"{name} has {len(factors)} numbers; width {width} has {pairs} pairs. Give one number per pair."
                     )
                 )
             if any(value <= 0 for value in factors):
-                found.append(self._said(f"{name} holds {min(factors):g}; every number must be above 0."))
+                found.append(self._problem(f"{name} contains {min(factors):g}; every number must be above 0."))
         if (self.short_mscale is None) != (self.long_mscale is None):
-            found.append(self._said("short_mscale and long_mscale belong together. Give both or none."))
+            found.append(self._problem("short_mscale and long_mscale must be set together. Set both or neither."))
         scales = (self.factor, self.attention_factor, self.short_mscale)
         if all(value is None for value in scales):
             found.append(
-                self._said(
-                    "the attention factor follows from factor, the ratio of the extended length to the trained one. Give "
+                self._problem(
+                    "the attention factor is derived from factor, the ratio of the extended length to the trained one. Set "
                     "factor=, or attention_factor=1.0 for none."
                 )
             )
         if self.factor is not None and self.factor > 1 and self.original_max_position_embeddings < 2:
             found.append(
-                self._said("original_max_position_embeddings=1 has no logarithm to divide by. Give 2 or more.")
+                self._problem("original_max_position_embeddings=1 would divide by log(1) = 0. Set it to 2 or more.")
             )
         return found

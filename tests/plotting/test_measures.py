@@ -9,20 +9,20 @@ from torch import Tensor, nn
 from x_positional import Alibi, Dynamic, Forgetting, Rope, XPos
 from x_positional.config.layers import LayersConfig
 from x_positional.plotting.biases import bias_map, bias_of_distance, farthest
-from x_positional.plotting.contexts import distances
-from x_positional.plotting.embeddings import similarity, table
-from x_positional.plotting.part import Part, parts_of
-from x_positional.plotting.products import alike, bound, products
-from x_positional.plotting.rotation import cos_sin, find_pairs, path, speeds
+from x_positional.plotting.contexts import distance_grid
+from x_positional.plotting.draw_embeddings import similarity, table
+from x_positional.plotting.products import equal_heads, products, upper_bound
+from x_positional.plotting.rotation import cos_sin, find_pairs, frequencies, phasors
+from x_positional.plotting.schemes import PlottedScheme, plotted_schemes
 from x_positional.pretrained.rope import DynamicNtk, Linear, Proportional, Yarn
 
 HEADS, DIM, WIDTH, LENGTH = 6, 40, 12, 37
 
 
-def part(position, length: int = LENGTH, **layers) -> Part:
+def plotted(position, length: int = LENGTH, **layers) -> PlottedScheme:
     """One scheme, its parameters perturbed."""
     sizes = {"kind": "decoder", "dim": DIM, "depth": 2, "heads": HEADS, "head_dim": WIDTH} | layers
-    found = parts_of(LayersConfig(position=position, **sizes), length)[0]
+    found = plotted_schemes(LayersConfig(position=position, **sizes), length)[0]
     generator = torch.Generator().manual_seed(3)
     for parameter in found.scheme.parameters():
         parameter.data += 0.4 * torch.randn(parameter.shape, generator=generator)
@@ -41,41 +41,41 @@ SLOPES = torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3], dt
 
 
 def test_the_map_of_alibi_is_minus_slope_times_distance_below_the_diagonal():
-    added = bias_map(part("alibi"), 23)
+    added = bias_map(plotted("alibi"), 23)
     i = torch.arange(23)
     distance = i[:, None] - i
     assert torch.equal(added.values.isnan(), (distance < 0).expand(HEADS, -1, -1))
     close(added.values.nan_to_num(), torch.where(distance >= 0, -SLOPES[:, None, None] * distance, 0))
-    assert not added.of_content
-    assert not added.stirred
+    assert not added.content_dependent
+    assert not added.randomized
 
 
 def test_a_window_hides_what_is_outside_it_and_an_encoder_hides_nothing():
     i = torch.arange(23)
     distance = i[:, None] - i
-    hidden = bias_map(part("alibi", window=5), 23).values.isnan()
+    hidden = bias_map(plotted("alibi", window=5), 23).values.isnan()
     assert torch.equal(hidden, ((distance < 0) | (distance >= 5)).expand(HEADS, -1, -1))
-    both = bias_map(part(Alibi(variant="asymmetric"), kind="encoder"), 23)
+    both = bias_map(plotted(Alibi(variant="asymmetric"), kind="encoder"), 23)
     close(both.values, -SLOPES[:, None, None] * distance.abs() * torch.where(distance < 0, 0.5, 1.0))
 
 
 def test_the_curves_of_alibi_reach_four_times_the_trained_length():
-    found = part("alibi")
-    asked = distances(farthest(found), 1024)
-    assert int(asked.max()) == 4 * LENGTH
-    close(bias_of_distance(found, asked).values, -SLOPES[:, None] * asked)
-    encoder = part("alibi", kind="encoder")
-    asked = distances(farthest(encoder), 50, both_sides=True)
-    assert (int(asked.min()), int(asked.max()), len(asked)) == (-4 * LENGTH, 4 * LENGTH, 51)
-    close(bias_of_distance(encoder, asked).values, -SLOPES[:, None] * asked.abs())
+    found = plotted("alibi")
+    distances = distance_grid(farthest(found), 1024)
+    assert int(distances.max()) == 4 * LENGTH
+    close(bias_of_distance(found, distances).values, -SLOPES[:, None] * distances)
+    encoder = plotted("alibi", kind="encoder")
+    distances = distance_grid(farthest(encoder), 50, both_sides=True)
+    assert (int(distances.min()), int(distances.max()), len(distances)) == (-4 * LENGTH, 4 * LENGTH, 51)
+    close(bias_of_distance(encoder, distances).values, -SLOPES[:, None] * distances.abs())
 
 
 def test_the_curves_of_t5_are_rows_of_its_table():
-    found = part({"kind": "t5", "num_buckets": 8, "max_distance": 20})
+    found = plotted({"kind": "t5", "num_buckets": 8, "max_distance": 20})
     weights = found.scheme.table.detach()
-    asked = torch.arange(4 * LENGTH + 1)
-    buckets = torch.tensor([_t5_bucket(d) for d in asked.tolist()])
-    assert torch.equal(bias_of_distance(found, asked).values, weights.t()[:, buckets])
+    distances = torch.arange(4 * LENGTH + 1)
+    buckets = torch.tensor([_t5_bucket(d) for d in distances.tolist()])
+    assert torch.equal(bias_of_distance(found, distances).values, weights.t()[:, buckets])
     below = bias_map(found, 30).values
     assert torch.equal(below[:, 29], weights.t()[:, buckets[:30]].flip(-1))
 
@@ -86,35 +86,35 @@ def _t5_bucket(distance: int) -> int:
 
 
 def test_the_curves_of_dynamic_bias_are_its_mlp():
-    found = part(Dynamic(dim=7, log_distance=True))
-    asked = distances(4 * LENGTH, 60)
+    found = plotted(Dynamic(dim=7, log_distance=True))
+    distances = distance_grid(4 * LENGTH, 60)
     mlp = found.scheme.mlp.double()
-    wanted = mlp(asked.double().log1p()[:, None]).detach().t()
+    wanted = mlp(distances.double().log1p()[:, None]).detach().t()
     mlp.float()
-    close(bias_of_distance(found, asked).values, wanted, atol=2e-5)
+    close(bias_of_distance(found, distances).values, wanted, atol=2e-5)
 
 
 def test_forget_gates_of_one_openness_are_alibi():
-    found = part(Forgetting())
+    found = plotted(Forgetting())
     nn.init.zeros_(found.scheme.gate.weight)
     fade = -torch.nn.functional.logsigmoid(found.scheme.gate.bias.detach().double())
-    asked = distances(farthest(found), 40)
-    added = bias_of_distance(found, asked)
-    close(added.values, -fade[:, None] * asked, atol=1e-5)
-    assert added.of_content
+    distances = distance_grid(farthest(found), 40)
+    added = bias_of_distance(found, distances)
+    close(added.values, -fade[:, None] * distances, atol=1e-5)
+    assert added.content_dependent
     close(bias_map(found, 9).values[:, 8], -fade[:, None] * torch.arange(8, -1, -1), atol=1e-5)
 
 
 def test_forget_gates_add_up_along_a_text():
-    values = bias_map(part(Forgetting()), 25).values
+    values = bias_map(plotted(Forgetting()), 25).values
     close(values[:, 20, 3], values[:, 20, 11] + values[:, 11, 3], atol=1e-5)
     assert values[:, 20, 3].std() > 0.1
     assert torch.equal(values.diagonal(dim1=1, dim2=2), torch.zeros(HEADS, 25))
 
 
 def test_counted_positions_with_one_vector_for_all_give_each_query_one_number():
-    found = part("cope")
-    assert not bias_map(found, 9).stirred
+    found = plotted("cope")
+    assert not bias_map(found, 9).randomized
     found.scheme.table.data[:] = found.scheme.table.data[:1]
     values = bias_map(found, 15).values
     for row in (3, 14):
@@ -124,9 +124,9 @@ def test_counted_positions_with_one_vector_for_all_give_each_query_one_number():
 
 
 def test_what_adds_nothing_at_the_start_is_drawn_with_random_parameters_and_says_so():
-    found = parts_of(LayersConfig(dim=DIM, depth=2, heads=HEADS, head_dim=WIDTH, position="cope"), LENGTH)[0]
+    found = plotted_schemes(LayersConfig(dim=DIM, depth=2, heads=HEADS, head_dim=WIDTH, position="cope"), LENGTH)[0]
     added = bias_map(found, 12)
-    assert added.stirred
+    assert added.randomized
     assert added.values.nan_to_num().std() > 0.1
     assert not found.scheme.table.any()
     assert torch.equal(added.values.nan_to_num(), bias_map(found, 12).values.nan_to_num())
@@ -160,53 +160,53 @@ ASKED = torch.cat([torch.arange(60), torch.tensor([100, 4 * LENGTH])])
     ids=["rope", "interleaved", "partial", "linear", "attention factor", "xpos", "dynamic NTK"],
 )
 def test_the_product_of_equal_queries_and_keys_is_the_mean_of_cosines(position, wanted):
-    found = part(position)
-    same = products(found.subject, ASKED).same
+    found = plotted(position)
+    same = products(found.probe, ASKED).equal
     close(same, wanted(ASKED.double()[:, None]).expand(HEADS, -1))
 
 
 def test_the_product_of_polar_is_a_sum_of_positive_lengths_times_cosines():
-    found = part("polar", kv_heads=3)
+    found = plotted("polar", kv_heads=3)
     delta = found.scheme.delta.detach().double().clamp(-2 * math.pi, 0)[:, 0].repeat_interleave(2, 0)
     speed = 1e4 ** (-torch.arange(WIDTH, dtype=torch.float64) / WIDTH)
     length = math.log1p(math.exp(WIDTH**-0.5))
     wanted = length**2 * (ASKED.double()[:, None] * speed - delta[:, None]).cos().sum(-1)
-    close(products(found.subject, ASKED).same, wanted, atol=1e-5)
+    close(products(found.probe, ASKED).equal, wanted, atol=1e-5)
 
 
 def test_heads_that_do_not_turn_are_a_group_of_their_own():
-    found = part(Rope(heads=2))
-    same = products(found.subject, ASKED).same
-    assert alike(same) == [[0, 1, 2, 3], [4, 5]]
+    found = plotted(Rope(heads=2))
+    same = products(found.probe, ASKED).equal
+    assert equal_heads(same) == [[0, 1, 2, 3], [4, 5]]
     close(same[:4], torch.ones(4, len(ASKED)))
-    pairs = find_pairs(found.subject, LENGTH)
+    pairs = find_pairs(found.probe, LENGTH)
     assert pairs is not None
     assert pairs.head == 5
 
 
 def test_random_products_spread_around_nothing():
-    found = part("rope", head_dim=64, heads=3)
-    got = products(found.subject, ASKED, samples=16_000)
+    found = plotted("rope", head_dim=64, heads=3)
+    got = products(found.probe, ASKED, samples=16_000)
     close(got.mean, torch.zeros_like(got.mean), atol=0.01)
     close(got.high, torch.full_like(got.high, 1.2816 / 8), atol=0.01)  # a unit vector's channel, over the root of 64
     close(got.low, torch.full_like(got.low, -1.2816 / 8), atol=0.01)
 
 
 def test_the_bound_is_the_mean_of_partial_sums():
-    found = part("rope")
-    pairs = find_pairs(found.subject, LENGTH)
+    found = plotted("rope")
+    pairs = find_pairs(found.probe, LENGTH)
     assert pairs is not None
     turns = torch.polar(torch.ones(len(ASKED), 6, dtype=torch.float64), ASKED.double()[:, None] * pair_speeds())
-    limit = bound(found.subject, pairs, ASKED, LENGTH)
+    limit = upper_bound(found.probe, pairs, ASKED, LENGTH)
     close(limit, turns.cumsum(-1).abs().mean(-1))
     assert float(limit[0]) == pytest.approx(3.5)
 
 
 def scaled(position) -> Tensor:
-    found = part(position)
-    pairs = find_pairs(found.subject, 4 * LENGTH)
+    found = plotted(position)
+    pairs = find_pairs(found.probe, 4 * LENGTH)
     assert pairs is not None
-    return speeds(found.subject, pairs, 4 * LENGTH)
+    return frequencies(found.probe, pairs, 4 * LENGTH)
 
 
 @pytest.mark.parametrize(
@@ -236,12 +236,12 @@ def test_cosines_and_sines_stand_at_their_channels():
     positions = torch.arange(50)
     angle = positions.double()[:, None] * pair_speeds(8)
     for interleaved, firsts, seconds in ((False, [0, 1, 2, 3], [4, 5, 6, 7]), (True, [0, 2, 4, 6], [1, 3, 5, 7])):
-        found = part(Rope(dim=8, interleaved=interleaved))
-        pairs = find_pairs(found.subject, LENGTH)
+        found = plotted(Rope(dim=8, interleaved=interleaved))
+        pairs = find_pairs(found.probe, LENGTH)
         assert pairs is not None
-        assert pairs.still == (8, 9, 10, 11)
+        assert pairs.unrotated == (8, 9, 10, 11)
         assert pairs.inputs == tuple(zip(firsts, seconds, strict=True))
-        cos, sin = cos_sin(found.subject, pairs, positions, LENGTH)
+        cos, sin = cos_sin(found.probe, pairs, positions, LENGTH)
         for columns, sign in ((firsts, 1), (seconds, -1)):
             close(cos[:, columns], angle.cos())
             close(sin[:, columns], sign * angle.sin())
@@ -250,22 +250,22 @@ def test_cosines_and_sines_stand_at_their_channels():
 
 
 def test_a_path_of_xpos_shrinks_as_it_turns():
-    found = part(XPos(scale_base=60.0))
-    pairs = find_pairs(found.subject, LENGTH)
+    found = plotted(XPos(scale_base=60.0))
+    pairs = find_pairs(found.probe, LENGTH)
     assert pairs is not None
-    stands = path(found.subject, pairs, torch.tensor([30]), LENGTH)[0]
+    stands = phasors(found.probe, pairs, torch.tensor([30]), LENGTH)[0]
     shrinks = ((torch.arange(0, 1, 2 / WIDTH).double() + 0.4) / 1.4) ** 0.5
     close(stands.abs(), shrinks)
     close(stands.real, shrinks * (30 * pair_speeds()).cos())
 
 
 def test_what_does_not_turn_in_planes_has_no_pairs():
-    found = part("alibi")
-    assert find_pairs(found.subject, LENGTH) is None
+    found = plotted("alibi")
+    assert find_pairs(found.probe, LENGTH) is None
 
 
 def test_the_table_of_sinusoidal_and_how_alike_its_rows_are():
-    rows = table(part("sinusoidal"), 50)
+    rows = table(plotted("sinusoidal"), 50)
     speed = 1e4 ** (-torch.arange(0, DIM, 2, dtype=torch.float64) / DIM)
     angle = torch.arange(50).double()[:, None] * speed
     close(rows[:, 0::2], angle.sin())
@@ -275,7 +275,7 @@ def test_the_table_of_sinusoidal_and_how_alike_its_rows_are():
 
 
 def test_the_table_of_absolute_is_its_parameter():
-    found = part({"kind": "absolute", "offset": 2, "scale": 0.5})
+    found = plotted({"kind": "absolute", "offset": 2, "scale": 0.5})
     assert torch.equal(table(found, LENGTH), found.scheme.table.detach()[2:] * 0.5)
 
 
@@ -296,24 +296,24 @@ def test_the_table_of_absolute_is_its_parameter():
     ids=str,
 )
 def test_how_far_pictures_go_and_what_they_mark(position, horizon: int, marks: list):
-    found = part(position)
+    found = plotted(position)
     assert (found.horizon, found.marks) == (horizon, marks)
 
 
 def test_parts_are_the_same_at_every_call_and_have_names_of_their_own():
     layers = LayersConfig(dim=DIM, depth=2, heads=HEADS, head_dim=WIDTH, position=["t5", "absolute", "t5"])
-    first, second = parts_of(layers, LENGTH), parts_of(layers, LENGTH)
+    first, second = plotted_schemes(layers, LENGTH), plotted_schemes(layers, LENGTH)
     assert [p.name for p in first] == ["t5", "absolute", "t5-2"]
     for a, b in zip(first, second, strict=True):
         assert torch.equal(next(a.scheme.parameters()), next(b.scheme.parameters()))
     state = torch.get_rng_state()
-    parts_of(layers, LENGTH)
+    plotted_schemes(layers, LENGTH)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def of_axes(position, name: str) -> Part:
+def of_axes(position, name: str) -> PlottedScheme:
     layers = LayersConfig(dim=DIM, depth=2, heads=HEADS, head_dim=WIDTH, position=position)
-    return next(p for p in parts_of(layers, LENGTH) if p.name == name)
+    return next(p for p in plotted_schemes(layers, LENGTH) if p.name == name)
 
 
 @pytest.mark.parametrize(
@@ -323,25 +323,25 @@ def of_axes(position, name: str) -> Part:
 def test_a_scheme_of_several_axes_is_measured_along_each(name: str, share: list[int]):
     found = of_axes(Rope(sections=(3, 1, 2)), name)
     turns = torch.tensor(share).repeat_interleave(torch.tensor([3, 1, 2])) * pair_speeds()
-    close(products(found.subject, ASKED).same, (ASKED.double()[:, None] * turns).cos().mean(-1).expand(HEADS, -1))
-    pairs = find_pairs(found.subject, LENGTH)
+    close(products(found.probe, ASKED).equal, (ASKED.double()[:, None] * turns).cos().mean(-1).expand(HEADS, -1))
+    pairs = find_pairs(found.probe, LENGTH)
     assert pairs is not None
-    torch.testing.assert_close(speeds(found.subject, pairs, LENGTH), turns[turns > 0], rtol=2e-6, atol=0)
-    assert len(pairs.still) == 2 * int((turns == 0).sum())
+    torch.testing.assert_close(frequencies(found.probe, pairs, LENGTH), turns[turns > 0], rtol=2e-6, atol=0)
+    assert len(pairs.unrotated) == 2 * int((turns == 0).sum())
 
 
 def test_rates_learned_for_each_head_are_found():
     found = of_axes("mixed", "mixed-axis-2")
     rate = found.scheme.rate.detach().double()[:, :, 1]
-    close(products(found.subject, ASKED).same, (ASKED.double()[:, None, None] * rate).cos().mean(-1).t(), atol=1e-5)
-    pairs = find_pairs(found.subject, LENGTH)
+    close(products(found.probe, ASKED).equal, (ASKED.double()[:, None, None] * rate).cos().mean(-1).t(), atol=1e-5)
+    pairs = find_pairs(found.probe, LENGTH)
     assert pairs is not None
-    torch.testing.assert_close(speeds(found.subject, pairs, LENGTH), rate[pairs.head].abs(), rtol=2e-6, atol=0)
+    torch.testing.assert_close(frequencies(found.probe, pairs, LENGTH), rate[pairs.head].abs(), rtol=2e-6, atol=0)
 
 
 def test_axes_in_channels_of_their_own_are_found():
     found = of_axes("axial", "axial-axis-2")
-    pairs = find_pairs(found.subject, LENGTH)
+    pairs = find_pairs(found.probe, LENGTH)
     assert pairs is not None
     assert pairs.inputs == ((3, 9), (4, 10), (5, 11))
-    torch.testing.assert_close(speeds(found.subject, pairs, LENGTH), pair_speeds(6), rtol=2e-6, atol=0)
+    torch.testing.assert_close(frequencies(found.probe, pairs, LENGTH), pair_speeds(6), rtol=2e-6, atol=0)

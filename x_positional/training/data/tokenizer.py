@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes by default, any `tokenizer.json` by option."""
+"""Tokenizers for training: bytes (the default) or a `tokenizer.json`."""
 
 import codecs
 from pathlib import Path
@@ -11,7 +11,7 @@ from x_positional.pretrained.tokenizers.text import TextStream
 
 
 class StreamDecoder(Protocol):
-    """Turns ids that arrive one by one into text, holding back what is not complete yet."""
+    """Decodes a stream of ids into text; an incomplete character is held back until it is complete."""
 
     def feed(self, token: int) -> str: ...
 
@@ -19,7 +19,7 @@ class StreamDecoder(Protocol):
 
 
 class Tokenizer(Protocol):
-    """What training and sampling need to know about a vocabulary."""
+    """What training and sampling need of a tokenizer."""
 
     name: str
     vocab_size: int
@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
 
 
 class ByteDecoder:
-    """UTF-8 across token borders; ids above 255 and broken sequences become the replacement character."""
+    """Decodes UTF-8 byte by byte; ids above 255 and invalid sequences become the replacement character."""
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -47,7 +47,7 @@ class ByteDecoder:
 
 
 class ByteTokenizer:
-    """One token a byte. Byte 0, which text does not use, ends a document."""
+    """One token per byte. Byte 0, which text does not contain, ends a document."""
 
     name: str = "bytes"
     vocab_size: int = 256
@@ -62,7 +62,7 @@ class ByteTokenizer:
 
 
 class JsonTokenizer:
-    """A `tokenizer.json` as the tokenizers package writes it."""
+    """A `tokenizer.json` of the tokenizers package."""
 
     name: str = "tokenizer.json"
     document_end: int | None = None
@@ -79,7 +79,7 @@ class JsonTokenizer:
         try:
             self._backend = Backend.from_file(str(file))
         except Exception as error:  # the package raises bare Exception for every malformed file
-            raise UserError(f"{file} is not a tokenizer.json that can be read: {error}") from error
+            raise UserError(f"cannot read {file} as a tokenizer.json: {error}") from error
         self.file: Path | None = file
         self.vocab_size: int = self._backend.get_vocab_size()
 
@@ -95,5 +95,5 @@ class JsonTokenizer:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """`"bytes"` or the path of a `tokenizer.json`; raises `UserError` if it cannot be read."""
+    """The tokenizer `"bytes"`, or the one in the `tokenizer.json` at `name`; raises `UserError` if it cannot be read."""
     return ByteTokenizer() if name == "bytes" else JsonTokenizer(Path(name))

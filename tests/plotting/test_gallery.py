@@ -13,8 +13,8 @@ from x_positional.errors import MissingExtra
 from x_positional.plotting import Gallery, canvas, draw, draw_biases, draw_embeddings, draw_products, draw_rotation
 from x_positional.plotting.biases import bias_map, bias_of_distance
 from x_positional.plotting.gallery import NOTHING
-from x_positional.plotting.part import Part, parts_of
 from x_positional.plotting.products import products
+from x_positional.plotting.schemes import PlottedScheme, plotted_schemes
 from x_positional.pretrained.rope import Linear, LongRope, NtkByParts, Proportional, Yarn
 from x_positional.schemes.base import PositionScheme
 from x_positional.schemes.registry import REGISTRY
@@ -23,7 +23,11 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 LENGTH = 21
 DATA = re.compile(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"')
-OWN = sorted(name for name, config in REGISTRY.items() if config.__module__.startswith("x_positional.schemes"))
+OWN = sorted(
+    name
+    for name, config in REGISTRY.items()
+    if config.__module__.startswith("x_positional.schemes") and name != "custom"
+)
 
 
 def layers(position, **changes) -> LayersConfig:
@@ -36,8 +40,8 @@ def drawn(folder: Path, position, length: int = LENGTH, **changes) -> tuple[Gall
     return gallery, gallery.page.read_text("utf-8")
 
 
-def one(position, **changes) -> Part:
-    return parts_of(layers(position, **changes), LENGTH)[0]
+def one(position, **changes) -> PlottedScheme:
+    return plotted_schemes(layers(position, **changes), LENGTH)[0]
 
 
 @pytest.fixture
@@ -152,7 +156,7 @@ def test_the_map_shows_the_values_and_hides_the_future(figure):
         shown = axes.images[0].get_array()
         assert (torch.tensor(shown.mask) == head.isnan()).all()
         assert (torch.tensor(shown.filled(7.0)) == head.nan_to_num(7.0)).all()
-    assert "between -5 and 0 logits; grey keys are hidden" in picture.sentence
+    assert "-5 to 0 logits; masked keys are grey" in picture.caption
 
 
 def test_the_lines_show_every_head_and_the_trained_length(figure):
@@ -166,23 +170,23 @@ def test_the_lines_show_every_head_and_the_trained_length(figure):
     mark = figure().axes[1].lines[3]
     assert list(mark.get_xdata()) == [LENGTH, LENGTH]
     assert mark.get_label() == f"trained length {LENGTH}"
-    assert "between -5.25 and -0.0820 logits" in picture.sentence.replace("-0.082 ", "-0.0820 ")
+    assert "-5.25 to -0.0820 logits" in picture.caption.replace("-0.082 ", "-0.0820 ")
 
 
 def test_a_bias_that_stops_changing_is_said_to(figure):
     found = one({"kind": "t5", "num_buckets": 8, "max_distance": 20})
-    assert "From distance 14 on nothing changes any more" in draw_biases.draw_curves(found).sentence
-    assert "From distance" not in draw_biases.draw_curves(one("alibi")).sentence
+    assert "It is constant from distance 14" in draw_biases.draw_curves(found).caption
+    assert "constant" not in draw_biases.draw_curves(one("alibi")).caption
 
 
 def test_products_are_drawn_per_group_of_heads(figure):
     found = one(Rope(heads=1))
     draw_products.draw_products(found)
     for axes, far in zip(figure().axes, (LENGTH, 4 * LENGTH), strict=True):
-        same = products(found.subject, torch.arange(far + 1)).same
+        equal = products(found.probe, torch.arange(far + 1)).equal
         labels = {line.get_label(): torch.tensor(line.get_ydata()) for line in axes.lines}
-        assert torch.equal(labels["q = k, the same in every channel, heads 1 to 2"], same[0])
-        assert torch.equal(labels["q = k, the same in every channel, head 3"], same[2])
+        assert torch.equal(labels["q = k, equal in every channel, heads 1 to 2"], equal[0])
+        assert torch.equal(labels["q = k, equal in every channel, head 3"], equal[2])
 
 
 def test_wavelengths_are_sorted_by_the_trained_length(figure):
@@ -194,26 +198,26 @@ def test_wavelengths_are_sorted_by_the_trained_length(figure):
     assert list(before) == pytest.approx(waves.tolist(), rel=1e-5)
     assert [*whole, *less] == pytest.approx((2 * waves).tolist(), rel=1e-5)
     assert max(whole, default=0) <= LENGTH < min(less)
-    assert f"Within {LENGTH} positions 1 of 4 pairs turned fully before stretching, now 1." in picture.sentence
+    assert f"Within {LENGTH} positions, 1 of 4 pairs completed a turn before scaling, 1 after." in picture.caption
     assert figure().axes[0].get_yscale() == "log"
 
 
 def test_pairs_are_judged_by_how_they_were_trained(figure):
     """theta 500 over 4 pairs: waves of 6.3, 29.7, 140, 664; trained on 7, then read to 21."""
-    for factor, new in ((2.0, 3), (3.0, 0)):  # of the three that had not turned within 7, who goes past their angles
+    for factor, new in ((2.0, 3), (3.0, 0)):  # of the three that had not rotated within 7, who goes past their angles
         scaling = NtkByParts(factor=factor, original_max_position_embeddings=7, alpha=1.0, beta=1.01)
         picture = draw_rotation.draw_wavelengths(one(Rope(theta=500.0, scaling=scaling)))
         assert picture is not None
         assert (
-            f"Before stretching 1 of 4 pairs turned fully within the trained 7 positions; of the others, {new} pass"
-            in (picture.sentence)
+            "Before scaling, 1 of 4 pairs complete a turn within the trained length of 7 positions. "
+            f"Of the others, {new} reach" in (picture.caption)
         )
         _, whole, less = (points.get_offsets()[:, 1] for points in figure().axes[0].collections)
         assert list(whole) == pytest.approx([2 * torch.pi], rel=1e-5)
         assert list(less) == pytest.approx([2 * torch.pi * 500 ** (i / 4) * factor for i in (1, 2, 3)], rel=1e-5)
     plain = draw_rotation.draw_wavelengths(one(Rope(theta=500.0)))
     assert plain is not None
-    assert "1 of 4 pairs turn fully within 21 positions; past them" in plain.sentence
+    assert "1 of 4 pairs complete a turn within 21 positions; beyond that" in plain.caption
 
 
 def test_a_scaling_that_stops_all_pairs_has_no_pictures_of_pairs(tmp_path: Path):
@@ -222,19 +226,19 @@ def test_a_scaling_that_stops_all_pairs_has_no_pictures_of_pairs(tmp_path: Path)
 
 
 def test_colours_are_around_nothing_where_there_are_both_signs():
-    assert canvas.limits(torch.tensor([-1.0, 3.0, torch.nan])) == (canvas.TWO_SIGNS, -3.0, 3.0)
-    assert canvas.limits(torch.tensor([-2.0, -1.0])) == (canvas.ONE_SIGN, -2.0, -1.0)
-    assert canvas.limits(torch.tensor([1.0])) == (canvas.ONE_SIGN, 1.0, 2.0)
+    assert canvas.colour_range(torch.tensor([-1.0, 3.0, torch.nan])) == (canvas.DIVERGING, -3.0, 3.0)
+    assert canvas.colour_range(torch.tensor([-2.0, -1.0])) == (canvas.SEQUENTIAL, -2.0, -1.0)
+    assert canvas.colour_range(torch.tensor([1.0])) == (canvas.SEQUENTIAL, 1.0, 2.0)
 
 
 def test_some_of_many_heads_are_spread_over_all():
-    assert canvas.some(3, 12) == [0, 1, 2]
-    assert canvas.some(33, 12) == [0, 3, 6, 9, 12, 15, 17, 20, 23, 26, 29, 32]
+    assert canvas.evenly_spaced(3, 12) == [0, 1, 2]
+    assert canvas.evenly_spaced(33, 12) == [0, 3, 6, 9, 12, 15, 17, 20, 23, 26, 29, 32]
 
 
 def test_without_matplotlib_it_says_what_to_install_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtra, match=r"pictures need matplotlib: pip install 'x-positional\[train\]'"):
+    with pytest.raises(MissingExtra, match=r"plots need matplotlib: pip install 'x-positional\[train\]'"):
         drawn(tmp_path / "new", "rope")
     assert not (tmp_path / "new").exists()
 
@@ -244,8 +248,8 @@ def test_a_scheme_of_several_axes_is_drawn_along_each(tmp_path: Path):
     assert re.findall(r"<h2>(.*)</h2>", page) == ["mixed", "mixed-axis-1", "mixed-axis-2"]
     assert len(gallery.pictures) == 12
     for words in (
-        "along all 2 axes alike",
-        "along axis 2 of 2, the others stay at 0",
-        "Each layer has parameters of its own",
+        "along all 2 axes together",
+        "along axis 2 of 2; the others are 0",
+        "Every layer has its own parameters",
     ):
         assert words in page

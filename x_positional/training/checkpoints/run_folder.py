@@ -1,51 +1,51 @@
-"""The folder of one run: what is in it before the first step, what a resume needs, when a checkpoint is kept."""
+"""The folder of one run: saving, resuming and pruning its checkpoints."""
 
-import signal
-import threading
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
 
 import torch
 from torch import nn
-from typing_extensions import Self
 
 from x_positional.errors import UserError, listed
 from x_positional.training.checkpoints.checkpoint import (
     CONFIG,
     Checkpoint,
     checkpoint_folders,
-    load_model,
     open_checkpoint,
     prune,
     save_checkpoint,
-    unshared,
 )
-from x_positional.training.checkpoints.state import load_optimizer, optimizer_tensors
+from x_positional.training.checkpoints.state import load_model, load_optimizer, model_tensors, optimizer_tensors
 from x_positional.training.config import TrainConfig
 from x_positional.training.data.corpus import Corpus
+from x_positional.training.evaluate import Score
 from x_positional.training.load import parse_config
-from x_positional.training.loop.evaluate import Score
 
 
 @dataclass(frozen=True)
 class Best:
-    """The step with the lowest validation loss among the saved ones."""
+    """The saved step with the lowest validation loss."""
 
     step: int
     loss: float
 
 
-class Session:
-    """Reads and writes the checkpoints of one run folder."""
+class RunFolder:
+    """Config and checkpoints of one run.
+
+    Args:
+        config: The run; `run.dir` is the folder.
+        corpus: Its data.
+        windows_per_step: Training windows of one optimizer step, over all processes.
+    """
 
     def __init__(self, config: TrainConfig, corpus: Corpus, *, windows_per_step: int) -> None:
-        self.folder = Path(config.run.dir)
-        self.root = self.folder / "checkpoints"
+        self.path = Path(config.run.dir)
+        self._checkpoints = self.path / "checkpoints"
         self._config = config
         self._corpus = corpus
         self._best: Best | None = None
-        # What decides which windows a step sees: a resumed run must agree in all of it.
+        # These decide which windows a step sees, so they must be equal when a run is resumed.
         self._order = {
             "data": corpus.fingerprint,
             "seed": config.run.seed,
@@ -54,28 +54,29 @@ class Session:
         }
 
     def write_config(self) -> None:
-        """The resolved config beside the checkpoints."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / CONFIG).write_text(self._config_text(), encoding="utf-8")
+        """Write the resolved config to `config.yaml`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / CONFIG).write_text(self._config_text(), encoding="utf-8")
 
     def _config_text(self) -> str:
-        """Without `stop_after`: it belongs to one session, and the next one goes on past it."""
+        """The config without `stop_after`, which applies to one session only."""
         run = self._config.run.model_copy(update={"stop_after": None})
         return self._config.model_copy(update={"run": run}).to_yaml()
 
     def last_saved(self) -> Path | None:
-        """The newest whole checkpoint."""
-        folders = checkpoint_folders(self.root)
+        """The newest complete checkpoint."""
+        folders = checkpoint_folders(self._checkpoints)
         return folders[-1] if folders else None
 
     def resume(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Load the newest checkpoint into model and optimizer; returns its step.
 
-        Raises `UserError` when there is none, it is damaged, or it belongs to another model or other data.
+        Raises:
+            UserError: There is no checkpoint, it is damaged, or it belongs to another model or to other data.
         """
         if self.last_saved() is None:
-            raise UserError(f"{self.folder} has no checkpoint to resume from; leave out --resume to start the run")
-        checkpoint = open_checkpoint(self.folder)
+            raise UserError(f"no checkpoint to resume from in {self.path}; omit --resume to start the run")
+        checkpoint = open_checkpoint(self.path)
         self._check_same_run(checkpoint)
         load_model(net, checkpoint.model_tensors(), checkpoint.path)
         load_optimizer(net, optimizer, checkpoint.optimizer_tensors(), checkpoint.path)
@@ -86,31 +87,33 @@ class Session:
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
         problems = []
         for name, now in self._order.items():
-            before = checkpoint.trainer["order"].get(name)
-            if before != now:
-                problems.append(f"{name} was {before} and is now {now}")
+            saved_value = checkpoint.trainer["order"].get(name)
+            if saved_value != now:
+                problems.append(f"{name} is {now}; the checkpoint has {saved_value}")
         saved = parse_config(checkpoint.config_text(), str(checkpoint.path))
         if saved.model != self._config.model:
-            problems.append(f"the model section differs from the one in {checkpoint.path / CONFIG}")
+            problems.append(f"the model section differs from that of {checkpoint.path / CONFIG}")
         if checkpoint.step >= self._config.run.steps:
-            problems.append(f"it already has {checkpoint.step} of {self._config.run.steps} steps; raise run.steps")
+            problems.append(
+                f"the checkpoint is at step {checkpoint.step} of run.steps={self._config.run.steps}; raise run.steps"
+            )
         if problems:
             raise UserError(
                 listed(
-                    f"{checkpoint.path} cannot be resumed with this config (or start anew in another --run-dir):",
+                    f"cannot resume {checkpoint.path} with this config (to start a new run, choose another --run-dir):",
                     problems,
                 )
             )
 
     def save(self, step: int, net: nn.Module, optimizer: torch.optim.Optimizer, score: Score | None) -> Path:
-        """Write the checkpoint of `step` and remove the ones that are no longer kept."""
+        """Write the checkpoint of `step` and delete those that are no longer kept."""
         if score is not None and (self._best is None or score.loss < self._best.loss):
             self._best = Best(step, score.loss)
         tokenizer = self._corpus.tokenizer
         path = save_checkpoint(
-            self.root,
+            self._checkpoints,
             step,
-            model=unshared(net),
+            model=model_tensors(net),
             optimizer=optimizer_tensors(net, optimizer),
             trainer={
                 "order": self._order,
@@ -122,38 +125,15 @@ class Session:
             config_text=self._config_text(),
             tokenizer_file=None if tokenizer is None else tokenizer.file,
         )
-        prune(self.root, self._config.run.keep, None if self._best is None else self._best.step)
+        prune(self._checkpoints, self._config.run.keep, None if self._best is None else self._best.step)
         return path
 
 
 def refuse_to_overwrite(config: TrainConfig) -> None:
-    """Raises `UserError` when the run folder already holds checkpoints of an earlier run."""
+    """Raise `UserError` if the run folder already has checkpoints."""
     folders = checkpoint_folders(Path(config.run.dir) / "checkpoints")
     if folders:
         raise UserError(
-            f"{config.run.dir} already holds a run up to {folders[-1].name}; add --resume to continue it, "
+            f"{config.run.dir} already has checkpoints up to {folders[-1].name}; add --resume to continue that run, "
             "or choose another folder with --run-dir"
         )
-
-
-class Interrupt:
-    """While active, the first Ctrl-C (or SIGTERM) only sets `requested`; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True

@@ -1,4 +1,4 @@
-"""What `x-positional verify` gives to both sides: random ids, padded, moved, in pieces, and past windows.
+"""The inputs that `x-positional verify` runs through both models: plain, padded, shifted, cached, longer than windows.
 
 B batch, T tokens, S source tokens; C channels, H W pixels.
 """
@@ -12,33 +12,38 @@ from torch import Tensor, nn
 
 LENGTH, BATCH, SHIFT = 48, 2, 3
 PIECES = (5, 1, 1, 9)
-"""Tokens at a time through a cache; the rest in one."""
+"""Tokens per step through the cache; the last step takes the rest."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """inputs: keyword arguments of transformers' forward. needs: those that it must take. ours: the same through a model
-    here. mask: [B T], where outputs are compared; None is everywhere. note: why it is not run."""
+class VerifyCase:
+    """One input, and how each of the two models takes it."""
 
     name: str
     given: str = ""
+    """Size of the input, for the table."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments for the forward pass of transformers."""
     ours: Callable[[Any], Tensor] = lambda model: torch.empty(0)
+    """Runs the same input through x_positional's model."""
     mask: Tensor | None = None
+    """[B T], True where outputs are compared; None compares all."""
     needs: frozenset[str] = frozenset()
+    """Keyword arguments that the forward pass of transformers must accept."""
     note: str = ""
+    """Why the case is not run; "" if it is."""
 
     @property
     def runs(self) -> bool:
         return not self.note
 
-    def without(self, note: str) -> "Case":
-        """The same, not run."""
+    def without(self, note: str) -> "VerifyCase":
+        """This case, not run."""
         return replace(self, note=note)
 
 
-def cases_of(model: nn.Module, kind: str, hf: Mapping[str, Any], max_tokens: int) -> list[Case]:
-    """The cases of a kind of family."""
+def cases_of(model: nn.Module, kind: str, hf: Mapping[str, Any], max_tokens: int) -> list[VerifyCase]:
+    """The cases for a kind of model: "decoder", "encoder", "seq2seq" or "vision"."""
     config: Any = model.config
     if kind == "vision":
         return _images(config)
@@ -54,7 +59,7 @@ def cases_of(model: nn.Module, kind: str, hf: Mapping[str, Any], max_tokens: int
 
 
 class _Ids:
-    """Random ids of the vocabulary, without that of padding: some models find padding by it."""
+    """Random ids of the vocabulary except the padding id, from which some models infer padding."""
 
     def __init__(self, vocabulary: int, pad: Any):
         self.vocabulary, self.pad = vocabulary, pad if isinstance(pad, int) and 0 <= pad < vocabulary else 0
@@ -66,46 +71,49 @@ class _Ids:
         return drawn + (drawn >= self.pad).long()
 
 
-def _words(tokens: Tensor) -> str:
+def _size(tokens: Tensor) -> str:
     return f"{tokens.shape[0]} x {tokens.shape[1]}"
 
 
-def _plain(name: str, tokens: Tensor) -> Case:
+def _plain(name: str, tokens: Tensor) -> VerifyCase:
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "use_cache": False}
-    return Case(name, _words(tokens), inputs, lambda model: model(tokens))
+    return VerifyCase(name, _size(tokens), inputs, lambda model: model(tokens))
 
 
-def _padded(ids: _Ids, length: int, *, left: bool) -> Case:
-    """Rows of three lengths. Where padding stands first, transformers is told the positions that follow from the mask."""
+def _padded(ids: _Ids, length: int, *, left: bool) -> VerifyCase:
+    """Rows of three lengths. With left padding, transformers also gets the positions that follow from the mask."""
     lengths = torch.tensor([length, max(1, length - 5), max(1, length // 4)])[:, None]
-    places = torch.arange(length)
-    mask = places >= length - lengths if left else places < lengths
+    index = torch.arange(length)
+    mask = index >= length - lengths if left else index < lengths
     tokens = torch.where(mask, ids.draw(3, length), ids.pad)
     inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask.long(), "use_cache": False}
     if left:
         inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    given = f"3 x {length}, text {', '.join(str(int(n)) for n in lengths)}"
-    return Case("left padded" if left else "right padded", given, inputs, lambda model: model(tokens, mask=mask), mask)
+    given = f"3 x {length}, unpadded {', '.join(str(int(n)) for n in lengths)}"
+    return VerifyCase(
+        "left padded" if left else "right padded", given, inputs, lambda model: model(tokens, mask=mask), mask
+    )
 
 
-def _shifted(tokens: Tensor, by: int) -> Case:
+def _shifted(tokens: Tensor, by: int) -> VerifyCase:
     positions = torch.arange(tokens.shape[1]).expand_as(tokens) + by
     inputs = {**_plain("", tokens).inputs, "position_ids": positions}
-    return Case(
+    return VerifyCase(
         "shifted positions",
-        f"{_words(tokens)} from {by} on",
+        f"{_size(tokens)} from position {by}",
         inputs,
         lambda model: model(tokens, positions=positions),
         needs=frozenset({"position_ids"}),
     )
 
 
-def _cached(model: Any, whole: Case) -> Case:
-    """The same tokens as `whole`, read here in pieces through a cache."""
+def _cached(model: Any, whole: VerifyCase) -> VerifyCase:
+    """The tokens of `whole`, through x_positional's model in pieces with a cache."""
     tokens: Tensor = whole.inputs["input_ids"]
     if not all(scheme.capabilities().kv_cacheable for scheme in model.attn_layers.position_schemes):
-        return Case(
-            "cached", note="frequencies follow the length of the text, so a cache would hold keys of another table"
+        return VerifyCase(
+            "cached",
+            note="the frequencies depend on the sequence length, so cached keys would be rotated by outdated frequencies",
         )
 
     def pieces(model: Any) -> Tensor:
@@ -117,29 +125,31 @@ def _cached(model: Any, whole: Case) -> Case:
                 found.append(model(piece, cache=cache))
         return torch.cat(found, 1)
 
-    return replace(whole, name="cached", given=f"{_words(tokens)} in pieces", ours=pieces)
+    return replace(whole, name="cached", given=f"{_size(tokens)} in pieces", ours=pieces)
 
 
-def _past(config: Any, ids: _Ids, max_tokens: int) -> Case:
-    """A text longer than every window and chunk."""
+def _past(config: Any, ids: _Ids, max_tokens: int) -> VerifyCase:
+    """A sequence longer than every window and chunk."""
     name, kinds = "past the window", config.layers.layer_kinds()
     windows = [size for kind in kinds for size in (kind.window, kind.chunk) if size]
     if not windows:
-        return Case(name, note="no layer has a window")
+        return VerifyCase(name, note="no layer has a window")
     length = max(windows) + max(windows) // 4 + 8
     if length > min(max_tokens, config.max_seq_len):
-        why = f"--max-tokens {length} runs it" if config.max_seq_len >= length else "as long as the longest text"
-        return Case(name, note=f"the window is {max(windows)} tokens: {why}")
+        if config.max_seq_len >= length:
+            return VerifyCase(name, note=f"the window is {max(windows)} tokens: --max-tokens {length} runs it")
+        note = f"testing the window of {max(windows)} tokens needs {length}, more than max_seq_len={config.max_seq_len}"
+        return VerifyCase(name, note=note)
     return _plain(name, ids.draw(1, length))
 
 
-def _seq2seq(ids: _Ids) -> list[Case]:
+def _seq2seq(ids: _Ids) -> list[VerifyCase]:
     source, target = ids.draw(BATCH, LENGTH // 2), ids.draw(BATCH, LENGTH // 3)
 
-    def case(name: str, src: Tensor, mask: Tensor) -> Case:
+    def case(name: str, src: Tensor, mask: Tensor) -> VerifyCase:
         inputs = {"input_ids": src, "attention_mask": mask.long(), "decoder_input_ids": target, "use_cache": False}
-        given = f"{_words(src)} -> {_words(target)}"
-        return Case(name, given, inputs, lambda model: model.logits(src, target, mask=mask))
+        given = f"{_size(src)} -> {_size(target)}"
+        return VerifyCase(name, given, inputs, lambda model: model.logits(src, target, mask=mask))
 
     lengths = torch.tensor([source.shape[1], source.shape[1] // 2])[:, None]
     mask = torch.arange(source.shape[1]) < lengths
@@ -149,21 +159,21 @@ def _seq2seq(ids: _Ids) -> list[Case]:
     ]
 
 
-def _images(config: Any) -> list[Case]:
-    """At the trained size, and one patch wider: learned tables are resized to it."""
+def _images(config: Any) -> list[VerifyCase]:
+    """At the trained size, and one patch wider, for which learned tables are interpolated."""
     (height, width), patch = config.image_size, config.patch_size[1]
     generator = torch.Generator().manual_seed(0)
 
-    def case(name: str, wide: int) -> Case:
+    def case(name: str, wide: int) -> VerifyCase:
         pixels = torch.randn(BATCH, config.channels, height, wide, generator=generator)
         inputs = {"pixel_values": pixels} | ({} if wide == width else {"interpolate_pos_encoding": True})
-        return Case(name, f"{BATCH} images of {height} x {wide}", inputs, lambda model: _seen(model, pixels))
+        return VerifyCase(name, f"{BATCH} images of {height} x {wide}", inputs, lambda model: _output(model, pixels))
 
     return [case("plain", width), case("another size", width + patch)]
 
 
-def _seen(model: Any, pixels: Tensor) -> Tensor:
-    """Logits, or without a head the hidden states of all tokens in the order of transformers."""
+def _output(model: Any, pixels: Tensor) -> Tensor:
+    """Logits, or without a head the hidden states of all tokens, in the order of transformers."""
     if model.config.num_classes is not None:
         return model(pixels)
     encoded = model.encode(pixels)

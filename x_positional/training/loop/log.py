@@ -1,4 +1,4 @@
-"""What a run leaves behind while it goes: a JSONL log always, TensorBoard by option."""
+"""The log of a run: one JSON object per line in `log.jsonl`, and TensorBoard if enabled."""
 
 import json
 import math
@@ -11,30 +11,30 @@ LOG = "log.jsonl"
 Value = float | int | str | None
 
 
-class Record:
-    """Appends one JSON object a line. Events: start, train, validation, end."""
+class RunLog:
+    """Appends to the log of a run folder. Events: start, train, validation, end."""
 
     def __init__(self, folder: Path, *, tensorboard: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._stream = (folder / LOG).open("a", encoding="utf-8")
-        self._board = _board(folder / "tensorboard") if tensorboard else None
+        self._writer = _summary_writer(folder / "tensorboard") if tensorboard else None
 
     def write(self, event: str, step: int, values: dict[str, Value]) -> None:
-        """One line; numbers go to TensorBoard as `event/name` as well."""
+        """Write one line; TensorBoard gets each number as `event/name`."""
         self._stream.write(json.dumps({"event": event, "step": step, **values}) + "\n")
         self._stream.flush()
-        if self._board is not None:
+        if self._writer is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{event}/{name}", value, step)
+                    self._writer.add_scalar(f"{event}/{name}", value, step)
 
     def close(self) -> None:
         self._stream.close()
-        if self._board is not None:
-            self._board.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
-def _board(folder: Path) -> Any:
+def _summary_writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError as error:
@@ -43,10 +43,10 @@ def _board(folder: Path) -> Any:
 
 
 def read_curve(file: Path, event: str, name: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of one number in a log, in order of steps.
+    """(steps, values) of one logged number, sorted by step.
 
-    A resumed run goes back to its checkpoint: its `start` line drops what an earlier session logged past that step.
-    A last line cut off by a crash is left out.
+    A resumed run continues from its last checkpoint: its `start` line discards what was logged after that step. A last
+    line truncated by a crash is ignored.
     """
     curve: dict[int, float] = {}
     for line in file.read_text(encoding="utf-8").splitlines():

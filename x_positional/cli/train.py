@@ -1,14 +1,13 @@
-"""`x-positional train`: one run on the console, with the next command at its end."""
+"""`x-positional train`: one run on the console, and the commands to run next."""
 
 import shlex
-import shutil
-import sys
-from pathlib import Path
 
 from rich.console import Console
 
+from x_positional.cli.hints import command
+from x_positional.progress import print_lines
 from x_positional.training.config import TrainConfig
-from x_positional.training.loop.trainer import Result, say, train
+from x_positional.training.loop.train import TrainResult, train
 
 INTERRUPTED = 130
 
@@ -18,12 +17,12 @@ def run_training(config: TrainConfig, *, resume: bool) -> int:
     console = Console()
     result = train(config, resume=resume, console=console)
     if result.engine.accelerator.is_main_process:
-        say(console, *summary(result))
+        print_lines(console, *summary(result))
     return INTERRUPTED if result.interrupted else 0
 
 
-def summary(result: Result) -> list[str]:
-    """What was done, where it is, and what to run next."""
+def summary(result: TrainResult) -> list[str]:
+    """Steps, time and files, and the commands to run next."""
     folder, program = shlex.quote(str(result.folder)), command()
     lines = [f"{result.step} steps done in {result.seconds:.0f} s, checkpoint {result.checkpoint}"]
     if result.plot is not None:
@@ -32,13 +31,3 @@ def summary(result: Result) -> list[str]:
         lines.append(f"continue: {program} train {folder} --resume")
     lines.append(f"sample:   {program} generate {folder} --prompt 'The '")
     return lines
-
-
-def command() -> str:
-    """How to call the console script from here: by name, or by its path in an environment that is not active."""
-    name = "x-positional"
-    beside = Path(sys.executable).with_name(name)
-    if shutil.which(name) is not None or not beside.is_file():
-        return name
-    inside = beside.is_relative_to(Path.cwd())
-    return shlex.quote(str(beside.relative_to(Path.cwd()) if inside else beside))

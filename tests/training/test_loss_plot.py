@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from x_positional.errors import MissingExtra
-from x_positional.training.loop.plot import plot_losses, smoothed
+from x_positional.training.loop.loss_plot import plot_losses, smoothed
 
 
 def write_log(folder: Path, count: int, validation: bool = True, unit: str = "bits_per_byte") -> None:

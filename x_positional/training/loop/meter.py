@@ -1,39 +1,18 @@
-"""Progress over things that take more than a moment: shown on a console, or silent."""
+"""The progress bar of a training run."""
 
 import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typing_extensions import Self
 
-Item = TypeVar("Item")
-
-
-class Track(Protocol):
-    """Yields `items` one by one and shows how far it is."""
-
-    def __call__(self, items: Sequence[Item], label: str) -> Iterable[Item]: ...
-
-
-def silent(items: Sequence[Item], label: str) -> Iterable[Item]:
-    """No output."""
-    return items
-
-
-def shown(console: Console) -> Track:
-    """A bar on `console` that goes away when it is done."""
-
-    def show(items: Sequence[Item], label: str) -> Iterable[Item]:
-        return track(items, description=label, console=console, transient=True, disable=not console.is_terminal)
-
-    return show
+from x_positional.progress import Item, print_lines
 
 
 class Meter:
-    """The training bar: step, loss, bits, tokens per second, time left. Without a terminal, a line now and then."""
+    """Shows step, loss, bits, tokens per second and time left; without a terminal, one line every ten seconds."""
 
     _LINE_EVERY_SECONDS = 10.0
 
@@ -60,7 +39,7 @@ class Meter:
         self._bar.stop()
 
     def update(self, step: int, figures: str | None = None) -> None:
-        """Step `step` is done; `figures` replaces the text beside the bar."""
+        """Record that `step` steps are done; `figures` replaces the text beside the bar."""
         if figures is None:
             self._bar.update(self._task, completed=step)
             return
@@ -68,10 +47,10 @@ class Meter:
         now = time.monotonic()
         if not self._console.is_terminal and (now - self._last_line > self._LINE_EVERY_SECONDS or step == self._total):
             self._last_line = now
-            self.say(f"step {step}/{self._total}  {figures}")
+            self.print(f"step {step}/{self._total}  {figures}")
 
     def track(self, items: Sequence[Item], label: str) -> Iterable[Item]:
-        """A second bar under the first one."""
+        """A second bar below the first one: a `Track`."""
         if self._console.is_terminal:
             task = self._bar.add_task(label, total=len(items), figures="")
             for item in items:
@@ -81,6 +60,6 @@ class Meter:
         else:
             yield from items
 
-    def say(self, text: str) -> None:
-        """A line above the bar."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def print(self, text: str) -> None:
+        """Print a line above the bar."""
+        print_lines(self._console, text)

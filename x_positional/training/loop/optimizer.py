@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only, and a learning rate that is a function of the step."""
+"""AdamW with weight decay on linear maps only, and the learning rate schedule."""
 
 import math
 
@@ -8,31 +8,31 @@ from torch import nn
 from x_positional.modules.experts import Experts, Router
 from x_positional.training.config import OptimizerConfig
 
-MATRICES: dict[type[nn.Module], tuple[str, ...]] = {
+LINEAR_WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("weight",),
     Router: ("weight",),
     Experts: ("up", "down"),
 }
-"""Modules that are linear maps, and their weights."""
+"""Linear maps, and the names of their weights."""
 
 
 def decayed_parameters(model: nn.Module) -> set[str]:
-    """Names of the weights of linear maps, those stacked for experts among them.
+    """Names of the weights of linear maps, including the stacked weights of experts.
 
-    Norm gains, biases, slopes, bias tables and embeddings (also when tied to the output) are not among them: shrinking
-    those towards zero is no regularizer of a map, it moves the function itself.
+    Norm gains, biases, slopes, bias tables and embeddings (even if tied to the output) do not decay: pulling them
+    towards zero changes the function without regularizing a map.
     """
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
-        for kind, names in MATRICES.items()
+        for kind, names in LINEAR_WEIGHTS.items()
         if isinstance(module, kind)
         for name in names
     }
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters in two groups, with and without decay."""
+    """AdamW over all trainable parameters, in two groups: with and without weight decay."""
     decayed = decayed_parameters(model)
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
@@ -45,7 +45,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Rate of step `step` (0-based) of `steps`: linear up to `lr`, then a cosine that reaches the final rate last."""
+    """Learning rate of step `step` (0-based) of `steps`: linear warm-up, then cosine decay to the last step."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     span = max(1, steps - 1 - config.warmup_steps)

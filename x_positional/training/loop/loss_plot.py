@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 
 from x_positional.errors import MissingExtra
-from x_positional.training.checkpoints.record import LOG, read_curve
+from x_positional.training.loop.log import LOG, read_curve
 
 FILE = "loss.png"
 _TRAIN, _VALIDATION, _FAINT = "#2a6fbb", "#d1495b", "#b9cfe6"
 
 
 def plot_losses(folder: Path, title: str) -> Path:
-    """Draw `folder/log.jsonl` into `folder/loss.png`: training loss faint and smoothed, validation with its last value.
+    """Plot `folder/log.jsonl` to `folder/loss.png`: training loss (raw and smoothed) and validation loss.
 
-    Bits per byte where the log has them, else bits per token. Raises `MissingExtra` without matplotlib.
+    The unit is bits per byte if the log has it, otherwise bits per token. Raises `MissingExtra` without matplotlib.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,18 +23,18 @@ def plot_losses(folder: Path, title: str) -> Path:
         raise MissingExtra("the loss plot needs matplotlib: pip install 'x-positional[train]'") from error
     unit = "bits_per_byte" if read_curve(folder / LOG, "train", "bits_per_byte")[0] else "bits_per_token"
     steps, train = read_curve(folder / LOG, "train", unit)
-    checked, validation = read_curve(folder / LOG, "validation", unit)
+    validated, validation = read_curve(folder / LOG, "validation", unit)
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(steps, train, color=_FAINT, linewidth=0.8)
     label = "training" if smoothed(train) == train else "training, smoothed"
     axes.plot(steps, smoothed(train), color=_TRAIN, linewidth=2, label=label)
-    if checked:
-        axes.plot(checked, validation, color=_VALIDATION, marker="o", markersize=4, linewidth=1.5, label="validation")
+    if validated:
+        axes.plot(validated, validation, color=_VALIDATION, marker="o", markersize=4, linewidth=1.5, label="validation")
         axes.annotate(
             f"{validation[-1]:.3f}",
-            (checked[-1], validation[-1]),
+            (validated[-1], validation[-1]),
             xytext=(0, 8),
             textcoords="offset points",
             ha="right",
@@ -50,7 +50,7 @@ def plot_losses(folder: Path, title: str) -> Path:
 
 
 def smoothed(values: list[float], share: float = 0.02) -> list[float]:
-    """Running mean that reaches `share` of the curve to both sides, less at its ends; a short curve stays as it is."""
+    """Running mean over `share` of the curve on each side, shorter at its ends; a short curve is returned unchanged."""
     reach = round(len(values) * share)
     if reach == 0:
         return values
@@ -61,7 +61,7 @@ def smoothed(values: list[float], share: float = 0.02) -> list[float]:
 
 
 def _limits(values: list[float]) -> tuple[float | None, float | None]:
-    """The range to show: all of the curve but the steep first part, which would flatten the rest."""
+    """Limits of the y axis that cut off the steep start, which would flatten the rest of the curve."""
     if not values:
         return None, None
     low, high = min(values), float(np.quantile(values, 0.97))

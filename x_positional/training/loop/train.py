@@ -1,4 +1,4 @@
-"""A training run from config to result: read, check, build, train, and leave everything needed to go on."""
+"""A training run from config to result: check the model, read the data, train, save."""
 
 import time
 from contextlib import ExitStack, closing
@@ -13,114 +13,126 @@ from x_positional.errors import MissingExtra, UserError, listed
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.describe import position_words
 from x_positional.models.language import TransformerWrapper, build_model
-from x_positional.training.checkpoints.record import Record
-from x_positional.training.checkpoints.session import Interrupt, Session, refuse_to_overwrite
+from x_positional.progress import print_lines, progress_bars
+from x_positional.training.checkpoints.run_folder import RunFolder, refuse_to_overwrite
 from x_positional.training.config import TrainConfig
 from x_positional.training.data.corpus import Corpus, load_corpus
 from x_positional.training.data.windows import Windows
+from x_positional.training.evaluate import Score
 from x_positional.training.loop.engine import Engine
-from x_positional.training.loop.evaluate import Score
-from x_positional.training.loop.plot import plot_losses
-from x_positional.training.loop.steps import Loop
-from x_positional.training.progress import Meter, shown
+from x_positional.training.loop.interrupt import Interrupt
+from x_positional.training.loop.log import RunLog
+from x_positional.training.loop.loss_plot import plot_losses
+from x_positional.training.loop.meter import Meter
+from x_positional.training.loop.training_loop import TrainingLoop
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a session did. `interrupted`: Ctrl-C ended it; `finished`: all of `run.steps` are done."""
+class TrainResult:
+    """What `train` did."""
 
     folder: Path
+    """The run folder."""
     step: int
+    """Optimizer steps done, including those of earlier sessions."""
     finished: bool
+    """Whether all of `run.steps` are done."""
     interrupted: bool
+    """Whether Ctrl-C or SIGTERM ended the session."""
     checkpoint: Path | None
+    """The newest checkpoint."""
     validation: Score | None
+    """The last validation of this session."""
     seconds: float
+    """Wall-clock time of this session."""
     plot: Path | None
+    """The loss plot; None without matplotlib."""
     engine: Engine
     net: TransformerWrapper
     corpus: Corpus
 
 
-def checked(config: TrainConfig) -> Report:
+def check_trainable(config: TrainConfig) -> Report:
     """The validator's report for training this model on this device; raises `UserError` with every error in it."""
-    wanted = config.run.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    report = check(config.model, device=wanted, train=True)
+    device = config.run.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    report = check(config.model, device=device, train=True)
     if report.errors:
         raise UserError(listed("this model cannot be trained:", report.errors))
     return report
 
 
-def train(config: TrainConfig, *, resume: bool = False, console: Console | None = None) -> Result:
-    """Train as `config` says. Nothing is written before data, model and device were found good.
+def train(config: TrainConfig, *, resume: bool = False, console: Console | None = None) -> TrainResult:
+    """Train a model. Nothing is written before model, data and device have been checked.
 
-    Raises `UserError` for what the caller can fix, `NonFiniteLoss` when the loss or a gradient becomes NaN or infinite.
+    Args:
+        config: The run.
+        resume: Continue the run in `config.run.dir` from its newest checkpoint.
+        console: Shows progress; None is silent.
+
+    Raises:
+        UserError: The model, the data, the device or the run folder cannot be used.
+        NonFiniteLoss: The loss or a gradient became NaN or infinite.
     """
     console = Console(quiet=True) if console is None else console
     began = time.monotonic()
-    report = checked(config)
+    report = check_trainable(config)
     if not resume:
         refuse_to_overwrite(config)
-    corpus = load_corpus(config.data, config.model.num_tokens, config.seq_len, shown(console))
+    corpus = load_corpus(config.data, config.model.num_tokens, config.seq_len, progress_bars(console))
     torch.manual_seed(config.run.seed)
     net = build_model(config.model)
     windows = Windows(corpus.train.tokens, config.seq_len, config.run.seed)
     engine = Engine(net, AutoregressiveWrapper(net), windows, config)
     if not engine.accelerator.is_main_process:
         console = Console(quiet=True)
-    session = Session(config, corpus, windows_per_step=engine.windows_per_step)
-    start = session.resume(net, engine.optimizer) if resume else 0
+    folder = RunFolder(config, corpus, windows_per_step=engine.windows_per_step)
+    start = folder.resume(net, engine.optimizer) if resume else 0
     stop = session_end(config, start)
     headline = describe_run(config, engine, report)
-    say(console, headline, describe_data(corpus, windows), *(f"warning: {warning}" for warning in report.warnings))
+    print_lines(
+        console, headline, describe_data(corpus, windows), *(f"warning: {warning}" for warning in report.warnings)
+    )
     with ExitStack() as stack:
-        record = None
+        log = None
         if engine.accelerator.is_main_process:
-            session.write_config()
-            record = stack.enter_context(closing(Record(session.folder, tensorboard=config.run.tensorboard)))
-            record.write("start", start, {"run": headline, "data": corpus.source})
+            folder.write_config()
+            log = stack.enter_context(closing(RunLog(folder.path, tensorboard=config.run.tensorboard)))
+            log.write("start", start, {"run": headline, "data": corpus.source})
         interrupt = stack.enter_context(Interrupt())
         meter = stack.enter_context(Meter(console, config.run.steps, start))
-        loop = Loop(config, corpus, engine, session, record, meter)
+        loop = TrainingLoop(config, corpus, engine, folder, log, meter)
         done = loop.run(start, stop, interrupt)
         seconds = time.monotonic() - began
-        if record is not None:
-            record.write("end", done, {"seconds": round(seconds, 1)})
-    plot = None if record is None else _plot(session.folder, plot_title(config, engine), console)
-    finished = done == config.run.steps
-    return Result(
-        session.folder,
-        done,
-        finished,
-        interrupt.requested,
-        loop.checkpoint,
-        loop.score,
-        seconds,
-        plot,
-        engine,
-        net,
-        corpus,
+        if log is not None:
+            log.write("end", done, {"seconds": round(seconds, 1)})
+    plot = None if log is None else _plot(folder.path, plot_title(config, engine), console)
+    return TrainResult(
+        folder=folder.path,
+        step=done,
+        finished=done == config.run.steps,
+        interrupted=interrupt.requested,
+        checkpoint=loop.checkpoint,
+        validation=loop.score,
+        seconds=seconds,
+        plot=plot,
+        engine=engine,
+        net=net,
+        corpus=corpus,
     )
 
 
 def session_end(config: TrainConfig, start: int) -> int:
-    """The step this session ends at; raises `UserError` when `stop_after` is not after its start."""
+    """The step at which this session ends; raises `UserError` if `stop_after` is not after its start."""
     run = config.run
     if run.stop_after is None:
         return run.steps
     if run.stop_after <= start:
         raise UserError(
-            f"run.stop_after={run.stop_after} is not after step {start}, where this session starts; raise it"
+            f"run.stop_after={run.stop_after} is not after step {start}, where this session starts; raise run.stop_after"
         )
     return min(run.steps, run.stop_after)
-
-
-def say(console: Console, *lines: str) -> None:
-    """Plain lines, whatever signs are in them."""
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def describe_run(config: TrainConfig, engine: Engine, report: Report) -> str:
@@ -135,14 +147,14 @@ def describe_run(config: TrainConfig, engine: Engine, report: Report) -> str:
 
 
 def plot_title(config: TrainConfig, engine: Engine) -> str:
-    """What fits above a plot."""
+    """The title of the loss plot."""
     parameters = sum(parameter.numel() for parameter in engine.net.parameters())
     position = position_words(config.model.layers, config.model.max_seq_len)
     return f"position {position}, {parameters:,} parameters, trained length {config.seq_len}"
 
 
 def describe_data(corpus: Corpus, windows: Windows) -> str:
-    """One line: where the tokens come from and how many there are."""
+    """One line: source and number of tokens."""
     return (
         f"data {corpus.source} | {len(corpus.train.tokens):,} training tokens in {len(windows):,} windows | "
         f"{len(corpus.validation.tokens):,} validation tokens"
@@ -150,9 +162,9 @@ def describe_data(corpus: Corpus, windows: Windows) -> str:
 
 
 def _plot(folder: Path, title: str, console: Console) -> Path | None:
-    """The plot is a convenience: without matplotlib the run is still good."""
+    """The loss plot; without matplotlib only a message, since the run itself succeeded."""
     try:
         return plot_losses(folder, title)
     except MissingExtra as error:
-        say(console, str(error))
+        print_lines(console, str(error))
         return None

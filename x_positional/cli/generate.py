@@ -1,0 +1,207 @@
+"""`x-positional generate`: text from a training run or a published model, streamed as it is generated.
+
+Shapes: B batch, T tokens.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from x_positional.cli.published import checkpoint_of, loaded, opened
+from x_positional.errors import UserError
+from x_positional.models.autoregressive import AutoregressiveWrapper
+from x_positional.models.language import TransformerWrapper, build_model
+from x_positional.pretrained.tokenizers.text import TextTokenizer
+from x_positional.training.checkpoints.checkpoint import TOKENIZER, Checkpoint
+from x_positional.training.checkpoints.state import load_model
+from x_positional.training.data.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
+from x_positional.training.load import parse_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """The sampling options of the command line."""
+
+    length: int = 512
+    """New tokens, at most."""
+    temperature: float = 0.8
+    """0 is greedy decoding."""
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    cache: bool = True
+    """Whether to use the key/value cache."""
+    stop: bool = True
+    """Whether to stop at an end token, if the tokenizer has one."""
+
+    @property
+    def filters(self) -> tuple[list[str], list[dict[str, Any]]]:
+        """Names and options of the logit filters in use, in the order they are applied."""
+        filters = [
+            ("top_k", {"k": self.top_k}, self.top_k),
+            ("top_p", {"thres": self.top_p}, self.top_p),
+            ("min_p", {"min_p": self.min_p}, self.min_p),
+        ]
+        chosen = [(name, options) for name, options, value in filters if value is not None]
+        return [name for name, _ in chosen], [options for _, options in chosen]
+
+
+def generate_from_run(run: Path, prompt: str, options: GenerateOptions, device: str) -> None:
+    """Write the prompt and its continuation to stdout, and the speed to stderr."""
+    checkpoint = checkpoint_of(run)
+    net = load_net(checkpoint, device)
+    tokenizer = checkpoint_tokenizer(checkpoint)
+    ids = prompt_ids(prompt, tokenizer)
+    print_stream(prompt, stream_text(net, ids, tokenizer, options), str(checkpoint.path))
+
+
+def generate_from_published(
+    path: Path, prompt: str, options: GenerateOptions, *, chat: bool, device: str, dtype: str | None
+) -> None:
+    """Write the continuation of the prompt, or with `chat` the reply to it, to stdout, and the speed to stderr."""
+    console = Console(stderr=True)
+    source = opened(path, console)
+    tokenizer = source.tokenizer()
+    ids = published_prompt_ids(tokenizer, prompt, chat)
+    model = loaded(source, console, dtype, resolve_device(device))
+    if not (isinstance(model, TransformerWrapper) and model.has_head and model.config.layers.kind == "decoder"):
+        raise UserError(
+            f"{source.path} contains a {source.config['model_type']} model, which does not predict the next token"
+        )
+    pieces = stream_pieces(model, ids, tokenizer.ends, tokenizer.decoder(), options)
+    print_stream("" if chat else prompt, pieces, source.path.name)
+    if tokenizer.template is not None and not chat:
+        print("[this model has a chat template: use --chat to get a reply to the prompt]", file=sys.stderr)
+
+
+def print_stream(prompt: str, pieces: Iterable[str], model: str) -> None:
+    """Print the prompt and each piece of text as it arrives; then, to stderr, tokens, speed and the name of the model."""
+    print(prompt, end="", flush=True)
+    count, seconds = write_stream(pieces, lambda text: print(text, end="", flush=True))
+    print(flush=True)
+    print(f"[{count} tokens, {count / seconds:,.1f} tokens/s, {model}]", file=sys.stderr)
+
+
+def write_stream(pieces: Iterable[str], write: Callable[[str], object]) -> tuple[int, float]:
+    """Write each piece as it arrives; returns their number and the seconds they took.
+
+    Raises:
+        UserError: The model rejects the options or the length.
+    """
+    started, count = time.perf_counter(), 0
+    try:
+        for piece in pieces:
+            write(piece)
+            count += 1
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return count, time.perf_counter() - started
+
+
+def stream_text(
+    net: TransformerWrapper, ids: list[int], tokenizer: Tokenizer | None, options: GenerateOptions
+) -> Iterator[str]:
+    """The text of each new token; "" while a character is incomplete."""
+    end = tokenizer.document_end if tokenizer is not None else None
+    decoder = None if tokenizer is None else tokenizer.decoder()
+    yield from stream_pieces(net, ids, () if end is None else (end,), decoder, options)
+
+
+def stream_pieces(
+    net: TransformerWrapper,
+    ids: Sequence[int],
+    ends: Sequence[int],
+    decoder: StreamDecoder | None,
+    options: GenerateOptions,
+) -> Iterator[str]:
+    """The text of each new token, or its id if there is no decoder.
+
+    Args:
+        net: The model.
+        ids: The prompt.
+        ends: Ids that end the text.
+        decoder: Decodes ids to text.
+        options: How to sample.
+    """
+    names, filter_options = options.filters
+    ends = ends if options.stop else ()
+    tokens = AutoregressiveWrapper(net).stream(
+        torch.tensor([ids], device=next(net.parameters()).device),
+        options.length,
+        eos_token=ends or None,
+        temperature=options.temperature,
+        filter_logits_fn=names or None,
+        filter_kwargs=filter_options or None,
+        cache_kv=options.cache,
+        seed=options.seed,
+    )
+    for token in tokens:
+        number = int(token[0])
+        if number in ends:
+            break
+        yield f" {number}" if decoder is None else decoder.feed(number)
+    rest = "" if decoder is None else decoder.finish()
+    if rest:
+        yield rest
+
+
+def resolve_device(name: str) -> str:
+    """`auto` is CUDA if available, otherwise the CPU; any other name is returned unchanged."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def load_net(checkpoint: Checkpoint, device: str) -> TransformerWrapper:
+    """The model of a checkpoint on `device`; raises `UserError` if the device is unavailable."""
+    device = resolve_device(device)
+    config = parse_config(checkpoint.config_text(), str(checkpoint.path))
+    net = build_model(config.model)
+    load_model(net, checkpoint.model_tensors(), checkpoint.path)
+    try:
+        return net.to(device).eval()
+    except (RuntimeError, AssertionError) as error:  # torch raises either for an unavailable device
+        raise UserError(f"--device {device} cannot be used: {error}") from error
+
+
+def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    """The tokenizer of the run; None if it was trained on token ids."""
+    name = checkpoint.trainer["tokenizer"]
+    if name == TOKENIZER:
+        return load_tokenizer(str(checkpoint.path / TOKENIZER))
+    return None if name is None else load_tokenizer(name)
+
+
+def prompt_ids(prompt: str, tokenizer: Tokenizer | None) -> list[int]:
+    """Ids of the prompt. An empty prompt starts a new document; without a tokenizer the prompt itself is ids."""
+    if tokenizer is None:
+        try:
+            return [int(word) for word in prompt.replace(",", " ").split()] or [0]
+        except ValueError as error:
+            raise UserError(f"this model was trained on token ids, so --prompt must be token ids: {error}") from error
+    ids = [int(token) for token in tokenizer.encode(prompt.encode())]
+    if ids:
+        return ids
+    if tokenizer.document_end is None:
+        raise UserError("--prompt is empty, and this tokenizer has no end-of-document token to start from")
+    return [tokenizer.document_end]
+
+
+def published_prompt_ids(tokenizer: TextTokenizer, prompt: str, chat: bool) -> list[int]:
+    """Ids of the prompt, with `chat` inside the chat template. An empty prompt is the BOS token, or else the EOS token."""
+    if chat:
+        return tokenizer.encode_chat([{"role": "user", "content": prompt}])
+    ids = tokenizer.encode(prompt)
+    if ids:
+        return ids
+    start = tokenizer.special.get("bos_token", tokenizer.special.get("eos_token"))
+    if start is None:
+        raise UserError("--prompt is empty, and this tokenizer has neither a BOS nor an EOS token to start from")
+    return tokenizer.encode(start, special=False)

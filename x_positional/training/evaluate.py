@@ -1,0 +1,112 @@
+"""Validation loss in nats and bits, and the bits per byte of a general-purpose compressor for comparison.
+
+Shapes: B batch, T tokens in one window, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from x_positional.progress import Track, silent
+from x_positional.training.data.corpus import Split
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean loss over `tokens` predictions, in nats per token."""
+
+    loss: float
+    tokens: int
+    bytes_per_token: float | None
+
+    @property
+    def bits(self) -> dict[str, float]:
+        """`bits_per_token`, and `bits_per_byte` if the text is known."""
+        return bits(self.loss, self.bytes_per_token)
+
+
+def bits(loss: float, bytes_per_token: float | None) -> dict[str, float]:
+    """A loss in nats per token as `bits_per_token`, and as `bits_per_byte` if `bytes_per_token` is known."""
+    per_token = loss / math.log(2)
+    if bytes_per_token is None:
+        return {"bits_per_token": per_token}
+    return {"bits_per_token": per_token, "bits_per_byte": per_token / bytes_per_token}
+
+
+@dataclass(frozen=True)
+class EvalWindows:
+    """The windows to score. Each scores its last `stride` tokens; the tokens before them are context only."""
+
+    starts: np.ndarray
+    """Index of the first token of each window."""
+    seq_len: int
+    stride: int
+
+
+def eval_windows(count: int, seq_len: int, *, limit: int | None = None, stride: int | None = None) -> EvalWindows:
+    """Windows over a sequence of `count` ids.
+
+    Args:
+        count: Ids in the sequence.
+        seq_len: Tokens the model sees in one window.
+        limit: Score about this many tokens, in evenly spaced windows. None scores every token but the first, once.
+        stride: New tokens per window, at most (and by default) `seq_len`. A smaller stride gives every token after the
+            first window at least `seq_len - stride` tokens of context.
+    """
+    stride = seq_len if stride is None else stride
+    starts = np.arange(0, max(1, count - 1 - seq_len + stride), stride)
+    if limit is not None and len(starts) > max(1, limit // stride):
+        starts = starts[np.linspace(0, len(starts) - 1, max(1, limit // stride), dtype=np.int64)]
+    return EvalWindows(starts, seq_len, stride)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    data: Split,
+    windows: EvalWindows,
+    *,
+    batch_size: int,
+    device: torch.device,
+    autocast: torch.autocast,
+    track: Track = silent,
+) -> Score:
+    """Mean next-token cross-entropy over `windows`; restores the model's training mode afterwards."""
+    was_training = model.training
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    count = 0
+    batches = [windows.starts[i : i + batch_size] for i in range(0, len(windows.starts), batch_size)]
+    for starts in track(batches, "validating"):
+        inputs, targets = _read_windows(data.tokens, starts, windows)
+        with autocast:
+            logits = model(inputs.to(device))
+        flat = logits.float().flatten(0, 1), targets.to(device).flatten()
+        total += F.cross_entropy(*flat, ignore_index=-100, reduction="sum").cpu().double()
+        count += int((targets != -100).sum())
+    model.train(was_training)
+    return Score(float(total) / count, count, data.bytes_per_token)
+
+
+def _read_windows(tokens: np.ndarray, starts: np.ndarray, windows: EvalWindows) -> tuple[Tensor, Tensor]:
+    """Inputs and targets [B, T]; targets of context tokens and past the end are -100 and not scored."""
+    seq_len = windows.seq_len
+    inputs = np.zeros((len(starts), seq_len), dtype=np.int64)
+    targets = np.full((len(starts), seq_len), -100, dtype=np.int64)
+    for row, start in enumerate(starts):
+        window = np.asarray(tokens[start : start + seq_len + 1], dtype=np.int64)
+        inputs[row, : len(window) - 1] = window[:-1]
+        context = 0 if start == 0 else seq_len - windows.stride
+        targets[row, context : len(window) - 1] = window[1:][context:]
+    return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+def xz_bits_per_byte(text: bytes) -> float:
+    """Bits per byte of `text` compressed with `xz -9` (LZMA, preset 9). Raises ImportError if Python lacks lzma."""
+    import lzma
+
+    return 8.0 * len(lzma.compress(text, preset=9)) / len(text)
