@@ -12,6 +12,7 @@ import transformers
 
 from tests.support.published.compare import ids, quietly, their_logits
 from tests.support.published.gguf_models import CONFIG, llama, small, write_gguf
+from tests.support.rounding import assert_same
 from x_positional import AutoregressiveWrapper, from_pretrained
 from x_positional.errors import PretrainedError
 from x_positional.pretrained.gguf import architectures as gguf_architectures
@@ -64,7 +65,7 @@ def test_logits_are_those_of_what_was_written(name: str, tmp_path: Path):
     tokens = ids(2, 40)
     expected = their_logits(theirs, tokens)
     assert expected.std() > 0.1
-    torch.testing.assert_close(ours(tokens), expected, atol=1e-5, rtol=1e-5)
+    assert_same(ours(tokens), expected)
     new = AutoregressiveWrapper(ours).generate(tokens[:, :5], 8, temperature=0.0)
     sequence = tokens[:, :5]
     for _ in range(8):
@@ -86,9 +87,9 @@ def test_other_architectures(model: str, architecture: str, config: dict, tmp_pa
     theirs = small(model, **config)
     path = write_gguf(tmp_path / "model.gguf", theirs, architecture=architecture)
     tokens = ids(2, 40)
-    torch.testing.assert_close(from_pretrained(path)(tokens), their_logits(theirs, tokens), atol=1e-5, rtol=1e-5)
+    assert_same(from_pretrained(path)(tokens), their_logits(theirs, tokens))
     again = quietly(transformers.AutoModelForCausalLM.from_pretrained, tmp_path, gguf_file=path.name)
-    torch.testing.assert_close(from_pretrained(path)(tokens), their_logits(again, tokens), atol=1e-5, rtol=1e-5)
+    assert_same(from_pretrained(path)(tokens), their_logits(again, tokens))
 
 
 @torch.no_grad()
@@ -98,7 +99,7 @@ def test_a_head_of_the_usual_width_need_not_be_said(tmp_path: Path):
         ("qwen3.attention.key_length", "qwen3.attention.value_length", "qwen3.rope.dimension_count")
     )
     path = write_gguf(tmp_path / "model.gguf", theirs, architecture="qwen3", more=without)
-    torch.testing.assert_close(from_pretrained(path)(ids(2, 9)), their_logits(theirs, ids(2, 9)), atol=1e-5, rtol=1e-5)
+    assert_same(from_pretrained(path)(ids(2, 9)), their_logits(theirs, ids(2, 9)))
 
 
 @torch.no_grad()
@@ -122,7 +123,7 @@ def test_quantised_matrices_are_those_numbers_in_float32(kind: str, tmp_path: Pa
             matrix.copy_(torch.from_numpy(gguf.dequantize(gguf.quantize(matrix.numpy(), stored), stored).copy()))
     ours, expected = from_pretrained(path), their_logits(theirs, ids(2, 20))
     assert (before - expected).abs().max() > 1e-4
-    torch.testing.assert_close(ours(ids(2, 20)), expected, atol=1e-5, rtol=1e-5)
+    assert_same(ours(ids(2, 20)), expected)
     assert {p.dtype for p in ours.parameters()} == {torch.float32}
     assert {p.dtype for p in from_pretrained(path, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.published.compare import both, ids, perturb, quietly, their_logits
 from tests.support.published.decoders_moe import CASES, LLAMA4
+from tests.support.rounding import assert_same
 from x_positional import ModelConfig, PretrainedError, TransformerWrapper, build_model, from_pretrained
 from x_positional.modules.experts import MixtureOfExperts
 
@@ -118,11 +119,11 @@ def test_the_text_inside_of_llama4(whole: tuple[Any, Path], recwarn: pytest.Warn
     assert isinstance(ours, TransformerWrapper)
     assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
     expected = their_logits(theirs, tokens)
-    torch.testing.assert_close(ours(tokens), expected, atol=1e-5, rtol=1e-5)
+    assert_same(ours(tokens), expected)
     ours.save_pretrained(tmp_path, format="hf")
     again = quietly(transformers.AutoModelForCausalLM.from_pretrained, tmp_path)
     assert type(again) is transformers.Llama4ForCausalLM
-    torch.testing.assert_close(their_logits(again, tokens), expected, atol=1e-5, rtol=1e-5)
+    assert_same(their_logits(again, tokens), expected)
 
 
 def edited(source: Path, folder: Path, changes: Mapping[str, Any], without: tuple[str, ...] = ()) -> Path:
@@ -166,7 +167,7 @@ def test_older_files(what: str, tmp_path: Path) -> None:
     folder = edited(both(case)[2], tmp_path / "old", changes, without)
     theirs = quietly(getattr(transformers, case.model).from_pretrained, folder, attn_implementation=case.attention)
     tokens = ids(2, case.length)
-    torch.testing.assert_close(from_pretrained(folder)(tokens), their_logits(theirs, tokens), atol=1e-5, rtol=1e-5)
+    assert_same(from_pretrained(folder)(tokens), their_logits(theirs, tokens))
 
 
 REFUSED = {
@@ -262,7 +263,7 @@ def test_an_own_model_is_written(name: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, format="hf")
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == name
     theirs, tokens = quietly(transformers.AutoModelForCausalLM.from_pretrained, tmp_path), ids(2, 23)
-    torch.testing.assert_close(their_logits(theirs, tokens), model(tokens), atol=1e-5, rtol=1e-5)
+    assert_same(their_logits(theirs, tokens), model(tokens))
 
 
 def test_what_no_family_has_is_said(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from tests.support.published.compare import Published, both, ids, left_padded, perturb, quietly, their_logits
 from tests.support.published.decoders_oldies import CASES
+from tests.support.rounding import assert_same
 from x_positional import PretrainedError, TransformerWrapper, from_pretrained
 from x_positional.config.layers import LayersConfig
 from x_positional.models.language import TokenEncoder
@@ -83,7 +84,7 @@ def test_older_rotary_keys_of_gpt_neox(pct: float | None, tmp_path: Path):
     theirs = quietly(transformers.AutoModelForCausalLM.from_pretrained, folder)
     tokens = ids(2, 23)
     with torch.no_grad():
-        torch.testing.assert_close(ours(tokens), their_logits(theirs, tokens), atol=1e-5, rtol=1e-5)
+        assert_same(ours(tokens), their_logits(theirs, tokens))
 
 
 OLDER = {  # what differs in older files -> (config, what it must come to)
@@ -271,9 +272,7 @@ def test_positions_of_opt_follow_the_mask():
     theirs, ours, _ = both(BY_NAME["opt, as 350m"])
     tokens, mask, _ = left_padded(ids(3, 23), [23, 18, 4])
     with torch.no_grad():
-        torch.testing.assert_close(
-            ours(tokens, mask=mask)[mask], their_logits(theirs, tokens, mask)[mask], atol=1e-5, rtol=1e-5
-        )
+        assert_same(ours(tokens, mask=mask)[mask], their_logits(theirs, tokens, mask)[mask])
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 5, 6, 7, 12, 16, 20, 40, 71, 112])
@@ -382,7 +381,7 @@ def test_bodies_without_a_head(name: str, tmp_path: Path):
     tokens = ids(2, 19)
     with torch.no_grad():
         expected = theirs(tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
-        torch.testing.assert_close(ours(tokens), expected, atol=1e-5, rtol=1e-5)
+        assert_same(ours(tokens), expected)
 
 
 def sizes(heads: int, kv_heads: int) -> Sizes:

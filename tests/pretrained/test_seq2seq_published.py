@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.published.compare import Published, both, folder_of, ids, perturb, quietly
 from tests.support.published.seq2seq_cases import CASES, START, T5, expected, sources
+from tests.support.rounding import assert_same
 from x_positional import IncompatibleConfig, PretrainedError, XTransformer, from_pretrained
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.models.language import TokenEncoder
@@ -25,7 +26,7 @@ NEW = 17
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor, case: Published) -> None:
     assert theirs.std() > 0.1, "logits that hardly differ prove nothing"
-    torch.testing.assert_close(ours, theirs, atol=case.tolerance, rtol=case.tolerance)
+    assert_same(ours, theirs)
 
 
 @every
@@ -95,7 +96,7 @@ def test_the_loss(case: Published):
     loss = theirs(
         src, attention_mask=torch.ones_like(src), decoder_input_ids=tgt[:, :-1], labels=tgt[:, 1:].contiguous()
     ).loss
-    torch.testing.assert_close(ours(src, tgt), loss, atol=1e-5, rtol=1e-5)
+    assert_same(ours(src, tgt), loss)
 
 
 @every
@@ -213,7 +214,7 @@ def test_a_t5_encoder_alone(tmp_path: Path):
     assert type(ours) is TokenEncoder
     src, mask = sources(left=True)
     hidden = theirs(src, attention_mask=mask.long()).last_hidden_state
-    torch.testing.assert_close(ours(src, mask=mask)[mask], hidden[mask], atol=1e-5, rtol=1e-5)
+    assert_same(ours(src, mask=mask)[mask], hidden[mask])
     ours.save_pretrained(tmp_path, format="hf")
     again = quietly(transformers.T5EncoderModel.from_pretrained, tmp_path)
     assert torch.equal(again(src, attention_mask=mask.long()).last_hidden_state, hidden)

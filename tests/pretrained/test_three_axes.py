@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tests.support.published.compare import VOCABULARY, ids, left_padded, perturb, quietly, their_logits
 from tests.support.published.decoders_llama import LLAMA
+from tests.support.rounding import assert_same
 from x_positional import AutoregressiveWrapper, PretrainedError, TransformerWrapper, from_pretrained
 from x_positional.models.language import TokenEncoder
 from x_positional.pretrained import FAMILIES
@@ -88,7 +89,7 @@ def expected(model: nn.Module, tokens: Tensor, positions: Tensor | None = None, 
 
 def assert_close(ours: Tensor, theirs: Tensor) -> None:
     assert theirs.std() > 0.1, "values that hardly differ prove nothing"
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert_same(ours, theirs)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.support.published.compare import EPS, both, perturb, quietly
+from tests.support.rounding import assert_same
 from x_positional import Encoder, PretrainedError, ViTransformerWrapper, from_pretrained
 from x_positional.pretrained import FAMILIES
 from x_positional.pretrained.model_kinds import vision_config
@@ -123,7 +124,7 @@ def found(model: ViTransformerWrapper, pixels: Tensor) -> Tensor:
 
 def assert_close(ours: Tensor, theirs: Tensor) -> None:
     assert theirs.std() > 0.1, "values that hardly differ prove nothing"
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert_same(ours, theirs)
 
 
 @every
