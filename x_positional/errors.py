@@ -102,6 +102,18 @@ class ContractError(XPositionalError, AssertionError):
         self.report = report
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'rope'?` where a known word is close, otherwise the list of what is known."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
+
+
+def listed(title: str, problems: Iterable[str]) -> str:
+    """One message for all `problems`, one a line."""
+    return "\n".join([title, *(f"  - {problem}" for problem in problems)])
+
+
 def require(module: str, what: str, extra: str) -> Any:
     """Import a module of an optional package.
 
@@ -117,15 +129,3 @@ def require(module: str, what: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtra(f"{what} {module.split('.')[0]}: pip install 'x-positional[{extra}]'") from error
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`did you mean 'rope'?` where a known word is close, otherwise the list of what is known."""
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
-
-
-def listed(title: str, problems: Iterable[str]) -> str:
-    """One message for all `problems`, one a line."""
-    return "\n".join([title, *(f"  - {problem}" for problem in problems)])

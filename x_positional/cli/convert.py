@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from x_positional.cli.published import checkpoint_of, dtype_of, is_published, load_published, open_published
+from x_positional.cli.published import checkpoint_of, dtype_of, is_published, loaded, opened
 from x_positional.cli.run import command
 from x_positional.cli.sample import load_net
 from x_positional.errors import MissingExtra, PretrainedError, UserError
@@ -50,7 +50,7 @@ def convert(path: Path, target: Path, form: Format, *, model_type: str | None, d
     console = Console(stderr=True)
     if (target / CONFIG).exists() or target.is_file():
         raise UserError(f"{target} already contains a model; choose another folder or remove it")
-    source = _published(open_published(path, console), console, dtype) if is_published(path) else _run(path, dtype)
+    source = _published(opened(path, console), console, dtype) if is_published(path) else _run(path, dtype)
     with console.status(f"writing {target}"):
         source.model.save_pretrained(target, format=form, model_type=model_type)
         note = _write_tokenizer(source, target)
@@ -74,7 +74,7 @@ def _published(source: Source, console: Console, dtype: str | None) -> Loaded:
             tokenizer.save(target)
         _write_end_tokens(tokenizer, target)
 
-    return Loaded(load_published(source, console, dtype, "cpu"), write_tokenizer)
+    return Loaded(loaded(source, console, dtype, "cpu"), write_tokenizer)
 
 
 def _run(path: Path, dtype: str | None) -> Loaded:

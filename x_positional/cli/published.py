@@ -35,7 +35,7 @@ def checkpoint_of(path: Path) -> Checkpoint:
         raise UserError(f"{error}\n(a published model is a folder with {CONFIG}, or a GGUF file)") from error
 
 
-def open_published(path: Path, console: Console) -> Source:
+def opened(path: Path, console: Console) -> Source:
     """Open a published model and read its config. Raises PretrainedError."""
     with console.status(f"reading {path.name}"):
         source = open_source(path if path.exists() else str(path))
@@ -50,7 +50,7 @@ def dtype_of(name: str | None) -> torch.dtype | None:
     return None if name is None else DTYPES[name]
 
 
-def load_published(source: Source, console: Console, dtype: str | None, device: str) -> Any:
+def loaded(source: Source, console: Console, dtype: str | None, device: str) -> Any:
     """Load the model of a source, with a progress bar. Raises PretrainedError, and UserError for dtype and device."""
     torch_dtype = dtype_of(dtype)
     with _bar(console, f"loading {source.path.name}") as (progress, task):

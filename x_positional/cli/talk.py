@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from x_positional.cli.published import load_published, open_published
+from x_positional.cli.published import loaded, opened
 from x_positional.cli.sample import Sampling, device_of, stream_pieces
 from x_positional.errors import UserError
 from x_positional.models.language import TransformerWrapper
@@ -16,10 +16,10 @@ from x_positional.pretrained.tokenizers.text import TextTokenizer
 def talk(path: Path, prompt: str, sampling: Sampling, *, chat: bool, device: str, dtype: str | None) -> None:
     """Write the continuation of a prompt, or the answer to it, to the standard output and the speed to the standard error."""
     console = Console(stderr=True)
-    source = open_published(path, console)
+    source = opened(path, console)
     words = source.tokenizer()
     ids = read_prompt(words, prompt, chat)
-    model = load_published(source, console, dtype, device_of(device))
+    model = loaded(source, console, dtype, device_of(device))
     if not (isinstance(model, TransformerWrapper) and model.has_head and model.config.layers.kind == "decoder"):
         raise UserError(f"{source.path} holds a {source.config['model_type']} model that gives no next token")
     if not chat:

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from x_positional.cli.cases import Case, cases_of
-from x_positional.cli.published import dtype_of, load_published, open_published
+from x_positional.cli.published import dtype_of, loaded, opened
 from x_positional.cli.run import command
 from x_positional.errors import UserError, require
 from x_positional.models.language import TransformerWrapper
@@ -67,13 +67,13 @@ def verify(path: Path, tolerance: float, dtype: str, max_tokens: int) -> bool:
         )
     require("transformers", "verify needs", "hf")
     console, status = Console(), Console(stderr=True)
-    source = open_published(path, status)
+    source = opened(path, status)
     if source.config.get("model_type") == NATIVE:
         raise UserError(
             f"{path} is in x_positional's own format, which transformers cannot read; convert it first: "
             f"{command()} convert {path} OTHER_FOLDER --format hf"
         )
-    model = load_published(source, status, dtype, "cpu")
+    model = loaded(source, status, dtype, "cpu")
     kind, family = model.origin.family.kind, model.origin.family.model_type
     headed = _headed(model)
     cases = cases_of(model, kind, source.config, max_tokens)
