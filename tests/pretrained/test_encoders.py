@@ -155,7 +155,7 @@ def test_a_head_that_is_there_twice_is_read_once(tmp_path: Path):
     assert not from_pretrained(rewritten(case, tmp_path, other)).config.tie_embedding
     only = {**twice, "cls.predictions.bias": None}
     assert torch.equal(from_pretrained(rewritten(case, tmp_path, only))(tokens), ours(tokens))
-    with pytest.raises(PretrainedError, match=r"unexpected tensor decoder\.bias in"):
+    with pytest.raises(PretrainedError, match=r"unexpected tensor .*decoder\.bias in"):
         from_pretrained(rewritten(case, tmp_path, {**twice, "cls.predictions.decoder.bias": bias + 1.0}))
 
 

@@ -1,7 +1,7 @@
 """Models of one's own written for transformers and in our own format, and what no family has."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from x_positional import (
     ViTransformerWrapper,
     from_pretrained,
 )
+from x_positional.models import saving
 from x_positional.pretrained.tensors import write
 
 LLAMA_LIKE = {
@@ -169,3 +170,8 @@ def test_special_tokens_are_kept(tmp_path: Path):
     again = quietly(transformers.AutoModelForCausalLM.from_pretrained, tmp_path / "out", dtype="auto")
     assert again.config.eos_token_id == [2, 5]
     assert again.dtype == torch.bfloat16
+
+
+def test_every_format_has_a_writer():
+    """`save_pretrained` is in models/, its writers in pretrained/: importing the package registers them all."""
+    assert set(saving._WRITERS) == set(get_args(saving.Format))

@@ -127,7 +127,7 @@ REFUSED = {
         "linear_attention",
     ),
     "too short a list": ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries"),
-    "a share that is ignored": ("mistral", {"partial_rotary_factor": 0.5}, "transformers ignores it"),
+    "a share that is ignored": ("mistral", {"partial_rotary_factor": 0.5}, "transformers ignores the key"),
     "types where there is one": (
         "mistral",
         {"rope_parameters": {"full_attention": {"rope_theta": 7.0}, "sliding_attention": None}},
