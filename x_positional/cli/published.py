@@ -28,7 +28,7 @@ def is_published(path: Path) -> bool:
 
 
 def checkpoint_of(path: Path) -> Checkpoint:
-    """The checkpoint of a run. Raises UserError, which also says what a published model is."""
+    """The checkpoint of a run. Raises UserError, which also describes what a published model is."""
     try:
         return open_checkpoint(path)
     except UserError as error:

@@ -100,8 +100,8 @@ def _sharded(folder: Path) -> SafeTensors:
                 for shard in missing
             ],
         )
-    held = {shard: set(_opened(path).keys()) for shard, path in shards.items()}
-    lost = [f"{name} is missing from {s}." for name, s in weight_map.items() if name not in held[s]]
+    stored = {shard: set(_opened(path).keys()) for shard, path in shards.items()}
+    lost = [f"{name} is missing from {s}." for name, s in weight_map.items() if name not in stored[s]]
     if lost:
         raise PretrainedError(f"{folder} is incomplete:", lost)
     return SafeTensors({name: shards[shard] for name, shard in weight_map.items()}, str(folder))
