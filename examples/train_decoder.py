@@ -1,4 +1,4 @@
-"""Train a small rotary decoder on the documentation topics that come with Python, byte by byte, then let it write.
+"""Train a small byte-level rotary decoder on the documentation topics that ship with Python, then sample from it.
 
 python examples/train_decoder.py [--quick]
 """
@@ -15,7 +15,7 @@ from x_positional import AutoregressiveWrapper, Decoder, TransformerWrapper
 
 
 def texts() -> tuple[Tensor, Tensor]:
-    """Bytes of the topics, every tenth one for validation: two rows [N] of ids from 0 to 255."""
+    """Training and validation bytes (every tenth topic): two tensors [N] of ids from 0 to 255."""
     names = sorted(topics)
     validation = set(names[::10])
     parts = ["\n\n".join(topics[n] for n in names if (n in validation) == held_out) for held_out in (False, True)]
@@ -23,14 +23,14 @@ def texts() -> tuple[Tensor, Tensor]:
 
 
 def windows(text: Tensor, count: int, length: int) -> Tensor:
-    """[count, length + 1] from random places."""
+    """[count, length + 1] windows at random offsets."""
     starts = torch.randint(len(text) - length, (count, 1))
     return text[starts + torch.arange(length + 1)]
 
 
 def main(arguments: list[str] | None = None) -> float:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps: it runs, and learns little")
+    parser.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs")
     steps, size = (25, 16) if parser.parse_args(arguments).quick else (600, 128)
     torch.manual_seed(0)
     train, validation = texts()
@@ -47,10 +47,10 @@ def main(arguments: list[str] | None = None) -> float:
         optimizer.step(), schedule.step()
         if step % 25 == 0:
             bits = loss.item() / math.log(2)
-            print(f"step {step}/{steps}  {bits:.2f} bits a byte  {time.time() - began:.0f} s", flush=True)
+            print(f"step {step}/{steps}  {bits:.2f} bits per byte  {time.time() - began:.0f} s", flush=True)
     with torch.no_grad():
         bits = model(windows(validation, 64, size)).item() / math.log(2)
-    print(f"validation: {bits:.2f} bits a byte (8 would be knowing nothing)")
+    print(f"validation: {bits:.2f} bits per byte (8 is a uniform guess)")
     new = model.generate(torch.tensor(list(b"The following ")), 200, temperature=0.7, seed=0)
     print("The following " + bytes(new.tolist()).decode(errors="replace"))
     return bits

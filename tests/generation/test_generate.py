@@ -1,4 +1,4 @@
-"""What generate returns: rows as if alone, ends, draws that repeat, filters, and prompts of every form."""
+"""What generate returns: rows equal to each alone, eos, reproducible draws, filters, and all forms of prompts."""
 
 from functools import partial
 
@@ -32,7 +32,7 @@ def wrapper() -> AutoregressiveWrapper:
 
 
 def count_calls(net: torch.nn.Module) -> list[int]:
-    """Grows by the number of tokens of each call of net."""
+    """A list that gets the number of tokens of each call of net."""
     lengths: list[int] = []
     net.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
     return lengths
@@ -53,7 +53,7 @@ def test_logits_of_ragged_rows_equal_one_pass_over_each_alone(scheme: str, cache
 def test_greedy_rows_equal_each_alone_and_uncached(scheme: str) -> None:
     net = language_model(scheme)
     wrapper, prompts = AutoregressiveWrapper(net), ragged(1, 7, 4)
-    options = {"repetition_penalty": 1.5, **GREEDY}  # without a penalty random models fall into short loops
+    options = {"repetition_penalty": 1.5, **GREEDY}  # without a penalty, random models fall into short loops
     expected = torch.stack([naive(net, prompt, STEPS, penalty=1.5) for prompt in prompts])
     assert len({tuple(row) for row in expected.tolist()}) == 3
     assert torch.equal(wrapper.generate(prompts, STEPS, **options), expected)
@@ -119,7 +119,7 @@ def test_no_model_call_after_all_rows_ended(keep: bool) -> None:
     calls = count_calls(wrapper.net)
     new = wrapper.generate(ids(1, 4), 20, eos, return_cache=keep, **GREEDY)
     assert (new[0] if keep else new).shape == (1, ends)
-    assert calls == [4] + [1] * (ends - 1 + keep)  # a cache that is handed back has read the eos too
+    assert calls == [4] + [1] * (ends - 1 + keep)  # a returned cache contains the eos too
 
 
 def test_every_new_token_is_read_once_and_the_last_one_never() -> None:
@@ -218,7 +218,7 @@ def test_float32_and_bfloat16_models_decode_as_without_a_cache() -> None:
 
 @pytest.fixture
 def dropping() -> AutoregressiveWrapper:
-    """In training mode, with dropout everywhere and one part frozen in eval mode."""
+    """In training mode, with dropout everywhere and one block in eval mode."""
     layers = Decoder(dim=26, depth=2, heads=2, attn_dim_head=10, position="rope", attn_dropout=0.4, ff_dropout=0.4)
     wrapper = AutoregressiveWrapper(TransformerWrapper(num_tokens=NUM_TOKENS, max_seq_len=48, attn_layers=layers))
     wrapper.train()

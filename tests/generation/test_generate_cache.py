@@ -1,4 +1,4 @@
-"""Caches that outlive a call: going on from them, past max_seq_len, and what is refused before anything is computed."""
+"""Caches that outlive a call: continuing from them, beyond max_seq_len, and what is rejected before any computation."""
 
 import pytest
 import torch
@@ -142,12 +142,12 @@ def test_a_table_refuses_to_be_passed_and_serves_up_to_its_last_row(restrict: bo
     wrapper = wrap("absolute", max_seq_len=9)
     calls = []
     wrapper.net.register_forward_pre_hook(lambda module, args: calls.append(1))
-    with pytest.raises(InputError, match=r"max_seq_len=9.*Ask for fewer, or use a scheme without a table"):
+    with pytest.raises(InputError, match=r"max_seq_len=9.*Generate fewer tokens, or use a scheme without a table"):
         wrapper.generate(ids(2, 5), 6, restrict_to_max_seq_len=restrict)
     with pytest.raises(InputError, match="10 tokens"):
         wrapper.generate(ids(2, 5), 5, restrict_to_max_seq_len=restrict, return_cache=True)
     assert not calls
-    wrapper.generate(ids(2, 5), 5, restrict_to_max_seq_len=restrict)  # the tenth token is drawn and never read
+    wrapper.generate(ids(2, 5), 5, restrict_to_max_seq_len=restrict)  # the tenth token is drawn and never fed
     _, cache = wrapper.generate(ids(2, 5), 4, restrict_to_max_seq_len=restrict, return_cache=True)
     with pytest.raises(InputError, match="positions end at 9"):
         wrapper.generate(ids(2, 1), 1, restrict_to_max_seq_len=restrict, cache=cache)
@@ -186,7 +186,7 @@ def test_what_a_cache_cannot_do_is_said_before_anything_is_computed() -> None:
     net.register_forward_pre_hook(lambda module, args: calls.append(1))
     with pytest.raises(CacheError, match=r"max_len=9.*a row comes to 10"):
         wrapper.generate(ids(2, 4), 6, cache=net.new_cache(2, max_len=9))
-    with pytest.raises(InputError, match=r"past max_seq_len=16.*window=16.*restrict_to_max_seq_len=False"):
+    with pytest.raises(InputError, match=r"beyond max_seq_len=16.*window=16.*restrict_to_max_seq_len=False"):
         wrapper.generate(ids(2, 4), 13, cache=net.new_cache(2))
     with pytest.raises(InputError, match="came from elsewhere"):
         wrapper.generate(None, 3, cache=used)
@@ -195,7 +195,7 @@ def test_what_a_cache_cannot_do_is_said_before_anything_is_computed() -> None:
     with pytest.raises(InputError, match=r"none was given.*cache="):
         wrapper.generate(None, 3)
     for options in ({"return_cache": True}, {"cache": net.new_cache(2)}):
-        with pytest.raises(InputError, match="Use cache_kv=True"):
+        with pytest.raises(InputError, match="need cache_kv=True"):
             wrapper.generate(ids(2, 4), 3, cache_kv=False, **options)
     assert not calls
     with pytest.raises(CacheError, match="holds batch_size=3 rows, 2 came"):

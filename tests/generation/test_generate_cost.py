@@ -1,4 +1,4 @@
-"""What one new token costs: no look at values, nothing that grows is copied, old keys are never touched again."""
+"""The cost of one new token: no device sync, no copy of what grows, no second computation of old keys."""
 
 from collections import Counter
 from itertools import pairwise
@@ -28,7 +28,7 @@ STEPS = 24
 
 
 class Watch(TorchDispatchMode):
-    """Counts operations, looks at values, and the elements that joins of tensors make."""
+    """Counts operations, reads of values, and the elements that concatenations produce."""
 
     def __init__(self):
         super().__init__()
@@ -48,7 +48,7 @@ class Watch(TorchDispatchMode):
 
 @pytest.fixture
 def no_lists(monkeypatch):
-    """Ways to read values that no operation shows."""
+    """Fails on ways to read values that no operation shows."""
 
     def refuse(*_):
         raise AssertionError("decoding read the values of a tensor")
@@ -58,7 +58,7 @@ def no_lists(monkeypatch):
 
 
 def watched(start) -> list[Watch]:
-    """One Watch for each token; the first holds all that comes before it too."""
+    """One Watch per token; the first also covers everything before it."""
     seen, stream = [], None
     while True:
         with Watch() as watch:
@@ -164,7 +164,7 @@ def test_a_bias_of_distance_is_not_computed_again_for_each_token(scheme: str, le
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the driver reports waits of the host on CUDA devices only")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA reports host syncs")
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("lengths", [(5, 5), (2, 7)])
 def test_on_cuda_the_host_never_waits_for_a_token(scheme: str, lengths: tuple[int, int]) -> None:

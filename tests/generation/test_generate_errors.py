@@ -1,4 +1,4 @@
-"""Calls of generate and stream that cannot work, each refused with the value, the reason and the way out."""
+"""Invalid calls of generate and stream, each rejected with the value, the reason and the way out."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def wrapper() -> AutoregressiveWrapper:
 @pytest.mark.parametrize(
     ("prompts", "options", "error", "message"),
     [
-        (ids(2, 0), {}, InputError, "the prompt is empty.*Give at least one token a row"),
+        (ids(2, 0), {}, InputError, "the prompt is empty.*Give at least one token per row"),
         ([], {}, InputError, "list of prompts is empty"),
         ([ids(3), ids(0)], {}, InputError, r"prompts \[1\] are not"),
         ([ids(3), ids(1, 3)], {}, InputError, r"prompts \[1\] are not"),
@@ -26,14 +26,14 @@ def wrapper() -> AutoregressiveWrapper:
         (ids(2, 3) + NUM_TOKENS, {}, InputError, "is outside 0..28"),
         (ids(2, 3), {"prompt_lens": torch.tensor([1, 4])}, InputError, "from 1 to 3.*from 1 to 4"),
         (ids(2, 3), {"prompt_lens": torch.tensor([0, 3])}, InputError, "they go from 0 to 3"),
-        (ids(2, 3), {"prompt_lens": torch.tensor([3])}, InputError, "2 integers, one a row"),
-        (ragged(2, 3), {"prompt_lens": torch.tensor([2, 3])}, InputError, "Leave them out"),
+        (ids(2, 3), {"prompt_lens": torch.tensor([3])}, InputError, "2 integers, one per row"),
+        (ragged(2, 3), {"prompt_lens": torch.tensor([2, 3])}, InputError, "Leave it out"),
         (ids(2, 3), {"seq_len": -1}, InputError, "seq_len=-1"),
-        (ids(2, 3), {"temperature": -0.5}, ValueError, "temperature=-0.5 is not allowed"),
-        (ids(2, 3), {"repetition_penalty": 0}, ValueError, "repetition_penalty=0 is not allowed"),
+        (ids(2, 3), {"temperature": -0.5}, ValueError, "temperature=-0.5 must be a finite number of at least 0"),
+        (ids(2, 3), {"repetition_penalty": 0}, ValueError, "repetition_penalty=0 must be a finite number above 0"),
         (ids(2, 3), {"filter_logits_fn": "top_q"}, ValueError, "did you mean 'top_"),
         (ids(2, 3), {"filter_kwargs": {"thres": 0.9}}, ValueError, "top_k has no option 'thres'"),
-        (ids(2, 3), {"seed": 1, "generator": torch.Generator()}, InputError, "Give one"),
+        (ids(2, 3), {"seed": 1, "generator": torch.Generator()}, InputError, "Pass one"),
         (ids(2, 3), {"eos_token": NUM_TOKENS}, InputError, "eos_token=29 must be"),
         (ids(2, 3), {"eos_token": [3, -1]}, InputError, r"eos_token=\[3, -1\] must be"),
         (ids(2, 3), {"eos_token": []}, InputError, "one or several ids"),
@@ -58,12 +58,12 @@ def test_models_that_cannot_be_wrapped() -> None:
     encoder = TransformerWrapper(
         num_tokens=NUM_TOKENS, max_seq_len=9, attn_layers=Encoder(dim=26, depth=1, heads=1, position="rope")
     )
-    with pytest.raises(InputError, match=r"of kind 'encoder', see them all. Use a Decoder"):
+    with pytest.raises(InputError, match=r"of kind 'encoder' attend to all tokens. Use a Decoder"):
         AutoregressiveWrapper(encoder)
     net = language_model()
     for value in (-1, NUM_TOKENS):
-        with pytest.raises(InputError, match=f"pad_value={value} is read by the model"):
+        with pytest.raises(InputError, match=f"pad_value={value} is fed to the model"):
             AutoregressiveWrapper(net, pad_value=value)
     columns = TransformerWrapper.from_config(net.config.model_copy(update={"logits_dim": 5}))
-    with pytest.raises(InputError, match="logits_dim=5 columns cannot name 29 tokens"):
+    with pytest.raises(InputError, match="logits_dim=5 differs from num_tokens=29"):
         AutoregressiveWrapper(columns)

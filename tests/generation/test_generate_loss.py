@@ -1,4 +1,4 @@
-"""The training loss: cross entropy by hand, and what is no target: padding, ignored ids, first tokens of documents."""
+"""The training loss: cross entropy by hand, and what is not a target: padding, ignored ids, first tokens of documents."""
 
 import math
 
@@ -20,7 +20,7 @@ def wrapper() -> AutoregressiveWrapper:
 
 @torch.no_grad()
 def surprise(net: TransformerWrapper, row: Tensor) -> list[float]:
-    """-log p of each token 1 .. T-1 of a row [T], in nats, written out."""
+    """-log p of each token 1 .. T-1 of a row [T], in nats, computed naively."""
     logits = net(row[None])[0].tolist()
     return [math.log(sum(math.exp(x) for x in logits[t])) - logits[t][int(row[t + 1])] for t in range(len(row) - 1)]
 
@@ -34,7 +34,7 @@ def test_loss_is_the_mean_cross_entropy_by_hand(wrapper) -> None:
     expected = mean([nats for row in tokens for nats in surprise(wrapper.net, row)])
     assert wrapper(tokens).item() == pytest.approx(expected, abs=1e-9)
     assert wrapper(tokens.to(torch.uint8)).item() == pytest.approx(expected, abs=1e-9)
-    assert expected > 2  # about log(29) or worse: these models know nothing
+    assert expected > 2  # about log(29) or worse: these models are untrained
 
 
 def test_the_last_token_is_a_target_and_no_input(wrapper) -> None:
@@ -54,7 +54,7 @@ def test_padding_is_no_target_on_either_side(wrapper, left: bool) -> None:
         tokens[i, place], mask[i, place] = row, True
     expected = mean([nats for row in rows for nats in surprise(wrapper.net, row)])
     assert wrapper(tokens, mask=mask).item() == pytest.approx(expected, abs=1e-9)
-    positions = torch.where(mask, mask.long().cumsum(-1) - 1, -1)  # -1 says the same as the mask
+    positions = torch.where(mask, mask.long().cumsum(-1) - 1, -1)  # -1 means the same as the mask
     assert wrapper(tokens, positions=positions).item() == pytest.approx(expected, abs=1e-9)
     assert abs(wrapper(tokens).item() - expected) > 1e-3
 

@@ -1,4 +1,4 @@
-"""Choosing logits filters by name, as functions or as a list of both, and the words of a refusal."""
+"""Logits filters by name, as functions or as a list of both, and the messages of invalid choices."""
 
 import math
 
@@ -50,57 +50,61 @@ def test_a_registered_filter_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (("top_q", {}), "'top_q' is no filter (did you mean 'top_p'?): give top_k, top_p, min_p, top_a, typical"),
-        ((3, {}), "3 is no filter: give top_k"),
-        ((None, {"k": 3}), "None is no filter"),
+        (("top_q", {}), "unknown filter 'top_q'; did you mean 'top_p'?"),
+        ((3, {}), "3 is not a filter; pass a function or one of top_k, top_p, min_p, top_a, typical"),
+        (("nucleus", {}), "unknown filter 'nucleus'; there are: min_p, top_a, top_k, top_p, typical"),
+        ((None, {"k": 3}), "None is not a filter; pass"),
         (("top_p", {"treshold": 0.9}), "top_p has no option 'treshold'"),
-        (("top_p", {"thresh": 0.9}), "(did you mean 'thres'?); options: thres is a finite number from 0 to 1"),
-        ((top_k, {"n": 3}), "options: frac_num_tokens is a finite number from 0 to 1; k is an integer from 1 or None"),
-        ((lambda logits: logits, {"n": 3}), "has no option 'n'; options: none"),
+        (("top_p", {"thresh": 0.9}), "top_p has no option 'thresh'; did you mean 'thres'?"),
+        ((top_k, {"n": 3}), "top_k has no option 'n'; there are: frac_num_tokens, k"),
+        ((lambda logits: logits, {"n": 3}), "has no option 'n'; it has none"),
         ((lambda logits, n: logits, {}), "needs the option 'n'"),
-        (("top_p", {"thres": 90}), "top_p cannot use thres=90: it must be a finite number from 0 to 1"),
-        (("top_p", {"thres": -0.1}), "cannot use thres=-0.1"),
-        (("top_p", {"thres": math.nan}), "cannot use thres=nan"),
-        (("top_p", {"thres": None}), "cannot use thres=None"),
-        (("top_p", {"thres": True}), "cannot use thres=True"),
-        (("top_p", {"thres": "0.9"}), "cannot use thres='0.9'"),
-        (("top_p", {3: 4}), "top_p has no option 3"),
-        (("top_k", {"k": 0}), "top_k cannot use k=0: it must be an integer from 1 or None"),
-        (("top_k", {"k": 2.5}), "cannot use k=2.5"),
-        (("top_k", {"frac_num_tokens": 1.5}), "cannot use frac_num_tokens=1.5"),
-        (("min_p", {"min_p": 1.1}), "cannot use min_p=1.1: it must be a finite number from 0 to 1"),
-        (("top_a", {"min_p_pow": -1}), "cannot use min_p_pow=-1: it must be a finite number from 0"),
-        (("top_a", {"min_p_ratio": 2}), "cannot use min_p_ratio=2"),
-        (("typical", {"mass": 1.01}), "typical cannot use mass=1.01"),
-        (("top_p", [{}]), "the options of 'top_p' are [{}]: give a dict"),
-        ((["top_p", "top_k"], [{}]), "filter_kwargs=[{}] does not fit 2 filters"),
-        ((["top_p"], 5), "filter_kwargs=5 does not fit 1 filters"),
-        ((["top_p"], {"top_p": 0.9}), "the options of 'top_p' are 0.9: give a dict"),
-        ((["top_p"], {"thres": 0.9}), "filter_kwargs has 'thres', which names no filter of the list"),
+        (("top_p", {"thres": 90}), "top_p: thres=90 must be a finite number from 0 to 1"),
+        (("top_p", {"thres": -0.1}), "thres=-0.1 must be"),
+        (("top_p", {"thres": math.nan}), "thres=nan must be"),
+        (("top_p", {"thres": None}), "thres=None must be"),
+        (("top_p", {"thres": True}), "thres=True must be"),
+        (("top_p", {"thres": "0.9"}), "thres='0.9' must be"),
+        (("top_p", {3: 4}), "top_p has no option 3; there are: thres"),
+        (("top_k", {"k": 0}), "top_k: k=0 must be an integer of at least 1, or None."),
+        (("top_k", {"k": 2.5}), "k=2.5 must be"),
+        (("top_k", {"frac_num_tokens": 1.5}), "frac_num_tokens=1.5 must be"),
+        (("min_p", {"min_p": 1.1}), "min_p: min_p=1.1 must be a finite number from 0 to 1"),
+        (("top_a", {"min_p_pow": -1}), "top_a: min_p_pow=-1 must be a finite number of at least 0."),
+        (("top_a", {"min_p_ratio": 2}), "min_p_ratio=2 must be"),
+        (("typical", {"mass": 1.01}), "typical: mass=1.01 must be"),
+        (("top_p", [{}]), "the options of 'top_p' are [{}]; pass a dict {option: value}"),
+        ((["top_p", "top_k"], [{}]), "filter_kwargs=[{}] does not match 2 filters"),
+        ((["top_p"], 5), "filter_kwargs=5 does not match 1 filters"),
+        ((["top_p"], {"top_p": 0.9}), "the options of 'top_p' are 0.9; pass a dict {option: value}"),
+        (
+            (["top_p"], {"thres": 0.9}),
+            "filter_kwargs has 'thres', which is not a filter of the list (there are: top_p); for a list, pass {filter name:",
+        ),
         (
             (["top_p"], {"topp": {}}),
-            "filter_kwargs has 'topp', which names no filter of the list (did you mean 'top_p'?)",
+            "filter_kwargs has 'topp', which is not a filter of the list (did you mean 'top_p'?)",
         ),
     ],
 )
-def test_a_wrong_choice_is_refused_in_words(arguments: tuple, said: str) -> None:
-    with pytest.raises(ValueError, match="the logits filters cannot be used") as refusal:
+def test_an_invalid_choice_is_rejected_with_a_message(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match="invalid logits filters:") as refusal:
         resolve_filters(*arguments)
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)
     assert len(str(refusal.value).splitlines()) == 2, "one problem, one line"
 
 
 def test_all_problems_are_named_at_once() -> None:
-    with pytest.raises(ValueError, match="cannot be used") as refusal:
+    with pytest.raises(ValueError, match="invalid logits filters:") as refusal:
         resolve_filters(
             ["topk", "top_p", 3, "min_p"], {"top_p": {"thres": 2, "k": 1}, "min_p": {"min_p": -1}, "mass": {}}
         )
-    said = str(refusal.value)
-    for word in ("'topk' is no filter", "thres=2", "no option 'k'", "3 is no filter", "min_p=-1", "has 'mass'"):
-        assert word in said
-    assert len(said.splitlines()) == 7
+    message = str(refusal.value)
+    for word in ("unknown filter 'topk'", "thres=2", "no option 'k'", "3 is not a filter", "min_p=-1", "has 'mass'"):
+        assert word in message
+    assert len(message.splitlines()) == 7
 
 
 @pytest.mark.parametrize(
@@ -116,5 +120,5 @@ def test_all_problems_are_named_at_once() -> None:
     ],
 )
 def test_a_direct_call_refuses_the_same_values(filter_fn, options: dict) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(options))}=.* is not allowed: it must be"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}=.* must be a"):
         filter_fn(LOGITS, **options)

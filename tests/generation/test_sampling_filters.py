@@ -13,7 +13,7 @@ from torch import Tensor
 from x_positional.generation.sampling import FILTERS, min_p, top_a, top_k, top_p, typical
 
 INF = math.inf
-SAFE = 1e-9  # rows whose kept set hangs on less than this are left to no oracle: float64 rounding would decide
+SAFE = 1e-9  # rows whose kept set depends on less than this are skipped: float64 rounding would decide
 
 continuous = st.floats(-20, 20)
 tied = st.integers(-6, 6).map(lambda n: n / 2)
@@ -36,7 +36,7 @@ def probabilities(row: list[float]) -> list[float]:
 
 
 def fewest(row: list[float], scores: list[float], mass: float) -> set[int]:
-    """Tokens from the smallest score on, one by one until they hold the mass, and those that tie with the last."""
+    """Tokens in order of score until they sum to the mass, and those that tie with the last."""
     alive = [i for i in range(len(row)) if row[i] > -INF]
     if mass == 1:
         return set(alive)

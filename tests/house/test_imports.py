@@ -21,7 +21,7 @@ LAYOUT = {
     "schemes": "errors",
     "attention": "errors schemes modules",
     "modules": "errors schemes attention",
-    "generation": "errors schemes attention models",
+    "generation": "errors schemes attention",
     "config": "errors schemes attention modules",
     "models": "errors schemes attention modules generation config",
     "pretrained": "errors schemes attention modules generation config models",

@@ -35,8 +35,7 @@ def test_where_positions_and_norm_stand(first: bool, bias: bool):
     x = net.emb_norm(x + table[2:13])
     x = x if first else net.project_emb(x)
     stack = net.attn_layers
-    placed = stack.place(2, 11, x.device, None, None, None, None)
-    bare = stack.run(x, stack.plan(2, placed, x.dtype, None, None, None, None))
+    bare = stack.run(x, stack.layout(2, 11, x.device))
     torch.testing.assert_close(net(TOKENS, return_embeddings=True), bare, atol=1e-6, rtol=1e-6)
 
 

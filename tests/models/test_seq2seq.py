@@ -1,4 +1,4 @@
-"""XTransformer: what the decoder reads of the source, computed once, padded or not, with any schemes on the two sides."""
+"""XTransformer: the encoder runs once, padding is ignored, and the two sides take any schemes."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def padded(rows: list[Tensor], left: bool = False) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def naive(model: XTransformer, source: Tensor, target: Tensor) -> Tensor:
-    """[S], [T] -> logits [T V] from one pass, nothing kept."""
+    """[S], [T] -> logits [T V] from one pass without a cache."""
     return model.decoder.net(target[None], context=model.encoder(source[None]))[0]
 
 
@@ -88,7 +88,7 @@ def test_every_parameter_learns_from_the_loss() -> None:
 
 
 def count_calls(model: XTransformer) -> dict[str, int]:
-    """How often the source is read, and its keys and values computed."""
+    """How often the source is encoded, and its keys and values computed."""
     calls = {"encoder": 0, "to_kv": 0, "decoder": 0}
 
     def count(name: str):

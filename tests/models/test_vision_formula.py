@@ -8,7 +8,7 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import get_patches_cente
 from tests.support.naive_vision import coordinate, naive, resized
 from tests.support.perturbing import perturb
 from x_positional import Encoder, ViTransformerWrapper
-from x_positional.models.vision import PatchTable, patch_positions
+from x_positional.modules.patches import PatchTable, patch_positions
 from x_positional.schemes import Absolute, Axial, Rope
 
 TIGHT = 2e-7

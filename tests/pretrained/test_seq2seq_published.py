@@ -246,14 +246,14 @@ def test_sides_that_do_not_fit():
         XTransformer.from_config(swapped)
     layers = config.decoder.layers
     for changes, message in (
-        ({"cross_attend": False}, "would not see the source"),
-        ({"context_dim": 5}, "attends to 5 channels, and the encoder gives 32"),
+        ({"cross_attend": False}, "would ignore the source"),
+        ({"context_dim": 5}, "cross-attention expects 5 channels, but the encoder outputs 32"),
     ):
         decoder = config.decoder.model_copy(update={"layers": layers.model_copy(update=changes)})
         with pytest.raises(IncompatibleConfig, match=message):
             XTransformer.from_config(config.model_copy(update={"decoder": decoder}))
     more = config.decoder.model_copy(update={"num_tokens": 68})
     with pytest.raises(
-        IncompatibleConfig, match=r"tie_token_emb=True shares one table, and the decoder's is \[68, 32\]"
+        IncompatibleConfig, match=r"tie_token_emb=True shares one table, but the decoder's is \[68, 32\]"
     ):
         XTransformer.from_config(config.model_copy(update={"decoder": more}))

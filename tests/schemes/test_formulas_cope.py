@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.support.naive_attention import Row, attended, dot, naive, one_layer, pairwise, random_qkv, worst
+from tests.support.planning import plan_of
 from x_positional.schemes import Cope
 from x_positional.schemes.base import Span
 
@@ -105,8 +106,7 @@ def test_counts_are_not_rounded_in_a_narrow_model(dtype: torch.dtype) -> None:
     with torch.no_grad():
         scheme.table.zero_()
         scheme.table[:, 0] = (torch.arange(T + 1) % 2).to(dtype)
-        tokens = layers.place(1, T, torch.device("cpu"), None, None, None, None)
-        ctx = layers.plan(1, tokens, dtype).layers[0].prepared.ctx.block(Span(T - 1, T), Span(0, T))
+        ctx = plan_of(layers, T, dtype).layers[0].prepared.ctx.block(Span(T - 1, T), Span(0, T))
         found = scheme.transform_scores(torch.full((1, 1, 1, T), 60.0), None, q, ctx)
     counts = torch.arange(T, 0, -1)
     assert (found - 60)[0, 0, 0].tolist() == (counts % 2).tolist()

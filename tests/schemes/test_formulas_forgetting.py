@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.support.naive_attention import Row, attended, dot, joined, naive, one_layer, random_qkv, worst
+from tests.support.planning import plan_of
 from x_positional.schemes import Alibi, Forgetting, alibi_slopes
 
 HEADS, HEAD_DIM = 3, 5
@@ -104,8 +105,7 @@ def test_neighbours_after_thousands_of_tokens(dtype: torch.dtype) -> None:
     x = torch.randn(1, T, layers.dims.dim, generator=torch.Generator().manual_seed(0)).to(dtype) * 0.1
     scheme = layers.kinds[0].scheme
     with torch.no_grad():
-        tokens = layers.place(1, T, x.device, None, None, None, None)
-        ctx, state = layers.plan(1, tokens, dtype).layers[0].prepared.ctx, scheme.key_state(x)
+        ctx, state = plan_of(layers, T, dtype).layers[0].prepared.ctx, scheme.key_state(x)
         bias = scheme.content_bias(x, ctx, state)
         query, key = torch.tensor(T - 1), torch.arange(T - 4, T)
         head = torch.arange(HEADS)[:, None]

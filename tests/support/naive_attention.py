@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from x_positional.attention.backends import choose
+from x_positional.attention.plan import LayerKind
 from x_positional.config.layers import LayerConfig
 from x_positional.models.build import build_positions
 from x_positional.modules.attention import Attention
-from x_positional.modules.block import Around, Block
+from x_positional.modules.block import Block
 from x_positional.modules.norms import Norm
-from x_positional.modules.stack import AttentionLayers, LayerKind
+from x_positional.modules.stack import AttentionLayers
 from x_positional.schemes.base import AttentionWindow, Dims
 from x_positional.schemes.registry import SchemeConfig
 
@@ -70,7 +71,7 @@ def one_layer(
     choice = choose(backend, False, scheme.capabilities().kernel)
     layers = AttentionLayers(
         dims=dims,
-        blocks=[Block(attn, None, None, Around(norm=partial(Norm, dim, "none")))],
+        blocks=[Block(attn, None, None, norm=partial(Norm, dim, "none"))],
         schemes=positions.parts,
         kinds=[LayerKind(scheme=scheme, window=AttentionWindow(), choice=choice)],
         final_norm=None,

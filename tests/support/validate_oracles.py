@@ -297,10 +297,10 @@ def embedding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Te
     """What is added to the embeddings is added once, however many layers there are."""
     layers = model.attn_layers
     n = min(full.shape[1], config.max_seq_len)
-    placed = layers.place(BATCH, n, full.device, None, None, None, None)
+    layout = layers.layout(BATCH, n, full.device)
     x = torch.zeros(BATCH, n, config.placed_dim or config.layers.dim)
     with torch.no_grad():
-        if far(layers.embed(x, placed), layers.kinds[0].scheme.embed(x, placed.positions)):
+        if far(layers.embed(x, layout), layers.kinds[0].scheme.embed(x, layout.positions)):
             yield "the embeddings are changed more than once"
 
 

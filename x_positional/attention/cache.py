@@ -1,4 +1,4 @@
-"""The key/value cache of a model: what every layer keeps, over the slots that say where keys are.
+"""The key/value cache of a model: the tensors of every layer, and the slots that they are in.
 
 B batch, T new tokens, S key slots, G key/value heads, H heads, D head dim, C channels.
 """
@@ -10,25 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from x_positional.attention.cache_slots import KeyView, Slots, TokenLayout
+from x_positional.attention.cache_slots import KeyView, Slots
+from x_positional.attention.tokens import TokenLayout
 from x_positional.errors import CacheError
 from x_positional.schemes.base import NO_TOKEN, AttentionWindow
 
-__all__ = ["CrossContext", "KVCache", "KeyView", "TokenLayout"]
+__all__ = ["CrossContext", "KVCache", "KeyView"]
 
 
 @dataclass(frozen=True)
 class CrossContext:
-    """The context of cross-attention: where its tokens are, whether its keys are rotated, and what the caller gave."""
+    """The context of cross-attention, resolved."""
 
     tokens: TokenLayout
     rotated: bool
+    """Whether positions apply to its keys."""
     context: Tensor
     mask: Tensor | None
     positions: Tensor | None
 
     def rows(self, rows: Tensor) -> "CrossContext":
-        """The contexts of the rows [B'], in that order."""
+        """The same for the rows [B'], in that order."""
         held = self.tokens
         index = _rows(held.index, rows)
         places = _rows(held.positions, rows) if held.custom_positions else index
@@ -53,9 +55,14 @@ def _rows(x: Tensor, rows: Tensor) -> Tensor:
 class KVCache:
     """Keys, values and key states of every layer, and where they are. Make one with `model.new_cache(...)`.
 
-    windows: what each layer sees, and so has to keep. max_len: slots per row; None grows (by doubling). final_lengths:
-    [B|1] how long its rows will be, for schemes that choose their tables by it; None where nobody knows.
-    owner: a token of the model it was made for, so that it cannot serve another one.
+    Args:
+        windows: what each layer attends to, and so has to keep.
+        batch_size: rows.
+        max_len: slots a row; None grows, by doubling.
+        device: of its tensors.
+        dtype: of keys and values; None is the dtype they are computed in.
+        owner: identifies the model it was made for, so that it cannot serve another one.
+        final_lengths: [B|1] how long its rows will be, for schemes whose tables depend on it; None where that is unknown.
     """
 
     def __init__(
@@ -70,9 +77,9 @@ class KVCache:
     ):
         self.batch_size, self.max_len, self.device, self.dtype = batch_size, max_len, device, dtype
         self.owner, self.final_lengths = owner, final_lengths
-        self.span = 0  # every index so far is below it; equal to each row's length while rows are alike
+        self.span = 0  # every index so far is below it; the length of each row while rows are alike
         self.lengths: Tensor | None = None  # [B] tokens per row, once rows differ
-        self.last_document: tuple[Tensor, Tensor] | None = None  # the last document [B], its first token's index [B]
+        self.last_document: tuple[Tensor, Tensor] | None = None  # its id [B], the index of its first token [B]
         self.following: Tensor | None = None  # [B|1] or [B|1 A] the next position, once positions were given
         self.windows = tuple(windows)
         self._slots = {window: Slots(batch_size, device, max_len, window) for window in set(windows)}
@@ -80,22 +87,22 @@ class KVCache:
         self.cross: list[tuple[Tensor, Tensor] | None] = [None for _ in windows]
         self.cross_context: CrossContext | None = None
         self.memo: dict[AttentionWindow, dict[int, Any]] = {window: {} for window in set(windows)}
-        self.ending: tuple[int, Tensor] | None = None  # the span, and [B M] that predicts the token after it
+        self.ending: tuple[int, Tensor] | None = None  # the span, and the hidden state [B M] that predicts the token after it
 
     def starts(self) -> Tensor | int:
         """The next token's index: one number, or [B] where rows differ."""
         return self.span if self.lengths is None else self.lengths
 
     def longest(self) -> int:
-        """Tokens of the longest row. Looks at the device where rows differ."""
+        """Tokens of the longest row. Forces a device sync where rows differ."""
         return self.span if self.lengths is None else int(self.lengths.max())
 
     def must_grow(self, span: int) -> bool:
-        """Whether tokens below index `span` are more than there are slots for now."""
+        """Whether tokens below index `span` need more slots than there are now."""
         return any(slots.must_grow(span) for slots in self._slots.values())
 
     def reserve(self, tokens: TokenLayout) -> dict[AttentionWindow, KeyView]:
-        """Where the new tokens go and which keys they see, for each attention window. Once per forward pass."""
+        """Reserves slots for the new tokens and returns the keys visible to them, for each attention window. Once a forward pass."""
         views = {window: slots.assign(tokens, self.span) for window, slots in self._slots.items()}
         if tokens.start is None:
             counts = (tokens.index != NO_TOKEN).sum(-1).expand(self.batch_size)
@@ -109,7 +116,7 @@ class KVCache:
     def write(
         self, layer: int, view: KeyView, k: Tensor, v: Tensor, state: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """[B G T D], [B G T D], [B H T C] of one layer -> the same for every key slot that the queries see."""
+        """New keys [B G T D], values [B G T D] and key state [B H T C] of a layer -> the same for every visible slot."""
         held = self._layers[layer]
         held[0], keys = view.exchange(held[0], k if self.dtype is None else k.to(self.dtype))
         held[1], values = view.exchange(held[1], v if self.dtype is None else v.to(self.dtype))
@@ -121,17 +128,17 @@ class KVCache:
         """Raises CacheError where this cache was made for another model or another batch size."""
         if owner != self.owner:
             raise CacheError(
-                "this cache was made for another model, whose keys mean nothing to this one. "
+                "this cache was made for another model, and its keys are meaningless to this one. "
                 "Make one with this model's new_cache(batch_size)."
             )
         if batch_size != self.batch_size:
             raise CacheError(
-                f"this cache holds batch_size={self.batch_size} rows, {batch_size} came. "
-                f"Make one with new_cache({batch_size}), or take rows with cache.reorder(rows)."
+                f"this cache has batch_size={self.batch_size}, but the input has {batch_size} rows. "
+                f"Make one with new_cache({batch_size}), or select rows with cache.reorder(rows)."
             )
 
     def reorder(self, rows: Tensor) -> None:
-        """Keep the rows [B'] int64, in that order: beams, or a batch that shrinks."""
+        """Keep the rows [B'] int64, in that order: for beam search, or a batch that shrinks."""
         self.batch_size = len(rows)
         self.lengths = None if self.lengths is None else self.lengths[rows]
         if self.last_document is not None:

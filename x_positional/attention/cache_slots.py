@@ -1,7 +1,7 @@
-"""Where keys are: growing, static and ring-shaped sets of slots. A slot means nothing; its token's index does.
+"""The slots of a cache: growing, static or a ring. A slot number has no meaning; the index of the token in it does.
 
-B batch, T new tokens, S key slots, G key/value heads, C channels. `assign` runs once per forward pass and window size and
-says where keys are; `exchange` runs once per tensor and layer: it stores what is new and returns what queries see.
+B batch, T new tokens, S key slots, G key/value heads, C channels. `assign` runs once per forward pass and attention
+window and returns where keys are; `exchange` runs once per tensor and layer: it stores the new and returns the visible.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from x_positional.attention.tokens import TokenLayout
 from x_positional.errors import CacheError
 from x_positional.schemes.base import NO_TOKEN, AttentionWindow
 
@@ -18,52 +19,31 @@ FIRST_SLOTS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenLayout:
-    """The new tokens of one forward pass. `start` is their first index where rows are alike and unpadded, else None."""
-
-    index: Tensor  # [B|1 T], -1 where there is no token
-    positions: Tensor  # [B|1 T] or [B|1 T A]; the same tensor as index unless custom
-    documents: Tensor | None
-    start: int | None
-    span: int  # every index, the cached ones included, is below it
-    in_document: Tensor | None = None  # [B T] a token's place in its document; None where a row is one text
-    following: Tensor | None = None  # [B|1] or [B|1 A] the position after these, once positions were given
-    last_document: tuple[Tensor, Tensor] | None = (
-        None  # after these: the last document [B], its first token's index [B]
-    )
-
-    @property
-    def length(self) -> int:
-        return self.index.shape[1]
-
-    @property
-    def place(self) -> Tensor:
-        """[B|1 T] a token's place in its text: its row, or its document in a packed row."""
-        return self.index if self.in_document is None else self.in_document
-
-    @property
-    def custom_positions(self) -> bool:
-        return self.positions is not self.index
-
-
-@dataclass(frozen=True, kw_only=True)
 class KeyView:
-    """The keys that the new queries can see, in slot order, and how a layer's tensors get there."""
+    """The keys visible to the new queries, in slot order, and how a layer's tensors get there."""
 
-    index: Tensor  # [B|1 S]
+    index: Tensor
+    """[B|1 S]."""
     positions: Tensor
+    """[B|1 S] or [B|1 S A]."""
     documents: Tensor | None
+    """[B S]."""
     ordered: bool
+    """In every row the index is start, start + 1, ...; known on the host."""
     q_start: int
+    """The index of the first query, if ordered."""
     start: int
-    only_visible: bool  # the host knows that every slot is visible to every query
-    exchange: Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]]  # (stored, new) -> (stored, seen)
+    """The index of the first key, if ordered."""
+    only_visible: bool
+    """Every slot is visible to every query; known on the host."""
+    exchange: Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]]
+    """(stored, new) -> (stored, visible)."""
 
 
 class Slots:
-    """What the slots for one attention window hold. Tensors exist only once rows differ or positions are custom.
+    """The slots for one attention window. Their tensors exist only once rows differ or positions are custom.
 
-    Where only recent tokens count, slots are a ring behind those of the first tokens, if those are kept too.
+    With a window, slots are a ring, after the slots of the first tokens where those are kept.
     """
 
     def __init__(self, batch: int, device: torch.device, size: int | None, window: AttentionWindow):
@@ -99,14 +79,14 @@ class Slots:
             self.capacity = 2 * self.capacity if self.most is None else min(2 * self.capacity, self.most)
 
     def _slot_of(self, index: Tensor) -> Tensor:
-        """Where the token of an index goes."""
+        """The slots of tokens with these indices."""
         if self.kept is None:
             return index
         ring = self.first + (index - self.first) % self.kept
         return torch.where(index < self.first, index, ring) if self.first else ring
 
     def _held(self, slot: Tensor, count: int) -> Tensor:
-        """The index of the token in a slot after `count` tokens; what is not in 0 .. count - 1 is none."""
+        """The index of the token in each slot after `count` tokens; outside 0 .. count - 1 there is none."""
         if self.kept is None:
             return slot
         last = count - 1 - self.first

@@ -1,4 +1,4 @@
-"""The plan of cross-attention: which context keys a row may read, and whether they carry positions.
+"""Planning cross-attention: which context keys a row may read, and whether positions apply to them.
 
 B batch, T query tokens, S context tokens, C context dim.
 """
@@ -10,53 +10,76 @@ import torch
 from torch import Tensor
 
 from x_positional.attention import masks
-from x_positional.attention.backends import Backend, Prepared
-from x_positional.attention.cache import CrossContext, KVCache, TokenLayout
-from x_positional.attention.inputs import place
+from x_positional.attention.backends import Backend, Choice, Prepared
+from x_positional.attention.cache import CrossContext, KVCache
+from x_positional.attention.inputs import prepare_tokens
+from x_positional.attention.plan import CrossPlan
+from x_positional.attention.tokens import TokenLayout
 from x_positional.errors import InputError, PositionError
-from x_positional.modules.attention import CrossPlan
 from x_positional.schemes.base import NO_TOKEN, AttentionContext, PositionScheme
 
 
 @dataclass(frozen=True)
 class ContextInputs:
-    """What the caller gave: context [B S C], its mask [B S] (True = keep), its positions [B S] or None."""
+    """The context as the caller gave it."""
 
-    context: Tensor | None
-    mask: Tensor | None
-    positions: Tensor | None
+    context: Tensor | None = None
+    """[B S C]."""
+    mask: Tensor | None = None
+    """[B S] bool, True = keep."""
+    positions: Tensor | None = None
+    """[B S]."""
+
+
+NO_CONTEXT = ContextInputs()
+
+
+@dataclass(frozen=True)
+class CrossAttentionKind:
+    """What a stack's cross-attention is, in every layer."""
+
+    width: int
+    """C, the channels of its context."""
+    choice: Choice
+    """The backend, and why."""
 
 
 def resolve_context(
     batch: int,
-    width: int,
-    tokens: TokenLayout,
+    cross: CrossAttentionKind | None,
+    layout: TokenLayout,
     given: ContextInputs,
     schemes: list[PositionScheme],
     cache: KVCache | None,
-) -> CrossContext:
-    """The context that the cache has seen, or the one given, checked; nothing is changed. width: C.
+) -> CrossContext | None:
+    """The context that the cache holds, or the one given, checked. Changes nothing. None without cross-attention.
 
-    Positions play no part in cross-attention unless context positions were given: queries and context are usually
-    different sequences, so a distance between them means nothing. Raises InputError, PositionError.
+    Positions apply in cross-attention only if context positions were given: queries and context are usually different
+    sequences, so a distance between them has no meaning. Raises InputError, PositionError.
     """
-    if tokens.documents is not None:
+    if cross is None:
+        if given.context is not None:
+            raise InputError(
+                "context was given, but this stack has no cross-attention. Build it with cross_attend=True."
+            )
+        return None
+    if layout.documents is not None:
         raise InputError(
-            "document_ids with a context: nothing says which context belongs to which document. Unpack them."
+            "document_ids cannot be combined with a context: there is no mapping from contexts to documents. Unpack them."
         )
     if cache is None or cache.cross_context is None:
         if given.positions is not None and cache is not None and cache.final_lengths is not None:
             raise PositionError(
-                "context_positions were given, and the cache has final_lengths: queries would turn for the final length of "
-                "their row, and context keys for max_seq_len. Leave one of them out."
+                "context_positions cannot be combined with a cache that has final_lengths: queries would use RoPE frequencies "
+                "for the final length of their row, context keys those for max_seq_len. Leave one of them out."
             )
-        return _place_context(batch, width, given, schemes)
+        return _new_context(batch, cross.width, given, schemes)
     _refuse_another(given, cache.cross_context)
     return cache.cross_context
 
 
 def _refuse_another(given: ContextInputs, seen: CrossContext) -> None:
-    """Raises InputError where what is given is not what the cache holds the keys of."""
+    """Raises InputError where the context differs from the one whose keys the cache holds."""
     pairs = (
         ("context", given.context, seen.context),
         ("context_mask", given.mask, seen.mask),
@@ -67,15 +90,15 @@ def _refuse_another(given: ContextInputs, seen: CrossContext) -> None:
             continue
         if old is None or new.shape != old.shape or not torch.equal(new, old):
             raise InputError(
-                f"this cache holds the keys of another {name}, and keys are computed once. Pass the same one, or leave it "
-                "out to go on with what the cache has seen, or make a new cache for the new context."
+                f"this cache already holds the keys of a different {name}; they are computed once. Pass the same {name}, leave it "
+                "out to continue with the cached one, or make a new cache for the new context."
             )
 
 
 def plan_cross(
     batch: int,
     heads: int,
-    tokens: TokenLayout,
+    layout: TokenLayout,
     context: Tensor | None,
     seen: CrossContext,
     of_layer: list[tuple[PositionScheme, Any]],
@@ -86,7 +109,7 @@ def plan_cross(
     """One plan per layer. `of_layer`: each layer's scheme and its tables for the new tokens."""
     if cache is not None:
         cache.cross_context = seen
-    ctx, reads = _context(batch, heads, tokens, seen.tokens)
+    ctx, reads = _attention_context(batch, heads, layout, seen.tokens)
     prepared: dict[int, Prepared] = {}
     k_tables: dict[int, Any] = {}
     plans = []
@@ -110,47 +133,55 @@ def plan_cross(
     return plans
 
 
-def _place_context(batch: int, width: int, given: ContextInputs, schemes: list[PositionScheme]) -> CrossContext:
+def _new_context(batch: int, width: int, given: ContextInputs, schemes: list[PositionScheme]) -> CrossContext:
     context = given.context
     if context is None:
-        raise InputError(f"this stack attends to a context: pass context=[batch, tokens, dim={width}].")
+        raise InputError(f"this stack has cross-attention: pass context=[batch, tokens, dim={width}].")
     if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != width or not context.shape[1]:
         raise InputError(
-            f"context must be [batch={batch}, tokens, dim={width}], with at least one token; this one is "
+            f"context must have shape [batch={batch}, tokens, dim={width}], with at least one token; this one has "
             f"{list(context.shape)}."
         )
     rotated = given.positions is not None
-    caps = [(type(s).__name__, s.capabilities()) for s in schemes]
-    blind = sorted(
-        {name for name, c in caps if c.causal_only or c.kernel == "rows" or not c.prefix_consistent or c.reads_layer}
-    )
-    if rotated and blind:
+    if rotated and (reasons := list(dict.fromkeys(filter(None, map(_no_context_positions, schemes))))):
         raise PositionError(
-            f"context_positions were given, and {', '.join(blind)} is defined only under a causal mask, which "
-            "cross-attention has not, or needs whole rows of scores, or turns texts of different lengths differently, or "
-            "reads the keys of self-attention. "
-            "Leave context_positions out, or use rope, alibi or dynamic."
+            f"context_positions were given, but {'; '.join(reasons)}. Leave context_positions out, or use rope, alibi or "
+            "dynamic."
         )
-    tokens = place(batch, context.shape[1], context.device, given.mask, given.positions)
+    tokens = prepare_tokens(batch, context.shape[1], context.device, given.mask, given.positions)
     return CrossContext(tokens, rotated, context, given.mask, given.positions)
 
 
-def _context(batch: int, heads: int, tokens: TokenLayout, keys: TokenLayout) -> tuple[AttentionContext, Tensor | None]:
-    """The context of cross-attention, and which rows have anything to read: [B 1 1 1] bool, or None for all."""
+def _no_context_positions(scheme: PositionScheme) -> str | None:
+    """Why a scheme cannot be applied to the keys of a context; None where it can."""
+    caps = scheme.capabilities()
+    reasons = {
+        "needs a causal mask, which cross-attention does not have": caps.causal_only,
+        "needs whole rows of scores": caps.kernel == "rows",
+        "rotates sequences of different lengths at different frequencies": not caps.prefix_consistent,
+        "reads the keys and projections of self-attention": caps.reads_layer,
+    }
+    return next((f"{type(scheme).__name__} {reason}" for reason, holds in reasons.items() if holds), None)
+
+
+def _attention_context(
+    batch: int, heads: int, layout: TokenLayout, keys: TokenLayout
+) -> tuple[AttentionContext, Tensor | None]:
+    """Queries, keys and mask of cross-attention, and which rows have any key: [B 1 1 1] bool, None for all of them."""
     visible, reads = None, None
     if keys.start is None:
         kv_index = keys.index.expand(batch, -1)
         reads = (kv_index != NO_TOKEN).any(-1)[:, None, None, None]
-        readable = torch.where(reads[:, 0, 0], kv_index, 0)  # an empty row reads zeros: finite, then dropped
-        visible = masks.all_of([masks.filled(readable)], tokens.index.expand(batch, -1))
+        readable = torch.where(reads[:, 0, 0], kv_index, 0)  # an empty row attends to padding: finite, then zeroed
+        visible = masks.all_of([masks.filled(readable)], layout.index.expand(batch, -1))
     ctx = AttentionContext(
-        q_index=tokens.index,
+        q_index=layout.index,
         kv_index=keys.index,
-        q_positions=tokens.positions,
+        q_positions=layout.positions,
         kv_positions=keys.positions,
         batch=batch,
         heads=heads,
-        span=max(tokens.span, keys.span),
+        span=max(layout.span, keys.span),
         causal=False,
         visible=visible,
         custom_positions=True,

@@ -1,4 +1,4 @@
-"""Where the tokens of one forward pass are: checked masks, positions and documents become `TokenLayout`.
+"""The inputs of one forward pass, checked: mask, positions and document ids become a `TokenLayout`.
 
 B batch, T tokens, A position axes.
 """
@@ -9,28 +9,27 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from x_positional.attention.cache import KVCache, TokenLayout
+from x_positional.attention.cache import KVCache
 from x_positional.attention.masks import index_of, restart_per_document
+from x_positional.attention.tokens import TokenLayout
 from x_positional.errors import InputError, PositionError
 from x_positional.schemes.base import NO_TOKEN, PositionScheme
 
 SeqLens: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | Tensor
-"""Lengths of the documents of a packed row, or of each row."""
+"""Lengths of the documents in a packed row: one list for all rows, or one list a row."""
 
 
 def _check_mask(mask: Tensor, batch: int, length: int, name: str = "mask") -> None:
     if mask.dtype != torch.bool:
-        raise InputError(f"{name} must be bool, True = keep; this one is {mask.dtype}. Use {name}.bool().")
+        raise InputError(f"{name} must be bool, True = keep; got {mask.dtype}. Use {name}.bool().")
     if mask.shape != (batch, length):
-        raise InputError(
-            f"{name} must have shape [batch, tokens] = [{batch}, {length}]; this one is {list(mask.shape)}."
-        )
+        raise InputError(f"{name} must have shape [batch, tokens] = [{batch}, {length}]; got {list(mask.shape)}.")
 
 
 def check_positions(positions: Tensor, batch: int, length: int, name: str = "positions") -> Tensor:
     """[T], [B T] or [B T A] -> [B|1 T] or [B|1 T A]."""
     if positions.dtype == torch.bool or positions.is_complex():
-        raise InputError(f"{name} must be integers or floats; these are {positions.dtype}.")
+        raise InputError(f"{name} must be integers or floats; got {positions.dtype}.")
     if positions.ndim == 1:
         positions = positions[None]
     if positions.ndim == 3 and positions.shape[-1] == 1:
@@ -39,7 +38,7 @@ def check_positions(positions: Tensor, batch: int, length: int, name: str = "pos
     if not fits:
         raise InputError(
             f"{name} must have shape [tokens], [batch, tokens] or [batch, tokens, axes] with batch={batch} and "
-            f"tokens={length}; these are {list(positions.shape)}."
+            f"tokens={length}; got {list(positions.shape)}."
         )
     return positions if positions.is_floating_point() else positions.long()
 
@@ -47,48 +46,48 @@ def check_positions(positions: Tensor, batch: int, length: int, name: str = "pos
 def check_documents(documents: Tensor, batch: int, length: int) -> Tensor:
     """[T] or [B T] integers -> [B T]. Raises InputError."""
     if documents.is_floating_point() or documents.dtype == torch.bool:
-        raise InputError(f"document_ids must be integers, one per token; these are {documents.dtype}.")
+        raise InputError(f"document_ids must be integers, one per token; got {documents.dtype}.")
     if documents.ndim == 1:
         documents = documents[None].expand(batch, -1)
     if documents.shape != (batch, length):
         raise InputError(
-            f"document_ids must have shape [batch, tokens] = [{batch}, {length}]; this one is {list(documents.shape)}."
+            f"document_ids must have shape [batch, tokens] = [{batch}, {length}]; got {list(documents.shape)}."
         )
     return documents.long()
 
 
 def packed_documents(document_ids: Tensor | None, seq_lens: SeqLens | None, batch: int, length: int) -> Tensor | None:
-    """document_ids [B T] or [T], or the same said by the lengths of the documents of each row: one list for all rows, or one
-    list a row, each adding up to T -> document_ids; None where neither was given. Raises InputError."""
+    """document_ids [B T] or [T] as they are, or made from `seq_lens`, the lengths of the documents of each row, which add up
+    to T. None where neither was given. Raises InputError."""
     if seq_lens is None:
         return document_ids
     if document_ids is not None:
-        raise InputError("document_ids and seq_lens both say where documents end. Give one.")
+        raise InputError("document_ids and seq_lens both specify where documents end. Pass one of them.")
     given: Any = seq_lens.tolist() if isinstance(seq_lens, Tensor) else seq_lens
     of_each = len(given) > 0 and isinstance(given[0], Sequence)
     rows: list[list[Any]] = [list(row) for row in given] if of_each else [list(given)] * batch
     for row in rows:
         if any(not isinstance(n, int) or n < 1 for n in row) or sum(row) != length:
             raise InputError(
-                f"seq_lens must be whole numbers from 1 on that add up to the {length} tokens of a row; {row} add up to "
-                f"{sum(row)}. Give padding at the end a length of its own, and say mask=."
+                f"seq_lens must be positive integers that add up to the {length} tokens of a row; {row} adds up to {sum(row)}. "
+                "Count padding at the end as a document of its own, and pass mask=."
             )
     if len(rows) != batch:
         raise InputError(
-            f"seq_lens has {len(rows)} rows, and the batch has {batch}. Give one list for all, or one a row."
+            f"seq_lens has {len(rows)} rows, but the batch has {batch}. Pass one list for all rows, or one a row."
         )
     return torch.tensor([[number for number, n in enumerate(row) for _ in range(n)] for row in rows])
 
 
 def token_mask(batch: int, length: int, mask: Tensor | None, positions: Tensor | None) -> Tensor | None:
-    """[B T] bool, False where there is no token; None where nothing says so. Raises InputError."""
+    """[B T] bool, False where there is no token; None where every slot holds one. Raises InputError."""
     if mask is not None:
         _check_mask(mask, batch, length)
         return mask
     return None if positions is None else _mask_of_positions(check_positions(positions, batch, length), None, batch)
 
 
-def place(
+def prepare_tokens(
     batch: int,
     length: int,
     device: torch.device,
@@ -97,11 +96,20 @@ def place(
     document_ids: Tensor | None = None,
     cache: KVCache | None = None,
 ) -> TokenLayout:
-    """The new tokens' index, positions and documents, after those already in `cache`.
+    """The layout of the new tokens, which follow those already in `cache`.
 
-    mask: [B T] bool, True = a token; left, right or anywhere. positions: ints or floats; an integer -1 is no token.
-    document_ids: [B T]; positions then restart at each document unless given. After given positions, a cache goes on with
-    the largest so far, of any axis, plus one, on every axis. Raises InputError.
+    Args:
+        batch: B.
+        length: T, the new tokens of each row, padding included.
+        device: of the layout's tensors.
+        mask: [B T] bool, True = a token; padding may be on the left, on the right or anywhere.
+        positions: ints or floats [T], [B T] or [B T A]; an integer -1 is no token. After positions were given, a cache continues
+            from the largest one so far, of any axis, plus one, on every axis.
+        document_ids: [T] or [B T]; positions restart at each document unless given.
+        cache: read, not changed.
+
+    Raises:
+        InputError.
     """
     if mask is not None:
         _check_mask(mask, batch, length)
@@ -131,7 +139,7 @@ def place(
     elif restarted is not None:
         positions = restarted
     elif following is not None:
-        positions = _go_on(following, index, index - shift)
+        positions = _continue(following, index, index - shift)
         following = following_positions(positions, following)
     return TokenLayout(
         index=index,
@@ -154,8 +162,8 @@ def _mask_of_positions(positions: Tensor, mask: Tensor | None, batch: int) -> Te
 
 
 def following_positions(positions: Tensor, before: Tensor | None = None) -> Tensor:
-    """[B|1 T] or [B|1 T A] positions -> [B|1] or [B|1 A] where a text that ends here goes on: the largest of any axis + 1,
-    on every axis (Wang et al. 2024, arXiv:2409.12191, section 2.1). Floats stay floats: they have no next."""
+    """[B|1 T] or [B|1 T A] positions -> [B|1] or [B|1 A] the position after them: the largest of any axis + 1, on every axis
+    (Qwen2-VL: Wang et al. 2024, arXiv:2409.12191, section 2.1). Floats stay floats: they have no next."""
     after = positions.flatten(1).amax(dim=1) + 1
     if positions.ndim == 3:
         after = after[:, None].expand(-1, positions.shape[-1])
@@ -167,19 +175,18 @@ def following_positions(positions: Tensor, before: Tensor | None = None) -> Tens
 
 
 def where_tokens(positions: Tensor, mask: Tensor) -> Tensor:
-    """[B|1 T] or [B|1 T A], -1 where the mask [B T] says that there is no token."""
+    """[B|1 T] or [B|1 T A], with -1 where the mask [B T] is False."""
     return torch.where(mask if positions.ndim == 2 else mask[..., None], positions, NO_TOKEN)
 
 
-def _go_on(following: Tensor, index: Tensor, place: Tensor) -> Tensor:
-    """[B|1 T] or [B|1 T A]: the positions of new tokens, whose places among the new ones are [B|1 T]."""
+def _continue(following: Tensor, index: Tensor, offset: Tensor) -> Tensor:
+    """[B|1 T] or [B|1 T A]: positions of the new tokens, which are `offset` [B|1 T] tokens after the cached ones."""
     if following.is_floating_point():
         raise InputError(
-            "earlier tokens of this cache were given float positions, and nothing says where the next ones are. Pass "
-            "positions= for them too."
+            "this cache holds tokens with float positions, which have no next position. Pass positions= for the new tokens too."
         )
     axes = (slice(None),) * 2 + (None,) * (following.ndim - 1)
-    return torch.where((index == NO_TOKEN)[axes], NO_TOKEN, following[:, None] + place[axes])
+    return torch.where((index == NO_TOKEN)[axes], NO_TOKEN, following[:, None] + offset[axes])
 
 
 def _restart(index: Tensor, documents: Tensor, cache: KVCache | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -196,26 +203,26 @@ def check_final_lengths(lengths: Tensor, batch: int, schemes: list[PositionSchem
     """[B] or [1] integers. Raises InputError."""
     if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.shape not in ((batch,), (1,)):
         raise InputError(
-            f"final_lengths must be {batch} integers, one a row, or one for all; these are {list(lengths.shape)} of "
+            f"final_lengths must be {batch} integers, one a row, or a single one for all rows; got shape {list(lengths.shape)}, "
             f"{lengths.dtype}."
         )
     if not any(s.takes_final_length for s in schemes):
         names = ", ".join(type(s).__name__ for s in schemes)
         raise InputError(
-            f"final_lengths say how long rows will be, and {names} does not ask: that is for rotary frequencies with "
+            f"final_lengths would be ignored: {names} does not depend on the final length. It is for RoPE scalings with "
             "length_policy='fixed' and no length of their own. Leave final_lengths out."
         )
     return lengths.long()
 
 
 def check_positions_fit(tokens: TokenLayout, schemes: list[PositionScheme]) -> None:
-    """Raises PositionError where a scheme cannot use these positions: too large, fractional, too many axes, unused."""
+    """Raises PositionError where a scheme cannot use these positions: too large, fractional, too many axes, or ignored."""
     positions = tokens.positions
     given = tokens.custom_positions and tokens.documents is None
     if given and not any(s.capabilities().uses_positions for s in schemes):
         names = ", ".join(type(s).__name__ for s in schemes)
         raise PositionError(
-            f"positions were given, but {names} does not read positions, so they would change nothing. "
+            f"positions would be ignored: {names} does not read them. "
             "Leave positions out, or choose a scheme that uses them: rope, alibi, dynamic, sinusoidal."
         )
     axes = positions.shape[-1] if positions.ndim == 3 else 1
@@ -224,27 +231,27 @@ def check_positions_fit(tokens: TokenLayout, schemes: list[PositionScheme]) -> N
         caps = scheme.capabilities()
         if positions.is_floating_point() and caps.uses_positions and not caps.continuous:
             raise PositionError(
-                f"positions are {positions.dtype}, and {name} looks them up in a table, which has no row for a fraction. "
+                f"positions are {positions.dtype}, but {name} indexes a table with them, which needs integers. "
                 "Round them with positions.long(), or use a continuous scheme: rope, xpos, polar, alibi, dynamic, sinusoidal."
             )
         if caps.uses_positions and axes not in (1, scheme.max_axes):
             shapes = "[batch, tokens]" + (f" or [batch, tokens, {scheme.max_axes}]" if scheme.max_axes > 1 else "")
-            raise PositionError(f"positions have {axes} axes, and {name} takes {scheme.max_axes}. Pass {shapes}.")
+            raise PositionError(f"positions have {axes} axes, but {name} takes {scheme.max_axes}. Pass {shapes}.")
         if scheme.limit is not None and not torch.compiler.is_compiling():
             _check_limit(tokens, name, scheme.limit, caps.continuous)
 
 
 def _check_limit(tokens: TokenLayout, name: str, limit: int, continuous: bool) -> None:
     if not tokens.custom_positions and (tokens.start is not None or tokens.span <= limit):
-        smallest, largest = 0, tokens.span - 1  # a bound that needs no look at the device
+        smallest, largest = 0, tokens.span - 1  # a bound that needs no host sync
     else:
         smallest, largest = (int(bound) for bound in tokens.positions.aminmax())
     if smallest < NO_TOKEN and not continuous:
         raise PositionError(
-            f"position {smallest} was asked for, and the rows of {name} start at 0. Shift positions up; -1 means no token."
+            f"position {smallest} is out of range: the rows of {name} start at 0. Shift the positions; -1 means no token."
         )
     if largest >= limit:
         raise PositionError(
-            f"position {largest} was asked for, and {name} has {limit} rows (0 to {limit - 1}). Pass at most {limit} "
+            f"position {largest} is out of range: {name} has {limit} rows (0 to {limit - 1}). Pass at most {limit} "
             "tokens, build the model with a larger max_seq_len, or choose a scheme without a table (rope, alibi, ...)."
         )

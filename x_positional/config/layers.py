@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter
 from typing_extensions import Self
 
 from x_positional import schemes as _registered  # noqa: F401  (importing it registers every scheme)
@@ -101,6 +101,7 @@ def _parts(value: Any) -> list[Any]:
 
 OneScheme = Annotated[SerializeAsAny[SchemeConfig], BeforeValidator(scheme_config)]
 Position = Annotated[tuple[OneScheme, ...] | None, BeforeValidator(_as_list)]
+POSITION: TypeAdapter[tuple[SchemeConfig, ...] | None] = TypeAdapter(Position)
 
 
 class LayerConfig(Config):
@@ -179,6 +180,10 @@ class LayersConfig(Config):
             k.model_copy(update={n: getattr(self, n) for n in ("position", "attn", "ff") if getattr(k, n) is None})
             for k in self.pattern
         )
+
+    def with_position(self, position: Any) -> Self:
+        """The same layers with another position scheme, in any form that `position=` takes."""
+        return self.model_copy(update={"position": POSITION.validate_python(position)})
 
     def to_flags(self) -> dict[str, Any]:
         """Keyword arguments that make the same layers: `Decoder(**config.to_flags())`."""

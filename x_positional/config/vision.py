@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveInt
 
 from x_positional.config.layers import FileConfig, LayersConfig
+from x_positional.modules.patches import Coordinates, Interpolation
 from x_positional.schemes.absolute import Absolute
 from x_positional.schemes.none import NoPE
 from x_positional.schemes.registry import SchemeConfig
@@ -20,16 +21,8 @@ def _encoder(value: Any) -> Any:
     return {"kind": "encoder", **value} if isinstance(value, Mapping) else value
 
 
-def multiples(size: int, patch: int) -> str:
-    """The nearest sizes that a patch divides, in words."""
-    below = size // patch * patch
-    return f"{below} or {below + patch}" if below else f"{patch}"
-
-
 Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]
 """(height, width); one number is both."""
-Coordinates = Literal["index", "rescaled", "centered"]
-Interpolation = Literal["bicubic", "bilinear"]
 
 
 class VisionConfig(FileConfig):

@@ -1,11 +1,11 @@
-"""Autoregressive decoding: prefill once, then one token a step.
+"""Autoregressive decoding: prefill once, then one token per step.
 
-B batch, T prompt tokens, S tokens so far, M model dim.
+B batch, T prompt tokens, S tokens so far, N new tokens, M model dim, V vocabulary.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,53 @@ from torch import Tensor, nn
 from x_positional.attention.cache import KVCache
 from x_positional.attention.inputs import check_positions, following_positions, where_tokens
 from x_positional.errors import CacheError, InputError
-from x_positional.generation.prompts import Prompts
-from x_positional.generation.sampling import LogitsFilter, mark_seen, repetition_penalty, sample, seen_tokens
-from x_positional.models.language import TransformerWrapper
+from x_positional.generation.options import DecodeOptions
+from x_positional.generation.prompts import read_prompts
+from x_positional.generation.sampling import mark_seen, repetition_penalty, sample, seen_tokens
+from x_positional.schemes.base import PositionScheme
+
+
+class HasModes(Protocol):
+    """What `eval_mode` needs of an `nn.Module`."""
+
+    def modules(self) -> Iterator[nn.Module]: ...
+    def eval(self) -> Any: ...
+
+
+class Layers(Protocol):
+    """What decoding needs of a model's layers."""
+
+    @property
+    def position_schemes(self) -> list[PositionScheme]: ...
+
+
+class LanguageModel(HasModes, Protocol):
+    """What decoding needs of a model; `TransformerWrapper` has it."""
+
+    num_tokens: int
+    max_seq_len: int
+    training: bool
+
+    @property
+    def attn_layers(self) -> Layers: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def check_tokens(self, tokens: Tensor) -> None: ...
+    def new_cache(
+        self,
+        batch_size: int,
+        max_len: int | None = None,
+        window: int | None = None,
+        *,
+        rereads: bool = False,
+        final_lengths: Tensor | None = None,
+    ) -> KVCache: ...
+    def __call__(self, tokens: Tensor, **inputs: Any) -> Tensor: ...
+    def logits(self, x: Tensor) -> Tensor: ...
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Every module inside in eval mode; afterwards each is as it was."""
+def eval_mode(module: HasModes) -> Iterator[None]:
+    """Every module inside in eval mode; on exit each is back in the mode it was in."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -30,92 +69,82 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-@dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """How to pick tokens and when to stop. keep_cache: the cache is to hold every token that was handed out."""
+class DecodeLoop:
+    """One call of `generate` or `stream`.
 
-    seq_len: int
-    eos: Tensor | None
-    temperature: float
-    filters: list[LogitsFilter]
-    penalty: float
-    generator: torch.Generator | None
-    use_cache: bool
-    restrict: bool
-    keep_cache: bool
-    context: Tensor | None = None
-    context_mask: Tensor | None = None
-    positions: Tensor | None = None  # of the prompts
+    Raises InputError or CacheError, before anything is computed, where the options do not fit the model or the cache.
+    """
 
-
-class Run:
-    """One call of generate or stream. Raises InputError, CacheError where its tokens do not fit model or cache."""
-
-    def __init__(
-        self, net: TransformerWrapper, prompts: Prompts, decoding: Decoding, cache: KVCache | None, pad_value: int
-    ):
-        self.net, self.prompts, self.decoding, self.pad_value = net, prompts, decoding, pad_value
-        if prompts.tokens.shape[1]:
-            net.check_tokens(prompts.tokens)
+    def __init__(self, net: LanguageModel, options: DecodeOptions, pad_value: int):
+        self.net, self.options, self.pad_value = net, options, pad_value
+        device = next(net.parameters()).device
+        self.prompts = read_prompts(options.prompts, options.prompt_lens, options.cache, device)
+        self.eos = _eos_ids(options.eos_token, net.num_tokens, device)
+        seed = options.seed
+        self.generator = options.generator if seed is None else torch.Generator(device).manual_seed(seed)
+        if self.prompts.tokens.shape[1]:
+            net.check_tokens(self.prompts.tokens)
         schemes = net.attn_layers.position_schemes
-        self.changing = [s for s in schemes if not s.capabilities().kv_cacheable]  # a longer text has other keys
-        self.fed, self.mask = prompts.tokens, prompts.mask  # [B S], grown only where tokens may be read again
-        self.positions = None if decoding.positions is None else self._prompt_positions(decoding.positions)
-        foresees = cache is None and any(s.takes_final_length for s in schemes)  # a cache given has lengths of its own
-        self.final_lengths = self._final_lengths() if foresees else None
-        self.cache = self._choose_cache(cache)
-        self.lengths = self._prompt_lengths() if self.changing else []
+        self.length_dependent = [s for s in schemes if not s.capabilities().kv_cacheable]  # their keys change with S
+        self.sequence, self.mask = self.prompts.tokens, self.prompts.mask  # [B S], extended only if read again
+        self.positions = None if options.positions is None else self._prompt_positions(options.positions)
+        takes_final_length = any(s.takes_final_length for s in schemes)
+        # a cache that is passed in brings its own final lengths
+        self.final_lengths = self._final_lengths() if takes_final_length and options.cache is None else None
+        self.cache = self._choose_cache()
+        self.lengths = self._prompt_lengths() if self.length_dependent else []
         self.cache_key = self._cache_keys()
-        self.ended = torch.zeros(len(self.fed), dtype=torch.bool, device=self.fed.device)
+        self.ended = torch.zeros(len(self.sequence), dtype=torch.bool, device=device)
 
-    def _choose_cache(self, cache: KVCache | None) -> KVCache | None:
-        """The cache given, if the run fits into it; else one of the final size; None where none is used."""
-        net, decoding = self.net, self.decoding
-        last_unread = decoding.seq_len > 0 and not decoding.keep_cache
-        total = self._longest_row(cache) + decoding.seq_len - last_unread
+    def _choose_cache(self) -> KVCache | None:
+        """The cache passed in, if this call fits into it, or a new one of the final size; None if none is used."""
+        net, options, cache = self.net, self.options, self.options.cache
+        last_unread = options.seq_len > 0 and not options.keeps_cache
+        total = self._longest_row() + options.seq_len - last_unread
         _check_length(net, total)
-        past = decoding.restrict and total > net.max_seq_len
+        restrict = options.restrict_to_max_seq_len
+        exceeds = restrict and total > net.max_seq_len
         if cache is not None:
-            _check_room(cache, total, net.max_seq_len if past else None)
+            _check_room(cache, total, net.max_seq_len if exceeds else None)
             return cache
-        window = net.max_seq_len if past or (decoding.restrict and decoding.keep_cache) else None
-        if not decoding.use_cache and window is None and self.final_lengths is None:
+        window = net.max_seq_len if exceeds or (restrict and options.keeps_cache) else None
+        if not options.cache_kv and window is None and self.final_lengths is None:
             return None
-        grows = decoding.keep_cache or window is not None
-        self.room = (None if grows else total, window)
+        grows = options.keeps_cache or window is not None
+        self.cache_size = (None if grows else total, window)
         return self._new_cache()
 
-    def _longest_row(self, cache: KVCache | None) -> int:
-        """Tokens of the longest row, those in the cache and the prompt. Looks at the device where rows differ."""
-        before = 0 if cache is None else cache.starts()
+    def _longest_row(self) -> int:
+        """Tokens of the longest row, cache and prompt together. Forces a device sync if rows differ."""
+        before = 0 if self.options.cache is None else self.options.cache.starts()
         prompt = self.prompts.tokens.shape[1] if self.prompts.mask is None else self.prompts.mask.sum(dim=-1)
         total = before + prompt
         return total if isinstance(total, int) else int(total.max())
 
     def _new_cache(self) -> KVCache:
-        (max_len, window), rereads = self.room, bool(self.changing) and not self.decoding.keep_cache
+        (max_len, window), rereads = self.cache_size, bool(self.length_dependent) and not self.options.keeps_cache
         return self.net.new_cache(
             len(self.prompts.tokens), max_len=max_len, window=window, rereads=rereads, final_lengths=self.final_lengths
         )
 
     def _final_lengths(self) -> Tensor:
-        """[B|1] the last position + 1 of each row once all that was asked for is drawn."""
+        """[B|1] the last position + 1 of each row after all seq_len tokens."""
         if self.positions is not None:
-            prompt = following_positions(self.positions).reshape(len(self.fed), -1)[:, 0]
+            prompt = following_positions(self.positions).reshape(len(self.sequence), -1)[:, 0]
         elif self.mask is not None:
             prompt = self.mask.sum(dim=-1)
         else:
-            prompt = torch.full((1,), self.fed.shape[1], device=self.fed.device)
-        return prompt + self.decoding.seq_len
+            prompt = torch.full((1,), self.sequence.shape[1], device=self.sequence.device)
+        return prompt + self.options.seq_len
 
     def _prompt_positions(self, positions: Tensor) -> Tensor:
         """[B T] or [B T A], -1 where there is no token. Raises InputError."""
-        batch, length = self.fed.shape
-        positions = check_positions(positions, batch, length).to(self.fed.device)
+        batch, length = self.sequence.shape
+        positions = check_positions(positions, batch, length).to(self.sequence.device)
         if positions.is_floating_point():
             raise InputError(
-                f"positions of prompts are {positions.dtype}, and nothing says where the new tokens would be. Give integers, "
-                "or decode with model(tokens, positions=..., cache=cache) yourself."
+                f"positions of prompts are {positions.dtype}, which does not determine the positions of new tokens. Pass "
+                "integers, or decode in a loop of model(tokens, positions=..., cache=cache)."
             )
         positions = positions.expand(batch, *positions.shape[1:])
         return positions if self.mask is None else where_tokens(positions, self.mask)
@@ -126,96 +155,101 @@ class Run:
         return [tokens.shape[1]] * len(tokens) if mask is None else mask.sum(dim=-1).tolist()
 
     def _cache_keys(self) -> Hashable:
-        """Cached keys are right until this changes."""
-        return tuple(scheme.cache_key(length) for scheme in self.changing for length in self.lengths)
+        """Cached keys stay valid as long as this is unchanged."""
+        return tuple(scheme.cache_key(length) for scheme in self.length_dependent for length in self.lengths)
+
+    def generate(self) -> Tensor:
+        """The new tokens [B N], or [N] for a single prompt [T]."""
+        new = list(self.stream())
+        tokens = torch.stack(new, dim=1) if new else self.prompts.tokens[:, :0]
+        return tokens[0] if self.prompts.single else tokens
 
     @torch.no_grad()
-    def tokens(self) -> Iterator[Tensor]:
+    def stream(self) -> Iterator[Tensor]:
         """The new tokens, [B] at a time; the model is in eval mode meanwhile."""
-        with evaluating(self.net):
+        with eval_mode(self.net):
             yield from self._draw()
 
     def _draw(self) -> Iterator[Tensor]:
-        decoding, seen = self.decoding, None
-        if decoding.penalty != 1.0:
-            seen = seen_tokens(self.fed, self.net.num_tokens, self.mask)
+        options, seen = self.options, None
+        if options.repetition_penalty != 1.0:
+            seen = seen_tokens(self.sequence, self.net.num_tokens, self.mask)
         x = self._prefill()
-        for step in range(decoding.seq_len):
+        for step in range(options.seq_len):
             logits = self.net.logits(x)
             if seen is not None:
-                logits = repetition_penalty(logits, seen, decoding.penalty)
-            token = sample(logits, decoding.temperature, decoding.filters, decoding.generator)
-            if decoding.eos is not None:
+                logits = repetition_penalty(logits, seen, options.repetition_penalty)
+            token = sample(logits, options.temperature, options.filters, self.generator)
+            if self.eos is not None:
                 token = torch.where(self.ended, self.pad_value, token)
             if seen is not None:
                 seen = mark_seen(seen, token)
             try:
                 yield token
-            except GeneratorExit:  # the caller stops here, and this token was handed out
-                if decoding.keep_cache:
+            except GeneratorExit:  # the caller stops after this token, so a kept cache must hold it
+                if options.keeps_cache:
                     self._advance(x, token)
                 raise
-            last = step + 1 == decoding.seq_len or self._all_end(token)
-            if last and not decoding.keep_cache:
+            last = step + 1 == options.seq_len or self._all_ended(token)
+            if last and not options.keeps_cache:
                 return
             x = self._advance(x, token)
             if last:
                 return
 
-    def _all_end(self, token: Tensor) -> bool:
-        """Whether no row goes on after these tokens [B]. The one look at values, and only where eos asks for it."""
-        eos = self.decoding.eos
-        return eos is not None and bool((self.ended | torch.isin(token, eos)).all())
+    def _all_ended(self, token: Tensor) -> bool:
+        """Whether every row has ended with these tokens [B]. The only device sync of a step, and only with an eos."""
+        return self.eos is not None and bool((self.ended | torch.isin(token, self.eos)).all())
 
     def _prefill(self) -> Tensor:
-        """[B M] that the first new token is predicted from."""
+        """[B M] that predicts the first new token."""
         cache, prompts = self.cache, self.prompts
         if cache is not None and cache.ending is not None and not prompts.tokens.shape[1]:
             return cache.ending[1]
-        x = prompts.last(self._read(prompts.tokens, prompts.mask, cache, self.decoding.context, self.positions))
-        if cache is not None and self.decoding.keep_cache:
+        x = prompts.last(self._forward(prompts.tokens, prompts.mask, cache, self.options.context, self.positions))
+        if cache is not None and self.options.keeps_cache:
             cache.ending = (cache.span, x)
         return x
 
     def _advance(self, x: Tensor, token: Tensor) -> Tensor:
-        """Read one more token a row, [B]; x [B M] predicted it, what is returned predicts the next."""
-        if self.net.training:  # the caller may have changed it between two tokens
+        """Feed one more token per row, [B]; x [B M] predicted it, the result [B M] predicts the next one."""
+        if self.net.training:  # the caller may have switched modes between two tokens
             self.net.eval()
-        alive, eos, cache = ~self.ended, self.decoding.eos, self.cache
-        if eos is not None:
-            self.ended = self.ended | torch.isin(token, eos)
-        if not self.decoding.use_cache or self.changing:
+        alive, options, cache = ~self.ended, self.options, self.cache
+        if self.eos is not None:
+            self.ended = self.ended | torch.isin(token, self.eos)
+        if not options.cache_kv or self.length_dependent:
             self._append(token)
-        if not self.decoding.use_cache or self._outgrown():
-            return self._read_again()
-        if not self.decoding.keep_cache:
-            return self._read(token[:, None], None, cache, None)[:, -1]
-        new = self._read(token[:, None], None if eos is None else alive[:, None], cache, None)[:, -1]
-        x = torch.where(alive[:, None], new, x)  # rows that ended stay as they were
+        if not options.cache_kv or self._cached_keys_expired():
+            return self._recompute()
+        if not options.keeps_cache:
+            return self._forward(token[:, None], None, cache, None)[:, -1]
+        new = self._forward(token[:, None], None if self.eos is None else alive[:, None], cache, None)[:, -1]
+        x = torch.where(alive[:, None], new, x)  # rows that have ended stay as they are
         if cache is not None:
             cache.ending = (cache.span, x)
         return x
 
     def _append(self, token: Tensor) -> None:
-        self.fed = torch.cat([self.fed, token[:, None]], dim=1)
+        self.sequence = torch.cat([self.sequence, token[:, None]], dim=1)
         if self.mask is not None:
             self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
         if self.positions is not None:
             after = following_positions(self.positions)[:, None]
             self.positions = torch.cat([self.positions, after], dim=1)
 
-    def _outgrown(self) -> bool:
-        """Whether one more token a row changes the keys of those before it."""
+    def _cached_keys_expired(self) -> bool:
+        """Whether one more token per row changes the keys of the tokens before it."""
         before, self.lengths = self.cache_key, [length + 1 for length in self.lengths]
         self.cache_key = self._cache_keys()
         return self.cache_key != before
 
-    def _read_again(self) -> Tensor:
-        """All tokens so far, from the first on -> [B M]."""
+    def _recompute(self) -> Tensor:
+        """One pass over the whole sequence so far -> [B M] of its last token."""
         self.cache = None if self.cache is None else self._new_cache()
-        return self._read(self.fed, self.mask, self.cache, self.decoding.context, self.positions)[:, -1]
+        return self._forward(self.sequence, self.mask, self.cache, self.options.context, self.positions)[:, -1]
 
-    def _read(
+    def _forward(
         self,
         tokens: Tensor,
         mask: Tensor | None,
@@ -223,7 +257,7 @@ class Run:
         context: Tensor | None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        context_mask = None if context is None else self.decoding.context_mask
+        context_mask = None if context is None else self.options.context_mask
         return self.net(
             tokens,
             mask=mask,
@@ -236,26 +270,36 @@ class Run:
         )
 
 
-def _check_length(net: TransformerWrapper, total: int) -> None:
+def _eos_ids(eos_token: int | Sequence[int] | None, num_tokens: int, device: torch.device) -> Tensor | None:
+    """The end-of-sequence ids [N] on the device. Raises InputError."""
+    if eos_token is None:
+        return None
+    ids, last = torch.as_tensor(eos_token).flatten(), num_tokens - 1
+    whole = not (ids.is_floating_point() or ids.dtype == torch.bool)
+    if not (whole and len(ids) and int(ids.min()) >= 0 and int(ids.max()) <= last):
+        raise InputError(f"eos_token={eos_token!r} must be one or several ids from 0 to {last}.")
+    return ids.to(device)
+
+
+def _check_length(net: LanguageModel, total: int) -> None:
     limits = [s.limit for s in net.attn_layers.position_schemes if s.limit is not None]
     if limits and total > min(limits):
         raise InputError(
-            f"prompt and seq_len together feed {total} tokens, and this model's positions end at {min(limits)} "
-            f"(max_seq_len={net.max_seq_len}): there is no row for more. Ask for fewer, or use a scheme without "
-            "a table (rope, alibi, ...)."
+            f"prompt and seq_len come to {total} tokens, but this model's positions end at {min(limits)} "
+            f"(max_seq_len={net.max_seq_len}). Generate fewer tokens, or use a scheme without a table (rope, alibi, ...)."
         )
 
 
 def _check_room(cache: KVCache, total: int, longest: int | None) -> None:
-    """Raises where a cache cannot take `total` tokens a row, or keeps more than the `longest` that a token may see."""
+    """Raises if a cache cannot hold `total` tokens per row, or shows more than the `longest` a token may attend to."""
     if longest is not None and any(window.kept is None or window.kept > longest for window in cache.windows):
         raise InputError(
-            f"with what is in the cache a row comes to {total} tokens, past max_seq_len={longest}, where "
-            "restrict_to_max_seq_len=True shows the last max_seq_len only, and this cache shows them all. Make it with "
-            f"new_cache({cache.batch_size}, window={longest}), or say restrict_to_max_seq_len=False."
+            f"cache and new tokens come to {total} tokens per row, beyond max_seq_len={longest}. With "
+            "restrict_to_max_seq_len=True each token then attends to the last max_seq_len only, but this cache shows all "
+            f"of them. Make it with new_cache({cache.batch_size}, window={longest}), or pass restrict_to_max_seq_len=False."
         )
     if cache.max_len is not None and total > cache.max_len and any(window.kept is None for window in cache.windows):
         raise CacheError(
-            f"the cache holds max_len={cache.max_len} tokens a row, and with this call a row comes to {total}. "
+            f"the cache holds max_len={cache.max_len} tokens per row, and with this call a row comes to {total}. "
             "Make it with a larger max_len, or with max_len=None to let it grow."
         )

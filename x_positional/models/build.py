@@ -7,18 +7,19 @@ from typing import Any
 from torch import nn
 
 from x_positional.attention.backends import choose
+from x_positional.attention.cross import CrossAttentionKind
+from x_positional.attention.plan import LayerKind
 from x_positional.config.experts import MoEConfig
 from x_positional.config.latent import MLAConfig
 from x_positional.config.layers import AttentionConfig, FeedForwardConfig, LayerConfig, LayersConfig, NormConfig
-from x_positional.config.validate import features, layers_report, require, resolve_kinds
+from x_positional.config.validate import features, resolve_kinds
 from x_positional.modules.attention import Attention, CrossAttention
-from x_positional.modules.block import Around, Block
-from x_positional.modules.experts import Experts, MixtureOfExperts, Router, Routing
-from x_positional.modules.feedforward import FeedForward, Inner
+from x_positional.modules.block import Block
+from x_positional.modules.experts import Experts, MixtureOfExperts, Router
+from x_positional.modules.feedforward import FeedForward, GatedActivation
 from x_positional.modules.latent_attention import LatentAttention
 from x_positional.modules.norms import Norm
 from x_positional.modules.qk_norm import HeadNorm
-from x_positional.modules.stack import LayerKind
 from x_positional.schemes.base import Dims, PositionScheme
 from x_positional.schemes.compose import Chain
 from x_positional.schemes.registry import SchemeConfig
@@ -26,15 +27,17 @@ from x_positional.schemes.registry import SchemeConfig
 
 @dataclass(frozen=True)
 class Positions:
-    """parts: the distinct schemes, which own parameters. layers: one scheme (or Chain of parts) per layer."""
+    """The position schemes of a stack."""
 
     parts: list[PositionScheme]
+    """The distinct schemes, which own parameters."""
     layers: list[PositionScheme]
+    """One a layer: a part, or a Chain of parts."""
 
 
 def build_positions(kinds: tuple[LayerConfig, ...], dims: Dims, depth: int) -> Positions:
-    """Shared schemes once, per-layer schemes once per layer, combined by Chain where there are several. Layers share a
-    scheme where their configs are equal and stand in the same place of the list."""
+    """Schemes that layers share are built once, schemes per layer once per layer; a Chain combines them where a layer has
+    several. Layers share a scheme if their configs are equal and stand at the same place of the list."""
     shared: list[tuple[int, SchemeConfig, PositionScheme]] = []
     chained: dict[tuple[int, ...], PositionScheme] = {}
     owned: list[PositionScheme] = []
@@ -57,7 +60,7 @@ def build_positions(kinds: tuple[LayerConfig, ...], dims: Dims, depth: int) -> P
 
 
 def build_norm(config: LayersConfig, norm: NormConfig | None = None, dim: int | None = None) -> Norm:
-    """One norm of the model's width, or another norm or width."""
+    """A norm of the model, unless another config or width is given."""
     norm = config.norm if norm is None else norm
     return Norm(dim or config.dim, norm.kind, norm.eps, norm.bias, norm.unit_offset, norm.gain)
 
@@ -71,33 +74,38 @@ def build_head_norm(attn: AttentionConfig, heads: int, head_dim: int) -> HeadNor
 
 def build_feedforward(config: LayersConfig, ff: FeedForwardConfig) -> FeedForward | MixtureOfExperts:
     """The feedforward of one layer."""
-    width = ff.dim or int(config.dim * ff.mult)
-    inner = Inner(activation=ff.activation, glu=ff.glu, beta=ff.swish_beta, clamp=ff.glu_clamp, shift=ff.glu_shift)
+    dim, width = config.dim, ff.dim or int(config.dim * ff.mult)
+    activation = GatedActivation(
+        activation=ff.activation, glu=ff.glu, beta=ff.swish_beta, clamp=ff.glu_clamp, shift=ff.glu_shift
+    )
     gate_bias = ff.gate_bias if ff.glu else None
     if ff.moe is None:
-        return FeedForward(config.dim, width, inner, ff.bias, gate_bias, ff.dropout)
+        return FeedForward(dim, width, activation, ff.bias, gate_bias, ff.dropout)
     moe = ff.moe
-    experts = Experts(moe.experts, config.dim, width, inner, bias=ff.bias, up_bias=gate_bias, dropout=ff.dropout)
-    shared = None if moe.shared is None else FeedForward(config.dim, moe.shared, inner, ff.bias, gate_bias, ff.dropout)
-    gate = nn.Linear(config.dim, 1, bias=False) if moe.shared_gate else None
-    return MixtureOfExperts(build_router(config.dim, moe), experts, weigh=moe.weigh, shared=shared, shared_gate=gate)
+    experts = Experts(moe.experts, dim, width, activation, bias=ff.bias, up_bias=gate_bias, dropout=ff.dropout)
+    shared = None if moe.shared is None else FeedForward(dim, moe.shared, activation, ff.bias, gate_bias, ff.dropout)
+    gate = nn.Linear(dim, 1, bias=False) if moe.shared_gate else None
+    return MixtureOfExperts(build_router(dim, moe), experts, weigh=moe.weigh, shared=shared, shared_gate=gate)
 
 
 def build_router(dim: int, moe: MoEConfig) -> Router:
-    """What chooses the experts of a token."""
-    routing = Routing(
+    """What selects the experts of a token."""
+    return Router(
+        dim,
+        moe.experts,
         top_k=moe.top_k,
         score=moe.score,
         renorm=moe.renorm,
         scale=moe.scale,
         groups=moe.groups,
         top_groups=moe.top_groups,
+        bias=moe.router_bias,
+        correction=moe.correction,
     )
-    return Router(dim, moe.experts, routing, bias=moe.router_bias, correction=moe.correction)
 
 
 def attention_settings(attn: AttentionConfig, dims: Dims) -> dict[str, Any]:
-    """What self- and cross-attention of one layer are built with; norms are made anew each time."""
+    """Keyword arguments that self- and cross-attention of a layer have in common, with new norms at each call."""
     return {
         "bias": attn.bias,
         "out_bias": attn.out_bias,
@@ -146,55 +154,65 @@ def build_attention(config: LayersConfig, attn: AttentionConfig) -> Attention | 
 
 def build_block(config: LayersConfig, attn: AttentionConfig, ff: FeedForwardConfig, first: bool = False) -> Block:
     """One block, without positions. first: the first of its stack."""
-    dims = config.dims()
+    dims, self_attention = config.dims(), config.kind != "cross_attender"
     sizes = (dims.dim, dims.heads, dims.kv_heads, dims.head_dim)
-    around = Around(
+    width, settings = context_width(config), attention_settings(attn, dims)
+    return Block(
+        build_attention(config, attn) if self_attention else None,
+        CrossAttention(*sizes, context_dim=width, **settings) if width is not None else None,
+        build_feedforward(config, ff),
         norm=partial(build_norm, config),
-        place=config.norm_place,
-        scale=config.residual_scale,
+        norm_place=config.norm_place,
+        residual_scale=config.residual_scale,
         layer_scale=config.layer_scale,
         dim=config.dim,
-        attn_normed=config.first_norm or not first,
+        first_norm=config.first_norm or not first,
     )
-    crosses, context_dim = config.cross_attend or config.kind == "cross_attender", config.context_dim or config.dim
-    return Block(
-        build_attention(config, attn) if config.kind != "cross_attender" else None,
-        CrossAttention(*sizes, context_dim=context_dim, **attention_settings(attn, dims)) if crosses else None,
-        build_feedforward(config, ff),
-        around,
-    )
+
+
+def context_width(config: LayersConfig) -> int | None:
+    """Channels that cross-attention reads; None without cross-attention."""
+    return (config.context_dim or config.dim) if config.cross_attend or config.kind == "cross_attender" else None
 
 
 def build_blocks(config: LayersConfig) -> list[Block]:
     """The blocks, without positions."""
-    kinds = config.layer_kinds()
-    of_layer = [kinds[layer % len(kinds)] for layer in range(config.depth)]
     return [
         build_block(config, kind.attn or config.attn, kind.ff or config.ff, first=layer == 0)
-        for layer, kind in enumerate(of_layer)
+        for layer, kind in enumerate(of_layers(config))
     ]
+
+
+def build_final_norm(config: LayersConfig) -> Norm | None:
+    """The norm after the last block. Left open, it depends on where norms are: "post" ends in one already."""
+    wanted = config.norm_place != "post" if config.final_norm is None else config.final_norm
+    return build_norm(config) if wanted else None
+
+
+def build_cross(config: LayersConfig) -> CrossAttentionKind | None:
+    """What cross-attention reads and its backend; None without it."""
+    width = context_width(config)
+    if width is None:
+        return None
+    return CrossAttentionKind(width, choose(config.backend, config.flash, "fused", features(config.attn)))
+
+
+def of_layers(config: LayersConfig) -> list[LayerConfig]:
+    """The config of every layer."""
+    kinds = config.layer_kinds()
+    return [kinds[layer % len(kinds)] for layer in range(config.depth)]
 
 
 def build_kinds(config: LayersConfig, positions: Positions) -> list[LayerKind]:
-    """Scheme, reach and backend of every layer."""
-    kinds = config.layer_kinds()
-    of_layer = [kinds[layer % len(kinds)] for layer in range(config.depth)]
-    return [
-        LayerKind(
-            scheme=scheme,
-            window=kind.attention_window,
-            choice=choose(
-                config.backend,
-                config.flash,
-                scheme.capabilities().kernel,
-                features(kind.attn or config.attn, kind.attention_window),
-            ),
-        )
-        for kind, scheme in zip(of_layer, positions.layers, strict=True)
-    ]
+    """Scheme, window and backend of every layer."""
+    kinds = []
+    for kind, scheme in zip(of_layers(config), positions.layers, strict=True):
+        needed = features(kind.attn or config.attn, kind.attention_window)
+        choice = choose(config.backend, config.flash, scheme.capabilities().kernel, needed)
+        kinds.append(LayerKind(scheme=scheme, window=kind.attention_window, choice=choice))
+    return kinds
 
 
 def positions_of(config: LayersConfig, max_seq_len: int | None, embed_dim: int | None) -> Positions:
-    """The schemes of a stack. Raises IncompatibleConfig with every problem of the config."""
-    require(layers_report(config, max_seq_len, embed_dim))
+    """The schemes of a stack, each built once. max_seq_len, embed_dim: those of the model around it, None where there is none."""
     return build_positions(resolve_kinds(config, max_seq_len), config.dims(max_seq_len, embed_dim), config.depth)

@@ -1,26 +1,40 @@
-"""Continuous inputs instead of token ids: audio frames, sensor readings, embeddings of your own.
+"""Continuous inputs in place of token ids: audio frames, sensor readings, precomputed embeddings.
 
 B batch, T tokens, M model dim, I input width, O output width.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from x_positional.attention.cache import KVCache
-from x_positional.attention.inputs import SeqLens, packed_documents
+from x_positional.attention.cross import ContextInputs
+from x_positional.attention.inputs import SeqLens
 from x_positional.config.flags import continuous_from_flags
 from x_positional.config.layers import ContinuousConfig
+from x_positional.config.validate import model_report, require
 from x_positional.errors import InputError
 from x_positional.models.describe import describe
-from x_positional.models.language import bound_config
-from x_positional.models.stacks import ConfiguredLayers
+from x_positional.models.stacks import ConfiguredLayers, blocks_of
 from x_positional.modules.norms import Norm
 
 
 class ContinuousTransformerWrapper(nn.Module):
-    """[B T I] -> [B T O]. dim_in and dim_out project from and to the model's width; None leaves that side as it is."""
+    """Floats [B T I] -> [B T O].
+
+    Args:
+        attn_layers: an Encoder, Decoder or CrossAttender.
+        max_seq_len: the trained length; None for no learned table.
+        dim_in: I, projected to the model's width; None is that width, without a projection.
+        dim_out: O, projected from the model's width; None is that width, without a projection.
+        flags: `emb_dropout, post_emb_norm`, as in x-transformers.
+
+    Raises:
+        FlagError, IncompatibleConfig: with every problem at once.
+    """
 
     def __init__(
         self,
@@ -31,17 +45,29 @@ class ContinuousTransformerWrapper(nn.Module):
         dim_out: int | None = None,
         **flags: Any,
     ):
-        super().__init__()
         given = {"max_seq_len": max_seq_len, "dim_in": dim_in, "dim_out": dim_out, **flags}
-        fields = continuous_from_flags({**given, "attn_layers": bound_config(attn_layers)})
-        self.config = config = ContinuousConfig.model_validate(fields)
-        dim = config.layers.dim
-        attn_layers.bind(config.layers, max_seq_len, dim)
+        fields = continuous_from_flags({**given, "attn_layers": attn_layers.config})
+        self._build(ContinuousConfig.model_validate(fields), attn_layers)
+
+    @classmethod
+    def from_config(cls, config: ContinuousConfig | Mapping[str, Any]) -> Self:
+        """The model of a `ContinuousConfig` (or of its fields as a dict). Raises IncompatibleConfig with every problem."""
+        model = cls.__new__(cls)
+        model._build(ContinuousConfig.model_validate(config))
+        return model
+
+    def _build(self, config: ContinuousConfig, attn_layers: ConfiguredLayers | None = None) -> None:
+        """Validate the config, then build what it describes. attn_layers: its layers, where they exist already."""
+        require(model_report(config))
+        super().__init__()
+        self.config, dim = config, config.layers.dim
+        layers = blocks_of(config.layers) if attn_layers is None else attn_layers
+        layers.build_schemes(config.layers, config.max_seq_len, dim)
         self.dim_in = config.dim_in or dim
         self.project_in = None if config.dim_in is None else nn.Linear(config.dim_in, dim, bias=False)
         self.emb_norm = Norm(dim, unit_offset=False) if config.post_emb_norm else None
         self.emb_dropout = nn.Dropout(config.emb_dropout)
-        self.attn_layers = attn_layers
+        self.attn_layers = layers
         self.project_out = None if config.dim_out is None else nn.Linear(dim, config.dim_out, bias=False)
 
     def new_cache(
@@ -60,7 +86,7 @@ class ContinuousTransformerWrapper(nn.Module):
         )
 
     def describe(self) -> str:
-        """What is applied where, which backend runs and why, dtype, parameters."""
+        """A summary: which schemes apply where, which backend runs and why, dtype, parameters."""
         return describe(self, self.config)
 
     def forward(
@@ -77,14 +103,22 @@ class ContinuousTransformerWrapper(nn.Module):
         context_positions: Tensor | None = None,
         seq_lens: SeqLens | None = None,
     ) -> Tensor:
-        """Inputs [B T I] -> [B T O], or [B T M] with return_embeddings; the rest as in `TransformerWrapper.forward`."""
+        """Floats [B T I] -> [B T O], or hidden states [B T M] with return_embeddings. The rest is as in
+        `TransformerWrapper.forward`."""
         if x.ndim != 3 or x.shape[-1] != self.dim_in or not x.is_floating_point():
             raise InputError(f"expected floats [batch, tokens, {self.dim_in}]; got {list(x.shape)} of {x.dtype}.")
         layers = self.attn_layers
-        document_ids = packed_documents(document_ids, seq_lens, x.shape[0], x.shape[1])
-        placed = layers.place(x.shape[0], x.shape[1], x.device, mask, positions, document_ids, cache)
-        x = x if self.project_in is None else self.project_in(x)
-        x = layers.embed(x, placed)
+        layout = layers.layout(
+            x.shape[0],
+            x.shape[1],
+            x.device,
+            mask=mask,
+            positions=positions,
+            document_ids=document_ids,
+            seq_lens=seq_lens,
+            cache=cache,
+        )
+        x = layers.embed(x if self.project_in is None else self.project_in(x), layout)
         x = self.emb_dropout(x if self.emb_norm is None else self.emb_norm(x))
-        x = layers.run(x, layers.plan(x.shape[0], placed, x.dtype, cache, context, context_mask, context_positions))
+        x = layers.run(x, layout, cache, ContextInputs(context, context_mask, context_positions))
         return x if return_embeddings or self.project_out is None else self.project_out(x)

@@ -1,4 +1,4 @@
-"""Models around a stack of layers: language models, and continuous inputs.
+"""Language models: token ids in, logits or embeddings out.
 
 B batch, T tokens, M model dim, V vocabulary.
 """
@@ -12,42 +12,72 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from x_positional.attention.cache import KVCache
-from x_positional.attention.inputs import SeqLens, packed_documents
+from x_positional.attention.cross import ContextInputs
+from x_positional.attention.inputs import SeqLens
+from x_positional.attention.tokens import TokenLayout
 from x_positional.config.flags import model_from_flags
-from x_positional.config.layers import LayersConfig, ModelConfig, NormConfig
+from x_positional.config.layers import ModelConfig, NormConfig
 from x_positional.config.validate import model_report, require
 from x_positional.errors import InputError
 from x_positional.models.build import build_norm
 from x_positional.models.describe import describe
-from x_positional.models.head import PredictionHead
 from x_positional.models.saving import Saveable
-from x_positional.models.stacks import ConfiguredLayers, layers_from_config
+from x_positional.models.stacks import ConfiguredLayers, blocks_of
+from x_positional.modules.feedforward import ACTIVATIONS, ActivationKind
+from x_positional.modules.norms import Norm
 
 
-def bound_config(layers: ConfiguredLayers) -> dict[str, Any]:
-    """The fields of a stack's config, for the flags of the wrapper to be read beside."""
-    return {name: getattr(layers.config, name) for name in LayersConfig.model_fields}
+class PredictionHead(nn.Module):
+    """BERT-style prediction head: linear, activation, norm (Devlin et al. 2018, arXiv:1810.04805, in the published code).
+    [... M] -> [... M]."""
+
+    def __init__(self, dim: int, activation: ActivationKind, bias: bool, norm: Norm):
+        super().__init__()
+        self.linear = nn.Linear(dim, dim, bias=bias)
+        self.activation, self.norm = ACTIVATIONS[activation], norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.activation(self.linear(x)))
 
 
 class TransformerWrapper(Saveable):
-    """Token ids -> logits. Flags as in x-transformers (`emb_dim, emb_dropout, post_emb_norm, tie_embedding,
-    use_abs_pos_emb, scaled_sinu_pos_emb, l2norm_embed, logits_dim`); see docs/migration.md.
+    """Token ids -> logits.
 
     A learned absolute table of `max_seq_len` rows is on only where it is asked for or where no scheme was chosen.
+
+    Args:
+        num_tokens: V.
+        max_seq_len: the trained length, in tokens.
+        attn_layers: an Encoder, Decoder or CrossAttender.
+        flags: as in x-transformers (`emb_dim, emb_dropout, post_emb_norm, tie_embedding, use_abs_pos_emb, scaled_sinu_pos_emb,
+            l2norm_embed, logits_dim`), or fields of `ModelConfig`; see docs/migration.md.
+
+    Raises:
+        FlagError, IncompatibleConfig: with every problem at once.
     """
 
     has_head: ClassVar[bool] = True
 
     def __init__(self, *, num_tokens: int, max_seq_len: int, attn_layers: ConfiguredLayers, **flags: Any):
-        super().__init__()
-        fields = model_from_flags(num_tokens, max_seq_len, {**flags, "attn_layers": bound_config(attn_layers)})
-        self.config = config = ModelConfig.model_validate(fields)
+        fields = model_from_flags(num_tokens, max_seq_len, {**flags, "attn_layers": attn_layers.config})
+        self._build(ModelConfig.model_validate(fields), attn_layers)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig | Mapping[str, Any]) -> Self:
+        """The model of a `ModelConfig` (or of its fields as a dict). Raises IncompatibleConfig with every problem."""
+        model = cls.__new__(cls)
+        model._build(ModelConfig.model_validate(config))
+        return model
+
+    def _build(self, config: ModelConfig, attn_layers: ConfiguredLayers | None = None) -> None:
+        """Validate the config, then build what it describes. attn_layers: its layers, where they exist already."""
         require(model_report(config))
-        self.num_tokens, self.max_seq_len = num_tokens, max_seq_len
-        emb_dim = config.emb_dim or config.layers.dim
-        placed_dim = config.placed_dim or config.layers.dim
-        attn_layers.bind(config.layers, max_seq_len, placed_dim)
-        self.token_emb = nn.Embedding(num_tokens, emb_dim)
+        super().__init__()
+        self.config, self.num_tokens, self.max_seq_len = config, config.num_tokens, config.max_seq_len
+        dim, emb_dim, positions_dim = config.layers.dim, config.emb_dim or config.layers.dim, config.placed_dim
+        layers = blocks_of(config.layers) if attn_layers is None else attn_layers
+        layers.build_schemes(config.layers, config.max_seq_len, positions_dim or dim)
+        self.token_emb = nn.Embedding(config.num_tokens, emb_dim)
         if config.l2norm_embed:
             nn.init.normal_(self.token_emb.weight, std=1e-5)
         else:
@@ -55,37 +85,27 @@ class TransformerWrapper(Saveable):
         self.token_type_emb = nn.Embedding(config.token_types, emb_dim) if config.token_types else None
         norm = config.emb_norm or NormConfig(unit_offset=False)
         normed = config.post_emb_norm or config.emb_norm is not None
-        self.emb_norm = build_norm(config.layers, norm, placed_dim) if normed else None
+        self.emb_norm = build_norm(config.layers, norm, positions_dim or dim) if normed else None
         self.emb_dropout = nn.Dropout(config.emb_dropout)
-        between = config.projected
-        self.project_emb = nn.Linear(emb_dim, config.layers.dim, bias=config.emb_proj_bias) if between else None
-        back = between and config.logits_proj
-        self.project_out = nn.Linear(config.layers.dim, emb_dim, bias=config.emb_proj_bias) if back else None
-        self.attn_layers = attn_layers
-        self.head = self._build_head(config)
-        columns, rows = config.logits_dim or num_tokens, emb_dim if back else config.layers.dim
-        own_head = self.has_head and not config.tie_embedding
-        self.to_logits = nn.Linear(rows, columns, bias=config.logits_bias) if own_head else None
-        biased = self.has_head and config.logits_bias and config.tie_embedding
-        self.tied_bias = nn.Parameter(torch.zeros(num_tokens)) if biased else None
-        scale = config.tie_embedding_scale
-        self.tie_scale = config.layers.dim**-0.5 if scale is None else scale
+        bias, projected = config.emb_proj_bias, config.projected
+        self.project_emb = nn.Linear(emb_dim, dim, bias=bias) if projected else None
+        self.project_out = nn.Linear(dim, emb_dim, bias=bias) if projected and config.logits_proj else None
+        self.attn_layers = layers
+        self._build_head(config, dim if self.project_out is None else emb_dim)
 
-    def _build_head(self, config: ModelConfig) -> PredictionHead | None:
-        """What stands before the last projection."""
-        if config.head is None or not self.has_head:
-            return None
-        norm = build_norm(config.layers, config.head.norm)
-        return PredictionHead(config.layers.dim, config.head.activation, config.head.bias, norm)
-
-    @classmethod
-    def from_config(cls, config: ModelConfig | Mapping[str, Any]) -> Self:
-        """The model of a `ModelConfig` (or of its fields as a dict)."""
-        config = ModelConfig.model_validate(config)
-        own = {n: getattr(config, n) for n in ModelConfig.model_fields if n != "layers"}
-        defaults = {n: f.default for n, f in ModelConfig.model_fields.items() if not f.is_required()}
-        flags = {n: v for n, v in own.items() if n not in defaults or v != defaults[n]}
-        return cls(attn_layers=layers_from_config(config.layers), **flags)
+    def _build_head(self, config: ModelConfig, width: int) -> None:
+        """What turns hidden states into logits. width: of what the last projection reads."""
+        dim, tied = config.layers.dim, config.tie_embedding
+        self.head = None
+        if config.head is not None and self.has_head:
+            norm = build_norm(config.layers, config.head.norm)
+            self.head = PredictionHead(dim, config.head.activation, config.head.bias, norm)
+        columns = config.logits_dim or config.num_tokens
+        own_matrix = self.has_head and not tied
+        self.to_logits = nn.Linear(width, columns, bias=config.logits_bias) if own_matrix else None
+        tied_bias = self.has_head and tied and config.logits_bias
+        self.tied_bias = nn.Parameter(torch.zeros(config.num_tokens)) if tied_bias else None
+        self.tie_scale = dim**-0.5 if config.tie_embedding_scale is None else config.tie_embedding_scale
 
     def new_cache(
         self,
@@ -104,18 +124,18 @@ class TransformerWrapper(Saveable):
         )
 
     def describe(self) -> str:
-        """What is applied where, which backend runs and why, dtype, parameters, trained length."""
+        """A summary: which schemes apply where, which backend runs and why, dtype, parameters, trained length."""
         return describe(self, self.config)
 
     def check_tokens(self, tokens: Tensor) -> None:
-        """Raises InputError where ids are not integers of shape [B T] in [0, num_tokens). Looks at the values."""
+        """Raises InputError unless ids are integers of shape [B T] in [0, num_tokens). Forces a device sync."""
         if tokens.is_floating_point() or tokens.dtype == torch.bool or tokens.is_complex():
             raise InputError(
-                f"tokens must be integer ids; these are {tokens.dtype}. Use tokens.long() if they are whole."
+                f"tokens must be integer ids; got {tokens.dtype}. Use tokens.long() if they are whole numbers."
             )
         if tokens.ndim != 2 or 0 in tokens.shape:
             raise InputError(
-                f"tokens must have shape [batch, tokens], neither of them empty; these are {list(tokens.shape)}."
+                f"tokens must have shape [batch, tokens], neither of them empty; got {list(tokens.shape)}."
             )
         if torch.compiler.is_compiling():
             return
@@ -123,8 +143,8 @@ class TransformerWrapper(Saveable):
         if low < 0 or high >= self.num_tokens:
             bad = low if low < 0 else high
             raise InputError(
-                f"token id {bad} is outside 0..{self.num_tokens - 1} (num_tokens={self.num_tokens}). Pad with a real id and "
-                "say mask=, or build the model with a larger num_tokens."
+                f"token id {bad} is outside 0..{self.num_tokens - 1} (num_tokens={self.num_tokens}). Pad with a valid id and "
+                "pass mask=, or build the model with a larger num_tokens."
             )
 
     def forward(
@@ -143,49 +163,67 @@ class TransformerWrapper(Saveable):
         seq_lens: SeqLens | None = None,
         token_types: Tensor | None = None,
     ) -> Tensor:
-        """Ids [B T] -> logits [B T V], or embeddings [B T M] with return_embeddings.
+        """Ids [B T] -> logits [B T V].
 
-        mask: [B T] bool, True = keep, padded left or right; positions follow it unless given. positions: [B T] or
-        [B T A], ints or floats; a cache goes on after the largest. document_ids: [B T], packed rows whose documents do not
-        see each other, and whose positions start again unless given; seq_lens: the same said by the lengths of the
-        documents, one list for all rows or one a row. cache: from `new_cache`; tokens
-        then holds only the new ones. context: for layers with cross-attention. token_types: [B T], which kind each token
-        is; all 0 where none are given. checked: the caller vouches for the ids,
-        which spares a look at the device.
-        Raises InputError, PositionError, CacheError before any kernel runs.
+        Args:
+            tokens: ids; with a cache, the new ones alone.
+            mask: [B T] bool, True = keep; padding may be on either side. Positions follow it unless given.
+            positions: [B T] or [B T A], ints or floats; a cache continues after the largest one.
+            document_ids: [B T], packed rows whose documents do not attend to each other; positions restart at each unless given.
+            cache: from `new_cache`.
+            return_embeddings: return the last hidden states [B T M] in place of logits.
+            context: [B S C], for layers with cross-attention.
+            context_mask: [B S] bool, True = keep.
+            context_positions: [B S], to apply positions in cross-attention too.
+            checked: skip the check of the ids, which forces a device sync; the caller guarantees them.
+            seq_lens: the lengths of the documents, in place of document_ids: one list for all rows, or one a row.
+            token_types: [B T], the type of each token; 0 where none are given.
+
+        Raises:
+            InputError, PositionError, CacheError: before any kernel runs.
         """
         if not checked:
             self.check_tokens(tokens)
         layers = self.attn_layers
-        B, T = tokens.shape
-        document_ids = packed_documents(document_ids, seq_lens, B, T)
-        placed = layers.place(B, T, tokens.device, mask, positions, document_ids, cache)
-        x = self.token_emb(tokens.long())
-        x = x if self.config.emb_scale is None else x * torch.tensor(self.config.emb_scale, dtype=x.dtype)
-        if self.config.l2norm_embed:
-            x = F.normalize(x, dim=-1)
-        x = self._typed(x, token_types)
-        first = self.config.emb_proj_first
-        x = self.project_emb(x) if self.project_emb is not None and first else x
-        x = layers.embed(x, placed)
-        x = self.emb_dropout(x if self.emb_norm is None else self.emb_norm(x))
-        x = self.project_emb(x) if self.project_emb is not None and not first else x
-        plan = layers.plan(B, placed, x.dtype, cache, context, context_mask, context_positions)
-        x = layers.run(x, plan)
+        layout = layers.layout(
+            tokens.shape[0],
+            tokens.shape[1],
+            tokens.device,
+            mask=mask,
+            positions=positions,
+            document_ids=document_ids,
+            seq_lens=seq_lens,
+            cache=cache,
+        )
+        x = self._embed(tokens, token_types, layout)
+        x = layers.run(x, layout, cache, ContextInputs(context, context_mask, context_positions))
         if return_embeddings:
             return x
         return self.logits(x) if self.has_head else self.projected(x)
 
+    def _embed(self, tokens: Tensor, token_types: Tensor | None, layout: TokenLayout) -> Tensor:
+        """[B T] -> [B T M], positions included."""
+        x = self.token_emb(tokens.long())
+        x = x if self.config.emb_scale is None else x * torch.tensor(self.config.emb_scale, dtype=x.dtype)
+        if self.config.l2norm_embed:
+            x = F.normalize(x, dim=-1)
+        x = self._add_types(x, token_types)
+        project, first = self.project_emb, self.config.emb_proj_first
+        x = project(x) if project is not None and first else x
+        x = self.attn_layers.embed(x, layout)
+        x = self.emb_dropout(x if self.emb_norm is None else self.emb_norm(x))
+        return project(x) if project is not None and not first else x
+
     def projected(self, x: Tensor) -> Tensor:
-        """[... M] -> what the head reads: as wide as the token embeddings with logits_proj, otherwise as it is."""
+        """[... M] -> what the last projection reads: projected to emb_dim with logits_proj, otherwise unchanged."""
         return x if self.project_out is None else self.project_out(x)
 
-    def _typed(self, x: Tensor, types: Tensor | None) -> Tensor:
-        """[B T M] and the vectors of token types [B T], or of type 0 where none are given. Raises InputError."""
+    def _add_types(self, x: Tensor, types: Tensor | None) -> Tensor:
+        """[B T M] plus the embeddings of token types [B T], 0 where none are given. Raises InputError."""
         emb = self.token_type_emb
         if emb is None:
             if types is not None:
-                raise InputError("token_types were given, and this model has none. Leave them out.")
+                raise InputError("token_types were given, but this model has no token type embeddings. Leave them out.")
             return x
         if types is None:
             return x + emb.weight[0]
@@ -193,13 +231,13 @@ class TransformerWrapper(Saveable):
         low, high = (0, 0) if torch.compiler.is_compiling() else (int(types.min()), int(types.max()))
         if types.shape != x.shape[:2] or not whole or low < 0 or high >= emb.num_embeddings:
             raise InputError(
-                f"token_types must be integers from 0 to {emb.num_embeddings - 1} of shape {list(x.shape[:2])}; these are "
+                f"token_types must be integers from 0 to {emb.num_embeddings - 1} of shape {list(x.shape[:2])}; got "
                 f"{types.dtype} of shape {list(types.shape)}, from {low} to {high}."
             )
         return x + emb(types.long())
 
     def logits(self, x: Tensor) -> Tensor:
-        """[... M] -> [... V]: the head alone."""
+        """Hidden states [... M] -> logits [... V]."""
         x = self.projected(x if self.head is None else self.head(x))
         if self.to_logits is None:
             x = F.linear(x, self.token_emb.weight) * self.tie_scale
@@ -212,7 +250,7 @@ class TransformerWrapper(Saveable):
 
 
 class TokenEncoder(TransformerWrapper):
-    """Token ids -> embeddings [B T M]: a TransformerWrapper without a head. With logits_proj they are emb_dim wide."""
+    """Token ids -> hidden states [B T M]: a TransformerWrapper without a head. With logits_proj their width is emb_dim."""
 
     has_head = False
 

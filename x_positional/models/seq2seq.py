@@ -1,9 +1,10 @@
-"""Encoder-decoder: the encoder reads the source both ways, the decoder writes the target and attends to it.
+"""Encoder-decoder: a bidirectional encoder of the source, and a causal decoder that attends to its output.
 
 B batch, S source tokens, T target tokens, N new tokens, M model dim.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from x_positional.config.flags import xtransformer_from_flags
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.validate import Report, require
 from x_positional.errors import FlagError
-from x_positional.generation.decoding import evaluating
+from x_positional.generation.decoding import DecodeLoop, eval_mode
+from x_positional.generation.options import DecodeOptions
+from x_positional.generation.prompts import PromptsLike
 from x_positional.generation.sampling import FilterChoice
-from x_positional.models.autoregressive import AutoregressiveWrapper, PromptsLike
+from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.describe import describe
 from x_positional.models.language import TokenEncoder, TransformerWrapper
 from x_positional.models.saving import Saveable
@@ -25,8 +28,8 @@ from x_positional.models.saving import Saveable
 class XTransformer(Saveable):
     """`XTransformer(dim=512, enc_num_tokens=256, enc_depth=6, enc_heads=8, enc_max_seq_len=1024, dec_...=..., ...)`.
 
-    Flags of TransformerWrapper and of the layers, with `enc_` or `dec_` before them; anything else is refused.
-    tie_token_emb: both sides share one embedding, so they need equal num_tokens and emb_dim.
+    Takes the flags of TransformerWrapper and of the layers with the prefix `enc_` or `dec_`. With tie_token_emb both sides
+    share one embedding, so they need equal num_tokens and emb_dim.
     """
 
     def __init__(self, *, dim: int, **flags: Any):
@@ -54,7 +57,7 @@ class XTransformer(Saveable):
         self.config = config
 
     def describe(self) -> str:
-        """Both sides in words."""
+        """A readable summary of both sides."""
         sides = (("encoder", self.encoder), ("decoder", self.decoder.net))
         return "\n".join(f"{name}\n{describe(side, side.config)}" for name, side in sides)
 
@@ -63,14 +66,25 @@ class XTransformer(Saveable):
     ) -> Tensor:
         """Source ids [B S], target ids [B T] -> mean cross entropy (nats) of target tokens 1 .. T-1.
 
-        mask: [B S] bool, True = keep; tgt_mask: [B T] likewise, its padding is no target.
+        Args:
+            src: [B S] source ids.
+            tgt: [B T] target ids.
+            mask: [B S] bool, True = keep.
+            tgt_mask: [B T] bool, True = keep; padding is not a target.
         """
         return self.decoder(tgt, mask=tgt_mask, context=self.encoder(src, mask=mask), context_mask=mask)
 
     def logits(self, src: Tensor, tgt: Tensor, mask: Tensor | None = None, *, tgt_mask: Tensor | None = None) -> Tensor:
-        """Source ids [B S], target ids [B T] -> logits [B T V]: at each target token, of the one after it.
+        """Source ids [B S], target ids [B T] -> logits [B T V], each predicting the next target token.
 
-        mask: [B S] bool, True = keep; tgt_mask: [B T] likewise. Raises InputError, PositionError.
+        Args:
+            src: [B S] source ids.
+            tgt: [B T] target ids.
+            mask: [B S] bool, True = keep.
+            tgt_mask: [B T] bool, True = keep.
+
+        Raises:
+            InputError, PositionError: For ids, masks or positions that do not fit.
         """
         return self.decoder.net(tgt, mask=tgt_mask, context=self.encoder(src, mask=mask), context_mask=mask)
 
@@ -82,11 +96,11 @@ class XTransformer(Saveable):
         seq_len: int,
         mask: Tensor | None = None,
         *,
-        eos_token: int | list[int] | None = None,
+        eos_token: int | Sequence[int] | None = None,
         temperature: float = 1.0,
         prompt_lens: Tensor | None = None,
-        filter_logits_fn: FilterChoice | list[FilterChoice] | None = "top_k",
-        filter_kwargs: Any = None,
+        filter_logits_fn: FilterChoice | Sequence[FilterChoice] | None = "top_k",
+        filter_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         restrict_to_max_seq_len: bool = True,
         cache_kv: bool = True,
         repetition_penalty: float = 1.0,
@@ -95,44 +109,52 @@ class XTransformer(Saveable):
     ) -> Tensor:
         """Source ids [B S] and target prompts [B T] -> new target tokens [B N].
 
-        The source is read once and its keys are computed once. The rest is as in `AutoregressiveWrapper.generate`.
+        The encoder runs once, and the keys of its output are computed once. The other parameters are the fields of
+        `DecodeOptions`.
+
+        Args:
+            src: [B S] source ids.
+            start_tokens: Target prompts in any form that `AutoregressiveWrapper.generate` takes.
+            seq_len: The largest number of new tokens per row.
+            mask: [B S] bool, True = keep.
         """
-        with evaluating(self):
-            return self.decoder.generate(
-                start_tokens,
-                seq_len,
-                eos_token,
-                temperature,
-                prompt_lens,
-                filter_logits_fn,
-                restrict_to_max_seq_len,
-                filter_kwargs,
-                cache_kv,
-                repetition_penalty=repetition_penalty,
-                generator=generator,
-                seed=seed,
-                context=self.encoder(src, mask=mask),
-                context_mask=mask,
-            )
+        options = DecodeOptions(
+            start_tokens,
+            seq_len,
+            eos_token=eos_token,
+            temperature=temperature,
+            prompt_lens=prompt_lens,
+            filter_logits_fn=filter_logits_fn,
+            filter_kwargs=filter_kwargs,
+            restrict_to_max_seq_len=restrict_to_max_seq_len,
+            cache_kv=cache_kv,
+            repetition_penalty=repetition_penalty,
+            generator=generator,
+            seed=seed,
+        )
+        with eval_mode(self):
+            options = replace(options, context=self.encoder(src, mask=mask), context_mask=mask)
+            return DecodeLoop(self.decoder.net, options, self.decoder.pad_value).generate()
 
 
 def seq2seq_problems(config: Seq2SeqConfig) -> list[str]:
-    """What two sides cannot be to each other, beside what is wrong with either."""
+    """Problems between the two sides, besides those within either."""
     encoder, decoder, found = config.encoder, config.decoder, []
     kinds = {"encoder": encoder.layers.kind, "decoder": decoder.layers.kind}
     found += [f"the {side} has layers of kind {kind!r}. Use {side!r}." for side, kind in kinds.items() if kind != side]
     if decoder.layers.kind == "decoder" and not decoder.layers.cross_attend:
-        found.append("the decoder has no cross-attention, so it would not see the source. Set cross_attend=True.")
+        found.append("the decoder has no cross-attention, so it would ignore the source. Set cross_attend=True.")
     width, expected = encoder.layers.dim, decoder.layers.context_dim or decoder.layers.dim
     if width != expected:
         found.append(
-            f"the decoder attends to {expected} channels, and the encoder gives {width}. Set context_dim={width}."
+            f"the decoder's cross-attention expects {expected} channels, but the encoder outputs {width}. "
+            f"Set context_dim={width}."
         )
     if config.tie_token_emb:
         ours, theirs = ([side.num_tokens, side.emb_dim or side.layers.dim] for side in (decoder, encoder))
         if ours != theirs:
             found.append(
-                f"tie_token_emb=True shares one table, and the decoder's is {ours}, the encoder's {theirs}. "
+                f"tie_token_emb=True shares one table, but the decoder's is {ours} and the encoder's {theirs}. "
                 "Give both the same num_tokens and emb_dim."
             )
     return found

@@ -5,81 +5,82 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self
 
-from x_positional.attention.backends import choose
 from x_positional.config.flags import layers_from_flags
 from x_positional.config.layers import LayersConfig, LayersKind
-from x_positional.config.validate import features, layers_report, require
+from x_positional.config.validate import layers_report, require
 from x_positional.errors import PositionError
-from x_positional.models.build import Positions, build_blocks, build_kinds, build_norm, positions_of
+from x_positional.models.build import build_blocks, build_cross, build_final_norm, build_kinds, positions_of
 from x_positional.modules.stack import AttentionLayers
-from x_positional.schemes.base import AttentionContext, PositionScheme
-from x_positional.schemes.none import NoPosition
 from x_positional.schemes.registry import SchemeConfig
 
 
-class Unbound(NoPosition):
-    """Stands in for a scheme that waits for a length; using it says what is missing."""
-
-    def __init__(self, problem: str):
-        super().__init__()
-        self.problem = problem
-
-    def tables(self, positions: Any) -> Any:
-        raise PositionError(self.problem)
-
-    def bias(self, ctx: AttentionContext) -> Any:
-        raise PositionError(self.problem)
-
-
 class ConfiguredLayers(AttentionLayers):
-    """A stack that knows the config it was made from."""
+    """A stack that knows its config.
+
+    Schemes that need a length (a table of max_seq_len rows) are built by the model around the stack; until then the stack
+    cannot run.
+    """
 
     kind: ClassVar[LayersKind]
 
     def __init__(self, dim: int | None = None, depth: int | None = None, **flags: Any):
         given = {name: value for name, value in (("dim", dim), ("depth", depth)) if value is not None}
-        self._assemble(
-            LayersConfig.model_validate({**layers_from_flags(self.kind, {**given, **flags}), "kind": self.kind})
-        )
+        fields = layers_from_flags(self.kind, {**given, **flags})
+        self._stand_alone(LayersConfig.model_validate({**fields, "kind": self.kind}))
 
     @classmethod
     def from_config(cls, config: LayersConfig | Mapping[str, Any]) -> Self:
-        """The same layers from a `LayersConfig` of this kind."""
+        """The layers of a `LayersConfig` of this kind. Raises IncompatibleConfig with every problem."""
         layers = cls.__new__(cls)
-        layers._assemble(LayersConfig.model_validate(config))
+        layers._stand_alone(LayersConfig.model_validate(config))
         return layers
 
-    def _assemble(self, config: LayersConfig) -> None:
-        waiting = missing_length(config)
-        if waiting is None:
-            positions = positions_of(config, None, None)
-        else:
-            require(layers_report(config, 1))  # any length shows the problems that have nothing to do with it
-            positions = _placeholder(waiting, config.depth)
-        crosses = config.cross_attend or config.kind == "cross_attender"
+    def _stand_alone(self, config: LayersConfig) -> None:
+        """Validate the config as it is without a model around it, and build it as far as that goes."""
+        missing = missing_length(config)
+        # any length will do to find the problems that do not depend on it
+        require(layers_report(config, None if missing is None else 1))
+        self._build_blocks(config)
+        if missing is None:
+            self.build_schemes(config, None, None)
+
+    def _build_blocks(self, config: LayersConfig) -> None:
         super().__init__(
             dims=config.dims(),
             blocks=build_blocks(config),
-            schemes=positions.parts,
-            kinds=build_kinds(config, positions),
-            final_norm=build_norm(config) if _ends_normed(config) else None,
-            cross_choice=choose(config.backend, config.flash, "fused", features(config.attn)) if crosses else None,
+            final_norm=build_final_norm(config),
+            cross=build_cross(config),
         )
         self.config = config
 
-    def bind(self, config: LayersConfig, max_seq_len: int | None, embed_dim: int | None) -> None:
-        """Called by a wrapper: `config` with the wrapper's positions. Schemes that needed its length are made now."""
+    def build_schemes(self, config: LayersConfig, max_seq_len: int | None, embed_dim: int | None) -> None:
+        """Build the position schemes of a validated config.
+
+        A model calls it with its own length and embedding width, and with `config` including what its flags add. Schemes that
+        the stack has built already, and that these do not change, stay.
+        """
+        built = len(self.kinds) == len(self.blocks)
+        known = all(kind.position is not None for kind in config.layer_kinds())
         unchanged = config.layer_kinds() == self.config.layer_kinds()
-        self.dims = config.dims(max_seq_len, embed_dim)
-        positions = positions_of(config, max_seq_len, embed_dim)  # says every problem, whether or not it is used
-        chosen = all(kind.position is not None for kind in config.layer_kinds())
-        if not (unchanged and chosen) or any(part.needs_wrapper for part in parts_of(config)):
+        if not (built and known and unchanged) or any(part.needs_wrapper for part in parts_of(config)):
+            positions = positions_of(config, max_seq_len, embed_dim)
             self.set_positions(positions.parts, build_kinds(config, positions))
-        self.config = config
+        self.dims, self.config = config.dims(max_seq_len, embed_dim), config
+
+    def _require_schemes(self) -> None:
+        if len(self.kinds) != len(self.blocks):
+            raise PositionError(missing_length(self.config) or "this stack was built without its position schemes.")
+
+
+def blocks_of(config: LayersConfig) -> ConfiguredLayers:
+    """Encoder, Decoder or CrossAttender of a config that the model around it has validated; `build_schemes` comes next."""
+    layers = LAYERS[config.kind].__new__(LAYERS[config.kind])
+    layers._build_blocks(config)
+    return layers
 
 
 def missing_length(config: LayersConfig) -> str | None:
-    """What a scheme waits for until a wrapper names a length; None where nothing does."""
+    """What a scheme without a length reports, where naming a length would help; None where nothing does."""
     waiting = [part for part in parts_of(config) if part.needs_wrapper]
     found = [problem for part in waiting for problem in part.problems(config.dims())]
     complete = [problem for part in waiting for problem in part.problems(config.dims(1))]
@@ -91,17 +92,8 @@ def parts_of(config: LayersConfig) -> list[SchemeConfig]:
     return [part for kind in config.layer_kinds() for part in kind.parts]
 
 
-def _placeholder(problem: str, depth: int) -> Positions:
-    scheme: PositionScheme = Unbound(problem)
-    return Positions([scheme], [scheme] * depth)
-
-
-def _ends_normed(config: LayersConfig) -> bool:
-    return config.norm_place != "post" if config.final_norm is None else config.final_norm
-
-
 class Encoder(ConfiguredLayers):
-    """Self-attention to both sides. Flags as in x-transformers, or `position=`; see docs/migration.md."""
+    """Bidirectional self-attention. Flags as in x-transformers, or `position=`; see docs/migration.md."""
 
     kind = "encoder"
 
@@ -119,11 +111,3 @@ class CrossAttender(ConfiguredLayers):
 
 
 LAYERS: dict[LayersKind, type[ConfiguredLayers]] = {c.kind: c for c in (Encoder, Decoder, CrossAttender)}
-
-
-def layers_from_config(config: LayersConfig) -> ConfiguredLayers:
-    """Encoder, Decoder or CrossAttender, by `config.kind`."""
-    return LAYERS[config.kind].from_config(config)
-
-
-__all__ = ["ConfiguredLayers", "CrossAttender", "Decoder", "Encoder", "layers_from_config"]

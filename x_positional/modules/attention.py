@@ -4,51 +4,40 @@ B batch, T query tokens, S key tokens, H heads, G key/value heads, D head dim, M
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from x_positional.attention.backends import Backend, Prepared, ScoreOps
-from x_positional.attention.cache import KeyView, KVCache
-from x_positional.attention.streaming import KeptTokens
+from x_positional.attention.backends import Prepared, ScoreOps
+from x_positional.attention.plan import CrossPlan, LayerPlan
+from x_positional.errors import InputError
 from x_positional.modules.qk_norm import HeadNorm
 from x_positional.schemes.base import LayerView, PositionScheme, Span
 from x_positional.schemes.context import add
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerPlan:
-    """What one layer needs of the forward pass's plan. `layer` is its number in the cache."""
-
-    layer: int
-    prepared: Prepared
-    backend: Backend
-    tables: Any
-    view: KeyView | None = None
-    cache: KVCache | None = None
-    kept_tokens: KeptTokens | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CrossPlan:
-    """What one layer's cross-attention needs. `reads` is False for rows whose context is empty: they get zeros."""
-
-    layer: int
-    prepared: Prepared
-    backend: Backend
-    context: Tensor | None  # [B S C]; None where the cache holds the keys already
-    q_tables: Any = None
-    k_tables: Any = None
-    rotated: bool = False
-    reads: Tensor | None = None  # [B 1 1 1] bool
-    cache: KVCache | None = None
-
-
 class Heads(nn.Module):
-    """The parts that all kinds of attention share. value_dim: width of a head's values, None is head_dim."""
+    """What every kind of attention shares.
+
+    Args:
+        dim: M.
+        heads: H.
+        kv_heads: G.
+        head_dim: D.
+        bias: of the projections.
+        out_bias: of the output projection; None follows `bias`.
+        dropout: of attention probabilities.
+        q_norm, k_norm: norms of queries and keys, or None.
+        norm_after: these norms come after rotation, not before.
+        scale: of the scores; None is head_dim ** -0.5.
+        softcap: c; scores become c * tanh(score / c).
+        sinks: a learned logit per head of a key without a value.
+        clip: projections are clamped to [-clip, clip].
+        value_dim: width of a head's values; None is head_dim.
+    """
 
     def __init__(
         self,
@@ -78,18 +67,18 @@ class Heads(nn.Module):
         self.to_out = nn.Linear(heads * (value_dim or head_dim), dim, bias=bias if out_bias is None else out_bias)
 
     def clipped(self, x: Tensor) -> Tensor:
-        """Projections held to [-clip, clip], where a model was trained so (OLMo, MPT)."""
+        """Projections clamped to [-clip, clip] (OLMo, MPT)."""
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
     def rotate_and_norm(
         self, x: Tensor, norm: HeadNorm | None, rotate: Callable[[Tensor, Any], Tensor], tables: Any
     ) -> Tensor:
-        """[B H T D], normed before rotation already, rotated, and normed after it where the model says so."""
+        """[B H T D] -> [B H T D'], rotated, then normed if norms come after rotation."""
         x = rotate(x, tables)
         return norm(x) if norm is not None and self.norm_after else x
 
     def split_and_norm(self, x: Tensor, norm: HeadNorm | None) -> Tensor:
-        """[B T H*D] -> [B H T D], normed if norms come before rotation, and clipped after that."""
+        """[B T H*D] -> [B H T D], normed if norms come before rotation, then clipped."""
         x = self.split(x)
         return self.clipped(x if norm is None or self.norm_after else norm(x))
 
@@ -109,7 +98,7 @@ class Heads(nn.Module):
         prepared: Prepared,
         view: LayerView | None = None,
     ) -> ScoreOps:
-        """What happens to this layer's scores; `scheme` is None where no position applies."""
+        """What is done to this layer's scores. scheme: None where positions do not apply."""
         rows = scheme is not None and scheme.capabilities().kernel == "rows"
         bias = None if scheme is None else scheme.content_bias(content, prepared.ctx, state)
         if view is not None and scheme is not None:
@@ -126,7 +115,10 @@ class Heads(nn.Module):
 
 
 class Attention(Heads):
-    """Self-attention. Query head h reads key head h // (H / G)."""
+    """Self-attention. Query head h reads key head h // (H / G).
+
+    position_projections: schemes that project positions (DeBERTa) get projections of their own.
+    """
 
     def __init__(
         self,
@@ -150,7 +142,7 @@ class Attention(Heads):
         """[B T M] -> [B T M]."""
         q, k, v = self.to_qkv(x).split(self.widths, dim=-1)
         q, k, v = self.split_and_norm(q, self.q_norm), self.split_and_norm(k, self.k_norm), self.split_and_norm(v, None)
-        content = q  # before rotation: what content-dependent terms read
+        content = q  # unrotated: what content-dependent terms read
         q = self.rotate_and_norm(q, self.q_norm, scheme.rotate_q, plan.tables)
         k = self.rotate_and_norm(k, self.k_norm, scheme.rotate_k, plan.tables)
         state = scheme.key_state(x)
@@ -164,11 +156,11 @@ class Attention(Heads):
         return self.join(plan.backend.attend(q, k, v, plan.prepared, ops))
 
     def _queries_of(self, vectors: Tensor) -> Tensor:
-        """[N M] -> [H N D]: what positions ask."""
+        """[N M] -> [H N D]: positions as queries."""
         return self._projected(vectors, self.position_q, Span(0, self.widths[0]), self.q_norm)
 
     def _keys_of(self, vectors: Tensor) -> Tensor:
-        """[N M] -> [G N D]: what positions answer."""
+        """[N M] -> [G N D]: positions as keys."""
         return self._projected(vectors, self.position_k, Span(self.widths[0], sum(self.widths[:2])), self.k_norm)
 
     def _projected(self, vectors: Tensor, own: nn.Linear | None, rows: Span, norm: HeadNorm | None) -> Tensor:
@@ -179,7 +171,7 @@ class Attention(Heads):
 
 
 class CrossAttention(Heads):
-    """Attention to a context. Its keys are computed once and kept by the cache."""
+    """Attention to a context, whose keys are computed once and kept in the cache."""
 
     def __init__(
         self, dim: int, heads: int, kv_heads: int, head_dim: int, *, context_dim: int, bias: bool = False, **shared: Any
@@ -202,7 +194,7 @@ class CrossAttention(Heads):
         if held is not None:
             return held
         if plan.context is None:
-            raise ValueError("cross-attention needs context= (or a cache that has seen it)")
+            raise InputError("cross-attention needs context=, or a cache that already holds its keys.")
         k, v = self.to_kv(plan.context).chunk(2, dim=-1)
         k, v = self.split_and_norm(k, self.k_norm), self.split_and_norm(v, None)
         k = self.rotate_and_norm(k, self.k_norm, scheme.rotate_k if plan.rotated else no_rotation, plan.k_tables)
@@ -212,5 +204,5 @@ class CrossAttention(Heads):
 
 
 def no_rotation(x: Tensor, tables: Any) -> Tensor:
-    """What rotation is where context has no positions."""
+    """Used in place of a rotation where the context has no positions."""
     return x

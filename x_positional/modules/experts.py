@@ -1,11 +1,10 @@
-"""A mixture of experts: each token goes through a few of many feedforwards, which a router chooses.
+"""Mixture of experts: a router sends each token through a few of many feedforwards.
 
-N tokens, M model dim, E experts, K experts of a token, P = N * K pairs of a token and an expert, F inner width.
+N tokens, M model dim, E experts, K experts of a token, P = N * K (token, expert) pairs, F inner width.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,67 +12,82 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from x_positional.modules.feedforward import FeedForward, Inner
+from x_positional.modules.feedforward import FeedForward, GatedActivation
 
 ScoreKind = Literal["softmax", "sigmoid"]
 TINY = 1e-20
-"""Added to a sum that divides, so that scores that are all zero give zero."""
+"""Added to a divisor, so that scores that are all zero give zero."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Routing:
-    """How a router chooses: the fields of `MoEConfig` that say it."""
-
-    top_k: int
-    score: ScoreKind = "softmax"
-    renorm: bool = True
-    scale: float = 1.0
-    groups: int = 1
-    top_groups: int = 1
-
-
-class Chosen(NamedTuple):
-    """experts: [N K] numbers. weights: [N K], in float32 or wider."""
+class RoutedExperts(NamedTuple):
+    """The experts of each token."""
 
     experts: Tensor
+    """[N K] their numbers."""
     weights: Tensor
+    """[N K] float32 or wider."""
 
 
 class Router(nn.Module):
-    """Scores every expert for every token, in float32 or wider, and chooses.
+    """Scores every expert for every token, in float32 or wider, and selects the best.
 
-    correction: [E], added to the scores for the choice alone. It is a parameter without a gradient: whoever trains moves it,
-    up for experts that get too few tokens. It never becomes narrower than float32: scores lie close together.
+    Args:
+        dim: M.
+        experts: E.
+        top_k: K, experts of a token.
+        score: what turns logits into scores.
+        renorm: the weights of a token's experts are divided by their sum.
+        scale: weights are multiplied by it.
+        groups: experts are divided into as many groups (DeepSeek-V3).
+        top_groups: experts come from as many groups, those with the largest sum of their two best scores.
+        bias: of the logits.
+        correction: a parameter [E] that is added to the scores for the selection alone (DeepSeek-V3, Wang et al. 2024,
+            arXiv:2408.15664). It has no gradient: the training loop moves it, up for experts that get too few tokens. It stays in
+            float32 or wider, because scores are close together.
     """
 
-    def __init__(self, dim: int, experts: int, routing: Routing, *, bias: bool = False, correction: bool = False):
+    def __init__(
+        self,
+        dim: int,
+        experts: int,
+        *,
+        top_k: int,
+        score: ScoreKind = "softmax",
+        renorm: bool = True,
+        scale: float = 1.0,
+        groups: int = 1,
+        top_groups: int = 1,
+        bias: bool = False,
+        correction: bool = False,
+    ):
         super().__init__()
-        self.routing = routing
+        self.top_k, self.score, self.renorm, self.scale = top_k, score, renorm, scale
+        self.groups, self.top_groups = groups, top_groups
         self.weight = nn.Parameter(torch.empty(experts, dim))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         self.bias = nn.Parameter(torch.zeros(experts)) if bias else None
         self.correction = nn.Parameter(torch.zeros(experts), requires_grad=False) if correction else None
 
-    def forward(self, x: Tensor) -> Chosen:
-        """[N M] -> K experts for each."""
-        wide, rule = torch.promote_types(x.dtype, torch.float32), self.routing
+    def forward(self, x: Tensor) -> RoutedExperts:
+        """[N M] -> K experts for each token."""
+        wide = torch.promote_types(x.dtype, torch.float32)
         logits = F.linear(x.to(wide), self.weight.to(wide), None if self.bias is None else self.bias.to(wide))
-        scores = logits.softmax(-1) if rule.score == "softmax" else logits.sigmoid()
-        merit = logits  # in the order of the scores, and distinct where they saturate
+        scores = logits.softmax(-1) if self.score == "softmax" else logits.sigmoid()
+        merit = logits  # ordered like the scores, and distinct where those saturate
         if self.correction is not None:
             merit = scores + self.correction
-        elif rule.groups > 1:
+        elif self.groups > 1:
             merit = scores
-        if rule.groups > 1:
+        if self.groups > 1:
             merit = self._in_groups(merit)
-        experts = merit.topk(rule.top_k, dim=-1).indices
+        experts = merit.topk(self.top_k, dim=-1).indices
         weights = scores.gather(-1, experts)
-        if rule.renorm:
+        if self.renorm:
             weights = weights / (weights.sum(-1, keepdim=True) + TINY)
-        return Chosen(experts, weights if rule.scale == 1.0 else weights * rule.scale)
+        return RoutedExperts(experts, weights if self.scale == 1.0 else weights * self.scale)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """`.to(...)` and its kin."""
+        """`.to(...)`, `.half()` and the like, which leave `correction` wide."""
         held = self.correction
 
         def wide(x: Tensor) -> Tensor:
@@ -84,30 +98,40 @@ class Router(nn.Module):
         return super()._apply(wide, recurse)
 
     def _in_groups(self, merit: Tensor) -> Tensor:
-        """[N E] -> [N E]: -inf outside of the best groups, by the sum of their best two."""
-        grouped = merit.unflatten(-1, (self.routing.groups, -1))
-        best = grouped.topk(2, dim=-1).values.sum(-1).topk(self.routing.top_groups, dim=-1).indices
+        """[N E] -> [N E]: -inf outside the best groups, ranked by the sum of their two best scores."""
+        grouped = merit.unflatten(-1, (self.groups, -1))
+        best = grouped.topk(2, dim=-1).values.sum(-1).topk(self.top_groups, dim=-1).indices
         kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, True)
         return grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
 
 
 class Experts(nn.Module):
-    """E feedforwards as stacked weights: up [E F M] (2F rows with glu), down [E M F], and their biases. Each token gets exactly
-    what its experts give, whatever else is in the batch: nothing is dropped and no expert has a capacity."""
+    """E feedforwards as stacked weights: up [E F M] (2F rows with glu), down [E M F], and their biases. The output of a token
+    does not depend on the rest of the batch: no token is dropped and no expert has a capacity.
+
+    Args:
+        experts: E.
+        dim: M.
+        width: F, channels after the activation.
+        activation: between the two projections.
+        bias: of both projections.
+        up_bias: bias of the first projection; None follows `bias`.
+        dropout: before the second projection.
+    """
 
     def __init__(
         self,
         experts: int,
         dim: int,
         width: int,
-        inner: Inner,
+        activation: GatedActivation,
         *,
         bias: bool = False,
         up_bias: bool | None = None,
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.inner, self.dropout, rows = inner, nn.Dropout(dropout), inner.width(width)
+        self.activation, self.dropout, rows = activation, nn.Dropout(dropout), activation.up_width(width)
         self.up = nn.Parameter(torch.empty(experts, rows, dim).uniform_(-(dim**-0.5), dim**-0.5))
         self.down = nn.Parameter(torch.empty(experts, dim, width).uniform_(-(width**-0.5), width**-0.5))
         self.up_bias = nn.Parameter(torch.zeros(experts, rows)) if (bias if up_bias is None else up_bias) else None
@@ -116,28 +140,28 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, experts: Tensor) -> Tensor:
         """[P M] rows and their experts [P] -> [P M].
 
-        Rows are sorted by expert, and each expert that has some reads its weights once; the host looks at the device to learn
-        how many there are, which ends a graph of torch.compile. Compiled, no more rows than there are experts gather the
-        weights of theirs instead: one graph, and at most one copy of all weights.
+        Rows are sorted by expert, and each expert that has any reads its weights once. The host needs the counts, which forces a
+        device sync and breaks the graph of torch.compile. When compiling, at most E rows gather their experts' weights instead: a
+        single graph, and at most one copy of all weights.
         """
         few = torch.compiler.is_compiling() and len(x) <= len(self.up)
         return self._gathered(x, experts) if few else self._sorted(x, experts)
 
     def _gathered(self, x: Tensor, experts: Tensor) -> Tensor:
         x = (self.up[experts] @ x[..., None]).squeeze(-1)
-        x = self.dropout(self.inner(x if self.up_bias is None else x + self.up_bias[experts]))
+        x = self.dropout(self.activation(x if self.up_bias is None else x + self.up_bias[experts]))
         x = (self.down[experts] @ x[..., None]).squeeze(-1)
         return x if self.down_bias is None else x + self.down_bias[experts]
 
     def _sorted(self, x: Tensor, experts: Tensor) -> Tensor:
         order = experts.argsort(stable=True)
         pieces = x[order].split(experts.bincount(minlength=len(self.up)).tolist())
-        # unbound once: the gradient of a stack taken apart is one stack, not one for each expert
+        # unbind once: its gradient is one stack, and not one per expert
         parts = zip(
             pieces, self.up.unbind(), self.down.unbind(), *map(self._each, (self.up_bias, self.down_bias)), strict=True
         )
         out = [
-            F.linear(self.dropout(self.inner(F.linear(rows, up, up_bias))), down, down_bias)
+            F.linear(self.dropout(self.activation(F.linear(rows, up, up_bias))), down, down_bias)
             for rows, up, down, up_bias, down_bias in parts
             if len(rows)
         ]
@@ -148,12 +172,16 @@ class Experts(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """The sum of what a token's experts give, by weight, and of a shared feedforward. [... M] -> [... M].
+    """The weighted sum of a token's experts, plus a shared feedforward. [... M] -> [... M].
 
-    weigh: the weight multiplies what an expert gives ("output") or is given ("input"). shared: every token goes through it;
-    shared_gate: times the sigmoid of a learned projection of the token.
+    There is no load-balancing loss; to train from scratch, add one, or move `router.correction`.
 
-    There is no loss here that spreads tokens over experts; to train from scratch, add one, or move `router.correction`.
+    Args:
+        router: selects the experts.
+        experts: all of them.
+        weigh: the weight multiplies an expert's "output" or its "input".
+        shared: a feedforward that every token goes through.
+        shared_gate: its output is multiplied by the sigmoid of this projection of the token.
     """
 
     def __init__(
@@ -178,9 +206,9 @@ class MixtureOfExperts(nn.Module):
         return out.reshape(x.shape)
 
     def idle(self) -> int:
-        """Numbers in the experts that one token does not go through."""
+        """Parameters in the experts that a token does not use."""
         count = len(self.router.weight)
-        return sum(p.numel() for p in self.experts.parameters()) // count * (count - self.router.routing.top_k)
+        return sum(p.numel() for p in self.experts.parameters()) // count * (count - self.router.top_k)
 
     def _routed(self, x: Tensor) -> Tensor:
         """[N M] -> [N M]."""

@@ -35,23 +35,22 @@ ACTIVATIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inner:
-    """What happens between the two projections: act(x), or with glu (value + shift) * act(gate), where values and gates lie
-    side by side (Shazeer 2020, arXiv:2002.05202).
-
-    beta: silu is x * sigmoid(beta x) (Ramachandran et al. 2017, arXiv:1710.05941). clamp: gates are held below it, and values
-    between -clamp and clamp. shift: is added to the values (gpt-oss).
-    """
+class GatedActivation:
+    """Between the two projections: act(x), or with glu (value + shift) * act(gate), where values and gates are concatenated
+    (Shazeer 2020, arXiv:2002.05202)."""
 
     activation: ActivationKind = "gelu"
     glu: bool = False
     beta: float = 1.0
+    """silu becomes x * sigmoid(beta x) (Ramachandran et al. 2017, arXiv:1710.05941)."""
     clamp: float | None = None
+    """Upper bound of gates; values are held between -clamp and clamp (gpt-oss)."""
     shift: float = 0.0
+    """Added to the values (gpt-oss)."""
 
-    def width(self, inner: int) -> int:
-        """Rows of the first projection."""
-        return 2 * inner if self.glu else inner
+    def up_width(self, width: int) -> int:
+        """Rows of the first projection, for `width` channels after the activation."""
+        return 2 * width if self.glu else width
 
     def act(self, x: Tensor) -> Tensor:
         """[... F] -> [... F]."""
@@ -69,20 +68,32 @@ class Inner:
 
 
 class FeedForward(nn.Module):
-    """down(inner(up(x))).
+    """down(activation(up(x))).
 
-    width: between the two projections. gate_bias: bias of the gated projection alone; None follows `bias`.
+    Args:
+        dim: M.
+        width: F, channels after the activation.
+        activation: between the two projections.
+        bias: of both projections.
+        gate_bias: bias of a gated first projection alone; None follows `bias`.
+        dropout: before the second projection.
     """
 
     def __init__(
-        self, dim: int, width: int, inner: Inner, bias: bool = True, gate_bias: bool | None = None, dropout: float = 0.0
+        self,
+        dim: int,
+        width: int,
+        activation: GatedActivation,
+        bias: bool = True,
+        gate_bias: bool | None = None,
+        dropout: float = 0.0,
     ):
         super().__init__()
-        self.inner = inner
-        up_bias = bias if gate_bias is None or not inner.glu else gate_bias
-        self.up = nn.Linear(dim, inner.width(width), bias=up_bias)
+        self.activation = activation
+        up_bias = bias if gate_bias is None or not activation.glu else gate_bias
+        self.up = nn.Linear(dim, activation.up_width(width), bias=up_bias)
         self.down = nn.Linear(width, dim, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.dropout(self.inner(self.up(x))))
+        return self.down(self.dropout(self.activation(self.up(x))))

@@ -1,6 +1,6 @@
-"""Multi-head latent attention: keys and values of all heads from one small latent, which is what a cache holds.
+"""Multi-head latent attention (MLA): keys and values of all heads from one small latent, which is what the cache holds.
 
-B batch, T query tokens, S key tokens, H heads, D head dim, R rotary channels, N = D - R others, E value dim, C latent channels,
+B batch, T query tokens, S key tokens, H heads, D head dim, R rotary channels, N = D - R others, E value dim, C latent dim,
 M model dim.
 """
 
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from x_positional.modules.attention import Heads, LayerPlan
+from x_positional.attention.plan import LayerPlan
+from x_positional.modules.attention import Heads
 from x_positional.modules.norms import Norm
 from x_positional.schemes.base import PositionScheme
 from x_positional.schemes.context import add
@@ -19,12 +20,24 @@ from x_positional.schemes.context import add
 class LatentAttention(Heads):
     """Self-attention of DeepSeek-V2 (2024, arXiv:2405.04434, section 2.1 and appendix C).
 
-    A head is R channels that are rotated, then N that are not. Of a key, the R are shared by all heads, and the N and the value
-    come from the latent; both are cached as one head. Scores are computed in one of two ways that give the same, whichever is
-    less work: keys and values of every head are made from the latents of all keys; or, for few queries and many keys, queries
-    go into the latent space, where one key, of R + C channels, serves every head, and what is read there comes back.
+    A head has R channels that are rotated, then N that are not. A key's R channels are shared by all heads; its N channels and
+    the value come from the latent. The cache holds both as one head. Scores are computed in whichever of two equivalent ways is
+    less work: keys and values of every head are expanded from the latents of all keys; or, with few queries and many keys, queries
+    are projected into the latent space, where one key of R + C channels serves every head, and the output is projected back.
 
-    bias: of the projections into latents and out of the heads; those out of latents, and of queries without one, have none.
+    Args:
+        dim: M.
+        heads: H.
+        head_dim: D = R + N.
+        kv_rank: C.
+        rope_dim: R.
+        value_dim: E.
+        q_rank: width of a latent that queries come from; None projects them directly.
+        eps: of the latents' norms.
+        unit_offset: these norms store gain - 1.
+        bias: of the projections into the latents and of the output; the projections out of the latents have none, and neither has
+            the direct query projection.
+        shared: the keyword arguments of `Heads`.
     """
 
     def __init__(
@@ -59,15 +72,13 @@ class LatentAttention(Heads):
         state = scheme.key_state(x)
         if plan.cache is not None and plan.view is not None:
             key, latent, state = plan.cache.write(plan.layer, plan.view, key, latent, state)
-        latent = latent.expand(
-            -1, key.shape[1], -1, -1
-        )  # as many as keys: a scheme may turn them for each head by itself
+        latent = latent.expand(-1, key.shape[1], -1, -1)  # a scheme may rotate keys differently in each head
         absorbs = self._absorbs(x.shape[1], latent.shape[2])
         ops = self.ops(scheme, content, state, plan.prepared)
-        q = self._placed(scheme.rotate_q(content, plan.tables), absorbs)
+        q = self._in_space(scheme.rotate_q(content, plan.tables), absorbs)
         k, v = (torch.cat([key, latent], dim=-1), latent) if absorbs else self._of_heads(key, latent)
         if plan.kept_tokens is not None:
-            moved = self._placed(scheme.rotate_q(content, plan.kept_tokens.tables), absorbs)
+            moved = self._in_space(scheme.rotate_q(content, plan.kept_tokens.tables), absorbs)
             ops = replace(ops, content=add([ops.content, plan.kept_tokens.correction(moved, q, k, self.scale)]))
         out = plan.backend.attend(q, k, v, plan.prepared, ops)
         return self.join(out @ self._from_latent()[1].mT if absorbs else out)
@@ -79,19 +90,19 @@ class LatentAttention(Heads):
         return self.split(self.to_q(x))
 
     def _absorbs(self, queries: int, keys: int) -> bool:
-        """Whether the latent space is less work, in products for each head. Never where all keys are new: kernels are made for
-        heads as narrow as they are outside."""
+        """Whether the latent space is less work, in multiplications per head. Never where all keys are new: fused kernels are
+        made for narrow heads."""
         rank, rope, out = self.kv_rank, self.rope_dim, self.key_dim + self.value_dim
         inside = queries * rank * out + queries * keys * (2 * rank + rope)
         outside = keys * rank * out + queries * keys * (rope + out)
         return queries < keys and inside < outside
 
     def _from_latent(self) -> tuple[Tensor, Tensor]:
-        """[H N C] and [H E C]: what makes keys and values of each head."""
+        """[H N C] and [H E C]: the projections to keys and values of each head."""
         weight = self.to_kv.weight.unflatten(0, (self.heads, -1))
         return weight[:, : self.key_dim], weight[:, self.key_dim :]
 
-    def _placed(self, q: Tensor, absorbs: bool) -> Tensor:
+    def _in_space(self, q: Tensor, absorbs: bool) -> Tensor:
         """[B H T D] -> the same, or [B H T R+C] in the latent space."""
         if not absorbs:
             return q
@@ -100,6 +111,6 @@ class LatentAttention(Heads):
 
     def _of_heads(self, key: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
         """[B 1 S R], [B 1 S C] -> keys [B H S D] and values [B H S E]."""
-        made = self.to_kv(latent[:, 0]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        plain, values = made.split([self.key_dim, self.value_dim], dim=-1)
+        expanded = self.to_kv(latent[:, 0]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        plain, values = expanded.split([self.key_dim, self.value_dim], dim=-1)
         return torch.cat([key.expand(-1, self.heads, -1, -1), plain], dim=-1), values

@@ -1,6 +1,6 @@
-"""Norms by name. Gains are stored as an offset from one, so that weight decay pulls them to the identity.
+"""Norms by name. Gains are stored as an offset from one, so that weight decay pulls them towards the identity.
 
-Tensors are [..., M]; the last axis is normalised, in float32 where the input is narrower.
+Tensors are [..., M]; the last axis is normalized, in float32 where the input is narrower.
 """
 
 from typing import Literal
@@ -13,10 +13,16 @@ NormKind = Literal["layer", "rms", "scale", "simple_rms", "none"]
 
 
 class Norm(nn.Module):
-    """One of: layer (mean and variance, Ba et al. 2016), rms (Zhang & Sennrich 2019, arXiv:1910.07467), scale (one gain
-    for all channels, Nguyen & Salazar 2019, arXiv:1910.05895), simple_rms (no gain), none.
+    """A norm over the last axis.
 
-    unit_offset: the gain is stored as gain - 1. bias: layer only. gain: False leaves it out (layer, rms).
+    Args:
+        dim: M.
+        kind: layer (mean and variance, Ba et al. 2016, arXiv:1607.06450), rms (Zhang & Sennrich 2019, arXiv:1910.07467), scale
+            (one gain for all channels, Nguyen & Salazar 2019, arXiv:1910.05895), simple_rms (no gain), none (identity).
+        eps: None is the default of the kind.
+        bias: layer only.
+        unit_offset: the gain is stored as gain - 1.
+        gain: False leaves it out (layer, rms).
     """
 
     def __init__(
@@ -45,6 +51,6 @@ class Norm(nn.Module):
             gain = gain + 1.0
         if self.kind == "layer":
             return F.layer_norm(x, (self.dim,), gain, self.shift, self.eps)
-        if self.kind == "scale" and gain is not None:  # one gain for all channels is no weight of rms_norm
+        if self.kind == "scale" and gain is not None:  # rms_norm takes a gain per channel only
             return F.rms_norm(x, (self.dim,), None, self.eps) * gain
         return F.rms_norm(x, (self.dim,), gain, self.eps)

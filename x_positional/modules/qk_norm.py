@@ -10,12 +10,14 @@ QKNormKind = Literal["rms", "rms_plain", "rms_whole", "rms_per_head", "layer", "
 
 
 class _Kind(NamedTuple):
-    """statistic: over what a head holds; whole: over all heads together. gains: one per channel, shared or per head."""
+    """What a kind of norm computes."""
 
     statistic: Literal["rms", "layer", "l2"]
     gains: Literal["shared", "per_head", "none"]
+    """One gain per channel: the same in every head, of its own in each, or none."""
     eps: float
     whole: bool = False
+    """The statistic is taken over all heads together."""
 
 
 KINDS: dict[QKNormKind, _Kind] = {
@@ -27,14 +29,20 @@ KINDS: dict[QKNormKind, _Kind] = {
     "layer_per_head": _Kind("layer", "per_head", 1e-5),
     "l2": _Kind("l2", "none", 1e-12),
 }
-"""rms (Qwen 3, Gemma 3), rms_plain (Llama 4), rms_whole: over all heads at once (OLMo 2), rms_per_head divides by the bare
-length, as in x-transformers; its eps only keeps zero finite. layer (Phi, Persimmon), layer_per_head (StableLM, Cohere)."""
+"""rms (Qwen 3, Gemma 3); rms_plain (Llama 4); rms_whole, over all heads together (OLMo 2); rms_per_head (x-transformers; its
+eps only keeps zero finite); layer (Phi, Persimmon); layer_per_head (StableLM, Cohere); l2 (x-transformers)."""
 
 
 class HeadNorm(nn.Module):
     """Norm of queries or keys over the head dim, or over all heads. [B H T D] -> [B H T D].
 
-    eps: None is that of the kind. bias: beside the gains. unit_offset: gains are stored as gain - 1.
+    Args:
+        kind: see `KINDS`.
+        heads: H.
+        head_dim: D.
+        eps: None is the default of the kind.
+        bias: in addition to the gains.
+        unit_offset: gains are stored as gain - 1.
     """
 
     def __init__(

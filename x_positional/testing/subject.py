@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from x_positional.attention.cache import KVCache
-from x_positional.attention.inputs import place
+from x_positional.attention.inputs import prepare_tokens
 from x_positional.config.layers import ModelConfig
 from x_positional.config.validate import model_report
 from x_positional.models.language import TransformerWrapper, build_model
@@ -160,9 +160,8 @@ def forced(
 ) -> Tensor:
     """Logits [B T V] without asking whether the scheme can use these positions."""
     layers, (batch, length) = model.attn_layers, tokens.shape
-    placed = place(batch, length, tokens.device, positions=positions, cache=cache)
-    x = layers.embed(model.token_emb(tokens), placed)
-    return model.logits(layers.run(x, layers.plan(batch, placed, x.dtype, cache)))
+    layout = prepare_tokens(batch, length, tokens.device, positions=positions, cache=cache)
+    return model.logits(layers.run(layers.embed(model.token_emb(tokens), layout), layout, cache))
 
 
 def forced_cache(model: TransformerWrapper, batch: int) -> KVCache:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.support.naive_attention import Row, attended, dot, naive, one_layer, pairwise, random_qkv, worst
+from tests.support.planning import plan_of
 from x_positional import Decoder, TransformerWrapper
 from x_positional.schemes import Rope, RopeEmbedding
 
@@ -144,8 +145,7 @@ def test_angles_inside_a_model(dtype: torch.dtype, autocast: bool) -> None:
     expected, narrow = expected_angles(64), torch.float16 if dtype == torch.float16 else torch.bfloat16
     for _ in range(2):
         with torch.no_grad(), torch.autocast("cpu", dtype=narrow, enabled=autocast):
-            tokens = stack.place(1, len(FAR), torch.device("cpu"), None, torch.tensor([FAR]), None, None)
-            tables = stack.plan(1, tokens, dtype).layers[1].tables
+            tables = plan_of(stack, len(FAR), dtype, torch.tensor([FAR])).layers[1].tables
             assert worst(tables.q_cos[0, 0, :, :32], expected.real) < TIGHT
             assert worst(tables.q_sin[0, 0, :, 32:], expected.imag) < TIGHT
             logits = model(torch.zeros(1, len(FAR), dtype=torch.long), positions=torch.tensor([FAR]))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.schemes.rotary.test_formulas_axial import coordinates, dims
 from tests.support.naive_attention import Row, attended, dot, naive, one_layer, random_qkv, worst
+from tests.support.planning import plan_of
 from x_positional import Decoder, TransformerWrapper
 from x_positional.errors import PositionError
 from x_positional.schemes import (
@@ -196,8 +197,7 @@ def test_angles_of_a_narrow_model(dtype: torch.dtype, order: str) -> None:
     stack = Decoder(dim=32, depth=2, heads=2, attn_dim_head=24, position=Rope(sections=(4, 4, 4), section_order=order))
     stack.to(dtype)
     positions = torch.stack([torch.tensor(FAR).roll(i) for i in range(3)], -1)[None]
-    tokens = stack.place(1, len(FAR), torch.device("cpu"), None, positions, None, None)
-    tables = stack.plan(1, tokens, dtype).layers[1].tables
+    tables = plan_of(stack, len(FAR), dtype, positions).layers[1].tables
     config = Rope(sections=(4, 4, 4), section_order=order)
     pairs = list(zip(frequencies(config, 24), axes_of_pairs(config), strict=True))
     angles = [[position[axis] * f for f, axis in pairs] for position in positions[0].tolist()]

@@ -8,22 +8,22 @@ from x_positional.attention.backends.eager import Blockwise, Eager
 from x_positional.attention.backends.flex import Flex
 from x_positional.attention.backends.sdpa import Sdpa
 from x_positional.attention.backends.varlen import Varlen
-from x_positional.errors import BackendError
+from x_positional.errors import BackendError, did_you_mean
 from x_positional.schemes.base import Kernel
 
 BackendName = Literal["auto", "eager", "blockwise", "sdpa", "flex", "varlen"]
 BACKENDS: dict[str, Backend] = {b.name: b for b in (Eager(), Blockwise(), Sdpa(), Flex(), Varlen())}
 
 _NEEDS: dict[str, str] = {
-    "fused": "only queries and keys are changed, so any kernel runs it",
+    "fused": "it changes only queries and keys, so any kernel supports it",
     "bias": "it adds a pointwise bias to the scores",
-    "rows": "it needs whole rows of scores, which fused kernels never form",
+    "rows": "it needs whole rows of scores, which fused kernels never materialize",
 }
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A backend by name and the reason for it, in words."""
+    """A backend by name, and why it was chosen."""
 
     name: str
     reason: str
@@ -34,22 +34,29 @@ class Choice:
 
 
 def obstacles(name: str, kernel: Kernel, features: frozenset[str]) -> list[str]:
-    """Why a backend cannot run a kernel class with these score features ("softcap", "sinks", "dropout", "chunk",
-    "keep_first"); [] if it can."""
+    """Why a backend does not support a kernel class with these features ("softcap", "sinks", "dropout", "chunk",
+    "keep_first"); [] if it does."""
     backend = BACKENDS[name]
     found = []
     if kernel not in backend.kernels:
-        found.append(f"the scheme has no path through it: {_NEEDS[kernel]}")
+        found.append(f"this backend does not support the scheme: {_NEEDS[kernel]}")
     return found + [reason for feature, reason in backend.refuses.items() if feature in features]
 
 
 def choose(requested: str, flash: bool, kernel: Kernel, features: frozenset[str] = frozenset()) -> Choice:
-    """The backend for a layer. `flash` asks for a path that never holds the whole score matrix.
+    """The backend for a layer.
 
-    Raises BackendError, with what would run, where the request cannot be met.
+    Args:
+        requested: a name, or "auto".
+        flash: require one that never holds the whole score matrix.
+        kernel: what the scheme needs.
+        features: what else the layer needs, see `obstacles`.
+
+    Raises:
+        BackendError: where the request cannot be met; it names the backends that can.
     """
     if requested not in BACKENDS and requested != "auto":
-        raise BackendError(f"no backend named {requested!r}; there are: auto, {', '.join(BACKENDS)}")
+        raise BackendError(f"unknown backend {requested!r}; {did_you_mean(requested, ['auto', *BACKENDS])}")
     able = [name for name in ("sdpa", "blockwise", "eager", "flex") if not obstacles(name, kernel, features)]
     if requested != "auto":
         if found := obstacles(requested, kernel, features):
@@ -58,13 +65,13 @@ def choose(requested: str, flash: bool, kernel: Kernel, features: frozenset[str]
             )
         if flash and requested == "eager":
             raise BackendError(
-                "attn_flash=True asks for a path that never holds the whole score matrix, and backend='eager' holds it. "
+                "attn_flash=True requires a backend that never holds the whole score matrix, which backend='eager' does. "
                 f"Use backend={' or '.join(repr(n) for n in able if n != 'eager')}."
             )
-        return Choice(requested, "asked for by name")
+        return Choice(requested, "requested by name")
     if "sdpa" in able:
         return Choice("sdpa", f"fused: {_NEEDS[kernel]}")
     why = "; ".join(obstacles("sdpa", kernel, features))
     if flash:
-        return Choice("blockwise", f"one block of rows at a time, exact: {why}")
-    return Choice("eager", f"{why}; attn_flash=True runs it by blocks of rows, with less memory")
+        return Choice("blockwise", f"one block of queries at a time, exact: {why}")
+    return Choice("eager", f"{why}; attn_flash=True runs it one block of queries at a time, with less memory")

@@ -5,6 +5,7 @@ B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head 
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -15,7 +16,7 @@ ALL_KERNELS: frozenset[Kernel] = frozenset(("fused", "bias", "rows"))
 
 
 def _probabilities(q: Tensor, k: Tensor, prepared: Prepared, ops: ScoreOps, rows: Span, keys: Span) -> Tensor:
-    """[B H rows D], [B H keys D] -> [B H rows keys], in float32 or wider; a row that sees nothing is all zero."""
+    """[B H rows D], [B H keys D] -> [B H rows keys], in float32 or wider; a query without visible keys gets zeros."""
     ctx = prepared.ctx
     visible = ctx.visible_rows(rows, keys)
     scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * ops.scale
@@ -36,14 +37,14 @@ def _probabilities(q: Tensor, k: Tensor, prepared: Prepared, ops: ScoreOps, rows
 
 
 def replace_hidden(bias: Tensor, visible: Tensor | None) -> Tensor:
-    """A dense bias with 0 in place of -inf at hidden keys: the mask itself comes last, after the soft cap."""
+    """A dense bias with 0 in place of -inf at hidden keys: the mask is applied last, after the soft cap."""
     return bias if visible is None else bias.masked_fill(~visible, 0)
 
 
 def share_heads(k: Tensor, heads: int) -> Tensor:
     """[B G S D] -> [B H S D]: query head h reads key head h // (H / G)."""
     groups = k.shape[1]
-    return k if groups == heads else k.repeat_interleave(heads // groups, dim=1)
+    return k if groups == heads else repeat(k, "b g s d -> b (g r) s d", r=heads // groups)
 
 
 class Eager(Backend):

@@ -16,7 +16,7 @@ from x_positional.schemes.base import AttentionContext, Bias, Span
 
 @dataclass(frozen=True)
 class Block:
-    """Some queries, the keys they may see, and their additive or boolean mask [B|1 H|1 rows keys], None for none."""
+    """Some queries, the range of keys visible to them, and their additive or boolean mask [B|1 H|1 rows keys]."""
 
     rows: Span
     keys: Span
@@ -24,19 +24,18 @@ class Block:
 
 
 class Sdpa(Backend):
-    """The lower triangle and "everything" need no mask tensor. Any other mask or bias is made for one block of queries and
-    the keys they may see at a time: under a causal mask that is half of the work, in a window next to none of it, and no
-    T x S tensor is ever whole."""
+    """Plain causal and full attention need no mask tensor. Any other mask or bias is materialized for one block of queries and
+    the keys visible to them at a time: half of the work under a causal mask, little in a window, and never a T x S tensor."""
 
     name = "sdpa"
     kernels = frozenset(("fused", "bias"))
     refuses: ClassVar[dict[str, str]] = {
-        "softcap": "scaled_dot_product_attention has no place for a soft cap on scores",
+        "softcap": "scaled_dot_product_attention does not support a soft cap on scores",
         "sinks": "scaled_dot_product_attention has no attention sinks",
     }
     block: ClassVar[dict[str, int]] = {"cpu": 256}
     wide_block = 1024
-    """Queries in a block: few enough for a cache on the CPU, enough to fill a GPU elsewhere."""
+    """Queries in a block: few enough for the cache of a CPU, enough to fill a GPU."""
 
     def prepare(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Prepared:
         if bias is None and (ctx.visible is None or ctx.plain_causal):
@@ -48,7 +47,7 @@ class Sdpa(Backend):
         return Prepared(ctx=ctx, bias=bias, native=blocks)
 
     def _blocks(self, ctx: AttentionContext) -> list[tuple[Span, Span]]:
-        """One block where there is little to gain, and under torch.compile, which would compile for each number of them."""
+        """A single block where more would gain little, and under torch.compile, which would recompile for every number of them."""
         size = self.block.get(ctx.device.type, self.wide_block)
         if torch.compiler.is_compiling() or 2 * size > ctx.T or not ctx.ordered:
             return [(ctx.every_row, ctx.every_key)]

@@ -1,6 +1,6 @@
-"""torch's varlen_attn: the texts of all rows in one line, so a kernel sees no padding and no other document.
+"""torch's varlen_attn: the sequences of all rows concatenated, so the kernel sees neither padding nor other documents.
 
-B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head dim; P tokens of all rows, N texts.
+B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head dim; P tokens of all rows, N sequences.
 """
 
 import functools
@@ -21,12 +21,12 @@ from x_positional.schemes.base import NO_TOKEN, AttentionContext, Bias
 VarlenKernel = Callable[..., Any]
 HALF = (torch.float16, torch.bfloat16)
 FLASH_MAX, FLASH_STEP = 256, 8
-"""Flash attention's heads: at most so wide, and a multiple of this."""
+"""Flash attention supports head dims up to the first, in multiples of the second."""
 
 
 @functools.cache
 def torch_kernel() -> VarlenKernel | None:
-    """torch's varlen_attn; None where this torch has none that takes a scale and a window."""
+    """torch's varlen_attn; None in a torch without one that takes a scale and a window."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -35,13 +35,13 @@ def torch_kernel() -> VarlenKernel | None:
 
 
 def varlen_problems(device: str | None, dtype: torch.dtype | None, qk: int, v: int) -> list[str]:
-    """Why torch's kernel cannot take heads with queries and keys `qk` wide and values `v` wide; None is not known yet."""
+    """Why torch's kernel does not support these; qk, v: head dims of queries and keys, and of values. None: not known yet."""
     found = {
         f"it runs on CUDA, and the device is {device}": device not in (None, "cuda"),
-        f"it takes float16 and bfloat16, not {str(dtype).removeprefix('torch.')}": dtype not in (None, *HALF),
-        f"it wants q, k and v equally wide, and they are {qk} and {v}": qk != v,
-        f"it takes heads up to {FLASH_MAX} wide, not {qk}": qk > FLASH_MAX,
-        f"it wants heads whose width is a multiple of {FLASH_STEP}, not {qk}": bool(qk % FLASH_STEP),
+        f"it supports float16 and bfloat16, not {str(dtype).removeprefix('torch.')}": dtype not in (None, *HALF),
+        f"it needs equal head dims of q, k and v, not {qk} and {v}": qk != v,
+        f"it supports head dims up to {FLASH_MAX}, not {qk}": qk > FLASH_MAX,
+        f"it needs a head dim that is a multiple of {FLASH_STEP}, not {qk}": bool(qk % FLASH_STEP),
         f"torch {torch.__version__} has no varlen_attn that takes a scale and a window": torch_kernel() is None,
     }
     return [problem for problem, holds in found.items() if holds]
@@ -49,17 +49,19 @@ def varlen_problems(device: str | None, dtype: torch.dtype | None, qk: int, v: i
 
 @dataclass(frozen=True)
 class Packed:
-    """All rows in one line. offsets: [N + 1] int32, where each text starts, and P; longest: tokens of the longest text;
-    slots: [P] which of the B * T slots hold a token, None where all do."""
+    """All rows concatenated."""
 
     offsets: Tensor
+    """[N + 1] int32: where each sequence starts, and P."""
     longest: int
+    """Tokens of the longest sequence."""
     slots: Tensor | None
+    """[P] which of the B * T slots hold a token; None where all do."""
 
 
 def pack(ctx: AttentionContext) -> Packed | None:
-    """The rows or, in packed rows, the documents of a pass, without padding. None where a document goes on after another
-    one has begun: it would be cut in two. Looks at the device once a pass."""
+    """The rows, or the documents of packed rows, without padding. None where a document continues after another one, which
+    would split it in two. Forces a device sync, once a forward pass."""
     names = torch.arange(ctx.batch, device=ctx.device).repeat_interleave(ctx.T)[None]
     if ctx.q_documents is not None:
         names = torch.cat([names, ctx.q_documents.flatten()[None]])
@@ -78,26 +80,27 @@ def pack(ctx: AttentionContext) -> Packed | None:
 
 
 class Varlen(Backend):
-    """Self-attention over whole texts. What has no such form runs on sdpa, exactly: decoding with a cache, cross-attention,
-    and documents that come back after another one.
+    """Self-attention over whole sequences. Everything else runs on sdpa, with the same result: decoding with a cache,
+    cross-attention, and documents that continue after another one.
 
-    kernel: called as torch's `varlen_attn`, which it is where None is given.
+    Args:
+        kernel: called like torch's `varlen_attn`, which is the default.
     """
 
     name = "varlen"
     kernels = frozenset(("fused",))
     portable = False
     refuses: ClassVar[dict[str, str]] = {
-        "softcap": "varlen_attn has no place for a soft cap on scores",
-        "sinks": "varlen_attn has no attention sinks",
-        "dropout": "varlen_attn has no dropout",
-        "chunk": "varlen_attn has windows and no chunks",
-        "keep_first": "varlen_attn has no window beside which first tokens stay",
-        "scores": "varlen_attn leaves scores as they are, and the scheme changes them",
+        "softcap": "varlen_attn does not support a soft cap on scores",
+        "sinks": "varlen_attn does not support attention sinks",
+        "dropout": "varlen_attn does not support dropout",
+        "chunk": "varlen_attn supports windows, not chunks",
+        "keep_first": "varlen_attn does not support keep_first beside a window",
+        "scores": "varlen_attn does not support schemes that change scores",
     }
 
     def __init__(self, kernel: VarlenKernel | None = None):
-        self.kernel, self.otherwise = kernel, Sdpa()
+        self.kernel, self.fallback = kernel, Sdpa()
 
     def prepare(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Prepared:
         packed = None
@@ -111,13 +114,13 @@ class Varlen(Backend):
             )
             packed = pack(ctx)
         return (
-            self.otherwise.prepare(ctx, bias, dtype) if packed is None else Prepared(ctx=ctx, bias=None, native=packed)
+            self.fallback.prepare(ctx, bias, dtype) if packed is None else Prepared(ctx=ctx, bias=None, native=packed)
         )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
         packed = prepared.native
         if not isinstance(packed, Packed):
-            return self.otherwise.attend(q, k, v, prepared, ops)
+            return self.fallback.attend(q, k, v, prepared, ops)
         kernel = self._kernel(q, v, ops)
         if not packed.longest:  # padding alone
             return q.new_zeros(*q.shape[:3], v.shape[-1])
@@ -140,7 +143,7 @@ class Varlen(Backend):
         return out.unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
 
     def _kernel(self, q: Tensor, v: Tensor, ops: ScoreOps) -> VarlenKernel:
-        """Raises BackendError where the kernel cannot run what was asked."""
+        """Raises BackendError where the kernel does not support what is needed."""
         asked = {
             "softcap": ops.softcap is not None,
             "sinks": ops.sinks is not None,
@@ -157,12 +160,12 @@ class Varlen(Backend):
     def _refuse(self, asked: dict[str, bool], others: Sequence[str] = ()) -> None:
         found = [self.refuses[name] for name, is_on in asked.items() if is_on] + list(others)
         if found:
-            raise BackendError(f"backend='varlen' cannot run this: {'; '.join(found)}. Use backend='sdpa' or 'auto'.")
+            raise BackendError(f"backend='varlen' does not support this: {'; '.join(found)}. Use backend='sdpa' or 'auto'.")
 
 
 @functools.cache
 def takes_groups(kernel: VarlenKernel) -> bool:
-    """Whether it has to be told that query heads share key heads; one that cannot be told is given a key head for each."""
+    """Whether it takes `enable_gqa`; otherwise key heads are repeated for it."""
     return "enable_gqa" in inspect.signature(kernel).parameters
 
 
@@ -173,6 +176,6 @@ def _in_line(x: Tensor, slots: Tensor | None) -> Tensor:
 
 
 def _window(ctx: AttentionContext) -> tuple[int, int]:
-    """How many keys before and after its own a query sees; -1 is all."""
+    """How many keys before and after its own are visible to a query; -1 is all."""
     side = -1 if ctx.window.size is None else ctx.window.size - 1
     return side, 0 if ctx.causal else side

@@ -6,6 +6,7 @@ from typing import Any
 from x_positional.config.flags.layers import CLASSES, LAYERS, layer_fields, layer_reader
 from x_positional.config.flags.position import with_table
 from x_positional.config.flags.reader import Fields, FlagReader, check_flags, same
+from x_positional.config.layers import LayersConfig
 from x_positional.errors import FlagError
 
 __all__ = [
@@ -39,7 +40,7 @@ def layers_from_flags(kind: str, flags: Mapping[str, Any]) -> dict[str, Any]:
 def model_from_flags(num_tokens: int, max_seq_len: int, flags: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `ModelConfig`.
 
-    flags: those of TransformerWrapper, with `attn_layers` (the fields of a `LayersConfig`), or with `kind` and the
+    flags: those of TransformerWrapper, with `attn_layers` (a `LayersConfig` or its fields), or with `kind` and the
     flags of the layers themselves in the same dict. Raises FlagError with every problem at once.
     """
     problems: list[str] = []
@@ -130,8 +131,8 @@ def _wrapped(where: str, flags: Mapping[str, Any], problems: list[str], prefix: 
     else:
         read = FlagReader(given, [where], problems, prefix=prefix)
         read.check(required)
-        if not isinstance(layers, Mapping):
-            problems.append(f"attn_layers={layers!r} must be the fields of a LayersConfig, as a dict.")
+        if not isinstance(layers, LayersConfig | Mapping):
+            problems.append(f"attn_layers={layers!r} must be a LayersConfig, or its fields as a dict.")
             layers = {}
     fields = Fields(read)
     fields.set_copied(where)
@@ -143,6 +144,9 @@ def _wrapped(where: str, flags: Mapping[str, Any], problems: list[str], prefix: 
         problems.append(
             f"{prefix}max_seq_len=0 is refused. Give the trained length; for no table {prefix}use_abs_pos_emb=False."
         )
+    if isinstance(layers, LayersConfig):
+        position = layers.position if where == VISION else with_table(layers.position, read)
+        return {**fields.tree, "layers": layers if position is layers.position else layers.with_position(position)}
     position = layers.get("position") if where == VISION else with_table(layers.get("position"), read)
     return {**fields.tree, "layers": dict(layers) if position is None else {**layers, "position": position}}
 

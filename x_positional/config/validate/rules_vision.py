@@ -8,7 +8,8 @@ import torch
 
 from x_positional.config.validate.case import Case, part_name
 from x_positional.config.validate.report import Report
-from x_positional.config.vision import VisionConfig, multiples
+from x_positional.config.vision import VisionConfig
+from x_positional.modules.patches import multiples
 from x_positional.schemes.base import PositionScheme
 from x_positional.schemes.none import NoPE
 from x_positional.schemes.rotary.mixed import MixedEmbedding

@@ -24,7 +24,7 @@ from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.continuous import ContinuousTransformerWrapper
 from x_positional.models.language import TokenEncoder, TransformerWrapper
 from x_positional.models.seq2seq import XTransformer
-from x_positional.models.stacks import LAYERS, layers_from_config
+from x_positional.models.stacks import LAYERS
 from x_positional.models.vision import ViTransformerWrapper
 from x_positional.pretrained.x_transformers.keywords import PLACING, Flags, cut_sides, layers_meaning, settle_table
 
@@ -116,11 +116,7 @@ def _continuous(flags: Flags, problems: list[str]) -> Built:
     if not flags.get("max_seq_len"):
         flags.pop("max_seq_len", None)
     merged, given = _inside(flags, problems, sized="max_seq_len" in flags)
-    config = ContinuousConfig.model_validate(continuous_from_flags(merged))
-    own = {
-        name: value for name in ContinuousConfig.model_fields if name != "layers" and (value := getattr(config, name))
-    }
-    model = ContinuousTransformerWrapper(attn_layers=layers_from_config(config.layers), **own)
+    model = ContinuousTransformerWrapper.from_config(ContinuousConfig.model_validate(continuous_from_flags(merged)))
     return Built(model, [Core(model, given)])
 
 

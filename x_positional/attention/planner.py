@@ -1,0 +1,175 @@
+"""The planner: masks, tables and shared biases of one forward pass, computed once and not once per layer.
+
+B batch, T new tokens, S key tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from x_positional.attention import masks
+from x_positional.attention.backends import Prepared
+from x_positional.attention.cache import KeyView, KVCache
+from x_positional.attention.cross import NO_CONTEXT, ContextInputs, CrossAttentionKind, plan_cross, resolve_context
+from x_positional.attention.plan import LayerKind, LayerPlan, PassPlan
+from x_positional.attention.streaming import KeptTokens, as_kept_tokens_see, bias_of_kept
+from x_positional.attention.tokens import TokenLayout
+from x_positional.errors import InputError
+from x_positional.schemes.base import AttentionContext, AttentionWindow, Dims, IndexFn, PositionScheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """What every step of planning reads."""
+
+    dims: Dims
+    layout: TokenLayout
+    batch: int
+    dtype: torch.dtype
+    cache: KVCache | None
+
+    @property
+    def final_lengths(self) -> Tensor | None:
+        """[B|1] how long the rows will be, where the cache knows it."""
+        return None if self.cache is None else self.cache.final_lengths
+
+
+def plan_pass(
+    kinds: Sequence[LayerKind],
+    dims: Dims,
+    layout: TokenLayout,
+    batch: int,
+    dtype: torch.dtype,
+    cache: KVCache | None = None,
+    cross: CrossAttentionKind | None = None,
+    context: ContextInputs = NO_CONTEXT,
+) -> PassPlan:
+    """The plan of every layer.
+
+    Args:
+        kinds: scheme, window and backend of each layer.
+        dims: sizes of the stack.
+        layout: the new tokens; `cache` must not have reserved slots for them yet.
+        batch: B.
+        dtype: of the hidden states, which dense masks and biases are cast to.
+        cache: reserves its slots here. A call that is refused leaves it unchanged.
+        cross: the stack's cross-attention, None where it has none.
+        context: what cross-attention reads.
+
+    Raises:
+        InputError, PositionError, CacheError.
+    """
+    run = Pass(dims=dims, layout=layout, batch=batch, dtype=dtype, cache=cache)
+    seen = resolve_context(batch, cross, layout, context, [kind.scheme for kind in kinds], cache)
+    windows = [kind.window for kind in kinds] if cache is None else list(cache.windows)
+    moved = {window: _moved(layout, window) for window in set(windows)}
+    views = {} if cache is None else cache.reserve(layout)
+    contexts = {window: attention_context(run, window, views.get(window)) for window in moved}
+    tables = {id(kind.scheme): _tables(kind.scheme, layout, run.final_lengths) for kind in kinds}
+    shared: dict[tuple[int, AttentionWindow], tuple[Prepared, KeptTokens | None]] = {}
+    layers = []
+    for layer, (kind, window) in enumerate(zip(kinds, windows, strict=True)):
+        key = (id(kind.scheme), window)
+        if key not in shared:
+            shared[key] = _share(run, kind, contexts[window], moved[window])
+        prepared, kept_tokens = shared[key]
+        layers.append(
+            LayerPlan(
+                layer=layer,
+                prepared=prepared,
+                backend=kind.choice.backend,
+                tables=tables[id(kind.scheme)],
+                view=views.get(window),
+                cache=cache,
+                kept_tokens=kept_tokens,
+            )
+        )
+    if seen is None or cross is None:
+        return PassPlan(layers=layers, cross=None)
+    of_layer = [(kind.scheme, tables[id(kind.scheme)]) for kind in kinds]
+    backend = cross.choice.backend
+    crossing = plan_cross(batch, dims.heads, layout, context.context, seen, of_layer, backend, dtype, cache)
+    return PassPlan(layers=layers, cross=crossing)
+
+
+def attention_context(run: Pass, window: AttentionWindow, view: KeyView | None) -> AttentionContext:
+    """Queries, keys and mask of the layers with one window. view: the keys in the cache, None without one."""
+    layout, batch = run.layout, run.batch
+    kv_documents = layout.documents if view is None else view.documents
+    q_documents = layout.documents
+    if kv_documents is not None and q_documents is None:
+        q_documents = kv_documents.new_zeros(batch, layout.length)
+    memo = None if run.cache is None else run.cache.memo.get(window)
+    ctx = AttentionContext(
+        q_index=layout.index,
+        kv_index=layout.index if view is None else view.index,
+        q_positions=layout.positions,
+        kv_positions=layout.positions if view is None else view.positions,
+        batch=batch,
+        heads=run.dims.heads,
+        span=layout.span,
+        causal=run.dims.causal,
+        window=window,
+        ordered=layout.start is not None if view is None else view.ordered,
+        q_start=layout.start or 0 if view is None else view.q_start,
+        kv_start=layout.start or 0 if view is None else view.start,
+        custom_positions=layout.custom_positions or (view is not None and view.positions is not view.index),
+        q_documents=q_documents,
+        kv_documents=kv_documents,
+        memo=memo,
+    )
+    only_visible = view is not None and view.only_visible and q_documents is None
+    rules = [] if only_visible else _mask_rules(ctx, layout)
+    return replace(ctx, visible=masks.all_of(rules, ctx.q_index.expand(batch, -1))) if rules else ctx
+
+
+def _mask_rules(ctx: AttentionContext, layout: TokenLayout) -> list[IndexFn]:
+    """Every reason to hide a key from a query that applies."""
+    q_index, kv_index = ctx.q_index.expand(ctx.batch, -1), ctx.kv_index.expand(ctx.batch, -1)
+    size, chunk = ctx.window.size, ctx.window.chunk
+    rules: list[IndexFn] = []
+    if not ctx.ordered:
+        rules.append(masks.filled(kv_index))
+    if ctx.causal:
+        rules.append(masks.causal(q_index, kv_index))
+    if size is not None:
+        rules.append(masks.sliding_window(q_index, kv_index, size, ctx.causal, ctx.window.keep_first))
+    if chunk is not None:
+        rules.append(masks.same_chunk(q_index, kv_index, layout.offset_in_document.expand(ctx.batch, -1), chunk))
+    if ctx.q_documents is not None and ctx.kv_documents is not None:
+        rules.append(masks.same_document(ctx.q_documents, ctx.kv_documents))
+    return rules
+
+
+def _moved(layout: TokenLayout, window: AttentionWindow) -> TokenLayout | None:
+    """The queries as the first tokens see them; None where that is where they are. Raises InputError."""
+    if window.keep_first and (layout.custom_positions or layout.documents is not None):
+        raise InputError(
+            "keep_first uses the place in the cache as the position of the first tokens, so it cannot be combined with "
+            "positions= or document_ids=. Leave keep_first out, or pass neither."
+        )
+    return as_kept_tokens_see(layout, window)
+
+
+def _share(
+    run: Pass, kind: LayerKind, ctx: AttentionContext, moved: TokenLayout | None
+) -> tuple[Prepared, KeptTokens | None]:
+    """What the layers of one scheme and window share."""
+    backend, scheme = kind.choice.backend, kind.scheme
+    if moved is None:
+        return backend.prepare(ctx, scheme.bias(ctx), run.dtype), None
+    prepared = backend.prepare(ctx, bias_of_kept(scheme, ctx, moved), run.dtype)
+    return prepared, KeptTokens.of(ctx, _tables(scheme, moved, run.final_lengths))
+
+
+def _tables(scheme: PositionScheme, layout: TokenLayout, final_lengths: Tensor | None) -> Any:
+    """The scheme's tables for the new tokens, with the length of their texts where it depends on that."""
+    if final_lengths is not None and scheme.takes_final_length:
+        return scheme.length_tables(layout.positions, final_lengths[:, None])
+    if scheme.capabilities().prefix_consistent:
+        return scheme.tables(layout.positions)
+    lengths = masks.text_lengths(layout.index, layout.positions, layout.documents)
+    return scheme.length_tables(layout.positions, lengths)

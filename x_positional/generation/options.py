@@ -1,0 +1,137 @@
+"""The parameters of one decoding call, as one validated object.
+
+B batch, T prompt tokens, S context tokens, M model dim, A axes.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from x_positional.attention.cache import KVCache
+from x_positional.errors import InputError
+from x_positional.generation.prompts import PromptsLike
+from x_positional.generation.sampling import NON_NEGATIVE, POSITIVE, FilterChoice, LogitsFilter, resolve_filters
+
+Parameters = ParamSpec("Parameters")
+Model = TypeVar("Model")
+Options = TypeVar("Options")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeOptions:
+    """The parameters of `generate` and `stream`.
+
+    Args:
+        prompts: One prompt [T], a right-padded batch [B T] with `prompt_lens`, or a list of prompts of any lengths; None
+            continues from `cache` without new tokens. Each row gives the tokens it would give alone.
+        seq_len: The largest number of new tokens per row.
+        eos_token: One end-of-sequence id or several. After its eos a row is filled with `pad_value`; decoding stops
+            once every row has ended.
+        temperature: Divides the logits before the draw; 0 takes the most likely token.
+        prompt_lens: [B] the number of tokens in each row of a padded batch.
+        filter_logits_fn: "top_k", "top_p", "min_p", "top_a", "typical", a function of the logits [B V], a list of these
+            that is applied in order, or None.
+        restrict_to_max_seq_len: Beyond the model's max_seq_len each token attends to the last max_seq_len tokens only;
+            False: to all of them.
+        filter_kwargs: Options of the filter as a dict; for a list of filters, one dict per filter or {name: dict}.
+        cache_kv: Keep keys and values between steps; False recomputes the whole sequence for every token.
+        repetition_penalty: Above 1, tokens of the prompt and of this call become less likely; 1 is off.
+        generator: Source of random numbers, on the model's device.
+        seed: Seed of a new generator, in place of `generator`.
+        cache: A cache to continue from, or a new one to fill. Afterwards it holds every token that was read or drawn,
+            up to each row's eos; prompts then hold only the tokens that are not in it yet.
+        context: [B S M] for the model's cross-attention.
+        context_mask: [B S] bool, True = keep.
+        positions: [B T] or [B T A] positions of the prompts, -1 for no token; new tokens continue after the largest
+            position of their row.
+    """
+
+    prompts: PromptsLike
+    seq_len: int
+    eos_token: int | Sequence[int] | None = None
+    temperature: float = 1.0
+    prompt_lens: Tensor | None = None
+    filter_logits_fn: FilterChoice | Sequence[FilterChoice] | None = "top_k"
+    restrict_to_max_seq_len: bool = True
+    filter_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None
+    cache_kv: bool = True
+    _: KW_ONLY
+    repetition_penalty: float = 1.0
+    generator: torch.Generator | None = None
+    seed: int | None = None
+    cache: KVCache | None = None
+    context: Tensor | None = None
+    context_mask: Tensor | None = None
+    positions: Tensor | None = None
+    filters: list[LogitsFilter] = field(init=False, repr=False)
+    """The filters as functions [B V] -> [B V]."""
+
+    def __post_init__(self) -> None:
+        if problems := list(self._problems()):
+            raise InputError("\n".join(problems))
+        object.__setattr__(self, "filters", resolve_filters(self.filter_logits_fn, self.filter_kwargs))
+
+    def _problems(self) -> Iterator[str]:
+        if self.seq_len < 0:
+            yield f"seq_len={self.seq_len} is the number of new tokens; it cannot be negative."
+        if self.keeps_cache and not self.cache_kv:
+            yield "cache= and return_cache=True need cache_kv=True."
+        if self.seed is not None and self.generator is not None:
+            yield "seed= and generator= cannot be combined: each makes the draw reproducible. Pass one."
+        yield from NON_NEGATIVE.problems("temperature", self.temperature)
+        yield from POSITIVE.problems("repetition_penalty", self.repetition_penalty)
+
+    @property
+    def keeps_cache(self) -> bool:
+        """Whether the cache outlives the call, and so has to hold every token that was handed out."""
+        return self.cache is not None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GenerateOptions(DecodeOptions):
+    """The parameters of `generate`: those of `stream`, and `return_cache`."""
+
+    return_cache: bool = False
+
+    @property
+    def keeps_cache(self) -> bool:
+        return self.return_cache or self.cache is not None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GenerateAndReturnCache(DecodeOptions):
+    """The parameters of `generate(..., return_cache=True)`, for type checkers alone: that call returns a pair."""
+
+    return_cache: Literal[True]
+
+
+def parameters_of(
+    options: Callable[Parameters, Options],
+) -> Callable[[Callable[[Model, Options], Result]], Callable[Concatenate[Model, Parameters], Result]]:
+    """Make a method `(self, options)` take the fields of `options` as its parameters.
+
+    `model.stream(prompts, 20, seed=1)` then runs the method with `DecodeOptions(prompts, 20, seed=1)`. Every parameter
+    keeps its name, default and position, for type checkers, editors, `inspect.signature` and `help`; it is declared,
+    checked and described in the class alone.
+    """
+    fields = list(inspect.signature(options).parameters.values())
+    descriptions = inspect.cleandoc(DecodeOptions.__doc__ or "").partition("\n\n")[2]
+
+    def decorate(method: Callable[[Model, Options], Result]) -> Callable[Concatenate[Model, Parameters], Result]:
+        @functools.wraps(method)
+        def call(self: Model, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            return method(self, options(*args, **kwargs))
+
+        own = inspect.signature(method)
+        first = next(iter(own.parameters.values()))
+        call.__signature__ = own.replace(parameters=[first, *fields])  # type: ignore[attr-defined]
+        call.__doc__ = f"{inspect.getdoc(method)}\n\n{descriptions}"
+        return call
+
+    return decorate

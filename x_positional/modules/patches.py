@@ -1,0 +1,141 @@
+"""Image patches: from pixels to embeddings, their coordinates, and a learned table that is resized to other grids.
+
+B batch, C channels, H W pixels, T patches in raster order (row by row), M model dim.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from x_positional.errors import InputError
+from x_positional.schemes.rotary.frequencies import wide_dtype
+
+Coordinates = Literal["index", "rescaled", "centered"]
+Interpolation = Literal["bicubic", "bilinear"]
+
+INIT_STD = 0.02
+"""Standard deviation of a new table and of new tokens (Dosovitskiy et al. 2021, arXiv:2010.11929)."""
+
+
+def multiples(size: int, patch: int) -> str:
+    """The nearest sizes that are multiples of the patch, in words."""
+    below = size // patch * patch
+    return f"{below} or {below + patch}" if below else f"{patch}"
+
+
+def patch_positions(
+    grid: tuple[int, int],
+    trained: tuple[int, int],
+    coordinates: Coordinates = "index",
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """[T, 2] (row, column) of the patches of a grid, in raster order.
+
+    Args:
+        grid: rows and columns.
+        trained: rows and columns of the trained grid.
+        coordinates: index is 0, 1, 2, ..., int64. rescaled is index * trained / actual, floats, so that a grid of any size covers
+            the trained range (EVA-02: Fang et al. 2023, arXiv:2303.11331). centered is the patches' centers, floats, where -1 and 1
+            are the image's edges (DINOv3: Siméoni et al. 2025, arXiv:2508.10104).
+        device: of the result.
+    """
+    axes = []
+    for size, before in zip(grid, trained, strict=True):
+        index = torch.arange(size, device=device)
+        if coordinates == "rescaled":
+            index = index.to(wide_dtype(index.device)) * before / size
+        elif coordinates == "centered":
+            index = (index.to(wide_dtype(index.device)) + 0.5) * 2 / size - 1
+        axes.append(index)
+    return torch.cartesian_prod(*axes)
+
+
+class PatchEmbedding(nn.Module):
+    """Pixels [B C H W] -> [B T M]: norm, linear, norm on the pixels of each patch, in the order row, column, channel. Without
+    norms, a convolution whose stride is its width, which is a linear layer on each patch (Dosovitskiy et al. 2021)."""
+
+    def __init__(self, channels: int, patch_size: tuple[int, int], dim: int, norms: bool = True):
+        super().__init__()
+        self.channels, self.patch_size = channels, patch_size
+        pixels = channels * patch_size[0] * patch_size[1]
+        self.pixel_norm = nn.LayerNorm(pixels, bias=False) if norms else None
+        self.project = nn.Linear(pixels, dim) if norms else nn.Conv2d(channels, dim, patch_size, patch_size)
+        self.norm = nn.LayerNorm(dim, bias=False) if norms else None
+
+    def grid(self, pixel_values: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches. Raises InputError where the image cannot be cut into them."""
+        if not pixel_values.is_floating_point():
+            raise InputError(
+                f"pixel_values must be floats; got {pixel_values.dtype}. For bytes use pixel_values.float() / 255."
+            )
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.channels or 0 in pixel_values.shape:
+            raise InputError(
+                f"pixel_values must have shape [batch, channels={self.channels}, height, width], none of them 0; got "
+                f"{list(pixel_values.shape)}."
+            )
+        sides = {
+            "height": (pixel_values.shape[2], self.patch_size[0]),
+            "width": (pixel_values.shape[3], self.patch_size[1]),
+        }
+        odd = {name: side for name, side in sides.items() if side[0] % side[1]}
+        if odd:
+            told = " and ".join(
+                f"{name} {size} is not a multiple of the patch's {patch}" for name, (size, patch) in odd.items()
+            )
+            fit = "; ".join(f"{name} {multiples(size, patch)}" for name, (size, patch) in odd.items())
+            raise InputError(f"{told}. Resize or pad the image: {fit}.")
+        return sides["height"][0] // self.patch_size[0], sides["width"][0] // self.patch_size[1]
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        if self.pixel_norm is None or self.norm is None:
+            return self.project(pixel_values).flatten(2).transpose(1, 2)
+        height, width = self.patch_size
+        pattern = "b c (rows height) (columns width) -> b (rows columns) (height width c)"
+        patches = rearrange(pixel_values, pattern, height=height, width=width)
+        return self.norm(self.project(self.pixel_norm(patches)))
+
+
+class PatchTable(nn.Module):
+    """A learned vector for each patch of the trained grid, resized to any other grid (Dosovitskiy et al. 2021,
+    arXiv:2010.11929, section 3.2), as an image is, without aligned corners.
+
+    Args:
+        grid: rows and columns of the trained grid.
+        dim: M.
+        interpolation: how it is resized.
+        scale: the vectors are multiplied by it.
+        antialias: when it is made smaller.
+        cls: the table is [1 + T M]; its first row, never resized, is for the cls token.
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        dim: int,
+        interpolation: Interpolation = "bicubic",
+        scale: float = 1.0,
+        *,
+        antialias: bool = False,
+        cls: bool = False,
+    ):
+        super().__init__()
+        self.grid, self.interpolation, self.scale, self.antialias, self.cls = grid, interpolation, scale, antialias, cls
+        self.table = nn.Parameter(torch.empty(1 + grid[0] * grid[1], dim) if cls else torch.empty(*grid, dim))
+        nn.init.normal_(self.table, std=INIT_STD)
+
+    def forward(self, grid: tuple[int, int]) -> Tensor:
+        """[T M] for the patches of a grid, in raster order."""
+        table = self.table[1:].unflatten(0, self.grid) if self.cls else self.table
+        if grid != self.grid:
+            image = table.permute(2, 0, 1)[None]
+            wide = image if image.dtype == torch.float64 else image.float()
+            sized = F.interpolate(wide, grid, mode=self.interpolation, align_corners=False, antialias=self.antialias)
+            table = sized[0].permute(1, 2, 0)
+        return table.to(self.table.dtype).flatten(0, 1) * self.scale
+
+    def cls_row(self) -> Tensor | None:
+        """[1 M] for the cls token; None without `cls`."""
+        return self.table[:1] * self.scale if self.cls else None
