@@ -66,7 +66,7 @@ def test_token_types(case: Encoded):
     tokens = words(case, 2, 9)
     types = torch.randint(0, 3, (2, 9), generator=torch.Generator().manual_seed(1))
     if not case.types:
-        with pytest.raises(InputError, match="this model has none"):
+        with pytest.raises(InputError, match="this model has no token type embeddings"):
             ours(tokens, token_types=types)
         return
     assert_close(ours(tokens, token_types=types), expected(theirs, tokens, token_type_ids=types), case)
