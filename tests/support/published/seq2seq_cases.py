@@ -1,4 +1,4 @@
-"""Small encoder-decoders of every family, and the oracle's way to call them."""
+"""Small encoder-decoders of every family, and how to call them in transformers."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ T5 = {
     "relative_attention_max_distance": 11,
     "layer_norm_epsilon": EPS,
     "pad_token_id": 0,
-    "decoder_start_token_id": START,  # and no more layers than the encoder: the published cache has no room for them
+    "decoder_start_token_id": START,  # and no more layers than the encoder: the published cache cannot hold them
 }
 BART = {
     "vocab_size": VOCABULARY,
@@ -50,7 +50,7 @@ CASES = [
         name="t5 gated silu", model="T5ForConditionalGeneration", config={**T5, "feed_forward_proj": "gated-silu"}
     ),
     Published(name="mt5", model="MT5ForConditionalGeneration", config=T5),
-    # padding on the left is text to its positions, and no argument says otherwise
+    # it counts padding on the left as tokens, and no argument changes that
     Published(name="bart", model="BartForConditionalGeneration", config=BART, padded=False),
     Published(
         name="bart plain",
