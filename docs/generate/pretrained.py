@@ -1,4 +1,4 @@
-"""Renders the list of families in docs/pretrained.md from the tables that read them.
+"""Renders the list of families in docs/pretrained.md from `FAMILIES`.
 
 Run from the repository root: python docs/generate/pretrained.py
 """
@@ -6,37 +6,37 @@ Run from the repository root: python docs/generate/pretrained.py
 from pathlib import Path
 
 from x_positional.pretrained import FAMILIES
-from x_positional.pretrained.families import INNER
+from x_positional.pretrained.families import NESTED
 from x_positional.pretrained.gguf.architectures import ARCHITECTURES
 
 PAGE = Path(__file__).parents[2] / "docs" / "pretrained.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 KINDS = {
     "decoder": "Decoders: `TransformerWrapper`, logits of the next token",
-    "encoder": "Encoders: `TransformerWrapper`, or `TokenEncoder` for a body alone, which gives hidden states",
+    "encoder": "Encoders: `TransformerWrapper`, or `TokenEncoder` without a head, which returns hidden states",
     "seq2seq": "Encoder-decoders: `XTransformer`, `logits(src, tgt, mask)`",
     "vision": "Images: `ViTransformerWrapper`, `pixel_values [B, C, H, W]`",
 }
 
 
 def rows() -> list[str]:
-    """One table for each kind of model."""
-    said = {architecture.model_type: name for name, architecture in ARCHITECTURES.items()}
+    """One table per kind of model."""
+    gguf_names = {architecture.model_type: name for name, architecture in ARCHITECTURES.items()}
     lines = []
     for kind in dict.fromkeys(family.kind for family in FAMILIES.values()):
         families = {name: family for name, family in FAMILIES.items() if family.kind == kind}
-        gguf = any(name in said for name in families)
+        gguf = any(name in gguf_names for name in families)
         lines += ["", f"{KINDS[kind]}.", "", f"| `model_type` | in transformers |{' in GGUF |' if gguf else ''}"]
         lines += ["|---|---|---|" if gguf else "|---|---|"]
         for name, family in sorted(families.items()):
-            more = (f" `{said[name]}` |" if name in said else " |") if gguf else ""
-            lines.append(f"| `{name}` | `{family.architecture or family.body}` |{more}")
-    inner = [f"`{name}` (its `{whole.family.model_type}`)" for name, whole in sorted(INNER.items())]
-    return [*lines, "", f"Of larger models the text model alone is read: {', '.join(inner)}."]
+            more = (f" `{gguf_names[name]}` |" if name in gguf_names else " |") if gguf else ""
+            lines.append(f"| `{name}` | `{family.architecture or family.body_architecture}` |{more}")
+    nested = [f"`{name}` (as `{model.family.model_type}`)" for name, model in sorted(NESTED.items())]
+    return [*lines, "", f"Of multimodal models only the text model is read: {', '.join(nested)}."]
 
 
 def render(text: str) -> str:
-    """The page with its list made anew."""
+    """The page with its list regenerated."""
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{chr(10).join(rows()).strip()}\n{END}{rest.split(END)[1]}"
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.support.rounding import assert_same
 from tests.support.small_models import decoder, ids
 from x_positional.errors import CacheError, InputError
 
@@ -19,7 +20,7 @@ def test_padding_takes_no_room_in_a_static_cache() -> None:
         for row in range(2):
             rows[row] += (tokens[row][mask[row]] % 13).tolist()
             alone = net(torch.tensor([rows[row]]))[0, -turn[row] :]
-            torch.testing.assert_close(got[row][mask[row]], alone, atol=1e-5, rtol=0)
+            assert_same(got[row][mask[row]], alone)
         lengths += torch.tensor(turn)
     assert cache.longest() == int(lengths.max()) == 9
     with pytest.raises(CacheError, match="max_len=9 tokens a row, and with the new ones a row has 10"):
@@ -38,7 +39,7 @@ def test_a_sliding_cache_grows_up_to_its_window(padded: bool) -> None:
         if padded:
             new, mask = torch.nn.functional.pad(new, (1, 0)), torch.arange(chunk + 1).expand(2, -1) > 0
         got = net(new, mask=mask, cache=cache)[:, -chunk:]
-        torch.testing.assert_close(got, full[:, at : at + chunk], atol=1e-5, rtol=0)
+        assert_same(got, full[:, at : at + chunk])
         sizes.append(cache.nbytes() // (2 * 2 * 2 * 3 * 8 * 4))
         at += chunk
     assert sizes[0] <= 70
@@ -54,9 +55,7 @@ def test_a_cache_keeps_to_the_context_it_has_seen() -> None:
     net(tokens[:, :2], context=context, context_mask=mask, cache=cache)
     for again in ({"context": context}, {"context": context.clone(), "context_mask": mask.clone()}):
         got = net(tokens[:, 2:3], **again, cache=cache)
-        torch.testing.assert_close(
-            got, net(tokens[:, :3], context=context, context_mask=mask)[:, 2:], atol=1e-5, rtol=0
-        )
+        assert_same(got, net(tokens[:, :3], context=context, context_mask=mask)[:, 2:])
         cache = net.new_cache(2)
         net(tokens[:, :2], context=context, context_mask=mask, cache=cache)
     for name, other in {
@@ -67,7 +66,7 @@ def test_a_cache_keeps_to_the_context_it_has_seen() -> None:
         with pytest.raises(InputError, match=f"keys of another {name}"):
             net(tokens[:, 2:3], **other, cache=cache)
     got = net(tokens[:, 2:], cache=cache)
-    torch.testing.assert_close(got, want[:, 2:], atol=1e-5, rtol=0)
+    assert_same(got, want[:, 2:])
 
 
 @torch.no_grad()
@@ -80,4 +79,4 @@ def test_rows_take_their_context_along() -> None:
     cache.reorder(rows)
     got = net(tokens[rows, 3:], cache=cache)
     want = net(tokens[rows], context=context[rows], context_mask=mask[rows])[:, 3:]
-    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+    assert_same(got, want)

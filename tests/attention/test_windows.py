@@ -193,13 +193,13 @@ def test_what_cannot_be_kept_is_refused() -> None:
         model(keep_first=4)
     with pytest.raises(IncompatibleConfig, match=r"keep_first sees the first tokens.*AbsolutePositions|.*Absolute"):
         model(position=["rope", "absolute"], window=8, keep_first=4)
-    with pytest.raises(IncompatibleConfig, match="keep_first=4 in an encoder"):
+    with pytest.raises(IncompatibleConfig, match="keep_first=4 needs causal attention"):
         model(kind=Encoder, window=8, keep_first=4)
     with pytest.raises(IncompatibleConfig, match=r"keep_first drops tokens between.*Forgetting adds up"):
         model(position="forgetting", window=8, keep_first=4)
-    with pytest.raises(IncompatibleConfig, match="window beside pattern: each entry of a pattern says its own"):
+    with pytest.raises(IncompatibleConfig, match="beside pattern: entries of a pattern do not inherit it"):
         model(window=8, pattern=[{"window": 4}, {}])
-    with pytest.raises(IncompatibleConfig, match="position=rope beside pattern, every entry of which names its own"):
+    with pytest.raises(IncompatibleConfig, match="position=rope is ignored: every entry of pattern sets its own"):
         model(pattern=[{"position": "alibi"}])
     with pytest.raises(IncompatibleConfig, match="pattern has 3 entries, and depth=2"):
         model(pattern=[{"window": 4}] * 3)

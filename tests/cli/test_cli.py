@@ -71,14 +71,14 @@ def test_a_stopped_run_says_how_to_go_on_and_does(call: Call, file: Path):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["train", "absent.yaml"], ["cannot read the config absent.yaml: No such file"]),
+        (["train", "absent.yaml"], ["cannot read absent.yaml: No such file"]),
         (["train", "{file}", "--model.layers.detph", "3"], ["detph is unknown; did you mean model.layers.depth?"]),
         (
             ["train", "{file}", "--lrr", "3", "--batch", "2"],
             ["did you mean optimizer.lr?", "did you mean run.batch_size?"],
         ),
         (["train", "{file}", "--lr", "fast"], ["optimizer.lr='fast': input should be a valid number"]),
-        (["train", "{file}", "stray"], ["'stray' stands alone; overrides are written --section.name value"]),
+        (["train", "{file}", "stray"], ["unexpected argument 'stray'; overrides are written --section.name value"]),
         (["train", "{file}", "--lr", "1", "--lr", "2"], ["--lr is given twice"]),
         (["train", "{file}", "--data", "a", "--data.path", "b"], ["data.path is given twice"]),
         (["train", "{file}", "--lr", "[1"], ["--lr '[1' cannot be read"]),
@@ -90,7 +90,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(call: Call, file: Path):
         (["train", "{file}", "--run-dir", "/dev/null/x"], ["/dev/null"]),
         (["generate", "absent", "--prompt", "x"], ["absent is not a folder"]),
         (["generate", ".", "--prompt", "x"], ["no x_positional checkpoint in ."]),
-        (["check", "absent.yaml"], ["cannot read the config absent.yaml"]),
+        (["check", "absent.yaml"], ["cannot read absent.yaml"]),
         (["trian"], ["Did you mean 'train'?"]),
         (["generate", "."], ["--prompt"]),
     ],
@@ -252,7 +252,7 @@ def test_overrides_are_read_as_yaml():
         "off": False,
         "a_b": -1,
     }
-    with pytest.raises(UserError, match=r"(?s)'x' stands alone.*--a is given twice"):
+    with pytest.raises(UserError, match=r"(?s)unexpected argument 'x'.*--a is given twice"):
         parse_overrides(["x", "--a", "1", "--a", "2"])
 
 

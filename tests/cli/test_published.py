@@ -16,8 +16,9 @@ from tests.support.published.decoders_llama import LLAMA
 from tests.support.published.encoders import PLAIN
 from tests.support.published.gguf_models import CONFIG, llama, write_gguf
 from tests.support.published.seq2seq_cases import T5
+from tests.support.rounding import assert_same
 from x_positional import Decoder, TransformerWrapper, from_pretrained, load_tokenizer
-from x_positional.pretrained.tokenizers.byte_level import byte_tokenizer, letters
+from x_positional.pretrained.tokenizers.text import byte_letters, byte_tokenizer
 
 VIT = {
     "hidden_size": 36,
@@ -117,7 +118,7 @@ def test_convert_writes_what_both_sides_read(call: Call, gguf_file: Path, form: 
     assert words.ends == (1,)
     if form == "hf":
         theirs = quietly(transformers.AutoModelForCausalLM.from_pretrained, tmp_path / "target")
-        torch.testing.assert_close(theirs(tokens).logits, ours(tokens), atol=1e-5, rtol=1e-5)
+        assert_same(theirs(tokens).logits, ours(tokens))
         assert theirs.generation_config.eos_token_id in (1, [1])
 
 
@@ -179,12 +180,12 @@ def test_a_run_becomes_a_model_of_transformers(call: Call, run_dir: Path, tmp_pa
 def test_letters_are_those_of_byte_level_tokenizers():
     from tokenizers.pre_tokenizers import ByteLevel
 
-    assert len(set(letters())) == 256
-    assert set(letters()) == set(ByteLevel.alphabet())
+    assert len(set(byte_letters())) == 256
+    assert set(byte_letters()) == set(ByteLevel.alphabet())
     cut = ByteLevel(add_prefix_space=False, use_regex=False)
     for text in ("".join(map(chr, range(128))), "é\u0800\U00010000\U0010ffffÿ"):
         pieces = "".join(piece for piece, _ in cut.pre_tokenize_str(text))
-        assert pieces == "".join(letters()[byte] for byte in text.encode())
+        assert pieces == "".join(byte_letters()[byte] for byte in text.encode())
     assert byte_tokenizer().encode("Āa") == [0xC4, 0x80, 97]
 
 
@@ -211,10 +212,10 @@ def test_verify_shows_all_checks(call: Call, tmp_path: Path):
     saved(tmp_path / "m", "MistralForCausalLM", **{**LLAMA, "sliding_window": 5})
     code, out, _ = call("verify", "m")
     assert code == 0, out
-    assert out.startswith("m: mistral, logits in float32, beside transformers' MistralForCausalLM")
+    assert out.startswith("m: mistral, logits in float32, compared with transformers' MistralForCausalLM")
     names = ("plain", "left padded", "shifted positions", "cached", "past the window")
     assert verdicts(out) == dict.fromkeys(names, "ok")
-    assert "the same: no difference is above 0.0001 of the largest value" in out
+    assert "equal: no difference exceeds 0.0001 of the largest value" in out
     differences = [float(number) for number in re.findall(r" (\d\.\de[-+]\d\d) ", out)]
     assert len(differences) == 10
     assert max(differences) < 1e-5
@@ -234,7 +235,7 @@ def test_verify_finds_a_difference(call: Call, tmp_path: Path, monkeypatch: pyte
     code, out, _ = call("verify", "m")
     assert code == 1
     assert set(verdicts(out).values()) == {"DIFFERS", "not run"}
-    assert "not the same: above 0.0001 of the largest value: plain, left padded, shifted positions, cached" in out
+    assert "different: these exceed 0.0001 of the largest value: plain, left padded, shifted positions, cached" in out
     assert "past the window was not run: no layer has a window" in out
     assert call("verify", "m", "--tolerance", 0.5)[0] == 0
 
@@ -310,20 +311,23 @@ def test_verify_says_plainly_what_is_not_installed(call: Call, folder: Path, mon
     monkeypatch.setitem(sys.modules, "transformers", None)
     code, _, err = call("verify", folder)
     assert code == 2
-    assert "the package transformers is missing" in err
+    assert "verify needs transformers" in err
     assert "x-positional[hf]" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["generate", "{folder}", "--prompt", "x", "--dtype", "int8"], ["--dtype int8 is none of float64, float32"]),
+        (
+            ["generate", "{folder}", "--prompt", "x", "--dtype", "int8"],
+            ["unknown --dtype int8; supported: float64, float32"],
+        ),
         (["generate", "{folder}", "--prompt", "x", "--device", "tpu"], ["--device tpu cannot be used"]),
-        (["generate", "{bert}", "--prompt", "x"], ["no tokenizer that can be read", "tokenizer.json is missing"]),
-        (["generate", "{folder}/config.json", "--prompt", "x"], ["neither GGUF nor a folder"]),
+        (["generate", "{bert}", "--prompt", "x"], ["no readable tokenizer", "tokenizer.json is missing"]),
+        (["generate", "{folder}/config.json", "--prompt", "x"], ["neither a GGUF file nor a folder"]),
         (["generate", "{run}", "--prompt", "x", "--chat"], ["--chat needs a published model"]),
-        (["convert", "{folder}", "{bert}"], ["holds a model already"]),
-        (["convert", "{folder}", "t", "--model-type", "lama"], ["there is no such family", "llama"]),
+        (["convert", "{folder}", "{bert}"], ["already contains a model"]),
+        (["convert", "{folder}", "t", "--model-type", "lama"], ["unknown model_type='lama'", "llama"]),
         (["convert", "{folder}", "t", "--model-type", "bert"], ["cannot be written for transformers"]),
         (["convert", "{folder}", "t", "--format", "gguf"], ["gguf"]),
         (["convert", "nowhere", "t"], ["nowhere is not a folder"]),
@@ -331,9 +335,9 @@ def test_verify_says_plainly_what_is_not_installed(call: Call, folder: Path, mon
             ["convert", "{run}", "t"],
             ["no x_positional checkpoint in", "a published model is a folder with config.json"],
         ),
-        (["verify", "{run}"], ["there is neither config.json nor a GGUF file; it has nothing"]),
-        (["verify", "{folder}", "--dtype", "bfloat16"], ["--dtype bfloat16 is none of float32, float64"]),
-        (["verify", "nowhere"], ["there is no such file or folder"]),
+        (["verify", "{run}"], ["it has neither config.json nor a GGUF file; it contains nothing"]),
+        (["verify", "{folder}", "--dtype", "bfloat16"], ["unsupported --dtype bfloat16; supported: float32, float64"]),
+        (["verify", "nowhere"], ["no such file or folder"]),
     ],
 )
 def test_a_mistake_is_answered_in_words(
@@ -355,7 +359,7 @@ def test_a_name_that_is_not_here_is_looked_for_on_the_hub(call: Call, monkeypatc
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     code, _, err = call("generate", "org/model", "--prompt", "x")
     assert code == 2
-    assert "there is no such folder here" in err
+    assert "not a local path" in err
     assert "huggingface_hub" in err
 
 

@@ -23,7 +23,8 @@ from x_positional import (
     check,
 )
 from x_positional.config.flags import continuous_from_flags, layers_from_flags, model_from_flags
-from x_positional.config.layers import ContinuousConfig, LayersConfig, plain
+from x_positional.config.layers import LayersConfig
+from x_positional.config.models import ContinuousConfig, plain
 from x_positional.errors import ConfigError, FlagError
 from x_positional.schemes import AlibiBias, CopeScores, RopeEmbedding
 from x_positional.schemes.registry import REGISTRY, Custom
@@ -181,7 +182,7 @@ def test_configs_are_frozen() -> None:
 
 def test_an_instance_cannot_be_written_and_says_what_can() -> None:
     config = ModelConfig(num_tokens=7, max_seq_len=9, layers=LayersConfig(**SIZES, position=CopeScores(8)))
-    with pytest.raises(ConfigError, match=r"CoPE was given as an instance.*Register a SchemeConfig"):
+    with pytest.raises(ConfigError, match=r"CopeScores was given as an instance.*Register a SchemeConfig"):
         config.to_yaml()
 
 
@@ -240,7 +241,7 @@ def test_all_wrong_flags_at_once() -> None:
         "rotary_pos_em is not a flag; did you mean rotary_pos_emb?",
         "macaron=True is refused",
         "attn_flsh is not a flag; did you mean attn_flash?",
-        "alibi_num_heads=2 changes nothing without alibi_pos_bias=True",
+        "alibi_num_heads=2 has no effect without alibi_pos_bias=True",
     ]
     with pytest.raises(FlagError, match=r"emb_dims is not a flag; did you mean emb_dim\?"):
         TransformerWrapper(num_tokens=7, max_seq_len=9, attn_layers=Decoder(**SIZES), emb_dims=3)

@@ -144,7 +144,7 @@ def test_a_window_is_no_square() -> None:
     layers = {**LAYERS, "position": "axial", "window": 3}
     report = check({"image_size": 16, "patch_size": 4, "layers": layers})
     assert report.ok
-    assert any("no square of patches" in warning for warning in report.warnings)
+    assert any("not a square of patches" in warning for warning in report.warnings)
 
 
 def test_fields_flags_and_uses_are_judged() -> None:

@@ -85,8 +85,8 @@ def test_rope_encoder_alibi_decoder(example, capsys) -> None:
 def test_your_own_scheme(example, capsys) -> None:
     report = example("your_own_scheme").main(["--quick"])
     assert report.ok
-    assert [o.verdict for o in report.outcomes] == ["pass"] * 3
-    assert max(o.difference for o in report.outcomes) < 1e-4
+    assert [o.verdict for o in report.results] == ["pass"] * 3
+    assert max(o.difference for o in report.results) < 1e-4
     assert "rope + kerple" in capsys.readouterr().out
 
 

@@ -15,7 +15,7 @@ import typer
 
 from x_positional.cli.app import app
 from x_positional.pretrained import FAMILIES
-from x_positional.pretrained.families import INNER
+from x_positional.pretrained.families import NESTED
 from x_positional.pretrained.gguf.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,7 @@ def test_the_adapter_is_as_short_as_it_says():
 
 def test_the_list_of_families_is_that_of_the_tables():
     assert generator().render(TEXT) == TEXT, "run make docs"
-    for name in [*FAMILIES, *INNER]:
+    for name in [*FAMILIES, *NESTED]:
         assert f"`{name}`" in TEXT
     for architecture in ARCHITECTURES.values():
         assert architecture.model_type in FAMILIES

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tests.support.generation_models import SCHEMES, equal, perturbed
 from x_positional import ContinuousTransformerWrapper, Decoder, Encoder
-from x_positional.config.layers import ContinuousConfig
+from x_positional.config.models import ContinuousConfig
 from x_positional.errors import FlagError, InputError, PositionError
 
 CONTINUOUS = ["rope", "xpos", "polar", "alibi", "dynamic", "sinusoidal", "scaled_sinusoidal"]

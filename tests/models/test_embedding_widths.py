@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.support.rounding import assert_same
 from x_positional import Decoder, TransformerWrapper, check
 from x_positional.errors import IncompatibleConfig
 
@@ -36,7 +37,7 @@ def test_where_positions_and_norm_stand(first: bool, bias: bool):
     x = x if first else net.project_emb(x)
     stack = net.attn_layers
     bare = stack.run(x, stack.layout(2, 11, x.device))
-    torch.testing.assert_close(net(TOKENS, return_embeddings=True), bare, atol=1e-6, rtol=1e-6)
+    assert_same(net(TOKENS, return_embeddings=True), bare)
 
 
 @torch.no_grad()
@@ -48,10 +49,10 @@ def test_the_way_back_before_the_head(tied: bool):
     head = net.token_emb.weight * 32**-0.5 if tied else net.to_logits.weight
     expected = F.linear(F.linear(hidden, net.project_out.weight), head)
     expected = expected if tied else expected + (0 if net.to_logits.bias is None else net.to_logits.bias)
-    torch.testing.assert_close(net(TOKENS), expected, atol=1e-6, rtol=1e-6)
+    assert_same(net(TOKENS), expected)
     cache = net.new_cache(2)
     parts = torch.cat([net(TOKENS[:, :4], cache=cache), net(TOKENS[:, 4:], cache=cache)], 1)
-    torch.testing.assert_close(parts, expected, atol=1e-5, rtol=1e-5)
+    assert_same(parts, expected)
 
 
 def test_a_config_says_it_and_a_file_holds_it(tmp_path):
@@ -65,7 +66,7 @@ def test_a_config_says_it_and_a_file_holds_it(tmp_path):
 @pytest.mark.parametrize("idle", [{"emb_proj_bias": False}, {"emb_proj_first": True}, {"logits_proj": True}])
 @pytest.mark.parametrize("width", [{}, {"emb_dim": 32}])
 def test_a_projection_that_is_not_there_has_no_settings(idle: dict[str, Any], width: dict[str, Any]):
-    with pytest.raises(IncompatibleConfig, match="no projection between embeddings and model"):
+    with pytest.raises(IncompatibleConfig, match="no projection between embeddings and layers"):
         model(**idle, **width)
 
 

@@ -159,7 +159,7 @@ def test_tied_embeddings_are_one_tensor() -> None:
         ({"enc_dpeth": 3}, "enc_dpeth is not a flag; did you mean enc_depth"),
         ({"dec_rotray_pos_emb": True}, "did you mean dec_rotary_pos_emb"),
         ({"dec_cross_attend": False}, "dec_cross_attend=False is refused"),
-        ({"enc_tie_embedding": True}, "an encoder has not"),
+        ({"enc_tie_embedding": True}, "an encoder has none"),
         ({"enc_position": "none"}, "nothing tells one order of tokens from another"),
         ({"enc_position": "cope"}, "defined only under a causal mask"),
         ({"enc_position": "rpoe"}, "did you mean 'rope'"),

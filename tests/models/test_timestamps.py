@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.rounding import assert_same
 from x_positional import ContinuousTransformerWrapper, Decoder
 from x_positional.schemes import Axial, LogN, Mixed, Rope, Temperature
 from x_positional.schemes.base import Dims
@@ -78,9 +79,9 @@ def test_times_are_read(name: str) -> None:
     assert out.isfinite().all()
     assert (model(x, positions=at.float()) - out).abs().max() < 1e-4
     assert (model(x, positions=at * 1.5) - out).abs().max() > 1e-3
-    assert (model(x, positions=at.round()) - model(x, positions=at.round().long())).abs().max() < 1e-5
+    assert_same(model(x, positions=at.round()), model(x, positions=at.round().long()))
     row = model(x[1:2], positions=at[1:2])
-    assert (out[1:2] - row).abs().max() < 1e-5
+    assert_same(row, out[1:2])
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -90,7 +91,7 @@ def test_times_in_a_cache(name: str, chunk: int) -> None:
     model, (x, at) = model_with(SCHEMES[name]), series()
     want, cache = model(x, positions=at), model.new_cache(B)
     got = [model(x[:, i : i + chunk], positions=at[:, i : i + chunk], cache=cache) for i in range(0, T, chunk)]
-    assert (torch.cat(got, 1) - want).abs().max() < 1e-5
+    assert_same(torch.cat(got, 1), want)
 
 
 def relative() -> list[str]:
@@ -105,7 +106,7 @@ def test_a_clock_of_seconds_since_1970(name: str) -> None:
     """float64 times of today are as good as times from 0."""
     model, (x, at) = model_with(SCHEMES[name]), series()
     at = (at * 1024).round() / 1024  # exact at both places
-    assert (model(x, positions=at + 1_700_000_000) - model(x, positions=at)).abs().max() < 1e-5
+    assert_same(model(x, positions=at + 1_700_000_000), model(x, positions=at))
 
 
 def test_which_are_relative() -> None:

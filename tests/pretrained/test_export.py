@@ -1,6 +1,7 @@
 """Models of one's own written for transformers and in our own format, and what no family has."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,16 @@ from safetensors.torch import load_file
 
 from tests.support.export_models import own
 from tests.support.published.compare import ids, perturb, quietly, their_logits
-from x_positional import Encoder, PretrainedError, TransformerWrapper, ViTransformerWrapper, from_pretrained
+from tests.support.rounding import assert_same
+from x_positional import (
+    ArgumentError,
+    Encoder,
+    PretrainedError,
+    TransformerWrapper,
+    ViTransformerWrapper,
+    from_pretrained,
+)
+from x_positional.models import saving
 from x_positional.pretrained.tensors import write
 
 CASES = {
@@ -47,14 +57,14 @@ def test_models_of_ones_own(name: str, tmp_path: Path):
     assert type(theirs).__name__ == architecture
     tokens = ids(2, 19)
     expected = model(tokens)
-    torch.testing.assert_close(their_logits(theirs, tokens), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(from_pretrained(tmp_path)(tokens), expected, atol=1e-5, rtol=1e-5)
+    assert_same(their_logits(theirs, tokens), expected)
+    assert_same(from_pretrained(tmp_path)(tokens), expected)
 
 
 REFUSED = {
     "cope": ({"position": "cope"}, "position"),
     "two schemes": ({"position": ["rope", "alibi"]}, "position"),
-    "a norm that nobody has": ({"norm": "scale"}, "layers.norm.kind is"),
+    "a norm that nobody has": ({"norm": "scale"}, "layers.norm.kind="),
     "emb_dim": ({"emb_dim": 16}, "emb_dim"),
     "scores": ({"attn": {"softcap": 7.5, "sinks": True}}, "attn.softcap"),
 }
@@ -63,7 +73,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_no_family_has_is_named(name: str, tmp_path: Path):
     changes, word = REFUSED[name]
-    with pytest.raises(PretrainedError, match="The nearest family is") as error:
+    with pytest.raises(PretrainedError, match="the closest family is") as error:
         own(**changes).save_pretrained(tmp_path / "model", format="hf")
     assert word in str(error.value)
     assert not (tmp_path / "model").exists(), "nothing is written where something is refused"
@@ -72,9 +82,9 @@ def test_what_no_family_has_is_named(name: str, tmp_path: Path):
 def test_a_family_by_name(tmp_path: Path):
     with pytest.raises(PretrainedError, match="did you mean 'llama'"):
         own().save_pretrained(tmp_path, format="hf", model_type="lama")
-    with pytest.raises(PretrainedError, match="nearest family is gpt2"):
+    with pytest.raises(PretrainedError, match="closest family is gpt2"):
         own().save_pretrained(tmp_path, format="hf", model_type="gpt2")
-    with pytest.raises(ValueError, match="'onnx' is none of"):
+    with pytest.raises(ArgumentError, match="unknown format='onnx'"):
         own().save_pretrained(tmp_path, format="onnx")  # type: ignore[arg-type]
 
 
@@ -141,3 +151,8 @@ def test_special_tokens_are_kept(tmp_path: Path):
     again = quietly(transformers.AutoModelForCausalLM.from_pretrained, tmp_path / "out", dtype="auto")
     assert again.config.eos_token_id == [2, 5]
     assert again.dtype == torch.bfloat16
+
+
+def test_every_format_has_a_writer():
+    """`save_pretrained` is in models/, its writers in pretrained/: importing the package registers them all."""
+    assert set(saving._WRITERS) == set(get_args(saving.Format))

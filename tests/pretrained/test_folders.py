@@ -45,7 +45,7 @@ def test_truncated(folder: Path, keep: float):
     file = folder / "model.safetensors"
     data = file.read_bytes()
     file.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
-    refused(folder, "model.safetensors", "cut short", "fetch it again")
+    refused(folder, "model.safetensors", "interrupted", "download it again")
 
 
 def test_corrupt(folder: Path):
@@ -75,32 +75,32 @@ def test_shards_are_one_model(folder: Path, whole: Path):
 def test_a_missing_shard(folder: Path):
     sharded(folder)
     (folder / "model-00002-of-00002.safetensors").unlink()
-    refused(folder, "model-00002-of-00002.safetensors is missing", "Fetch it again")
+    refused(folder, "model-00002-of-00002.safetensors is missing", "Download it again")
 
 
 def test_a_shard_that_lacks_a_tensor(folder: Path):
     weight_map = sharded(folder)
     weight_map["model.extra.weight"] = "model-00001-of-00002.safetensors"
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    refused(folder, "model.extra.weight should be in model-00001-of-00002.safetensors")
+    refused(folder, "model.extra.weight is missing from model-00001-of-00002.safetensors")
 
 
 def test_an_index_that_points_outside(folder: Path):
     weight_map = dict.fromkeys(sharded(folder), "../elsewhere.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    refused(folder, "not a file of this folder")
+    refused(folder, "not a file in this folder")
 
 
 def test_shards_without_an_index(folder: Path):
     sharded(folder)
     (folder / "model.safetensors.index.json").unlink()
-    refused(folder, "model.safetensors.index.json", "Fetch it too")
+    refused(folder, "model.safetensors.index.json", "Download it too")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
 def test_a_pickle_is_never_opened(folder: Path, name: str):
     (folder / "model.safetensors").rename(folder / name)
-    refused(folder, name, "runs whatever code it holds", "save_pretrained")
+    refused(folder, name, "can run arbitrary code", "save_pretrained")
 
 
 def test_nothing_there(folder: Path):
@@ -114,7 +114,7 @@ def test_nothing_there(folder: Path):
 
 def test_every_shape_that_does_not_fit_is_named(folder: Path):
     edit(folder, intermediate_size=48)
-    text = refused(folder, "mlp.down_proj.weight [32, 44]", "config.json asks for [32, 48]")
+    text = refused(folder, "mlp.down_proj.weight [32, 44]", "config.json needs [32, 48]")
     assert text.count("mlp.") >= 5
 
 
@@ -122,7 +122,7 @@ def test_missing_and_unused_tensors_are_named_together(folder: Path):
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.0.odd.weight"] = tensors.pop("model.norm.weight")
     save_file(tensors, folder / "model.safetensors")
-    refused(folder, "model.norm.weight is missing", "model.layers.0.odd.weight of the file has no place")
+    refused(folder, "model.norm.weight is missing", "unexpected tensor model.layers.0.odd.weight in")
 
 
 def test_an_unknown_rope_type(folder: Path):

@@ -8,26 +8,26 @@ from hypothesis import strategies as st
 
 from x_positional.pretrained.config_json.codecs import NULL, decimal
 from x_positional.pretrained.config_json.layer_types import (
-    CHANNELS,
     CHUNKED,
     FULL,
-    NEIGHBOURS,
+    INTERLEAVE,
+    ROTARY_DIM,
     SLIDING,
-    Reaches,
-    Turning,
-    Turns,
+    LayerTypesCodec,
+    RopeCodec,
+    RopeLayers,
     all_of,
     full_every,
-    share_of,
+    layer_types,
+    no_rope_layers,
+    rotary_fraction,
     sliding_from,
-    turning_unless_listed,
-    types_of,
 )
 from x_positional.schemes import NoPE, Rope
 
 DEPTH: dict[str, Any] = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "rope_theta": 7.0}
-CHUNKS = Reaches(unlisted=full_every(4, CHUNKED), window=None, chunk="attention_chunk_size")
-BOTH = Reaches(unlisted=all_of(FULL), chunk="attention_chunk_size", switch="use_sliding_window")
+CHUNKS = LayerTypesCodec(default_types=full_every(4, CHUNKED), window=None, chunk="attention_chunk_size")
+BOTH = LayerTypesCodec(default_types=all_of(FULL), chunk="attention_chunk_size", switch="use_sliding_window")
 
 
 @pytest.mark.parametrize(
@@ -42,67 +42,67 @@ BOTH = Reaches(unlisted=all_of(FULL), chunk="attention_chunk_size", switch="use_
 )
 def test_types_of_files_that_list_none(unlisted: Any, expected: list[str]):
     hf = DEPTH | {"period": 2, "first": 3}
-    assert types_of(hf, unlisted) == expected
-    assert types_of(hf | {"layer_types": ["attention", SLIDING] * 2}, unlisted) == [FULL, SLIDING] * 2
+    assert layer_types(hf, unlisted) == expected
+    assert layer_types(hf | {"layer_types": ["attention", SLIDING] * 2}, unlisted) == [FULL, SLIDING] * 2
 
 
 def test_chunks():
-    fields = CHUNKS.read(DEPTH | {"attention_chunk_size": 8})
+    fields = CHUNKS.to_fields(DEPTH | {"attention_chunk_size": 8})
     assert fields == {"each.window": [None] * 4, "each.chunk": [8, 8, 8, None]}
-    assert CHUNKS.write(fields) == {"layer_types": [CHUNKED] * 3 + [FULL], "attention_chunk_size": 8}
+    assert CHUNKS.to_hf(fields) == {"layer_types": [CHUNKED] * 3 + [FULL], "attention_chunk_size": 8}
 
 
 @given(st.lists(st.sampled_from([FULL, SLIDING, CHUNKED]), min_size=4, max_size=4))
 def test_there_and_back(types: list[str]):
     lengths = {"sliding_window": 5, "attention_chunk_size": 8, "use_sliding_window": True}
-    fields = BOTH.read(DEPTH | lengths | {"layer_types": types})
+    fields = BOTH.to_fields(DEPTH | lengths | {"layer_types": types})
     assert fields["each.window"] == [5 if kind == SLIDING else None for kind in types]
     assert fields["each.chunk"] == [8 if kind == CHUNKED else None for kind in types]
-    said = BOTH.write(fields)
+    said = BOTH.to_hf(fields)
     assert said["layer_types"] == types
     assert said["sliding_window"] == (5 if SLIDING in types else NULL)
     assert said["use_sliding_window"] == (SLIDING in types)
-    assert BOTH.read(DEPTH | lengths | said) == fields
+    assert BOTH.to_fields(DEPTH | lengths | said) == fields
 
 
 def test_a_switch_turns_windows_off():
     hf = DEPTH | {"layer_types": [SLIDING] * 4, "sliding_window": 5}
-    assert BOTH.read(hf)["each.window"] == [None] * 4
-    assert BOTH.read(hf | {"use_sliding_window": True})["each.window"] == [5] * 4
+    assert BOTH.to_fields(hf)["each.window"] == [None] * 4
+    assert BOTH.to_fields(hf | {"use_sliding_window": True})["each.window"] == [5] * 4
 
 
 def test_layers_that_do_not_turn():
-    some = turning_unless_listed()
-    turns = Turns(turning=some)
-    listed = turns.read(DEPTH | {"no_rope_layers": [1, 0, 0, 1], "no_rope_layer_interval": 2})
+    some = no_rope_layers()
+    turns = RopeCodec(layers=some)
+    listed = turns.to_fields(DEPTH | {"no_rope_layers": [1, 0, 0, 1], "no_rope_layer_interval": 2})
     assert listed["each.position"] == [[Rope(theta=7.0)], [NoPE()], [NoPE()], [Rope(theta=7.0)]]
     assert some.which(DEPTH | {"no_rope_layer_interval": 2}) == [True, False, True, False]
-    said = turns.write(listed | {"layers.head_dim": 8})
+    said = turns.to_hf(listed | {"layers.head_dim": 8})
     assert said["no_rope_layers"] == [1, 0, 0, 1]
     assert said["rope_parameters"]["rope_theta"] == 7.0
 
 
 def test_where_no_layer_turns_nothing_is_said_of_how():
-    still = Turns(turning=Turning(which=lambda hf: [False] * 4, says=lambda turning: {"turning": turning}))
-    fields = still.read(DEPTH)
+    still = RopeCodec(layers=RopeLayers(which=lambda hf: [False] * 4, to_hf=lambda rotated: {"rotated": rotated}))
+    fields = still.to_fields(DEPTH)
     assert fields["each.position"] == [[NoPE()]] * 4
-    assert still.write(fields | {"layers.head_dim": 8}) == {"turning": [False] * 4}
+    assert still.to_hf(fields | {"layers.head_dim": 8}) == {"rotated": [False] * 4}
 
 
 def test_keys_that_a_family_does_not_read_are_not_read():
-    hf = DEPTH | {CHANNELS: 4, NEIGHBOURS: True}
-    assert Turns().read(hf)["layers.position"] == [Rope(theta=7.0)]
-    channels = Turns(honours=(CHANNELS, NEIGHBOURS))
-    found = channels.read(hf)["layers.position"]
+    hf = DEPTH | {ROTARY_DIM: 4, INTERLEAVE: True}
+    assert RopeCodec().to_fields(hf)["layers.position"] == [Rope(theta=7.0)]
+    channels = RopeCodec(reads=(ROTARY_DIM, INTERLEAVE))
+    found = channels.to_fields(hf)["layers.position"]
     assert found == [Rope(theta=7.0, dim=4, interleaved=True)]
-    said = channels.write({"each.position": [found] * 4, "layers.head_dim": 8})
-    assert (said[CHANNELS], said[NEIGHBOURS]) == (4, True)
+    said = channels.to_hf({"each.position": [found] * 4, "layers.head_dim": 8})
+    assert (said[ROTARY_DIM], said[INTERLEAVE]) == (4, True)
 
 
 @given(st.integers(1, 128), st.integers(1, 256))
 def test_a_share_is_read_back_as_as_many_channels(half: int, head_dim: int):
     turned = min(2 * half, head_dim)
-    share = share_of(turned, head_dim)
+    share = rotary_fraction(turned, head_dim)
     assert (share is None) == (turned == head_dim)
     assert int(head_dim * (1.0 if share is None else share)) == turned
 

@@ -13,6 +13,7 @@ import transformers
 
 from tests.support.published.compare import both, ids, quietly, their_logits
 from tests.support.published.decoders import CASES
+from tests.support.rounding import assert_same
 from x_positional import PretrainedError, from_pretrained
 from x_positional.pretrained import FAMILIES
 from x_positional.pretrained.config_json.canonical import canonical, differences
@@ -84,7 +85,7 @@ def test_older_files(what: str, tmp_path: Path):
         getattr(transformers, case.model).from_pretrained, tmp_path / "old", attn_implementation=case.attention
     )
     expected = their_logits(old, tokens)
-    torch.testing.assert_close(from_pretrained(tmp_path / "old")(tokens), expected, atol=1e-5, rtol=1e-5)
+    assert_same(from_pretrained(tmp_path / "old")(tokens), expected)
     if changes:
         assert (expected - their_logits(theirs, tokens)).abs().max() > 1e-3, "the older keys say something else"
 
@@ -108,15 +109,15 @@ def test_the_first_names_of_longrope(word: str, tmp_path: Path):
 @pytest.mark.parametrize("name", COMPLETE)
 def test_what_a_file_leaves_out_is_the_default_of_the_class(name: str):
     family = FAMILIES[name]
-    theirs = quietly(getattr(transformers, family.architecture or family.body).config_class).to_dict()
+    theirs = quietly(getattr(transformers, family.architecture or family.body_architecture).config_class).to_dict()
     unsaid = {"model_type": name}
     if name in SCALED:  # stretched by default, so a file has to say how
-        assert family.read(unsaid)[1]
+        assert family.to_fields(unsaid)[1]
         unsaid["rope_parameters"] = theirs["rope_parameters"]
-    (said, said_problems), (silent, silent_problems) = family.read(theirs), family.read(unsaid)
+    (said, said_problems), (silent, silent_problems) = family.to_fields(theirs), family.to_fields(unsaid)
     assert not said_problems + silent_problems
     assert not differences(canonical(model_config(said)), canonical(model_config(silent)))
-    assert not family.unknown(theirs)
+    assert not family.unknown_keys(theirs)
 
 
 REFUSED = {
@@ -127,18 +128,18 @@ REFUSED = {
         "linear_attention",
     ),
     "too short a list": ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries"),
-    "a share that is ignored": ("mistral", {"partial_rotary_factor": 0.5}, "transformers ignores it"),
+    "a share that is ignored": ("mistral", {"partial_rotary_factor": 0.5}, "transformers ignores the key"),
     "types where there is one": (
         "mistral",
         {"rope_parameters": {"full_attention": {"rope_theta": 7.0}, "sliding_attention": None}},
-        "one type",
+        "a single layer type",
     ),
     "a type without parameters": (
         "gemma3",
         {"rope_parameters": {"full_attention": {"rope_theta": 7.0}}},
-        "nothing for sliding_attention",
+        "no entry for sliding_attention",
     ),
-    "both ways": ("gemma", {"use_bidirectional_attention": True}, "see the past alone"),
+    "both ways": ("gemma", {"use_bidirectional_attention": True}, "always causal"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Schemes wrong on purpose in kernels, gradients, caches and batches: each is a mistake of some public code, or a lie.
+"""Schemes with deliberately wrong kernels, gradients, caches or batches: mistakes from public code, or false declarations.
 
 B batch, T query tokens, S key tokens, H heads, D head dim, M model dim.
 """
@@ -35,7 +35,7 @@ class QuietCope(PlainCope):
 
 
 class GridStatistic(PlainAlibi):
-    """Its bias is not pointwise: it divides by the mean distance of the whole grid."""
+    """Its bias is not pointwise: it depends on the mean distance of the whole grid."""
 
     def bias(self, ctx: AttentionContext) -> Bias:
         q, k = pairs(ctx)
@@ -58,7 +58,7 @@ class DetachedT5(T5Bias):
 
 
 class ZeroedTable(PlainLearned):
-    """Its table is multiplied away."""
+    """Subtracts its table again, so its gradient is zero."""
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return super().embed(x, positions) - self.table[positions.clamp(min=0)] * self.scale
@@ -86,7 +86,7 @@ class HalfGradient(PlainSinusoidal):
 
 
 class GrowingBase(PlainRope):
-    """Dynamic NTK: the base follows the longest position so far, so keys written before are stale."""
+    """Dynamic NTK: the base follows the longest position so far, so keys cached earlier are stale."""
 
     def tables(self, positions: Tensor) -> Rotation:
         length = int(positions.max()) + 1
@@ -94,7 +94,7 @@ class GrowingBase(PlainRope):
 
 
 class StaleCacheKey(GrowingBase):
-    """The same, says that no cache is right, and then that all lengths turn alike."""
+    """The same with kv_cacheable=False, but a cache key that claims the same rotation for all lengths."""
 
     kv_cacheable = False
 
@@ -103,7 +103,7 @@ class StaleCacheKey(GrowingBase):
 
 
 class NeedlesslyUneven(PlainRope):
-    """Says that a longer text changes its prefix; it does not."""
+    """Declares that a longer text changes its prefix; it does not."""
 
     prefix_consistent = False
 
@@ -115,7 +115,7 @@ class NeedlesslyUncacheable(PlainRope):
 
 
 class UncachedGates(PlainForgetting):
-    """Computes its gates from the new tokens alone."""
+    """Computes its gates from the new tokens only."""
 
     def key_state(self, x: Tensor) -> Tensor:
         self.log_f = F.logsigmoid(self.gate(x)).transpose(1, 2)
@@ -128,7 +128,7 @@ class UncachedGates(PlainForgetting):
 
 
 class StashedGates(PlainForgetting):
-    """Keeps the gates of earlier tokens in itself, not in the cache."""
+    """Keeps the gates of earlier tokens in an attribute instead of the cache."""
 
     def key_state(self, x: Tensor) -> Tensor:
         self.new = F.logsigmoid(self.gate(x)).transpose(1, 2)
@@ -140,7 +140,7 @@ class StashedGates(PlainForgetting):
 
 
 class FixedTable(PlainAlibi):
-    """Its table in the cache's memory has 64 distances, and the farther ones take the last."""
+    """Its table, kept in the memo of the cache, has 64 distances; farther ones use the last."""
 
     def bias(self, ctx: AttentionContext) -> Bias:
         memo = {} if ctx.memo is None else ctx.memo
@@ -151,21 +151,21 @@ class FixedTable(PlainAlibi):
 
 
 class SlotOrderCope(PlainCope):
-    """Counts in the order of slots: wrong in a ring."""
+    """Counts keys in the order of slots, which is wrong in a ring buffer."""
 
     def transform_scores(self, scores: Tensor, visible: Tensor | None, q: Tensor, ctx: AttentionContext) -> Tensor:
         return super().transform_scores(scores, visible, q, replace(ctx, ordered=True))
 
 
 class LeakyCope(PlainCope):
-    """Counts keys that are hidden: later ones, padding, other documents."""
+    """Counts masked keys: later ones, padding, other documents."""
 
     def transform_scores(self, scores: Tensor, visible: Tensor | None, q: Tensor, ctx: AttentionContext) -> Tensor:
         return super().transform_scores(scores, None, q, ctx)
 
 
 class NarrowSums(PlainForgetting):
-    """Sums in float32, so what came before a document changes the rounding within it."""
+    """Sums in float32, so earlier documents change the rounding within a document."""
 
     def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
         c = torch.zeros(1).to(q) + state[..., 0].cumsum(-1)  # type: ignore[index]
@@ -192,7 +192,7 @@ class SlotAlibi(PlainAlibi):
 
 
 class ColumnSinusoidal(PlainSinusoidal):
-    """Counts columns, and does not look at positions."""
+    """Uses the column of a token as its position."""
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return super().embed(x, torch.arange(x.shape[1], device=x.device)[None])

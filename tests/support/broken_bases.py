@@ -1,4 +1,4 @@
-"""Right schemes whose classes take `Dims`, for broken ones to inherit from.
+"""Correct schemes whose classes take `Dims`, as bases of the broken ones.
 
 B batch, T query tokens, S key tokens, H heads, D head dim, M model dim.
 """

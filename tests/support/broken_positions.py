@@ -1,4 +1,4 @@
-"""Schemes wrong on purpose in what they do with positions, and as modules: a mistake of public code, or a lie.
+"""Schemes that deliberately mishandle positions, precision or module state: mistakes from public code, or false declarations.
 
 B batch, T query tokens, S key tokens, H heads, D head dim, M model dim.
 """
@@ -22,19 +22,19 @@ from x_positional.schemes.rotary.rotation import Rotation
 
 
 class FalselyAbsolute(PlainAlibi):
-    """Says that the place of a sequence matters; only distances do."""
+    """Declares that absolute positions matter; only distances do."""
 
     absolute = True
 
 
 class FalselyRelative(PlainSinusoidal):
-    """Says that only distances matter."""
+    """Declares that only distances matter; absolute positions do too."""
 
     absolute = False
 
 
 class ClampedTable(PlainLearned):
-    """Says that it has no limit; every position past its table takes the last row."""
+    """Declares no limit, but clamps every position past its table to the last row."""
 
     def __init__(self, dims: Dims):
         super().__init__(dims)
@@ -59,7 +59,7 @@ class OverstatedLimit(PlainLearned):
 
 
 class IndexAlibi(PlainAlibi):
-    """Takes the place of a token in its row for its position."""
+    """Uses the index of a token in its row as its position."""
 
     def bias(self, ctx: AttentionContext) -> Bias:
         plain = replace(ctx, q_positions=ctx.q_index, kv_positions=ctx.kv_index, custom_positions=False, ordered=False)
@@ -67,7 +67,7 @@ class IndexAlibi(PlainAlibi):
 
 
 class SecretReader(PlainAlibi):
-    """Reads positions in a hook that says nothing of it."""
+    """Reads positions, but declares uses_positions=False."""
 
     def bias(self, ctx: AttentionContext) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         return None
@@ -80,7 +80,7 @@ class SecretReader(PlainAlibi):
 
 
 class RoundedRope(PlainRope):
-    """Takes float positions and rounds them."""
+    """Accepts float positions, but rounds them."""
 
     def tables(self, positions: Tensor) -> Rotation:
         return super().tables(positions.round())
@@ -93,7 +93,7 @@ class NeedlesslyWhole(PlainRope):
 
 
 class FirstAxisRope(PlainRope):
-    """Says that it takes two axes, and reads one."""
+    """Declares two axes, but reads one."""
 
     max_axes = 2
 
@@ -102,7 +102,7 @@ class FirstAxisRope(PlainRope):
 
 
 class TextOnTimeAxis(PlainRope):
-    """Takes a position without axes for one on the first axis alone."""
+    """Treats a position without axes as a position on the first axis only."""
 
     max_axes = 3
 
@@ -127,7 +127,7 @@ class NumberedCells(PlainRope):
 
 
 class OneSidedT5(T5Bias):
-    """Has buckets for the past alone, and says that it needs no causal mask."""
+    """Has buckets for past keys only, but declares that it needs no causal mask."""
 
     def __init__(self, dims: Dims):
         super().__init__(dims.heads, dims.causal)
@@ -138,7 +138,7 @@ class OneSidedT5(T5Bias):
 
 
 class FalselyOrdered(NoPosition):
-    """Says that it sees order without a causal mask."""
+    """Declares that it sees order without a causal mask; it does not."""
 
     causal_only = False
 
@@ -147,13 +147,13 @@ class FalselyOrdered(NoPosition):
 
 
 class NeedlesslyCausal(PlainAlibi):
-    """Refuses encoders that would work."""
+    """Refuses encoders, in which it would work."""
 
     causal_only = True
 
 
 class HalfAngles(PlainSinusoidal):
-    """Multiplies positions in the dtype of the activations."""
+    """Computes angles in the dtype of the activations."""
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         exponent = torch.arange(0, self.dim, 2, device=x.device) / self.dim
@@ -162,7 +162,7 @@ class HalfAngles(PlainSinusoidal):
 
 
 class MatmulAngles(PlainRope):
-    """Multiplies positions with `@`, which autocast does in bfloat16."""
+    """Computes angles with `@`, which runs in bfloat16 under autocast."""
 
     def tables(self, positions: Tensor) -> Rotation:
         angle = positions[..., None].float() @ self.inv_freq(positions.device).float()[None]
@@ -195,7 +195,7 @@ class BufferedRope(PlainRope):
 
 
 class TensorRope(PlainRope):
-    """Keeps its frequencies in a plain tensor, which stays behind when the model moves."""
+    """Keeps its frequencies in a plain tensor, which stays behind when the model changes device."""
 
     def __init__(self, dims: Dims):
         super().__init__(dims)
@@ -206,7 +206,7 @@ class TensorRope(PlainRope):
 
 
 class RandomSlopes(PlainAlibi):
-    """Draws its slopes when it is made, and does not save them."""
+    """Draws random slopes when built, and does not save them."""
 
     def __init__(self, dims: Dims):
         super().__init__(dims)
@@ -222,21 +222,21 @@ class SlopeFunction(PlainAlibi):
 
 
 class SharedTable(PlainLearned):
-    """Every copy of it has the same table."""
+    """Its deep copies share its table."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SharedTable":
         return self
 
 
 class LooksAtPositions(PlainRope):
-    """Decides on the host, by the values on the device."""
+    """Branches on the values of positions, which forces a device sync and breaks the graph."""
 
     def tables(self, positions: Tensor) -> Rotation:
         return super().tables(positions if int(positions.max()) > 5 else positions * 1)
 
 
 class CountsCalls(PlainRope):
-    """Holds a number that differs in each call, so each is compiled anew."""
+    """Holds a number that changes with each call, so every call recompiles."""
 
     def __init__(self, dims: Dims):
         super().__init__(dims)

@@ -1,4 +1,4 @@
-"""Which check must reject which broken scheme, and the reason that it must give."""
+"""Which check must reject which broken scheme, and the reason it must give."""
 
 from dataclasses import dataclass
 
@@ -54,11 +54,11 @@ from x_positional.schemes.base import PositionScheme
 
 @dataclass(frozen=True)
 class BrokenCase:
-    """A broken scheme, the check that must reject it, and a word of the reason that the check must give."""
+    """A broken scheme, the check that must reject it, and a part of the message."""
 
     scheme: type[PositionScheme]
     check: str
-    says: str
+    message: str
 
 
 BROKEN = [
@@ -66,17 +66,17 @@ BROKEN = [
     BrokenCase(GridStatistic, "backends_agree", "and eager"),
     BrokenCase(DetachedT5, "gradients_agree", "no gradient reaches"),
     BrokenCase(ZeroedTable, "gradients_agree", "is zero"),
-    BrokenCase(HalfGradient, "gradcheck", "derivatives"),
+    BrokenCase(HalfGradient, "gradcheck", "finite differences"),
     BrokenCase(GrowingBase, "cached_equals_full", "growing cache"),
     BrokenCase(UncachedGates, "cached_equals_full", "growing cache"),
     BrokenCase(NeedlesslyUncacheable, "cached_equals_full", "kv_cacheable=False is declared"),
-    BrokenCase(StaleCacheKey, "cached_equals_full", "where its cache key changes"),
+    BrokenCase(StaleCacheKey, "cached_equals_full", "where the cache key changes"),
     BrokenCase(FixedTable, "cache_grows", "141 tokens"),
     BrokenCase(SlotOrderCope, "sliding_windows", "window"),
     BrokenCase(StashedGates, "cache_reorders", "rows"),
     BrokenCase(GrowingBase, "prefix_consistent", "8 of 19"),
     BrokenCase(LeakyCope, "prefix_consistent", "other tokens after the first"),
-    BrokenCase(NeedlesslyUneven, "prefix_consistent", "longer texts leave it as it is"),
+    BrokenCase(NeedlesslyUneven, "prefix_consistent", "longer texts do not change their prefix"),
     BrokenCase(BatchMean, "batch_independent", "alone"),
     BrokenCase(SlotAlibi, "padding", "padding between"),
     BrokenCase(ColumnSinusoidal, "padding", "padding left"),
@@ -86,7 +86,7 @@ BROKEN = [
     BrokenCase(FalselyAbsolute, "shift", "no shift changes"),
     BrokenCase(FalselyRelative, "shift", "absolute=False"),
     BrokenCase(ClampedTable, "limit", "and from 11520 on"),
-    BrokenCase(NeedlesslyLimited, "limit", "past it work as well"),
+    BrokenCase(NeedlesslyLimited, "limit", "past it work too"),
     BrokenCase(OverstatedLimit, "limit", "IndexError"),
     BrokenCase(IndexAlibi, "custom_positions", "with gaps"),
     BrokenCase(SecretReader, "custom_positions", "uses_positions=False"),
@@ -104,7 +104,7 @@ BROKEN = [
     BrokenCase(HalfGates, "precision", "content_bias"),
     BrokenCase(BufferedRope, "precision", "rotate_q"),
     BrokenCase(BufferedRope, "no_buffers", "buffers: schemes.0.table"),
-    BrokenCase(TensorRope, "no_buffers", "no parameters"),
+    BrokenCase(TensorRope, "no_buffers", "not parameters"),
     BrokenCase(TensorRope, "meta_init", ""),
     BrokenCase(RandomSlopes, "state_dict", "after load_state_dict"),
     BrokenCase(SlopeFunction, "copies", "pickle"),

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from x_positional.attention.backends import Choice, choose
-from x_positional.config.layers import ModelConfig
+from x_positional.config.models import ModelConfig
 from x_positional.errors import BackendError
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.schemes import Alibi, Axial, Mixed, Rope
@@ -27,14 +27,13 @@ class Gates(ExitStack):
         super().__init__()
         fields = {name: getattr(config, name) for name in ModelConfig.model_fields}
         for name, value in {
-            "models.build.require": lambda report: None,
             "models.language.require": lambda report: None,
+            "models.stacks.require": lambda report: None,
             "models.language.model_from_flags": lambda num_tokens, max_seq_len, flags: {
                 **fields,
                 "layers": flags["attn_layers"],
             },
             "models.build.choose": open_choose,
-            "models.stacks.choose": open_choose,
             "schemes.compose.chain_problems": lambda parts: [],
         }.items():
             self.enter_context(patch(f"x_positional.{name}", value))

@@ -23,7 +23,7 @@ from tests.support.validate_forced import (
     tokens_of,
 )
 from x_positional.attention.backends.eager import Eager
-from x_positional.config.layers import ModelConfig
+from x_positional.config.models import ModelConfig
 from x_positional.config.validate import Use
 from x_positional.errors import PositionError
 from x_positional.models.language import TransformerWrapper

@@ -1,4 +1,4 @@
-"""Every registered scheme, useful chains and variants keep the public contract, check by check."""
+"""Every registered scheme, useful chains and variants pass the contract suite, check by check."""
 
 import functools
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from x_positional.schemes.registry import REGISTRY
 from x_positional.testing import CHECKS, check_scheme
 from x_positional.testing.cases import CHAINS, VARIANTS, cases
+from x_positional.testing.expect import APART
 from x_positional.testing.subject import Sizes, Subject
 from x_positional.testing.suite import run_check
 
@@ -25,7 +26,7 @@ def subject(name: str) -> Subject:
 
 
 def pairs() -> list[Any]:
-    """Compiling takes seconds, so of chains and variants only those that ask something else of the compiler are compiled."""
+    """Compiling takes seconds, so only those chains and variants are compiled that exercise another path of the compiler."""
     compiled = set(REGISTRY) | COMPILED
     chosen = [(case, check) for case in CASES for check in CHECKS if check not in COMPILING or case in compiled]
     return [pytest.param(*pair, marks=[pytest.mark.quick] if pair[0] in QUICK else []) for pair in chosen]
@@ -33,8 +34,13 @@ def pairs() -> list[Any]:
 
 @pytest.mark.parametrize(("case", "check"), pairs())
 def test_contract(case: str, check: str):
-    outcome = run_check(check, subject(case))
-    assert outcome.verdict in ("pass", "n/a"), outcome.detail
+    result = run_check(check, subject(case))
+    assert result.verdict in ("pass", "n/a"), result.detail
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_different_results_are_far_beyond_rounding(case: str):
+    assert 10 * subject(case).rounding() <= APART
 
 
 def test_every_registered_scheme_and_every_chain_is_a_case():
@@ -44,7 +50,7 @@ def test_every_registered_scheme_and_every_chain_is_a_case():
 
 
 @pytest.mark.slow
-def test_flex_as_it_is_on_cpu(monkeypatch: pytest.MonkeyPatch):
+def test_compiled_flex_on_cpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False, raising=False
     )

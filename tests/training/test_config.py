@@ -144,7 +144,12 @@ def test_rates_may_be_written_without_a_point(file: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "why"), [("- a\n- b\n", "holds list"), ("model: [1", "is not YAML"), ("", "NoneType")]
+    ("text", "why"),
+    [
+        ("- a\n- b\n", "holds a list; expected a model: section"),
+        ("model: [1", "is not YAML"),
+        ("", "the file is empty; expected a model: section"),
+    ],
 )
 def test_a_file_that_is_no_config_is_refused(file: Path, text: str, why: str):
     file.write_text(text)
@@ -153,7 +158,7 @@ def test_a_file_that_is_no_config_is_refused(file: Path, text: str, why: str):
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"cannot read the config .*absent\.yaml"):
+    with pytest.raises(UserError, match=r"cannot read .*absent\.yaml: No such file"):
         load_config(tmp_path / "absent.yaml")
 
 

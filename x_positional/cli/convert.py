@@ -1,4 +1,4 @@
-"""`x-positional convert`: a published model, a GGUF file or a run of ours, to a folder of another form."""
+"""`x-positional convert`: a published model, a GGUF file or a run, to a folder in another format."""
 
 import shlex
 import shutil
@@ -12,13 +12,12 @@ from rich.console import Console
 from x_positional.cli.generate import load_net
 from x_positional.cli.hints import command
 from x_positional.cli.published import checkpoint_of, dtype_of, is_published, loaded, opened
-from x_positional.errors import PretrainedError, UserError
+from x_positional.errors import MissingExtra, PretrainedError, UserError
 from x_positional.models.saving import Format
 from x_positional.pretrained.source import Source
 from x_positional.pretrained.tensors.files import CONFIG
 from x_positional.pretrained.tensors.write import write_json
-from x_positional.pretrained.tokenizers.byte_level import byte_tokenizer
-from x_positional.pretrained.tokenizers.text import GENERATION, TextTokenizer
+from x_positional.pretrained.tokenizers.text import GENERATION, TextTokenizer, byte_tokenizer
 from x_positional.training.checkpoints.checkpoint import TOKENIZER
 
 COPIED = (
@@ -34,37 +33,38 @@ COPIED = (
     "tokenizer.model",
     "spiece.model",
 )
-"""What a folder holds of words, copied as it is."""
+"""Files of the tokenizer, copied unchanged."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """model: loaded. words: writes the tokenizer into a folder; raises PretrainedError where there is none."""
+class Loaded:
+    """A model to convert."""
 
     model: Any
-    words: Callable[[Path], None]
+    write_tokenizer: Callable[[Path], None]
+    """Writes the tokenizer to a folder. Raises PretrainedError if there is none, MissingExtra if it needs a package."""
 
 
 def convert(path: Path, target: Path, form: Format, *, model_type: str | None, dtype: str | None) -> None:
-    """Read, write, and print what is there now. Raises UserError, PretrainedError."""
+    """Read a model, write it, and list the files written. Raises UserError, PretrainedError."""
     console = Console(stderr=True)
     if (target / CONFIG).exists() or target.is_file():
-        raise UserError(f"{target} holds a model already; name another folder, or take that one away")
-    found = _published(opened(path, console), console, dtype) if is_published(path) else _run(path, dtype)
+        raise UserError(f"{target} already contains a model; choose another folder or remove it")
+    source = _published(opened(path, console), console, dtype) if is_published(path) else _run(path, dtype)
     with console.status(f"writing {target}"):
-        found.model.save_pretrained(target, format=form, model_type=model_type)
-        note = _write_words(found, target)
+        source.model.save_pretrained(target, format=form, model_type=model_type)
+        note = _write_tokenizer(source, target)
     print(f"{target}:")
     for file in sorted(target.iterdir()):
         print(f"  {file.stat().st_size:>13,}  {file.name}")
     if note:
         print(note)
-    for line in _next(target, form, words=not note):
+    for line in _next_commands(target, form, generate=not note):
         print(line)
 
 
-def _published(source: Source, console: Console, dtype: str | None) -> Found:
-    def words(target: Path) -> None:
+def _published(source: Source, console: Console, dtype: str | None) -> Loaded:
+    def write_tokenizer(target: Path) -> None:
         tokenizer = source.tokenizer()
         if source.path.is_dir():
             for name in COPIED:
@@ -72,46 +72,46 @@ def _published(source: Source, console: Console, dtype: str | None) -> Found:
                     shutil.copyfile(source.path / name, target / name)
         else:
             tokenizer.save(target)
-        _write_ends(tokenizer, target)
+        _write_end_tokens(tokenizer, target)
 
-    return Found(loaded(source, console, dtype, "cpu"), words)
+    return Loaded(loaded(source, console, dtype, "cpu"), write_tokenizer)
 
 
-def _run(path: Path, dtype: str | None) -> Found:
+def _run(path: Path, dtype: str | None) -> Loaded:
     checkpoint = checkpoint_of(path)
     model = load_net(checkpoint, "cpu").to(dtype_of(dtype))
     kind = checkpoint.trainer["tokenizer"]
 
-    def words(target: Path) -> None:
+    def write_tokenizer(target: Path) -> None:
         if kind is None:
-            raise PretrainedError(f"{path} has no tokenizer:", ["it was trained on bare ids."])
+            raise PretrainedError(f"{path} has no tokenizer:", ["it was trained on token ids."])
         if kind == TOKENIZER:
             shutil.copyfile(checkpoint.path / TOKENIZER, target / TOKENIZER)
         else:
             tokenizer = byte_tokenizer()
             tokenizer.save(target)
-            _write_ends(tokenizer, target)
+            _write_end_tokens(tokenizer, target)
 
-    return Found(model, words)
+    return Loaded(model, write_tokenizer)
 
 
-def _write_words(found: Found, target: Path) -> str:
-    """The tokenizer beside the model; what to say where there is none."""
+def _write_tokenizer(source: Loaded, target: Path) -> str:
+    """Write the tokenizer next to the model. Returns a note for the user where that is not possible."""
     try:
-        found.words(target)
-    except PretrainedError as error:
+        source.write_tokenizer(target)
+    except (PretrainedError, MissingExtra) as error:
         return f"no tokenizer was written: {error}"
     return ""
 
 
-def _write_ends(tokenizer: TextTokenizer, target: Path) -> None:
-    """Where texts end, in a file of its own where none says it."""
+def _write_end_tokens(tokenizer: TextTokenizer, target: Path) -> None:
+    """Write the ids that end a text to generation_config.json, unless that exists."""
     if tokenizer.ends and not (target / GENERATION).exists():
         write_json(target / GENERATION, {"eos_token_id": list(tokenizer.ends)})
 
 
-def _next(target: Path, form: Format, words: bool) -> list[str]:
+def _next_commands(target: Path, form: Format, generate: bool) -> list[str]:
     folder, program = shlex.quote(str(target)), command()
     lines = [f"{program} verify {folder}"] if form == "hf" else []
-    lines += [f"{program} generate {folder} --prompt 'The '"] if words else []
+    lines += [f"{program} generate {folder} --prompt 'The '"] if generate else []
     return ["next:", *(f"  {line}" for line in lines)] if lines else []

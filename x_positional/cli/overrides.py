@@ -11,8 +11,8 @@ from x_positional.errors import UserError, listed
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """Name -> value, the values read as YAML (numbers, true, null, lists and mappings in quotes).
 
-    A name with nothing after it, or with another option after it, is a switch and means true. Raises `UserError` with
-    every argument that cannot be read.
+    A name that is followed by nothing or by another option is a switch and means true. Raises `UserError` with every
+    argument that cannot be read.
     """
     values: dict[str, Any] = {}
     problems = []
@@ -20,7 +20,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     while queue:
         argument = queue.pop(0)
         if not argument.startswith("--") or argument == "--":
-            problems.append(f"{argument!r} stands alone; overrides are written --section.name value")
+            problems.append(f"unexpected argument {argument!r}; overrides are written --section.name value")
             continue
         name, equals, text = argument[2:].partition("=")
         if not equals:
@@ -33,5 +33,5 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             problems.append(f"--{name} {text!r} cannot be read: {error}")
     if problems:
-        raise UserError(listed("the command line cannot be read:", problems))
+        raise UserError(listed("cannot read the command line:", problems))
     return values

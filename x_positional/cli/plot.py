@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Console
 
 from x_positional.config import validate
-from x_positional.config.layers import LayersConfig, ModelConfig
+from x_positional.config.layers import LayersConfig
+from x_positional.config.models import ModelConfig
 from x_positional.config.validate.target import AnyConfig, read_target
 from x_positional.config.vision import VisionConfig
 from x_positional.errors import UserError, listed

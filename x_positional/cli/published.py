@@ -1,4 +1,4 @@
-"""Published models on the command line: where they are, and a bar while they are read."""
+"""Published models on the command line: opening and loading them, with a progress bar."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,14 +21,14 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 
 def is_published(path: Path) -> bool:
-    """Whether a path is meant as a published model, and not as a run: GGUF, a folder with its config, a name on the Hub."""
+    """Whether a path is a published model (GGUF, a folder with config.json, a name on the Hub) rather than a run."""
     if path.is_dir():
         return (path / CONFIG).is_file() or any(path.glob("*.gguf"))
     return path.is_file() or (len(path.parts) == 2 and not path.is_absolute() and path.parts[0] not in (".", "..", "~"))
 
 
 def checkpoint_of(path: Path) -> Checkpoint:
-    """The checkpoint of a run, where a published model could have been meant too. Raises UserError."""
+    """The checkpoint of a run. Raises UserError, which also describes what a published model is."""
     try:
         return open_checkpoint(path)
     except UserError as error:
@@ -36,7 +36,7 @@ def checkpoint_of(path: Path) -> Checkpoint:
 
 
 def opened(path: Path, console: Console) -> Source:
-    """The source of a published model; its config is read. Raises PretrainedError."""
+    """Open a published model and read its config. Raises PretrainedError."""
     with console.status(f"reading {path.name}"):
         source = open_source(path if path.exists() else str(path))
         _ = source.config
@@ -46,23 +46,23 @@ def opened(path: Path, console: Console) -> Source:
 def dtype_of(name: str | None) -> torch.dtype | None:
     """A dtype by name. Raises UserError."""
     if name is not None and name not in DTYPES:
-        raise UserError(f"--dtype {name} is none of {', '.join(DTYPES)}")
+        raise UserError(f"unknown --dtype {name}; supported: {', '.join(DTYPES)}")
     return None if name is None else DTYPES[name]
 
 
 def loaded(source: Source, console: Console, dtype: str | None, device: str) -> Any:
-    """The model of a source, with a bar over its tensors. Raises PretrainedError, UserError for dtype and device."""
-    wanted = dtype_of(dtype)
+    """Load the model of a source, with a progress bar. Raises PretrainedError, and UserError for dtype and device."""
+    torch_dtype = dtype_of(dtype)
     with _bar(console, f"loading {source.path.name}") as (progress, task):
-        watched = replace(source, tensors=lambda: Watched(source.tensors(), progress, task))
+        watched = replace(source, tensors=lambda: WatchedTensors(source.tensors(), progress, task))
         try:
-            return load_source(watched, wanted, device)
+            return load_source(watched, torch_dtype, device)
         except (RuntimeError, AssertionError) as error:  # torch raises either for a device it does not have
             raise UserError(f"--device {device} cannot be used: {error}") from error
 
 
-class Watched:
-    """Tensors that move a bar as they are read."""
+class WatchedTensors:
+    """Tensors that advance a progress bar as they are read."""
 
     def __init__(self, tensors: Tensors, progress: Progress, task: Any):
         self.source, self._tensors, self._progress, self._task = tensors.source, tensors, progress, task

@@ -1,4 +1,4 @@
-"""`x-positional verify`: the same tokens through a model here and in transformers, and how far apart the numbers are.
+"""`x-positional verify`: the same inputs through a model in x_positional and in transformers, and the largest differences.
 
 B batch, T tokens, S source tokens, V vocabulary.
 """
@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from x_positional.cli.hints import command
 from x_positional.cli.published import dtype_of, loaded, opened
 from x_positional.cli.verify_cases import VerifyCase, cases_of
-from x_positional.errors import UserError
+from x_positional.errors import UserError, require
 from x_positional.models.language import TransformerWrapper
 from x_positional.models.vision import ViTransformerWrapper
-from x_positional.pretrained.extras import needed
 from x_positional.pretrained.native import NATIVE
 from x_positional.pretrained.source import Source
 
@@ -36,42 +35,42 @@ AUTO = {
     ("vision", True): "AutoModelForImageClassification",
     ("vision", False): "AutoModel",
 }
-"""Kind of family, and whether there is a head -> the class of transformers that reads it."""
-
-
-SHARP = ("float32", "float64")
+"""(Kind of family, whether it has a head) -> the class of transformers that reads it."""
+PRECISE = ("float32", "float64")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """difference: the largest one, of `largest` numbers; None where the case was not run (its note says why)."""
+    """The result of one case."""
 
     case: VerifyCase
     difference: float | None
+    """The largest absolute difference; None where the case was not run (its note contains the reason)."""
     largest: float = 1.0
+    """The largest absolute value of transformers."""
 
     @property
     def relative(self) -> float:
-        """The difference beside the largest value; as it is where that is below 1."""
+        """The difference divided by the largest value, or by 1 if that is smaller."""
         return math.inf if self.difference is None else self.difference / max(1.0, self.largest)
 
     def within(self, tolerance: float) -> bool:
-        """NaN is not."""
+        """Whether the difference is within a relative tolerance; NaN is not."""
         return self.difference is None or self.relative <= tolerance
 
 
 def verify(path: Path, tolerance: float, dtype: str, max_tokens: int) -> bool:
-    """Compare and print; True where all is within the tolerance. Raises UserError, PretrainedError."""
-    if dtype not in SHARP:
+    """Compare and print; True if all differences are within the tolerance. Raises UserError, PretrainedError."""
+    if dtype not in PRECISE:
         raise UserError(
-            f"--dtype {dtype} is none of {', '.join(SHARP)}: in fewer bits, rounding alone differs by percents"
+            f"unsupported --dtype {dtype}; supported: {', '.join(PRECISE)}. In lower precision, rounding alone differs by percents"
         )
-    needed("transformers", "comparing needs", extra="hf")
+    require("transformers", "verify needs", "hf")
     console, status = Console(), Console(stderr=True)
     source = opened(path, status)
     if source.config.get("model_type") == NATIVE:
         raise UserError(
-            f"{path} is in our own format, which transformers cannot read; write it for transformers first: "
+            f"{path} is in x_positional's own format, which transformers cannot read; convert it first: "
             f"{command()} convert {path} OTHER_FOLDER --format hf"
         )
     model = loaded(source, status, dtype, "cpu")
@@ -85,12 +84,14 @@ def verify(path: Path, tolerance: float, dtype: str, max_tokens: int) -> bool:
         theirs = _their_model(source, AUTO[kind, headed], dtype_of(dtype))
     outcomes = [_compared(case, ours.get(case.name), theirs, status) for case in cases]
     what = "logits" if headed else "hidden states"
-    report(console, f"{source.path.name}: {family}, {what} in {dtype}, beside {_name(theirs)}", outcomes, tolerance)
+    report(
+        console, f"{source.path.name}: {family}, {what} in {dtype}, compared with {_name(theirs)}", outcomes, tolerance
+    )
     return all(outcome.within(tolerance) for outcome in outcomes)
 
 
 def _headed(model: nn.Module) -> bool:
-    """Whether it gives logits, and not hidden states."""
+    """Whether it returns logits rather than hidden states."""
     if isinstance(model, ViTransformerWrapper):
         return model.config.num_classes is not None
     return not isinstance(model, TransformerWrapper) or model.has_head
@@ -122,7 +123,7 @@ def _compared(case: VerifyCase, ours: Tensor | None, theirs: nn.Module, console:
 
 
 def _their_model(source: Source, auto: str, dtype: torch.dtype | None) -> nn.Module:
-    transformers = needed("transformers", "comparing needs", extra="hf")
+    transformers = require("transformers", "verify needs", "hf")
     where: dict[str, Any] = {"pretrained_model_name_or_path": source.path}
     if source.path.is_file():
         where = {"pretrained_model_name_or_path": source.path.parent, "gguf_file": source.path.name}
@@ -135,7 +136,7 @@ def _their_model(source: Source, auto: str, dtype: torch.dtype | None) -> nn.Mod
 
 @contextmanager
 def _quiet(transformers: Any) -> Any:
-    """Without bars and advice of transformers: this command has its own."""
+    """Disable the progress bars and warnings of transformers."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -149,7 +150,7 @@ def _quiet(transformers: Any) -> Any:
 
 
 def report(console: Console, title: str, outcomes: list[Outcome], tolerance: float) -> None:
-    """The table, and what it means."""
+    """Print the table and the conclusion."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading, side in (
         ("check", "left"),
@@ -183,11 +184,11 @@ def report(console: Console, title: str, outcomes: list[Outcome], tolerance: flo
             )
     apart = [outcome for outcome in outcomes if not outcome.within(tolerance)]
     if not apart:
-        text = f"the same: no difference is above {tolerance:g} of the largest value"
+        text = f"equal: no difference exceeds {tolerance:g} of the largest value"
     else:
-        text = f"not the same: above {tolerance:g} of the largest value: {', '.join(o.case.name for o in apart)}"
+        text = f"different: these exceed {tolerance:g} of the largest value: {', '.join(o.case.name for o in apart)}"
         if {outcome.case.name for outcome in apart} <= {"left padded", "shifted positions"}:
-            text += "\nonly padding or positions: some published code counts padding as text, which is never done here"
+            text += "\nonly padding or positions differ: some published code counts padding as tokens, x_positional never does"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,95 +1,169 @@
-"""What a model is, as data: validated, frozen, and the same in Python, YAML and keyword flags."""
+"""A stack of layers as data: validated, frozen, and the same in Python, YAML and keyword flags."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter
 from typing_extensions import Self
 
 from x_positional import schemes as _registered  # noqa: F401  (importing it registers every scheme)
-from x_positional.config.experts import MoEConfig
-from x_positional.config.latent import MLAConfig
-from x_positional.errors import ConfigError
+from x_positional.attention.backends import BackendName
+from x_positional.modules.block import NormPlace
+from x_positional.modules.experts import ScoreKind, WeighKind
+from x_positional.modules.feedforward import ActivationKind
+from x_positional.modules.norms import NormKind
+from x_positional.modules.qk_norm import QKNormKind
+from x_positional.schemes.absolute import Absolute
 from x_positional.schemes.base import AttentionWindow, Dims
 from x_positional.schemes.compose import Chain
-from x_positional.schemes.registry import Config, Custom, SchemeConfig, scheme_config
+from x_positional.schemes.none import NoPE
+from x_positional.schemes.registry import Config, SchemeConfig, scheme_config
 
 LayersKind = Literal["encoder", "decoder", "cross_attender"]
 
 
 class NormConfig(Config):
-    """eps: None is 1e-5 for layer and 1e-6 for the others. unit_offset: gains are stored as gain - 1. gain: False is a norm
-    without one (OLMo)."""
+    """A norm over the channels of the residual stream."""
 
-    kind: Literal["layer", "rms", "scale", "simple_rms", "none"] = "layer"
+    kind: NormKind = "layer"
+    """Which norm; see `Norm`."""
     eps: float | None = Field(default=None, gt=0)
+    """Added to the variance or the mean square. None is 1e-5 for layer and 1e-6 for the others."""
     bias: bool = False
+    """A learned shift beside the gain; layer only."""
     unit_offset: bool = True
+    """The gain is stored as gain - 1, so that weight decay pulls it to the identity."""
     gain: bool = True
+    """A learned gain per channel. False is a norm without one (OLMo)."""
 
 
-QKNormKind = Literal["rms", "rms_plain", "rms_whole", "rms_per_head", "layer", "layer_per_head", "l2"]
+class MLAConfig(Config):
+    """Multi-head latent attention (DeepSeek-V2 2024, arXiv:2405.04434, section 2.1).
+
+    Keys and values of all heads are projected from one latent of `kv_rank` channels. A cache holds that latent and one
+    rotated key that all heads share. Keys are made for every head and latents have norms, so kv_heads, qk_norm and clip
+    apply to cross-attention only.
+    """
+
+    kv_rank: int = Field(gt=0)
+    """Width of the latent of keys and values."""
+    rope_dim: int = Field(gt=0)
+    """Channels of each head that may be rotated: its first ones, whose key is shared by all heads. The other
+    head_dim - rope_dim channels come from the latent."""
+    value_dim: int | None = Field(default=None, gt=0)
+    """Width of a head's values. None is head_dim - rope_dim."""
+    q_rank: int | None = Field(default=None, gt=0)
+    """Width of the latent of queries. None is no latent: queries are projected directly."""
+    eps: float = Field(default=1e-6, gt=0)
+    """Of the RMS norms of the latents."""
 
 
 class AttentionConfig(Config):
-    """bias: of the projections; out_bias: of the last one, None follows bias. scale: None is head_dim^-0.5. softcap:
-    c * tanh(score / c). sinks: a learned logit per head with no value. clip: queries, keys and values are clamped to
-    [-clip, clip], after a norm that comes before rotation. mla: keys and values from a latent, see `MLAConfig`.
-    position_projections: positions have projections of their own to queries and keys, for a scheme that asks (deberta).
-
-    qk_norm: of queries and keys, see `HeadNorm`; after "l2" scores are scaled by qk_norm_scale. qk_norm_eps: None is that
-    of the kind. qk_norm_bias: beside the gains. qk_norm_unit_offset: gains are stored as gain - 1. qk_norm_after: after rotation.
-    """
+    """Self-attention and cross-attention of one layer."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of the attention weights."""
     bias: bool = False
+    """Biases of the projections."""
     out_bias: bool | None = None
+    """Bias of the output projection. None follows `bias`."""
     qk_norm: QKNormKind | None = None
+    """Norm of queries and keys, see `HeadNorm`. None is none."""
     qk_norm_scale: float = Field(default=10.0, gt=0)
+    """What scores are multiplied by after qk_norm="l2"."""
     qk_norm_eps: float | None = Field(default=None, gt=0)
+    """eps of that norm. None is the default of its kind."""
     qk_norm_bias: bool = False
+    """A learned shift beside the gains of that norm."""
     qk_norm_unit_offset: bool = True
+    """The gains of that norm are stored as gain - 1."""
     qk_norm_after: bool = False
+    """The norm comes after rotation rather than before."""
     softcap: float | None = Field(default=None, gt=0)
+    """Scores become c * tanh(score / c), with c this value (Gemma 2). None is no cap."""
     sinks: bool = False
+    """A learned logit per head that takes part in the softmax and has no value (gpt-oss)."""
     scale: float | None = Field(default=None, gt=0)
+    """What scores are multiplied by. None is head_dim^-0.5."""
     clip: float | None = Field(default=None, gt=0)
+    """Queries, keys and values are clamped to [-clip, clip], after a norm that comes before rotation."""
     mla: MLAConfig | None = None
+    """Keys and values from a latent, in self-attention."""
     position_projections: bool = False
+    """Separate query and key projections for positions, for schemes that read them (deberta)."""
+
+    def features(self, window: AttentionWindow | None = None) -> frozenset[str]:
+        """What this attention needs that some backends lack. window: of self-attention."""
+        on = {
+            "softcap": self.softcap is not None,
+            "sinks": self.sinks,
+            "dropout": self.dropout > 0,
+            "chunk": window is not None and window.chunk is not None,
+            "keep_first": window is not None and window.keep_first > 0,
+        }
+        return frozenset(name for name, is_on in on.items() if is_on)
 
 
-ActivationKind = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"]
+class MoEConfig(Config):
+    """A mixture of experts: each token goes through `top_k` of `experts` feedforwards, each built from the settings of `ff`."""
+
+    experts: int = Field(gt=0)
+    """How many experts there are."""
+    top_k: int = Field(gt=0)
+    """Experts per token."""
+    score: ScoreKind = "softmax"
+    """How router logits become scores: a softmax over all experts, or a sigmoid of each."""
+    renorm: bool = True
+    """The weights of the chosen experts are divided by their sum. With softmax that equals a softmax over the chosen
+    experts alone, so top-k before the softmax gives the same."""
+    scale: float = Field(default=1.0, gt=0)
+    """What the weights are multiplied by after that."""
+    router_bias: bool = False
+    """A bias of the router's logits."""
+    correction: bool = False
+    """A number per expert that is added to its score for the choice and not for the weight. It gets no gradient: the
+    training loop updates it to balance the load (Wang et al. 2024, arXiv:2408.15664, section 3)."""
+    groups: int = Field(default=1, gt=0)
+    """Groups that the experts are split into."""
+    top_groups: int = Field(default=1, gt=0)
+    """Experts are chosen only from this many groups, those with the largest sum of their two best scores (DeepSeek-V3
+    2024, arXiv:2412.19437, section 2.1.2)."""
+    weigh: WeighKind = "output"
+    """Whether the weight multiplies the expert's output or its input (Llama 4)."""
+    shared: int | None = Field(default=None, gt=0)
+    """Inner width of a shared expert, which every token goes through. None is none."""
+    shared_gate: bool = False
+    """The shared expert's output is multiplied by the sigmoid of a learned projection (Qwen 2 MoE)."""
 
 
 class FeedForwardConfig(Config):
-    """dim: inner width, None is int(model dim * mult). gate_bias: of the gated projection, None follows bias. swish_beta:
-    silu is x * sigmoid(beta x). glu_clamp: gates are held below it and values between -glu_clamp and it, before the activation;
-    glu_shift: is added to the values (gpt-oss: 1). moe: a mixture of experts like this, see `MoEConfig`."""
+    """The feedforward of one layer."""
 
     mult: float = Field(default=4.0, gt=0)
+    """Inner width as a multiple of the model's width."""
     dim: int | None = Field(default=None, gt=0)
+    """Inner width. None is int(model dim * mult)."""
     activation: ActivationKind = "gelu"
+    """The nonlinearity."""
     glu: bool = False
+    """Gated: value * activation(gate)."""
     bias: bool = True
+    """Biases of the projections."""
     gate_bias: bool | None = None
+    """Bias of the gated projection. None follows `bias`."""
     swish_beta: float = 1.0
+    """silu is x * sigmoid(beta x)."""
     glu_clamp: float | None = Field(default=None, gt=0)
+    """Before the activation, gates are clamped to at most this, values to [-glu_clamp, glu_clamp] (gpt-oss)."""
     glu_shift: float = 0.0
+    """Added to the values (gpt-oss: 1)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of the inner activations."""
     moe: MoEConfig | None = None
-
-
-class HeadConfig(Config):
-    """What stands before the last projection of a head: norm(activation(linear(x))), as in BERT. bias: of the linear."""
-
-    activation: ActivationKind = "gelu"
-    bias: bool = True
-    norm: NormConfig = NormConfig(bias=True, unit_offset=False)
+    """A mixture of experts, each a feedforward with these settings. None is a single feedforward."""
 
 
 def _as_list(value: Any) -> Any:
-    """One scheme or several -> a list; a Chain is its parts, so that each is judged and built by itself."""
+    """One scheme or several -> a list. A Chain becomes its parts, which are checked and built one by one."""
     return None if value is None else _parts(value)
 
 
@@ -105,16 +179,20 @@ POSITION: TypeAdapter[tuple[SchemeConfig, ...] | None] = TypeAdapter(Position)
 
 
 class LayerConfig(Config):
-    """What may differ between the layers of a stack. position, attn, ff: None is that of the stack. window: see the last
-    `window` tokens. chunk: see the tokens of the own chunk, where texts are cut every `chunk` tokens (Llama 4).
-    keep_first: beside a window, see the first tokens too, at distances that stop growing (StreamingLLM)."""
+    """What may differ between the layers of a stack: one entry of `pattern`."""
 
     position: Position = None
+    """Position schemes of this layer. None is the stack's."""
     window: int | None = Field(default=None, gt=0)
+    """Sliding window: a query sees the last `window` tokens, itself included. None is all."""
     chunk: int | None = Field(default=None, gt=0)
+    """Chunked attention: a sequence is cut every `chunk` tokens and a query sees its own chunk (Llama 4)."""
     keep_first: int = Field(default=0, ge=0)
+    """Beside a window, the first tokens stay visible, at distances that stop growing (StreamingLLM)."""
     attn: AttentionConfig | None = None
+    """Attention of this layer. None is the stack's."""
     ff: FeedForwardConfig | None = None
+    """Feedforward of this layer. None is the stack's."""
 
     @property
     def parts(self) -> tuple[SchemeConfig, ...]:
@@ -123,41 +201,66 @@ class LayerConfig(Config):
 
     @property
     def attention_window(self) -> AttentionWindow:
-        """The same as attention reads it."""
+        """Window, chunk and kept tokens as one value."""
         return AttentionWindow(size=self.window, chunk=self.chunk, keep_first=self.keep_first)
 
 
 class LayersConfig(Config):
-    """A stack of layers. position: a name, a config, a scheme, or a list (combined); None is not chosen: a wrapper then
-    adds learned absolute embeddings. window, chunk, keep_first: as in `LayerConfig`, for every layer; pattern: what differs
-    between layers, entry i for layer i, and over again. flash: ask for a path that never holds the whole score matrix.
-    final_norm: None is yes, except after norm_place="post", which ends in a norm already. first_norm: False leaves out the
-    norm before the attention of the first layer, as the embedding ends in one (ModernBERT). residual_scale: what each branch is
-    multiplied by (Granite). layer_scale: a learned gain per channel of each branch, from this value (LayerScale)."""
+    """A stack of layers."""
 
     kind: LayersKind = "decoder"
+    """Causal (decoder), bidirectional (encoder), or cross-attention only (cross_attender)."""
     dim: int = Field(gt=0)
+    """Model width."""
     depth: int = Field(gt=0)
+    """Number of layers."""
     heads: int = Field(default=8, gt=0)
+    """Query heads."""
     kv_heads: int | None = Field(default=None, gt=0)
+    """Key and value heads. None is `heads`."""
     head_dim: int = Field(default=64, gt=0)
+    """Width of a head."""
     position: Position = None
+    """A scheme by name, config or instance, or a list of schemes that are combined. None: a wrapper with a trained length
+    adds learned absolute embeddings; without one there are no positions."""
     cross_attend: bool = False
+    """Cross-attention in every layer, between self-attention and feedforward."""
     context_dim: int | None = Field(default=None, gt=0)
+    """Width of the context that cross-attention reads. None is `dim`."""
     window: int | None = Field(default=None, gt=0)
+    """As in `LayerConfig`, for every layer."""
     chunk: int | None = Field(default=None, gt=0)
+    """As in `LayerConfig`, for every layer."""
     keep_first: int = Field(default=0, ge=0)
+    """As in `LayerConfig`, for every layer."""
     pattern: tuple[LayerConfig, ...] = ()
-    backend: Literal["auto", "eager", "blockwise", "sdpa", "flex", "varlen"] = "auto"
+    """What differs between layers. Entry i applies to layer i; the pattern repeats."""
+    backend: BackendName = "auto"
+    """The attention backend. auto takes the fastest that supports the layer."""
     flash: bool = False
+    """Refuse backends that hold the whole score matrix."""
     norm: NormConfig = NormConfig()
-    norm_place: Literal["pre", "post", "after", "sandwich", "entry", "parallel", "parallel_two"] = "pre"
+    """The norms of the stack."""
+    norm_place: NormPlace = "pre"
+    """Where norms sit around attention and feedforward, see `Block`."""
     final_norm: bool | None = None
+    """A norm after the last layer. None is yes, except for norm_place="post", whose layers end in a norm."""
     first_norm: bool = True
+    """False leaves out the norm before the attention of the first layer, as the embedding ends in one (ModernBERT)."""
     residual_scale: float = Field(default=1.0, gt=0)
+    """What the output of each branch is multiplied by (Granite)."""
     layer_scale: float | None = Field(default=None, gt=0)
+    """A learned gain per channel of each branch, initialised to this value (LayerScale). None is none."""
     attn: AttentionConfig = AttentionConfig()
+    """Attention of every layer."""
     ff: FeedForwardConfig = FeedForwardConfig()
+    """Feedforward of every layer."""
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a head's values in self-attention."""
+        mla = self.attn.mla
+        return self.head_dim if mla is None else mla.value_dim or self.head_dim - mla.rope_dim
 
     def dims(self, max_seq_len: int | None = None, embed_dim: int | None = None) -> Dims:
         """The sizes that schemes are built with."""
@@ -172,13 +275,20 @@ class LayersConfig(Config):
         )
 
     def layer_kinds(self) -> tuple[LayerConfig, ...]:
-        """The kinds of layers: layer i is of kind i, and over again."""
+        """The distinct layers as written: entry i applies to layer i; they repeat. Position is None where none was chosen."""
         if not self.pattern:
             own = {name: getattr(self, name) for name in LayerConfig.model_fields}
             return (LayerConfig(**own),)
         return tuple(
             k.model_copy(update={n: getattr(self, n) for n in ("position", "attn", "ff") if getattr(k, n) is None})
             for k in self.pattern
+        )
+
+    def resolved_layers(self, max_seq_len: int | None) -> tuple[LayerConfig, ...]:
+        """The same with the default position filled in: a learned table where a length is known, nothing elsewhere."""
+        default: tuple[SchemeConfig, ...] = (NoPE(),) if max_seq_len is None else (Absolute(),)
+        return tuple(
+            k.model_copy(update={"position": default}) if k.position is None else k for k in self.layer_kinds()
         )
 
     def with_position(self, position: Any) -> Self:
@@ -190,99 +300,3 @@ class LayersConfig(Config):
         values = {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
         defaults = {name: field.default for name, field in type(self).model_fields.items()}
         return {name: value for name, value in values.items() if value != defaults[name]}
-
-
-class FileConfig(Config):
-    """A whole model, which a YAML file can hold."""
-
-    @classmethod
-    def from_yaml(cls, path: str | Path) -> Self:
-        """Reads a file with the model's keys, at the top or under `model:`. Raises ConfigError, ValidationError."""
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"cannot read {path}: {error}") from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path} holds {type(data).__name__}, not keys and values of a model.")
-        return cls.model_validate(data.get("model", data))
-
-    def to_yaml(self, path: str | Path | None = None) -> str:
-        """The YAML of this model, written to `path` if given. Only what differs from the defaults is said."""
-        text = yaml.safe_dump({"model": plain(self)}, sort_keys=False)
-        if path is not None:
-            Path(path).write_text(text)
-        return text
-
-
-class ModelConfig(FileConfig):
-    """A language model: embeddings, layers, head. emb_scale: token embeddings are multiplied by it. emb_norm: the norm after
-    the embedding where it is not the bias-free LayerNorm of post_emb_norm. token_types: how many kinds of tokens have a
-    learned vector of their own, added to the embedding (BERT's segments). head: what stands before the last projection.
-    logits_bias: of the head. logits_scale: logits are multiplied by it, then capped to c * tanh(logit / c) by
-    logits_softcap.
-
-    Where emb_dim is not dim, a projection lies between: emb_proj_bias: it has a bias. emb_proj_first: positions and norm come
-    after it, as wide as the model. logits_proj: another one leads back to emb_dim before the head (all as in OPT-350m)."""
-
-    num_tokens: int = Field(gt=0)
-    max_seq_len: int = Field(gt=0)
-    layers: LayersConfig
-    emb_dim: int | None = Field(default=None, gt=0)
-    emb_dropout: float = Field(default=0.0, ge=0, lt=1)
-    post_emb_norm: bool = False
-    tie_embedding: bool = False
-    tie_embedding_scale: float | None = None
-    l2norm_embed: bool = False
-    logits_dim: int | None = Field(default=None, gt=0)
-    emb_scale: float | None = Field(default=None, gt=0)
-    emb_norm: NormConfig | None = None
-    token_types: int | None = Field(default=None, gt=0)
-    head: HeadConfig | None = None
-    emb_proj_bias: bool = True
-    emb_proj_first: bool = False
-    logits_proj: bool = False
-    logits_bias: bool = False
-    logits_scale: float | None = Field(default=None, gt=0)
-    logits_softcap: float | None = Field(default=None, gt=0)
-
-    @property
-    def placed_dim(self) -> int | None:
-        """The width at which positions are added; None is that of the model."""
-        return None if self.emb_proj_first else self.emb_dim
-
-    @property
-    def projected(self) -> bool:
-        """Whether embeddings have a width of their own."""
-        return self.emb_dim not in (None, self.layers.dim)
-
-
-class ContinuousConfig(Config):
-    """Continuous inputs and outputs around layers. max_seq_len: None is no table; dim_in, dim_out: None is no
-    projection."""
-
-    layers: LayersConfig
-    max_seq_len: int | None = Field(default=None, gt=0)
-    dim_in: int | None = Field(default=None, gt=0)
-    dim_out: int | None = Field(default=None, gt=0)
-    emb_dropout: float = Field(default=0.0, ge=0, lt=1)
-    post_emb_norm: bool = False
-
-
-def plain(config: Config) -> dict[str, Any]:
-    """Numbers, strings, lists and dicts that validate to an equal config. Raises ConfigError for a scheme instance."""
-    if isinstance(config, Custom):
-        raise ConfigError(
-            f"{type(config.scheme).__name__} was given as an instance, which a file cannot hold. Register a SchemeConfig "
-            "for it (a class with `kind` and `build`) and use its name."
-        )
-    out: dict[str, Any] = {config.tag: getattr(config, config.tag)} if config.tag else {}
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if value == field.default and not field.is_required():
-            continue
-        if isinstance(value, Config):
-            value = plain(value)
-        elif isinstance(value, tuple):
-            value = [plain(v) if isinstance(v, Config) else v for v in value]
-        out[name] = value
-    return out

@@ -1,24 +1,25 @@
-"""Pydantic's errors in words: the value, the reason, and the nearest name."""
+"""What pydantic found, in words: the value, the reason and the nearest name; and the paths of a config's fields."""
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from x_positional.config.flags.table import PLACES
+from x_positional.errors import nearest
 from x_positional.schemes.registry import REGISTRY
 from x_positional.schemes.rotary.scaling.base import SCALINGS
 
 Loc = tuple[int | str, ...]
+"""Where a value is, in pydantic's form: names of fields, numbers in lists."""
 
 
-def sentences(schema: type[BaseModel], error: ValidationError, data: Any) -> list[str]:
-    """One sentence for each problem that pydantic found in `data`."""
+def messages(schema: type[BaseModel], error: ValidationError, data: Any) -> list[str]:
+    """One message for each problem that pydantic found in `data`."""
     problems = error.errors(include_url=False)
     misspelt = {suggestion(schema, p["loc"], data) for p in problems if p["type"] == "extra_forbidden"}
-    told = [p for p in problems if p["type"] != "missing" or p["loc"] not in misspelt]
-    return [_sentence(schema, problem, data) for problem in told]
+    reported = [p for p in problems if p["type"] != "missing" or p["loc"] not in misspelt]
+    return [_message(schema, problem, data) for problem in reported]
 
 
 def dotted(loc: Loc) -> str:
@@ -26,8 +27,8 @@ def dotted(loc: Loc) -> str:
     return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in loc).removeprefix(".")
 
 
-def at(data: Any, loc: Loc) -> Any:
-    """What the user wrote at a place; None where there is nothing. One scheme is as good as a list of one."""
+def value_at(data: Any, loc: Loc) -> Any:
+    """The value in `data` at a location, None where there is none. One scheme counts as a list of one."""
     for step in loc:
         if isinstance(data, Mapping):
             data = data.get(step, data if isinstance(step, int) else None)
@@ -36,9 +37,9 @@ def at(data: Any, loc: Loc) -> Any:
     return data
 
 
-def as_written(loc: Loc, data: Any) -> Loc:
-    """The place without the numbers of lists that the user did not write."""
-    return tuple(step for i, step in enumerate(loc) if isinstance(step, str) or _holds(at(data, loc[:i]), step))
+def user_path(loc: Loc, data: Any) -> Loc:
+    """The location without list indices that the user did not write."""
+    return tuple(step for i, step in enumerate(loc) if isinstance(step, str) or _holds(value_at(data, loc[:i]), step))
 
 
 def _holds(data: Any, step: int) -> bool:
@@ -46,18 +47,51 @@ def _holds(data: Any, step: int) -> bool:
 
 
 def suggestion(schema: type[BaseModel], loc: Loc, data: Any) -> Loc | None:
-    """Where a name that is unknown at `loc` most likely belongs: beside it, or the same name in another section."""
+    """Where a name that is unknown at `loc` most likely belongs: a close name there, or the same name in another section."""
     name = str(loc[-1])
-    beside = _section(schema, loc[:-1], data)
-    if close := difflib.get_close_matches(name, beside.model_fields, n=1) if beside else []:
-        return (*loc[:-1], close[0])
-    elsewhere = [path for path in _paths(schema) if path[-1] == name]
-    return min(elsewhere, key=len) if elsewhere else None
+    section = section_at(schema, loc[:-1], data)
+    close = nearest(name, section.model_fields) if section else None
+    if close is not None:
+        return (*loc[:-1], close)
+    return min((path for path in paths(schema) if path[-1] == name), key=len, default=None)
 
 
-def _sentence(schema: type[BaseModel], problem: Any, data: Any) -> str:
+def section_at(schema: type[BaseModel], loc: Loc, data: Any) -> type[BaseModel] | None:
+    """The config class whose fields are at `loc`; below `position` the data names it."""
+    if "position" in loc:
+        written = value_at(data, loc)
+        if not isinstance(written, Mapping):
+            return None
+        return SCALINGS.get(str(written.get("rope_type"))) or REGISTRY.get(str(written.get("kind")))
+    for step in loc:
+        field = schema.model_fields.get(str(step))
+        section = None if field is None else _section(field.annotation)
+        if section is None:
+            return None
+        schema = section
+    return schema
+
+
+def paths(schema: type[BaseModel], before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every path from `schema` to a field, sections included. `position` is a leaf: any scheme fits there."""
+    for name, field in schema.model_fields.items():
+        yield (*before, name)
+        section = _section(field.annotation)
+        if section is not None and name != "position":
+            yield from paths(section, (*before, name))
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The config class that a field holds, also behind Optional, Annotated and tuple; None for plain values."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [inner for inner in map(_section, get_args(annotation)) if inner is not None]
+    return found[0] if len(found) == 1 else None
+
+
+def _message(schema: type[BaseModel], problem: Any, data: Any) -> str:
     loc: Loc = problem["loc"]
-    name = dotted(as_written(loc, data))
+    name = dotted(user_path(loc, data))
     if problem["type"] == "extra_forbidden":
         return f"{name} is unknown; {_hint(schema, loc, data)}"
     if problem["type"] == "missing":
@@ -65,8 +99,8 @@ def _sentence(schema: type[BaseModel], problem: Any, data: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "literal_error":
         known = [word.strip("' ") for word in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        close = difflib.get_close_matches(str(problem["input"]), known, n=1)
-        message += f"; did you mean {close[0]!r}?" if close else ""
+        close = nearest(str(problem["input"]), known)
+        message += "" if close is None else f"; did you mean {close!r}?"
     if not name:
         return message
     return f"{name}={problem['input']!r}: {message[0].lower() + message[1:]}{'' if message[-1] in '.?' else '.'}"
@@ -75,43 +109,12 @@ def _sentence(schema: type[BaseModel], problem: Any, data: Any) -> str:
 def _hint(schema: type[BaseModel], loc: Loc, data: Any) -> str:
     found = suggestion(schema, loc, data)
     if found is not None:
-        return f"did you mean {dotted(as_written(found, data))}?"
+        return f"did you mean {dotted(user_path(found, data))}?"
     for place in PLACES.values():
         flag = place.get(str(loc[-1]))
         if flag is not None and flag.verdict == "supported" and flag.field is not None:
-            return f"it is a keyword flag; a config says it with {flag.field}."
+            return f"it is a keyword flag; in a config use {flag.field}."
         if flag is not None:
             return f"it is a keyword flag of x-transformers. {flag.note}"
-    beside = _section(schema, loc[:-1], data)
-    return "there are: " + ", ".join(beside.model_fields) + "." if beside else "leave it out."
-
-
-def _section(schema: type[BaseModel], loc: Loc, data: Any) -> type[BaseModel] | None:
-    """The config class whose keys are written at `loc`."""
-    if "position" in loc:
-        written = at(data, loc)
-        if not isinstance(written, Mapping):
-            return None
-        return SCALINGS.get(str(written.get("rope_type"))) or REGISTRY.get(str(written.get("kind")))
-    for step in loc:
-        field = schema.model_fields.get(str(step))
-        inner = None if field is None else _config_of(field.annotation)
-        if inner is None:
-            return None
-        schema = inner
-    return schema
-
-
-def _config_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    found = [inner for inner in map(_config_of, get_args(annotation)) if inner is not None]
-    return found[0] if len(found) == 1 else None
-
-
-def _paths(schema: type[BaseModel], before: Loc = ()) -> Iterator[Loc]:
-    for name, field in schema.model_fields.items():
-        yield (*before, name)
-        inner = _config_of(field.annotation)
-        if inner is not None and name != "position":
-            yield from _paths(inner, (*before, name))
+    section = section_at(schema, loc[:-1], data)
+    return "there are: " + ", ".join(section.model_fields) + "." if section else "leave it out."

@@ -1,11 +1,12 @@
-"""What an image model is, as data: sizes in pixels, patches, how positions are given, and the layers."""
+"""An image model as data: sizes in pixels, patches, positions and layers."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt
 
-from x_positional.config.layers import FileConfig, LayersConfig
+from x_positional.config.layers import LayersConfig
+from x_positional.config.models import FileConfig
 from x_positional.modules.patches import Coordinates, Interpolation
 from x_positional.schemes.absolute import Absolute
 from x_positional.schemes.none import NoPE
@@ -17,7 +18,7 @@ def _pair(value: Any) -> Any:
 
 
 def _encoder(value: Any) -> Any:
-    """Layers of an image model are an encoder unless they say otherwise."""
+    """Layers of an image model are an encoder by default."""
     return {"kind": "encoder", **value} if isinstance(value, Mapping) else value
 
 
@@ -26,30 +27,36 @@ Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]
 
 
 class VisionConfig(FileConfig):
-    """Patches of an image, tokens beside them, layers, head.
-
-    image_size: trained height and width in pixels; other sizes run too. patch_norms: norms over the pixels of a patch and
-    after their projection; False is a projection alone (ViT). num_classes: None is no head. pool: what the head reads, the
-    mean of the patches, a cls token, which then exists, or both side by side (DINOv2). cls_position: the learned table has a
-    row for the cls token, its first. coordinates: what schemes with two axes are told of a patch (`patch_positions`).
-    interpolation, antialias: how a learned table is resized to a grid that was not trained.
-    layers.position: "absolute" is a table of the trained grid, and so is leaving it out.
-    """
+    """An image model: patches, cls and register tokens, layers, head."""
 
     image_size: Size
+    """Trained height and width in pixels. Other sizes run too."""
     patch_size: Size
+    """Height and width of a patch in pixels."""
     layers: Annotated[LayersConfig, BeforeValidator(_encoder)]
+    """The stack, an encoder. layers.position: "absolute", the default, is a learned table of the trained grid."""
     channels: int = Field(default=3, gt=0)
+    """Channels of a pixel."""
     patch_norms: bool = True
+    """Norms over the pixels of a patch and after their projection. False is a projection alone (ViT)."""
     num_classes: int | None = Field(default=None, gt=0)
+    """Width of the head's logits. None is no head."""
     pool: Literal["mean", "cls", "cls_mean"] = "mean"
+    """What the head reads: the mean of the patches, a cls token, which is then added, or both concatenated (DINOv2)."""
     cls_position: bool = False
+    """The learned table has a row for the cls token, its first."""
     num_register_tokens: int = Field(default=0, ge=0)
+    """Learned tokens before the patches."""
     post_emb_norm: bool = False
+    """A LayerNorm without bias after the embedding of the patches."""
     emb_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of the embedded patches."""
     coordinates: Coordinates = "index"
+    """The row and column that schemes with two axes get for a patch, see `patch_positions`."""
     interpolation: Interpolation = "bicubic"
+    """How a learned table is resized to a grid of another size."""
     antialias: bool = False
+    """The table is resized with antialiasing."""
 
     @property
     def has_cls(self) -> bool:
@@ -68,7 +75,7 @@ class VisionConfig(FileConfig):
 
     @property
     def tables(self) -> list[Absolute]:
-        """What asks for a learned table: at most one in a model that can be built."""
+        """The learned tables asked for: at most one in a valid model."""
         chosen = self.layers.position
         return [Absolute()] if chosen is None else [part for part in chosen if isinstance(part, Absolute)]
 

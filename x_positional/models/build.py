@@ -9,10 +9,15 @@ from torch import nn
 from x_positional.attention.backends import choose
 from x_positional.attention.cross import CrossAttentionKind
 from x_positional.attention.plan import LayerKind
-from x_positional.config.experts import MoEConfig
-from x_positional.config.latent import MLAConfig
-from x_positional.config.layers import AttentionConfig, FeedForwardConfig, LayerConfig, LayersConfig, NormConfig
-from x_positional.config.validate import features, resolve_kinds
+from x_positional.config.layers import (
+    AttentionConfig,
+    FeedForwardConfig,
+    LayerConfig,
+    LayersConfig,
+    MLAConfig,
+    MoEConfig,
+    NormConfig,
+)
 from x_positional.modules.attention import Attention, CrossAttention
 from x_positional.modules.block import Block
 from x_positional.modules.experts import Experts, MixtureOfExperts, Router
@@ -194,7 +199,7 @@ def build_cross(config: LayersConfig) -> CrossAttentionKind | None:
     width = context_width(config)
     if width is None:
         return None
-    return CrossAttentionKind(width, choose(config.backend, config.flash, "fused", features(config.attn)))
+    return CrossAttentionKind(width, choose(config.backend, config.flash, "fused", config.attn.features()))
 
 
 def of_layers(config: LayersConfig) -> list[LayerConfig]:
@@ -207,7 +212,7 @@ def build_kinds(config: LayersConfig, positions: Positions) -> list[LayerKind]:
     """Scheme, window and backend of every layer."""
     kinds = []
     for kind, scheme in zip(of_layers(config), positions.layers, strict=True):
-        needed = features(kind.attn or config.attn, kind.attention_window)
+        needed = (kind.attn or config.attn).features(kind.attention_window)
         choice = choose(config.backend, config.flash, scheme.capabilities().kernel, needed)
         kinds.append(LayerKind(scheme=scheme, window=kind.attention_window, choice=choice))
     return kinds
@@ -215,4 +220,4 @@ def build_kinds(config: LayersConfig, positions: Positions) -> list[LayerKind]:
 
 def positions_of(config: LayersConfig, max_seq_len: int | None, embed_dim: int | None) -> Positions:
     """The schemes of a stack, each built once. max_seq_len, embed_dim: those of the model around it, None where there is none."""
-    return build_positions(resolve_kinds(config, max_seq_len), config.dims(max_seq_len, embed_dim), config.depth)
+    return build_positions(config.resolved_layers(max_seq_len), config.dims(max_seq_len, embed_dim), config.depth)

@@ -14,7 +14,7 @@ from x_positional.attention.cache import KVCache
 from x_positional.attention.cross import ContextInputs
 from x_positional.attention.inputs import SeqLens
 from x_positional.config.flags import continuous_from_flags
-from x_positional.config.layers import ContinuousConfig
+from x_positional.config.models import ContinuousConfig
 from x_positional.config.validate import model_report, require
 from x_positional.errors import InputError
 from x_positional.models.describe import describe

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from x_positional.config.layers import ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
-from x_positional.config.validate import resolve_kinds
+from x_positional.config.layers import LayerConfig, LayersConfig
+from x_positional.config.models import ContinuousConfig, ModelConfig
 from x_positional.config.vision import VisionConfig
 from x_positional.modules.experts import MixtureOfExperts
 from x_positional.modules.stack import AttentionLayers
@@ -11,7 +11,7 @@ from x_positional.modules.stack import AttentionLayers
 
 def position_words(config: LayersConfig, max_seq_len: int | None) -> str:
     """The schemes of every kind of layer by name, with what differs from their defaults, and what the layer sees."""
-    kinds = [_kind_words(kind) for kind in resolve_kinds(config, max_seq_len)]
+    kinds = [_kind_words(kind) for kind in config.resolved_layers(max_seq_len)]
     if len(kinds) == 1:
         return kinds[0]
     layers = {kind: [i for i in range(config.depth) if kinds[i % len(kinds)] == kind] for kind in dict.fromkeys(kinds)}

@@ -16,7 +16,8 @@ from x_positional.attention.cross import ContextInputs
 from x_positional.attention.inputs import SeqLens
 from x_positional.attention.tokens import TokenLayout
 from x_positional.config.flags import model_from_flags
-from x_positional.config.layers import ModelConfig, NormConfig
+from x_positional.config.layers import NormConfig
+from x_positional.config.models import ModelConfig
 from x_positional.config.validate import model_report, require
 from x_positional.errors import InputError
 from x_positional.models.build import build_norm

@@ -1,32 +1,52 @@
-"""`model.save_pretrained`: what can write a model says so here, by the name of its format."""
+"""`model.save_pretrained`, and the formats that it can write."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import nn
 
+from x_positional.errors import ArgumentError
+
 Format = Literal["hf", "native"]
 Writer = Callable[[Any, Path, str | None], None]
-WRITERS: dict[str, Writer] = {}
+"""(Model, folder, model_type) -> writes the folder."""
+
+_WRITERS: dict[Format, Writer] = {}
+
+
+def register_writer(form: Format, writer: Writer) -> None:
+    """Set the function behind `save_pretrained(format=form)`.
+
+    `x_positional.pretrained` calls this when it is imported. It builds models, so imports go from it to this folder and
+    never back, and the writers cannot be imported here. They are always registered: Python runs `x_positional/__init__.py`
+    before any module of the package, and that imports `x_positional.pretrained`.
+    """
+    _WRITERS[form] = writer
 
 
 class Saveable(nn.Module):
-    """A model that can be written to a folder. origin: where it came from, None for one of your own."""
+    """A model that can be written to a folder."""
 
     config: Any
     origin: Any = None
-    writers: ClassVar[dict[str, Writer]] = WRITERS
+    """Family and config.json of a model that was loaded from a published checkpoint, otherwise None."""
 
     def save_pretrained(self, folder: str | Path, format: Format = "native", model_type: str | None = None) -> None:
-        """Write config and safetensors into `folder`, which is made if it is not there.
+        """Write config and safetensors to a folder; `x_positional.from_pretrained(folder)` reads both formats.
 
-        format: "native" holds every model of ours; "hf" is what `transformers` reads, for architectures that a family of
-        published models has. model_type: the family; None is the one that the model came from, or the first that fits.
-        `x_positional.from_pretrained(folder)` reads both. Files are put in place when they are whole.
+        Files are moved into place when they are complete.
 
-        Raises PretrainedError, with what no family has, where "hf" cannot say the model.
+        Args:
+            folder: Created if it does not exist.
+            format: "native" supports every model; "hf" is what transformers reads, for models that a published family
+                can express.
+            model_type: The family for "hf"; None for the family that the model was loaded from, or the first that fits.
+
+        Raises:
+            ArgumentError: If the format is unknown.
+            PretrainedError: If no family can express the model, with the settings that the closest one lacks.
         """
-        if format not in self.writers:
-            raise ValueError(f"format={format!r} is none of {', '.join(map(repr, self.writers))}.")
-        self.writers[format](self, Path(folder), model_type)
+        if format not in _WRITERS:
+            raise ArgumentError(f"unknown format={format!r}; supported: {', '.join(map(repr, _WRITERS))}.")
+        _WRITERS[format](self, Path(folder), model_type)

@@ -15,6 +15,7 @@ from typing_extensions import Self
 from x_positional.modules.feedforward import FeedForward, GatedActivation
 
 ScoreKind = Literal["softmax", "sigmoid"]
+WeighKind = Literal["output", "input"]
 TINY = 1e-20
 """Added to a divisor, so that scores that are all zero give zero."""
 
@@ -189,7 +190,7 @@ class MixtureOfExperts(nn.Module):
         router: Router,
         experts: Experts,
         *,
-        weigh: Literal["output", "input"] = "output",
+        weigh: WeighKind = "output",
         shared: FeedForward | None = None,
         shared_gate: nn.Linear | None = None,
     ):

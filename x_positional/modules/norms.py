@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NormKind = Literal["layer", "rms", "scale", "simple_rms", "none"]
+EPS: dict[NormKind, float] = {"layer": 1e-5, "rms": 1e-6, "scale": 1e-6, "simple_rms": 1e-6, "none": 1e-6}
+"""eps of each kind where none is given."""
 
 
 class Norm(nn.Module):
@@ -36,7 +38,7 @@ class Norm(nn.Module):
     ):
         super().__init__()
         self.dim, self.kind, self.unit_offset = dim, kind, unit_offset
-        self.eps = (1e-5 if kind == "layer" else 1e-6) if eps is None else eps
+        self.eps = EPS[kind] if eps is None else eps
         gains = {"layer": dim, "rms": dim, "scale": 1}.get(kind) if gain else None
         start = 0.0 if unit_offset else 1.0
         self.gain = None if gains is None else nn.Parameter(torch.full((gains,), start))

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from x_positional.config.layers import LayersConfig
-from x_positional.config.validate.case import part_name, resolve_kinds
 from x_positional.schemes.base import Dims, PositionScheme
 from x_positional.schemes.registry import SchemeConfig
 
@@ -99,7 +98,7 @@ class PlottedScheme:
 def _distinct(layers: LayersConfig, max_seq_len: int) -> list[tuple[SchemeConfig, int | None]]:
     """Every distinct pair of scheme and attention window, in the order of the layers."""
     found: list[tuple[SchemeConfig, int | None]] = []
-    for kind in resolve_kinds(layers, max_seq_len):
+    for kind in layers.resolved_layers(max_seq_len):
         found += [(part, kind.window) for part in kind.parts if (part, kind.window) not in found]
     return found
 
@@ -115,7 +114,7 @@ def plotted_schemes(layers: LayersConfig, max_seq_len: int, embed_dim: int | Non
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for config, window in _distinct(layers, max_seq_len):
-            seen.append(part_name(config))
+            seen.append(config.label)
             count, plain = seen.count(seen[-1]), config.unstretched()
             plotted = PlottedScheme(
                 name=seen[-1] if count == 1 else f"{seen[-1]}-{count}",

@@ -1,4 +1,4 @@
-"""`from_pretrained`: a folder, a GGUF file or a name on the Hugging Face Hub, to a model."""
+"""`from_pretrained`: a folder, a GGUF file or a model on the Hugging Face Hub to a model of x_positional."""
 
 import difflib
 import warnings
@@ -12,28 +12,29 @@ from torch import nn
 
 from x_positional.errors import PretrainedError, did_you_mean
 from x_positional.pretrained.config_json.codecs import Fields
-from x_positional.pretrained.config_json.encoder_decoder import encoder_alone
-from x_positional.pretrained.config_json.ignored_keys import HARMLESS
-from x_positional.pretrained.families import FAMILIES, INNER
+from x_positional.pretrained.config_json.encoder_decoder import encoder_only
+from x_positional.pretrained.config_json.ignored_keys import IGNORED_KEYS
+from x_positional.pretrained.families import FAMILIES, NESTED
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.model_kinds import MAKERS, make
+from x_positional.pretrained.model_kinds import MODEL_KINDS, build_on_meta, layers_of
 from x_positional.pretrained.native import NATIVE, load_native
-from x_positional.pretrained.nested import opened
+from x_positional.pretrained.nested import text_model
 from x_positional.pretrained.source import Source, open_source
 from x_positional.pretrained.tensors.files import CONFIG, Tensors
 from x_positional.pretrained.tensors.layouts import Same
-from x_positional.pretrained.tensors.load import Names, fill
+from x_positional.pretrained.tensors.load import TensorNames, fill
 
-RENAMED = {"rope_parameters": "rope_scaling", "rope_scaling": "rope_parameters"}
-"""Two names of one thing: said under one, it is no longer said under the other."""
+SYNONYMS = {"rope_parameters": "rope_scaling", "rope_scaling": "rope_parameters"}
+"""Two names of one setting: an override under one name removes the other."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model came from: its family and its `config.json`."""
+    """Where a model was loaded from."""
 
     family: Family
     config: Mapping[str, Any]
+    """Its `config.json`."""
 
 
 def from_pretrained(
@@ -43,17 +44,25 @@ def from_pretrained(
     backend: str = "auto",
     **overrides: Any,
 ) -> Any:
-    """A published model: a folder with `config.json` and safetensors (one file or shards), its name on the Hugging Face
-    Hub, or a GGUF file. Decoders and encoders are `TransformerWrapper`, so they take `mask=`, `positions=`, `cache=` and
-    generate as any other does; encoders without a head give hidden states. Encoder-decoders are `XTransformer`:
-    `logits(src, tgt, mask)`. Vision models are `ViTransformerWrapper`, which takes pixel_values [B C H W]; without a head,
-    `encode` gives hidden states.
+    """Load a published model.
 
-    dtype, device: None is as stored (float32 for GGUF, which is dequantised), and the CPU. backend: as in `Decoder`.
-    overrides: keys of `config.json` that win over the file's, as `rope_parameters={"rope_type": "yarn", ...}`. Tensors are
-    read one at a time: no second copy is held.
-    Raises PretrainedError with everything that is wrong: unknown families and settings, damaged or missing files, pickles,
-    tensors that are missing, do not fit or are not used.
+    Decoders and encoders are `TransformerWrapper`s: they take `mask=`, `positions=` and `cache=`, and decoders generate as
+    usual. An encoder without a head returns hidden states. Encoder-decoders are `XTransformer`s: `logits(src, tgt, mask)`.
+    Vision models are `ViTransformerWrapper`s, which take pixel_values [B C H W]; without a head, `encode` returns hidden
+    states. Tensors are read one at a time, without a second copy.
+
+    Args:
+        source: A folder with `config.json` and safetensors (one file or shards), a model on the Hugging Face Hub, or a GGUF
+            file.
+        dtype: None keeps the stored dtype (float32 for GGUF, which is dequantised).
+        device: None is the CPU.
+        backend: As in `Decoder`.
+        overrides: Keys of `config.json`, which override the file, as `rope_parameters={"rope_type": "yarn", ...}`.
+
+    Raises:
+        PretrainedError: With all problems: an unknown family, unsupported settings, damaged or missing files, pickles,
+            tensors that are missing, unexpected or of the wrong shape.
+        MissingExtra: If a GGUF file or the Hub needs a package that is not installed.
     """
     return load_source(open_source(source), dtype, device, backend, **overrides)
 
@@ -65,13 +74,13 @@ def load_source(
     backend: str = "auto",
     **overrides: Any,
 ) -> Any:
-    """`from_pretrained` of what is open already."""
+    """`from_pretrained` of an opened checkpoint."""
     hf = source.config
     if hf.get("model_type") == NATIVE:
         return load_native(hf, source.tensors(), dtype, device)
-    hf, tensors = opened(hf, source.tensors(), INNER)
+    hf, tensors = text_model(hf, source.tensors(), NESTED)
     family = family_of(hf, str(source.path))
-    hf = _overridden(family, family.renamed(hf), family.renamed(overrides))
+    hf = _override(family, family.resolve_aliases(hf), family.resolve_aliases(overrides))
     return load(family, hf, tensors, dtype, device, backend)
 
 
@@ -83,95 +92,99 @@ def load(
     device: torch.device | str | None,
     backend: str,
 ) -> nn.Module:
-    """A model of a family, its config and its tensors."""
+    """The model of a config and its tensors."""
     if family.kind == "seq2seq" and not any("decoder." in name for name in tensors.names()):
-        family = encoder_alone(family)
-    fields, problems = family.read(hf)
+        family = encoder_only(family)
+    fields, problems = family.to_fields(hf)
     if problems:
-        raise PretrainedError(f"{CONFIG} of {tensors.source} cannot be followed:", problems)
-    if unknown := family.unknown(hf):
+        raise PretrainedError(f"unsupported {CONFIG} in {tensors.source}:", problems)
+    if unknown := family.unknown_keys(hf):
         warnings.warn(
-            f"{CONFIG} of {tensors.source} has keys that are not read here: {', '.join(unknown)}. If one of them changes what "
-            "the model computes, its logits differ: `x-positional verify` compares them with transformers.",
+            f"{CONFIG} of {tensors.source} has unknown keys, which are ignored: {', '.join(unknown)}. If one of them changes "
+            "what the model computes, its logits are wrong; check with `x-positional verify`, which compares them with "
+            "transformers.",
             stacklevel=4,
         )
-    names = Names(tensors, family)
+    names = TensorNames(tensors, family)
     fields |= {path: names.find(tensor) is not None for path, tensor in family.optional.items()}
-    headed, maker = settle_head(family, fields, names, hf), MAKERS[family.kind]
-    fields |= {f"{side}layers.backend": backend for side in maker.sides}
-    model = make(family.kind, fields, headed)
+    headed, kind = resolve_head(family, fields, names, hf), MODEL_KINDS[family.kind]
+    fields |= {f"{prefix}layers.backend": backend for prefix in kind.stack_prefixes}
+    model = build_on_meta(family.kind, fields, headed)
     config: Any = model.config
-    fill(model, family, lambda name: maker.layers(config, name), names, dtype=dtype, device=device)
+    fill(model, family, lambda name: layers_of(config, name), names, dtype=dtype, device=device)
     model.origin = Origin(family, hf)  # type: ignore[assignment]
     return model.eval()
 
 
 def family_of(hf: Mapping[str, Any], source: str) -> Family:
-    """The family of a `config.json`. Raises PretrainedError with the nearest one."""
+    """The family of a `config.json`. Raises PretrainedError with the closest one."""
     name = hf.get("model_type")
     if name in FAMILIES:
         return FAMILIES[name]
     raise PretrainedError(
         f"{source} cannot be read:",
         [
-            f"unsupported model_type={name!r}; {did_you_mean(str(name), {*FAMILIES, *INNER})} A family is a table of names and "
-            "config keys: docs/pretrained.md shows how to write one."
+            f"unsupported model_type={name!r}; {did_you_mean(str(name), {*FAMILIES, *NESTED})} A family is a table of tensor "
+            "names and config keys: docs/pretrained.md shows how to write one."
         ],
     )
 
 
-def _overridden(family: Family, hf: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The file's config with what the caller says instead. A newer key replaces the older name of the same."""
+def _override(family: Family, hf: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's config with overrides applied. An override also removes the other name of the same setting."""
     problems = []
     for key in overrides:
-        if key not in family.keys | HARMLESS | family.harmless:
+        if key not in family.keys | IGNORED_KEYS | family.ignored_keys:
             close = difflib.get_close_matches(key, family.keys, n=1)
             hint = (
                 f"did you mean {close[0]!r}?"
                 if close
-                else f"{family.model_type} reads: {', '.join(sorted(family.keys))}"
+                else f"keys of {family.model_type}: {', '.join(sorted(family.keys))}"
             )
-            problems.append(f"{key} is no key of {CONFIG} that is read here; {hint}")
+            problems.append(f"unknown {CONFIG} key {key}; {hint}")
     if problems:
-        raise PretrainedError("these overrides cannot be followed:", problems)
-    replaced = {older for newer, older in RENAMED.items() if newer in overrides}
-    return {**{key: value for key, value in hf.items() if key not in replaced}, **overrides}
+        raise PretrainedError("unsupported overrides:", problems)
+    removed = {SYNONYMS[key] for key in overrides if key in SYNONYMS}
+    return {**{key: value for key, value in hf.items() if key not in removed}, **overrides}
 
 
-def settle_head(family: Family, fields: Fields, names: Names, hf: Mapping[str, Any]) -> bool:
-    """Whether there is a head. Whether it is the embedding is settled in `fields` by the tensors; the config only hints.
+def resolve_head(family: Family, fields: Fields, names: TensorNames, hf: Mapping[str, Any]) -> bool:
+    """Whether there is a head. Sets in `fields` whether it is tied to the embedding, which the tensors decide.
 
-    Both there and different: two tensors. Both there and equal, or one of them alone: one tensor, where the config ties them.
+    If head and embedding are both stored and differ, they are two parameters. If they are equal, or only one is stored, they
+    are one parameter where the config ties them.
     """
-    maker = MAKERS[family.kind]
-    head, embedding = _written(family, maker.head), _written(family, maker.embedding)
-    if head is not None and not maker.embedding:
-        return names.find(head) is not None or not _headless(family, names, hf)
+    kind = MODEL_KINDS[family.kind]
+    head, embedding = _tensor_name(family, kind.head), _tensor_name(family, kind.embedding)
+    if head is not None and not kind.embedding:
+        return names.find(head) is not None or not _is_body(family, names, hf)
     if head is None or embedding is None:
         return False
-    found = names.find(head), names.find(embedding)
-    if found[0] is None:
-        return not _headless(family, names, hf)
-    if fields[maker.tied] and found[1] is None:
-        names.alias(embedding, found[0])
-    elif fields[maker.tied] and found[1] is not None:
-        fields[maker.tied] = names.same(found[0], found[1])
-    if fields[maker.tied]:
-        names.used.add(found[0])
+    found_head, found_embedding = names.find(head), names.find(embedding)
+    if found_head is None:
+        return not _is_body(family, names, hf)
+    if fields[kind.tied] and found_embedding is None:
+        names.alias(embedding, found_head)
+    elif fields[kind.tied] and found_embedding is not None:
+        fields[kind.tied] = names.equal(found_head, found_embedding)
+    if fields[kind.tied]:
+        names.used.add(found_head)
     return True
 
 
-def _written(family: Family, parameter: str) -> str | None:
-    """The one tensor that a parameter is, None where the family has no such parameter."""
-    place = family.layout_of(parameter)
-    return place.layout.name + place.leaf if place is not None and isinstance(place.layout, Same) else None
+def _tensor_name(family: Family, parameter: str) -> str | None:
+    """The tensor of a parameter that is stored as it is; None where the family has no such parameter."""
+    location = family.locate(parameter)
+    if location is None or not isinstance(location.layout, Same):
+        return None
+    return location.layout.name + location.leaf
 
 
-def _headless(family: Family, names: Names, hf: Mapping[str, Any]) -> bool:
-    """Whether the file is of the body alone, as its `architectures` say, or where they are silent, its tensors."""
+def _is_body(family: Family, names: TensorNames, hf: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint has no head, according to its `architectures`, or else to its tensors."""
     named = hf.get("architectures") or ()
     if family.architecture in named:
         return False
-    place = family.layout_of("head.linear.weight")
-    bare = place is not None and names.find(place.names(None)[0]) is None  # type: ignore[arg-type]
+    location = family.locate("head.linear.weight")
+    bare = location is not None and names.find(location.names(None)[0]) is None  # type: ignore[arg-type]
     return bare or any(name.endswith(("Model", "Encoder", "Backbone")) for name in named)

@@ -1,4 +1,4 @@
-"""A model of ours as a published family: its config.json and its tensors, or the reasons why no family has it."""
+"""A model of x_positional as a published family: its config.json and tensors, or the reasons why no family fits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,135 +7,153 @@ from typing import Any
 
 from torch import Tensor
 
-from x_positional.config.layers import ModelConfig
+from x_positional.config.models import ModelConfig
 from x_positional.config.vision import VisionConfig
 from x_positional.errors import PretrainedError, RopeError, did_you_mean
 from x_positional.models.language import TokenEncoder
 from x_positional.models.saving import Saveable
 from x_positional.pretrained.config_json.canonical import AnyConfig, canonical, differences
-from x_positional.pretrained.config_json.codecs import Fields, Written
+from x_positional.pretrained.config_json.codecs import Fields, WriteOnly
 from x_positional.pretrained.families import FAMILIES
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.model_kinds import MAKERS, kind_of, part_of
-from x_positional.pretrained.tensors.load import sizes_of
+from x_positional.pretrained.model_kinds import MODEL_KINDS, kind_of, layers_of, side_of
+from x_positional.pretrained.tensors.load import sizes_at
 from x_positional.pretrained.tensors.write import write_folder
 
 DTYPE_KEY = "dtype"
 REWRITTEN = {"dtype", "torch_dtype", "transformers_version"}
-SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+CANNOT_WRITE = "this model cannot be written for transformers"
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a family makes of a model: its config.json, the same read back, and where that differs from the model."""
+    """A model expressed as a family's config.json, and read back."""
 
     family: Family
     hf: Mapping[str, Any]
-    read: AnyConfig | None
-    apart: Mapping[str, tuple[Any, Any]]
+    """The config.json."""
+    config: AnyConfig | None
+    """What the config.json reads back as; None if it cannot be read."""
+    mismatches: Mapping[str, tuple[Any, Any]]
+    """Field -> (value of the model, value that the config.json reads back as), where they differ."""
     problems: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether the config.json expresses the whole model."""
+        return not self.mismatches and not self.problems
 
 
 def save_hf(model: Saveable, folder: Path, model_type: str | None = None) -> None:
-    """Write a model for transformers. Raises PretrainedError with what no family has."""
+    """Write a model for transformers. Raises PretrainedError with the settings that no family supports."""
     config = model.config
     if not isinstance(config, AnyConfig):
         raise PretrainedError(
-            f"{type(model).__name__} cannot be written for transformers:", ["only models of text and of images can."]
+            f"a {type(model).__name__} cannot be written for transformers:",
+            ["only text models, encoder-decoders and image models can."],
         )
     headed = config.num_classes is not None if isinstance(config, VisionConfig) else not isinstance(model, TokenEncoder)
-    fit = _in_its_words(model, best_fit(config, _candidates(model, config, model_type, headed), headed), headed)
-    tensors = tensors_of(model, fit)
+    fit = _prefer_original(model, best_fit(config, _candidates(model, config, model_type, headed), headed), headed)
+    tensors = export_tensors(model, fit)
     dtype = next(iter(tensors.values())).dtype
-    named = {} if headed or not fit.family.body else {"architectures": [fit.family.body]}
+    body = fit.family.body_architecture
+    architectures = {} if headed or not body else {"architectures": [body]}
     hf = {key: value for key, value in fit.hf.items() if key not in REWRITTEN}
-    said = {**_beside(model, fit.family), **hf, **named, DTYPE_KEY: str(dtype).removeprefix("torch.")}
-    write_folder(folder, said, tensors)
+    dtype_key = {DTYPE_KEY: str(dtype).removeprefix("torch.")}
+    write_folder(folder, {**_other_keys(model, fit.family), **hf, **architectures, **dtype_key}, tensors)
 
 
 def best_fit(config: AnyConfig, families: list[Family], headed: bool = True) -> Fit:
-    """The first family that says exactly this model. headed: False where nothing is said of its head. Raises
-    PretrainedError with what the nearest one lacks."""
-    ours, nearest_fit = canonical(config, headed), None
+    """The first family that expresses exactly this model.
+
+    Args:
+        config: Of the model.
+        families: In the order in which they are tried.
+        headed: Whether the model has a head.
+
+    Raises:
+        PretrainedError: If there is none, with the settings that the closest family lacks.
+    """
+    ours, closest = canonical(config, headed), None
     for family in families:
-        fit = fitted(family, ours, headed)
-        if not fit.apart and not fit.problems:
+        fit = fit_family(family, ours, headed)
+        if fit.exact:
             return fit
-        if nearest_fit is None or len(fit.apart) + len(fit.problems) < len(nearest_fit.apart) + len(
-            nearest_fit.problems
-        ):
-            nearest_fit = fit
-    if nearest_fit is None:
-        raise PretrainedError("this model cannot be written for transformers:", ["there is no family to try."])
-    name = nearest_fit.family.model_type
+        if closest is None or _distance(fit) < _distance(closest):
+            closest = fit
+    if closest is None:
+        raise PretrainedError(f"{CANNOT_WRITE}:", ["no family has models of this kind."])
+    needs = [f"it needs {path}={theirs!r} (this model: {own!r})." for path, (own, theirs) in closest.mismatches.items()]
     raise PretrainedError(
-        f"this model cannot be written for transformers. The nearest family is {name}, and there:",
-        [
-            *nearest_fit.problems,
-            *(f"{path} is {theirs!r}, here {ours!r}." for path, (ours, theirs) in nearest_fit.apart.items()),
-        ],
+        f"{CANNOT_WRITE}; the closest family is {closest.family.model_type}:", [*closest.problems, *needs]
     )
 
 
-def _in_its_words(model: Saveable, fit: Fit, headed: bool) -> Fit:
-    """The same with the config.json that the model came with, where that still says the model: every word of it stays."""
+def _distance(fit: Fit) -> int:
+    return len(fit.mismatches) + len(fit.problems)
+
+
+def _prefer_original(model: Saveable, fit: Fit, headed: bool) -> Fit:
+    """The same with the config.json that the model was loaded with, where that is still exact: all of its keys are kept."""
     origin = model.origin
     if origin is None or origin.family is not fit.family:
         return fit
-    names = {codec.key: codec.value for codec in fit.family.fields if isinstance(codec, Written)}
-    own = fitted(fit.family, canonical(model.config, headed), headed, {**origin.config, **names})
-    return fit if own.apart or own.problems else own
+    constants = {codec.key: codec.value for codec in fit.family.codecs if isinstance(codec, WriteOnly)}
+    own = fit_family(fit.family, canonical(model.config, headed), headed, {**origin.config, **constants})
+    return own if own.exact else fit
 
 
-def fitted(family: Family, ours: Fields, headed: bool = True, hf: Mapping[str, Any] | None = None) -> Fit:
-    """A family's config.json for canonical fields (or one that there is), and what is lost on the way there and back."""
+def fit_family(family: Family, ours: Fields, headed: bool = True, hf: Mapping[str, Any] | None = None) -> Fit:
+    """Write canonical fields as a family's config.json (unless `hf` is given), read it back, and compare."""
     if headed and not family.architecture:
         return Fit(family, {}, None, {}, (f"transformers has no class for a {family.model_type} with a head.",))
     try:
-        hf = family.write(ours) if hf is None else hf
+        hf = family.to_hf(ours) if hf is None else hf
     except RopeError as error:
         return Fit(family, {}, None, {}, tuple(error.problems))
-    fields, problems = family.read(hf)
-    fields |= {path: ours[path] for path in (*family.unsaid, *family.optional) if path in ours}
+    fields, problems = family.to_fields(hf)
+    fields |= {path: ours[path] for path in (*family.inferred, *family.optional) if path in ours}
     if problems:
         return Fit(family, hf, None, differences(ours, fields), tuple(problems))
     try:
-        read = MAKERS[family.kind].config(fields)
+        config = MODEL_KINDS[family.kind].config(fields)
     except ValueError as error:
         return Fit(family, hf, None, {}, (str(error),))
-    return Fit(family, hf, read, differences(ours, canonical(read, headed)))
+    return Fit(family, hf, config, differences(ours, canonical(config, headed)))
 
 
-def tensors_of(model: Saveable, fit: Fit) -> dict[str, Tensor]:
-    """Name -> tensor, as the family calls and lays them."""
-    config, read = model.config, fit.read
-    if read is None or not isinstance(config, AnyConfig):
-        raise ValueError("only a model that fits has tensors to write")
+def export_tensors(model: Saveable, fit: Fit) -> dict[str, Tensor]:
+    """Published name -> tensor, in the layout of the family."""
+    config, read_back = model.config, fit.config
+    if read_back is None or not isinstance(config, AnyConfig):
+        raise PretrainedError(f"{CANNOT_WRITE}:", list(fit.problems) or ["no family fits it."])
     out: dict[str, Tensor] = {}
     problems = []
     for name, parameter in model.named_parameters():
-        place = fit.family.layout_of(name)
-        if place is None:
-            problems.append(f"{fit.family.model_type} has no place for {name}.")
+        location = fit.family.locate(name)
+        if location is None:
+            problems.append(f"no checkpoint mapping for parameter {name} in family {fit.family.model_type!r}.")
             continue
-        sizes = sizes_of(MAKERS[fit.family.kind].layers(read, name), place)
-        stored = place.layout.store(_as_stored(name, parameter.detach(), config, read), sizes)
-        out |= dict(zip(place.names(sizes), stored, strict=True))
+        sizes = sizes_at(layers_of(read_back, name), location)
+        stored = location.layout.store(_shift_gain(name, parameter.detach(), config, read_back), sizes)
+        out |= dict(zip(location.names(sizes), stored, strict=True))
     if problems:
-        raise PretrainedError("this model cannot be written for transformers:", problems)
+        raise PretrainedError(f"{CANNOT_WRITE}:", problems)
     return {name: tensor.contiguous().cpu() for name, tensor in out.items()}
 
 
-def _as_stored(name: str, tensor: Tensor, ours: AnyConfig, theirs: AnyConfig) -> Tensor:
-    """Gains that one side stores as gain - 1 and the other as they are."""
+def _shift_gain(name: str, tensor: Tensor, ours: AnyConfig, theirs: AnyConfig) -> Tensor:
+    """Add or subtract 1 where only one of the two configs stores a gain as gain - 1."""
     if not name.endswith(".gain") or name.endswith("_residual.gain"):  # the second is LayerScale's
         return tensor
-    one, (other, short) = part_of(ours, name)[0], part_of(theirs, name)
-    shift = int(_offset(short, one)) - int(_offset(short, other))
+    own, (other, short) = side_of(ours, name)[0], side_of(theirs, name)
+    shift = int(_unit_offset(short, own)) - int(_unit_offset(short, other))
     return tensor if shift == 0 else (tensor.double() + shift).to(tensor.dtype)
 
 
-def _offset(name: str, config: ModelConfig | VisionConfig) -> bool:
+def _unit_offset(name: str, config: ModelConfig | VisionConfig) -> bool:
+    """Whether a gain is stored as gain - 1."""
     if isinstance(config, VisionConfig):
         return not name.startswith("emb_norm") and config.layers.norm.unit_offset
     if name.startswith("emb_norm"):
@@ -149,10 +167,11 @@ def _offset(name: str, config: ModelConfig | VisionConfig) -> bool:
 
 
 def _candidates(model: Saveable, config: AnyConfig, model_type: str | None, headed: bool) -> list[Family]:
+    """Families to try: the requested one; otherwise that of the checkpoint, then all of the kind."""
     if model_type is not None:
         if model_type not in FAMILIES:
             raise PretrainedError(
-                f"{model_type!r} cannot be written:", [f"there is no such family; {did_you_mean(model_type, FAMILIES)}"]
+                f"{CANNOT_WRITE}:", [f"unknown model_type={model_type!r}; {did_you_mean(model_type, FAMILIES)}"]
             )
         return [FAMILIES[model_type]]
     own = [] if model.origin is None else [model.origin.family]
@@ -161,13 +180,14 @@ def _candidates(model: Saveable, config: AnyConfig, model_type: str | None, head
     return own + [family for family in others if family.architecture or not headed]
 
 
-def _beside(model: Saveable, family: Family) -> dict[str, Any]:
-    """What the original config said beside what is read. Ids of special tokens are said in any case: those that a family
-    has by default are of other tokens, or of none."""
+def _other_keys(model: Saveable, family: Family) -> dict[str, Any]:
+    """Keys of the original config that no codec writes. For another family, the ids of special tokens, including None:
+    the defaults of the family's class would be other tokens.
+    """
     hf = {} if model.origin is None else model.origin.config
     if model.origin is not None and model.origin.family is family:
         return {key: value for key, value in hf.items() if key not in family.keys | REWRITTEN}
-    return {key: hf.get(key) for key in SPECIAL}
+    return {key: hf.get(key) for key in SPECIAL_IDS}
 
 
-__all__ = ["best_fit", "fitted", "save_hf", "tensors_of"]
+__all__ = ["best_fit", "export_tensors", "fit_family", "save_hf"]

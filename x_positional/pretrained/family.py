@@ -1,4 +1,4 @@
-"""A family of published models as data: what its `config.json` says, and what its tensors are called."""
+"""A family of published models as data: its codecs of `config.json`, and the names of its tensors."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -7,62 +7,77 @@ from functools import cached_property
 from typing import Any, Literal
 
 from x_positional.errors import RopeError
-from x_positional.pretrained.config_json.canonical import canonical, differences
 from x_positional.pretrained.config_json.codecs import Codec, Fields, Hf, Null
-from x_positional.pretrained.config_json.ignored_keys import HARMLESS
+from x_positional.pretrained.config_json.ignored_keys import IGNORED_KEYS
 from x_positional.pretrained.tensors.layouts import Layout, Same, Sizes
 
 LEAVES = {"weight": "weight", "gain": "weight", "table": "weight", "bias": "bias", "shift": "bias"}
-"""Our name of a parameter inside a module -> theirs."""
+"""Parameter of an x_positional module -> its name in published models."""
 Kind = Literal["decoder", "encoder", "seq2seq", "vision"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """model_type, architecture: as in `config.json`. fields: what its keys say, later ones over earlier ones.
-    names: our module or parameter -> theirs, `{i}` is the layer. base: the prefix that a file of the body alone lacks.
-    ignored: patterns of tensors that hold nothing to learn. harmless: keys that change no logit, beside `HARMLESS`.
-    defaults: what keys mean that a file leaves out (null is not left out). aliases: other names of keys -> the name read
-    here, over which they win. body: the architecture of a file of the body alone. copies: tensors that some files hold
-    twice -> the first of them. older: (pattern, now) of names that older files have. optional: fields that hold where a
-    tensor is there. unsaid: fields that tensors decide alone, where other families have a key."""
+    """How to read and write the models of one `model_type`."""
 
     model_type: str
+    """As in `config.json`."""
     architecture: str
-    fields: tuple[Codec, ...]
+    """The class with a head, as in `config.json`; empty where transformers has none."""
+    codecs: tuple[Codec, ...]
+    """Mappings of keys to fields; later ones override earlier ones."""
     names: Mapping[str, str | Layout]
+    """Module or parameter of x_positional -> published name or layout; `{i}` is the layer."""
     kind: Kind = "decoder"
-    base: str = "model."
-    ignored: tuple[str, ...] = ()
-    harmless: frozenset[str] = frozenset()
-    body: str = ""
+    prefix: str = "model."
+    """Prefix of tensor names that a checkpoint without a head omits."""
+    ignored_tensors: tuple[str, ...] = ()
+    """Patterns of tensors that are not parameters."""
+    ignored_keys: frozenset[str] = frozenset()
+    """Keys that do not affect the logits, besides `IGNORED_KEYS`."""
+    body_architecture: str = ""
+    """The class without a head, as in `config.json`."""
     copies: Mapping[str, str] = field(default_factory=dict)
-    older: tuple[tuple[str, str], ...] = ()
+    """Tensor that some checkpoints store twice -> the tensor that it copies."""
+    legacy_names: tuple[tuple[str, str], ...] = ()
+    """(Pattern, replacement) of tensor names in older checkpoints."""
     optional: Mapping[str, str] = field(default_factory=dict)
-    unsaid: tuple[str, ...] = ()
+    """Field that is true if a tensor exists -> that tensor."""
+    inferred: tuple[str, ...] = ()
+    """Fields inferred from the checkpoint's tensors, not from config.json."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of omitted keys (null is not omitted)."""
     aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other name of a key -> the key; the other name wins if both are set."""
 
     def like(
         self,
         model_type: str,
         architecture: str,
-        fields: Iterable[Codec] = (),
+        codecs: Iterable[Codec] = (),
         names: Mapping[str, Any] | None = None,
         defaults: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> "Family":
-        """Another family that differs in this. A codec replaces those that set one of its fields; a name of None is gone;
-        defaults are added."""
-        fields = tuple(fields)
-        said = {path for codec in fields for path in codec.said}
-        kept = tuple(codec for codec in self.fields if not said & set(codec.said))
+        """A family that differs from this one.
+
+        Args:
+            model_type: As in `config.json`.
+            architecture: As in `config.json`.
+            codecs: Each replaces the codecs that set one of its fields.
+            names: Added to the names; None removes a name.
+            defaults: Added to the defaults.
+            changes: Other attributes, replaced as a whole.
+        """
+        codecs = tuple(codecs)
+        replaced = {path for codec in codecs for path in codec.sets}
+        kept = tuple(codec for codec in self.codecs if not replaced & set(codec.sets))
         merged = {ours: theirs for ours, theirs in {**self.names, **(names or {})}.items() if theirs is not None}
         return replace(
             self,
             model_type=model_type,
             architecture=architecture,
-            fields=kept + fields,
+            codecs=kept + codecs,
             names=merged,
             defaults={**self.defaults, **(defaults or {})},
             **changes,
@@ -71,74 +86,71 @@ class Family:
     @property
     def keys(self) -> set[str]:
         """The keys of `config.json` that are read."""
-        return {key for codec in self.fields for key in codec.keys} | set(self.aliases)
+        return {key for codec in self.codecs for key in codec.keys} | set(self.aliases)
 
-    def renamed(self, hf: Hf) -> Hf:
-        """The same with keys under the names that are read here."""
+    def resolve_aliases(self, hf: Hf) -> Hf:
+        """The same config with aliases replaced by the keys they stand for."""
         other = {self.aliases[key]: value for key, value in hf.items() if key in self.aliases and value is not None}
         return {key: value for key, value in hf.items() if key not in self.aliases} | other
 
-    def read(self, hf: Hf) -> tuple[Fields, list[str]]:
-        """Our fields by path, and what is wrong with theirs."""
-        hf = {**self.defaults, **self.renamed(hf)}
+    def to_fields(self, hf: Hf) -> tuple[Fields, list[str]]:
+        """Fields by path, and the problems of the config."""
+        hf = {**self.defaults, **self.resolve_aliases(hf)}
         fields: Fields = {}
         problems: list[str] = []
-        for codec in self.fields:
+        for codec in self.codecs:
             try:
-                fields |= codec.read(hf)
+                fields |= codec.to_fields(hf)
             except RopeError as error:
                 problems += error.problems
             except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
                 problems.append(f"{error.args[0]} is missing." if isinstance(error, KeyError) else str(error))
         return fields, problems
 
-    def unknown(self, hf: Hf) -> list[str]:
-        """Keys that nothing here reads: they may change what the model computes."""
-        return sorted(
-            key for key, value in hf.items() if value is not None and key not in self.keys | HARMLESS | self.harmless
-        )
+    def unknown_keys(self, hf: Hf) -> list[str]:
+        """Keys that are neither read nor known to be irrelevant: they may affect the logits."""
+        known = self.keys | IGNORED_KEYS | self.ignored_keys
+        return sorted(key for key, value in hf.items() if value is not None and key not in known)
 
-    def write(self, fields: Fields) -> dict[str, Any]:
-        """`config.json` of canonical fields, as far as its keys can say them. Raises ValueError where one cannot."""
+    def to_hf(self, fields: Fields) -> dict[str, Any]:
+        """`config.json` of canonical fields, as far as its keys can express them. Raises ValueError where they cannot."""
         out: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
-        for codec in self.fields:
-            out |= {key: value for key, value in codec.write(fields).items() if value is not None}
+        for codec in self.codecs:
+            out |= {key: value for key, value in codec.to_hf(fields).items() if value is not None}
         return {key: None if isinstance(value, Null) else value for key, value in out.items()}
 
     @cached_property
-    def _patterns(self) -> list[tuple[re.Pattern[str], str, Layout]]:
+    def _patterns(self) -> list[tuple[re.Pattern[str], Layout]]:
         found = []
         for ours, theirs in self.names.items():
             pattern = re.escape(ours).replace(re.escape("{i}"), r"(?P<i>\d+)")
-            layout = Same(theirs) if isinstance(theirs, str) else theirs
-            found.append((re.compile(pattern), ours, layout))
+            found.append((re.compile(pattern), Same(theirs) if isinstance(theirs, str) else theirs))
         return found
 
-    def layout_of(self, parameter: str) -> "Place | None":
-        """Where a parameter of ours lies; None where the family has no place for it."""
+    def locate(self, parameter: str) -> "Location | None":
+        """Where a checkpoint stores a parameter; None where the family has no such parameter."""
         short = parameter.replace("attn_layers.", "", 1)
         module, _, leaf = short.rpartition(".")
-        for pattern, _, layout in self._patterns:
+        for pattern, layout in self._patterns:
             if match := pattern.fullmatch(short):
-                return Place(layout, match.groupdict().get("i"), "")
-        for pattern, _, layout in self._patterns:
+                return Location(layout, match.groupdict().get("i"), "")
+        for pattern, layout in self._patterns:
             if leaf in LEAVES and (match := pattern.fullmatch(module)):
-                return Place(layout, match.groupdict().get("i"), "." + LEAVES[leaf])
+                return Location(layout, match.groupdict().get("i"), "." + LEAVES[leaf])
         return None
 
 
 @dataclass(frozen=True)
-class Place:
-    """A layout at a layer, and the end of the names of the tensors in it."""
+class Location:
+    """The tensors of a checkpoint that store one parameter."""
 
     layout: Layout
     layer: str | None
+    """Index of the layer; None outside of layers."""
     leaf: str
+    """End of the tensor names, as `.weight`."""
 
     def names(self, sizes: Sizes) -> list[str]:
-        """Their tensors."""
+        """Names of the tensors."""
         filled = [name if self.layer is None else name.replace("{i}", self.layer) for name in self.layout.names(sizes)]
         return [name + self.leaf for name in filled]
-
-
-__all__ = ["Family", "Place", "canonical", "differences"]

@@ -1,4 +1,4 @@
-"""Our own format: any model of ours, its config beside its parameters."""
+"""x_positional's own format: any of its models, with its config and its parameters as they are."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from x_positional.config.layers import FileConfig, ModelConfig, plain
+from x_positional.config.models import FileConfig, ModelConfig, plain
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.vision import VisionConfig
 from x_positional.errors import PretrainedError
@@ -20,6 +20,7 @@ from x_positional.pretrained.tensors.load import replace_parameter
 from x_positional.pretrained.tensors.write import write_folder
 
 NATIVE = "x_positional"
+"""The `model_type` of the format."""
 CLASSES: dict[str, tuple[type[nn.Module], type[FileConfig]]] = {
     "TransformerWrapper": (TransformerWrapper, ModelConfig),
     "TokenEncoder": (TokenEncoder, ModelConfig),
@@ -29,14 +30,15 @@ CLASSES: dict[str, tuple[type[nn.Module], type[FileConfig]]] = {
 
 
 def save_native(model: Saveable, folder: Path, model_type: str | None = None) -> None:
-    """Write config.json and safetensors of any model of ours. Raises ConfigError for a scheme given as an instance."""
+    """Write config.json and safetensors. Raises ConfigError for a scheme that was passed as an instance."""
     if model_type is not None:
         raise PretrainedError(
-            "this cannot be written:", [f"model_type={model_type!r} is for format='hf'; leave it out."]
+            "this model cannot be written:",
+            [f"model_type={model_type!r} needs format='hf'. Remove it or change format."],
         )
     name = type(model).__name__
     if name not in CLASSES:
-        raise PretrainedError(f"{name} cannot be written:", [f"there are: {', '.join(CLASSES)}."])
+        raise PretrainedError(f"a {name} cannot be written:", [f"supported classes: {', '.join(CLASSES)}."])
     config = {"model_type": NATIVE, "class": name, "model": plain(model.config)}
     write_folder(folder, config, {n: p.detach().contiguous().cpu() for n, p in model.named_parameters()})
 
@@ -44,26 +46,28 @@ def save_native(model: Saveable, folder: Path, model_type: str | None = None) ->
 def load_native(
     hf: Mapping[str, Any], tensors: Tensors, dtype: torch.dtype | None, device: torch.device | str | None
 ) -> nn.Module:
-    """The model of such a folder. Raises PretrainedError with every tensor that does not fit."""
-    kind = hf.get("class")
-    if kind not in CLASSES:
-        raise PretrainedError(f"{tensors.source} cannot be read:", [f"class={kind!r} is none of {', '.join(CLASSES)}."])
-    cls, config = CLASSES[kind]
+    """The model of a config.json in this format. Raises PretrainedError with every tensor that does not fit."""
+    name = hf.get("class")
+    if name not in CLASSES:
+        raise PretrainedError(
+            f"{tensors.source} cannot be read:", [f"unsupported class={name!r}; supported: {', '.join(CLASSES)}."]
+        )
+    cls, config = CLASSES[name]
     build: Callable[[Any], nn.Module] = cls.from_config  # type: ignore[attr-defined]
     with torch.device("meta"):
         model = build(config.model_validate(hf["model"]))
-    own, held = dict(model.named_parameters()), tensors.names()
-    problems = [f"{name} is missing." for name in own if name not in held]
-    problems += [f"{name} has no place in the model." for name in sorted(held - set(own))]
+    parameters, stored = dict(model.named_parameters()), tensors.names()
+    problems = [f"{name} is missing." for name in parameters if name not in stored]
+    problems += [f"unexpected tensor {name} in the checkpoint." for name in sorted(stored - set(parameters))]
     problems += [
-        f"{name} has shape {tensors.shape(name)}, the model needs {list(own[name].shape)}."
-        for name in own.keys() & held
-        if tensors.shape(name) != list(own[name].shape)
+        f"{name} has shape {tensors.shape(name)}; config.json needs {list(parameters[name].shape)}."
+        for name in parameters.keys() & stored
+        if tensors.shape(name) != list(parameters[name].shape)
     ]
     if problems:
         raise PretrainedError(f"{tensors.source} does not fit its config.json:", problems)
-    for name, parameter in own.items():
-        wanted = dtype if parameter.requires_grad else None  # what no gradient moves stays as wide as it is
-        tensor = tensors.read(name).to(device=device or "cpu", dtype=wanted, copy=True)
+    for name, parameter in parameters.items():
+        target = dtype if parameter.requires_grad else None  # parameters without gradients keep the stored dtype
+        tensor = tensors.read(name).to(device=device or "cpu", dtype=target, copy=True)
         replace_parameter(model, parameter, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
     return model.eval()

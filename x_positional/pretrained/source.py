@@ -1,4 +1,4 @@
-"""A published model where it lies: a folder or a GGUF file, opened once for its config, its tensors and its words."""
+"""Where a checkpoint comes from: a folder, a GGUF file or the Hugging Face Hub; opened once for config, tensors, tokenizer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,28 +6,78 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from x_positional.errors import PretrainedError
+from x_positional.errors import PretrainedError, require
 from x_positional.pretrained.gguf.config import architecture_of, config_of
-from x_positional.pretrained.gguf.file import GgufFile, is_gguf
-from x_positional.pretrained.gguf.tensors import GgufTensors
+from x_positional.pretrained.gguf.file import GgufFile, GgufTensors, is_gguf
 from x_positional.pretrained.gguf.tokens import gguf_tokenizer
-from x_positional.pretrained.hub import located
 from x_positional.pretrained.tensors.files import CONFIG, PICKLES, SAFE, Tensors, open_tensors, read_json
 from x_positional.pretrained.tokenizers.text import TextTokenizer, folder_tokenizer
+
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
+"""Files that are downloaded from the Hub: never a pickle."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a model is built from. path: the folder or file. said: `config.json`, read once as `config`."""
+    """An opened checkpoint. Its parts are read when they are used."""
 
     path: Path
-    said: Callable[[], dict[str, Any]]
+    """The folder or file."""
+    read_config: Callable[[], dict[str, Any]]
+    """Reads `config.json`, or its equivalent; see `config`."""
     tensors: Callable[[], Tensors]
     tokenizer: Callable[[], TextTokenizer]
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return self.said()
+        """Contents of `config.json`, read once."""
+        return self.read_config()
+
+
+def open_source(source: str | Path) -> Source:
+    """Open a folder, a GGUF file, a folder that contains one, or a model on the Hub. Raises PretrainedError."""
+    path = _local_path(source)
+    if path.is_file():
+        if is_gguf(path):
+            return _gguf(path)
+        raise PretrainedError(f"{path} cannot be read:", [_why_not(path)])
+    ggufs = sorted(path.glob("*.gguf"))
+    if not ggufs or (path / CONFIG).is_file():
+        return _folder(path)
+    if len(ggufs) == 1:
+        return _gguf(ggufs[0])
+    raise PretrainedError(
+        f"{path} contains several models:", [f"pass one of the files: {', '.join(file.name for file in ggufs)}."]
+    )
+
+
+def load_tokenizer(source: str | Path) -> TextTokenizer:
+    """The tokenizer of a published model, from anything that `from_pretrained` accepts.
+
+    It has `encode`, `decode`, `decoder()` for streamed ids, and `chat` if the model has a chat template.
+
+    Raises:
+        PretrainedError: If there is no tokenizer, or it cannot be rebuilt.
+        MissingExtra: If a package is missing.
+    """
+    return open_source(source).tokenizer()
+
+
+def _local_path(source: str | Path) -> Path:
+    """The path of `source`. A name such as `org/model` is downloaded from the Hub and cached."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    name = str(source)
+    if isinstance(source, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise PretrainedError(f"{source} cannot be read:", ["no such file or folder."])
+    hub = require("huggingface_hub", f"{source} is not a local path; downloading it from the Hub needs", "pretrained")
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=HUB_PATTERNS))
+    except Exception as error:  # the Hub's client raises many kinds: no such model, no network, no permission
+        raise PretrainedError(
+            f"{source} cannot be read:", [f"it is not a local path, and downloading it from the Hub failed: {error}"]
+        ) from error
 
 
 def _folder(path: Path) -> Source:
@@ -41,14 +91,14 @@ def _folder(path: Path) -> Source:
             return read_json(path / CONFIG)
         found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         raise PretrainedError(
-            f"{path} holds no model:", [f"there is neither {CONFIG} nor a GGUF file; it has {found}."]
+            f"{path} contains no model:", [f"it has neither {CONFIG} nor a GGUF file; it contains {found}."]
         )
 
     return Source(path, config, lambda: open_tensors(path), tokenizer)
 
 
 def _gguf(path: Path) -> Source:
-    """A GGUF file, which holds everything."""
+    """A GGUF file, which contains config, tensors and tokenizer."""
     file = GgufFile(path)
 
     def tensors() -> Tensors:
@@ -59,35 +109,9 @@ def _gguf(path: Path) -> Source:
     return source
 
 
-def open_source(source: str | Path) -> Source:
-    """A folder, a GGUF file, a folder that holds one, or a name on the Hugging Face Hub. Raises PretrainedError."""
-    path = located(source)
-    if path.is_file():
-        if is_gguf(path):
-            return _gguf(path)
-        raise PretrainedError(f"{path} cannot be read:", [_why_not(path)])
-    ggufs = sorted(path.glob("*.gguf"))
-    if not ggufs or (path / CONFIG).is_file():
-        return _folder(path)
-    if len(ggufs) == 1:
-        return _gguf(ggufs[0])
-    raise PretrainedError(
-        f"{path} holds several models:", [f"name one of the files: {', '.join(file.name for file in ggufs)}."]
-    )
-
-
 def _why_not(path: Path) -> str:
     if path.suffix in PICKLES:
         return SAFE
     if path.suffix == ".safetensors":
-        return f"safetensors say nothing of the model around them. Give the folder, with {CONFIG} in it: {path.parent}"
-    return f"it is neither GGUF nor a folder with {CONFIG} and safetensors."
-
-
-def load_tokenizer(source: str | Path) -> TextTokenizer:
-    """The tokenizer of a published model, from where `from_pretrained` reads the model: `encode`, `decode`, `decoder()`
-    for ids that arrive one by one, and `chat` where it has a template.
-
-    Raises PretrainedError where there is none, where it cannot be rebuilt, and where a package is missing.
-    """
-    return open_source(source).tokenizer()
+        return f"a safetensors file contains no config. Pass the folder with {CONFIG}: {path.parent}"
+    return f"it is neither a GGUF file nor a folder with {CONFIG} and safetensors."

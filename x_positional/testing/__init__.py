@@ -1,9 +1,9 @@
-"""The public contract of position schemes: `check_scheme(MyScheme)` proves what a scheme declares, both ways."""
+"""The public contract of position schemes: `check_scheme(MyScheme)` tests a scheme against what it declares."""
 
 from x_positional.errors import ContractError
-from x_positional.testing.judge import Broken
-from x_positional.testing.report import ContractReport, Outcome
+from x_positional.testing.expect import CheckFailed
+from x_positional.testing.report import CheckResult, ContractReport
 from x_positional.testing.subject import Sizes
 from x_positional.testing.suite import CHECKS, check_scheme
 
-__all__ = ["CHECKS", "Broken", "ContractError", "ContractReport", "Outcome", "Sizes", "check_scheme"]
+__all__ = ["CHECKS", "CheckFailed", "CheckResult", "ContractError", "ContractReport", "Sizes", "check_scheme"]

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from x_positional.attention.backends import BACKENDS, obstacles
 from x_positional.errors import BackendError, IncompatibleConfig
-from x_positional.testing.judge import APART, TOLERANCE, Broken, Judge, difference
+from x_positional.testing.expect import APART, CheckFailed, Expect, difference, rounding_bound
 from x_positional.testing.subject import Kind, Subject, leaves
 
 HOOKS = (
@@ -30,106 +30,119 @@ HOOKS = (
 )
 
 
-class Scene(NamedTuple):
-    """One situation: what the layers are, and what the model is called with."""
+class Scenario(NamedTuple):
+    """Options of the layers, and the inputs of the model."""
 
     name: str
     layers: dict[str, Any]
     call: dict[str, Tensor]
 
 
-def scenes(subject: Subject, kind: Kind) -> Iterator[Scene]:
-    """A plain batch, every kind of mask, custom positions, several blocks of rows, and the score features."""
+def scenarios(subject: Subject, kind: Kind) -> Iterator[Scenario]:
+    """A plain batch, every kind of mask, a text of several blocks, custom positions, and features of the scores."""
     tokens = subject.tokens(13)
     keep = torch.arange(13, device=subject.device) >= torch.tensor([[0], [4], [11]], device=subject.device)
     documents = torch.arange(13, device=subject.device) // torch.tensor([[13], [5], [4]], device=subject.device)
-    yield Scene("a plain batch", {}, {"tokens": tokens})
-    yield Scene("a window of 5", {"window": 5}, {"tokens": tokens})
-    yield Scene("padding", {}, {"tokens": tokens, "mask": keep})
-    yield Scene("documents", {}, {"tokens": tokens, "document_ids": documents})
-    yield Scene("149 tokens", {}, {"tokens": subject.tokens(149, batch=1)})
+    yield Scenario("a plain batch", {}, {"tokens": tokens})
+    yield Scenario("a window of 5", {"window": 5}, {"tokens": tokens})
+    yield Scenario("padding", {}, {"tokens": tokens, "mask": keep})
+    yield Scenario("documents", {}, {"tokens": tokens, "document_ids": documents})
+    yield Scenario("149 tokens", {}, {"tokens": subject.tokens(149, batch=1)})
     if subject.capabilities(kind).uses_positions:
-        yield Scene("custom positions", {}, {"tokens": tokens, "positions": subject.stretched(13)})
+        yield Scenario("custom positions", {}, {"tokens": tokens, "positions": subject.stretched(13)})
     if kind != subject.kinds[0]:
-        return  # score features do not look at the mask
-    yield Scene("softcap", {"attn": {"softcap": 3.0, "qk_norm": "rms"}}, {"tokens": tokens})
-    yield Scene("sinks", {"attn": {"sinks": True}}, {"tokens": tokens, "mask": keep})
+        return  # features of the scores do not depend on the mask
+    yield Scenario("softcap", {"attn": {"softcap": 3.0, "qk_norm": "rms"}}, {"tokens": tokens})
+    yield Scenario("sinks", {"attn": {"sinks": True}}, {"tokens": tokens, "mask": keep})
 
 
-def rivals(subject: Subject, kind: Kind, scene: Scene) -> tuple[list[str], list[str]]:
-    """The backends besides eager that run it on any device and in any dtype, and those that cannot run it at all."""
-    attn = scene.layers.get("attn", {})
+def split_backends(subject: Subject, kind: Kind, scenario: Scenario) -> tuple[list[str], list[str]]:
+    """The backends to compare with eager (on every device, in every dtype), and those that do not support the scenario."""
+    attn = scenario.layers.get("attn", {})
     features = frozenset(attn) & {"softcap", "sinks"}
     kernel = subject.capabilities(kind).kernel
-    stopped = [name for name in BACKENDS if obstacles(name, kernel, features)]
-    able = [name for name, backend in BACKENDS.items() if backend.portable and name not in (*stopped, "eager")]
-    return able, stopped
+    unsupported = [name for name in BACKENDS if obstacles(name, kernel, features)]
+    supported = [name for name, backend in BACKENDS.items() if backend.portable and name not in (*unsupported, "eager")]
+    return supported, unsupported
 
 
 @torch.no_grad()
-def backends_agree(subject: Subject, judge: Judge) -> None:
-    """Eager, blockwise, SDPA and FlexAttention give the same logits; a backend that cannot run the scheme is refused."""
+def backends_agree(subject: Subject, expect: Expect) -> None:
+    """Eager, blockwise, SDPA and FlexAttention give the same logits; a backend that does not support the scheme is refused."""
     for kind in subject.kinds:
-        for scene in scenes(subject, kind):
-            want = subject.model(kind, backend="eager", **scene.layers)(**scene.call)
-            able, stopped = rivals(subject, kind, scene)
-            for name in able:
-                got = subject.model(kind, backend=name, **scene.layers)(**scene.call)
-                judge.equal(got, want, f"{name} and eager, {kind}, {scene.name}")
-            for name in stopped:
-                judge.refused(
-                    lambda kind=kind, name=name, scene=scene: subject.fresh(kind, backend=name, **scene.layers),
-                    (IncompatibleConfig, BackendError),
-                    f"backend={name!r}, {kind}, {scene.name}",
-                )
+        for scenario in scenarios(subject, kind):
+            want = subject.model(kind, backend="eager", **scenario.layers)(**scenario.call)
+            bound = subject.rounding(kind, want.shape[1])
+            supported, unsupported = split_backends(subject, kind, scenario)
+            for name in supported:
+                got = subject.model(kind, backend=name, **scenario.layers)(**scenario.call)
+                expect.equal(got, want, f"{name} and eager, {kind}, {scenario.name}", bound)
+            for name in unsupported:
+                build = partial(subject.fresh, kind, backend=name, **scenario.layers)
+                expect.refused(build, (IncompatibleConfig, BackendError), f"backend={name!r}, {kind}, {scenario.name}")
 
 
-def gradients_agree(subject: Subject, judge: Judge) -> None:
-    """Every backend with a backward gives every parameter the same gradient, and every scheme parameter gets one."""
+def gradients_agree(subject: Subject, expect: Expect) -> None:
+    """All backends with a backward pass give every parameter the same gradient; gradients reach every scheme parameter."""
     on_cpu = subject.device.type == "cpu"
     for kind in subject.kinds:
-        for scene in scenes(subject, kind):
-            want = gradients(subject.model(kind, backend="eager", **scene.layers), scene)
-            _reach(subject, kind, want)
-            for name in rivals(subject, kind, scene)[0]:
+        for scenario in scenarios(subject, kind):
+            want = gradients(subject.model(kind, backend="eager", **scenario.layers), scenario)
+            _require_scheme_gradients(want, kind)
+            bound = gradient_bound(subject, kind, scenario, want)
+            for name in split_backends(subject, kind, scenario)[0]:
                 if name == "flex" and on_cpu:
                     continue  # FlexAttention has no backward on CPU
-                got = gradients(subject.model(kind, backend=name, **scene.layers), scene)
+                got = gradients(subject.model(kind, backend=name, **scenario.layers), scenario)
                 for key, value in want.items():
-                    _same_gradient(judge, got[key], value, f"gradient of {key}, {name} and eager, {kind}, {scene.name}")
+                    what = f"gradient of {key}, {name} and eager, {kind}, {scenario.name}"
+                    _same_gradient(expect, got[key], value, bound, what)
 
 
-def gradients(model: nn.Module, scene: Scene) -> dict[str, Tensor | None]:
+def gradients(model: nn.Module, scenario: Scenario) -> dict[str, Tensor | None]:
     """The gradient of a random projection of the logits, for every parameter."""
-    logits = model(**scene.call)
+    logits = model(**scenario.call)
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3)).to(logits)
     named = dict(model.named_parameters())
     loss = (logits * weights).sum() / logits.shape[1]
     return dict(zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True), strict=True))
 
 
-def _reach(subject: Subject, kind: Kind, found: dict[str, Tensor | None]) -> None:
+def gradient_bound(subject: Subject, kind: Kind, scenario: Scenario, narrow: dict[str, Tensor | None]) -> float:
+    """The largest difference of equal gradients, relative to their size: see `rounding_bound`.
+
+    A gradient goes through the additions of a forward and a backward pass, and sums over all tokens.
+    """
+    exact, tokens = gradients(subject.exact(kind, **scenario.layers), scenario), scenario.call["tokens"]
+    sizes = {name: _size(gradient) for name, gradient in exact.items() if gradient is not None}
+    got, want = (torch.cat([of[name].flatten() / size for name, size in sizes.items()]) for of in (narrow, exact))  # type: ignore[union-attr]
+    return rounding_bound(got, want, 2 * subject.terms(tokens.shape[1]) + tokens.numel())
+
+
+def _size(gradient: Tensor) -> float:
+    return max(1.0, gradient.abs().max().item())  # a gradient sums over all tokens, so its rounding grows with its size
+
+
+def _require_scheme_gradients(found: dict[str, Tensor | None], kind: Kind) -> None:
     names = [name for name in found if name.startswith("attn_layers.schemes.")]
     dead = [name for name in names if found[name] is None]
     if dead:
-        raise Broken(f"no gradient reaches {', '.join(dead)} in a {kind}.")
+        raise CheckFailed(f"no gradient reaches {', '.join(dead)} in the {kind}.")
     if names and not any(found[name].abs().max() > APART for name in names):  # type: ignore[union-attr]
-        raise Broken(f"the gradient of every scheme parameter is zero in a {kind}.")
+        raise CheckFailed(f"the gradient of every scheme parameter is zero in the {kind}.")
 
 
-def _same_gradient(judge: Judge, got: Tensor | None, want: Tensor | None, what: str) -> None:
+def _same_gradient(expect: Expect, got: Tensor | None, want: Tensor | None, bound: float, what: str) -> None:
     if got is None or want is None:
-        judge.require(got is want, f"{what}: only one of them has a gradient.")
+        expect.that(got is want, f"{what}: only one of them has a gradient.")
         return
-    size = max(1.0, want.abs().max().item())  # a gradient sums over all tokens, so its rounding grows with its size
-    measured = difference(got, want) / size
-    if not measured <= TOLERANCE:
-        raise Broken(f"{what}: the largest difference is {measured:.2g} of its size; {TOLERANCE:.2g} is rounding.")
-    judge.note(measured)
+    expect.within(difference(got, want) / _size(want), bound, f"{what}, relative to its size")
 
 
-def gradcheck(subject: Subject, judge: Judge) -> None:
-    """In float64 the gradients of the input and of every scheme parameter are the derivatives (finite differences)."""
+def gradcheck(subject: Subject, expect: Expect) -> None:
+    """In float64 the gradients of the input and of every scheme parameter match finite differences."""
+    # Differences over steps of 1e-6 round to 1e-16 / 1e-6 = 1e-10 of the outputs, so 1e-7 leaves room for large outputs;
+    # an atomic sum on a GPU is repeated to 1e-12, thousands of units of float64.
     for kind in subject.kinds:
         for backend in ("auto", "blockwise"):
             layers = subject.fresh(kind, backend=backend).double().attn_layers
@@ -137,11 +150,11 @@ def gradcheck(subject: Subject, judge: Judge) -> None:
             theta = {name: p for name, p in layers.named_parameters() if name.startswith("schemes.")}
             run = partial(_with_parameters, layers, tuple(theta))
             inputs = (x.to(subject.device).requires_grad_(), *theta.values())
-            judge.require(
+            expect.that(
                 torch.autograd.gradcheck(
                     run, inputs, fast_mode=True, atol=1e-7, nondet_tol=1e-12, raise_exception=False
                 ),
-                f"the gradients of a {kind} ({backend}) are not its derivatives.",
+                f"the gradients of the {kind} ({backend}) do not match finite differences.",
             )
 
 
@@ -150,8 +163,8 @@ def _with_parameters(layers: nn.Module, names: tuple[str, ...], x: Tensor, *valu
 
 
 @torch.no_grad()
-def hooks_run(subject: Subject, judge: Judge) -> None:
-    """Every hook that the scheme overrides really runs: a wrong `kernel` would skip one in silence."""
+def hooks_run(subject: Subject, expect: Expect) -> None:
+    """Every hook that the scheme overrides runs: a wrong `kernel` would silently skip one."""
     for kind in subject.kinds:
         model = subject.fresh(kind)
         calls: dict[str, int] = {}
@@ -160,9 +173,9 @@ def hooks_run(subject: Subject, judge: Judge) -> None:
                 name = hook.removeprefix("length_")  # one of the two runs: tables, or length_tables in its place
                 _count(leaf, hook, f"{type(leaf).__name__}.{name} (part {number})", calls)
         model(subject.tokens(9))
-        silent = [name for name, count in calls.items() if not count]
+        skipped = [name for name, count in calls.items() if not count]
         declared = model.attn_layers.kinds[0].scheme.capabilities().kernel
-        judge.require(not silent, f"kernel={declared!r} is declared, and {', '.join(silent)} never ran in a {kind}.")
+        expect.that(not skipped, f"kernel={declared!r} is declared, but {', '.join(skipped)} never ran in the {kind}.")
 
 
 def _count(leaf: nn.Module, hook: str, name: str, calls: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""What moving, stretching and splitting positions does, against what the scheme declares.
+"""Moved, stretched and fractional positions, and positions with several axes, against what the scheme declares.
 
 B batch, T tokens, V vocabulary.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from x_positional.errors import PositionError
 from x_positional.models.language import TransformerWrapper
 from x_positional.testing.checks_cache import decode
-from x_positional.testing.judge import APART, TOLERANCE, Broken, Judge, NotApplicable, difference, fails
+from x_positional.testing.expect import APART, Expect, NotApplicable, difference, fails
 from x_positional.testing.subject import Kind, Subject, forced
 
 LENGTH = 13
@@ -19,9 +19,9 @@ SHIFTS = (1, 7, 1000, 2**17)
 
 
 @torch.no_grad()
-def shift(subject: Subject, judge: Judge) -> None:
-    """Moving every position by a constant (1 to 131072, another one in each row) changes nothing; with absolute=True it
-    must change the logits."""
+def shift(subject: Subject, expect: Expect) -> None:
+    """Moving all positions by a constant (1 to 131072, different in each row) leaves the logits unchanged; with absolute=True
+    it changes them."""
     subject.need_positions()
     for kind in subject.kinds:
         model, tokens, bound = subject.model(kind), subject.tokens(LENGTH), subject.scheme(kind).limit
@@ -30,66 +30,69 @@ def shift(subject: Subject, judge: Judge) -> None:
             rows = torch.tensor([[by], [2 * by], [3 * by]], device=subject.device)
             got = model(tokens, positions=subject.positions(LENGTH) + rows)
             if subject.capabilities(kind).absolute:
-                moved |= not judge.same(got, still, f"absolute=True, positions moved by {by}, {kind}")
+                moved |= not expect.equal_or_apart(got, still, f"absolute=True, positions moved by {by}, {kind}")
             else:
-                judge.equal(got, still, f"absolute=False, positions moved by {by}, {kind}")
-        judge.require(
+                expect.equal(got, still, f"absolute=False, positions moved by {by}, {kind}")
+        expect.that(
             moved == subject.capabilities(kind).absolute,
-            f"absolute=True is declared, and no shift changes a {kind}'s logits.",
+            f"absolute=True is declared, but no shift changes the logits of the {kind}.",
         )
 
 
 @torch.no_grad()
-def limit(subject: Subject, judge: Judge) -> None:
-    """Without a limit, positions past max_seq_len work and are told apart; with one, they work up to it, are refused from
-    it on, and forced past it really fail."""
+def limit(subject: Subject, expect: Expect) -> None:
+    """Without a limit, positions past max_seq_len work and are distinguished. With one, positions below it work, others are
+    refused, and forced past it they fail."""
     for kind in subject.kinds:
         bound = subject.scheme(kind).limit
-        judge.require(
+        expect.that(
             subject.capabilities(kind).unbounded == (bound is None),
-            f"unbounded={bound is not None} is declared, and limit is {bound}.",
+            f"unbounded={bound is not None} is declared, but limit is {bound}.",
         )
         if bound is None:
-            _has_no_limit(subject, judge, kind)
+            _has_no_limit(subject, expect, kind)
         else:
-            _has_limit(subject, judge, kind, bound)
+            _has_limit(subject, expect, kind, bound)
 
 
-def _has_no_limit(subject: Subject, judge: Judge, kind: Kind) -> None:
+def _has_no_limit(subject: Subject, expect: Expect, kind: Kind) -> None:
     model, caps, end = subject.model(kind), subject.capabilities(kind), subject.sizes.max_seq_len
     longer = subject.tokens(end + 7, batch=1)
     full = model(longer)
-    judge.finite(full, f"{end + 7} tokens with max_seq_len={end}, {kind}")
+    expect.finite(full, f"{end + 7} tokens with max_seq_len={end}, {kind}")
     if kind == "decoder" and caps.prefix_consistent:
-        judge.equal(full[:, :end], model(longer[:, :end]), f"the tokens before max_seq_len={end}")
+        what, bound = f"the tokens before max_seq_len={end}", subject.rounding(kind, end + 7)
+        expect.equal(full[:, :end], model(longer[:, :end]), what, bound)
     if not caps.uses_positions:
         return
     tokens = subject.tokens(LENGTH)
     far = [model(tokens, positions=subject.positions(LENGTH, start)) for start in (10 * end, 40 * end)]
-    judge.finite(far[0], f"positions from {10 * end} on, {kind}")
-    if caps.absolute and caps.prefix_consistent:  # otherwise it may count only whether a text is long
-        judge.differ(far[0], far[1], f"positions from {10 * end} and from {40 * end} on, {kind}")
+    expect.finite(far[0], f"positions from {10 * end} on, {kind}")
+    if caps.absolute and caps.prefix_consistent:  # otherwise it may distinguish only short from long texts
+        expect.differ(far[0], far[1], f"positions from {10 * end} and from {40 * end} on, {kind}")
 
 
-def _has_limit(subject: Subject, judge: Judge, kind: Kind, bound: int) -> None:
+def _has_limit(subject: Subject, expect: Expect, kind: Kind, bound: int) -> None:
     model, tokens = subject.model(kind), subject.tokens(LENGTH)
     last = subject.positions(LENGTH, bound - LENGTH)
     if subject.capabilities(kind).uses_positions:
-        judge.finite(model(tokens, positions=last), f"positions up to limit - 1 = {bound - 1}, {kind}")
-        judge.refused(lambda: model(tokens, positions=last + 1), PositionError, f"position {bound} = limit, {kind}")
+        expect.finite(model(tokens, positions=last), f"positions up to limit - 1 = {bound - 1}, {kind}")
+        expect.refused(lambda: model(tokens, positions=last + 1), PositionError, f"position {bound} = limit, {kind}")
     longer = subject.tokens(min(bound, 2 * subject.sizes.max_seq_len) + 1, batch=1)
     if bound <= 2 * subject.sizes.max_seq_len:
-        judge.finite(model(longer[:, :bound]), f"{bound} tokens, {kind}")
-        judge.refused(lambda: model(longer), PositionError, f"{bound + 1} tokens, {kind}")
+        expect.finite(model(longer[:, :bound]), f"{bound} tokens, {kind}")
+        expect.refused(lambda: model(longer), PositionError, f"{bound + 1} tokens, {kind}")
     if kind == "decoder" and bound <= 2 * subject.sizes.max_seq_len and subject.capabilities(kind).kv_cacheable:
-        judge.refused(
+        expect.refused(
             lambda: decode(model, model.new_cache(1), 7, longer), PositionError, f"{bound + 1} tokens, cached"
         )
-    _fails_past(subject, judge, kind, bound)
+    _fails_past(subject, expect, kind, bound)
 
 
-def _fails_past(subject: Subject, judge: Judge, kind: Kind, bound: int) -> None:
-    host = Subject(subject.specs, subject.sizes, torch.device("cpu"))  # a bad index on a GPU would end the process
+def _fails_past(subject: Subject, expect: Expect, kind: Kind, bound: int) -> None:
+    host = Subject(
+        subject.specs, subject.sizes, torch.device("cpu")
+    )  # an index out of range on a GPU would end the process
     model, tokens = host.model(kind), host.tokens(LENGTH)
 
     def at(start: int) -> Tensor:
@@ -99,79 +102,79 @@ def _fails_past(subject: Subject, judge: Judge, kind: Kind, bound: int) -> None:
     for start in (bound, 4 * bound):
         if fails(lambda: at(start)):  # noqa: B023
             broken = True
-        elif absolute:  # the next position must be told apart
-            broken |= difference(at(start + 1), at(start)) <= TOLERANCE
+        elif absolute:  # the next position must be distinguished
+            broken |= difference(at(start + 1), at(start)) <= host.rounding(kind)
         else:  # only distances may count
             broken |= difference(at(start), at(0)) > APART
-    judge.require(broken, f"limit={bound} is declared, and positions past it work as well, {kind}.")
+    expect.that(broken, f"limit={bound} is declared, but positions past it work too, {kind}.")
 
 
 @torch.no_grad()
-def custom_positions(subject: Subject, judge: Judge) -> None:
-    """Custom integer positions change the logits where the scheme reads positions; where it does not, they are refused,
-    and forced on it they change nothing. More axes than the scheme takes are refused."""
+def custom_positions(subject: Subject, expect: Expect) -> None:
+    """Custom integer positions change the logits of a scheme that reads positions. Otherwise they are refused, and forced
+    ones change nothing. More axes than the scheme supports are refused."""
     for kind in subject.kinds:
         model, tokens, caps = subject.model(kind), subject.tokens(LENGTH), subject.capabilities(kind)
         plain, stretched = subject.positions(LENGTH), subject.stretched(LENGTH)
         if not caps.uses_positions:
-            judge.refused(lambda: model(tokens, positions=stretched), PositionError, f"custom positions, {kind}")  # noqa: B023
-            judge.equal(
+            expect.refused(lambda: model(tokens, positions=stretched), PositionError, f"custom positions, {kind}")  # noqa: B023
+            expect.equal(
                 forced(model, tokens, stretched), model(tokens), f"uses_positions=False, forced positions, {kind}"
             )
             continue
-        judge.equal(model(tokens, positions=plain), model(tokens), f"positions 0, 1, 2, ... given, {kind}")
-        judge.equal(model(tokens, positions=plain[0].int()), model(tokens), f"positions [T] of int32, {kind}")
-        judge.differ(model(tokens, positions=stretched), model(tokens), f"positions with gaps, {kind}")
+        expect.equal(model(tokens, positions=plain), model(tokens), f"positions 0, 1, 2, ... given, {kind}")
+        expect.equal(model(tokens, positions=plain[0].int()), model(tokens), f"positions [T] of int32, {kind}")
+        expect.differ(model(tokens, positions=stretched), model(tokens), f"positions with gaps, {kind}")
         row = torch.cat([model(tokens[i : i + 1], positions=stretched[i : i + 1]) for i in range(3)])
-        judge.equal(model(tokens, positions=stretched), row, f"other positions in each row, {kind}")
-        _no_token(subject, judge, kind)
+        expect.equal(model(tokens, positions=stretched), row, f"other positions in each row, {kind}")
+        _no_token(subject, expect, kind)
         axes = subject.scheme(kind).max_axes
         many = stretched[..., None].expand(-1, -1, axes + 1)
-        judge.refused(lambda: model(tokens, positions=many), PositionError, f"{axes + 1} axes, {kind}")  # noqa: B023
+        expect.refused(lambda: model(tokens, positions=many), PositionError, f"{axes + 1} axes, {kind}")  # noqa: B023
 
 
-def _no_token(subject: Subject, judge: Judge, kind: Kind) -> None:
+def _no_token(subject: Subject, expect: Expect, kind: Kind) -> None:
     model, tokens = subject.model(kind), subject.tokens(LENGTH)
     positions = subject.stretched(LENGTH)
     hidden = torch.cat([torch.full_like(positions[:, :3], -1), positions[:, :-3]], 1)
     want = model(tokens[:, 3:], positions=positions[:, :-3])
-    judge.equal(model(tokens, positions=hidden)[:, 3:], want, f"three tokens at position -1 are none, {kind}")
+    expect.equal(model(tokens, positions=hidden)[:, 3:], want, f"three tokens at position -1 are ignored, {kind}")
 
 
 @torch.no_grad()
-def float_positions(subject: Subject, judge: Judge) -> None:
-    """A continuous scheme takes float positions: whole ones as integers, fractions in between. Others refuse them, and
-    forced they fail or see no fraction."""
+def float_positions(subject: Subject, expect: Expect) -> None:
+    """A continuous scheme accepts float positions: whole ones equal integers, fractions lie in between. Otherwise they are
+    refused, and forced ones fail or lose the fraction."""
     subject.need_positions()
     for kind in subject.kinds:
         model, tokens = subject.model(kind), subject.tokens(LENGTH)
         whole = subject.positions(LENGTH)
         between = whole + torch.linspace(0, 0.4, LENGTH, device=subject.device)
         if not subject.capabilities(kind).continuous:
-            judge.refused(lambda: model(tokens, positions=between), PositionError, f"float positions, {kind}")  # noqa: B023
-            if not _steps(model, tokens, whole.float(), between):
-                raise Broken(f"continuous=False is declared, and float positions work, {kind}.")
+            expect.refused(lambda: model(tokens, positions=between), PositionError, f"float positions, {kind}")  # noqa: B023
+            rounds = _loses_fractions(model, tokens, whole.float(), between, subject.rounding(kind))
+            expect.that(rounds, f"continuous=False is declared, but float positions work, {kind}.")
             continue
-        judge.equal(model(tokens, positions=whole.float()), model(tokens), f"whole float positions, {kind}")
-        judge.equal(model(tokens, positions=whole.double()), model(tokens), f"whole float64 positions, {kind}")
+        expect.equal(model(tokens, positions=whole.float()), model(tokens), f"whole float positions, {kind}")
+        expect.equal(model(tokens, positions=whole.double()), model(tokens), f"whole float64 positions, {kind}")
         moved = model(tokens, positions=between)
-        judge.differ(moved, model(tokens), f"fractional positions, {kind}")
+        expect.differ(moved, model(tokens), f"fractional positions, {kind}")
         nearby = model(tokens, positions=between.double() + 1e-7)
-        judge.equal(nearby, moved, f"positions that differ by 1e-7, {kind}", tolerance=1e-4)
+        expect.equal(nearby, moved, f"positions that differ by 1e-7, {kind}")
 
 
-def _steps(model: TransformerWrapper, tokens: Tensor, whole: Tensor, between: Tensor) -> bool:
+def _loses_fractions(model: TransformerWrapper, tokens: Tensor, whole: Tensor, between: Tensor, bound: float) -> bool:
     if fails(lambda: forced(model, tokens, between)):
         return True
     rounded, fraction = forced(model, tokens, whole), forced(model, tokens, between)
-    return difference(fraction, rounded) <= TOLERANCE
+    return difference(fraction, rounded) <= bound
 
 
 @torch.no_grad()
-def axes(subject: Subject, judge: Judge) -> None:
-    """Every axis of a position that the scheme takes (time, height, width) changes the logits; a position without axes is
-    the same on each; fewer axes are refused; where only distances count, each axis may move by itself; cached chunks of
-    text and of images equal the full pass."""
+def axes(subject: Subject, expect: Expect) -> None:
+    """Every axis that the scheme supports (time, height, width) changes the logits. A position without axes equals one that
+    is the same on all axes; fewer axes are refused. If only distances matter, each axis may move by itself. Cached chunks
+    of text and of images give the logits of the full pass."""
     subject.need_positions()
     count = min(subject.scheme(kind).max_axes for kind in subject.kinds)
     if count == 1:
@@ -180,24 +183,24 @@ def axes(subject: Subject, judge: Judge) -> None:
         model, tokens = subject.model(kind), subject.tokens(LENGTH)
         text = subject.stretched(LENGTH)
         start = text[..., None].repeat(1, 1, count)
-        judge.equal(model(tokens, positions=start), model(tokens, positions=text), f"equal on all axes, {kind}")
+        expect.equal(model(tokens, positions=start), model(tokens, positions=text), f"equal on all axes, {kind}")
         for axis in range(count):
             moved = start.clone()
             moved[..., axis] = moved[..., axis].flip(1)
-            turned = model(tokens, positions=moved)
-            judge.differ(turned, model(tokens, positions=start), f"axis {axis} of {count}, {kind}")
+            flipped = model(tokens, positions=moved)
+            expect.differ(flipped, model(tokens, positions=start), f"axis {axis} of {count}, {kind}")
             if not subject.capabilities(kind).absolute:
                 by = 1000 * torch.eye(count, dtype=torch.long, device=subject.device)[axis]
-                judge.equal(model(tokens, positions=moved + by), turned, f"axis {axis} moved by 1000, {kind}")
+                expect.equal(model(tokens, positions=moved + by), flipped, f"axis {axis} moved by 1000, {kind}")
         if count > 2:
             fewer = partial(model, tokens, positions=start[..., 1:])
-            judge.refused(fewer, PositionError, f"{count - 1} of {count} axes, {kind}")
+            expect.refused(fewer, PositionError, f"{count - 1} of {count} axes, {kind}")
     if "decoder" in subject.kinds and subject.capabilities("decoder").kv_cacheable:
-        _axes_cached(subject, judge, count)
+        _axes_cached(subject, expect, count)
 
 
-def _axes_cached(subject: Subject, judge: Judge, count: int) -> None:
-    """Text, an image of other rows and columns in each row of the batch, text."""
+def _axes_cached(subject: Subject, expect: Expect, count: int) -> None:
+    """Text, an image (different in each row of the batch), and text again."""
     model, tokens = subject.model("decoder"), subject.tokens(LENGTH)
     positions = subject.positions(LENGTH).repeat(3, 1)[..., None].repeat(1, 1, count)
     positions[:, 3:9] = 3 + torch.randint(0, 4, (3, 6, count), generator=torch.Generator().manual_seed(9)).to(positions)
@@ -205,9 +208,9 @@ def _axes_cached(subject: Subject, judge: Judge, count: int) -> None:
     want = model(tokens, positions=positions)
     for chunk in (1, 4):
         got = decode(model, model.new_cache(3), chunk, tokens, positions=positions)
-        judge.equal(got, want, f"positions with axes, cached, chunks of {chunk}")
+        expect.equal(got, want, f"positions with axes, cached, chunks of {chunk}")
     cache, parts = model.new_cache(3), []
     for where in (slice(0, 3), slice(3, 9), slice(9, LENGTH)):  # text without axes
         at = positions[:, where] if where.start == 3 else positions[:, where, 0]
         parts.append(model(tokens[:, where], positions=at, cache=cache))
-    judge.equal(torch.cat(parts, 1), want, "text without axes around an image with axes, cached")
+    expect.equal(torch.cat(parts, 1), want, "text without axes around an image with axes, cached")

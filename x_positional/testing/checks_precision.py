@@ -1,4 +1,4 @@
-"""Positions stay apart in half precision: under `.bfloat16()` and under autocast, at any position up to 131072.
+"""Positions stay distinct in half precision: under `.bfloat16()` and autocast, at any position up to 131072.
 
 B batch, T tokens, H heads, G key/value heads, D head dim, M model dim.
 """
@@ -9,20 +9,23 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from x_positional.models.language import TransformerWrapper
 from x_positional.schemes.base import AttentionContext, Bias, PositionScheme, Span
-from x_positional.testing.judge import Broken, Judge, difference
+from x_positional.testing.expect import SAFETY, CheckFailed, Expect, difference
 from x_positional.testing.subject import Kind, Subject, leaves
 
 BASES = (0, 250, 505, 4090, 65_530, 131_060)
 LENGTH, LONG = 12, 400
+FAR, LAST = 4096, 32
+"""Sums over this many tokens lose whole units in bfloat16; enough to look at the last queries."""
 RELATIVE, LOGIT = 2**-6, 0.02
-"""Four units in the last place of bfloat16; a bias off by LOGIT does no harm."""
+"""Eight roundings to bfloat16, each of half a unit (2^-9); an error of LOGIT changes an attention weight by 2 %."""
 
 
 @torch.no_grad()
-def precision(subject: Subject, judge: Judge) -> None:
-    """With bfloat16 parameters or under autocast every hook gives what float32 gives, but for rounding: at positions up to
-    131072 (or the limit), next to each other and far apart; and the model runs, cached too, and stays finite."""
+def precision(subject: Subject, expect: Expect) -> None:
+    """With bfloat16 parameters or under autocast, every hook gives its float32 result within rounding, and so does the model:
+    at positions up to 131072 (or the limit), adjacent and far apart."""
     for kind in subject.kinds:
         narrow = subject.fresh(kind).bfloat16()
         wide = copy.deepcopy(narrow).float()
@@ -33,11 +36,11 @@ def precision(subject: Subject, judge: Judge) -> None:
                 _close(hook(rounded, torch.bfloat16), want, f"{what} of a bfloat16 module, {kind}")
                 with torch.autocast(subject.device.type, dtype=torch.bfloat16):
                     _close(hook(exact, torch.float32), want, f"{what} under autocast, {kind}")
-        _whole_model(subject, judge, kind, wide, narrow)
+        _whole_model(subject, expect, kind, wide, narrow)
 
 
 def bases(limit: int | None) -> list[int]:
-    """Where to look: the positions that the scheme allows."""
+    """First positions to test, within the limit of the scheme."""
     return [base for base in BASES if limit is None or base + LENGTH <= limit]
 
 
@@ -45,7 +48,7 @@ Hook = Callable[[PositionScheme, torch.dtype], Tensor]
 
 
 def hooks(subject: Subject, kind: Kind, scheme: PositionScheme) -> Iterator[tuple[str, Hook]]:
-    """The scheme's hooks as functions of an instance and the dtype of activations."""
+    """The hooks of the scheme, as functions of an instance and the dtype of the activations."""
     s, random = subject.sizes, torch.Generator().manual_seed(13)
 
     def draw(*shape: int) -> Tensor:
@@ -70,17 +73,22 @@ def hooks(subject: Subject, kind: Kind, scheme: PositionScheme) -> Iterator[tupl
 def _content(
     subject: Subject, kind: Kind, scheme: PositionScheme, draw: Callable[..., Tensor]
 ) -> Iterator[tuple[str, Hook]]:
-    s, at = subject.sizes, subject.positions(LONG)
-    ctx = context(subject, kind, at, at)
-    x, q = draw(1, LONG, s.dim), draw(1, s.heads, LONG, s.head_dim)
+    s = subject.sizes
     if scheme.overrides("content_bias"):
+        at = subject.positions(FAR)
+        far = context(subject, kind, at, at)
+        x, q = draw(1, FAR, s.dim), draw(1, s.heads, FAR, s.head_dim)
+        rows = Span(FAR - LAST, FAR)
         yield (
-            f"content_bias of {LONG} tokens",
-            lambda p, t: bias_of(p.content_bias(q.to(t), ctx, p.key_state(x.to(t))), ctx),
+            f"content_bias of {FAR} tokens",
+            lambda p, t: bias_of(p.content_bias(q.to(t), far, p.key_state(x.to(t))), far, rows),
         )
     if scheme.overrides("transform_scores"):
-        scores, seen = draw(1, s.heads, LONG, LONG).float(), ctx.visible_rows(Span(0, LONG))
-        yield f"transform_scores of {LONG} tokens", lambda p, t: p.transform_scores(scores, seen, q.to(t), ctx)
+        at = subject.positions(LONG)
+        ctx = context(subject, kind, at, at)
+        short, scores = draw(1, s.heads, LONG, s.head_dim), draw(1, s.heads, LONG, LONG).float()
+        seen = ctx.visible_rows(ctx.every_row)
+        yield f"transform_scores of {LONG} tokens", lambda p, t: p.transform_scores(scores, seen, short.to(t), ctx)
 
 
 def context(subject: Subject, kind: Kind, q_positions: Tensor, kv_positions: Tensor) -> AttentionContext:
@@ -100,15 +108,16 @@ def context(subject: Subject, kind: Kind, q_positions: Tensor, kv_positions: Ten
     )
 
 
-def bias_of(bias: Bias | None, ctx: AttentionContext) -> Tensor:
-    """[1 H T S]; zeros where a scheme gives none."""
+def bias_of(bias: Bias | None, ctx: AttentionContext, rows: Span | None = None) -> Tensor:
+    """[1 H rows S], by default for every query; zeros where a scheme gives no bias."""
+    rows = rows or ctx.every_row
     if bias is None:
-        return torch.zeros(1, ctx.heads, ctx.T, ctx.S, device=ctx.device)
-    return bias.dense(ctx, ctx.every_row, ctx.every_key)
+        return torch.zeros(1, ctx.heads, rows.stop - rows.start, ctx.S, device=ctx.device)
+    return bias.dense(ctx, rows, ctx.every_key)
 
 
 def _close(got: Tensor, want: Tensor, what: str) -> None:
-    """Every value right for its size, and every step from one position to the next right for its own."""
+    """Every value, and every step from one position to the next, is right relative to its size."""
     got, want = got.float(), want.float()
     size = want.abs().amax(-1, keepdim=True) if want.shape[-2] == LENGTH != want.shape[-1] else want.abs()
     _within(got, want, RELATIVE * size + LOGIT, what)
@@ -120,19 +129,40 @@ def _within(got: Tensor, want: Tensor, bound: Tensor, what: str) -> None:
     excess = ((got - want).abs() - bound).nan_to_num(float("inf"), float("inf"), float("inf"))
     if bool((excess > 0).any()):
         at = int(excess.argmax())
-        value, right = got.flatten()[at].item(), want.flatten()[at].item()
-        raise Broken(f"{what}: {value:.6g} where float32 gives {right:.6g}; positions run together.")
+        value, right, allowed = (t.expand_as(excess).flatten()[at].item() for t in (got, want, bound))
+        raise CheckFailed(
+            f"{what}: {value:.6g} instead of {right:.6g} in float32; positions are no longer distinct.",
+            abs(value - right) / allowed,
+        )
 
 
-def _whole_model(subject: Subject, judge: Judge, kind: Kind, wide: torch.nn.Module, narrow: torch.nn.Module) -> None:
-    tokens, caps = subject.tokens(LENGTH), subject.capabilities(kind)
+def _whole_model(
+    subject: Subject, expect: Expect, kind: Kind, wide: TransformerWrapper, narrow: TransformerWrapper
+) -> None:
+    """Far positions cost the model no more precision than the sensitivity of its logits there explains."""
+    tokens, caps, nudged = subject.tokens(LENGTH), subject.capabilities(kind), _nudged(wide)
     got = narrow(tokens)
-    judge.require(got.dtype == torch.bfloat16, f"a bfloat16 {kind} gives {got.dtype} logits.")
-    usual = difference(got, wide(tokens))
+    expect.that(got.dtype == torch.bfloat16, f"a bfloat16 {kind} gives {got.dtype} logits.")
+    usual, moved = difference(got, wide(tokens)), difference(nudged(tokens), wide(tokens))
     for base in bases(subject.scheme(kind).limit) if caps.uses_positions else []:
         at = subject.positions(LENGTH, base)
-        measured = difference(narrow(tokens, positions=at), wide(tokens, positions=at))
-        judge.require(
-            measured <= 4 * usual + LOGIT,
-            f"a bfloat16 {kind} is off by {measured:.2g} at positions from {base} on, and by {usual:.2g} at the start.",
+        want = wide(tokens, positions=at)
+        measured, sensitivity = (
+            difference(narrow(tokens, positions=at), want),
+            difference(nudged(tokens, positions=at), want),
         )
+        expect.that(
+            measured <= SAFETY * usual * max(1.0, sensitivity / moved) + LOGIT,
+            f"a bfloat16 {kind} is off by {measured:.2g} at positions from {base} on, but by {usual:.2g} at the start.",
+        )
+
+
+def _nudged(model: TransformerWrapper) -> TransformerWrapper:
+    """A copy whose parameters, but for those of the scheme, have the relative errors of bfloat16: it shows how sensitive the
+    logits are. Scaling scores with the position, for example, also scales their rounding errors."""
+    model, random = copy.deepcopy(model), torch.Generator().manual_seed(17)
+    for name, parameter in model.named_parameters():
+        if not name.startswith("attn_layers.schemes."):
+            noise = torch.randn(parameter.shape, generator=random).to(parameter)
+            parameter.mul_(1 + 2**-9 * noise)
+    return model

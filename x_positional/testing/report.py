@@ -1,4 +1,4 @@
-"""The verdict of the contract suite on one scheme."""
+"""The results of the contract suite for one scheme."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,14 +9,19 @@ Verdict = Literal["pass", "fail", "n/a"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """One check. difference: the largest one measured between results that must be equal, None where none was.
-    detail: what is wrong, or why the check has no question to ask."""
+class CheckResult:
+    """The result of one check."""
 
     check: str
+    """Name of the check."""
     verdict: Verdict
+    """"n/a": the check does not apply to the scheme."""
     difference: float | None = None
+    """Largest difference between results that must be equal; None if the check compares no numbers."""
+    margin: float | None = None
+    """How far a failed measurement lies beyond its bound, as a factor; None if the failure is not a number."""
     detail: str = ""
+    """What is wrong, or why the check does not apply."""
 
     def __str__(self) -> str:
         measured = "" if self.difference is None else f"{self.difference:.1e}"
@@ -25,10 +30,10 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class ContractReport:
-    """Every check that ran, in order, and what the scheme declares."""
+    """The declared capabilities, and the results of all checks in the order they ran."""
 
     capabilities: Capabilities
-    outcomes: tuple[Outcome, ...]
+    results: tuple[CheckResult, ...]
 
     @property
     def ok(self) -> bool:
@@ -36,15 +41,15 @@ class ContractReport:
         return not self.failures
 
     @property
-    def failures(self) -> tuple[Outcome, ...]:
+    def failures(self) -> tuple[CheckResult, ...]:
         """The checks that failed."""
-        return tuple(o for o in self.outcomes if o.verdict == "fail")
+        return tuple(r for r in self.results if r.verdict == "fail")
 
-    def __getitem__(self, check: str) -> Outcome:
-        """The outcome of one check, by name."""
-        return next(o for o in self.outcomes if o.check == check)
+    def __getitem__(self, check: str) -> CheckResult:
+        """The result of one check, by name."""
+        return next(r for r in self.results if r.check == check)
 
     def __str__(self) -> str:
-        passed = sum(o.verdict == "pass" for o in self.outcomes)
-        counts = f"{passed} passed, {len(self.failures)} failed, {len(self.outcomes) - passed - len(self.failures)} not applicable"
-        return "\n".join([f"declares {self.capabilities}", *map(str, self.outcomes), counts])
+        passed = sum(r.verdict == "pass" for r in self.results)
+        counts = f"{passed} passed, {len(self.failures)} failed, {len(self.results) - passed - len(self.failures)} not applicable"
+        return "\n".join([f"declares {self.capabilities}", *map(str, self.results), counts])

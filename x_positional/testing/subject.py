@@ -1,4 +1,4 @@
-"""The scheme under test, and the small models it is tried in.
+"""The scheme under test, and the small models it is tested in.
 
 B batch, T tokens, V vocabulary.
 """
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from x_positional.attention.cache import KVCache
 from x_positional.attention.inputs import prepare_tokens
-from x_positional.config.layers import ModelConfig
+from x_positional.config.models import ModelConfig
 from x_positional.config.validate import model_report
+from x_positional.errors import ArgumentError
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.schemes.base import Capabilities, Dims, PositionScheme
 from x_positional.schemes.compose import Chain
 from x_positional.schemes.registry import SchemeConfig, scheme_config
-from x_positional.testing.judge import NotApplicable
+from x_positional.testing.expect import NotApplicable, rounding_bound
 
 Kind = Literal["decoder", "encoder"]
 KINDS: tuple[Kind, ...] = ("decoder", "encoder")
@@ -28,13 +29,16 @@ Scheme: TypeAlias = str | dict[str, Any] | SchemeConfig | Makes
 """A registered name, a config (or its fields), or a function of `Dims` that makes the scheme (a class will do)."""
 
 NOISE = 0.2
-"""Added to every parameter: what starts at zero would hide a fault."""
+"""Standard deviation of the noise added to every parameter: parameters that start at zero would hide errors."""
+DEPTH = 2
+"""Layers of the models."""
+SHORT = 32
+"""No text of the checks is longer, unless a check says so."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the models that a scheme is tried in: small, no size that could be taken for another, and a head dim whose root
-    is not a round number."""
+    """Sizes of the models that a scheme is tested in: small, all different, and a head dim whose square root is irrational."""
 
     dim: int = 22
     heads: int = 6
@@ -45,21 +49,22 @@ class Sizes:
 
 
 class Subject:
-    """A scheme under test. `model(...)` makes models with equal parameters, wherever they have the same ones."""
+    """A scheme under test. Models made by `model(...)` have equal values in the parameters that they share."""
 
     def __init__(self, scheme: Scheme | Sequence[Scheme], sizes: Sizes, device: torch.device):
         chain = isinstance(scheme, Sequence) and not isinstance(scheme, str)
         self.specs = tuple(_checked(s) for s in (scheme if chain else [scheme]))  # type: ignore[union-attr]
         self.sizes, self.device = sizes, device
         self._models: dict[Any, TransformerWrapper] = {}
+        self._rounding: dict[Any, float] = {}
         reports = {kind: model_report(self.config(kind)) for kind in KINDS}
         self.kinds: list[Kind] = [kind for kind in KINDS if reports[kind].ok]
         self.errors = {kind: " ".join(reports[kind].errors) for kind in KINDS}
         if not self.kinds:
-            raise ValueError(f"no model can be built with this scheme. {' '.join(self.errors.values())}")
+            raise ArgumentError(f"no model can be built with this scheme. {' '.join(self.errors.values())}")
 
     def config(self, kind: Kind = "decoder", **fields: Any) -> ModelConfig:
-        """A model's config with the scheme in it; `fields` are of LayersConfig."""
+        """The config of a model with the scheme; `fields` are those of LayersConfig."""
         s = self.sizes
         dims = Dims(
             dim=s.dim,
@@ -74,7 +79,7 @@ class Subject:
         layers = {
             "kind": kind,
             "dim": s.dim,
-            "depth": 2,
+            "depth": DEPTH,
             "heads": s.heads,
             "kv_heads": s.kv_heads,
             "head_dim": s.head_dim,
@@ -94,34 +99,67 @@ class Subject:
         return model.to(self.device).eval()
 
     def model(self, kind: Kind = "decoder", **fields: Any) -> TransformerWrapper:
-        """The same, kept for the next check: not to be changed."""
+        """The same model, shared between checks: do not modify it."""
         key = (kind, *((name, repr(fields[name])) for name in sorted(fields)))
         if key not in self._models:
             self._models[key] = self.fresh(kind, **fields)
         return self._models[key]
 
+    def exact(self, kind: Kind = "decoder", **fields: Any) -> TransformerWrapper:
+        """The same model in float64, with the eager backend; also shared."""
+        key = ("float64", kind, *((name, repr(fields[name])) for name in sorted(fields)))
+        if key not in self._models:
+            self._models[key] = self.fresh(kind, backend="eager", **fields).double()
+        return self._models[key]
+
+    def terms(self, length: int) -> int:
+        """How many additions a logit goes through, one after the other, in a text of this length.
+
+        In each layer: projections to queries, keys and values, scores, the average over values, the output projection, and
+        both projections of the feedforward; then the projection to logits.
+        """
+        s = self.sizes
+        layer = s.dim + s.head_dim + length + s.heads * s.head_dim + s.dim + 4 * s.dim
+        return DEPTH * layer + s.dim
+
+    @torch.no_grad()
+    def rounding(self, kind: Kind | None = None, length: int = SHORT) -> float:
+        """The largest difference between equal logits of texts up to this length: see `rounding_bound`.
+
+        By default the larger bound of decoder and encoder, for short texts.
+        """
+        if kind is None:
+            return max(self.rounding(kind, length) for kind in self.kinds)
+        length = max(length, SHORT)
+        length = min(length, self.scheme(kind).limit or length)
+        if (kind, length) not in self._rounding:
+            tokens = self.tokens(length)
+            narrow, exact = self.model(kind, backend="eager")(tokens), self.exact(kind)(tokens)
+            self._rounding[kind, length] = rounding_bound(narrow, exact, self.terms(length))
+        return self._rounding[kind, length]
+
     def scheme(self, kind: Kind | None = None) -> PositionScheme:
-        """What the first layer has: one scheme or a Chain."""
+        """The scheme of the first layer: a single scheme or a Chain."""
         return self.model(kind or self.kinds[0]).attn_layers.kinds[0].scheme
 
     def capabilities(self, kind: Kind | None = None) -> Capabilities:
-        """What the scheme declares."""
+        """The capabilities that the scheme declares."""
         return self.scheme(kind).capabilities()
 
     def need_decoder(self) -> None:
-        """Raises NotApplicable where the scheme is for encoders alone."""
+        """Raises NotApplicable for a scheme that works in encoders only."""
         if "decoder" not in self.kinds:
             raise NotApplicable(f"refused in a decoder: {self.errors['decoder']}")
 
     def need_cacheable(self) -> None:
-        """Raises NotApplicable where no cache is right for the scheme."""
+        """Raises NotApplicable for a scheme that cannot be cached."""
         if not self.capabilities("decoder").kv_cacheable:
-            raise NotApplicable("kv_cacheable=False: it is refused a cache")
+            raise NotApplicable("kv_cacheable=False: the model refuses a cache")
 
     def need_positions(self) -> None:
-        """Raises NotApplicable where the scheme reads no positions."""
+        """Raises NotApplicable for a scheme that reads no positions."""
         if not self.capabilities().uses_positions:
-            raise NotApplicable("it reads no positions")
+            raise NotApplicable("the scheme reads no positions")
 
     def tokens(self, length: int, batch: int = 3, seed: int = 1) -> Tensor:
         """[B T] random ids."""
@@ -133,7 +171,7 @@ class Subject:
         return torch.arange(start, start + length, device=self.device)[None]
 
     def stretched(self, length: int, batch: int = 3) -> Tensor:
-        """[B T] increasing positions with gaps, other ones in each row, all below 3 * length."""
+        """[B T] increasing positions with gaps, different in each row, all below 3 * length."""
         generator = torch.Generator().manual_seed(7)
         steps = torch.randint(1, 4, (batch, length), generator=generator)
         return (steps.cumsum(-1) - 1).to(self.device)
@@ -142,8 +180,8 @@ class Subject:
 def _checked(spec: Scheme) -> SchemeConfig | Makes:
     if isinstance(spec, PositionScheme):
         raise TypeError(
-            f"check_scheme needs a way to make {type(spec).__name__}, not an instance: it is made many times and for several "
-            "sizes. Give the class, a function of Dims, a config or a registered name."
+            f"check_scheme got an instance of {type(spec).__name__}, but builds the scheme many times, in several sizes. "
+            "Pass the class, a function of Dims, a config or a registered name."
         )
     return spec if not isinstance(spec, str | dict | SchemeConfig) else scheme_config(spec)
 

@@ -1,11 +1,11 @@
-"""check_scheme: the contract that every position scheme keeps, run against what it declares."""
+"""check_scheme: tests a position scheme against the capabilities it declares."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias
 
 import torch
 
-from x_positional.errors import ContractError
+from x_positional.errors import ArgumentError, ContractError
 from x_positional.testing.checks_backends import backends_agree, gradcheck, gradients_agree, hooks_run
 from x_positional.testing.checks_batch import batch_independent, packing, padding, prefix_consistent, ragged_decoding
 from x_positional.testing.checks_cache import cache_grows, cache_reorders, cached_equals_full, sliding_windows
@@ -15,11 +15,11 @@ from x_positional.testing.checks_module import copies, meta_init, no_buffers, st
 from x_positional.testing.checks_order import order
 from x_positional.testing.checks_positions import axes, custom_positions, float_positions, limit, shift
 from x_positional.testing.checks_precision import precision
-from x_positional.testing.judge import Broken, Judge, NotApplicable
-from x_positional.testing.report import ContractReport, Outcome
+from x_positional.testing.expect import CheckFailed, Expect, NotApplicable
+from x_positional.testing.report import CheckResult, ContractReport
 from x_positional.testing.subject import Scheme, Sizes, Subject
 
-Check: TypeAlias = Callable[[Subject, Judge], None]
+Check: TypeAlias = Callable[[Subject, Expect], None]
 
 _ALL: tuple[Check, ...] = (
     hooks_run,
@@ -52,22 +52,23 @@ _ALL: tuple[Check, ...] = (
 )
 
 CHECKS: dict[str, Check] = {check.__name__: check for check in _ALL}
-"""Every check by name; the docstring of each says what it proves."""
+"""Every check by name; its docstring states what it proves."""
 
 
-def run_check(name: str, subject: Subject) -> Outcome:
-    """The outcome of one check."""
-    judge = Judge()
+def run_check(name: str, subject: Subject) -> CheckResult:
+    """The result of one check."""
+    expect = Expect(subject.rounding)
     try:
-        CHECKS[name](subject, judge)
+        CHECKS[name](subject, expect)
     except NotApplicable as reason:
-        return Outcome(check=name, verdict="n/a", detail=str(reason))
-    except Broken as broken:
-        return Outcome(check=name, verdict="fail", difference=judge.largest, detail=str(broken))
+        return CheckResult(check=name, verdict="n/a", detail=str(reason))
+    except CheckFailed as failure:
+        found, detail = expect.largest, str(failure)
+        return CheckResult(check=name, verdict="fail", difference=found, margin=failure.margin, detail=detail)
     except Exception as error:
         detail = f"{type(error).__name__}: {error}"
-        return Outcome(check=name, verdict="fail", difference=judge.largest, detail=detail)
-    return Outcome(check=name, verdict="pass", difference=judge.largest)
+        return CheckResult(check=name, verdict="fail", difference=expect.largest, detail=detail)
+    return CheckResult(check=name, verdict="pass", difference=expect.largest)
 
 
 def check_scheme(
@@ -79,20 +80,31 @@ def check_scheme(
     device: str | torch.device = "cpu",
     strict: bool = True,
 ) -> ContractReport:
-    """Runs the contract suite on a scheme: what it declares must hold, and what it does not declare must really fail.
+    """Run the contract suite on a scheme: what it declares must hold, and what it does not declare must fail.
 
-    scheme: a registered name, a config, or a function of `Dims` that makes the scheme (its class will do); a list of them
-    is combined. only, skip: names from `CHECKS`. sizes: of the small models it is tried in. strict: raise ContractError,
-    with every failure, where one check fails; False returns the report.
-    Raises ValueError where no model can be built with the scheme, or for an unknown check.
+    Args:
+        scheme: a registered name, a config, or a function of `Dims` that builds the scheme, such as its class. The schemes of a
+            list are combined.
+        only: names from `CHECKS` to run; all by default.
+        skip: names from `CHECKS` to leave out.
+        sizes: sizes of the small models that the scheme is tested in.
+        device: where to run the models.
+        strict: raise if a check fails; False returns the report instead.
+
+    Returns:
+        The result of every check, in order.
+
+    Raises:
+        ContractError: with every failure, if `strict`.
+        ArgumentError: for an unknown check, or if no model can be built with the scheme.
     """
     names = list(CHECKS) if only is None else [only] if isinstance(only, str) else list(only)
     unknown = [name for name in (*names, *skip) if name not in CHECKS]
     if unknown:
-        raise ValueError(f"no check named {', '.join(unknown)}; there are: {', '.join(CHECKS)}")
+        raise ArgumentError(f"no check named {', '.join(unknown)}; there are: {', '.join(CHECKS)}")
     subject = Subject(scheme, sizes or Sizes(), torch.device(device))
-    outcomes = tuple(run_check(name, subject) for name in names if name not in skip)
-    report = ContractReport(capabilities=subject.capabilities(), outcomes=outcomes)
+    results = tuple(run_check(name, subject) for name in names if name not in skip)
+    report = ContractReport(capabilities=subject.capabilities(), results=results)
     if strict and not report.ok:
         raise ContractError(report)
     return report

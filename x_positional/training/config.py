@@ -7,47 +7,53 @@ import yaml
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from x_positional.config.layers import ModelConfig
+from x_positional.config.models import ModelConfig
 from x_positional.schemes.registry import Config
 
 TokenDtype = Literal["uint8", "uint16", "uint32", "int16", "int32", "int64"]
 
 
 class DataConfig(Config):
-    """Where the tokens come from and how they are cut into windows.
-
-    path: a text file, a folder of text files, token ids (`.npy`, or `.bin` with `dtype`), or a folder that holds
-        `train.bin`/`val.bin` or `train.npy`/`val.npy`. None is the embedded text: Python's own documentation topics
-        and standard library sources.
-    tokenizer: "bytes" (one token a byte, 256 ids) or the path of a `tokenizer.json`.
-    seq_len: tokens the model sees in one training window. None is the model's `max_seq_len`.
-    val_fraction: share of the files (of the tokens, if there is only one file) kept for validation.
-    document_end: token id put after every file when there are several. None is 0 for bytes and nothing otherwise.
-    """
+    """Where the tokens come from and how they are cut into windows."""
 
     path: str | None = None
+    """A text file, a directory of text files, token ids (`.npy`, or `.bin` with `dtype`), or a directory with
+    `train.bin`/`val.bin` or `train.npy`/`val.npy`. None is the embedded text: Python's documentation topics and standard
+    library sources."""
     tokenizer: str = "bytes"
+    """`bytes` (one token per byte, 256 ids) or the path of a `tokenizer.json`."""
     dtype: TokenDtype | None = None
+    """Integer type of a `.bin` file."""
     pattern: str = "**/*"
+    """Which files of a directory are read."""
     seq_len: int | None = Field(default=None, ge=2)
+    """Tokens the model sees in one training window. None is the model's `max_seq_len`."""
     val_fraction: float = Field(default=0.05, gt=0.0, lt=1.0)
+    """Fraction of the files (of the tokens, if there is one file) kept for validation."""
     document_end: int | None = Field(default=None, ge=0)
+    """Token id appended to every file when there are several. None is 0 for bytes and nothing otherwise."""
 
 
 class OptimizerConfig(Config):
-    """AdamW with linear warm-up and a cosine to `final_lr_fraction * lr` at the last step.
+    """AdamW with linear warm-up and cosine decay.
 
-    Weight decay acts on the weights of linear maps only: not on norms, biases, embeddings, slopes or bias tables.
-    clip is the largest global gradient norm; None switches clipping off.
+    Weight decay applies to the weights of linear layers only: not to norms, biases, embeddings, slopes or bias tables.
     """
 
     lr: float = Field(default=1e-3, gt=0.0)
+    """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the two moments."""
     eps: float = Field(default=1e-8, gt=0.0)
+    """AdamW's eps."""
     weight_decay: float = Field(default=0.1, ge=0.0)
+    """AdamW's weight decay."""
     clip: float | None = Field(default=1.0, gt=0.0)
+    """Largest global gradient norm. None switches clipping off."""
     warmup_steps: int = Field(default=100, ge=0)
+    """Steps of linear warm-up."""
     final_lr_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Cosine decay to this fraction of `lr` at the last step."""
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> Self:
@@ -57,40 +63,51 @@ class OptimizerConfig(Config):
 
 
 class RunConfig(Config):
-    """How long, how often and where.
-
-    steps: optimizer steps of the whole run. stop_after: end this session at that step and keep the schedule of
-        the whole run; `--resume` goes on from there.
-    batch_size: windows in one forward pass on each process; accumulate: forward passes in one optimizer step.
-    precision: "auto" is bfloat16 autocast on CUDA (weights stay float32) and float32 elsewhere.
-    keep: newest checkpoints kept; the one with the best validation loss is kept as well.
-    eval_tokens: validation tokens scored at each evaluation, spread over the whole text; None scores all.
-    """
+    """How long, how often and where."""
 
     dir: str = "runs/default"
+    """Directory for checkpoints, log and plot."""
     steps: int = Field(default=1000, ge=1)
+    """Optimizer steps of the whole run."""
     stop_after: int | None = Field(default=None, ge=1)
+    """Ends this session at that step, with the schedule of the whole run; `--resume` continues from there."""
     batch_size: int = Field(default=16, ge=1)
+    """Windows in one forward pass on each process."""
     accumulate: int = Field(default=1, ge=1)
+    """Forward passes in one optimizer step."""
     seed: int = Field(default=0, ge=0)
+    """Seed of initialisation, dropout and the order of the data."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto is accelerate's choice: a GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto is bfloat16 autocast on CUDA (weights stay float32) and float32 elsewhere."""
     compile: bool = False
+    """Compile the model with torch.compile."""
     log_every: int = Field(default=10, ge=1)
+    """Steps between log lines."""
     eval_every: int = Field(default=200, ge=1)
+    """Steps between evaluations."""
     eval_tokens: int | None = Field(default=65536, ge=1)
+    """Validation tokens per evaluation, spread over the whole text. None is all."""
     save_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints."""
     keep: int = Field(default=2, ge=1)
+    """Newest checkpoints kept, besides the one with the best validation loss."""
     tensorboard: bool = False
+    """Write TensorBoard logs too."""
 
 
 class TrainConfig(Config):
-    """A whole run. Only `model` has no default."""
+    """A whole run. Only `model` is required."""
 
     model: ModelConfig
+    """The model, a decoder."""
     data: DataConfig = DataConfig()
+    """The tokens."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer and its schedule."""
     run: RunConfig = RunConfig()
+    """Length, batches, evaluation, files."""
 
     @property
     def seq_len(self) -> int:

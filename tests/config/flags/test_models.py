@@ -14,7 +14,8 @@ from x_positional.config.flags import (
 )
 from x_positional.config.flags.entry import REQUIRED
 from x_positional.config.flags.table import PLACES
-from x_positional.config.layers import ContinuousConfig, LayersConfig, ModelConfig
+from x_positional.config.layers import LayersConfig
+from x_positional.config.models import ContinuousConfig, ModelConfig
 from x_positional.errors import FlagError
 from x_positional.schemes import Rope
 

@@ -14,7 +14,8 @@ from x_transformers import x_transformers as xt
 import x_positional
 from x_positional.config.flags.entry import REQUIRED, refused, table
 from x_positional.config.flags.table import FLAGS, PLACES
-from x_positional.config.layers import AttentionConfig, FeedForwardConfig, LayersConfig, ModelConfig, NormConfig
+from x_positional.config.layers import AttentionConfig, FeedForwardConfig, LayersConfig, NormConfig
+from x_positional.config.models import ModelConfig
 from x_positional.schemes.registry import REGISTRY
 
 ROOT = Path(__file__).parents[3]

@@ -1,6 +1,7 @@
 """docs/validator.md holds every rule with an example; each error among them really fails or is wrong when forced."""
 
 import ast
+import string
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from tests.support.doc_pages import generator
 from tests.support.validate_forced import forced
 from tests.support.validate_oracles import faults
-from x_positional.config.layers import ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
-from x_positional.config.validate import Use, check
+from x_positional.config.layers import LayerConfig, LayersConfig
+from x_positional.config.models import ContinuousConfig, ModelConfig
+from x_positional.config.validate import RULES, Rule, Use, check
+from x_positional.config.validate.rules_ignored import OF_IMAGE_MODELS, OF_LANGUAGE_MODELS, OF_LAYERS, Ignored
 from x_positional.config.validate.target import read_target
 from x_positional.schemes import XPos
 
@@ -19,6 +22,7 @@ PACKAGE = ROOT / "x_positional"
 PAGE = (ROOT / "docs" / "validator.md").read_text()
 GENERATOR = generator("validator")
 EXAMPLES = [example for examples in GENERATOR.GROUPS.values() for example in examples]
+IGNORED = [*OF_LAYERS, *OF_LANGUAGE_MODELS, *OF_IMAGE_MODELS]
 USE = ("cache", "cache_window", "decode_to", "device", "train")
 
 
@@ -66,26 +70,24 @@ def test_every_message_is_shown(text: str) -> None:
     assert text.strip() in PAGE, "give it an example in docs/generate/validator.py"
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        *GENERATOR.rules.SETTINGS,
-        *GENERATOR.rules.COMBINATIONS,
-        *GENERATOR.rules.WARNINGS,
-        *GENERATOR.part_rules.SETTINGS,
-        *GENERATOR.part_rules.COMBINATIONS,
-        *GENERATOR.part_rules.WARNINGS,
-        *GENERATOR.use_rules.ERRORS,
-        *GENERATOR.use_rules.WARNINGS,
-        *GENERATOR.vision_rules.ERRORS,
-        *GENERATOR.vision_rules.WARNINGS,
-        *GENERATOR.use_rules.BACKEND_ERRORS,
-        *GENERATOR.use_rules.BACKEND_WARNINGS,
-    ],
-    ids=lambda rule: rule.__name__,
-)
-def test_every_rule_is_shown(rule) -> None:
-    assert rule.__doc__ in PAGE
+@pytest.mark.parametrize("row", IGNORED, ids=lambda row: f"{row.field} {row.why}")
+def test_every_ignored_setting_is_shown(row: Ignored) -> None:
+    """By its reason and its advice: settings that are ignored for the same reason share an example."""
+    literals = [text for text, *_ in string.Formatter().parse(f"{row.why}. {row.advice}")]
+    assert max(literals, key=len) in PAGE, "give it an example in docs/generate/validator.py"
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.messages.__name__)
+def test_every_rule_is_shown(rule: Rule) -> None:
+    assert rule.messages.__doc__ in PAGE
+
+
+def test_every_function_that_yields_messages_is_registered() -> None:
+    """A rule without its decorator would be dropped silently."""
+    files = (PACKAGE / "config" / "validate").glob("rules_*.py")
+    functions = [f for file in files for f in ast.parse(file.read_text()).body if isinstance(f, ast.FunctionDef)]
+    yielding = {f.name for f in functions if f.returns is not None and ast.unparse(f.returns) == "Iterator[str]"}
+    assert yielding - {"_ignored"} == {rule.messages.__name__ for rule in RULES}
 
 
 def judged(example) -> tuple[ModelConfig, Use] | None:

@@ -88,13 +88,17 @@ HALF, FULL, DOUBLE = torch.bfloat16, torch.float32, torch.float64
         (Heads(qk=64, v=64, dtype=HALF), "flash", []),
         (Heads(qk=256, v=256, dtype=HALF), "flash", []),
         (Heads(qk=36, v=36, dtype=HALF), "flash", []),
-        (Heads(qk=64, v=64, dtype=FULL), "memory-efficient", ["flash takes float16 and bfloat16, not float32"]),
-        (Heads(qk=64, v=64, dtype=HALF, masked=True), "memory-efficient", ["flash takes no bias and no mask tensor"]),
-        (Heads(qk=264, v=264, dtype=HALF), "memory-efficient", ["flash takes heads up to 256 wide, not 264"]),
+        (Heads(qk=64, v=64, dtype=FULL), "memory-efficient", ["flash supports float16 and bfloat16, not float32"]),
+        (
+            Heads(qk=64, v=64, dtype=HALF, masked=True),
+            "memory-efficient",
+            ["flash supports no bias and no mask tensor"],
+        ),
+        (Heads(qk=264, v=264, dtype=HALF), "memory-efficient", ["flash supports heads up to 256 wide, not 264"]),
         (
             Heads(qk=128, v=64, dtype=HALF),
             "memory-efficient",
-            ["flash wants q, k and v equally wide, and they are 128 and 64"],
+            ["flash needs q, k and v of one width, not 128 and 64"],
         ),
         (Heads(qk=36, v=36, dtype=FULL, masked=True), "memory-efficient", ["float32", "mask"]),
         (Heads(qk=36, v=36, dtype=HALF, masked=True), "math", ["multiples of 8 in bfloat16, not 36 and 36"]),
@@ -103,12 +107,12 @@ HALF, FULL, DOUBLE = torch.bfloat16, torch.float32, torch.float64
         (
             Heads(qk=64, v=64, dtype=HALF, grouped=True, masked=True),
             "math",
-            ["memory-efficient takes no grouped key heads"],
+            ["memory-efficient supports no grouped key heads"],
         ),
         (
             Heads(qk=64, v=64, dtype=DOUBLE),
             "math",
-            ["memory-efficient takes float16, bfloat16 and float32, not float64"],
+            ["memory-efficient supports float16, bfloat16 and float32, not float64"],
         ),
         (Heads(qk=64, v=64, dtype=HALF, masked=True, mask_grad=True, dropout=True), "memory-efficient", []),
     ],
@@ -124,11 +128,11 @@ def test_kernels_on_cuda_by_width_and_dtype(heads: Heads, kernel: str, reasons: 
 
 def test_polar_names_the_kernels_that_take_it() -> None:
     on_cuda = check(**PLAIN, position="polar", device="cuda", dtype="bfloat16")
-    assert "the memory-efficient kernel on cuda: flash wants q, k and v equally wide, and they are 128 and 64" in (
+    assert "the memory-efficient kernel on cuda: flash needs q, k and v of one width, not 128 and 64" in (
         on_cuda.reason or ""
     )
     on_cpu = check(**PLAIN, position="polar", device="cpu")
-    assert "flash wants q, k and v equally wide" in on_cpu.warnings[-1]
+    assert "flash needs q, k and v of one width" in on_cpu.warnings[-1]
     assert check(**PLAIN, position="polar", device="cpu", backend="flex").warnings == on_cpu.warnings[:1]
 
 

@@ -10,7 +10,7 @@ from tests.support.draws import draws
 from tests.support.validate_oracles import faults
 from tests.support.validate_strategies import MODELS, SCHEMES, USES, models_with, with_scheme
 from x_positional import check
-from x_positional.config.layers import ModelConfig
+from x_positional.config.models import ModelConfig
 from x_positional.config.validate import Use
 from x_positional.schemes.registry import REGISTRY
 

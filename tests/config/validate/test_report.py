@@ -62,9 +62,9 @@ def test_names_types_and_rules_come_together() -> None:
         "layers.position[0].thetta is unknown; did you mean layers.position[0].theta?",
         "layers.position[1]='ropee': no position scheme named 'ropee'; did you mean 'rope'?",
         "heads=2 must be a multiple of kv_heads=5",
-        "norm.bias=True with norm.kind='rms'",
+        "norm.bias=True is ignored: norm.kind='rms' has no bias",
         "rope: rotary width is 7",
-        "tie_embedding=True reads the logits off the embedding matrix, whose rows are emb_dim=8 wide",
+        "tie_embedding=True computes logits with the embedding matrix, which is emb_dim=8 wide",
         "backend='sdpa' cannot run this: scaled_dot_product_attention has no place for a soft cap",
     )
     assert [error for error in report.errors if not any(word in error for word in words)] == []
@@ -121,8 +121,8 @@ def test_flags_all_at_once() -> None:
         ),
         ({"position": {"theta": 3}}, "position must be a name, a config, a scheme, or a list of them"),
         ({"attn": 3}, "attn=3: input should be a valid dictionary"),
-        ({"rotary_pos_emb": 1}, "rotary_pos_emb is unknown; it is a keyword flag; a config says it with position."),
-        ({"macaron": True}, "macaron is unknown; it is a keyword flag of x-transformers. Every block is"),
+        ({"rotary_pos_emb": 1}, "rotary_pos_emb is unknown; it is a keyword flag; in a config use position."),
+        ({"macaron": True}, "macaron is unknown; it is a keyword flag of x-transformers. Every block runs"),
     ],
     ids=str,
 )
@@ -141,7 +141,7 @@ def test_a_report_in_words_and_as_data() -> None:
         "ok: no errors, 2 warnings",
         "position  alibi",
         "backend   sdpa (fused: it adds",
-        "only distances count",
+        "relative positions",
         "decodes   yes: growing, static",
         "past max_seq_len=2048 too",
         "warnings\n  - alibi:",
@@ -159,7 +159,7 @@ def test_a_report_in_words_and_as_data() -> None:
     ("flags", "decodes", "past"),
     [
         ({"kind": "encoder", "position": "rope"}, "no: an encoder", "defined at any length"),
-        ({"kind": "cross_attender"}, "there is no self-attention", "defined at any length"),
+        ({"kind": "cross_attender"}, "no self-attention to cache", "defined at any length"),
         ({"window": 4}, "sliding (the last 4 tokens)", "defined at any length"),
         ({"max_seq_len": 9}, "sliding with new_cache(window=...)", "refused after 9 positions: absolute"),
         ({"max_seq_len": 9, "position": "cope"}, "yes: growing", "defined past max_seq_len=9 too"),
@@ -298,7 +298,7 @@ def test_an_instance_is_judged_by_what_it_says_of_itself() -> None:
     report = check(**SIZES, max_seq_len=30, position=Own(), cache="growing", decode_to=25)
     assert [error.split(".")[0] for error in report.errors] == [
         "position=Own ends at 20 positions, and max_seq_len=30 asks for more",
-        "cache='growing': Own changes old keys as the text grows, so cached ones go stale",
+        "cache='growing': Own changes earlier keys as the sequence grows, so cached ones become stale",
         "decode_to=25: Own ends at 20 positions, so token 21 has none",
     ]
     assert report.position == "Own"

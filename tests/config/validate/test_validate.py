@@ -21,7 +21,8 @@ from x_positional import (
     check,
 )
 from x_positional.config.flags.table import PLACES
-from x_positional.config.layers import ContinuousConfig, LayersConfig
+from x_positional.config.layers import LayersConfig
+from x_positional.config.models import ContinuousConfig
 from x_positional.schemes import Alibi, CopeScores
 from x_positional.schemes.registry import REGISTRY
 
@@ -98,7 +99,7 @@ def test_bare_layers_of_each_kind(layers, kind: str) -> None:
 
 def test_flags_without_a_vocabulary_are_enough() -> None:
     report = check(**SIZES, position="absolute", max_seq_len=8)
-    assert report.past == "refused after 8 positions: absolute has no more"
+    assert report.past == "refused after 8 positions: absolute defines no more"
     assert "max_seq_len is missing" in lines(check(**SIZES, num_tokens=7))
 
 
@@ -143,19 +144,23 @@ def test_both_sides_of_an_encoder_decoder() -> None:
         ((3,), {}, ("int cannot be checked", "a config, a model")),
         ((nn.Linear(2, 2),), {}, ("Linear was not built from a config",)),
         (("nowhere.yaml",), {}, ("cannot read nowhere.yaml", "No such file", "check(position='rope', ...)")),
-        ((LayersConfig(**SIZES),), {"heads": 3}, ("heads given beside LayersConfig", "not both")),
+        ((LayersConfig(**SIZES),), {"heads": 3}, ("heads given together with a LayersConfig", "not both")),
         (({},), {}, ("dim is missing.", "depth is missing.")),
         ((), {}, ("dim is missing", "depth is missing")),
-        ((), {**SIZES, "kind": "decodr"}, ("kind='decodr' is none of 'encoder', 'decoder', 'cross_attender'",)),
-        ((), {**SIZES, "cache": "ring"}, ("cache='ring' is none of 'static', 'growing', 'sliding'",)),
+        (
+            (),
+            {**SIZES, "kind": "decodr"},
+            ("kind='decodr' is unknown; there are: 'encoder', 'decoder', 'cross_attender'",),
+        ),
+        ((), {**SIZES, "cache": "ring"}, ("cache='ring': input should be 'static', 'growing' or 'sliding'",)),
         (
             (),
             {**SIZES, "decode_to": 0, "cache_window": 2.5},
-            ("decode_to=0 must be a whole number", "cache_window=2.5"),
+            ("decode_to=0: input should be greater than 0", "cache_window=2.5"),
         ),
-        ((), {**SIZES, "device": "abacus"}, ("device='abacus' is no device", "'cuda'")),
-        ((), {**SIZES, "dtype": "float17"}, ("dtype='float17' is no dtype of a model", "'bfloat16'")),
-        ((), {**SIZES, "dtype": 16}, ("dtype=16 is no dtype",)),
+        ((), {**SIZES, "device": "abacus"}, ("device='abacus': unknown device", "'cuda'")),
+        ((), {**SIZES, "dtype": "float17"}, ("dtype='float17': unknown dtype", "'bfloat16'")),
+        ((), {**SIZES, "dtype": 16}, ("dtype=16: unknown dtype",)),
     ],
     ids=str,
 )

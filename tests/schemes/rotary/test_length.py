@@ -215,7 +215,7 @@ def test_a_cache_of_ones_own_is_refused() -> None:
         AutoregressiveWrapper(net).generate(ids(4), 2, return_cache=True)
     report = check(net, cache="growing")
     assert len(report.errors) == 1
-    assert "changes old keys" in report.errors[0]
+    assert "changes earlier keys" in report.errors[0]
     assert any("follows the length" in text for text in check(net).warnings)
     assert "prefix" in str(check(net))
     assert check(model_of(dynamic()), cache="growing").ok

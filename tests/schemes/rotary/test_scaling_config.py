@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from tests.support.scaling_formulas import FORMULAS, THETA, WIDTH, L
 from x_positional import Decoder, ModelConfig, TransformerWrapper, build_model, check
-from x_positional.config.layers import plain
+from x_positional.config.models import plain
 from x_positional.schemes import (
     DefaultRope,
     DynamicNtk,

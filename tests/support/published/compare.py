@@ -1,4 +1,4 @@
-"""Small random models of transformers, every parameter and buffer perturbed, and what ours must share with them.
+"""Small random models of transformers with every parameter and buffer perturbed, and helpers to compare with them.
 
 B batch, T tokens, V vocabulary.
 """
@@ -22,31 +22,35 @@ from x_positional import from_pretrained
 
 VOCABULARY = 67
 EPS = 3e-3
-"""Far from every default, so that a norm that reads another eps shows."""
+"""Far from every default, so that a norm with another eps fails."""
 
 transformers.logging.set_verbosity_error()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A small model of a family. name: of the test. config: settings of its config class. length: tokens of the long
-    text, past every window and original length. tolerance: of logits. positions: False where its forward takes none.
-    padded, jumping: False where the published code itself is wrong there (say why where it is set)."""
+    """A small model of a family."""
 
     name: str
+    """Of the test."""
     model: str
+    """Its class in transformers."""
     config: Mapping[str, Any]
+    """Settings of its config class."""
     length: int = 23
-    tolerance: float = 1e-5
+    """Tokens of the long sequence, past every window and original length."""
     padded: bool = True
+    """False where the published code is wrong with padding; the case says why."""
     jumping: bool = True
+    """False where the published code is wrong with jumping position_ids; the case says why."""
     exported: bool = True
     attention: str = "sdpa"
     loads: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides for `from_pretrained`."""
 
 
 def perturb(model: nn.Module, seed: int = 0) -> None:
-    """Add noise to everything that is saved: norms, biases, sinks, router corrections too."""
+    """Add noise to everything that is saved, including norms, biases, sinks and router corrections."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in {id(t): t for t in model.state_dict(keep_vars=True).values()}.values():
@@ -55,7 +59,7 @@ def perturb(model: nn.Module, seed: int = 0) -> None:
 
 
 def quietly(call: Any, *args: Any, **settings: Any) -> Any:
-    """Without the progress bars and the talk of transformers."""
+    """Call without the progress bars and warnings of transformers."""
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return call(*args, **settings)
@@ -63,7 +67,7 @@ def quietly(call: Any, *args: Any, **settings: Any) -> Any:
 
 @cache
 def folder_of(name: str, model: str) -> Path:
-    """A place for a model, kept while the tests run."""
+    """A folder for a model, kept while the tests run."""
     return Path(tempfile.mkdtemp(prefix=f"x_positional_{name}_"))
 
 
@@ -71,7 +75,7 @@ _BUILT: dict[str, tuple[nn.Module, nn.Module, Path]] = {}
 
 
 def both(case: Published) -> tuple[nn.Module, nn.Module, Path]:
-    """Their model, ours read from the folder that theirs was saved to, and the folder."""
+    """The model of transformers, x_positional's loaded from the folder it was saved to, and that folder."""
     if case.name not in _BUILT:
         cls = getattr(transformers, case.model)
         torch.manual_seed(1)
@@ -80,7 +84,7 @@ def both(case: Published) -> tuple[nn.Module, nn.Module, Path]:
         perturb(theirs)
         folder = folder_of(case.name, case.model)
         quietly(theirs.save_pretrained, folder)
-        with warnings.catch_warnings():  # a key of a plain file that nothing reads is a gap
+        with warnings.catch_warnings():  # an unknown key in a freshly saved config is a gap
             warnings.simplefilter("error", UserWarning)
             _BUILT[case.name] = theirs, from_pretrained(folder, **case.loads), folder
     return _BUILT[case.name]
@@ -100,7 +104,7 @@ def takes(model: nn.Module, name: str) -> bool:
 def their_logits(
     model: nn.Module, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None
 ) -> Tensor:
-    """[B T V]. A mask is always given: without one, jumps of position_ids would start new documents."""
+    """[B T V]. A mask is always passed: without one, transformers takes jumps of position_ids for new documents."""
     mask = torch.ones_like(tokens) if mask is None else mask.long()
     given: dict[str, Any] = {"attention_mask": mask, "use_cache": False}
     if positions is not None:

@@ -1,4 +1,4 @@
-"""Small models of every family of decoders; each module of cases holds a few families."""
+"""Small models of every decoder family, collected from the modules of cases."""
 
 from tests.support.published.decoders_dense import CASES as DENSE
 from tests.support.published.decoders_gemma import CASES as GEMMAS

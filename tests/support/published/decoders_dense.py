@@ -1,4 +1,4 @@
-"""Small models of families near Llama: windows, norms and biases in other places, parts of heads that turn."""
+"""Small models of families similar to Llama: windows, other norms and biases, partial RoPE."""
 
 from tests.support.published.compare import EPS, Published
 from tests.support.published.decoders_llama import LLAMA
@@ -6,7 +6,7 @@ from tests.support.published.decoders_llama import LLAMA
 NO_EPS = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps"}
 LAYER_NORM = NO_EPS | {"layer_norm_eps": EPS}
 WIDE = LLAMA | {"head_dim": 10}
-"""Heads that are no share of the model."""
+"""Heads whose dim is not width / heads."""
 PHI3_LONG = {
     "rope_type": "longrope",
     "rope_theta": 500.0,
@@ -49,7 +49,7 @@ PHIS = [
         name="phi3 longrope",
         model="Phi3ForCausalLM",
         padded=False,
-        jumping=False,  # one long row turns all rows
+        jumping=False,  # one long row changes the frequencies of all rows
         config=LLAMA | {"rope_parameters": PHI3_LONG, "original_max_position_embeddings": 12},
     ),
 ]

@@ -12,7 +12,7 @@ BY_TYPE = {
 
 
 def second(name: str, **config: object) -> Published:
-    """Eager attention is the published one: sdpa has no caps."""
+    """Eager attention, because sdpa does not support softcaps."""
     caps = {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.5, "query_pre_attn_scalar": 3}
     return Published(
         name=name, model="Gemma2ForCausalLM", attention="eager", config={**GEMMA, **caps, "sliding_window": 5, **config}
@@ -33,7 +33,7 @@ CASES = [
         name="gemma untied",
         model="GemmaForCausalLM",
         config=GEMMA | {"tie_word_embeddings": False, "hidden_act": "gelu", "attention_bias": False},
-    ),  # gelu means the tanh form here
+    ),  # gelu means the tanh approximation in this family
     second("gemma2"),
     second(
         "gemma2 bare",

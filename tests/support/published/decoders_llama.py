@@ -15,7 +15,7 @@ LLAMA = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-"""What most families call alike."""
+"""Keys that most families share."""
 GPT2 = {
     "vocab_size": VOCABULARY,
     "n_embd": 32,
@@ -45,7 +45,7 @@ CASES = [
     Published(
         name="llama dynamic",
         model="LlamaForCausalLM",
-        jumping=False,  # one row's length turns the whole batch
+        jumping=False,  # the length of one row changes the frequencies of the whole batch
         padded=False,
         config={**scaled(rope_type="dynamic", factor=3.0), "max_position_embeddings": 16},
     ),

@@ -116,7 +116,7 @@ CASES = [
         },
     ),
     Published(name="llama4 text", model="Llama4ForCausalLM", config={**LLAMA4, "attn_temperature_tuning": False}),
-    # Its temperature counts slots of the cache, padding included; ours counts positions.
+    # Its temperature counts cache slots including padding; x_positional uses positions.
     Published(name="llama4 temperature", model="Llama4ForCausalLM", config=LLAMA4, padded=False, jumping=False),
     Published(
         name="llama4 bare",

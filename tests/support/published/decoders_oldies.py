@@ -4,7 +4,7 @@ from tests.support.published.compare import EPS, VOCABULARY, Published
 
 TOKENS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 OLD = {**TOKENS, "n_embd": 40, "n_layer": 3, "n_head": 4, "n_inner": 52, "n_positions": 64, "layer_norm_epsilon": EPS}
-"""As GPT-2 calls its sizes."""
+"""Sizes under the keys of GPT-2."""
 SIZES = {
     **TOKENS,
     "hidden_size": 40,
@@ -124,7 +124,7 @@ NEOXES = [
         name="gpt_neox, dynamic",
         model="GPTNeoXForCausalLM",
         padded=False,
-        jumping=False,  # one row's length turns the whole batch
+        jumping=False,  # the length of one row changes the frequencies of the whole batch
         config={
             **NEOX,
             "max_position_embeddings": 16,
@@ -212,7 +212,7 @@ FALCON = {
 }
 NEW = {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}
 RW = {**FALCON, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}
-FALCONS = [  # with ALiBi, positions come from the mask and position_ids are taken and not read: jumping=False
+FALCONS = [  # with ALiBi, positions come from the mask and position_ids are ignored: jumping=False
     Published(name="falcon, as 7b", model="FalconForCausalLM", config=FALCON),
     Published(name="falcon, as 40b", model="FalconForCausalLM", config={**NEW, "bias": True}),
     Published(

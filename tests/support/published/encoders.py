@@ -1,4 +1,4 @@
-"""Small encoders of every family, with and without a head. Ids of padding are not 0 in all of them."""
+"""Small encoders of every family, with and without a head. The padding id is not 0 in all of them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -33,14 +33,18 @@ MODERN = {
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded(Published):
-    """pad: the id of padding. shift: the position_ids of the first token. auto: the class that reads it back. types: whether
-    tokens have types. renamed: its head is written under other names than it was read from."""
+    """A small encoder."""
 
     pad: int = 0
+    """The padding id."""
     shift: int = 0
+    """position_ids of the first token."""
     auto: str = "AutoModelForMaskedLM"
+    """The class that reads it back."""
     types: bool = True
+    """Whether it has token types."""
     renamed: bool = False
+    """Whether its head is written under other names than it was read from."""
 
 
 ROBERTA = {**PLAIN, "pad_token_id": 3, "max_position_embeddings": 44}
@@ -103,7 +107,7 @@ CASES = [
     ),
     Encoded(name="nomic_bert", model="NomicBertForMaskedLM", config={**PLAIN, "head_dim": 6}),
     Encoded(name="nomic_bert body", model="NomicBertModel", config={**PLAIN, "hidden_act": "gelu"}, auto="AutoModel"),
-    # distances there are of slots, whatever position_ids say
+    # distances are between cache slots there; position_ids are ignored
     Encoded(name="deberta", model="DebertaV2ForMaskedLM", attention="eager", jumping=False, config=DEBERTA),
     Encoded(
         name="deberta body",
@@ -146,7 +150,7 @@ CASES = [
 
 
 def words(case: Encoded, batch: int, length: int, seed: int = 0) -> Tensor:
-    """[B T] ids above that of padding."""
+    """[B T] ids above the padding id."""
     return ids(batch, length, seed).clamp(min=case.pad + 1)
 
 

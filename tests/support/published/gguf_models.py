@@ -20,7 +20,7 @@ LETTERS = sorted(ByteLevel.alphabet())
 SPECIAL = ["<|start|>", "<|end|>", "<think>"]
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "Ġw o", "1 2", "Ġ Ġ"]
 VOCABULARY = [*SPECIAL, *LETTERS, *(merge.replace(" ", "") for merge in MERGES)]
-"""Special tokens, every byte as its letter, and what the merges make."""
+"""Special tokens, every byte as its letter, and the results of the merges."""
 CHAT = "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
 CHAT += "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 
@@ -88,7 +88,7 @@ def write_gguf(
     more: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """A model as GGUF. kind: how its matrices are stored. more: metadata, which win; None takes a key out."""
+    """Write a model as GGUF. kind: storage format of its matrices. more: metadata overrides; None removes a key."""
     config: Any = model.config
     writer = gguf.GGUFWriter(path, architecture)
     rope = config.rope_parameters
@@ -114,7 +114,7 @@ def write_gguf(
     tied = config.tie_word_embeddings
     for name, tensor in model.state_dict().items():
         if not (tied and name.startswith("lm_head")):
-            rows = _turned(name, tensor, config) if architecture == "llama" else tensor
+            rows = _interleaved(name, tensor, config) if architecture == "llama" else tensor
             _write(writer, _renamed(name), rows, kind)
     if rope["rope_type"] == "llama3":
         plain, _ = inverse_frequencies({"rope_theta": rope["rope_theta"]}, head_dim)
@@ -168,7 +168,7 @@ def _renamed(name: str) -> str:
     return f"{NAMES[module]}.{leaf}"
 
 
-def _turned(name: str, tensor: Tensor, config: Any) -> Tensor:
+def _interleaved(name: str, tensor: Tensor, config: Any) -> Tensor:
     if ".q_proj." in name:
         return neighbours(tensor, config.num_attention_heads)
     return neighbours(tensor, config.num_key_value_heads) if ".k_proj." in name else tensor

@@ -28,20 +28,26 @@ HEAD = ("logits_dim", "tie_embedding", "tie_embedding_scale", "head", "logits_bi
 def layers_from_flags(kind: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `LayersConfig` for an "encoder", "decoder" or "cross_attender".
 
-    Raises FlagError with every problem at once: unknown and refused flags, flags that make no sense together, settings
-    of a scheme that is off. `position` is left out where no scheme was chosen.
+    Raises FlagError with every problem at once: unknown and refused flags, flags that cannot be combined, settings of a
+    scheme that is off. `position` is left out where no scheme was chosen.
     """
     problems: list[str] = []
     fields = layer_fields(layer_reader(kind, flags, problems), kind)
-    _raise(CLASSES.get(kind, LAYERS), problems)
+    _raise(CLASSES.get(str(kind), LAYERS), problems)
     return fields
 
 
 def model_from_flags(num_tokens: int, max_seq_len: int, flags: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `ModelConfig`.
 
-    flags: those of TransformerWrapper, with `attn_layers` (a `LayersConfig` or its fields), or with `kind` and the
-    flags of the layers themselves in the same dict. Raises FlagError with every problem at once.
+    Args:
+        num_tokens: Vocabulary size.
+        max_seq_len: Trained length.
+        flags: Those of TransformerWrapper, with `attn_layers` (a `LayersConfig` or its fields), or with `kind` and the
+            flags of the layers in the same dict.
+
+    Raises:
+        FlagError: With every problem at once.
     """
     problems: list[str] = []
     sizes = {"num_tokens": num_tokens, "max_seq_len": max_seq_len}
@@ -85,7 +91,7 @@ def xtransformer_from_flags(dim: int, flags: Mapping[str, Any]) -> dict[str, Any
         elif name in known:
             shared[name] = value
         else:
-            problems.append(f"{name} is not a flag of XTransformer; write enc_{name}, dec_{name}, or both.")
+            problems.append(f"{name} is not a flag of XTransformer; use enc_{name}, dec_{name}, or both.")
     read = FlagReader(shared, [SEQ2SEQ], problems)
     read.check()
     fields = {name: read.value(name) for name in ("tie_token_emb", "ignore_index", "pad_value")}
@@ -104,9 +110,9 @@ def _side(kind: str, dim: int, flags: dict[str, Any], problems: list[str]) -> di
     prefix, decoder = kind[:3] + "_", kind == "decoder"
     fixed = {
         "dim": (dim, "both sides share dim="),
-        "kind": (kind, "the prefix says it"),
+        "kind": (kind, "the prefix sets it"),
         "cross_attend": (decoder, "the decoder attends to the encoder, and the encoder to nothing else"),
-        "only_cross": (False, "without self-attention a token does not see those before it"),
+        "only_cross": (False, "without self-attention a token does not see earlier ones"),
     }
     for name, (value, why) in fixed.items():
         if name in flags and not same(flags[name], value):
@@ -114,14 +120,14 @@ def _side(kind: str, dim: int, flags: dict[str, Any], problems: list[str]) -> di
     headless = () if decoder else HEAD
     for name in headless:
         if name in flags:
-            problems.append(f"{prefix}{name} sets the head, which an encoder has not. Write dec_{name}.")
+            problems.append(f"{prefix}{name} sets the head, and an encoder has none. Use dec_{name}.")
     given = {name: value for name, value in flags.items() if name not in fixed and name not in headless}
     given |= {"dim": dim, "kind": kind} | ({"cross_attend": True} if decoder else {})
     return _wrapped(TRANSFORMER, given, problems, prefix)
 
 
 def _wrapped(where: str, flags: Mapping[str, Any], problems: list[str], prefix: str = "") -> dict[str, Any]:
-    """The fields of one wrapper and its layers; what is wrong goes to `problems`."""
+    """The fields of one wrapper and its layers; problems are added to `problems`."""
     given = dict(flags)
     layers, kind = given.pop("attn_layers", None), given.pop("kind", None)
     required = NEEDED.get(where, ())
@@ -142,7 +148,7 @@ def _wrapped(where: str, flags: Mapping[str, Any], problems: list[str], prefix: 
             fields.set("tie_embedding_scale", read.value("tie_embedding_scale"), "tie_embedding_scale")
     if read.given.get("max_seq_len") == 0:
         problems.append(
-            f"{prefix}max_seq_len=0 is refused. Give the trained length; for no table {prefix}use_abs_pos_emb=False."
+            f"{prefix}max_seq_len=0 is refused. Give the trained length; to switch off the table use {prefix}use_abs_pos_emb=False."
         )
     if isinstance(layers, LayersConfig):
         position = layers.position if where == VISION else with_table(layers.position, read)
@@ -155,7 +161,7 @@ def _check_head(read: FlagReader) -> None:
     tied = read.value("tie_embedding") is True
     if read.asked("tie_embedding_scale") and not tied:
         read.problem(
-            f"{read.shown('tie_embedding_scale')} changes nothing without {read.prefix}tie_embedding=True. "
+            f"{read.shown('tie_embedding_scale')} has no effect without {read.prefix}tie_embedding=True. "
             "Give both, or neither."
         )
     if tied and read.value("logits_dim") not in (None, read.value("num_tokens")):

@@ -1,24 +1,26 @@
 """Arguments of the calls of x-transformers: forward, generate, beam_search."""
 
-from x_positional.config.flags.entry import REQUIRED, Flag, refused, table, turned
+from x_positional.config.flags.entry import REQUIRED, Flag, refused, table, translated
 
 _POSITIONS = "Renamed. Use `positions=`, integers or floats."
 _LEFT = "Positions follow the mask, left or right padded. Use `mask=`, True = keep."
-_CACHE = "The cache is an object that calls fill. Use `cache=model.new_cache(batch_size)` and pass new tokens alone."
+_CACHE = (
+    "The cache is an object that each call updates. Use `cache=model.new_cache(batch_size)` and pass only new tokens."
+)
 _MEMS = "There is no memory of earlier segments. Use `cache=model.new_cache(batch_size, window=...)`."
-_MAPS = "Fused attention never holds the maps, so they are not returned. Leave it out."
+_MAPS = "Fused attention never holds the attention maps, so they cannot be returned. Leave it out."
 _SCHEME = "Positions belong to the model's scheme. Use `position=` when building it, and `positions=` in the call."
 _MASKS = "Masks follow from tokens and positions. Use `mask=`, `document_ids=`, `window=`, or a scheme with a bias."
-_MIX = "Hidden states are not reached into. Write a block of your own around `Encoder` or `Decoder`."
+_MIX = "Hidden states cannot be modified inside the stack. Write your own block around `Encoder` or `Decoder`."
 _KV = "Keys and values come from the input. Use `context=` with `cross_attend=True`."
 _LOOP = "The blocks run once. Leave it out."
-_EMBED = "Tokens are the only input. Run an `Encoder` or `Decoder` on embeddings, or `ContinuousTransformerWrapper`."
+_EMBED = "Tokens are the only input. For embeddings use an `Encoder`, a `Decoder` or `ContinuousTransformerWrapper`."
 _MODULE = "The embedding and the head are one table and one linear layer. Leave it out."
 _NAMES = "Every argument is named in the signature. Use those."
 _HIDDEN = "Use `return_embeddings=True` for the hidden state; call twice for both."
 _FUSED = "Packing needs no kernel arguments. Use `document_ids=`."
-_CAUSAL = "The class says it. Use `Decoder` or `Encoder`."
-_CONDITION = "Norms take no condition. Use `context=` with `cross_attend=True`."
+_CAUSAL = "Set by the class. Use `Decoder` or `Encoder`."
+_CONDITION = "Norms cannot be conditioned. Use `context=` with `cross_attend=True`."
 
 
 def _all(note: str, **names: object) -> list[Flag]:
@@ -26,22 +28,22 @@ def _all(note: str, **names: object) -> list[Flag]:
 
 
 _COMMON = [
-    turned("context", None, "context", "What cross-attention reads, [B, S, M]."),
-    turned("context_mask", None, "context_mask", "True = keep."),
-    turned("mask", None, "mask", "True = keep, left or right padded."),
-    turned("cache", None, "cache", "The KV cache of `new_cache`; the call takes the new tokens alone."),
+    translated("context", None, "context", "Input of cross-attention, [B, S, M]."),
+    translated("context_mask", None, "context_mask", "True = keep."),
+    translated("mask", None, "mask", "True = keep, left or right padded."),
+    translated("cache", None, "cache", "The KV cache of `new_cache`; the call takes only the new tokens."),
 ]
 
 LAYERS = table(
     "AttentionLayers.forward",
     [
-        turned("x", REQUIRED, "x", "Embeddings, [B, T, M]."),
+        translated("x", REQUIRED, "x", "Embeddings, [B, T, M]."),
         *_COMMON,
         *_all(_MASKS, attn_mask=None, self_attn_kv_mask=None, attn_bias=None),
         *_all(_MEMS, mems=None, mem_masks=None),
         *_all(_LEFT, seq_start_pos=None),
         *_all(
-            "A cache remembers what it has read. Use `cache=` alone, or `positions=`.",
+            "A cache counts its own tokens. Use `cache=` alone, or `positions=`.",
             seq_pos_offset=None,
             input_not_include_cache=False,
             cache_age=1,
@@ -50,7 +52,9 @@ LAYERS = table(
         *_all(_MAPS, return_gumbel_log_probs=False),
         *_all(_SCHEME, rotary_pos_emb=None, polar_pos_emb=None),
         *_all(_POSITIONS, pos=None),
-        *_all("Renamed. Use `context_positions=`; cross-attention is then rotated or biased too.", context_pos=None),
+        *_all(
+            "Renamed. Use `context_positions=`; cross-attention then uses the position scheme too.", context_pos=None
+        ),
         *_all("The feedforward does not see token ids. Leave it out.", deep_embeds_and_ids=None),
         *_all(
             _KV,
@@ -72,7 +76,7 @@ LAYERS = table(
 PREFIX = table(
     "PrefixDecoder.forward",
     _all(
-        "There is no prefix decoder. Use `XTransformer`, whose encoder reads the prefix both ways.",
+        "There is no prefix decoder. Use `XTransformer`, whose encoder is bidirectional over the prefix.",
         x=REQUIRED,
         attn_mask=None,
         prefix_attn_len=None,
@@ -82,7 +86,7 @@ PREFIX = table(
 ATTENTION = table(
     "Attention.forward",
     [
-        turned("x", REQUIRED, "x", "Embeddings, [B, T, M]; give them to `Encoder` or `Decoder`."),
+        translated("x", REQUIRED, "x", "Embeddings, [B, T, M]; give them to `Encoder` or `Decoder`."),
         *_COMMON,
         *_all(_MASKS, attn_mask=None, attn_bias=None),
         *_all(_SCHEME, rel_pos=None, rotary_pos_emb=None, context_rotary_pos_emb=None, polar_pos_emb=None),
@@ -102,19 +106,19 @@ ATTENTION = table(
 TRANSFORMER = table(
     "TransformerWrapper.forward",
     [
-        turned("x", REQUIRED, "tokens", "Token ids, [B, T]; by position or under this name."),
-        turned("return_embeddings", False, "return_embeddings", "The hidden state in place of the logits."),
+        translated("x", REQUIRED, "tokens", "Token ids, [B, T]; by position or under this name."),
+        translated("return_embeddings", False, "return_embeddings", "Return the hidden state instead of the logits."),
         *_all(_HIDDEN, return_logits_and_embeddings=False, return_embeddings_and_intermediates=False),
         *_all(_CACHE, return_intermediates=False),
         *_all(
-            "Only the logits come back. Use `Categorical(logits=logits).entropy()` of torch.distributions.",
+            "Only the logits are returned. Use `Categorical(logits=logits).entropy()` of torch.distributions.",
             return_logit_entropies=False,
         ),
         *_all(
             "The next token is predicted, not its embedding. Use `return_embeddings=True`.",
             return_next_embed_pred=False,
         ),
-        turned("mask", None, "mask", "True = keep, left or right padded."),
+        translated("mask", None, "mask", "True = keep, left or right padded."),
         *_all(_MEMS, return_mems=False, mems=None, mem_masks=None, detach_mems=True),
         *_all(_MAPS, return_attn=False),
         *_all(
@@ -143,8 +147,8 @@ TRANSFORMER = table(
             attn_z_loss_weight=1e-4,
         ),
         *_all(_LEFT, seq_start_pos=None),
-        turned("cache", None, "cache", "The KV cache of `new_cache`; the call takes the new tokens alone."),
-        *_all("With a cache the call always takes the new tokens alone. Leave it out.", input_not_include_cache=None),
+        translated("cache", None, "cache", "The KV cache of `new_cache`; the call takes only the new tokens."),
+        *_all("With a cache the call always takes only the new tokens. Leave it out.", input_not_include_cache=None),
         *_all(_MODULE, token_emb_kwargs={}, to_logits_kwargs={}),
         *_all(_NAMES, kwargs=REQUIRED),
     ],
@@ -153,17 +157,23 @@ TRANSFORMER = table(
 CONTINUOUS = table(
     "ContinuousTransformerWrapper.forward",
     [
-        turned("x", REQUIRED, "x", "[B, T, dim_in]."),
-        turned("return_embeddings", False, "return_embeddings", "The hidden state, before the output projection."),
+        translated("x", REQUIRED, "x", "[B, T, dim_in]."),
+        translated(
+            "return_embeddings", False, "return_embeddings", "Return the hidden state before the output projection."
+        ),
         *_all(_CACHE, return_intermediates=False, input_not_include_cache=False),
         *_all(_MEMS, return_mems=False, mems=None, mem_masks=None),
-        turned("mask", None, "mask", "True = keep, left or right padded."),
+        translated("mask", None, "mask", "True = keep, left or right padded."),
         *_all("Padding is a mask. Use `mask=torch.arange(T) < lens[:, None]`.", lens=None),
         *_all(_MAPS, return_attn=False),
         *_all(_POSITIONS, pos=None),
-        *_all("The input is all there is. Add them to it before the call.", sum_embeds=None),
-        *_all("The input is all there is. Join them to it before the call.", prepend_embeds=None, prepend_mask=None),
-        turned("cache", None, "cache", "The KV cache of `new_cache`; the call takes the new input alone."),
+        *_all("The call takes one input. Add them to it before the call.", sum_embeds=None),
+        *_all(
+            "The call takes one input. Concatenate them with it before the call.",
+            prepend_embeds=None,
+            prepend_mask=None,
+        ),
+        translated("cache", None, "cache", "The KV cache of `new_cache`; the call takes only the new input."),
         *_all(_LEFT, seq_start_pos=None),
         *_all(_NAMES, kwargs=REQUIRED),
     ],
@@ -172,41 +182,43 @@ CONTINUOUS = table(
 XTRANSFORMER = table(
     "XTransformer.forward",
     [
-        turned("src", REQUIRED, "src", "Source ids, [B, S]; by position or under this name."),
-        turned("tgt", REQUIRED, "tgt", "Target ids, [B, T]; the loss predicts each from those before it."),
-        turned("mask", None, "mask", "Of the source; True = keep."),
+        translated("src", REQUIRED, "src", "Source ids, [B, S]; by position or under this name."),
+        translated("tgt", REQUIRED, "tgt", "Target ids, [B, T]; each is predicted from those before it."),
+        translated("mask", None, "mask", "Of the source; True = keep."),
         *_all(_MASKS, attn_mask=None),
         *_all(_EMBED, src_prepend_embeds=None),
     ],
 ) + table(
     "XTransformer.generate",
     [
-        turned("seq_in", REQUIRED, "src", "Source ids, [B, S]; by position or under this name."),
-        turned(
-            "seq_out_start", REQUIRED, "start_tokens", "What the target starts with; by position or under this name."
+        translated("seq_in", REQUIRED, "src", "Source ids, [B, S]; by position or under this name."),
+        translated(
+            "seq_out_start", REQUIRED, "start_tokens", "The first tokens of the target; by position or under this name."
         ),
-        turned("seq_len", REQUIRED, "seq_len", "Number of new tokens."),
-        turned("mask", None, "mask", "Of the source; True = keep."),
+        translated("seq_len", REQUIRED, "seq_len", "Number of new tokens."),
+        translated("mask", None, "mask", "Of the source; True = keep."),
         *_all(_MASKS, attn_mask=None),
-        turned("kwargs", REQUIRED, None, "The sampling arguments of `AutoregressiveWrapper.generate`, by name."),
+        translated("kwargs", REQUIRED, None, "The sampling arguments of `AutoregressiveWrapper.generate`, by name."),
     ],
 )
 
 _SAMPLING = [
-    turned("prompts", REQUIRED, "prompts", "[T], [B, T], or a list of ragged prompts."),
-    turned("seq_len", REQUIRED, "seq_len", "Number of new tokens."),
-    turned(
+    translated("prompts", REQUIRED, "prompts", "[T], [B, T], or a list of ragged prompts."),
+    translated("seq_len", REQUIRED, "seq_len", "Number of new tokens."),
+    translated(
         "eos_token",
         None,
         "eos_token",
-        "An id, or several. Counts in new tokens alone; x-transformers stops at one in the prompt too.",
+        "An id, or several. Applies to new tokens only; x-transformers also stops at one in the prompt.",
     ),
-    turned("temperature", 1.0, "temperature", "0: the most likely token."),
-    turned("prompt_lens", None, "prompt_lens", "True lengths of right-padded prompts."),
-    turned("filter_logits_fn", "top_k", "filter_logits_fn", "A name or a function, or several."),
-    turned("restrict_to_max_seq_len", True, "restrict_to_max_seq_len", "Never look further back than `max_seq_len`."),
-    turned("filter_kwargs", {}, "filter_kwargs", "Arguments of the filter."),
-    turned("cache_kv", True, "cache_kv", "Use a KV cache."),
+    translated("temperature", 1.0, "temperature", "0: the most likely token."),
+    translated("prompt_lens", None, "prompt_lens", "True lengths of right-padded prompts."),
+    translated("filter_logits_fn", "top_k", "filter_logits_fn", "A name or a function, or several."),
+    translated(
+        "restrict_to_max_seq_len", True, "restrict_to_max_seq_len", "Attend to at most `max_seq_len` tokens back."
+    ),
+    translated("filter_kwargs", {}, "filter_kwargs", "Arguments of the filter."),
+    translated("cache_kv", True, "cache_kv", "Use a KV cache."),
 ]
 
 GENERATE = (
@@ -215,11 +227,11 @@ GENERATE = (
         [
             *_SAMPLING,
             *_all(
-                "One model decodes. Combine the logits of two models in a `filter_logits_fn` of your own.",
+                "One model decodes. Combine the logits of two models in your own `filter_logits_fn`.",
                 amateur_model=None,
                 contrastive_decode_kwargs={"beta": 0.5, "alpha": 0.1},
             ),
-            *_all("Renamed. Use `return_cache=True`, and `cache=` to go on from it.", return_intermediates=False),
+            *_all("Renamed. Use `return_cache=True`, and `cache=` to continue from it.", return_intermediates=False),
             *_all(_NAMES, kwargs=REQUIRED),
         ],
     )
@@ -245,8 +257,8 @@ GENERATE = (
     + table(
         "AutoregressiveWrapper.forward",
         [
-            turned("x", REQUIRED, "tokens", "Ids, [B, T]; by position or under this name."),
-            *_all("The loss is what comes back. Call the model for the logits.", return_outputs=False),
+            translated("x", REQUIRED, "tokens", "Ids, [B, T]; by position or under this name."),
+            *_all("Only the loss is returned. Call the model for the logits.", return_outputs=False),
             *_all(_EMBED, prepend_embeds=None),
             *_all("Padding is a mask. Use `mask=torch.arange(T) < lens[:, None]`.", lens=None),
             *_all(_NAMES, kwargs=REQUIRED),

@@ -1,4 +1,4 @@
-"""One keyword of x-transformers and what becomes of it here."""
+"""One keyword of x-transformers and how it is handled."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,30 +19,32 @@ REQUIRED = Required()
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """where: the class (or class.method) that takes it. default: the one of x-transformers 2.31.
-
-    note: for a refused flag the reason and what to use instead, for a supported one what it means.
-    field: what a supported flag sets: a config field as a dotted path, or an argument of ours.
-    copied: the value goes into the field as it is; otherwise code translates it.
-    own: not a keyword of x-transformers but one of this library.
-    """
+    """One keyword of one class or call."""
 
     name: str
+    """With its prefix, as in `attn_dropout`."""
     default: Any
+    """The default of x-transformers 2.31."""
     verdict: Verdict
+    """Whether it is supported or refused."""
     note: str
+    """Of a refused flag the reason and what to use instead; of a supported one its meaning."""
     field: str | None = None
+    """What a supported flag sets: a config field as a dotted path, or an argument of this library's call."""
     copied: bool = False
+    """The value goes into the field unchanged; otherwise code translates it."""
     own: bool = False
+    """A keyword of this library that x-transformers does not have."""
     where: str = ""
+    """The class, or class.method, that takes it."""
 
 
 def copied(name: str, default: Any, field: str, note: str) -> Flag:
-    """Supported: the value is the field's value."""
+    """Supported: the field gets the value unchanged."""
     return Flag(name=name, default=default, verdict="supported", field=field, note=note, copied=True)
 
 
-def turned(name: str, default: Any, field: str | None, note: str) -> Flag:
+def translated(name: str, default: Any, field: str | None, note: str) -> Flag:
     """Supported: the value is translated, or takes effect together with others."""
     return Flag(name=name, default=default, verdict="supported", field=field, note=note)
 
@@ -53,18 +55,18 @@ def own(name: str, field: str, note: str, *, default: Any = None, copied: bool =
 
 
 def refused(name: str, default: Any, note: str) -> Flag:
-    """Refused: the note says why and what to use instead."""
+    """Refused: the note gives the reason and what to use instead."""
     return Flag(name=name, default=default, verdict="refused", note=note)
 
 
 def details(main: str, **names: Any) -> list[Flag]:
-    """The refused settings of a refused flag: name=default."""
+    """The settings of a refused flag, refused with it: name=default."""
     note = f"A detail of `{main}`, which is refused; leave it out too."
     return [refused(name, default, note) for name, default in names.items()]
 
 
 def table(where: str, entries: Sequence[Flag | list[Flag]], prefix: str = "") -> tuple[Flag, ...]:
-    """The entries of one class, with the prefix under which it is given its keywords."""
+    """The entries of one class, named with the prefix that its keywords take."""
     flat: list[Flag] = []
     for entry in entries:
         flat += entry if isinstance(entry, list) else [entry]

@@ -11,7 +11,7 @@ CLASSES = {"encoder": "Encoder", "decoder": "Decoder", "cross_attender": "CrossA
 HEAD_DIM = 64
 
 EXACT_EPS = 1e-12
-"""x-transformers' RMS norms divide by the bare length; this eps changes nothing and stays finite at zero."""
+"""x-transformers' RMS norms have no eps. This one is too small to matter and keeps zero finite."""
 
 NORM_KINDS = {"use_scalenorm": "scale", "use_rmsnorm": "rms", "use_simple_rmsnorm": "simple_rms"}
 ACTIVATIONS = {"ff_swish": "silu", "ff_relu_squared": "relu2"}
@@ -38,13 +38,13 @@ def layer_reader(
     defaults |= {"causal": kind == "decoder", "only_cross": kind == "cross_attender"}
     read = FlagReader(flags, places, problems, prefix=prefix, defaults=defaults)
     read.check(("dim", "depth", *missing))
-    if kind not in CLASSES:
-        read.problem(f"kind={kind!r} is none of {', '.join(map(repr, CLASSES))}.")
+    if kind not in list(CLASSES):  # a list, as a kind may be unhashable
+        read.problem(f"kind={kind!r} is unknown; there are: {', '.join(map(repr, CLASSES))}.")
     return read
 
 
 def layer_fields(read: FlagReader, kind: Any) -> dict[str, Any]:
-    """The fields that checked flags set; what is wrong goes to the reader's problems."""
+    """The fields that checked flags set; problems are added to the reader's."""
     fields = Fields(read)
     fields.set("kind", kind, "kind")
     _cross_attend(fields, read, kind)
@@ -61,7 +61,9 @@ def layer_fields(read: FlagReader, kind: Any) -> dict[str, Any]:
 
 def _cross_attend(fields: Fields, read: FlagReader, kind: Any) -> None:
     if kind == "cross_attender" and read.given.get("cross_attend") is False:
-        read.problem(f"{read.shown('cross_attend')} contradicts CrossAttender, which does nothing else. Leave it out.")
+        read.problem(
+            f"{read.shown('cross_attend')} contradicts CrossAttender, which consists of cross-attention. Leave it out."
+        )
     elif "cross_attend" in read.given:
         fields.set("cross_attend", read.value("cross_attend"), "cross_attend")
 
@@ -89,7 +91,7 @@ def _choice(read: FlagReader, choices: Mapping[str, str]) -> str | None:
 
 def _needs(read: FlagReader, name: str, switch: str) -> None:
     if read.asked(name) and read.value(switch) is not True:
-        read.problem(f"{read.shown(name)} changes nothing without {read.prefix}{switch}=True. Give both, or neither.")
+        read.problem(f"{read.shown(name)} has no effect without {read.prefix}{switch}=True. Give both, or neither.")
 
 
 def _norms(fields: Fields, read: FlagReader) -> None:
@@ -124,8 +126,8 @@ def _attention(fields: Fields, read: FlagReader, kind: Any) -> None:
         fields.set("window", past + 1, "attn_max_attend_past")
     elif past is not None:
         read.problem(
-            f"{read.shown('attn_max_attend_past')} is refused outside a Decoder: it bounds the past and leaves the "
-            f"future open. Use {read.prefix}window={past + 1}, which bounds both sides."
+            f"{read.shown('attn_max_attend_past')} is refused outside a Decoder: it bounds the past and not the "
+            f"future. Use {read.prefix}window={past + 1}, which bounds both sides."
         )
     name = _choice(read, QK_NORMS)
     if name is not None:

@@ -15,7 +15,7 @@ SWITCHES = {
     "forgetting": ("attn_data_dependent_alibi",),
     "cope": ("attn_use_cope", "cope"),
 }
-"""The flags that switch a family of schemes on; any of them does."""
+"""The flags that switch a family of schemes on; any of them suffices."""
 
 DETAILS = {
     "rotary": (
@@ -32,13 +32,13 @@ DETAILS = {
     "forgetting": ("attn_data_dependent_alibi_kwargs",),
     "cope": ("attn_cope_max_pos", "cope_max_pos"),
 }
-"""The flags that mean something only while their family is on."""
+"""The flags that have an effect only while their family is on."""
 
 EXCLUSIVE = (
-    (("rotary", "polar"), "both decide how queries and keys turn. Keep one of them."),
+    (("rotary", "polar"), "both rotate queries and keys. Keep one of them."),
     (
         ("alibi", "t5", "dynamic", "forgetting"),
-        "each is a bias for the same distances. Keep one of them; a list in position= adds several on purpose.",
+        "each is a bias for the same distances. Keep one of them; to add several use a list in position=.",
     ),
 )
 
@@ -46,11 +46,11 @@ TABLES = ("absolute", "sinusoidal", "scaled_sinusoidal")
 """Schemes that are added to the embeddings."""
 
 KEEP_TABLE = ("alibi", "dynamic", "cope", "forgetting")
-"""Schemes beside which x-transformers keeps the absolute table; beside the others it drops the table silently."""
+"""x-transformers keeps the absolute table beside these schemes and drops it silently beside the others."""
 
 
 def position_of(read: FlagReader, kind: str, head_dim: int) -> Any:
-    """The value of `position`, None where nothing was chosen. A given `position=` is passed through untouched."""
+    """The value of `position`, None where nothing was chosen. A given `position=` is passed through unchanged."""
     on = {family: [s for s in switches if read.value(s) is True] for family, switches in SWITCHES.items()}
     _check_details(read, on)
     if read.given.get("position") is not None:
@@ -58,7 +58,7 @@ def position_of(read: FlagReader, kind: str, head_dim: int) -> Any:
     for families, why in EXCLUSIVE:
         clash = [read.prefix + on[family][0] for family in families if on[family]]
         if len(clash) > 1:
-            read.problem(f"{' and '.join(clash)} make no sense together: {why}")
+            read.problem(f"{' and '.join(clash)} cannot be combined: {why}")
     chosen = [build(read, kind, head_dim) for family, build in BUILDERS.items() if on[family]]
     if read.value("disable_abs_pos_emb") is True and not chosen:
         return [{"kind": "none"}]
@@ -74,9 +74,9 @@ def _check_details(read: FlagReader, on: Mapping[str, list[str]]) -> None:
     explicit = read.given.get("position") is not None
     for name, switch in needs.items():
         if read.asked(name):
-            way_out = "Write it into the config in position=" if explicit else "Switch that on"
+            way_out = "Put it into the config in position=" if explicit else "Switch that on"
             read.problem(
-                f"{read.shown(name)} changes nothing without {read.prefix}{switch}=True. {way_out}, or leave this out."
+                f"{read.shown(name)} has no effect without {read.prefix}{switch}=True. {way_out}, or leave it out."
             )
 
 
@@ -88,13 +88,13 @@ def _explicit(read: FlagReader, on: Mapping[str, list[str]]) -> Any:
     disable = read.given.get("disable_abs_pos_emb")
     if disable is not None and disable is bool(set(kinds_of(position)) & set(TABLES)):
         read.problem(
-            f"{read.shown('disable_abs_pos_emb')} contradicts position={position!r}. Let position= say it alone."
+            f"{read.shown('disable_abs_pos_emb')} contradicts position={position!r}. Set it with position= alone."
         )
     return position
 
 
 def kinds_of(position: Any) -> list[str | None]:
-    """The names in a value of `position`; None for what has no name that can be read off."""
+    """The scheme names in a value of `position`; None for entries without one."""
     if isinstance(position, str):
         return [position]
     if isinstance(position, list | tuple):
@@ -131,8 +131,8 @@ def with_table(position: Any, read: FlagReader) -> Any:
         return [table, *position]
     flag = read.shown("scaled_sinu_pos_emb" if scaled else "use_abs_pos_emb")
     read.problem(
-        f"{flag} beside position={position!r} is not clear: x-transformers drops the table beside RoPE, PoPE and T5 "
-        f"without a word. For both, put {table['kind']!r} into position=, or give the layers "
+        f"{flag} beside position={position!r} is ambiguous: x-transformers drops the table beside RoPE, PoPE and T5 "
+        f"silently. For both, put {table['kind']!r} into position=, or give the layers "
         f"{read.prefix}disable_abs_pos_emb=False; for the scheme alone leave the flag out."
     )
     return position
@@ -154,7 +154,7 @@ def _rotary(read: FlagReader, kind: str, head_dim: int) -> dict[str, Any]:
         width = head_dim // 2
         if width % 2:
             read.problem(
-                f"{read.prefix}rotary_pos_emb turns half of each head, and half of head_dim={head_dim} is odd. "
+                f"{read.prefix}rotary_pos_emb rotates half of each head, and half of head_dim={head_dim} is odd. "
                 f"Give {read.prefix}rotary_emb_dim, an even number up to {head_dim}."
             )
     config: dict[str, Any] = {"kind": "xpos" if xpos else "rope", "dim": width, "interleaved": True}

@@ -1,12 +1,11 @@
 """Reads the flags of one class against the table and collects everything that is wrong with them."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from x_positional.config.flags.entry import Flag
 from x_positional.config.flags.table import PLACES
-from x_positional.errors import FlagError
+from x_positional.errors import ArgumentError, FlagError, nearest
 
 PLAIN = (bool, int, float, str, tuple, list, dict)
 
@@ -19,7 +18,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def asks(value: Any, default: Any) -> bool:
-    """Whether a value asks for more than the default does. None, False, 0 and empty all ask for nothing."""
+    """Whether a value changes anything beside the default. None, False, 0 and empty all mean off."""
     if same(value, default):
         return False
     nothing = (type(None), *PLAIN)
@@ -29,8 +28,12 @@ def asks(value: Any, default: Any) -> bool:
 class FlagReader:
     """The flags given to one class.
 
-    places: the tables that it takes keywords from. prefix: what the user wrote before each name (`enc_`).
-    defaults: where a default depends on the case. problems: the list that everything wrong is added to.
+    Args:
+        given: The flags by name, without the prefix.
+        places: The tables of `PLACES` that the class takes keywords from.
+        problems: The list that every problem is appended to.
+        prefix: What the user wrote before each name (`enc_`).
+        defaults: Defaults that depend on the case and replace those of the table.
     """
 
     def __init__(
@@ -59,11 +62,11 @@ class FlagReader:
         return f"{self.prefix}{name}={self.value(name)!r}"
 
     def problem(self, text: str) -> None:
-        """Note what is wrong."""
+        """Adds a problem."""
         self.problems.append(text)
 
     def check(self, missing: Sequence[str] = ()) -> None:
-        """Names, refused flags, truth values; and the names in `missing` must be there."""
+        """Checks names, refused flags and bools; the names in `missing` are required."""
         for name, value in self.given.items():
             flag = self.table.get(name)
             if flag is None:
@@ -72,9 +75,11 @@ class FlagReader:
                 if asks(value, self.defaults[name]):
                     self.problem(f"{self.shown(name)} is refused. {flag.note}")
             elif isinstance(flag.default, bool) and not isinstance(value, bool):
-                self.problem(f"{self.shown(name)} is neither True nor False.")
+                self.problem(f"{self.shown(name)} must be a bool.")
             elif isinstance(value, tuple) and flag.where == "AttentionLayers" and (flag.copied or not flag.own):
-                self.problem(f"{self.shown(name)} differs by layer, which this flag cannot. Give one value for all.")
+                self.problem(
+                    f"{self.shown(name)} must be one value for all layers; a value per layer is not supported."
+                )
         for name in missing:
             if self.given.get(name) is None:
                 self.problem(f"{self.prefix}{name} is missing. {self.table[name].note}")
@@ -84,35 +89,37 @@ class FlagReader:
         given = [name for name in names if name in self.given]
         for other in given[1:]:
             if not same(self.given[other], self.given[given[0]]):
-                self.problem(f"{self.shown(given[0])} and {self.shown(other)} are one flag with two values. Give one.")
+                self.problem(
+                    f"{self.shown(given[0])} and {self.shown(other)} are two spellings of one flag with different values. Give one."
+                )
         return self.value(given[0] if given else names[0])
 
     def whole(self, name: str) -> int | None:
-        """A whole number, or None where it was not given or is none."""
+        """An integer, or None where it is not given or not an integer."""
         value = self.value(name)
         if value is None or (isinstance(value, int) and not isinstance(value, bool)):
             return value
         if not isinstance(value, tuple):
-            self.problem(f"{self.shown(name)} is no whole number.")
+            self.problem(f"{self.shown(name)} must be an integer.")
         return None
 
     def _hint(self, name: str) -> str:
-        classes = [place for place in reversed(PLACES) if "." not in place]  # the first to list a name is its home
+        classes = [place for place in reversed(PLACES) if "." not in place]  # the first class that lists a name owns it
         home = {other: place for place in classes for other in PLACES[place]} | dict.fromkeys(self.table, "")
         if home.get(name):
             return f"it belongs to {home[name]}."
         prefixed = [p + name for p in ("attn_", "ff_", "rotary_", "use_") if p + name in self.table]
-        close = prefixed or difflib.get_close_matches(name, home, n=1)
-        if not close:
+        close = prefixed[0] if prefixed else nearest(name, home)
+        if close is None:
             return "docs/migration.md lists all of them."
-        place = home[close[0]]
-        return f"did you mean {close[0]} of {place}?" if place else f"did you mean {self.prefix}{close[0]}?"
+        place = home[close]
+        return f"did you mean {close} of {place}?" if place else f"did you mean {self.prefix}{close}?"
 
 
 def check_flags(where: str, flags: Mapping[str, Any]) -> None:
-    """Raise FlagError for each unknown or refused name of one class or call, e.g. "AutoregressiveWrapper.generate"."""
+    """Raises FlagError with each unknown or refused name of one class or call, as "AutoregressiveWrapper.generate"."""
     if where not in PLACES:
-        raise ValueError(f"no table for {where!r}; there are: {', '.join(PLACES)}")
+        raise ArgumentError(f"no table for {where!r}; there are: {', '.join(PLACES)}")
     problems: list[str] = []
     FlagReader(flags, [where], problems).check()
     if problems:
@@ -120,7 +127,7 @@ def check_flags(where: str, flags: Mapping[str, Any]) -> None:
 
 
 class Fields:
-    """A nested dict filled flag by flag; two flags that want different values for one field are a problem."""
+    """A nested dict filled flag by flag; two flags that set one field to different values are a problem."""
 
     def __init__(self, read: FlagReader):
         self.read = read
@@ -128,7 +135,7 @@ class Fields:
         self.by: dict[str, str] = {}
 
     def set(self, path: str, value: Any, name: str) -> None:
-        """Put `value` at a dotted path, on behalf of the flag `name`."""
+        """Sets a dotted path to `value`, on behalf of the flag `name`."""
         *parents, leaf = path.split(".")
         inside: Any = self.tree
         for key in parents:
@@ -143,7 +150,7 @@ class Fields:
         self.by.setdefault(path, name)
 
     def set_copied(self, where: str) -> None:
-        """Every given flag of one class whose value is the field's value."""
+        """Sets the fields whose flags of one class are copied unchanged."""
         for name, value in self.read.given.items():
             flag = self.read.table.get(name)
             if flag is not None and flag.where == where and flag.copied and flag.field is not None:

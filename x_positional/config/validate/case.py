@@ -1,102 +1,118 @@
-"""What is judged: a stack of layers, its schemes, the model around it, and the use it is meant for."""
+"""What is checked: one kind of layer of a stack, its schemes, the model around it, and the intended use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BeforeValidator, Field, ValidationError
 
-from x_positional.config.layers import AttentionConfig, ContinuousConfig, LayerConfig, LayersConfig, ModelConfig
+from x_positional.config.layers import LayerConfig, LayersConfig
+from x_positional.config.models import ContinuousConfig, ModelConfig
+from x_positional.config.suggest import messages
 from x_positional.config.vision import VisionConfig
-from x_positional.schemes.absolute import Absolute
 from x_positional.schemes.base import AttentionWindow, Dims, PositionScheme
-from x_positional.schemes.none import NoPE
-from x_positional.schemes.registry import Custom, SchemeConfig
+from x_positional.schemes.registry import Config, SchemeConfig
 
 CacheName = Literal["static", "growing", "sliding"]
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Use:
-    """What a model is meant to do; None is not asked.
+def _device(value: Any) -> str | None:
+    try:
+        return None if value is None else torch.device(value).type
+    except (RuntimeError, TypeError):
+        raise ValueError("unknown device. Use 'cpu' or 'cuda'") from None
 
-    cache: the kind to decode with; cache_window: `new_cache(window=)`. decode_to: prompt and new tokens together.
-    device: "cpu", "cuda". train: gradients are wanted.
-    """
+
+def _dtype(value: Any) -> torch.dtype | None:
+    dtype = DTYPES.get(value.removeprefix("torch.")) if isinstance(value, str) else value
+    if value is None or isinstance(dtype, torch.dtype):
+        return dtype
+    raise ValueError(f"unknown dtype. Use {', '.join(map(repr, DTYPES))}")
+
+
+class Use(Config):
+    """What a model is meant to do. Whatever is None is not checked."""
 
     cache: CacheName | None = None
-    cache_window: int | None = None
-    decode_to: int | None = None
-    device: str | None = None
-    dtype: torch.dtype | None = None
+    """The kind of cache to decode with."""
+    cache_window: int | None = Field(default=None, gt=0, strict=True)
+    """Tokens that a sliding cache keeps: `new_cache(window=)`."""
+    decode_to: int | None = Field(default=None, gt=0, strict=True)
+    """Prompt and new tokens together."""
+    device: Annotated[str | None, BeforeValidator(_device)] = None
+    """The type of device, as "cpu" or "cuda"."""
+    dtype: Annotated[torch.dtype | None, BeforeValidator(_dtype)] = None
+    """Of the parameters, a torch.dtype or its name."""
     train: bool = False
+    """Gradients are needed."""
+
+
+def read_use(given: Mapping[str, Any]) -> tuple[Use, list[str]]:
+    """The requested use without its invalid values, and a message for each of those."""
+    try:
+        return Use.model_validate(given), []
+    except ValidationError as error:
+        invalid = {problem["loc"][0] for problem in error.errors(include_url=False)}
+        valid = {name: value for name, value in given.items() if name not in invalid}
+        return Use.model_validate(valid), messages(Use, error, given)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One kind of layer of a stack. stack: every kind; blind: an encoder none of which tells one order of tokens from
-    another. layers: the config, with what this kind says. schemes: by name, one of each part that can be built, without
-    memory for parameters. model: None for layers alone."""
+    """One kind of layer, and everything that decides whether it works."""
 
+    whole: LayersConfig
+    """The stack as written, with its pattern."""
     layers: LayersConfig
+    """The stack as if all layers were of this kind."""
     parts: tuple[SchemeConfig, ...]
+    """The schemes of this kind."""
     stack: tuple[LayerConfig, ...]
+    """Every kind of layer in the stack."""
+    use: Use
+    """What the model is meant to do."""
     blind: bool = False
+    """An encoder none of whose layers can tell one order of tokens from another."""
     named: tuple[tuple[str, PositionScheme], ...] = ()
+    """The schemes that can be built, by name, without memory for parameters."""
+    backend: str | None = None
+    """The backend that runs it. None where none can."""
     max_seq_len: int | None = None
+    """Trained length. None for layers alone."""
     embed_dim: int | None = None
+    """Width of the embeddings. None is the width of the layers."""
     model: ModelConfig | ContinuousConfig | VisionConfig | None = None
-    use: Use = Use()
+    """The model around the layers. None for layers alone."""
 
     @property
     def dims(self) -> Dims:
+        """The sizes that schemes are built with."""
         return self.layers.dims(self.max_seq_len, self.embed_dim)
 
     @property
-    def value_dim(self) -> int:
-        """Width of a head's values."""
-        mla, head_dim = self.layers.attn.mla, self.layers.head_dim
-        return head_dim if mla is None else mla.value_dim or head_dim - mla.rope_dim
-
-    @property
     def attention_window(self) -> AttentionWindow:
-        """What this kind of layer sees."""
+        """What a query of this kind of layer sees."""
         return AttentionWindow(size=self.layers.window, chunk=self.layers.chunk, keep_first=self.layers.keep_first)
 
     @property
+    def crosses(self) -> bool:
+        """Whether there is cross-attention."""
+        return self.layers.cross_attend or self.layers.kind == "cross_attender"
+
+    @property
     def schemes(self) -> list[PositionScheme]:
+        """The schemes that can be built."""
         return [scheme for _, scheme in self.named]
 
     def names(self, which: Callable[[PositionScheme], bool]) -> list[str]:
-        """The names of some of the schemes."""
+        """The names of the schemes for which `which` is true."""
         return [name for name, scheme in self.named if which(scheme)]
 
     @property
     def kinds(self) -> list[str]:
-        """The names of the schemes, a class name for an instance."""
-        return [part_name(part) for part in self.parts]
-
-
-def part_name(part: SchemeConfig) -> str:
-    """The name in `position=`, or the class of an instance."""
-    return type(part.scheme).__name__ if isinstance(part, Custom) else part.kind
-
-
-def resolve_kinds(config: LayersConfig, max_seq_len: int | None) -> tuple[LayerConfig, ...]:
-    """The kinds of layers with the schemes that apply: those chosen; otherwise a learned table where a length is known, and
-    nothing elsewhere."""
-    default: tuple[SchemeConfig, ...] = (NoPE(),) if max_seq_len is None else (Absolute(),)
-    kinds = config.layer_kinds()
-    return tuple(k.model_copy(update={"position": default}) if k.position is None else k for k in kinds)
-
-
-def features(attn: AttentionConfig, window: AttentionWindow | None = None) -> frozenset[str]:
-    """What a layer has that some backends lack. reach: of self-attention."""
-    on = {
-        "softcap": attn.softcap is not None,
-        "sinks": attn.sinks,
-        "dropout": attn.dropout > 0,
-        "chunk": window is not None and window.chunk is not None,
-        "keep_first": window is not None and window.keep_first > 0,
-    }
-    return frozenset(name for name, is_on in on.items() if is_on)
+        """The names of all schemes of this kind."""
+        return [part.label for part in self.parts]

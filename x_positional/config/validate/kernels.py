@@ -1,4 +1,4 @@
-"""What the kernels behind a backend take: head widths, dtypes, masks. Facts of torch 2.9 to 2.13, no decisions.
+"""Which head widths, dtypes and masks the kernels behind a backend support: facts of torch 2.9 to 2.13, no decisions.
 
 D query and key width of a head, E value width.
 """
@@ -14,16 +14,22 @@ FLEX_MIN = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """What scaled_dot_product_attention is given. masked: a mask or bias tensor; mask_grad: it is trained; grouped: fewer key
-    heads than query heads."""
+    """What scaled_dot_product_attention gets."""
 
     qk: int
+    """Width of queries and keys."""
     v: int
+    """Width of values."""
     dtype: torch.dtype
+    """Of all three."""
     masked: bool = False
+    """A mask or bias tensor is given."""
     mask_grad: bool = False
+    """The bias needs a gradient."""
     grouped: bool = False
+    """Fewer key heads than query heads."""
     dropout: bool = False
+    """Attention weights are dropped out."""
 
 
 def sdpa_kernel(device: str, heads: Heads) -> tuple[str, list[str]]:
@@ -38,29 +44,29 @@ def sdpa_kernel(device: str, heads: Heads) -> tuple[str, list[str]]:
 
 
 def _cuda(heads: Heads) -> dict[str, list[str]]:
-    equal = f"wants q, k and v equally wide, and they are {heads.qk} and {heads.v}"
-    half = f"takes float16 and bfloat16, not {_name(heads.dtype)}"
+    equal = f"needs q, k and v of one width, not {heads.qk} and {heads.v}"
+    half = f"supports float16 and bfloat16, not {_name(heads.dtype)}"
     step = 8 if heads.dtype in HALF else 4
     flash = {
         equal: heads.qk != heads.v,
-        f"takes heads up to {FLASH_MAX} wide, not {heads.qk}": heads.qk > FLASH_MAX,
+        f"supports heads up to {FLASH_MAX} wide, not {heads.qk}": heads.qk > FLASH_MAX,
         half: heads.dtype not in HALF,
-        "takes no bias and no mask tensor": heads.masked,
+        "supports no bias and no mask tensor": heads.masked,
     }
     efficient = {
-        f"wants widths that are multiples of {step} in {_name(heads.dtype)}, not {heads.qk} and {heads.v}": bool(
+        f"needs widths that are multiples of {step} in {_name(heads.dtype)}, not {heads.qk} and {heads.v}": bool(
             heads.qk % step or heads.v % step
         ),
-        "takes no grouped key heads": heads.grouped,
-        f"takes float16, bfloat16 and float32, not {_name(heads.dtype)}": heads.dtype not in (*HALF, torch.float32),
+        "supports no grouped key heads": heads.grouped,
+        f"supports float16, bfloat16 and float32, not {_name(heads.dtype)}": heads.dtype not in (*HALF, torch.float32),
     }
     return {"flash": _true(flash), "memory-efficient": _true(efficient)}
 
 
 def _cpu(heads: Heads) -> dict[str, list[str]]:
     flash = {
-        f"wants q, k and v equally wide, and they are {heads.qk} and {heads.v}": heads.qk != heads.v,
-        "takes no dropout": heads.dropout,
+        f"needs q, k and v of one width, not {heads.qk} and {heads.v}": heads.qk != heads.v,
+        "supports no dropout": heads.dropout,
         "has no gradient for a bias": heads.mask_grad,
     }
     return {"flash": _true(flash)}

@@ -1,4 +1,4 @@
-"""What the validator answers: errors, warnings, the backend and why, what the schemes can do, in words and as data."""
+"""The validator's report: errors, warnings, the backend and why, what the schemes can do, in words and as data."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,27 +10,30 @@ from x_positional.schemes.base import Capabilities
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The validator's verdict.
-
-    errors: what cannot work. warnings: what works and may not be meant. Each holds the value, the reason and the way out.
-    backend, reason: what will run, and why. capabilities: of all schemes together. decodes: which cache is right.
-    past: what happens after max_seq_len. The last five are None where errors leave no answer.
-    stacks: a report for each stack of layers, by name, where a model has more than one.
-    """
+    """The validator's verdict. Fields are None where errors leave them undetermined."""
 
     errors: list[str] = field(default_factory=list)
+    """What cannot work: the value, the reason and the way out, as in `warnings`."""
     warnings: list[str] = field(default_factory=list)
+    """What works and may be unintended."""
     position: str | None = None
+    """The names of the schemes."""
     backend: str | None = None
+    """The attention backend that will run."""
     reason: str | None = None
+    """Why that one."""
     capabilities: Capabilities | None = None
+    """What all schemes together can do."""
     decodes: str | None = None
+    """Which cache is correct."""
     past: str | None = None
+    """What happens after max_seq_len."""
     stacks: dict[str, "Report"] = field(default_factory=dict)
+    """A report for each stack of layers, by name, where a model has more than one."""
 
     @property
     def ok(self) -> bool:
-        """No errors; warnings may stand."""
+        """Whether there are no errors; there may be warnings."""
         return not self.errors
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,30 +69,30 @@ def _facts(report: Report) -> list[str]:
 
 def capability_words(caps: Capabilities) -> str:
     """The capability row in words."""
-    kernels = {"fused": "any kernel", "bias": "kernels with a bias or mask", "rows": "kernels with whole rows"}
+    kernels = {"fused": "any kernel", "bias": "kernels with a bias", "rows": "kernels with whole rows of scores"}
     return ", ".join(
         [
             f"{kernels[caps.kernel]}",
-            "keys cached once stay right" if caps.kv_cacheable else "cached keys go stale",
-            "every position is defined" if caps.unbounded else "positions end",
-            "positions are absolute" if caps.absolute else "only distances count",
-            "needs a causal mask" if caps.causal_only else "works both ways",
+            "cached keys stay valid" if caps.kv_cacheable else "cached keys become stale",
+            "no limit of positions" if caps.unbounded else "limited positions",
+            "absolute positions" if caps.absolute else "relative positions",
+            "causal only" if caps.causal_only else "causal or bidirectional",
             "float positions"
             if caps.continuous and caps.uses_positions
-            else "whole positions"
+            else "integer positions"
             if caps.uses_positions
-            else "positions= is refused",
-            *([] if caps.prefix_consistent else ["a prefix's logits depend on what length follows"]),
+            else "no positions=",
+            *([] if caps.prefix_consistent else ["logits of a prefix depend on the final length"]),
         ]
     )
 
 
-def across(problems: Sequence[str], kinds: Sequence[Report]) -> Report:
+def across(kinds: Sequence[Report]) -> Report:
     """One report for a stack, from those of its kinds of layers."""
     first = kinds[0]
     caps = [kind.capabilities for kind in kinds if kind.capabilities is not None]
     return Report(
-        errors=_once([*problems, *(e for kind in kinds for e in kind.errors)]),
+        errors=_once(e for kind in kinds for e in kind.errors),
         warnings=_once(w for kind in kinds for w in kind.warnings),
         position=_joined(kind.position for kind in kinds),
         backend=_joined(kind.backend for kind in kinds),

@@ -1,40 +1,43 @@
-"""The validator's rules about use: which cache, how far, on which device and in which dtype, with or without training."""
+"""Rules of the intended use: which cache, how far, on which device and in which dtype, with or without training."""
 
 from collections.abc import Iterator
 
 import torch
 
-from x_positional.attention.backends import Choice
 from x_positional.attention.backends.varlen import varlen_problems
 from x_positional.config.validate.case import Case
 from x_positional.config.validate.kernels import FLEX_MIN, Heads, sdpa_kernel
+from x_positional.config.validate.rule import rule
 from x_positional.schemes.base import Capabilities
 
 
+@rule()
 def a_cache_needs_a_decoder(case: Case) -> Iterator[str]:
-    """A cache holds what earlier tokens were; in an encoder they change with later ones."""
+    """A cache holds the keys of earlier tokens; in an encoder they change with later ones."""
     use, kind = case.use, case.layers.kind
     if kind == "encoder" and (use.cache is not None or use.decode_to is not None):
-        asked = f"cache={use.cache!r}" if use.cache is not None else f"decode_to={use.decode_to}"
+        requested = f"cache={use.cache!r}" if use.cache is not None else f"decode_to={use.decode_to}"
         yield (
-            f"{asked} with an encoder: it reads both ways, so earlier outputs change with later tokens and no cache is "
-            "right. Use a decoder, or run the encoder on the whole text."
+            f"{requested} with an encoder: it is bidirectional, so earlier outputs change with later tokens and no cache is "
+            "correct. Use a decoder, or run the encoder on the whole sequence."
         )
 
 
+@rule(needs="schemes")
 def cached_keys_stay_right(case: Case) -> Iterator[str]:
-    """A key that is cached must not depend on how long the text becomes."""
+    """A cached key must not depend on the final length of the sequence."""
     stale = case.names(lambda s: not s.capabilities().kv_cacheable)
     if stale and case.use.cache is not None:
         yield (
-            f"cache={case.use.cache!r}: {', '.join(stale)} changes old keys as the text grows, so cached ones go stale. "
-            "Let AutoregressiveWrapper.generate decode, which reads the text again where that happens, or choose a scheme "
-            "or a length policy whose keys stay right."
+            f"cache={case.use.cache!r}: {', '.join(stale)} changes earlier keys as the sequence grows, so cached ones become "
+            "stale. Decode with AutoregressiveWrapper.generate, which recomputes the prefix where that happens, or choose a "
+            "scheme or a length policy whose keys stay valid."
         )
 
 
+@rule()
 def a_sliding_cache_needs_a_window(case: Case) -> Iterator[str]:
-    """A sliding cache keeps the last `window` tokens, so it has to know how many."""
+    """A sliding cache keeps the last `window` tokens, so it needs a window."""
     use = case.use
     slides = any(kind.attention_window.kept is not None for kind in case.stack)
     if use.cache == "sliding" and not slides and use.cache_window is None:
@@ -43,9 +46,10 @@ def a_sliding_cache_needs_a_window(case: Case) -> Iterator[str]:
             "the cache with new_cache(window=...)."
         )
     if use.cache_window is not None and use.cache in ("static", "growing"):
-        yield f"cache_window={use.cache_window} is for cache='sliding', and cache={use.cache!r} was asked for. Give one."
+        yield f"cache_window={use.cache_window} applies to cache='sliding', and cache={use.cache!r} was requested. Use one of them."
 
 
+@rule(needs="schemes")
 def decoding_ends_with_the_positions(case: Case) -> Iterator[str]:
     """Nothing can be decoded past the last position that a scheme defines."""
     length, short = case.use.decode_to, _shortest(case)
@@ -53,43 +57,46 @@ def decoding_ends_with_the_positions(case: Case) -> Iterator[str]:
         name, limit = short
         yield (
             f"decode_to={length}: {name} ends at {limit} positions, so token {limit + 1} has none. Raise max_seq_len, "
-            "decode less, or use a scheme that goes on: rope, polar, alibi, t5, dynamic, sinusoidal."
+            "decode less, or use a scheme without a limit: rope, polar, alibi, t5, dynamic, sinusoidal."
         )
 
 
-def flex_fits_the_device(case: Case, choice: Choice) -> Iterator[str]:
-    """FlexAttention has no backward off CUDA, and its CUDA kernels want heads at least 16 wide."""
-    use, head_dim = case.use, min(case.layers.head_dim, case.value_dim)
-    if choice.name != "flex":
+@rule(needs="backend")
+def flex_fits_the_device(case: Case) -> Iterator[str]:
+    """FlexAttention has no backward off CUDA, and its CUDA kernels need heads at least 16 wide."""
+    use, head_dim = case.use, min(case.layers.head_dim, case.layers.value_dim)
+    if case.backend != "flex":
         return
     if use.train and use.device in ("cpu", "mps"):
         yield f"backend='flex' has no backward on {use.device}. Train with backend='sdpa' or 'eager', or on CUDA."
     if use.device == "cuda" and head_dim < FLEX_MIN:
         yield (
-            f"backend='flex' on CUDA refuses heads narrower than {FLEX_MIN}, and head_dim={head_dim}. "
+            f"backend='flex' on CUDA needs heads at least {FLEX_MIN} wide, and head_dim={head_dim}. "
             "Raise head_dim, or use backend='sdpa' or 'eager'."
         )
 
 
-def varlen_fits_the_heads(case: Case, choice: Choice) -> Iterator[str]:
-    """varlen_attn is a CUDA kernel for half precision, with flash attention's heads, and for self-attention alone."""
-    if choice.name != "varlen":
+@rule(needs="backend")
+def varlen_fits_the_heads(case: Case) -> Iterator[str]:
+    """varlen_attn is a CUDA kernel for half precision, the head widths of flash attention, and self-attention."""
+    if case.backend != "varlen":
         return
     if case.layers.kind == "cross_attender":
         yield (
-            "backend='varlen' packs the texts of self-attention, and a cross_attender has none. Use backend='sdpa' or 'auto'."
+            "backend='varlen' packs the sequences of self-attention, and a cross_attender has none. Use backend='sdpa' or 'auto'."
         )
-    if problems := varlen_problems(case.use.device, case.use.dtype, _query_width(case), case.value_dim):
+    if problems := varlen_problems(case.use.device, case.use.dtype, _query_width(case), case.layers.value_dim):
         yield f"backend='varlen' cannot run this: {'; '.join(problems)}. Use backend='sdpa' or 'auto'."
 
 
+@rule(needs="schemes")
 def float16_reaches_max_seq_len(case: Case) -> Iterator[str]:
-    """Factors that grow with distance must stay inside float16, which ends at 65,504."""
+    """Factors that grow with distance must not overflow float16, whose largest value is 65,504."""
     ends = _half_limit(case)
     if case.use.dtype == torch.float16 and ends is not None:
         yield (
-            f"dtype=float16: {ends[0]} stays in its range up to {ends[1]} positions, and {ends[2]} are asked for. "
-            "Use bfloat16 or float32, a shorter text, or a larger scale."
+            f"dtype=float16: {ends[0]} overflows past {ends[1]} positions, and {ends[2]} are requested. "
+            "Use bfloat16 or float32, a shorter sequence, or a larger scale."
         )
 
 
@@ -101,72 +108,78 @@ def _half_limit(case: Case) -> tuple[str, int, int] | None:
     return None
 
 
+@rule("warning", needs="schemes")
 def float16_may_overflow(case: Case) -> Iterator[str]:
-    """The same where no dtype was named: half precision is often chosen later."""
+    """The same where no dtype was requested: half precision is often chosen later."""
     ends = _half_limit(case)
     if case.use.dtype is None and ends is not None:
         yield (
-            f"{ends[0]} leaves the range of float16 past {ends[1]} positions, and {ends[2]} are asked for. Keep to "
-            "bfloat16 or float32, or use a larger scale."
+            f"{ends[0]} overflows float16 past {ends[1]} positions, and {ends[2]} are requested. Use bfloat16 or "
+            "float32, or a larger scale."
         )
 
 
+@rule("warning", needs="schemes")
 def decoding_past_the_trained_length(case: Case) -> Iterator[str]:
-    """Defined is not the same as good: nothing was trained past max_seq_len."""
+    """Positions past max_seq_len are defined, but nothing was trained there."""
     length, trained, short = case.use.decode_to, case.max_seq_len, _shortest(case)
     if length is not None and trained is not None and length > trained and (short is None or length <= short[1]):
         yield (
-            f"decode_to={length} goes past max_seq_len={trained}. Every position is defined; how good the text is there "
-            "has to be measured."
+            f"decode_to={length} goes past max_seq_len={trained}. Every position is defined, but the model was not "
+            "trained there: measure how well it extrapolates."
         )
 
 
+@rule("warning")
 def a_cache_window_hides_tokens(case: Case) -> Iterator[str]:
-    """A sliding cache in front of layers without a window makes another model of them."""
+    """A sliding cache over layers without a window computes another function than the full pass."""
     use, window = case.use, case.attention_window.kept
     if use.cache == "sliding" and use.cache_window is not None and (window is None or use.cache_window < window):
         yield (
-            f"cache_window={use.cache_window}: past it the cached model sees less than the full pass does, as if it had "
+            f"cache_window={use.cache_window}: past it the cached model sees less than the full pass, as if the layers had "
             f"window={use.cache_window}. Train with that window if the two must agree."
         )
 
 
+@rule("warning", needs="schemes")
 def prefixes_stay_the_same(case: Case) -> Iterator[str]:
-    """Where the length of a text counts, a prefix does not score as it does inside the whole."""
+    """Where frequencies follow the length, the logits of a prefix depend on what comes after it."""
     following = case.names(lambda s: not s.capabilities().prefix_consistent)
     if following and case.layers.kind == "decoder":
         yield (
-            f"{', '.join(following)} follows the length of the text: past the trained length, one more token changes the "
-            "logits of all before it. Say length_policy='fixed' if a prefix must score as it does inside a longer text."
+            f"{', '.join(following)} follows the length of the sequence: past the trained length, one more token changes the "
+            "logits of all earlier ones. Set length_policy='fixed' if the logits of a prefix must not change."
         )
 
 
-def sdpa_falls_back(case: Case, choice: Choice) -> Iterator[str]:
-    """scaled_dot_product_attention runs its math kernel, silently, where no fused one takes the shapes."""
-    kernel, reasons = kernel_of(case, choice)
+@rule("warning", needs="backend")
+def sdpa_falls_back(case: Case) -> Iterator[str]:
+    """scaled_dot_product_attention falls back to its math kernel, silently, where no fused one supports the shapes."""
+    kernel, reasons = kernel_of(case)
     if kernel == "math":
         yield (
             f"backend='sdpa' on {case.use.device} runs its math kernel, which holds the whole score matrix: "
-            f"{'; '.join(reasons)}. Use backend='blockwise', which never does, or change what is in the way."
+            f"{'; '.join(reasons)}. Use backend='blockwise', which never does, or change the cause."
         )
 
 
-def flex_may_refuse(case: Case, choice: Choice) -> Iterator[str]:
-    """The same limit where no device was named."""
-    if choice.name == "flex" and case.use.device is None and case.layers.head_dim < FLEX_MIN:
-        yield f"backend='flex' refuses head_dim={case.layers.head_dim} on CUDA: {FLEX_MIN} is the least. Raise it."
+@rule("warning", needs="backend")
+def flex_may_refuse(case: Case) -> Iterator[str]:
+    """The same limit where no device was requested."""
+    if case.backend == "flex" and case.use.device is None and case.layers.head_dim < FLEX_MIN:
+        yield f"backend='flex' does not support head_dim={case.layers.head_dim} on CUDA: the minimum is {FLEX_MIN}. Raise it."
 
 
-def kernel_of(case: Case, choice: Choice) -> tuple[str | None, list[str]]:
-    """The kernel inside sdpa and why no faster one; None where no device was named or another backend runs."""
+def kernel_of(case: Case) -> tuple[str | None, list[str]]:
+    """The kernel inside sdpa and why no faster one; None where no device was requested or another backend runs."""
     use = case.use
-    if choice.name != "sdpa" or use.device not in ("cpu", "cuda"):
+    if case.backend != "sdpa" or use.device not in ("cpu", "cuda"):
         return None, []
     biased = [s for s in case.schemes if s.capabilities().kernel == "bias"]
     trained = any(s.overrides("content_bias") or list(s.parameters()) for s in biased)
     heads = Heads(
         qk=_query_width(case),
-        v=case.value_dim,
+        v=case.layers.value_dim,
         dtype=use.dtype or torch.float32,
         masked=bool(biased) or case.attention_window.kept is not None,
         mask_grad=use.train and trained,
@@ -177,32 +190,32 @@ def kernel_of(case: Case, choice: Choice) -> tuple[str | None, list[str]]:
 
 
 def _query_width(case: Case) -> int:
-    """How wide queries are after rotation: polar doubles them."""
+    """Width of queries after rotation: polar doubles them."""
     position = torch.zeros(1, 1, dtype=torch.long, device="meta")
     q = torch.empty(1, case.layers.heads, 1, case.layers.head_dim, device="meta")
     try:
         for scheme in case.schemes:
             q = scheme.rotate_q(q, scheme.length_tables(position, position + 1))
-    except Exception:  # a scheme of the user's own that reads values, of which there are none here
+    except Exception:  # a user's scheme that reads values, which meta tensors do not have
         return case.layers.head_dim
     return q.shape[-1]
 
 
 def _shortest(case: Case) -> tuple[str, int] | None:
-    """The scheme whose positions end first, and where."""
+    """The scheme with the lowest limit of positions, and that limit."""
     ends = [(scheme.limit, name) for name, scheme in case.named if scheme.limit is not None]
     return (min(ends)[1], min(ends)[0]) if ends else None
 
 
 def decodes(case: Case, caps: Capabilities) -> str:
-    """Which cache is right, in words."""
+    """Which cache is correct, in words."""
     kind, windows = case.layers.kind, [k.attention_window.kept for k in case.stack]
     if kind == "encoder":
         return "no: an encoder's earlier outputs change with later tokens"
     if kind == "cross_attender":
-        return "there is no self-attention; the keys of the context are computed once"
+        return "no self-attention to cache; the keys of the context are computed once"
     if not caps.kv_cacheable:
-        return "by reading the text again where old keys change, which generate does; a cache alone goes stale"
+        return "by recomputing the prefix where earlier keys change, which generate does; a cache alone becomes stale"
     sizes = ", ".join("all" if size is None else str(size) for size in dict.fromkeys(windows))
     sliding = f"sliding (the last {sizes} tokens)" if any(windows) else "sliding with new_cache(window=...)"
     return f"yes: growing, static, or {sliding}"
@@ -212,23 +225,6 @@ def past(case: Case) -> str:
     """What happens after max_seq_len, in words."""
     short, length = _shortest(case), case.max_seq_len
     if short is not None:
-        return f"refused after {short[1]} positions: {short[0]} has no more"
+        return f"refused after {short[1]} positions: {short[0]} defines no more"
     after = "at any length" if length is None else f"past max_seq_len={length} too"
-    return f"defined {after}; how good the model is there has to be measured"
-
-
-ERRORS = (
-    a_cache_needs_a_decoder,
-    cached_keys_stay_right,
-    a_sliding_cache_needs_a_window,
-    decoding_ends_with_the_positions,
-    float16_reaches_max_seq_len,
-)
-WARNINGS = (
-    float16_may_overflow,
-    decoding_past_the_trained_length,
-    a_cache_window_hides_tokens,
-    prefixes_stay_the_same,
-)
-BACKEND_ERRORS = (flex_fits_the_device, varlen_fits_the_heads)
-BACKEND_WARNINGS = (sdpa_falls_back, flex_may_refuse)
+    return f"defined {after}; measure how well the model extrapolates"

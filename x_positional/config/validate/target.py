@@ -1,12 +1,10 @@
-"""From what a user has at hand (a config, a module, a file, fields, flags) to stacks of layers that can be judged."""
+"""From the target of `check` (a config, a module, a file, fields or flags) to the stacks of layers that are checked."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import yaml
 from pydantic import ValidationError
 from torch import nn
 
@@ -18,11 +16,12 @@ from x_positional.config.flags import (
     xtransformer_from_flags,
 )
 from x_positional.config.flags.table import PLACES
-from x_positional.config.layers import ContinuousConfig, LayersConfig, ModelConfig
+from x_positional.config.layers import LayersConfig
+from x_positional.config.models import ContinuousConfig, ModelConfig, read_yaml
 from x_positional.config.seq2seq import Seq2SeqConfig
-from x_positional.config.suggest import as_written, at, sentences, suggestion
+from x_positional.config.suggest import messages, suggestion, user_path, value_at
 from x_positional.config.vision import VisionConfig
-from x_positional.errors import FlagError
+from x_positional.errors import ConfigError, FlagError, nearest
 from x_positional.schemes.base import Dims
 
 AnyConfig = ModelConfig | ContinuousConfig | LayersConfig | VisionConfig
@@ -30,41 +29,49 @@ AnyConfig = ModelConfig | ContinuousConfig | LayersConfig | VisionConfig
 
 @runtime_checkable
 class Configured(Protocol):
-    """A built module that knows its config."""
+    """A built module with its config."""
 
     config: Any
 
 
 @runtime_checkable
 class Sized(Protocol):
-    """A built stack of layers, which knows the sizes that its wrapper gave it."""
+    """A built stack of layers with the sizes that its wrapper gave it."""
 
     dims: Dims
 
 
 @dataclass(frozen=True)
 class Stack:
-    """One stack to judge. doubtful: fields that could not be read and stand at their defaults."""
+    """One stack to check."""
 
     config: AnyConfig
+    """The stack, or the model around it."""
     max_seq_len: int | None = None
+    """Trained length of a stack without a model."""
     embed_dim: int | None = None
+    """Width of its embeddings."""
     doubtful: frozenset[str] = frozenset()
+    """Fields that could not be read and were replaced by their defaults."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """stacks by name, and what could not be read."""
+    """What was read from a target."""
 
     stacks: dict[str, Stack]
+    """By name; the only one has an empty name."""
     problems: list[str]
+    """Why the rest could not be read."""
 
 
 def read_target(target: Any, flags: Mapping[str, Any]) -> Reading:
-    """Never raises: what cannot be read is a problem."""
+    """Never raises: whatever cannot be read becomes a problem."""
     if target is not None and flags:
         names = ", ".join(flags)
-        return Reading({}, [f"{names} given beside {type(target).__name__}: give a target or keyword flags, not both."])
+        return Reading(
+            {}, [f"{names} given together with a {type(target).__name__}: give a target or keyword flags, not both."]
+        )
     if target is None:
         return _of_flags(flags)
     if isinstance(target, str | Path):
@@ -87,7 +94,7 @@ def read_target(target: Any, flags: Mapping[str, Any]) -> Reading:
 
 
 def _of_module(module: nn.Module) -> Reading:
-    """The outermost modules that have a config: one, or the two sides of an XTransformer."""
+    """The outermost modules with a config: one, or the two sides of an XTransformer."""
     found: dict[str, Stack] = {}
     for name, part in module.named_modules():
         inside = any(name.startswith(f"{outer}." if outer else "") for outer in found)
@@ -107,14 +114,9 @@ def _of_module(module: nn.Module) -> Reading:
 
 def _of_file(path: Path) -> Reading:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        return Reading(
-            {}, [f"cannot read {path}: {error}. Give the path of a YAML file, or flags: check(position='rope', ...)."]
-        )
-    if not isinstance(data, Mapping):
-        return Reading({}, [f"{path} holds {type(data).__name__}, not keys and values of a model."])
-    return _of_fields(data)
+        return _of_fields(read_yaml(path))
+    except ConfigError as error:
+        return Reading({}, [f"{error}. Give the path of a YAML file, or flags: check(position='rope', ...)."])
 
 
 def _of_fields(data: Mapping[Any, Any]) -> Reading:
@@ -133,20 +135,20 @@ def _validated(schema: type[AnyConfig], data: Mapping[Any, Any], name: str = "")
     try:
         return Reading({name: Stack(schema.model_validate(dict(data)))}, [])
     except ValidationError as error:
-        problems = [f"{name}: {text}" if name else text for text in sentences(schema, error, data)]
-        mended, doubtful = _mend(schema, error, data)
+        problems = [f"{name}: {text}" if name else text for text in messages(schema, error, data)]
+        corrected, doubtful = _corrected(schema, error, data)
     try:
-        return Reading({name: Stack(schema.model_validate(mended), doubtful=doubtful)}, problems)
+        return Reading({name: Stack(schema.model_validate(corrected), doubtful=doubtful)}, problems)
     except ValidationError:
         return Reading({}, problems)
 
 
-def _mend(schema: type[AnyConfig], error: ValidationError, data: Mapping[Any, Any]) -> tuple[Any, frozenset[str]]:
-    """A copy that can be judged further: unknown names read as the nearest, unreadable values left at their defaults."""
-    mended, doubtful = _copied(data), set()
+def _corrected(schema: type[AnyConfig], error: ValidationError, data: Mapping[Any, Any]) -> tuple[Any, frozenset[str]]:
+    """A copy to check further: unknown names replaced by the nearest, invalid values by their defaults."""
+    corrected, doubtful = _copied(data), set()
     for problem in reversed(error.errors(include_url=False)):  # the last of a list goes first
-        *place, leaf = as_written(problem["loc"], data)
-        section = at(mended, tuple(place))
+        *place, leaf = user_path(problem["loc"], data)
+        section = value_at(corrected, tuple(place))
         found = suggestion(schema, problem["loc"], data) if problem["type"] == "extra_forbidden" else None
         if found is None:
             doubtful.add(next((step for step in reversed((*place, leaf)) if isinstance(step, str)), ""))
@@ -154,10 +156,10 @@ def _mend(schema: type[AnyConfig], error: ValidationError, data: Mapping[Any, An
             del section[leaf]
         elif isinstance(section, dict) and leaf in section:
             value = section.pop(leaf)
-            better = None if found is None else at(mended, found[:-1])
+            better = None if found is None else value_at(corrected, found[:-1])
             if found is not None and isinstance(better, dict):
                 better.setdefault(found[-1], value)
-    return mended, frozenset(doubtful)
+    return corrected, frozenset(doubtful)
 
 
 def _copied(data: Any) -> Any:
@@ -177,7 +179,7 @@ def _of_flags(flags: Mapping[str, Any]) -> Reading:
     except FlagError as error:
         problems = error.problems
     try:
-        return _fields_of_flags(_mend_flags(given), problems)
+        return _fields_of_flags(_corrected_flags(given), problems)
     except FlagError:
         return Reading({}, problems)
 
@@ -209,8 +211,8 @@ def _of_wrapper(flags: Mapping[str, Any]) -> bool:
     return bool(own & set(flags))
 
 
-def _mend_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Unknown flags read as the nearest known one, refused ones left out."""
+def _corrected_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Unknown flags replaced by the nearest known one, refused ones left out."""
     places = (
         "AttentionLayers",
         "TransformerWrapper",
@@ -220,11 +222,11 @@ def _mend_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     )
     table = {name: flag for place in places for name, flag in PLACES[place].items()}
     known = {"kind", *(name for name, flag in table.items() if flag.verdict == "supported")}
-    mended: dict[str, Any] = {}
+    corrected: dict[str, Any] = {}
     for name, value in flags.items():
         prefix = name[:4] if name[:4] in ("enc_", "dec_") else ""
         bare = name.removeprefix(prefix)
-        close = [bare] if bare in table or bare in known else difflib.get_close_matches(bare, sorted(known), n=1)
-        if close and close[0] in known and (close[0] == bare or prefix + close[0] not in flags):
-            mended[prefix + close[0]] = value
-    return mended
+        close = bare if bare in table or bare in known else nearest(bare, sorted(known))
+        if close in known and (close == bare or prefix + close not in flags):
+            corrected[prefix + close] = value
+    return corrected

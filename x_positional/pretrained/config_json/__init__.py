@@ -1,1 +1,1 @@
-"""Keys of a published config.json to fields of ours, and back."""
+"""Keys of a published config.json to x_positional's config fields, and back."""

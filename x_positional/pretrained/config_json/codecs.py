@@ -1,57 +1,64 @@
-"""How one key of a published `config.json` says one field of ours, and back. Pure data.
+"""Codecs: how keys of a published `config.json` map to config fields, in both directions. Pure data.
 
-Our fields are dotted paths into `ModelConfig`, as `layers.norm.eps`.
+A field is a dotted path into `ModelConfig`, as `layers.norm.eps`.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from x_positional.errors import ConfigError
+
 Hf = Mapping[str, Any]
+"""Contents of a `config.json`."""
 Fields = dict[str, Any]
 """Dotted path -> value."""
 
 
 class Required:
-    """A key without which nothing can be built."""
+    """Marks a key without a default: the model cannot be built without it."""
 
 
 REQUIRED = Required()
 
 
 class Null:
-    """Written as null. A key that is left out means the default of its class; null means that there is none."""
+    """Marks a value that is written as null. An omitted key means the class's default; null means "none"."""
 
 
 NULL = Null()
 
 
 class Codec(Protocol):
-    """One thing that both sides say. `said`: our fields that it sets, by which a family replaces another's codec."""
+    """A mapping between some keys and some fields, in both directions."""
 
     @property
-    def said(self) -> tuple[str, ...]: ...
-
-    @property
-    def keys(self) -> tuple[str, ...]: ...
-
-    def read(self, hf: Hf) -> Fields:
-        """Theirs -> ours. Raises ValueError with the value, the reason and the way out."""
+    def sets(self) -> tuple[str, ...]:
+        """Fields that it sets. In `Family.like`, a codec replaces those that set one of its fields."""
         ...
 
-    def write(self, config: Fields) -> dict[str, Any]:
-        """Ours (every field, by path) -> theirs."""
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of `config.json` that it reads."""
+        ...
+
+    def to_fields(self, hf: Hf) -> Fields:
+        """Keys -> fields. Raises ConfigError with the value, the reason and the way out."""
+        ...
+
+    def to_hf(self, fields: Fields) -> dict[str, Any]:
+        """Every field of a model, by path -> keys."""
         ...
 
 
 class OneKey:
-    """A codec of one key, and of one field unless it says otherwise."""
+    """Base of codecs of one key and one field."""
 
     path: str
     key: str
 
     @property
-    def said(self) -> tuple[str, ...]:
+    def sets(self) -> tuple[str, ...]:
         return (self.path,)
 
     @property
@@ -61,165 +68,160 @@ class OneKey:
 
 @dataclass(frozen=True)
 class Key(OneKey):
-    """One field, one key. default: of the key, a value or a function of the whole config. words: their values -> ours."""
+    """One field, one key."""
 
     path: str
     key: str
     default: Any = REQUIRED
-    words: Mapping[Any, Any] | None = None
+    """Value of an omitted key, or a function of the whole config that gives it."""
+    values: Mapping[Any, Any] | None = None
+    """Values of the key -> values of the field; None copies the value."""
 
-    def read(self, hf: Hf) -> Fields:
+    def to_fields(self, hf: Hf) -> Fields:
         value = hf.get(self.key)
         if value is None:
             if isinstance(self.default, Required):
-                raise ValueError(f"{self.key} is missing.")
+                raise ConfigError(f"{self.key} is missing.")
             value = self.default(hf) if callable(self.default) else self.default
-        if self.words is None:
+        if self.values is None:
             return {self.path: value}
-        if value not in self.words:
-            raise ValueError(f"{self.key}={value!r} is not known here; there are: {', '.join(map(str, self.words))}.")
-        return {self.path: self.words[value]}
+        if value not in self.values:
+            raise ConfigError(f"unsupported {self.key}={value!r}; supported: {', '.join(map(str, self.values))}.")
+        return {self.path: self.values[value]}
 
-    def write(self, config: Fields) -> dict[str, Any]:
-        value = config.get(self.path)
-        if self.words is not None:
-            value = next((theirs for theirs in self._spellings() if self.words[theirs] == value), None)
+    def to_hf(self, fields: Fields) -> dict[str, Any]:
+        value = fields.get(self.path)
+        if self.values is not None:
+            value = next((theirs for theirs in self._spellings() if self.values[theirs] == value), None)
         return {self.key: value}
 
     def _spellings(self) -> list[Any]:
-        """Their words, the family's own first: two words for one function may round otherwise."""
-        words = list(self.words or ())
-        return sorted(words, key=lambda word: word != self.default)
+        """Values of the key, the family's default first: two names of one function may round differently."""
+        spellings = list(self.values or ())
+        return sorted(spellings, key=lambda spelling: spelling != self.default)
 
 
 @dataclass(frozen=True)
-class Maybe(OneKey):
-    """One field, one key, where null is a value: no window, no cap. What a missing key means, `Family.defaults` says."""
+class Nullable(OneKey):
+    """One field, one key, where null is a value (no window, no cap). Its default is in `Family.defaults`."""
 
     path: str
     key: str
 
-    def read(self, hf: Hf) -> Fields:
+    def to_fields(self, hf: Hf) -> Fields:
         return {self.path: hf.get(self.key)}
 
-    def write(self, config: Fields) -> dict[str, Any]:
-        value = config.get(self.path)
+    def to_hf(self, fields: Fields) -> dict[str, Any]:
+        value = fields.get(self.path)
         return {self.key: NULL if value is None else value}
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """A field that is the same in every model of the family."""
+    """A field that has the same value in every model of the family."""
 
     path: str
     value: Any
 
     @property
-    def said(self) -> tuple[str, ...]:
+    def sets(self) -> tuple[str, ...]:
         return (self.path,)
 
     @property
     def keys(self) -> tuple[str, ...]:
         return ()
 
-    def read(self, hf: Hf) -> Fields:
+    def to_fields(self, hf: Hf) -> Fields:
         return {self.path: self.value}
 
-    def write(self, config: Fields) -> dict[str, Any]:
+    def to_hf(self, fields: Fields) -> dict[str, Any]:
         return {}
 
 
 @dataclass(frozen=True)
 class Only(OneKey):
-    """A key of theirs that must have one of these values (the first one is the default), because nothing here does
-    otherwise. why: what other values would mean."""
+    """A key of which only some values are supported."""
 
     key: str
     values: tuple[Any, ...]
+    """Supported values; the first is the default."""
     why: str
+    """Why other values are unsupported, as the end of the error message."""
 
     @property
-    def said(self) -> tuple[str, ...]:
+    def sets(self) -> tuple[str, ...]:
         return (f"only {self.key}",)
 
-    def read(self, hf: Hf) -> Fields:
+    def to_fields(self, hf: Hf) -> Fields:
         value = hf.get(self.key, self.values[0])
         if value not in self.values:
-            raise ValueError(f"{self.key}={value!r}: {self.why}")
+            raise ConfigError(f"{self.key}={value!r}: {self.why}")
         return {}
 
-    def write(self, config: Fields) -> dict[str, Any]:
+    def to_hf(self, fields: Fields) -> dict[str, Any]:
         return {self.key: self.values[0]}
 
 
 @dataclass(frozen=True)
-class Written(OneKey):
-    """A key that says how tensors are called, not what is computed: read from the tensors, and always written so."""
+class WriteOnly(OneKey):
+    """A key about tensor names rather than the computation: inferred from the tensors, and written as a constant."""
 
     key: str
     value: Any
 
     @property
-    def said(self) -> tuple[str, ...]:
+    def sets(self) -> tuple[str, ...]:
         return (f"written {self.key}",)
 
-    def read(self, hf: Hf) -> Fields:
+    def to_fields(self, hf: Hf) -> Fields:
         return {}
 
-    def write(self, config: Fields) -> dict[str, Any]:
+    def to_hf(self, fields: Fields) -> dict[str, Any]:
         return {self.key: self.value}
 
 
 @dataclass(frozen=True)
-class Both:
-    """Several fields and keys that say something together. reads, writes: which fields, which keys."""
+class Custom:
+    """Fields and keys that depend on each other, mapped by two functions."""
 
-    paths: tuple[str, ...]
-    theirs: tuple[str, ...]
+    sets: tuple[str, ...]
+    keys: tuple[str, ...]
     reader: Callable[[Hf], Fields]
     writer: Callable[[Fields], dict[str, Any]]
 
-    @property
-    def said(self) -> tuple[str, ...]:
-        return self.paths
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return self.theirs
-
-    def read(self, hf: Hf) -> Fields:
+    def to_fields(self, hf: Hf) -> Fields:
         return self.reader(hf)
 
-    def write(self, config: Fields) -> dict[str, Any]:
-        return self.writer(config)
+    def to_hf(self, fields: Fields) -> dict[str, Any]:
+        return self.writer(fields)
 
 
-def follows(path: str, reader: Callable[[Hf], Any]) -> Both:
-    """A field that no key says, because it follows from others, as Gemma's scale of embeddings does from its width."""
-    return Both((path,), (), lambda hf: {path: reader(hf)}, lambda config: {})
+def derived(path: str, reader: Callable[[Hf], Any]) -> Custom:
+    """A field without a key, computed from other keys, as Gemma's embedding scale is from its width."""
+    return Custom((path,), (), lambda hf: {path: reader(hf)}, lambda fields: {})
 
 
-def multiplier(path: str, key: str) -> Both:
-    """What something is multiplied by, where none is 1. The default is in `Family.defaults`."""
-    return Both(
+def multiplier(path: str, key: str) -> Custom:
+    """A scale factor; a field of None is written as 1. The default is in `Family.defaults`."""
+    return Custom(
         (path,),
         (key,),
         lambda hf: {path: hf[key]},
-        lambda config: {key: 1.0 if config.get(path) is None else config[path]},
+        lambda fields: {key: 1.0 if fields.get(path) is None else fields[path]},
     )
 
 
 def decimal(value: float) -> float | int:
-    """The shortest number that is this one, up to the rounding of a division or a root: 1 / (1 / 49) is 49."""
+    """The shortest number equal to this one up to the rounding of a division or a root: 1 / (1 / 49) is 49."""
     near = float(f"{value:.15g}")
     return int(near) if near.is_integer() else near
 
 
-def of(key: str) -> Callable[[Hf], Any]:
-    """The default is what another key says."""
+def same_as(key: str) -> Callable[[Hf], Any]:
+    """A default taken from another key."""
     return lambda hf: hf.get(key)
 
 
-def share(whole: str, parts: str) -> Callable[[Hf], Any]:
-    """The default is one key divided by another, as head_dim is hidden_size / num_attention_heads."""
+def quotient(whole: str, parts: str) -> Callable[[Hf], Any]:
+    """A default that is one key divided by another, as head_dim = hidden_size / num_attention_heads."""
     return lambda hf: hf[whole] // hf[parts]

@@ -1,4 +1,4 @@
-"""Codecs of a model with two sides: what a codec says of one model, said of its encoder or its decoder."""
+"""Codecs of encoder-decoders: a codec of one model, applied to the encoder or to the decoder."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -9,53 +9,55 @@ from x_positional.pretrained.family import Family
 
 
 @dataclass(frozen=True)
-class Sided:
-    """A codec for one side: its fields stand under `encoder.` or `decoder.`."""
+class SideCodec:
+    """A codec whose fields are under `encoder.` or `decoder.`."""
 
     side: str
     codec: Codec
 
     @property
-    def said(self) -> tuple[str, ...]:
-        return tuple(f"{self.side}.{path}" for path in self.codec.said)
+    def sets(self) -> tuple[str, ...]:
+        return tuple(f"{self.side}.{path}" for path in self.codec.sets)
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.codec.keys
 
-    def read(self, hf: Hf) -> Fields:
-        return {f"{self.side}.{path}": value for path, value in self.codec.read(hf).items()}
+    def to_fields(self, hf: Hf) -> Fields:
+        return {f"{self.side}.{path}": value for path, value in self.codec.to_fields(hf).items()}
 
-    def write(self, config: Fields) -> dict[str, Any]:
-        return self.codec.write(of_side(config, self.side))
+    def to_hf(self, fields: Fields) -> dict[str, Any]:
+        return self.codec.to_hf(side_fields(fields, self.side))
 
 
-def of_side(fields: Fields, side: str) -> Fields:
-    """The fields of one side by their own paths."""
+def side_fields(fields: Fields, side: str) -> Fields:
+    """The fields of one side, with its prefix removed."""
     return {path.removeprefix(f"{side}."): v for path, v in fields.items() if path.startswith(f"{side}.")}
 
 
-def encoder(codecs: Iterable[Codec]) -> tuple[Codec, ...]:
-    """The same of the encoder."""
-    return tuple(Sided("encoder", codec) for codec in codecs)
+def for_encoder(codecs: Iterable[Codec]) -> tuple[Codec, ...]:
+    """These codecs for the encoder."""
+    return tuple(SideCodec("encoder", codec) for codec in codecs)
 
 
-def decoder(codecs: Iterable[Codec]) -> tuple[Codec, ...]:
-    """The same of the decoder."""
-    return tuple(Sided("decoder", codec) for codec in codecs)
+def for_decoder(codecs: Iterable[Codec]) -> tuple[Codec, ...]:
+    """These codecs for the decoder."""
+    return tuple(SideCodec("decoder", codec) for codec in codecs)
 
 
-def both(codecs: Iterable[Codec]) -> tuple[Codec, ...]:
-    """The same of both sides, which have one key for it."""
+def for_both(codecs: Iterable[Codec]) -> tuple[Codec, ...]:
+    """These codecs for both sides, which share their keys."""
     codecs = tuple(codecs)
-    return encoder(codecs) + decoder(codecs)
+    return for_encoder(codecs) + for_decoder(codecs)
 
 
-def encoder_alone(family: Family) -> Family:
-    """The encoder of a family with two sides as a family of its own: what T5EncoderModel is."""
-    fields = tuple(codec.codec for codec in family.fields if isinstance(codec, Sided) and codec.side == "encoder")
+def encoder_only(family: Family) -> Family:
+    """The encoder of an encoder-decoder family as a family of its own, as T5EncoderModel is."""
+    codecs = tuple(c.codec for c in family.codecs if isinstance(c, SideCodec) and c.side == "encoder")
     names = {
         ours.removeprefix("encoder."): theirs for ours, theirs in family.names.items() if ours.startswith("encoder.")
     }
-    idle = family.harmless | family.keys  # of the decoder and its head
-    return replace(family, kind="encoder", architecture="", fields=fields, names=names, harmless=idle, optional={})
+    unused = family.ignored_keys | family.keys  # of the decoder and its head
+    return replace(
+        family, kind="encoder", architecture="", codecs=codecs, names=names, ignored_keys=unused, optional={}
+    )

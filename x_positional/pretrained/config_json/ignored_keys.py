@@ -1,12 +1,12 @@
-"""Keys of a published `config.json` that change no logit of a forward pass, in any family."""
+"""Keys of a published `config.json` that do not affect the logits, in any family."""
 
 
 def key_names(text: str) -> frozenset[str]:
-    """Keys, written as words."""
+    """A set of keys, from one string separated by spaces."""
     return frozenset(text.split())
 
 
-HARMLESS = key_names(
+IGNORED_KEYS = key_names(
     "_attn_implementation _name_or_path architectures attention_dropout attention_probs_dropout_prob attn_pdrop "
     "auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward classifier_dropout "
     "cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dropout dtype early_stopping "

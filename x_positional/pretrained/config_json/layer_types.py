@@ -1,5 +1,5 @@
-"""What each layer sees and how it turns queries and keys, as `config.json` says it: `layer_types`, windows, chunks, layers
-that do not turn, rotary parameters for all or by type; and what older files say in their place.
+"""Codecs of what differs by layer: `layer_types`, windows, chunks, layers without RoPE, RoPE parameters for all layers or
+by layer type, and what older files have in their place.
 """
 
 import math
@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from x_positional.errors import RopeError
+from x_positional.errors import ConfigError, RopeError
 from x_positional.pretrained.config_json.codecs import NULL, Fields, Hf
 from x_positional.pretrained.rope import from_hf, to_hf
 from x_positional.schemes import NoPE, Rope
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
-OLDER = {"attention": FULL}
-"""Older names of types."""
+TYPE_ALIASES = {"attention": FULL}
+"""Older names of layer types."""
 ROPE_KEYS = (
     "rope_parameters",
     "rope_scaling",
@@ -26,20 +26,21 @@ ROPE_KEYS = (
     "rope_local_base_freq",
     "original_max_position_embeddings",
 )
-"""Where rotary parameters may stand."""
-SHARE, CHANNELS, NEIGHBOURS = "partial_rotary_factor", "rotary_dim", "rope_interleave"
-"""How much of a head turns, as a share or in channels, and whether pairs are neighbours: keys that few families read."""
+"""Keys that may contain RoPE parameters."""
+PARTIAL_FACTOR, ROTARY_DIM, INTERLEAVE = "partial_rotary_factor", "rotary_dim", "rope_interleave"
+"""The rotary width as a fraction of a head or in channels, and whether adjacent channels are pairs: few families read these."""
 
-Types = Callable[[Hf], list[str]]
+LayerTypes = Callable[[Hf], list[str]]
+"""Config -> the type of every layer."""
 
 
-def all_of(kind: str) -> Types:
-    """Every layer alike."""
+def all_of(kind: str) -> LayerTypes:
+    """Every layer has this type."""
     return lambda hf: [kind] * hf["num_hidden_layers"]
 
 
-def full_every(period: int | str, other: str = SLIDING) -> Types:
-    """Every `period`-th layer sees everything, the others do not. A key may say the period."""
+def full_every(period: int | str, other: str = SLIDING) -> LayerTypes:
+    """Full attention in every `period`-th layer (a number, or the key that contains it), `other` elsewhere."""
 
     def types(hf: Hf) -> list[str]:
         n = hf[period] if isinstance(period, str) else period
@@ -48,51 +49,54 @@ def full_every(period: int | str, other: str = SLIDING) -> Types:
     return types
 
 
-def sliding_from(first: str) -> Types:
-    """Windows from the layer on that a key names (Qwen 2)."""
+def sliding_from(first: str) -> LayerTypes:
+    """Windows from a layer on; `first` is the key that contains its index (Qwen 2)."""
     return lambda hf: [SLIDING if i >= hf[first] else FULL for i in range(hf["num_hidden_layers"])]
 
 
-def types_of(hf: Hf, unlisted: Types) -> list[str]:
-    """The type of every layer. Raises ValueError where there are more or fewer types than layers."""
+def layer_types(hf: Hf, default: LayerTypes) -> list[str]:
+    """The type of every layer. Raises ConfigError where `layer_types` does not have one entry per layer."""
     listed = hf.get("layer_types")
-    types: list[str] = unlisted(hf) if listed is None else [OLDER.get(str(kind), str(kind)) for kind in listed]
+    types: list[str] = default(hf) if listed is None else [TYPE_ALIASES.get(str(kind), str(kind)) for kind in listed]
     if len(types) != hf["num_hidden_layers"]:
-        raise ValueError(f"layer_types has {len(types)} entries, and there are {hf['num_hidden_layers']} layers.")
+        raise ConfigError(f"layer_types has {len(types)} entries for {hf['num_hidden_layers']} layers.")
     return types
 
 
-def types_written(config: Fields) -> list[str]:
-    """The type of every layer of ours."""
-    pairs = zip(config["each.window"], config["each.chunk"], strict=True)
+def types_of_fields(fields: Fields) -> list[str]:
+    """The type of every layer, from its window and chunk."""
+    pairs = zip(fields["each.window"], fields["each.chunk"], strict=True)
     return [SLIDING if window else CHUNKED if chunk else FULL for window, chunk in pairs]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reaches:
-    """`layer_types`, the length of windows and of chunks. unlisted: the types in a file that lists none. window, chunk: the
-    keys of the lengths, None where a family has no such layers. switch: the key that must be true for windows to be there.
-    older: keys that `unlisted` reads."""
+class LayerTypesCodec:
+    """`layer_types`, and the lengths of windows and chunks."""
 
-    unlisted: Types
+    default_types: LayerTypes
+    """Layer types of a file without `layer_types`."""
     window: str | None = "sliding_window"
+    """Key of the window length; None where the family has no windows."""
     chunk: str | None = None
+    """Key of the chunk length; None where the family has no chunks."""
     switch: str | None = None
-    older: tuple[str, ...] = ()
+    """Key that must be true to enable windows."""
+    legacy_keys: tuple[str, ...] = ()
+    """Keys that `default_types` reads."""
 
     @property
-    def said(self) -> tuple[str, ...]:
+    def sets(self) -> tuple[str, ...]:
         return ("layers.window", "layers.chunk", "each.window", "each.chunk")
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return tuple(key for key in ("layer_types", self.window, self.chunk, self.switch, *self.older) if key)
+        return tuple(key for key in ("layer_types", self.window, self.chunk, self.switch, *self.legacy_keys) if key)
 
-    def read(self, hf: Hf) -> Fields:
-        types = types_of(hf, self.unlisted)
+    def to_fields(self, hf: Hf) -> Fields:
+        types = layer_types(hf, self.default_types)
         lengths = {FULL: None, SLIDING: self._length(hf, self.window), CHUNKED: self._length(hf, self.chunk)}
         if unknown := sorted(set(types) - set(lengths)):
-            raise ValueError(f"layer_types has {', '.join(unknown)}; here there are {', '.join(lengths)}.")
+            raise ConfigError(f"unsupported layer_types: {', '.join(unknown)}; supported: {', '.join(lengths)}.")
         return {
             "each.window": [lengths[kind] if kind == SLIDING else None for kind in types],
             "each.chunk": [lengths[kind] if kind == CHUNKED else None for kind in types],
@@ -102,132 +106,134 @@ class Reaches:
         off = key == self.window and self.switch is not None and not hf.get(self.switch)
         return None if key is None or off else hf.get(key)
 
-    def write(self, config: Fields) -> dict[str, Any]:
-        out: dict[str, Any] = {"layer_types": types_written(config)}
+    def to_hf(self, fields: Fields) -> dict[str, Any]:
+        out: dict[str, Any] = {"layer_types": types_of_fields(fields)}
         for key, path in ((self.window, "each.window"), (self.chunk, "each.chunk")):
             if key is not None:
-                out[key] = next((length for length in config[path] if length), NULL)
+                out[key] = next((length for length in fields[path] if length), NULL)
         if self.switch is not None:
-            out[self.switch] = any(config["each.window"])
+            out[self.switch] = any(fields["each.window"])
         return out
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turning:
-    """Which layers turn at all. which: True for those. says: the keys for it, from ours."""
+class RopeLayers:
+    """Which layers use RoPE; the others use no positions."""
 
     which: Callable[[Hf], list[bool]]
-    says: Callable[[list[bool]], dict[str, Any]] = lambda turning: {}
+    """Config -> for each layer, whether it uses RoPE."""
+    to_hf: Callable[[list[bool]], dict[str, Any]] = lambda rotated: {}
     keys: tuple[str, ...] = ()
 
 
-def turning_unless_listed(interval: str = "no_rope_layer_interval") -> Turning:
-    """`no_rope_layers` has 1 for layers that turn, and 0 for others; without it every `interval`-th does not."""
+def no_rope_layers(interval: str = "no_rope_layer_interval") -> RopeLayers:
+    """The key `no_rope_layers`: 1 for layers with RoPE, 0 for others. Without it, every `interval`-th layer has none."""
 
     def which(hf: Hf) -> list[bool]:
         listed, depth = hf.get("no_rope_layers"), hf["num_hidden_layers"]
         if not listed:
             return [(i + 1) % hf[interval] != 0 for i in range(depth)]
         if len(listed) < depth:
-            raise ValueError(f"no_rope_layers has {len(listed)} entries, and there are {depth} layers.")
-        return [bool(turns) for turns in listed[:depth]]
+            raise ConfigError(f"no_rope_layers has {len(listed)} entries for {depth} layers.")
+        return [bool(rotated) for rotated in listed[:depth]]
 
-    return Turning(
+    return RopeLayers(
         which=which,
-        says=lambda turning: {"no_rope_layers": [int(turns) for turns in turning]},
+        to_hf=lambda rotated: {"no_rope_layers": [int(layer) for layer in rotated]},
         keys=("no_rope_layers", interval),
     )
 
 
-def turning_in(kind: str, unlisted: Types) -> Turning:
-    """Layers of one type turn, others do not (Cohere 2)."""
-    return Turning(which=lambda hf: [k == kind for k in types_of(hf, unlisted)])
+def rope_in(kind: str, default: LayerTypes) -> RopeLayers:
+    """RoPE in layers of one type only (Cohere 2)."""
+    return RopeLayers(which=lambda hf: [k == kind for k in layer_types(hf, default)])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turns:
-    """Rotary position embedding. unlisted: given, each type of layer has rotary parameters of its own, and these are the
-    types in a file that lists none. turning: which layers turn, None for all. honours: which of SHARE, CHANNELS, NEIGHBOURS
-    the family reads; a share that it does not read is refused. axes: positions may have several, of which each turns its
-    section of a head; without it transformers ignores sections, and so does this."""
+class RopeCodec:
+    """Rotary position embedding."""
 
-    unlisted: Types | None = None
-    turning: Turning | None = None
-    honours: tuple[str, ...] = ()
+    default_types: LayerTypes | None = None
+    """If set, each layer type has RoPE parameters of its own, and these are the types of a file without `layer_types`."""
+    layers: RopeLayers | None = None
+    """Which layers use RoPE; None for all."""
+    reads: tuple[str, ...] = ()
+    """Which of PARTIAL_FACTOR, ROTARY_DIM and INTERLEAVE the family reads; a fraction that it ignores is refused."""
     axes: bool = False
+    """Whether positions may have several axes, one per section of a head. If not, sections are ignored, as in transformers."""
 
     @property
-    def said(self) -> tuple[str, ...]:
+    def sets(self) -> tuple[str, ...]:
         return ("layers.position", "each.position")
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return (*ROPE_KEYS, *self.honours, *(self.turning.keys if self.turning else ()))
+        return (*ROPE_KEYS, *self.reads, *(self.layers.keys if self.layers else ()))
 
-    def read(self, hf: Hf) -> Fields:
-        said = {key: value for key, value in hf.items() if key not in self._ignored}
-        found = from_hf(said, ignore=() if self.axes else ("mrope_section",))
+    def to_fields(self, hf: Hf) -> Fields:
+        read = {key: value for key, value in hf.items() if key not in self._ignored}
+        found = from_hf(read, ignore=() if self.axes else ("mrope_section",))
         depth = hf["num_hidden_layers"]
-        if self.unlisted is not None:
-            types = types_of(hf, self.unlisted)
+        if self.default_types is not None:
+            types = layer_types(hf, self.default_types)
             parts = [part if isinstance(part, Rope) else NoPE() for part in _by_type(found, types)]
         elif isinstance(found, Rope):
             parts = [found] * depth
         else:
             raise RopeError(
-                [f"rope_parameters differ by layer type ({', '.join(found)}), and this family has one type."]
+                [f"rope_parameters differ by layer type ({', '.join(found)}), but this family has a single layer type."]
             )
-        if any(isinstance(part, Rope) and part.fraction for part in parts) and SHARE not in self.honours:
+        if any(isinstance(part, Rope) and part.fraction for part in parts) and PARTIAL_FACTOR not in self.reads:
             raise RopeError(
-                [f"{SHARE}: models of this family turn whole heads, and transformers ignores it. Leave it out."]
+                [f"{PARTIAL_FACTOR}: this family rotates whole heads, and transformers ignores the key. Remove it."]
             )
-        turning = [True] * depth if self.turning is None else self.turning.which(hf)
-        if all(turning) and all(part == parts[0] for part in parts):
+        rotated = [True] * depth if self.layers is None else self.layers.which(hf)
+        if all(rotated) and all(part == parts[0] for part in parts):
             return {"layers.position": [parts[0]]}
-        return {"each.position": [[p if turns else NoPE()] for p, turns in zip(parts, turning, strict=True)]}
+        return {"each.position": [[p if layer else NoPE()] for p, layer in zip(parts, rotated, strict=True)]}
 
     @property
     def _ignored(self) -> set[str]:
-        return {CHANNELS, NEIGHBOURS} - set(self.honours)
+        return {ROTARY_DIM, INTERLEAVE} - set(self.reads)
 
-    def write(self, config: Fields) -> dict[str, Any]:
-        layers = [position[0] if len(position) == 1 else None for position in config["each.position"]]
-        if not all(isinstance(part, Rope | NoPE) for part in layers):
+    def to_hf(self, fields: Fields) -> dict[str, Any]:
+        parts = [position[0] if len(position) == 1 else None for position in fields["each.position"]]
+        if not all(isinstance(part, Rope | NoPE) for part in parts):
             return {}
-        ropes = [self._said(part, config["layers.head_dim"]) for part in layers]
+        ropes = [self._with_width(part, fields["layers.head_dim"]) for part in parts]
         first = next((part for part in ropes if isinstance(part, Rope)), None)
-        out = {} if self.turning is None else self.turning.says([isinstance(part, Rope) for part in ropes])
+        out = {} if self.layers is None else self.layers.to_hf([isinstance(part, Rope) for part in ropes])
         if first is None:
             return out
-        if self.unlisted is not None:
-            types = types_written(config)
+        if self.default_types is not None:
+            types = types_of_fields(fields)
             rope = to_hf({kind: ropes[types.index(kind)] for kind in dict.fromkeys(types)})
         else:
             rope = to_hf(first)
         return out | {key: value for key, value in rope.items() if key not in self._ignored}
 
-    def _said(self, part: Any, head_dim: int) -> Any:
-        """How many channels turn, in the way that the family says it."""
-        if not isinstance(part, Rope) or CHANNELS in self.honours:
+    def _with_width(self, part: Any, head_dim: int) -> Any:
+        """The scheme with its rotary width in the form that the family reads."""
+        if not isinstance(part, Rope) or ROTARY_DIM in self.reads:
             return part
-        turned = head_dim if part.dim is None else part.dim
-        share = share_of(turned, head_dim)  # said in full where a family reads it: its default may be another
-        return part.model_copy(
-            update={"dim": None, "fraction": 1.0 if share is None and SHARE in self.honours else share}
-        )
+        width = head_dim if part.dim is None else part.dim
+        fraction = rotary_fraction(width, head_dim)
+        if fraction is None and PARTIAL_FACTOR in self.reads:
+            fraction = 1.0  # written explicitly: the class's default may differ
+        return part.model_copy(update={"dim": None, "fraction": fraction})
 
 
 def _by_type(found: Rope | Mapping[str, Rope | NoPE], types: Sequence[str]) -> list[Rope | NoPE]:
     if isinstance(found, Rope):
         return [found] * len(types)
     if missing := sorted(set(types) - set(found)):
-        raise RopeError([f"rope_parameters has nothing for {', '.join(missing)}; it has: {', '.join(found)}."])
+        raise RopeError([f"rope_parameters has no entry for {', '.join(missing)}; it has: {', '.join(found)}."])
     return [found[kind] for kind in types]
 
 
-def share_of(turned: int, head_dim: int) -> float | None:
-    """The share of a head that is read back as this many channels, which are rounded down; None for all of it."""
-    if turned == head_dim:
+def rotary_fraction(width: int, head_dim: int) -> float | None:
+    """The fraction of a head that reads back as `width` channels, given that readers round down; None for the whole head."""
+    if width == head_dim:
         return None
-    share = turned / head_dim
-    return share if int(head_dim * share) == turned else math.nextafter(share, 1.0)
+    fraction = width / head_dim
+    return fraction if int(head_dim * fraction) == width else math.nextafter(fraction, 1.0)

@@ -1,4 +1,4 @@
-"""Every family that can be read and written, by `model_type`. A family is data: see docs/pretrained.md for how to add one."""
+"""All supported families, by `model_type`. A family is data: docs/pretrained.md shows how to add one."""
 
 from x_positional.pretrained.families.bart import BART
 from x_positional.pretrained.families.bert import BERT, ROBERTA, XLM_ROBERTA
@@ -36,7 +36,7 @@ from x_positional.pretrained.families.starcoder2 import STARCODER2
 from x_positional.pretrained.families.t5 import MT5, T5
 from x_positional.pretrained.families.vit import VIT
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.nested import Inner
+from x_positional.pretrained.nested import NestedModel
 
 DENSE = (
     MISTRAL,
@@ -70,6 +70,6 @@ VISION = (VIT, DINOV2, DINOV2_WITH_REGISTERS)
 ALL: tuple[Family, ...] = (LLAMA, GPT2, *DENSE, *MIXTURES, *OLDER, *ENCODERS, *SEQ2SEQ, *VISION)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
 
-WHOLES: tuple[Inner, ...] = (GEMMA3, LLAMA4, QWEN2_VL, QWEN2_5_VL)
-INNER: dict[str, Inner] = {whole.model_type: whole for whole in WHOLES}
-"""Larger models of which the text model alone is read, by the `model_type` of the whole."""
+MULTIMODAL: tuple[NestedModel, ...] = (GEMMA3, LLAMA4, QWEN2_VL, QWEN2_5_VL)
+NESTED: dict[str, NestedModel] = {model.model_type: model for model in MULTIMODAL}
+"""Multimodal models of which only the text model is read, by the `model_type` of the whole model."""

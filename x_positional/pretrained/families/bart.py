@@ -1,7 +1,7 @@
-"""BART: learned positions whose table begins with two rows that no token uses, a norm after each sum."""
+"""BART: learned positions with two unused rows at the start of the table, post-norm."""
 
-from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Fixed, Hf, Key
-from x_positional.pretrained.config_json.encoder_decoder import both, decoder, encoder
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, derived
+from x_positional.pretrained.config_json.encoder_decoder import for_both, for_decoder, for_encoder
 from x_positional.pretrained.families.bert import TIED, norms
 from x_positional.pretrained.families.llama import ACTIVATIONS
 from x_positional.pretrained.family import Family
@@ -16,17 +16,14 @@ def _scaled(hf: Hf) -> Fields:
 
 
 def _side(name: str) -> tuple[Codec, ...]:
-    """What has keys of its own on each side."""
+    """Codecs whose keys differ between encoder and decoder."""
     heads = f"{name}_attention_heads"
-
-    def share(hf: Hf) -> Fields:
-        return {"layers.head_dim": hf.get("d_model", DIM) // (hf.get(heads) or 16)}
 
     return (
         Fixed("layers.kind", name),
         Key("layers.depth", f"{name}_layers", 12),
         Key("layers.heads", heads, 16),
-        Both(("layers.head_dim",), (), share, lambda config: {}),
+        derived("layers.head_dim", lambda hf: hf.get("d_model", DIM) // (hf.get(heads) or 16)),
         Key("layers.ff.dim", f"{name}_ffn_dim", 4096),
     )
 
@@ -36,17 +33,17 @@ SHARED: tuple[Codec, ...] = (
     Key("max_seq_len", "max_position_embeddings", DIM),
     Key("layers.dim", "d_model", DIM),
     Key("layers.ff.activation", "activation_function", "gelu", ACTIVATIONS),
-    *(codec for codec in norms(("layers.norm", "emb_norm"), "", 1e-5) if not codec.said[0].endswith(".eps")),
+    *(codec for codec in norms(("layers.norm", "emb_norm"), "", 1e-5) if not codec.sets[0].endswith(".eps")),
     Fixed("layers.norm.eps", 1e-5),
     Fixed("emb_norm.eps", 1e-5),
     Fixed("layers.norm_place", "post"),
     Fixed("layers.attn.bias", True),
     Fixed("layers.position", [Absolute(offset=2, scale=1.0)]),
-    Both(
+    Custom(
         ("emb_scale",),
         ("scale_embedding",),
         _scaled,
-        lambda config: {"scale_embedding": config.get("emb_scale") is not None},
+        lambda fields: {"scale_embedding": fields.get("emb_scale") is not None},
     ),
 )
 
@@ -72,11 +69,11 @@ BART = Family(
     model_type="bart",
     architecture="BartForConditionalGeneration",
     kind="seq2seq",
-    fields=(
-        *both(SHARED),
+    codecs=(
+        *for_both(SHARED),
         Fixed("tie_token_emb", True),
-        *encoder(_side("encoder")),
-        *decoder((*_side("decoder"), Fixed("layers.cross_attend", True), *TIED, Fixed("logits_bias", True))),
+        *for_encoder(_side("encoder")),
+        *for_decoder((*_side("decoder"), Fixed("layers.cross_attend", True), *TIED, Fixed("logits_bias", True))),
     ),
     names={
         "encoder.token_emb": "model.shared",
@@ -92,7 +89,7 @@ BART = Family(
     },
     optional={"decoder.logits_bias": "final_logits_bias"},
     copies={f"model.{side}.embed_tokens.weight": "model.shared.weight" for side in ("encoder", "decoder")},
-    harmless=frozenset(
+    ignored_keys=frozenset(
         {
             "activation_dropout",
             "add_bias_logits",
@@ -111,7 +108,7 @@ BART = Family(
             "static_position_embeddings",
         }
     ),
-    ignored=(r"(encoder|decoder)\.version$",),
+    ignored_tensors=(r"(encoder|decoder)\.version$",),
 )
-"""Keys of the code before transformers' (`normalize_before`, ...) are read by nobody: mBART, which they meant, has a
-model_type of its own."""
+"""Keys of the code that precedes transformers (`normalize_before`, ...) are ignored there too: mBART, which they were for, has
+its own model_type."""

@@ -1,35 +1,31 @@
-"""BERT and RoBERTa: encoders whose embeddings hold positions and token types, a norm after each sum."""
+"""BERT and RoBERTa: encoders with learned positions and token types, post-norm."""
 
 from typing import Any
 
-from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Fixed, Hf, Key, Only
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, Only, derived
 from x_positional.pretrained.families.llama import ACTIVATIONS
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.tensors.layouts import qkv
 from x_positional.schemes import Absolute
 
 GAMMA = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
-"""Names of gains and biases in files as old as BERT."""
+"""Names of gains and biases in the oldest checkpoints."""
 POOLER = (r"(^|\.)pooler\.", r"(^|\.)embeddings\.(position_ids|token_type_ids)$")
-"""What the first token is pooled with: hidden states are given as they are, so nothing reads it. And tables of integers."""
+"""The pooler, which is unused because hidden states are returned as they are; and index buffers."""
 IDLE_BIAS = r"^(cls\.predictions|lm_head)\.bias$"
-"""A head of its own reads `decoder.bias`; only one that is the embedding reads this."""
-BOTH_WAYS: tuple[Codec, ...] = (
+"""Used by a tied head only; an untied one has `decoder.bias`."""
+ENCODER: tuple[Codec, ...] = (
     Fixed("layers.kind", "encoder"),
-    Only("is_decoder", (False,), "as a decoder it sees earlier tokens alone, and here it is an encoder."),
-    Only(
-        "add_cross_attention",
-        (False,),
-        "with cross-attention it belongs to an encoder-decoder, which is not read here.",
-    ),
+    Only("is_decoder", (False,), "causal BERT is unsupported; this family is an encoder."),
+    Only("add_cross_attention", (False,), "encoder-decoders made of BERTs are unsupported."),
 )
-"""An encoder, whatever the class could be made to be."""
+"""An encoder: transformers' class could also be configured as a decoder."""
 
 
 def sizes(dim: int, depth: int, heads: int, inner: int, vocabulary: int) -> tuple[Codec, ...]:
-    """The sizes of an encoder, with the defaults of its class."""
+    """The sizes of an encoder, with the defaults of the family's class."""
 
-    def share(hf: Hf) -> int:
+    def head_dim(hf: Hf) -> int:
         return (hf.get("hidden_size") or dim) // (hf.get("num_attention_heads") or heads)
 
     return (
@@ -37,13 +33,13 @@ def sizes(dim: int, depth: int, heads: int, inner: int, vocabulary: int) -> tupl
         Key("layers.dim", "hidden_size", dim),
         Key("layers.depth", "num_hidden_layers", depth),
         Key("layers.heads", "num_attention_heads", heads),
-        Both(("layers.head_dim",), (), lambda hf: {"layers.head_dim": share(hf)}, lambda config: {}),
+        derived("layers.head_dim", head_dim),
         Key("layers.ff.dim", "intermediate_size", inner),
     )
 
 
 def norms(places: tuple[str, ...], key: str, eps: float) -> tuple[Codec, ...]:
-    """LayerNorm with gain and bias at these places, one eps for all."""
+    """LayerNorm with gain and bias at these places, with the same eps."""
     fixed = {"kind": "layer", "bias": True, "unit_offset": False}
     return tuple(
         codec
@@ -58,18 +54,20 @@ TIED: tuple[Codec, ...] = (Key("tie_embedding", "tie_word_embeddings", True), Fi
 BERT = Family(
     model_type="bert",
     architecture="BertForMaskedLM",
-    body="BertModel",
+    body_architecture="BertModel",
     kind="encoder",
-    base="bert.",
-    fields=(
+    prefix="bert.",
+    codecs=(
         *sizes(768, 12, 12, 3072, 30522),
         *norms(NORMED, "layer_norm_eps", 1e-12),
         *TIED,
-        *BOTH_WAYS,
+        *ENCODER,
         Key("max_seq_len", "max_position_embeddings", 512),
         Fixed("layers.position", [Absolute(scale=1.0)]),
         Only(
-            "position_embedding_type", ("absolute",), "relative keys are not read here, nor in transformers any more."
+            "position_embedding_type",
+            ("absolute",),
+            "relative positions are unsupported, and no longer in transformers either.",
         ),
         Key("token_types", "type_vocab_size", 2),
         Fixed("layers.norm_place", "post"),
@@ -97,14 +95,14 @@ BERT = Family(
         "to_logits.bias": "cls.predictions.decoder.bias",
         "tied_bias": "cls.predictions.bias",
     },
-    ignored=(*POOLER, IDLE_BIAS, r"^cls\.seq_relationship\."),
+    ignored_tensors=(*POOLER, IDLE_BIAS, r"^cls\.seq_relationship\."),
     copies={"cls.predictions.decoder.bias": "cls.predictions.bias"},
-    older=GAMMA,
+    legacy_names=GAMMA,
 )
 
 
 def _offset(hf: Hf) -> int:
-    """Rows of the table before that of the first token: padding has the last of them."""
+    """Index of the first token's row in the position table; the row before it is the padding's."""
     return (1 if hf.get("pad_token_id") is None else hf["pad_token_id"]) + 1
 
 
@@ -115,22 +113,22 @@ def _table_fields(hf: Hf) -> Fields:
     }
 
 
-def _table_keys(config: Fields) -> dict[str, Any]:
-    match config.get("layers.position"):
+def _table_keys(fields: Fields) -> dict[str, Any]:
+    match fields.get("layers.position"):
         case (Absolute(offset=offset),):
-            return {"max_position_embeddings": config["max_seq_len"] + offset, "pad_token_id": offset - 1}
+            return {"max_position_embeddings": fields["max_seq_len"] + offset, "pad_token_id": offset - 1}
         case _:
             return {}
 
 
-AFTER_PADDING = Both(
+AFTER_PADDING = Custom(
     ("max_seq_len", "layers.position"), ("max_position_embeddings", "pad_token_id"), _table_fields, _table_keys
 )
-"""Positions count the tokens that are no padding, and their table begins with rows that no token uses."""
+"""Positions count tokens without padding; the first rows of the table are unused."""
 
 
 def _under(prefix: str) -> dict[str, Any]:
-    """BERT's names under another prefix, with RoBERTa's head."""
+    """BERT's names with another prefix, and with RoBERTa's head."""
     body = {
         ours: qkv(*(name.replace("bert.", prefix, 1) for name in theirs.names(None)))  # type: ignore[arg-type]
         if not isinstance(theirs, str)
@@ -150,17 +148,20 @@ def _under(prefix: str) -> dict[str, Any]:
 ROBERTA = BERT.like(
     "roberta",
     "RobertaForMaskedLM",
-    fields=(
+    codecs=(
         *sizes(768, 12, 12, 3072, 50265),
         AFTER_PADDING,
         Fixed("head.activation", "gelu"),
     ),
     names=_under("roberta."),
-    body="RobertaModel",
-    base="roberta.",
-    ignored=(*POOLER, IDLE_BIAS),
+    body_architecture="RobertaModel",
+    prefix="roberta.",
+    ignored_tensors=(*POOLER, IDLE_BIAS),
     copies={"lm_head.decoder.bias": "lm_head.bias"},
 )
 XLM_ROBERTA = ROBERTA.like(
-    "xlm-roberta", "XLMRobertaForMaskedLM", fields=(Key("num_tokens", "vocab_size", 30522),), body="XLMRobertaModel"
+    "xlm-roberta",
+    "XLMRobertaForMaskedLM",
+    codecs=(Key("num_tokens", "vocab_size", 30522),),
+    body_architecture="XLMRobertaModel",
 )

@@ -1,26 +1,26 @@
-"""BLOOM: ALiBi, a norm after the embedding, queries, keys and values of a head side by side."""
+"""BLOOM: ALiBi, a norm after the embedding, fused projections with q, k, v per head."""
 
-from x_positional.pretrained.config_json.codecs import Both, Fixed, Key
+from x_positional.pretrained.config_json.codecs import Fixed, Key, derived
 from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import tied
 from x_positional.pretrained.families.sizes import even_heads
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.tensors.fused_qkv import grouped
+from x_positional.pretrained.tensors.layouts import grouped_qkv
 from x_positional.schemes import Alibi
 
 BLOOM = Family(
     model_type="bloom",
     architecture="BloomForCausalLM",
-    base="transformer.",
-    fields=(
+    prefix="transformer.",
+    codecs=(
         Key("num_tokens", "vocab_size", 250880),
         Key("max_seq_len", "seq_length", 2048),
         Key("layers.dim", "hidden_size", 64),
         Key("layers.depth", "n_layer", 2),
         Key("layers.heads", "n_head", 8),
         even_heads("hidden_size", "n_head", (64, 8)),
-        Both(("layers.ff.dim",), (), lambda hf: {"layers.ff.dim": 4 * hf.get("hidden_size", 64)}, lambda config: {}),
+        derived("layers.ff.dim", lambda hf: 4 * hf.get("hidden_size", 64)),
         *tied(True),
         *layer_norms("layer_norm_epsilon"),
         Fixed("emb_norm.kind", "layer"),
@@ -38,7 +38,7 @@ BLOOM = Family(
         "emb_norm": "transformer.word_embeddings_layernorm",
         "blocks.{i}.attn_residual.before": "transformer.h.{i}.input_layernorm",
         "blocks.{i}.attn_residual.entry": "transformer.h.{i}.input_layernorm",
-        "blocks.{i}.attn.to_qkv": grouped("transformer.h.{i}.self_attention.query_key_value"),
+        "blocks.{i}.attn.to_qkv": grouped_qkv("transformer.h.{i}.self_attention.query_key_value"),
         "blocks.{i}.attn.to_out": "transformer.h.{i}.self_attention.dense",
         "blocks.{i}.ff_residual.before": "transformer.h.{i}.post_attention_layernorm",
         "blocks.{i}.ff_residual.entry": "transformer.h.{i}.post_attention_layernorm",
@@ -48,7 +48,7 @@ BLOOM = Family(
         "to_logits": "lm_head",
     },
     aliases={"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "n_embed": "hidden_size"},
-    harmless=key_names(
+    ignored_keys=key_names(
         "pretraining_tp slow_but_exact attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion offset_alibi "
         "skip_bias_add skip_bias_add_qkv unk_token_id hidden_dropout attention_dropout"
     ),

@@ -1,10 +1,10 @@
-"""Command R: attention and feedforward side by side on a LayerNorm without bias, neighbouring channels turn, logits are
-scaled; and its second version, whose layers with windows turn and whose others do not.
+"""Command R: parallel attention and feedforward on a LayerNorm without bias, interleaved RoPE, scaled logits; and its second
+version, with RoPE in sliding-window layers only.
 """
 
-from x_positional.pretrained.config_json.codecs import Fixed, follows, multiplier, share
+from x_positional.pretrained.config_json.codecs import Fixed, derived, multiplier, quotient
 from x_positional.pretrained.config_json.ignored_keys import key_names
-from x_positional.pretrained.config_json.layer_types import SLIDING, Reaches, Turns, full_every, turning_in
+from x_positional.pretrained.config_json.layer_types import SLIDING, LayerTypesCodec, RopeCodec, full_every, rope_in
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import LLAMA, qk_norms_if, sizes, tied
 from x_positional.pretrained.tensors.layouts import head_gains
@@ -12,7 +12,7 @@ from x_positional.pretrained.tensors.layouts import head_gains
 COHERE = LLAMA.like(
     "cohere",
     "CohereForCausalLM",
-    fields=(
+    codecs=(
         *tied(True),
         *layer_norms("layer_norm_eps"),
         Fixed("layers.norm.bias", False),
@@ -34,13 +34,13 @@ LOCAL = full_every("sliding_window_pattern")
 COHERE2 = COHERE.like(
     "cohere2",
     "Cohere2ForCausalLM",
-    fields=(
+    codecs=(
         Fixed("layers.attn.qk_norm", None),
-        follows("layers.head_dim", share("hidden_size", "num_attention_heads")),
-        Reaches(unlisted=LOCAL, older=("sliding_window_pattern",)),
-        Turns(turning=turning_in(SLIDING, LOCAL)),
+        derived("layers.head_dim", quotient("hidden_size", "num_attention_heads")),
+        LayerTypesCodec(default_types=LOCAL, legacy_keys=("sliding_window_pattern",)),
+        RopeCodec(layers=rope_in(SLIDING, LOCAL)),
     ),
-    harmless=key_names(
+    ignored_keys=key_names(
         "cache_implementation head_dim layer_switch order_of_interleaved_layers position_embedding_type rotary_pct "
         "use_embedding_sharing use_gated_activation use_parallel_block use_parallel_embedding use_qk_norm"
     ),

@@ -1,8 +1,9 @@
-"""DeBERTa v2 and v3: BERT whose positions are disentangled from the words, by buckets of distances."""
+"""DeBERTa v2 and v3: BERT with disentangled attention over bucketed distances."""
 
 from typing import Any
 
-from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Hf, Key, Only, Written
+from x_positional.errors import ConfigError
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Hf, Key, Only, WriteOnly
 from x_positional.pretrained.families.bert import BERT, GAMMA, IDLE_BIAS, POOLER, norms, sizes
 from x_positional.pretrained.tensors.layouts import qkv
 from x_positional.schemes import Absolute
@@ -26,29 +27,30 @@ KEYS = (
 
 
 def _terms(hf: Hf) -> Terms | None:
-    said = hf.get("pos_att_type") or []
-    words = {word.strip() for word in (said.lower().split("|") if isinstance(said, str) else said)}
+    listed = hf.get("pos_att_type") or []
+    words = {word.strip() for word in (listed.lower().split("|") if isinstance(listed, str) else listed)}
     if {"c2p", "p2c"} <= words:
         return "both"
     return next((term for term in SINGLE if term in words), None)
 
 
 def _normed(hf: Hf) -> float | None:
-    """The eps of the norm of the table, which has that of all norms."""
-    said = [word.strip() for word in str(hf.get("norm_rel_ebd") or "none").lower().split("|")]
-    return hf.get("layer_norm_eps", EPS) if "layer_norm" in said else None
+    """The eps of the norm of the position table, None without one."""
+    kinds = [word.strip() for word in str(hf.get("norm_rel_ebd") or "none").lower().split("|")]
+    return hf.get("layer_norm_eps", EPS) if "layer_norm" in kinds else None
 
 
 def _position_fields(hf: Hf) -> Fields:
     terms, shared = _terms(hf), bool(hf.get("share_att_key", False))
     if not hf.get("relative_attention") or terms is None:
-        raise ValueError(
-            f"relative_attention={hf.get('relative_attention')}, pos_att_type={hf.get('pos_att_type')!r}: without relative "
-            "attention this is another model, which is not read here."
+        raise ConfigError(
+            f"unsupported relative_attention={hf.get('relative_attention')}, pos_att_type={hf.get('pos_att_type')!r}: "
+            "DeBERTa without relative attention is another architecture."
         )
     if not shared and terms != "both":
-        raise ValueError(
-            f"share_att_key=False with pos_att_type={hf.get('pos_att_type')!r}: only both terms are read here."
+        raise ConfigError(
+            f"unsupported pos_att_type={hf.get('pos_att_type')!r} with share_att_key=False: separate projections need both "
+            "terms, c2p and p2c."
         )
     length, buckets = hf.get("max_position_embeddings", 512), hf.get("position_buckets", -1)
     furthest = hf.get("max_relative_positions", -1)
@@ -66,8 +68,8 @@ def _position_fields(hf: Hf) -> Fields:
     }
 
 
-def _position_keys(config: Fields) -> dict[str, Any]:
-    match config.get("layers.position"):
+def _position_keys(fields: Fields) -> dict[str, Any]:
+    match fields.get("layers.position"):
         case (Disentangled() as table, *rest) if len(rest) < 2:
             terms = list(SINGLE) if table.terms == "both" else [table.terms]
             return {
@@ -77,7 +79,7 @@ def _position_keys(config: Fields) -> dict[str, Any]:
                 "max_relative_positions": table.max_distance,
                 "position_biased_input": bool(rest),
                 "norm_rel_ebd": "none" if table.norm_eps is None else "layer_norm",
-                "share_att_key": not config.get("layers.attn.position_projections"),
+                "share_att_key": not fields.get("layers.attn.position_projections"),
             }
         case _:
             return {}
@@ -86,8 +88,8 @@ def _position_keys(config: Fields) -> dict[str, Any]:
 def _same_width(hf: Hf) -> Fields:
     width, other = hf.get("hidden_size", 1536), hf.get("embedding_size")
     if other not in (None, width):
-        raise ValueError(
-            f"embedding_size={other} beside hidden_size={width}: a projection between them is not read here."
+        raise ConfigError(
+            f"unsupported embedding_size={other} with hidden_size={width}: a projection between them is not implemented."
         )
     return {}
 
@@ -100,27 +102,27 @@ FIELDS: tuple[Codec, ...] = (
     *sizes(1536, 24, 24, 6144, 128100),
     *norms(NORMED, "layer_norm_eps", EPS),
     Key("max_seq_len", "max_position_embeddings", 512),
-    Both(
+    Custom(
         ("layers.position", "layers.attn.scale", "layers.attn.position_projections"),
         KEYS,
         _position_fields,
         _position_keys,
     ),
-    Both(
+    Custom(
         ("token_types",),
         ("type_vocab_size",),
         _types,
-        lambda config: {"type_vocab_size": config.get("token_types") or 0},
+        lambda fields: {"type_vocab_size": fields.get("token_types") or 0},
     ),
-    Both(("only embedding_size",), ("embedding_size",), _same_width, lambda config: {}),
-    Written("legacy", True),
-    Only("conv_kernel_size", (0,), "the convolution beside the first layer (of the xlarge models) is not read here."),
+    Custom(("only embedding_size",), ("embedding_size",), _same_width, lambda fields: {}),
+    WriteOnly("legacy", True),
+    Only("conv_kernel_size", (0,), "the convolution at the first layer (in the xlarge models) is not implemented."),
 )
 LAYER = "deberta.encoder.layer.{i}.attention.self"
 DEBERTA_V2 = BERT.like(
     "deberta-v2",
     "DebertaV2ForMaskedLM",
-    fields=FIELDS,
+    codecs=FIELDS,
     names={
         **{
             ours: theirs.replace("bert.", "deberta.", 1)
@@ -134,14 +136,14 @@ DEBERTA_V2 = BERT.like(
         "blocks.{i}.attn.position_q": f"{LAYER}.pos_query_proj",
         "blocks.{i}.attn.position_k": f"{LAYER}.pos_key_proj",
     },
-    body="DebertaV2Model",
-    base="deberta.",
-    ignored=(*POOLER, IDLE_BIAS, r"^mask_predictions\."),
-    older=(
+    body_architecture="DebertaV2Model",
+    prefix="deberta.",
+    ignored_tensors=(*POOLER, IDLE_BIAS, r"^mask_predictions\."),
+    legacy_names=(
         *GAMMA,
         (r"^lm_predictions\.lm_head\.(dense|LayerNorm)", r"cls.predictions.transform.\1"),
         (r"^lm_predictions\.lm_head\.bias$", "cls.predictions.bias"),
     ),
-    harmless=frozenset({"pooler_hidden_size", "pooler_dropout", "pooler_hidden_act"}),
+    ignored_keys=frozenset({"pooler_hidden_size", "pooler_dropout", "pooler_hidden_act"}),
 )
-"""The head of a file that names it `lm_predictions` is read too; it is written under the usual name."""
+"""A head under the name `lm_predictions` is read too; it is written under the usual name."""

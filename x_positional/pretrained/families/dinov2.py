@@ -1,10 +1,11 @@
-"""DINOv2: ViT with a gain per channel of each branch, SwiGLU in the largest, a head on the cls token and the mean of the
-patches, and registers in a later one.
+"""DINOv2: ViT with LayerScale, SwiGLU in the largest model, a head on the cls token and the mean of the patches; and its
+later version with registers.
 """
 
 from typing import Any
 
-from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Fixed, Hf, Key, Only
+from x_positional.errors import ConfigError
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, Only
 from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import ACTIVATIONS
@@ -13,11 +14,11 @@ from x_positional.pretrained.family import Family
 from x_positional.pretrained.tensors.layouts import ByGate, Layout, Same, Swapped
 
 RATIOS = range(1, 65)
-"""Widths of a feedforward as multiples of the model's, which the config takes in whole numbers."""
+"""Candidate `mlp_ratio`s, which must be integers."""
 
 
 def _width(dim: int, ratio: float, gated: bool) -> int:
-    """Inner width: a gated one has two thirds, up to a multiple of 8."""
+    """Inner width; a gated one is two thirds of it, rounded up to a multiple of 8."""
     inner = int(dim * ratio)
     return (int(inner * 2 / 3) + 7) // 8 * 8 if gated else inner
 
@@ -26,7 +27,7 @@ def _feedforward_fields(hf: Hf) -> Fields:
     gated = bool(hf.get("use_swiglu_ffn", False))
     name = hf.get("hidden_act") or "gelu"
     if not gated and name not in ACTIVATIONS:
-        raise ValueError(f"hidden_act={name!r} is not known here; there are: {', '.join(ACTIVATIONS)}.")
+        raise ConfigError(f"unsupported hidden_act={name!r}; supported: {', '.join(ACTIVATIONS)}.")
     return {
         "layers.ff.glu": gated,
         "layers.ff.activation": "silu" if gated else ACTIVATIONS[name],
@@ -34,14 +35,14 @@ def _feedforward_fields(hf: Hf) -> Fields:
     }
 
 
-def _feedforward_keys(config: Fields) -> dict[str, Any]:
-    gated, dim = config.get("layers.ff.glu"), config["layers.dim"]
-    ratio = next((r for r in RATIOS if _width(dim, r, bool(gated)) == config.get("layers.ff.dim")), None)
-    word = None if gated else next((w for w, a in ACTIVATIONS.items() if a == config.get("layers.ff.activation")), None)
+def _feedforward_keys(fields: Fields) -> dict[str, Any]:
+    gated, dim = fields.get("layers.ff.glu"), fields["layers.dim"]
+    ratio = next((r for r in RATIOS if _width(dim, r, bool(gated)) == fields.get("layers.ff.dim")), None)
+    word = None if gated else next((w for w, a in ACTIVATIONS.items() if a == fields.get("layers.ff.activation")), None)
     return {"use_swiglu_ffn": gated, "mlp_ratio": ratio, "hidden_act": word}
 
 
-FEEDFORWARD = Both(
+FEEDFORWARD = Custom(
     ("layers.ff.glu", "layers.ff.activation", "layers.ff.dim"),
     ("use_swiglu_ffn", "hidden_act", "mlp_ratio"),
     _feedforward_fields,
@@ -75,23 +76,23 @@ OWN: tuple[Codec, ...] = (
 DINOV2 = Family(
     model_type="dinov2",
     architecture="Dinov2ForImageClassification",
-    body="Dinov2Model",
+    body_architecture="Dinov2Model",
     kind="vision",
-    base="dinov2.",
-    fields=(*images(224, 14), *OWN, Only("use_mask_token", (False, True), "it is yes or no.")),
+    prefix="dinov2.",
+    codecs=(*images(224, 14), *OWN, Only("use_mask_token", (False, True), "it must be a bool.")),
     names=_names("dinov2."),
-    ignored=(MASK_TOKEN,),
-    harmless=key_names("drop_path_rate out_features out_indices stage_names apply_layernorm reshape_hidden_states"),
+    ignored_tensors=(MASK_TOKEN,),
+    ignored_keys=key_names("drop_path_rate out_features out_indices stage_names apply_layernorm reshape_hidden_states"),
 )
 DINOV2_WITH_REGISTERS = DINOV2.like(
     "dinov2_with_registers",
     "Dinov2WithRegistersForImageClassification",
-    fields=(*images(224, 16), *OWN, Key("num_register_tokens", "num_register_tokens", 4), Fixed("antialias", True)),
+    codecs=(*images(224, 16), *OWN, Key("num_register_tokens", "num_register_tokens", 4), Fixed("antialias", True)),
     names={
         **_names("dinov2_with_registers."),
         "register_tokens": tokens("dinov2_with_registers.embeddings.register_tokens"),
     },
-    body="Dinov2WithRegistersModel",
-    base="dinov2_with_registers.",
-    harmless=DINOV2.harmless | {"use_mask_token"},
+    body_architecture="Dinov2WithRegistersModel",
+    prefix="dinov2_with_registers.",
+    ignored_keys=DINOV2.ignored_keys | {"use_mask_token"},
 )

@@ -1,15 +1,16 @@
-"""Falcon in its three kinds: 7b (one key head, one norm for both branches), 40b (groups, a norm for each branch), and rw
-(ALiBi, one branch after the other)."""
+"""Falcon in its three variants: 7b (multi-query, parallel branches with one norm), 40b (grouped queries, parallel branches
+with two norms), and rw (ALiBi, sequential branches).
+"""
 
 from typing import Any
 
-from x_positional.pretrained.config_json.codecs import Both, Fields, Fixed, Hf, Key, Only
+from x_positional.pretrained.config_json.codecs import Custom, Fields, Fixed, Hf, Key, Only
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
 from x_positional.pretrained.families.sizes import even_heads, inner_width
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.rope import from_hf, to_hf
-from x_positional.pretrained.tensors.fused_qkv import ByPlace, grouped
+from x_positional.pretrained.tensors.layouts import ByNormPlace, grouped_qkv
 from x_positional.schemes import Alibi, Rope
 
 WIDTH, HEADS = 4544, 71
@@ -17,15 +18,15 @@ LAYER = "transformer.h.{i}."
 
 
 def _position_fields(hf: Hf) -> Fields:
-    """ALiBi's products are rounded to bfloat16, whatever the type of the model, and scaled as scores are."""
+    """ALiBi's biases are rounded to bfloat16 for any dtype of the model, and scaled like the scores."""
     if not hf.get("alibi"):
         return {"layers.position": [from_hf(hf)]}
     head_dim = hf.get("hidden_size", WIDTH) // hf.get("num_attention_heads", HEADS)
     return {"layers.position": [Alibi(rounding="bfloat16", scale=head_dim**-0.5)]}
 
 
-def _position_keys(config: Fields) -> dict[str, Any]:
-    match config.get("layers.position"):
+def _position_keys(fields: Fields) -> dict[str, Any]:
+    match fields.get("layers.position"):
         case (Rope() as rope,):
             return {**to_hf(rope.model_copy(update={"dim": None})), "alibi": False}
         case (Alibi(),):
@@ -35,8 +36,9 @@ def _position_keys(config: Fields) -> dict[str, Any]:
 
 
 def _shape_fields(hf: Hf) -> Fields:
-    """Which heads share a key, and where norms stand. The newer kind is always side by side, with two norms unless it says
-    one; of the older kind, num_kv_heads says nothing."""
+    """Key heads and norm placement. The new architecture is always parallel, with two norms by default; the old one ignores
+    num_kv_heads.
+    """
     heads = hf.get("num_attention_heads", HEADS)
     if hf.get("new_decoder_architecture"):
         norms = hf.get("num_ln_in_parallel_attn") or 2
@@ -46,8 +48,8 @@ def _shape_fields(hf: Hf) -> Fields:
     return {"layers.kv_heads": 1 if hf.get("multi_query", True) else heads, "layers.norm_place": place}
 
 
-def _shape_keys(config: Fields) -> dict[str, Any]:
-    heads, kv_heads, place = (config[f"layers.{name}"] for name in ("heads", "kv_heads", "norm_place"))
+def _shape_keys(fields: Fields) -> dict[str, Any]:
+    heads, kv_heads, place = (fields[f"layers.{name}"] for name in ("heads", "kv_heads", "norm_place"))
     newer = place == "parallel_two" or (place == "parallel" and kv_heads not in (1, heads))
     return {
         "new_decoder_architecture": newer,
@@ -61,8 +63,8 @@ def _shape_keys(config: Fields) -> dict[str, Any]:
 FALCON = Family(
     model_type="falcon",
     architecture="FalconForCausalLM",
-    base="transformer.",
-    fields=(
+    prefix="transformer.",
+    codecs=(
         Key("num_tokens", "vocab_size", 65024),
         Key("max_seq_len", "max_position_embeddings", 2048),
         Key("layers.dim", "hidden_size", WIDTH),
@@ -71,13 +73,13 @@ FALCON = Family(
         even_heads("hidden_size", "num_attention_heads", (WIDTH, HEADS)),
         inner_width("ffn_hidden_size", "hidden_size", WIDTH),
         Key("layers.ff.activation", "activation", "gelu", ACTIVATIONS),
-        Both(
+        Custom(
             ("layers.position",),
             ("alibi", "rope_parameters", "rope_scaling", "rope_theta"),
             _position_fields,
             _position_keys,
         ),
-        Both(
+        Custom(
             ("layers.kv_heads", "layers.norm_place"),
             ("new_decoder_architecture", "multi_query", "parallel_attn", "num_kv_heads", "num_ln_in_parallel_attn"),
             _shape_fields,
@@ -88,16 +90,16 @@ FALCON = Family(
         Fixed("layers.kind", "decoder"),
         Key("layers.attn.bias", "bias", False),
         Key("layers.ff.bias", "bias", False),
-        Only("apply_residual_connection_post_layernorm", (False,), "Falcon carries on what comes into a norm."),
+        Only("apply_residual_connection_post_layernorm", (False,), "Falcon's residuals bypass the norm."),
     ),
     names={
         "token_emb": "transformer.word_embeddings",
-        "blocks.{i}.attn_residual.before": ByPlace(
+        "blocks.{i}.attn_residual.before": ByNormPlace(
             {"pre": LAYER + "input_layernorm", "parallel": LAYER + "input_layernorm", "parallel_two": LAYER + "ln_attn"}
         ),
-        "blocks.{i}.attn.to_qkv": grouped(LAYER + "self_attention.query_key_value"),
+        "blocks.{i}.attn.to_qkv": grouped_qkv(LAYER + "self_attention.query_key_value"),
         "blocks.{i}.attn.to_out": LAYER + "self_attention.dense",
-        "blocks.{i}.ff_residual.before": ByPlace(
+        "blocks.{i}.ff_residual.before": ByNormPlace(
             {"pre": LAYER + "post_attention_layernorm", "parallel_two": LAYER + "ln_mlp"}
         ),
         "blocks.{i}.ff.up": LAYER + "mlp.dense_h_to_4h",
@@ -106,5 +108,5 @@ FALCON = Family(
         "to_logits": "lm_head",
     },
     aliases={"n_embed": "hidden_size"},
-    harmless=frozenset(("ff_factor",)),
+    ignored_keys=frozenset(("ff_factor",)),
 )

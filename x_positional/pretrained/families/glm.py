@@ -1,18 +1,16 @@
-"""GLM 4: half of each head turns, in neighbouring channels; gate and what it gates are one projection. Its later version
-norms before and after each branch.
-"""
+"""GLM 4: interleaved RoPE on half of each head, gate and value in one projection; and its later version with sandwich norms."""
 
 from x_positional.pretrained.config_json.codecs import Fixed, Key
-from x_positional.pretrained.config_json.layer_types import SHARE, Turns
+from x_positional.pretrained.config_json.layer_types import PARTIAL_FACTOR, RopeCodec
 from x_positional.pretrained.families.llama import LLAMA, rms_norms, sizes
 from x_positional.pretrained.tensors.layouts import Swapped
 
 GLM = LLAMA.like(
     "glm",
     "GlmForCausalLM",
-    fields=(
+    codecs=(
         *rms_norms(eps=1.5625e-7),
-        Turns(honours=(SHARE,)),
+        RopeCodec(reads=(PARTIAL_FACTOR,)),
         Key("layers.attn.bias", "attention_bias", True),
         Fixed("layers.attn.out_bias", False),
         Fixed("layers.ff.bias", False),
@@ -24,7 +22,7 @@ GLM = LLAMA.like(
 GLM4 = GLM.like(
     "glm4",
     "Glm4ForCausalLM",
-    fields=(Fixed("layers.norm_place", "sandwich"),),
+    codecs=(Fixed("layers.norm_place", "sandwich"),),
     names={
         "blocks.{i}.attn_residual.after": "model.layers.{i}.post_self_attn_layernorm",
         "blocks.{i}.ff_residual.after": "model.layers.{i}.post_mlp_layernorm",

@@ -1,6 +1,6 @@
-"""GPT-2: a learned table, LayerNorm before each branch, weights stored as [in, out]."""
+"""GPT-2: learned positions, pre-norm with LayerNorm, weights stored as [in, out]."""
 
-from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Fixed, Hf, Key, Only, share
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, Only, derived, quotient
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.tensors.layouts import Same, Transposed
@@ -20,33 +20,31 @@ def layer_norms(key: str, eps: float = 1e-5) -> tuple[Codec, ...]:
 
 
 def _scale_fields(hf: Hf) -> Fields:
-    """Scores are divided by sqrt(head_dim), or not, and by the number of the layer, or not."""
+    """Scores are optionally divided by sqrt(head_dim), and optionally by the layer's number."""
     scale = (hf["n_embd"] // hf["n_head"]) ** -0.5 if hf.get("scale_attn_weights", True) else 1.0
     by_layer = hf.get("scale_attn_by_inverse_layer_idx", False)
     return {"each.attn.scale": [scale / (i + 1 if by_layer else 1) for i in range(hf["n_layer"])]}
 
 
-def _scale_keys(config: Fields) -> dict[str, bool]:
-    scales = config["each.attn.scale"]
+def _scale_keys(fields: Fields) -> dict[str, bool]:
+    scales = fields["each.attn.scale"]
     return {"scale_attn_weights": scales[0] != 1.0, "scale_attn_by_inverse_layer_idx": len(set(scales)) > 1}
 
 
 GPT2 = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
-    base="transformer.",
-    fields=(
+    prefix="transformer.",
+    codecs=(
         Key("num_tokens", "vocab_size", 50257),
         Key("max_seq_len", "n_positions", 1024),
         Key("layers.dim", "n_embd", 768),
         Key("layers.depth", "n_layer", 12),
         Key("layers.heads", "n_head", 12),
-        Both(
-            ("layers.head_dim",), (), lambda hf: {"layers.head_dim": share("n_embd", "n_head")(hf)}, lambda config: {}
-        ),
+        derived("layers.head_dim", quotient("n_embd", "n_head")),
         Key("layers.ff.dim", "n_inner", lambda hf: 4 * hf["n_embd"]),
         Key("layers.ff.activation", "activation_function", "gelu_new", ACTIVATIONS),
-        Both(
+        Custom(
             ("each.attn.scale",), ("scale_attn_weights", "scale_attn_by_inverse_layer_idx"), _scale_fields, _scale_keys
         ),
         *tied(True),
@@ -54,7 +52,7 @@ GPT2 = Family(
         TABLE,
         Fixed("layers.kind", "decoder"),
         Fixed("layers.attn.bias", True),
-        Only("add_cross_attention", (False,), "GPT-2 with cross-attention is not read here."),
+        Only("add_cross_attention", (False,), "GPT-2 with cross-attention is unsupported."),
     ),
     names={
         "token_emb": "transformer.wte",
@@ -68,5 +66,5 @@ GPT2 = Family(
         "final_norm": "transformer.ln_f",
         "to_logits": "lm_head",
     },
-    ignored=(r"\.attn\.(masked_)?bias$",),
+    ignored_tensors=(r"\.attn\.(masked_)?bias$",),
 )

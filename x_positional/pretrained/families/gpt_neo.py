@@ -1,8 +1,9 @@
-"""GPT-Neo: unscaled scores, layers that see everything and layers that see a window, in turns."""
+"""GPT-Neo: unscaled scores, alternating full and sliding-window layers."""
 
 from typing import Any
 
-from x_positional.pretrained.config_json.codecs import Both, Fields, Fixed, Hf, Key
+from x_positional.errors import ConfigError
+from x_positional.pretrained.config_json.codecs import Custom, Fields, Fixed, Hf, Key
 from x_positional.pretrained.families.gpt2 import TABLE, layer_norms
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
 from x_positional.pretrained.families.sizes import even_heads, inner_width
@@ -11,21 +12,21 @@ from x_positional.pretrained.tensors.layouts import qkv
 
 
 def _window_fields(hf: Hf) -> Fields:
-    """`attention_types` is written as [[names, how often], ...]."""
+    """`attention_types` is [[names, repeats], ...]."""
     kinds = hf.get("attention_layers")
     if hf.get("attention_types") is not None or kinds is None:
         types = hf.get("attention_types") or [[["global", "local"], 12]]
         kinds = [kind for names, times in types for _ in range(times) for kind in names]
     depth, window = hf.get("num_layers", 24), hf.get("window_size", 256)
     if len(kinds) != depth or set(kinds) - {"global", "local"}:
-        raise ValueError(
-            f"attention_types says {kinds} for {depth} layers; it must say global or local for each of them."
+        raise ConfigError(
+            f"unsupported attention_types: {kinds} for {depth} layers; it must give 'global' or 'local' for each layer."
         )
     return {"each.window": [window if kind == "local" else None for kind in kinds]}
 
 
-def _window_keys(config: Fields) -> dict[str, Any]:
-    windows = config["each.window"]
+def _window_keys(fields: Fields) -> dict[str, Any]:
+    windows = fields["each.window"]
     kinds = ["global" if window is None else "local" for window in windows]
     return {"attention_types": [[kinds, 1]], "attention_layers": kinds, "window_size": next(filter(None, windows), 256)}
 
@@ -33,8 +34,8 @@ def _window_keys(config: Fields) -> dict[str, Any]:
 GPT_NEO = Family(
     model_type="gpt_neo",
     architecture="GPTNeoForCausalLM",
-    base="transformer.",
-    fields=(
+    prefix="transformer.",
+    codecs=(
         Key("num_tokens", "vocab_size", 50257),
         Key("max_seq_len", "max_position_embeddings", 2048),
         Key("layers.dim", "hidden_size", 2048),
@@ -49,7 +50,7 @@ GPT_NEO = Family(
         Fixed("layers.kind", "decoder"),
         Fixed("layers.attn.scale", 1.0),
         Fixed("layers.attn.out_bias", True),
-        Both(("each.window",), ("attention_types", "attention_layers", "window_size"), _window_fields, _window_keys),
+        Custom(("each.window",), ("attention_types", "attention_layers", "window_size"), _window_fields, _window_keys),
     ),
     names={
         "token_emb": "transformer.wte",
@@ -63,7 +64,7 @@ GPT_NEO = Family(
         "final_norm": "transformer.ln_f",
         "to_logits": "lm_head",
     },
-    ignored=(r"\.attention\.(masked_)?bias$",),
+    ignored_tensors=(r"\.attention\.(masked_)?bias$",),
     aliases={"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"},
-    harmless=frozenset(("embed_dropout", "resid_dropout", "gradient_checkpointing")),
+    ignored_keys=frozenset(("embed_dropout", "resid_dropout", "gradient_checkpointing")),
 )

@@ -1,14 +1,14 @@
-"""GPT-NeoX (Pythia): attention and feedforward side by side on a norm each, a share of each head turned."""
+"""GPT-NeoX (Pythia): parallel attention and feedforward with a norm each, RoPE on a part of each head."""
 
 from typing import Any
 
-from x_positional.pretrained.config_json.codecs import Both, Fields, Fixed, Hf, Key
+from x_positional.pretrained.config_json.codecs import Custom, Fields, Fixed, Hf, Key
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
 from x_positional.pretrained.families.sizes import even_heads
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.rope import from_hf, to_hf
-from x_positional.pretrained.tensors.fused_qkv import grouped
+from x_positional.pretrained.tensors.layouts import grouped_qkv
 from x_positional.schemes import Rope
 
 ROPE_KEYS = (
@@ -26,17 +26,17 @@ def _rope_fields(hf: Hf) -> Fields:
     return {"layers.position": [from_hf(hf)]}
 
 
-def share(dim: int, head_dim: int) -> float:
-    """The share of a head that is `dim` channels, where int(share * head_dim) is counted."""
+def rotary_pct(dim: int, head_dim: int) -> float:
+    """The fraction of a head that reads back as `dim` channels, given that readers take int(fraction * head_dim)."""
     exact = dim / head_dim
     return exact if int(exact * head_dim) == dim else (dim + 0.5) / head_dim
 
 
-def _rope_keys(config: Fields) -> dict[str, Any]:
-    """The share is always said, because this family's default is a quarter."""
-    match config.get("layers.position"):
+def _rope_keys(fields: Fields) -> dict[str, Any]:
+    """The fraction is always written, because this family's default is a quarter."""
+    match fields.get("layers.position"):
         case (Rope(dim=int() as dim) as rope,):
-            part = share(dim, config["layers.head_dim"])
+            part = rotary_pct(dim, fields["layers.head_dim"])
             keys = to_hf(rope.model_copy(update={"dim": None}))
             return keys | {"rope_parameters": {**keys["rope_parameters"], "partial_rotary_factor": part}}
         case _:
@@ -46,8 +46,8 @@ def _rope_keys(config: Fields) -> dict[str, Any]:
 GPT_NEOX = Family(
     model_type="gpt_neox",
     architecture="GPTNeoXForCausalLM",
-    base="gpt_neox.",
-    fields=(
+    prefix="gpt_neox.",
+    codecs=(
         Key("num_tokens", "vocab_size", 50432),
         Key("max_seq_len", "max_position_embeddings", 2048),
         Key("layers.dim", "hidden_size", 6144),
@@ -58,7 +58,7 @@ GPT_NEOX = Family(
         Key("layers.ff.activation", "hidden_act", "gelu", ACTIVATIONS),
         *tied(False),
         *layer_norms("layer_norm_eps"),
-        Both(("layers.position",), ROPE_KEYS, _rope_fields, _rope_keys),
+        Custom(("layers.position",), ROPE_KEYS, _rope_fields, _rope_keys),
         Fixed("layers.kind", "decoder"),
         Key("layers.norm_place", "use_parallel_residual", True, {True: "parallel_two", False: "pre"}),
         Key("layers.attn.bias", "attention_bias", True),
@@ -66,7 +66,7 @@ GPT_NEOX = Family(
     names={
         "token_emb": "gpt_neox.embed_in",
         "blocks.{i}.attn_residual.before": "gpt_neox.layers.{i}.input_layernorm",
-        "blocks.{i}.attn.to_qkv": grouped("gpt_neox.layers.{i}.attention.query_key_value"),
+        "blocks.{i}.attn.to_qkv": grouped_qkv("gpt_neox.layers.{i}.attention.query_key_value"),
         "blocks.{i}.attn.to_out": "gpt_neox.layers.{i}.attention.dense",
         "blocks.{i}.ff_residual.before": "gpt_neox.layers.{i}.post_attention_layernorm",
         "blocks.{i}.ff.up": "gpt_neox.layers.{i}.mlp.dense_h_to_4h",
@@ -74,5 +74,5 @@ GPT_NEOX = Family(
         "final_norm": "gpt_neox.final_layer_norm",
         "to_logits": "embed_out",
     },
-    ignored=(r"\.attention\.(masked_)?bias$", r"rotary_emb\.inv_freq$"),
+    ignored_tensors=(r"\.attention\.(masked_)?bias$", r"rotary_emb\.inv_freq$"),
 )

@@ -1,14 +1,13 @@
-"""GPT-J and CodeGen: attention and feedforward side by side on one norm, neighbouring channels turned, a head with a bias."""
+"""GPT-J and CodeGen: parallel attention and feedforward with one norm, interleaved RoPE, a head with a bias."""
 
 from typing import Any
 
-from x_positional.pretrained.config_json.codecs import Both, Fields, Fixed, Hf
+from x_positional.pretrained.config_json.codecs import Custom, Fields, Fixed, Hf
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import tied
 from x_positional.pretrained.families.sizes import OLD_ALIASES, old_sizes
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.tensors.fused_qkv import sharded
-from x_positional.pretrained.tensors.layouts import qkv
+from x_positional.pretrained.tensors.layouts import qkv, sharded_qkv
 from x_positional.schemes import Rope
 
 
@@ -16,8 +15,8 @@ def _rope_fields(hf: Hf) -> Fields:
     return {"layers.position": [Rope(dim=hf.get("rotary_dim", 64), interleaved=True)]}
 
 
-def _rope_keys(config: Fields) -> dict[str, Any]:
-    match config.get("layers.position"):
+def _rope_keys(fields: Fields) -> dict[str, Any]:
+    match fields.get("layers.position"):
         case (Rope(dim=dim),):
             return {"rotary_dim": dim}
         case _:
@@ -27,12 +26,12 @@ def _rope_keys(config: Fields) -> dict[str, Any]:
 GPTJ = Family(
     model_type="gptj",
     architecture="GPTJForCausalLM",
-    base="transformer.",
-    fields=(
+    prefix="transformer.",
+    codecs=(
         *old_sizes({"vocab_size": 50400, "n_positions": 2048, "n_embd": 4096, "n_layer": 28, "n_head": 16}),
         *tied(False),
         *layer_norms("layer_norm_epsilon"),
-        Both(("layers.position",), ("rotary_dim",), _rope_fields, _rope_keys),
+        Custom(("layers.position",), ("rotary_dim",), _rope_fields, _rope_keys),
         Fixed("layers.kind", "decoder"),
         Fixed("layers.norm_place", "parallel"),
         Fixed("logits_bias", True),
@@ -48,14 +47,14 @@ GPTJ = Family(
         "to_logits": "lm_head",
         "tied_bias": "lm_head.bias",
     },
-    ignored=(r"\.attn\.(masked_)?bias$", r"\.attn\.embed_positions$"),
+    ignored_tensors=(r"\.attn\.(masked_)?bias$", r"\.attn\.embed_positions$"),
     aliases=OLD_ALIASES,
-    harmless=frozenset(("n_ctx", "rotary", "scale_attn_weights")),
+    ignored_keys=frozenset(("n_ctx", "rotary", "scale_attn_weights")),
 )
 
 CODEGEN = GPTJ.like(
     "codegen",
     "CodeGenForCausalLM",
-    names={"blocks.{i}.attn.to_qkv": sharded("transformer.h.{i}.attn.qkv_proj")},
-    ignored=(*GPTJ.ignored, r"\.attn\.causal_mask$"),
+    names={"blocks.{i}.attn.to_qkv": sharded_qkv("transformer.h.{i}.attn.qkv_proj")},
+    ignored_tensors=(*GPTJ.ignored_tensors, r"\.attn\.causal_mask$"),
 )

@@ -1,9 +1,9 @@
-"""Llama 1 to 3, and what every family around it shares."""
+"""Llama 1 to 3, and the codecs that similar families share."""
 
 from typing import Any
 
-from x_positional.pretrained.config_json.codecs import Both, Codec, Fixed, Key, Only, of, share
-from x_positional.pretrained.config_json.layer_types import Turns
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fixed, Key, Only, quotient, same_as
+from x_positional.pretrained.config_json.layer_types import RopeCodec
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.tensors.layouts import Joined, qkv
 
@@ -18,16 +18,16 @@ ACTIVATIONS = {
     "relu2": "relu2",
     "quick_gelu": "quick_gelu",
 }
-"""Their names -> ours. The first of several is the one that is written."""
+"""Name in config.json -> name in x_positional. The first of several is the one that is written."""
 
 
 def activations(written: str) -> dict[str, str]:
-    """The same, with a name that is written where several mean the same."""
+    """The same, with `written` as the name that is written."""
     return {written: ACTIVATIONS[written], **ACTIVATIONS}
 
 
-ROPE = Turns()
-"""One rotary embedding for all layers, of whole heads."""
+ROPE = RopeCodec()
+"""The same RoPE in all layers, on whole heads."""
 
 SIZES: tuple[Codec, ...] = (
     Key("num_tokens", "vocab_size"),
@@ -35,25 +35,25 @@ SIZES: tuple[Codec, ...] = (
     Key("layers.dim", "hidden_size"),
     Key("layers.depth", "num_hidden_layers"),
     Key("layers.heads", "num_attention_heads"),
-    Key("layers.kv_heads", "num_key_value_heads", of("num_attention_heads")),
-    Key("layers.head_dim", "head_dim", share("hidden_size", "num_attention_heads")),
+    Key("layers.kv_heads", "num_key_value_heads", same_as("num_attention_heads")),
+    Key("layers.head_dim", "head_dim", quotient("hidden_size", "num_attention_heads")),
     Key("layers.ff.dim", "intermediate_size"),
 )
-"""The sizes of a decoder, as nearly all families call them."""
+"""The sizes of a decoder, under the keys that nearly all families use."""
 
 
 def tied(default: bool) -> tuple[Codec, ...]:
-    """Whether the head is the embedding; a file that says otherwise by its tensors is believed."""
+    """Whether the head is tied to the embedding; the tensors override the key."""
     return (Key("tie_embedding", "tie_word_embeddings", default), Fixed("tie_embedding_scale", 1.0))
 
 
 def rms_norms(key: str = "rms_norm_eps", eps: float = 1e-6) -> tuple[Codec, ...]:
-    """RMS norms whose gains are stored as they are."""
+    """RMS norms with gains stored as they are."""
     return (Fixed("layers.norm.kind", "rms"), Fixed("layers.norm.unit_offset", False), Key("layers.norm.eps", key, eps))
 
 
 def qk_norms(kind: str, key: str, eps: float, *, unit_offset: bool = False) -> tuple[Codec, ...]:
-    """Norms of queries and keys with the eps of all norms."""
+    """Norms of queries and keys, with the eps of all norms."""
     return (
         Fixed("layers.attn.qk_norm", kind),
         Fixed("layers.attn.qk_norm_unit_offset", unit_offset),
@@ -62,14 +62,14 @@ def qk_norms(kind: str, key: str, eps: float, *, unit_offset: bool = False) -> t
 
 
 def qk_norms_if(switch: str, kind: str, key: str, eps: float, *, bias: bool = False) -> Codec:
-    """The same where a key says so."""
+    """The same, if the key `switch` is true."""
     off = {"layers.attn.qk_norm": None}
     on = {"layers.attn.qk_norm": kind, "layers.attn.qk_norm_unit_offset": False, "layers.attn.qk_norm_bias": bias}
-    return Both(
+    return Custom(
         (*on, "layers.attn.qk_norm_eps"),
         (switch,),
         lambda hf: on | {"layers.attn.qk_norm_eps": hf.get(key) or eps} if hf.get(switch) else off,
-        lambda config: {switch: config.get("layers.attn.qk_norm") is not None},
+        lambda fields: {switch: fields.get("layers.attn.qk_norm") is not None},
     )
 
 
@@ -82,7 +82,7 @@ def sizes(
     max_position_embeddings: int,
     **more: Any,
 ) -> dict[str, Any]:
-    """Sizes that a file need not say, because its class has them as defaults."""
+    """Defaults of a family's class, for sizes that a file may omit."""
     return {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
@@ -97,7 +97,7 @@ def sizes(
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
-    fields=(
+    codecs=(
         *SIZES,
         *tied(False),
         *rms_norms(),
@@ -107,7 +107,7 @@ LLAMA = Family(
         Fixed("layers.ff.glu", True),
         Key("layers.ff.activation", "hidden_act", "silu", ACTIVATIONS),
         Key("layers.ff.bias", "mlp_bias", False),
-        Only("pretraining_tp", (1, 2, 4, 8), "it splits sums over machines in a way that is not known here."),
+        Only("pretraining_tp", (1, 2, 4, 8), "only 1, 2, 4 and 8 are supported."),
     ),
     names={
         "token_emb": "model.embed_tokens",
@@ -120,5 +120,5 @@ LLAMA = Family(
         "final_norm": "model.norm",
         "to_logits": "lm_head",
     },
-    ignored=(r"rotary_emb\.inv_freq$",),
+    ignored_tensors=(r"rotary_emb\.inv_freq$",),
 )

@@ -1,76 +1,77 @@
-"""Llama 4, its text: chunks and rotation in most layers, temperature in the others, experts that weigh what they are given.
+"""Llama 4's text model: chunked attention with RoPE in most layers, temperature in the others, experts with weighted inputs.
 
-It is published alone and inside of a model that sees images.
+It is published alone and inside a multimodal model.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from x_positional.pretrained.config_json.codecs import Fields, Fixed, Hf
-from x_positional.pretrained.config_json.layer_types import CHUNKED, FULL, Reaches, Turns, turning_unless_listed
-from x_positional.pretrained.config_json.moe_codec import Mixture, Named, Shared, Sparse
+from x_positional.pretrained.config_json.layer_types import CHUNKED, FULL, LayerTypesCodec, RopeCodec, no_rope_layers
+from x_positional.pretrained.config_json.moe_codec import AliasedKey, ExpertLayers, MoECodec, SharedExpert
 from x_positional.pretrained.families.llama import LLAMA, rms_norms, sizes
 from x_positional.pretrained.families.mixtral import LAYER, TRAINING, shared_names
-from x_positional.pretrained.nested import Inner
-from x_positional.pretrained.tensors.layouts import Joined
-from x_positional.pretrained.tensors.layouts_experts import Fused, gates_first
+from x_positional.pretrained.nested import NestedModel
+from x_positional.pretrained.tensors.layouts import FusedExperts, Joined, gates_first
 from x_positional.schemes import NoPE, Temperature
 from x_positional.schemes.registry import SchemeConfig
 
-SOME_TURN = turning_unless_listed()
-TURNS = Turns(turning=SOME_TURN)
-STILL = (NoPE(),)
+ROPE_LAYERS = no_rope_layers()
+ROPE = RopeCodec(layers=ROPE_LAYERS)
+NO_ROPE = (NoPE(),)
 
 
 @dataclass(frozen=True)
-class Positions:
-    """Layers that turn, and norm what they turned; and layers that do not, whose queries may grow with their position.
-    transformers counts the slots of the cache there, padding included, and ours are positions: without padding the same."""
+class PositionsCodec:
+    """Layers with RoPE, which norm rotated queries and keys; and layers without, which may scale queries by their position.
+
+    For the scale, transformers counts cache slots including padding; x_positional uses positions. Without padding they agree.
+    """
 
     @property
-    def said(self) -> tuple[str, ...]:
-        return (*TURNS.said, "each.attn.qk_norm", "each.attn.qk_norm_eps", "each.attn.qk_norm_after")
+    def sets(self) -> tuple[str, ...]:
+        return (*ROPE.sets, "each.attn.qk_norm", "each.attn.qk_norm_eps", "each.attn.qk_norm_after")
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return (*TURNS.keys, "attn_temperature_tuning", "floor_scale", "attn_scale", "use_qk_norm", "rms_norm_eps")
+        return (*ROPE.keys, "attn_temperature_tuning", "floor_scale", "attn_scale", "use_qk_norm", "rms_norm_eps")
 
-    def read(self, hf: Hf) -> Fields:
-        fields, turning = TURNS.read(hf), SOME_TURN.which(hf)
-        still: tuple[SchemeConfig, ...] = STILL
+    def to_fields(self, hf: Hf) -> Fields:
+        fields, rotated = ROPE.to_fields(hf), ROPE_LAYERS.which(hf)
+        others: tuple[SchemeConfig, ...] = NO_ROPE
         if hf["attn_temperature_tuning"]:
-            still = (Temperature(scale=hf["attn_scale"], floor_scale=hf["floor_scale"], offset=1.0),)
-        positions = fields.get("each.position") or [fields["layers.position"]] * len(turning)
-        normed = [turns and hf["use_qk_norm"] for turns in turning]
+            others = (Temperature(scale=hf["attn_scale"], floor_scale=hf["floor_scale"], offset=1.0),)
+        positions = fields.get("each.position") or [fields["layers.position"]] * len(rotated)
+        normed = [layer and hf["use_qk_norm"] for layer in rotated]
         return {
-            "each.position": [turned if turns else still for turned, turns in zip(positions, turning, strict=True)],
+            "each.position": [own if layer else others for own, layer in zip(positions, rotated, strict=True)],
             "each.attn.qk_norm": ["rms_plain" if n else None for n in normed],
             "each.attn.qk_norm_after": normed,
             "each.attn.qk_norm_eps": [hf.get("rms_norm_eps", 1e-5) if n else None for n in normed],
         }
 
-    def write(self, config: Fields) -> dict[str, Any]:
-        positions = [tuple(schemes) for schemes in config["each.position"]]
-        hot = [s[0] for s in positions if len(s) == 1 and isinstance(s[0], Temperature)]
-        turned = [STILL if hot and s == (hot[0],) else s for s in positions]
-        out = TURNS.write({**config, "each.position": turned})
-        out |= {"use_qk_norm": any(config["each.attn.qk_norm"]), "attn_temperature_tuning": bool(hot)}
-        return {**out, "attn_scale": hot[0].scale, "floor_scale": int(hot[0].floor_scale)} if hot else out
+    def to_hf(self, fields: Fields) -> dict[str, Any]:
+        positions = [tuple(schemes) for schemes in fields["each.position"]]
+        scaled = [s[0] for s in positions if len(s) == 1 and isinstance(s[0], Temperature)]
+        unscaled = [NO_ROPE if scaled and s == (scaled[0],) else s for s in positions]
+        out = ROPE.to_hf({**fields, "each.position": unscaled})
+        out |= {"use_qk_norm": any(fields["each.attn.qk_norm"]), "attn_temperature_tuning": bool(scaled)}
+        return {**out, "attn_scale": scaled[0].scale, "floor_scale": int(scaled[0].floor_scale)} if scaled else out
 
 
 def _types(hf: Hf) -> list[str]:
-    return [CHUNKED if turns else FULL for turns in SOME_TURN.which(hf)]
+    return [CHUNKED if rotated else FULL for rotated in ROPE_LAYERS.which(hf)]
 
 
-def _sparse(hf: Hf) -> Sparse:
-    """Those that are listed, or every n-th."""
+def _expert_layers(hf: Hf) -> ExpertLayers:
+    """The listed layers, or every n-th."""
     depth, step, listed = hf["num_hidden_layers"], hf["interleave_moe_layer_step"], hf.get("moe_layers")
-    mixed = range(step - 1, depth, step) if listed is None else listed
-    return [i in mixed for i in range(depth)]
+    chosen = range(step - 1, depth, step) if listed is None else listed
+    return [i in chosen for i in range(depth)]
 
 
-def _mixed(sparse: Sparse) -> dict[str, list[int]]:
-    return {"moe_layers": [i for i, has in enumerate(sparse) if has]}
+def _expert_layers_to_hf(layers: ExpertLayers) -> dict[str, list[int]]:
+    return {"moe_layers": [i for i, has_experts in enumerate(layers) if has_experts]}
 
 
 PLACE = LAYER + "feed_forward"
@@ -78,18 +79,18 @@ PLACE = LAYER + "feed_forward"
 LLAMA4_TEXT = LLAMA.like(
     "llama4_text",
     "Llama4ForCausalLM",
-    fields=(
-        Positions(),
-        Reaches(unlisted=_types, window=None, chunk="attention_chunk_size"),
-        Mixture(
-            numbers={"experts": Named("num_local_experts", 16), "top_k": Named("num_experts_per_tok", 1)},
+    codecs=(
+        PositionsCodec(),
+        LayerTypesCodec(default_types=_types, window=None, chunk="attention_chunk_size"),
+        MoECodec(
+            numbers={"experts": AliasedKey("num_local_experts", 16), "top_k": AliasedKey("num_experts_per_tok", 1)},
             fixed={"score": "sigmoid", "renorm": False, "weigh": "input"},
             width="intermediate_size",
-            dense="intermediate_size_mlp",
-            sparse=_sparse,
-            said_by=_mixed,
-            sparse_keys=("moe_layers", "interleave_moe_layer_step"),
-            shared=Shared(read=lambda hf: hf["intermediate_size"], write=lambda shared, width: {}),
+            dense_width="intermediate_size_mlp",
+            expert_layers=_expert_layers,
+            expert_layers_to_hf=_expert_layers_to_hf,
+            expert_layers_keys=("moe_layers", "interleave_moe_layer_step"),
+            shared=SharedExpert(width=lambda hf: hf["intermediate_size"], to_hf=lambda shared, width: {}),
         ),
         *rms_norms(eps=1e-5),
         Fixed("layers.ff.bias", False),
@@ -97,12 +98,12 @@ LLAMA4_TEXT = LLAMA.like(
     names={
         "blocks.{i}.ff.up": Joined((PLACE + ".up_proj", PLACE + ".gate_proj")),
         "blocks.{i}.ff.down": PLACE + ".down_proj",
-        "blocks.{i}.ff.experts.up": Fused(PLACE + ".experts.gate_up_proj", gates_first),
-        "blocks.{i}.ff.experts.down": Fused(PLACE + ".experts.down_proj"),
+        "blocks.{i}.ff.experts.up": FusedExperts(PLACE + ".experts.gate_up_proj", gates_first),
+        "blocks.{i}.ff.experts.down": FusedExperts(PLACE + ".experts.down_proj"),
         "blocks.{i}.ff.router": PLACE + ".router",
         **shared_names("feed_forward.shared_expert"),
     },
-    harmless=TRAINING,
+    ignored_keys=TRAINING,
     defaults=sizes(
         202048,
         5120,
@@ -123,10 +124,10 @@ LLAMA4_TEXT = LLAMA.like(
     ),
 )
 
-LLAMA4 = Inner(
+LLAMA4 = NestedModel(
     model_type="llama4",
     architecture="Llama4ForConditionalGeneration",
     family=LLAMA4_TEXT,
-    names={r"language_model\.": ""},
-    left=(r"^(vision_model|multi_modal_projector)\.",),
+    prefixes={r"language_model\.": ""},
+    dropped=(r"^(vision_model|multi_modal_projector)\.",),
 )

@@ -1,20 +1,19 @@
-"""Mixtral and OLMoE: the blocks of Llama with experts whose weights are a softmax."""
+"""Mixtral and OLMoE: Llama with experts, weighted by a softmax."""
 
-from x_positional.pretrained.config_json.codecs import Fixed, Maybe
+from x_positional.pretrained.config_json.codecs import Fixed, Nullable
 from x_positional.pretrained.config_json.ignored_keys import key_names
-from x_positional.pretrained.config_json.moe_codec import Mixture, Named
+from x_positional.pretrained.config_json.moe_codec import AliasedKey, MoECodec
 from x_positional.pretrained.families.llama import LLAMA, qk_norms, rms_norms, sizes
 from x_positional.pretrained.families.olmo import OLMO2
-from x_positional.pretrained.tensors.layouts import Joined, Layout
-from x_positional.pretrained.tensors.layouts_experts import PerExpert
+from x_positional.pretrained.tensors.layouts import Joined, Layout, PerExpert
 
 LAYER = "model.layers.{i}."
 TRAINING = key_names("output_router_logits router_aux_loss_coef router_jitter_noise")
-"""Keys of losses and noise that only training sees."""
+"""Keys of losses and noise, which are used in training only."""
 
 
 def expert_names(place: str, up: str, gate: str, down: str) -> dict[str, str | Layout]:
-    """Where experts lie that are stored one by one, and the router beside them."""
+    """Names of experts that are stored separately, and of their router."""
     parts = tuple(f"{LAYER}{place}.experts.{{e}}.{name}.weight" for name in (up, gate))
     return {
         "blocks.{i}.ff.experts.up": PerExpert(parts),
@@ -24,7 +23,7 @@ def expert_names(place: str, up: str, gate: str, down: str) -> dict[str, str | L
 
 
 def shared_names(place: str) -> dict[str, str | Layout]:
-    """Where a shared expert lies."""
+    """Names of a shared expert."""
     return {
         "blocks.{i}.ff.shared.up": Joined((f"{LAYER}{place}.up_proj", f"{LAYER}{place}.gate_proj")),
         "blocks.{i}.ff.shared.down": f"{LAYER}{place}.down_proj",
@@ -36,42 +35,42 @@ EXPERTS = expert_names("mlp", "up_proj", "gate_proj", "down_proj")
 MIXTRAL = LLAMA.like(
     "mixtral",
     "MixtralForCausalLM",
-    fields=(
-        Mixture(
+    codecs=(
+        MoECodec(
             numbers={
-                "experts": Named("num_local_experts", 8, also="num_experts"),
-                "top_k": Named("num_experts_per_tok", 2),
+                "experts": AliasedKey("num_local_experts", 8, alias="num_experts"),
+                "top_k": AliasedKey("num_experts_per_tok", 2),
             },
             width="intermediate_size",
         ),
         *rms_norms(eps=1e-5),
         Fixed("layers.attn.bias", False),
         Fixed("layers.ff.bias", False),
-        Maybe("layers.window", "sliding_window"),
+        Nullable("layers.window", "sliding_window"),
     ),
     names=expert_names("block_sparse_moe", "w3", "w1", "w2"),
-    harmless=TRAINING,
+    ignored_keys=TRAINING,
     defaults=sizes(32000, 4096, 14336, 32, 32, 131072, num_key_value_heads=8),
 )
 
 OLMOE = LLAMA.like(
     "olmoe",
     "OlmoeForCausalLM",
-    fields=(
-        Mixture(
+    codecs=(
+        MoECodec(
             numbers={
-                "experts": Named("num_experts", 64, also="num_local_experts"),
-                "top_k": Named("num_experts_per_tok", 8),
-                "renorm": Named("norm_topk_prob", False),
+                "experts": AliasedKey("num_experts", 64, alias="num_local_experts"),
+                "top_k": AliasedKey("num_experts_per_tok", 8),
+                "renorm": AliasedKey("norm_topk_prob", False),
             },
             width="intermediate_size",
         ),
         *rms_norms(eps=1e-5),
         *qk_norms("rms_whole", "rms_norm_eps", 1e-5),
         Fixed("layers.ff.bias", False),
-        Maybe("layers.attn.clip", "clip_qkv"),
+        Nullable("layers.attn.clip", "clip_qkv"),
     ),
     names={**EXPERTS, **{ours: layout for ours, layout in OLMO2.names.items() if "_norm" in ours and "attn." in ours}},
-    harmless=TRAINING,
+    ignored_keys=TRAINING,
     defaults=sizes(50304, 2048, 2048, 16, 16, 4096),
 )

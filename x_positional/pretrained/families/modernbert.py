@@ -1,10 +1,10 @@
-"""ModernBERT: rotary encoders with symmetric windows, no norm before the first attention, a gated feedforward."""
+"""ModernBERT: an encoder with RoPE, symmetric windows, no norm before the first attention, a gated feedforward."""
 
 from typing import Any
 
 from x_positional.errors import RopeError
-from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Fixed, Hf, Key
-from x_positional.pretrained.families.bert import BOTH_WAYS, NORMED, TIED, norms, sizes
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key
+from x_positional.pretrained.families.bert import ENCODER, NORMED, TIED, norms, sizes
 from x_positional.pretrained.families.llama import ACTIVATIONS
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.rope import from_hf, to_hf
@@ -36,16 +36,16 @@ def _layer_fields(hf: Hf) -> Fields:
     if not isinstance(ropes, dict):
         ropes = {FULL: ropes, SLIDING: ropes}
     if unknown := sorted(set(types) - {FULL, SLIDING}):
-        raise RopeError([f"layer_types holds {', '.join(unknown)}; there are {FULL} and {SLIDING}."])
-    window = (hf.get("local_attention") or 128) // 2 + 1  # to either side, and the token itself
+        raise RopeError([f"unsupported layer_types: {', '.join(unknown)}; supported: {FULL}, {SLIDING}."])
+    window = (hf.get("local_attention") or 128) // 2 + 1  # to either side, including the token itself
     return {
         "each.position": [[ropes[kind]] for kind in types],
         "each.window": [window if kind == SLIDING else None for kind in types],
     }
 
 
-def _layer_keys(config: Fields) -> dict[str, Any]:
-    windows, positions = config["each.window"], config["each.position"]
+def _layer_keys(fields: Fields) -> dict[str, Any]:
+    windows, positions = fields["each.window"], fields["each.position"]
     types = [FULL if window is None else SLIDING for window in windows]
     ropes = {}
     for kind, position in zip(types, positions, strict=True):
@@ -56,7 +56,7 @@ def _layer_keys(config: Fields) -> dict[str, Any]:
     out: dict[str, Any] = {"layer_types": types}
     if len(sizes) == 1:
         out["local_attention"] = 2 * (sizes.pop() - 1)
-    one = next(iter(ropes.values()), None)  # a type that no layer has still wants its theta
+    one = next(iter(ropes.values()), None)  # transformers requires a theta for unused types too
     return out if one is None else {**out, **to_hf({kind: ropes.get(kind, one) for kind in (FULL, SLIDING)})}
 
 
@@ -67,16 +67,16 @@ def _norm_bias(place: str) -> Codec:
 MODERNBERT = Family(
     model_type="modernbert",
     architecture="ModernBertForMaskedLM",
-    body="ModernBertModel",
+    body_architecture="ModernBertModel",
     kind="encoder",
-    fields=(
+    codecs=(
         *sizes(768, 22, 12, 1152, 50368),
         *TIED,
-        BOTH_WAYS[0],
-        *(codec for codec in norms(NORMED, "norm_eps", 1e-5) if not codec.said[0].endswith(".bias")),
+        ENCODER[0],
+        *(codec for codec in norms(NORMED, "norm_eps", 1e-5) if not codec.sets[0].endswith(".bias")),
         *map(_norm_bias, NORMED),
         Key("max_seq_len", "max_position_embeddings", 8192),
-        Both(("each.position", "each.window"), ROTARY, _layer_fields, _layer_keys),
+        Custom(("each.position", "each.window"), ROTARY, _layer_fields, _layer_keys),
         Fixed("layers.first_norm", False),
         Key("layers.attn.bias", "attention_bias", False),
         Fixed("layers.ff.glu", True),
@@ -101,7 +101,7 @@ MODERNBERT = Family(
         "to_logits": "decoder",
         "tied_bias": "decoder.bias",
     },
-    harmless=frozenset(
+    ignored_keys=frozenset(
         {
             "initializer_cutoff_factor",
             "embedding_dropout",

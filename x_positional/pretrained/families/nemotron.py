@@ -1,17 +1,17 @@
-"""Nemotron: LayerNorm with gains stored as gain - 1, squared ReLU, half of each head turns."""
+"""Nemotron: LayerNorm with gains stored as gain - 1, squared ReLU, RoPE on half of each head."""
 
 from x_positional.pretrained.config_json.codecs import Fixed, Key
-from x_positional.pretrained.config_json.layer_types import SHARE, Turns
+from x_positional.pretrained.config_json.layer_types import PARTIAL_FACTOR, RopeCodec
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import LLAMA, activations, sizes
 
 NEMOTRON = LLAMA.like(
     "nemotron",
     "NemotronForCausalLM",
-    fields=(
+    codecs=(
         *layer_norms("norm_eps"),
         Fixed("layers.norm.unit_offset", True),
-        Turns(honours=(SHARE,)),
+        RopeCodec(reads=(PARTIAL_FACTOR,)),
         Fixed("layers.ff.glu", False),
         Key("layers.ff.activation", "hidden_act", "relu2", activations("relu2")),
     ),

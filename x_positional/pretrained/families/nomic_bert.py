@@ -1,4 +1,4 @@
-"""Nomic BERT: a rotary BERT with a gated feedforward, queries, keys and values in one tensor on disk."""
+"""Nomic BERT: BERT with RoPE, a gated feedforward, and fused query, key and value projections."""
 
 from x_positional.pretrained.config_json.codecs import Codec, Fixed, Key
 from x_positional.pretrained.families.bert import BERT, IDLE_BIAS, POOLER, sizes
@@ -16,7 +16,7 @@ SIZES: tuple[Codec, ...] = (
 NOMIC_BERT = BERT.like(
     "nomic_bert",
     "NomicBertForMaskedLM",
-    fields=(
+    codecs=(
         *SIZES,
         ROPE,
         Fixed("layers.attn.bias", False),
@@ -48,7 +48,7 @@ NOMIC_BERT = BERT.like(
         "n_inner": "intermediate_size",
         "n_positions": "max_position_embeddings",
     },
-    body="NomicBertModel",
-    base="nomic_bert.",
-    ignored=(*POOLER, IDLE_BIAS, r"inv_freq$"),
+    body_architecture="NomicBertModel",
+    prefix="nomic_bert.",
+    ignored_tensors=(*POOLER, IDLE_BIAS, r"inv_freq$"),
 )

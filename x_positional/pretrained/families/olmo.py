@@ -1,20 +1,20 @@
-"""OLMo: norms without weights and clipped projections; then norms after each branch and over all heads; then windows."""
+"""OLMo: norms without gains, clipped projections; OLMo 2: post-branch norms, norms over all heads; OLMo 3: windows."""
 
-from x_positional.pretrained.config_json.codecs import Fixed, Maybe
-from x_positional.pretrained.config_json.layer_types import Reaches, Turns, full_every
+from x_positional.pretrained.config_json.codecs import Fixed, Nullable
+from x_positional.pretrained.config_json.layer_types import LayerTypesCodec, RopeCodec, full_every
 from x_positional.pretrained.families.llama import LLAMA, qk_norms, rms_norms, sizes
 from x_positional.pretrained.tensors.layouts import head_gains
 
 OLMO = LLAMA.like(
     "olmo",
     "OlmoForCausalLM",
-    fields=(
+    codecs=(
         Fixed("layers.norm.kind", "layer"),
         Fixed("layers.norm.gain", False),
         Fixed("layers.norm.unit_offset", True),
         Fixed("layers.norm.eps", 1e-5),
         Fixed("layers.ff.bias", False),
-        Maybe("layers.attn.clip", "clip_qkv"),
+        Nullable("layers.attn.clip", "clip_qkv"),
     ),
     names={"blocks.{i}.attn_residual.before": None, "blocks.{i}.ff_residual.before": None, "final_norm": None},
     defaults=sizes(50304, 4096, 11008, 32, 32, 2048),
@@ -23,7 +23,7 @@ OLMO = LLAMA.like(
 OLMO2 = LLAMA.like(
     "olmo2",
     "Olmo2ForCausalLM",
-    fields=(
+    codecs=(
         *rms_norms(eps=1e-5),
         *qk_norms("rms_whole", "rms_norm_eps", 1e-5),
         Fixed("layers.norm_place", "after"),
@@ -43,6 +43,6 @@ OLMO2 = LLAMA.like(
 OLMO3 = OLMO2.like(
     "olmo3",
     "Olmo3ForCausalLM",
-    fields=(Reaches(unlisted=full_every(4)), Turns(unlisted=full_every(4))),
+    codecs=(LayerTypesCodec(default_types=full_every(4)), RopeCodec(default_types=full_every(4))),
     defaults={"sliding_window": 4096},
 )

@@ -1,8 +1,8 @@
-"""OPT: a learned table whose first two rows no token uses; the 350m form has norms after the sum and narrower embeddings."""
+"""OPT: learned positions with two unused rows; the 350m model is post-norm with narrower embeddings."""
 
 from typing import Any
 
-from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Fixed, Hf, Key
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
 from x_positional.pretrained.families.sizes import even_heads
 from x_positional.pretrained.family import Family
@@ -10,7 +10,7 @@ from x_positional.pretrained.tensors.layouts import qkv
 from x_positional.schemes import Absolute
 
 BETWEEN = {"emb_proj_bias": False, "emb_proj_first": True, "logits_proj": True}
-"""What lies between embeddings and model where their widths differ."""
+"""The projections between embeddings and model where their widths differ."""
 
 
 def _width_fields(hf: Hf) -> Fields:
@@ -20,7 +20,7 @@ def _width_fields(hf: Hf) -> Fields:
 
 
 def _affine_fields(hf: Hf) -> Fields:
-    """Norms with gain and bias, or with neither; one without stores nothing."""
+    """Norms with gain and bias, or with neither."""
     affine = hf.get("layer_norm_elementwise_affine", True)
     return {"layers.norm.gain": affine, "layers.norm.bias": affine, "layers.norm.unit_offset": not affine}
 
@@ -29,27 +29,27 @@ def _final_fields(hf: Hf) -> Fields:
     return {"layers.final_norm": hf.get("do_layer_norm_before", True) and not hf.get("_remove_final_layer_norm", False)}
 
 
-def _final_keys(config: Fields) -> dict[str, Any]:
-    return {"_remove_final_layer_norm": config["layers.norm_place"] == "pre" and not config["layers.final_norm"]}
+def _final_keys(fields: Fields) -> dict[str, Any]:
+    return {"_remove_final_layer_norm": fields["layers.norm_place"] == "pre" and not fields["layers.final_norm"]}
 
 
 NORMS: tuple[Codec, ...] = (
     Fixed("layers.norm.kind", "layer"),
     Fixed("layers.norm.eps", 1e-5),
     Key("layers.norm_place", "do_layer_norm_before", True, {True: "pre", False: "post"}),
-    Both(
+    Custom(
         ("layers.norm.gain", "layers.norm.bias"),
         ("layer_norm_elementwise_affine",),
         _affine_fields,
-        lambda config: {"layer_norm_elementwise_affine": config["layers.norm.gain"]},
+        lambda fields: {"layer_norm_elementwise_affine": fields["layers.norm.gain"]},
     ),
-    Both(("layers.final_norm",), ("_remove_final_layer_norm",), _final_fields, _final_keys),
+    Custom(("layers.final_norm",), ("_remove_final_layer_norm",), _final_fields, _final_keys),
 )
 
 OPT = Family(
     model_type="opt",
     architecture="OPTForCausalLM",
-    fields=(
+    codecs=(
         Key("num_tokens", "vocab_size", 50272),
         Key("max_seq_len", "max_position_embeddings", 2048),
         Key("layers.dim", "hidden_size", 768),
@@ -58,11 +58,11 @@ OPT = Family(
         even_heads("hidden_size", "num_attention_heads", (768, 12)),
         Key("layers.ff.dim", "ffn_dim", 3072),
         Key("layers.ff.activation", "activation_function", "relu", ACTIVATIONS),
-        Both(
+        Custom(
             ("emb_dim", *BETWEEN),
             ("word_embed_proj_dim",),
             _width_fields,
-            lambda config: {"word_embed_proj_dim": config["emb_dim"]},
+            lambda fields: {"word_embed_proj_dim": fields["emb_dim"]},
         ),
         *tied(True),
         *NORMS,
@@ -87,5 +87,5 @@ OPT = Family(
         "project_out": "model.decoder.project_out",
         "to_logits": "lm_head",
     },
-    harmless=frozenset(("layerdrop", "init_std", "activation_dropout", "init_bias")),
+    ignored_keys=frozenset(("layerdrop", "init_std", "activation_dropout", "init_bias")),
 )

@@ -1,12 +1,12 @@
-"""Phi 1 to 2: attention and feedforward side by side, part of each head turns, biases everywhere; and Phi 3, a Llama with
-joined projections and frequencies that change past the trained length.
+"""Phi 1 to 2: parallel attention and feedforward, RoPE on a part of each head, biases everywhere; and Phi 3, Llama with fused
+projections and LongRoPE.
 """
 
 from typing import Any
 
-from x_positional.pretrained.config_json.codecs import Both, Fields, Fixed, Key, Maybe
+from x_positional.pretrained.config_json.codecs import Custom, Fields, Fixed, Key, Nullable
 from x_positional.pretrained.config_json.ignored_keys import key_names
-from x_positional.pretrained.config_json.layer_types import SHARE, Turns
+from x_positional.pretrained.config_json.layer_types import PARTIAL_FACTOR, RopeCodec
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import LLAMA, activations, qk_norms_if, rms_norms, sizes
 from x_positional.pretrained.tensors.layouts import Swapped
@@ -15,9 +15,9 @@ from x_positional.schemes import LongRope, Rope
 PHI = LLAMA.like(
     "phi",
     "PhiForCausalLM",
-    fields=(
+    codecs=(
         *layer_norms("layer_norm_eps"),
-        Turns(honours=(SHARE,)),
+        RopeCodec(reads=(PARTIAL_FACTOR,)),
         Fixed("layers.norm_place", "parallel"),
         Fixed("layers.attn.bias", True),
         Fixed("layers.ff.bias", True),
@@ -40,9 +40,9 @@ PHI = LLAMA.like(
 )
 
 
-def _trained_length(config: Fields) -> dict[str, Any]:
-    """The length at the top wins over the one among the rotary parameters, and so does its default."""
-    match config.get("layers.position"):
+def _trained_length(fields: Fields) -> dict[str, Any]:
+    """The length at the top level overrides the one in the RoPE parameters, and so does its default."""
+    match fields.get("layers.position"):
         case (Rope(scaling=LongRope() as scaling),):
             return {"original_max_position_embeddings": scaling.original_max_position_embeddings}
         case _:
@@ -52,11 +52,11 @@ def _trained_length(config: Fields) -> dict[str, Any]:
 PHI3 = LLAMA.like(
     "phi3",
     "Phi3ForCausalLM",
-    fields=(
+    codecs=(
         *rms_norms(eps=1e-5),
-        Turns(honours=(SHARE,)),
-        Maybe("layers.window", "sliding_window"),
-        Both((), (), lambda hf: {}, _trained_length),
+        RopeCodec(reads=(PARTIAL_FACTOR,)),
+        Nullable("layers.window", "sliding_window"),
+        Custom((), (), lambda hf: {}, _trained_length),
         Fixed("layers.attn.bias", False),
         Fixed("layers.ff.bias", False),
     ),
@@ -64,8 +64,8 @@ PHI3 = LLAMA.like(
         "blocks.{i}.attn.to_qkv": "model.layers.{i}.self_attn.qkv_proj",
         "blocks.{i}.ff.up": Swapped("model.layers.{i}.mlp.gate_up_proj"),
     },
-    harmless=key_names(
-        "attention_bias full_attn_mod interpolate_factor lm_head_bias mlp_bias"  # no file has a bias
+    ignored_keys=key_names(
+        "attention_bias full_attn_mod interpolate_factor lm_head_bias mlp_bias"  # no checkpoint has a bias
     ),
     defaults=sizes(32064, 3072, 8192, 32, 32, 4096, original_max_position_embeddings=4096),
 )

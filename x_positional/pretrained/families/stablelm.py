@@ -1,9 +1,7 @@
-"""StableLM: LayerNorm, a quarter of each head turns; the larger ones norm each head by itself and put attention and
-feedforward side by side.
-"""
+"""StableLM: LayerNorm, RoPE on a quarter of each head; the larger models norm each head and are parallel."""
 
-from x_positional.pretrained.config_json.codecs import Fixed, Key, follows, share
-from x_positional.pretrained.config_json.layer_types import SHARE, Turns
+from x_positional.pretrained.config_json.codecs import Fixed, Key, derived, quotient
+from x_positional.pretrained.config_json.layer_types import PARTIAL_FACTOR, RopeCodec
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import LLAMA, qk_norms_if, sizes
 from x_positional.pretrained.tensors.layouts import PerHead
@@ -11,10 +9,10 @@ from x_positional.pretrained.tensors.layouts import PerHead
 STABLELM = LLAMA.like(
     "stablelm",
     "StableLmForCausalLM",
-    fields=(
+    codecs=(
         *layer_norms("layer_norm_eps"),
-        Turns(honours=(SHARE,)),
-        follows("layers.head_dim", share("hidden_size", "num_attention_heads")),
+        RopeCodec(reads=(PARTIAL_FACTOR,)),
+        derived("layers.head_dim", quotient("hidden_size", "num_attention_heads")),
         Key("layers.norm_place", "use_parallel_residual", False, {False: "pre", True: "parallel"}),
         Key("layers.attn.bias", "use_qkv_bias", False),
         Fixed("layers.attn.out_bias", False),

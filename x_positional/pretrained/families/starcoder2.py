@@ -1,6 +1,6 @@
-"""StarCoder 2: LayerNorm, a plain feedforward, biases everywhere, windows."""
+"""StarCoder 2: LayerNorm, an ungated feedforward, biases everywhere, windows."""
 
-from x_positional.pretrained.config_json.codecs import Fixed, Key, Maybe
+from x_positional.pretrained.config_json.codecs import Fixed, Key, Nullable
 from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import LLAMA, activations, sizes, tied
@@ -8,10 +8,10 @@ from x_positional.pretrained.families.llama import LLAMA, activations, sizes, ti
 STARCODER2 = LLAMA.like(
     "starcoder2",
     "Starcoder2ForCausalLM",
-    fields=(
+    codecs=(
         *tied(True),
         *layer_norms("norm_epsilon"),
-        Maybe("layers.window", "sliding_window"),
+        Nullable("layers.window", "sliding_window"),
         Key("layers.attn.bias", "use_bias", True),
         Key("layers.ff.bias", "use_bias", True),
         Fixed("layers.ff.glu", False),
@@ -21,6 +21,6 @@ STARCODER2 = LLAMA.like(
         "blocks.{i}.ff.up": "model.layers.{i}.mlp.c_fc",
         "blocks.{i}.ff.down": "model.layers.{i}.mlp.c_proj",
     },
-    harmless=key_names("activation_function embedding_dropout mlp_type norm_type residual_dropout"),
+    ignored_keys=key_names("activation_function embedding_dropout mlp_type norm_type residual_dropout"),
     defaults=sizes(49152, 3072, 12288, 30, 24, 4096, num_key_value_heads=2),
 )

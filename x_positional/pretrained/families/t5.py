@@ -1,15 +1,16 @@
-"""T5, 1.0 and 1.1 (Flan), and mT5: buckets of distances, scores that are not scaled, RMS norms, no biases."""
+"""T5 1.0 and 1.1 (Flan), and mT5: bucketed relative bias, unscaled scores, RMS norms, no biases."""
 
 from typing import Any
 
-from x_positional.pretrained.config_json.codecs import Both, Codec, Fields, Fixed, Hf, Key
-from x_positional.pretrained.config_json.encoder_decoder import both, decoder, encoder
+from x_positional.errors import ConfigError
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key
+from x_positional.pretrained.config_json.encoder_decoder import for_both, for_decoder, for_encoder
 from x_positional.pretrained.families.llama import rms_norms
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.tensors.layouts import ByGate, Joined, Layout, Same, qkv
 from x_positional.schemes import T5 as Buckets
 
-WORDS = {
+T5_ACTIVATIONS = {
     "relu": "relu",
     "gelu_new": "gelu_tanh",
     "gelu": "gelu",
@@ -20,22 +21,22 @@ WORDS = {
 }
 
 
-def _feedforward_fields(hf: Hf, usual: str) -> Fields:
-    """`gated-gelu` means the approximation by tanh, `gelu` and `gated-` of anything else what they say."""
-    said = hf.get("feed_forward_proj") or usual
-    *gated, word = said.split("-")
-    word = hf.get("dense_act_fn") or ("gelu_new" if said == "gated-gelu" else word)
-    if word not in WORDS or gated not in ([], ["gated"]):
-        raise ValueError(
-            f"feed_forward_proj={said!r} (dense_act_fn={word!r}) is not known here; there are: {', '.join(WORDS)}, and gated- "
-            "before them."
+def _feedforward_fields(hf: Hf, default: str) -> Fields:
+    """`gated-gelu` is the tanh approximation; `gelu`, and `gated-` with any other activation, are literal."""
+    projection = hf.get("feed_forward_proj") or default
+    *gated, word = projection.split("-")
+    word = hf.get("dense_act_fn") or ("gelu_new" if projection == "gated-gelu" else word)
+    if word not in T5_ACTIVATIONS or gated not in ([], ["gated"]):
+        raise ConfigError(
+            f"unsupported feed_forward_proj={projection!r} (dense_act_fn={word!r}); supported: {', '.join(T5_ACTIVATIONS)}, "
+            "optionally preceded by gated-."
         )
     glu = bool(gated) if hf.get("is_gated_act") is None else hf["is_gated_act"]
-    return {"layers.ff.activation": WORDS[word], "layers.ff.glu": glu}
+    return {"layers.ff.activation": T5_ACTIVATIONS[word], "layers.ff.glu": glu}
 
 
-def _feedforward_keys(config: Fields) -> dict[str, Any]:
-    glu, activation = config.get("layers.ff.glu"), config.get("layers.ff.activation")
+def _feedforward_keys(fields: Fields) -> dict[str, Any]:
+    glu, activation = fields.get("layers.ff.glu"), fields.get("layers.ff.activation")
     plain = {"gelu_tanh": "gelu_new", "gelu": "gelu"}
     gated = {"gelu_tanh": "gelu", "gelu": "gelu_python"}
     word = (gated if glu else plain).get(str(activation), str(activation))
@@ -47,8 +48,8 @@ def _bucket_fields(hf: Hf) -> Fields:
     return {"layers.position": [Buckets(num_buckets=buckets, max_distance=furthest)]}
 
 
-def _bucket_keys(config: Fields) -> dict[str, Any]:
-    match config.get("layers.position"):
+def _bucket_keys(fields: Fields) -> dict[str, Any]:
+    match fields.get("layers.position"):
         case (Buckets(num_buckets=buckets, max_distance=furthest),):
             return {"relative_attention_num_buckets": buckets, "relative_attention_max_distance": furthest}
         case _:
@@ -56,19 +57,21 @@ def _bucket_keys(config: Fields) -> dict[str, Any]:
 
 
 def _head_fields(hf: Hf) -> Fields:
-    """T5 1.0 scales what the head reads; 1.1 says by `tie_word_embeddings: false` that it does not. Whether the head is the
-    embedding is another matter, which the tensors decide."""
-    said = hf.get("scale_decoder_outputs")
-    scaled = hf.get("tie_word_embeddings") is not False if said is None else said
+    """T5 1.0 scales the input of the head; 1.1 disables that with `tie_word_embeddings: false`. Whether the head is really tied
+    to the embedding is inferred from the tensors.
+    """
+    scaled = hf.get("scale_decoder_outputs")
+    if scaled is None:
+        scaled = hf.get("tie_word_embeddings") is not False
     return {"tie_embedding": True, "logits_scale": hf.get("d_model", 512) ** -0.5 if scaled else None}
 
 
-def feedforward(usual: str) -> Codec:
-    """The activation, and whether it is gated. usual: where the file does not say."""
-    return Both(
+def feedforward(default: str) -> Codec:
+    """The activation, and whether the feedforward is gated. default: of `feed_forward_proj`."""
+    return Custom(
         ("layers.ff.activation", "layers.ff.glu"),
         ("feed_forward_proj", "dense_act_fn", "is_gated_act"),
-        lambda hf: _feedforward_fields(hf, usual),
+        lambda hf: _feedforward_fields(hf, default),
         _feedforward_keys,
     )
 
@@ -84,7 +87,7 @@ SIDE: tuple[Codec, ...] = (
     Fixed("layers.ff.bias", False),
     *rms_norms("layer_norm_epsilon", 1e-6),
     Fixed("layers.attn.scale", 1.0),
-    Both(
+    Custom(
         ("layers.position",),
         ("relative_attention_num_buckets", "relative_attention_max_distance"),
         _bucket_fields,
@@ -99,7 +102,7 @@ DECODER: tuple[Codec, ...] = (
 
 
 def _names(side: str, theirs: str, feedforward: int) -> dict[str, str | Layout]:
-    """Names of one side. feedforward: which of the layers of a block it is."""
+    """Names of one side. feedforward: its index among the layers of a block."""
     block = f"{theirs}.block.{{i}}.layer"
     dense = f"{block}.{feedforward}.DenseReluDense"
     return {
@@ -118,22 +121,22 @@ CROSS = "decoder.block.{i}.layer.1"
 T5 = Family(
     model_type="t5",
     architecture="T5ForConditionalGeneration",
-    body="T5EncoderModel",
+    body_architecture="T5EncoderModel",
     kind="seq2seq",
-    base="",
-    fields=(
-        *both(SIDE),
+    prefix="",
+    codecs=(
+        *for_both(SIDE),
         Fixed("tie_token_emb", True),
-        *encoder((Fixed("layers.kind", "encoder"), Key("layers.depth", "num_layers", 6))),
-        *decoder(
+        *for_encoder((Fixed("layers.kind", "encoder"), Key("layers.depth", "num_layers", 6))),
+        *for_decoder(
             (
                 *DECODER,
                 Key("layers.depth", "num_decoder_layers", lambda hf: hf.get("num_layers", 6)),
-                Both(
+                Custom(
                     ("tie_embedding", "logits_scale"),
                     ("tie_word_embeddings", "scale_decoder_outputs"),
                     _head_fields,
-                    lambda config: {"tie_word_embeddings": config.get("logits_scale") is not None},
+                    lambda fields: {"tie_word_embeddings": fields.get("logits_scale") is not None},
                 ),
             )
         ),
@@ -149,16 +152,16 @@ T5 = Family(
         "decoder.net.blocks.{i}.cross.to_out": f"{CROSS}.EncDecAttention.o",
     },
     copies={"encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight"},
-    unsaid=("decoder.tie_embedding",),
-    ignored=(r"EncDecAttention\.relative_attention_bias",),
-    harmless=frozenset({"dropout_rate", "classifier_dropout", "output_past"}),
+    inferred=("decoder.tie_embedding",),
+    ignored_tensors=(r"EncDecAttention\.relative_attention_bias",),
+    ignored_keys=frozenset({"dropout_rate", "classifier_dropout", "output_past"}),
 )
 MT5 = T5.like(
     "mt5",
     "MT5ForConditionalGeneration",
-    body="MT5EncoderModel",
-    fields=(
-        *both(
+    body_architecture="MT5EncoderModel",
+    codecs=(
+        *for_both(
             (
                 Key("num_tokens", "vocab_size", 250112),
                 Key("layers.heads", "num_heads", 6),
@@ -166,8 +169,8 @@ MT5 = T5.like(
                 feedforward("gated-gelu"),
             )
         ),
-        *encoder((Key("layers.depth", "num_layers", 8),)),
-        *decoder(
+        *for_encoder((Key("layers.depth", "num_layers", 8),)),
+        *for_decoder(
             (
                 Key("layers.depth", "num_decoder_layers", lambda hf: hf.get("num_layers", 8)),
                 Fixed("logits_scale", None),
@@ -175,5 +178,5 @@ MT5 = T5.like(
             )
         ),
     ),
-    harmless=T5.harmless | {"tie_word_embeddings", "tokenizer_class"},
+    ignored_keys=T5.ignored_keys | {"tie_word_embeddings", "tokenizer_class"},
 )

@@ -1,24 +1,25 @@
-"""Architectures of GGUF files as data: what their metadata and tensors are called in a published model's folder."""
+"""Architectures of GGUF files as data: their metadata keys and tensor names in the published models' own format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """name: `general.architecture`. model_type: the family. keys: of the metadata, without the name before them -> keys of
-    config.json. names: tensors without `.weight` or `.bias`, `{i}` is the layer -> theirs in the family's files.
-    interleaved: of those names, the projections whose rows llama.cpp stores by pairs of a rotation.
-    biases: a tensor -> the key of config.json that its being there makes true. fixed: more of config.json."""
+    """One `general.architecture`."""
 
     name: str
+    """The value of `general.architecture`."""
     model_type: str
+    """The family."""
     keys: Mapping[str, str]
+    """Metadata key without the architecture's prefix -> key of config.json."""
     names: Mapping[str, str]
+    """Tensor without `.weight` or `.bias` -> its published name; `{i}` is the layer."""
     interleaved: tuple[str, ...] = ()
+    """Projections whose rows llama.cpp interleaves, so that rotated pairs are adjacent."""
     biases: Mapping[str, str] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Tensor -> the key of config.json that is true if it exists."""
 
 
 SIZES = {
@@ -46,7 +47,7 @@ DECODER = {
     "blk.{i}.ffn_down": "model.layers.{i}.mlp.down_proj",
 }
 
-# Mistral's files say llama too. Llama's rows alone are stored by pairs: the others turn halves in llama.cpp as well.
+# Mistral's files have architecture llama too. Only llama's rows are interleaved: llama.cpp rotates halves in the others.
 LLAMA = Architecture(
     name="llama",
     model_type="llama",
@@ -72,7 +73,7 @@ ALL: tuple[Architecture, ...] = (LLAMA, QWEN2, QWEN3)
 ARCHITECTURES: dict[str, Architecture] = {architecture.name: architecture for architecture in ALL}
 """By `general.architecture`."""
 
-ELSEWHERE = frozenset(
+KNOWN_KEYS = frozenset(
     (
         "vocab_size",
         "rope.dimension_count",
@@ -87,6 +88,6 @@ ELSEWHERE = frozenset(
         "expert_used_count",
     )
 )
-"""Keys that are read, or that change nothing, in every architecture."""
-UNUSED = ("rope_freqs.weight",)
-"""Tensors that are read into the config, or that hold nothing to learn."""
+"""Keys that are read elsewhere, or that do not affect the logits, in every architecture."""
+UNUSED_TENSORS = ("rope_freqs.weight",)
+"""Tensors that are read into the config rather than into a parameter."""

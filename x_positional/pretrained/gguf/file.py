@@ -1,20 +1,21 @@
-"""A GGUF file: its metadata and its tensors, dequantised one at a time."""
+"""A GGUF file: its metadata, and its tensors, dequantised one at a time."""
 
 import math
 import mmap
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from x_positional.errors import PretrainedError
-from x_positional.pretrained.extras import needed
-from x_positional.pretrained.gguf.header import MAGIC, Header, HeaderError, read_header
+from x_positional.errors import PretrainedError, require
+from x_positional.pretrained.gguf.architectures import UNUSED_TENSORS, Architecture
+from x_positional.pretrained.gguf.header import MAGIC, Header, damaged, read_header
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file is GGUF, by its first bytes or at least by its name."""
+    """Whether a file is GGUF, by its suffix or its first bytes."""
     if path.suffix == ".gguf":
         return True
     with path.open("rb") as stream:
@@ -22,32 +23,31 @@ def is_gguf(path: Path) -> bool:
 
 
 class GgufFile:
-    """Metadata by key and tensors under llama.cpp's names. The file is mapped: a tensor costs memory when it is read.
+    """Metadata by key, and tensors under llama.cpp's names. The file is memory-mapped: a tensor is read on request.
 
-    Raises PretrainedError where the package `gguf`, which knows the ways of storing numbers, is missing, and where the file
-    is damaged, cut short or one part of several.
+    Raises:
+        MissingExtra: Without the package `gguf`, which dequantises.
+        PretrainedError: If the file is damaged, truncated, or one part of several.
     """
 
     def __init__(self, path: Path):
-        self.source, self._gguf = str(path), needed("gguf", f"{path} needs")
+        self.source, self._gguf = str(path), require("gguf", f"{path} needs", "pretrained")
         self._data = _mapped(path)
-        try:
-            self._header: Header = read_header(self._data)
-        except HeaderError as error:
-            raise _damaged(path, str(error)) from error
+        self._header: Header = read_header(self._data, self.source)
         tensors = self._header.tensors
-        past = [name for name in tensors if tensors[name].begin + self._rows(name) * self._row(name) > len(self._data)]
-        if past:
-            raise _damaged(path, f"{len(past)} of its {len(tensors)} tensors lie past its end")
+        size = len(self._data)
+        cut = [name for name in tensors if tensors[name].begin + self._rows(name) * self._row_bytes(name) > size]
+        if cut:
+            raise damaged(self.source, size, f"{len(cut)} of its {len(tensors)} tensors are past the end of the file")
         parts = self.get("split.count", 1)
         if parts > 1:
             raise PretrainedError(
                 f"{path} cannot be read:",
-                [f"it is one of {parts} parts. Join them first: llama-gguf-split --merge {path.name} whole.gguf"],
+                [f"it is one of {parts} parts. Merge them first: llama-gguf-split --merge {path.name} whole.gguf"],
             )
 
     def get(self, key: str, default: Any = None) -> Any:
-        """What the metadata say under a key: a number, a text, a list."""
+        """The metadata value of a key: a number, a string or a list."""
         return self._header.metadata.get(key, default)
 
     def metadata(self) -> list[str]:
@@ -61,60 +61,101 @@ class GgufFile:
         """Slowest axis first, as in torch."""
         return list(self._header.tensors[name].shape)
 
-    def kind(self, name: str) -> str:
-        """How a tensor is stored, as `Q4_1`."""
-        return self._kind(name).name
+    def storage(self, name: str) -> str:
+        """The storage format of a tensor, as `Q4_1`."""
+        return self._storage(name).name
 
     def read(self, name: str) -> Tensor:
         """The tensor in float32."""
-        stored, kind = self._header.tensors[name], self._kind(name)
-        row, rows = self._row(name), self._rows(name)
+        stored, storage = self._header.tensors[name], self._storage(name)
+        row, rows = self._row_bytes(name), self._rows(name)
         raw = torch.frombuffer(self._data, dtype=torch.uint8, offset=stored.begin, count=row * rows)
         try:
-            values = self._gguf.dequantize(raw.numpy().reshape(rows, row), kind)
+            values = self._gguf.dequantize(raw.numpy().reshape(rows, row), storage)
         except NotImplementedError as error:
             raise PretrainedError(
                 f"{self.source} cannot be read:",
-                [f"{name} is stored as {kind.name}, which the installed gguf package cannot turn into numbers."],
+                [f"{name} is stored as {storage.name}, which the installed gguf package cannot dequantise."],
             ) from error
         return torch.from_numpy(values).reshape(stored.shape)
 
-    def _kind(self, name: str) -> Any:
-        stored = self._header.tensors[name].kind
+    def _storage(self, name: str) -> Any:
+        storage = self._header.tensors[name].storage
         try:
-            return self._gguf.GGMLQuantizationType(stored)
+            return self._gguf.GGMLQuantizationType(storage)
         except ValueError as error:
             raise PretrainedError(
                 f"{self.source} cannot be read:",
-                [f"{name} is stored in the way number {stored}, which the installed gguf package does not know."],
+                [f"{name} has storage format {storage}, which is unknown to the installed gguf package."],
             ) from error
 
     def _rows(self, name: str) -> int:
         return math.prod(self._header.tensors[name].shape[:-1])
 
-    def _row(self, name: str) -> int:
-        """Bytes of a row."""
-        block, size = self._gguf.GGML_QUANT_SIZES[self._kind(name)]
+    def _row_bytes(self, name: str) -> int:
+        block, size = self._gguf.GGML_QUANT_SIZES[self._storage(name)]
         width = self._header.tensors[name].shape[-1]
         if width % block:
             raise PretrainedError(
                 f"{self.source} cannot be read:",
-                [f"{name} has rows of {width} numbers, and {self.kind(name)} stores {block} at a time."],
+                [f"{name} has rows of {width} numbers; {self.storage(name)} needs a multiple of {block}."],
             )
         return width // block * size
 
 
 def _mapped(path: Path) -> mmap.mmap:
-    """The bytes of a file, and a private copy of those that are written to: none are."""
+    """The bytes of a file. Copy-on-write, because torch warns about read-only buffers; nothing is written."""
     try:
         with path.open("rb") as stream:
             return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
     except ValueError as error:  # an empty file
-        raise _damaged(path, str(error)) from error
+        raise damaged(str(path), path.stat().st_size, str(error)) from error
 
 
-def _damaged(path: Path, reason: str) -> PretrainedError:
-    return PretrainedError(
-        f"{path} cannot be read as GGUF:",
-        [f"{reason}. It has {path.stat().st_size:,} bytes: if the download was cut short, fetch it again."],
-    )
+class GgufTensors:
+    """The tensors of a file under the names and in the layout of its family, in float32.
+
+    Unknown tensors keep their names, so that loading reports them.
+    """
+
+    def __init__(self, file: GgufFile, architecture: Architecture, heads: int, kv_heads: int):
+        self.source, self._file = file.source, file
+        self._interleaved = [_pattern(name) for name in architecture.interleaved]
+        self._heads = (heads, kv_heads)
+        patterns = [(_pattern(gguf), published) for gguf, published in architecture.names.items()]
+        self._stored = {_published_name(name, patterns): name for name in file.names() if name not in UNUSED_TENSORS}
+
+    def names(self) -> set[str]:
+        return set(self._stored)
+
+    def shape(self, name: str) -> list[int]:
+        return self._file.shape(self._stored[name])
+
+    def read(self, name: str) -> Tensor:
+        stored = self._stored[name]
+        tensor = self._file.read(stored)
+        module = stored.rpartition(".")[0]
+        if any(pattern.fullmatch(module) for pattern in self._interleaved):
+            queries = module.endswith("attn_q")
+            return deinterleave(tensor, self._heads[0] if queries else self._heads[1])
+        return tensor
+
+
+def deinterleave(rows: Tensor, heads: int) -> Tensor:
+    """Reorder the rows of each head from pairs (0, 1), (2, 3) ... to pairs (0, D/2), (1, D/2 + 1) ...
+
+    llama.cpp rotates adjacent channels, the published Llama rotates halves; llama.cpp's converter reorders the rows.
+    """
+    return rows.reshape(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(re.escape("{i}"), r"(?P<i>\d+)"))
+
+
+def _published_name(name: str, patterns: list[tuple[re.Pattern[str], str]]) -> str:
+    module, _, leaf = name.rpartition(".")
+    for pattern, published in patterns:
+        if match := pattern.fullmatch(module):
+            return published.replace("{i}", match.groupdict().get("i") or "") + "." + leaf
+    return name

@@ -1,18 +1,17 @@
-"""The tokenizer that a GGUF file holds: its vocabulary, its merges and how it splits text, as metadata."""
+"""The tokenizer in the metadata of a GGUF file: its vocabulary, its merges, and how it splits text."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from x_positional.errors import PretrainedError, did_you_mean
-from x_positional.pretrained.extras import needed
+from x_positional.errors import PretrainedError, did_you_mean, require
 from x_positional.pretrained.gguf.file import GgufFile
 from x_positional.pretrained.tokenizers.chat import ChatTemplate
 from x_positional.pretrained.tokenizers.text import TextTokenizer
 
 BYTE_PAIRS = "gpt2"
-"""The `tokenizer.ggml.model` of byte pairs, whatever the model around them is."""
+"""The `tokenizer.ggml.model` of byte-level BPE, in files of every architecture."""
 CONTROL, USER_DEFINED = 3, 4
-"""Values of `tokenizer.ggml.token_type`: a special token, and one that is always kept whole."""
+"""Values of `tokenizer.ggml.token_type`: a special token, and a token that is never split."""
 PREFIX = "tokenizer.ggml."
 SPECIAL = {
     "bos_token": "bos",
@@ -22,19 +21,22 @@ SPECIAL = {
     "pad_token": "padding",
     "mask_token": "mask",
 }
-"""Theirs in a folder -> here."""
-ENDS = ("eos", "eot", "eom")
+"""Name in tokenizer_config.json -> name in the metadata."""
+END_TOKENS = ("eos", "eot", "eom")
 
 
 @dataclass(frozen=True)
 class Splitting:
-    """How text is cut before merging: each pattern cuts the pieces of the one before. whole: a piece that is a token is
-    taken as it is. begins: a text begins with the bos token unless the file says otherwise. composed: NFC first."""
+    """How text is split into pieces before merging."""
 
     patterns: tuple[str, ...]
-    whole: bool = False
-    begins: bool = False
-    composed: bool = False
+    """Regular expressions, applied in order; each splits the pieces of the previous one."""
+    ignore_merges: bool = False
+    """Whether a piece that is in the vocabulary is taken as it is."""
+    add_bos: bool = False
+    """Whether a text begins with the bos token if the file does not specify it."""
+    nfc: bool = False
+    """Whether text is normalised to NFC first."""
 
 
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -44,8 +46,8 @@ GPT4 = (
 )
 GPT2 = Splitting((WORDS,))
 DIGITS = Splitting((r"\p{N}", WORDS))
-LLAMA3 = Splitting((GPT4.format(digits=r"\p{N}{1,3}"),), whole=True, begins=True)
-QWEN2 = Splitting((GPT4.format(digits=r"\p{N}"),), composed=True)
+LLAMA3 = Splitting((GPT4.format(digits=r"\p{N}{1,3}"),), ignore_merges=True, add_bos=True)
+QWEN2 = Splitting((GPT4.format(digits=r"\p{N}"),), nfc=True)
 SPLITTINGS = {
     "gpt-2": GPT2,
     "mpt": GPT2,
@@ -66,8 +68,8 @@ SPLITTINGS = {
 
 
 def gguf_tokenizer(file: GgufFile) -> TextTokenizer:
-    """The tokenizer of a file. Raises PretrainedError with the reason why it cannot be built."""
-    tokenizers = needed("tokenizers", "tokenizers of GGUF files need")
+    """The tokenizer of a file. Raises PretrainedError with the reason why it cannot be rebuilt."""
+    tokenizers = require("tokenizers", "the tokenizer of a GGUF file needs", "pretrained")
     names = file.get(f"{PREFIX}tokens") or []
     whole = file.get("tokenizer.huggingface.json")
     try:
@@ -75,10 +77,10 @@ def gguf_tokenizer(file: GgufFile) -> TextTokenizer:
     except PretrainedError:
         raise
     except Exception as error:  # the package raises bare Exception for every malformed vocabulary
-        raise _refused(file, f"the package tokenizers says: {error}") from error
-    ids = {ours: file.get(f"{PREFIX}{theirs}_token_id") for ours, theirs in SPECIAL.items()}
+        raise _unsupported(file, f"the package tokenizers reports: {error}") from error
+    ids = {name: file.get(f"{PREFIX}{key}_token_id") for name, key in SPECIAL.items()}
     special = {name: names[i] for name, i in ids.items() if i is not None and i < len(names)}
-    ends = [file.get(f"{PREFIX}{name}_token_id") for name in ENDS]
+    ends = [file.get(f"{PREFIX}{name}_token_id") for name in END_TOKENS]
     template = file.get("tokenizer.chat_template")
     return TextTokenizer(
         backend,
@@ -90,7 +92,7 @@ def gguf_tokenizer(file: GgufFile) -> TextTokenizer:
 
 
 def _byte_pairs(file: GgufFile, names: list[str]) -> Any:
-    """Byte pair encoding over bytes that are written as letters, as GPT-2 began it."""
+    """Byte-level BPE, with bytes written as letters, as in GPT-2."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     splitting = _splitting(file)
@@ -100,21 +102,21 @@ def _byte_pairs(file: GgufFile, names: list[str]) -> Any:
         for first, _, second in [merge[1:].partition(" ")]
     ]
     vocabulary = {name: i for i, name in enumerate(names)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=splitting.whole))
-    cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in splitting.patterns]
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=splitting.ignore_merges))
+    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in splitting.patterns]
     backend.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
-        [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    if splitting.composed:
+    if splitting.nfc:
         backend.normalizer = normalizers.NFC()  # type: ignore[assignment]
     kinds = file.get(f"{PREFIX}token_type") or []
     marked = [(name, kind) for name, kind in zip(names, kinds, strict=False) if kind in (CONTROL, USER_DEFINED)]
     backend.add_tokens([AddedToken(name, normalized=False, special=kind == CONTROL) for name, kind in marked])
     around = []
-    for place, name, usual in (("bos", "bos", splitting.begins), ("eos", "eos", False)):
-        i = file.get(f"{PREFIX}{name}_token_id")
-        if i is not None and file.get(f"{PREFIX}add_{place}_token", usual):
+    for place, default in (("bos", splitting.add_bos), ("eos", False)):
+        i = file.get(f"{PREFIX}{place}_token_id")
+        if i is not None and file.get(f"{PREFIX}add_{place}_token", default):
             around.append((place, names[i], i))
     if around:
         before = [token for place, token, _ in around if place == "bos"]
@@ -128,21 +130,21 @@ def _byte_pairs(file: GgufFile, names: list[str]) -> Any:
 def _splitting(file: GgufFile) -> Splitting:
     model, pre = file.get(f"{PREFIX}model"), file.get(f"{PREFIX}pre")
     if model != BYTE_PAIRS:
-        raise _refused(
+        raise _unsupported(
             file,
-            f"tokenizer.ggml.model={model!r}: only 'gpt2', byte pairs with their merges, can be rebuilt exactly. "
-            "The model itself loads; take tokenizer.json from where it was published, and give ids.",
+            f"unsupported tokenizer.ggml.model={model!r}: only 'gpt2' (byte-level BPE) can be rebuilt exactly. The model itself "
+            "loads: use the tokenizer.json of the original model, and pass token ids.",
         )
     if pre in SPLITTINGS:
         return SPLITTINGS[pre]
     if pre is None:
-        raise _refused(
-            file, "tokenizer.ggml.pre is missing, so nothing says how text is split. Older converters left it out."
+        raise _unsupported(
+            file, "tokenizer.ggml.pre is missing, which specifies how text is split. Older converters omitted it."
         )
-    raise _refused(
-        file, f"tokenizer.ggml.pre={pre!r}: how it splits text is not known here; {did_you_mean(str(pre), SPLITTINGS)}"
+    raise _unsupported(
+        file, f"unsupported tokenizer.ggml.pre={pre!r} (how text is split); {did_you_mean(str(pre), SPLITTINGS)}"
     )
 
 
-def _refused(file: GgufFile, reason: str) -> PretrainedError:
-    return PretrainedError(f"the tokenizer of {file.source} cannot be built:", [reason])
+def _unsupported(file: GgufFile, reason: str) -> PretrainedError:
+    return PretrainedError(f"the tokenizer of {file.source} cannot be rebuilt:", [reason])

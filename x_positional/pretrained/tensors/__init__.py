@@ -1,1 +1,1 @@
-"""Tensors of published checkpoints to parameters of ours, and back."""
+"""Published tensors: files, layouts, and loading them into a model."""

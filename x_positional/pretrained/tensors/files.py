@@ -1,4 +1,4 @@
-"""The tensors of a folder, read one at a time: one safetensors file or several, never a pickle."""
+"""The tensors of a folder, read one at a time from one or several safetensors files; pickles are refused."""
 
 import json
 from collections.abc import Mapping
@@ -13,15 +13,16 @@ from x_positional.errors import PretrainedError
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SAFE = (
-    "A pickle runs whatever code it holds, so it is never opened. Load it with transformers where you trust it, and write it "
-    "with save_pretrained(folder): that gives model.safetensors."
+    "A pickle can run arbitrary code when it is loaded, so it is never opened. If you trust it, load it with transformers and "
+    "write it with save_pretrained(folder), which gives model.safetensors."
 )
 
 
 class Tensors(Protocol):
-    """Named tensors somewhere."""
+    """Named tensors of a checkpoint."""
 
     source: str
+    """Where they come from, for messages."""
 
     def names(self) -> set[str]: ...
 
@@ -31,7 +32,7 @@ class Tensors(Protocol):
 
 
 class SafeTensors:
-    """Tensors of safetensors files, by name. Files are mapped, not read: a tensor costs memory when it is asked for."""
+    """Tensors of safetensors files, by name. Files are memory-mapped: a tensor is read when it is requested."""
 
     def __init__(self, files: Mapping[str, Path], source: str):
         self.source, self._files = source, dict(files)
@@ -60,7 +61,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise PretrainedError(f"{path} cannot be read:", [str(error)]) from error
     if not isinstance(data, dict):
-        raise PretrainedError(f"{path} cannot be read:", [f"it holds {type(data).__name__}, not keys and values."])
+        raise PretrainedError(f"{path} cannot be read:", [f"expected a JSON object, found a {type(data).__name__}."])
     return data
 
 
@@ -72,7 +73,7 @@ def open_tensors(folder: Path) -> SafeTensors:
     if not single.is_file():
         others = sorted(folder.glob("*.safetensors"))
         if len(others) != 1:
-            raise PretrainedError(f"{folder} has no weights that can be read:", [_why_none(folder, others)])
+            raise PretrainedError(f"{folder} has no readable weights:", [_why_none(folder, others)])
         single = others[0]
     return SafeTensors(dict.fromkeys(_opened(single).keys(), single), str(folder))
 
@@ -80,27 +81,29 @@ def open_tensors(folder: Path) -> SafeTensors:
 def _sharded(folder: Path) -> SafeTensors:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise PretrainedError(f"{folder / INDEX} cannot be read:", ["it has no weight_map from tensors to files."])
+        raise PretrainedError(
+            f"{folder / INDEX} cannot be read:", ["it has no weight_map, which maps tensors to files."]
+        )
     shards = {shard: folder / shard for shard in sorted(set(weight_map.values()))}
     outside = [shard for shard in shards if Path(shard).name != shard]
     if outside:
         raise PretrainedError(
-            f"{folder / INDEX} is refused:", [f"{s!r} is not a file of this folder." for s in outside]
+            f"{folder / INDEX} is refused:", [f"{s!r} is not a file in this folder." for s in outside]
         )
     missing = [shard for shard, path in shards.items() if not path.is_file()]
     if missing:
         raise PretrainedError(
-            f"{folder} is not whole:",
+            f"{folder} is incomplete:",
             [
-                f"{shard} is missing, and {INDEX} names it for "
-                f"{sum(s == shard for s in weight_map.values())} tensors. Fetch it again."
+                f"{shard} is missing; {INDEX} lists {sum(s == shard for s in weight_map.values())} tensors in it. "
+                "Download it again."
                 for shard in missing
             ],
         )
-    held = {shard: set(_opened(path).keys()) for shard, path in shards.items()}
-    lost = [f"{name} should be in {s}, and is not." for name, s in weight_map.items() if name not in held[s]]
+    stored = {shard: set(_opened(path).keys()) for shard, path in shards.items()}
+    lost = [f"{name} is missing from {s}." for name, s in weight_map.items() if name not in stored[s]]
     if lost:
-        raise PretrainedError(f"{folder} is not whole:", lost)
+        raise PretrainedError(f"{folder} is incomplete:", lost)
     return SafeTensors({name: shards[shard] for name, shard in weight_map.items()}, str(folder))
 
 
@@ -110,16 +113,18 @@ def _opened(path: Path) -> Any:
     except (SafetensorError, OSError) as error:
         raise PretrainedError(
             f"{path} cannot be read as safetensors:",
-            [f"{error}. It has {path.stat().st_size:,} bytes: if the download was cut short, fetch it again."],
+            [
+                f"{error}. The file has {path.stat().st_size:,} bytes; if the download was interrupted, download it again."
+            ],
         ) from error
 
 
 def _why_none(folder: Path, safetensors: list[Path]) -> str:
     if safetensors:
         names = ", ".join(path.name for path in safetensors)
-        return f"{names} lie there without {INDEX}, which says which tensor is where. Fetch it too."
+        return f"{names} need {INDEX}, which maps tensors to files and is missing. Download it too."
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
-        return f"there is only {', '.join(pickles)}. {SAFE}"
+        return f"the weights are pickled: {', '.join(pickles)}. {SAFE}"
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-    return f"neither {WEIGHTS} nor {INDEX} is there; it holds {found}."
+    return f"it contains neither {WEIGHTS} nor {INDEX}; it contains {found}."

@@ -1,4 +1,4 @@
-"""Tensors of a published model into a model of ours, one at a time, each read once and held once."""
+"""Load the tensors of a published model into an x_positional model, one at a time, without a second copy."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -8,136 +8,146 @@ from torch import Tensor, nn
 
 from x_positional.config.layers import LayersConfig
 from x_positional.errors import PretrainedError
-from x_positional.pretrained.family import Family, Place
+from x_positional.pretrained.family import Family, Location
 from x_positional.pretrained.tensors.files import Tensors
 from x_positional.pretrained.tensors.layouts import Sizes
 
 
-class Names:
-    """The tensors of a file under the names of its family: files of a body alone lack the prefix, and others add it."""
+class TensorNames:
+    """The tensors of a checkpoint under the names of its family.
+
+    Resolves legacy names, copies, and the prefix that checkpoints without a head omit, and tracks which tensors are used.
+    """
 
     def __init__(self, tensors: Tensors, family: Family):
-        self.tensors, self.base, self.used = tensors, family.base, set[str]()
-        self.held = _renamed(tensors.names(), family.older)
+        self.tensors, self.prefix, self.used = tensors, family.prefix, set[str]()
+        self.stored = _current_names(tensors.names(), family.legacy_names)
         self.aliases: dict[str, str] = {}
-        self.ignored = [re.compile(pattern) for pattern in family.ignored]
-        self._settle_copies(family.copies)
+        self.ignored = [re.compile(pattern) for pattern in family.ignored_tensors]
+        self._resolve_copies(family.copies)
 
-    def _settle_copies(self, copies: Mapping[str, str]) -> None:
-        """One of two copies is enough, and either will do. Two that differ are two tensors."""
+    def _resolve_copies(self, copies: Mapping[str, str]) -> None:
+        """One of two copies is enough, and either will do. Two that differ are two separate tensors."""
         for copy, original in copies.items():
-            there, first = self.find(copy), self.find(original)
-            if there is not None and first is not None:
-                self.used |= {there} if self.same(there, first) else set()
-            elif there is not None:
-                self.alias(original, there)
+            second, first = self.find(copy), self.find(original)
+            if second is not None and first is not None:
+                self.used |= {second} if self.equal(second, first) else set()
+            elif second is not None:
+                self.alias(original, second)
             elif first is not None:
                 self.alias(copy, first)
 
     def find(self, name: str) -> str | None:
-        """The name in the file, None where it is not there."""
+        """The name in the checkpoint; None if the tensor does not exist."""
         name = self.aliases.get(name, name)
-        short = name.removeprefix(self.base)
-        return next((n for n in (name, short, self.base + name) if n in self.held), None)
+        short = name.removeprefix(self.prefix)
+        return next((n for n in (name, short, self.prefix + name) if n in self.stored), None)
 
-    def alias(self, name: str, there: str) -> None:
-        """Read `name` from another tensor of the file."""
-        self.aliases[name] = there
+    def alias(self, name: str, found: str) -> None:
+        """Read `name` from another tensor of the checkpoint."""
+        self.aliases[name] = found
 
     def unused(self) -> list[str]:
-        """Tensors that nothing asked for and that hold something."""
-        return sorted(n for n in self.held.keys() - self.used if not any(p.search(n) for p in self.ignored))
+        """Tensors that no parameter uses and that are not ignored."""
+        return sorted(n for n in self.stored.keys() - self.used if not any(p.search(n) for p in self.ignored))
 
-    def read(self, name: str) -> Tensor:
-        """A tensor by the name that `find` gave."""
-        return self.tensors.read(self.held[name])
+    def read(self, found: str) -> Tensor:
+        """A tensor by the name that `find` returned."""
+        return self.tensors.read(self.stored[found])
 
-    def same(self, one: str, other: str) -> bool:
-        """Whether two tensors of the file are equal, bit by bit."""
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors of the checkpoint are bit-equal."""
         a, b = self.read(one), self.read(other)
         return a.shape == b.shape and torch.equal(a, b)
 
 
-def _renamed(names: set[str], older: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """Today's names -> those in the file."""
-    held: dict[str, str] = {}
+def _current_names(names: set[str], legacy: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Current names -> names in the checkpoint."""
+    stored: dict[str, str] = {}
     for name in sorted(names):
-        now = name
-        for pattern, replacement in older:
-            now = re.sub(pattern, replacement, now)
-        held[now if now not in names else name] = name
-    return held
+        current = name
+        for pattern, replacement in legacy:
+            current = re.sub(pattern, replacement, current)
+        stored[current if current not in names else name] = name
+    return stored
 
 
-def sizes_of(layers: LayersConfig, place: Place) -> Sizes:
-    """What a layout may need to know at a place."""
+def sizes_at(layers: LayersConfig, location: Location) -> Sizes:
+    """The sizes that a layout may need at a location."""
     kinds = layers.layer_kinds()
-    return Sizes(layers, None if place.layer is None else kinds[int(place.layer) % len(kinds)])
+    return Sizes(layers, None if location.layer is None else kinds[int(location.layer) % len(kinds)])
 
 
 def fill(
     model: nn.Module,
     family: Family,
     layers: Callable[[str], LayersConfig],
-    names: Names,
+    names: TensorNames,
     *,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
 ) -> None:
-    """Put tensors into a model whose parameters are on the meta device. layers: the stack that a parameter belongs to.
+    """Load tensors into a model whose parameters are on the meta device.
 
-    Raises PretrainedError with every tensor that is missing, that does not fit, and that nothing asks for.
+    Args:
+        model: Its parameters are replaced.
+        family: Maps parameters to tensors.
+        layers: Parameter name -> the stack that it belongs to.
+        names: The tensors of the checkpoint.
+        dtype: None keeps the stored dtype. Parameters without gradients always keep it.
+        device: None is the CPU.
+
+    Raises:
+        PretrainedError: With every tensor that is missing, of the wrong shape, or unexpected.
     """
     problems: list[str] = []
     for name, parameter in list(model.named_parameters()):
-        loaded = _loaded(name, parameter, family, layers(name), names, problems)
+        loaded = _load(name, parameter, family, layers(name), names, problems)
         if loaded is not None and not problems:
-            wanted = dtype if parameter.requires_grad else None  # what no gradient moves stays as wide as it is
-            ready = loaded.to(device=device or "cpu", dtype=wanted or loaded.dtype, copy=True).contiguous()
+            target = dtype if parameter.requires_grad else None
+            ready = loaded.to(device=device or "cpu", dtype=target or loaded.dtype, copy=True).contiguous()
             replace_parameter(model, parameter, nn.Parameter(ready, requires_grad=parameter.requires_grad))
-    problems += [f"{name} of the file has no place in the model." for name in names.unused()]
+    problems += [f"unexpected tensor {name} in the checkpoint." for name in names.unused()]
     if problems:
         raise PretrainedError(f"{names.tensors.source} does not fit {family.model_type}:", problems)
 
 
-def _loaded(
-    name: str, parameter: Tensor, family: Family, layers: LayersConfig, names: Names, problems: list[str]
+def _load(
+    name: str, parameter: Tensor, family: Family, layers: LayersConfig, names: TensorNames, problems: list[str]
 ) -> Tensor | None:
-    place = family.layout_of(name)
-    if place is None:
-        problems.append(f"{name}: {family.model_type} says nothing of where it lies.")
+    """The value of a parameter; None after adding to `problems`."""
+    location = family.locate(name)
+    if location is None:
+        problems.append(f"no checkpoint mapping for parameter {name} in family {family.model_type!r}.")
         return None
-    sizes = sizes_of(layers, place)
-    wanted = place.names(sizes)
-    found = [names.find(theirs) for theirs in wanted]
-    missing = [theirs for theirs, there in zip(wanted, found, strict=True) if there is None]
-    names.used |= {there for there in found if there is not None}
+    sizes = sizes_at(layers, location)
+    expected = location.names(sizes)
+    found = [names.find(theirs) for theirs in expected]
+    missing = [theirs for theirs, stored in zip(expected, found, strict=True) if stored is None]
+    names.used |= {stored for stored in found if stored is not None}
     if missing:
         problems += [f"{theirs} is missing (for {name})." for theirs in missing]
         return None
-    parts = [names.read(there) for there in found if there is not None]
+    parts = [names.read(stored) for stored in found if stored is not None]
+    shapes = ", ".join(f"{n} {list(p.shape)}" for n, p in zip(expected, parts, strict=True))
     try:
-        loaded = place.layout.load(parts, sizes)
+        loaded = location.layout.load(parts, sizes)
     except (RuntimeError, IndexError) as error:
-        shapes = ", ".join(f"{n} {list(p.shape)}" for n, p in zip(wanted, parts, strict=True))
-        problems.append(f"{shapes} do not fit together (for {name} {list(parameter.shape)}): {error}")
+        problems.append(f"cannot combine {shapes} into {name} {list(parameter.shape)}: {error}")
         return None
     if loaded.shape != parameter.shape:
-        shapes = ", ".join(f"{n} {list(p.shape)}" for n, p in zip(wanted, parts, strict=True))
-        problems.append(
-            f"{shapes}: config.json asks for {list(parameter.shape)} (for {name}), and this is {list(loaded.shape)}."
-        )
+        problems.append(f"{shapes} gives {name} {list(loaded.shape)}; config.json needs {list(parameter.shape)}.")
         return None
     return loaded
 
 
 def replace_parameter(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
-    """Wherever a parameter stands, tied ones stand twice."""
-    for module, leaf in list(_places(model, old)):
+    """Replace a parameter in every module that holds it (a tied one has several)."""
+    for module, leaf in list(_holders(model, old)):
         setattr(module, leaf, new)
 
 
-def _places(model: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[nn.Module, str]]:
+def _holders(model: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[nn.Module, str]]:
     for module in model.modules():
         for leaf, value in module.named_parameters(recurse=False, remove_duplicate=False):
             if value is parameter:

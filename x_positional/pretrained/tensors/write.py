@@ -1,4 +1,4 @@
-"""Config and tensors into a folder: shards of a few gigabytes, each file put in place when it is whole."""
+"""Write config and tensors to a folder: shards of a few gigabytes, each file moved into place when it is complete."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from torch import Tensor
 from x_positional.pretrained.tensors.files import CONFIG, INDEX, WEIGHTS
 
 MAX_SHARD = 5 * 10**9
-"""Bytes of a file, as transformers has it."""
+"""Bytes of a file, as in transformers."""
 
 
 def write_folder(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], max_shard: int = MAX_SHARD
 ) -> None:
-    """Weights first, config last: a folder with a config.json is whole. Weights that were there before are removed."""
+    """Write weights first and config last, so that a folder with a config.json is complete. Old weights are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = split(tensors, max_shard)
     many = len(shards) > 1
@@ -37,28 +37,28 @@ def write_folder(
     write_json(folder / CONFIG, config)
 
 
-def split(tensors: Mapping[str, Tensor], most: int) -> list[dict[str, Tensor]]:
-    """Tensors in their order, in files of at most `most` bytes (or one tensor)."""
+def split(tensors: Mapping[str, Tensor], max_shard: int) -> list[dict[str, Tensor]]:
+    """Tensors in their order, in shards of at most `max_shard` bytes (or of one tensor)."""
     shards: list[dict[str, Tensor]] = [{}]
-    held = 0
+    size = 0
     for name, tensor in tensors.items():
-        if shards[-1] and held + tensor.nbytes > most:
+        if shards[-1] and size + tensor.nbytes > max_shard:
             shards.append({})
-            held = 0
+            size = 0
         shards[-1][name] = tensor
-        held += tensor.nbytes
+        size += tensor.nbytes
     return shards
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """An object into a file, put in place when it is whole."""
+    """Write an object to a file, moved into place when it is complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     _place(temporary, path)
 
 
 def _place(temporary: Path, path: Path) -> None:
-    """Flush to disk, then take the place in one move."""
+    """Flush to disk, then rename atomically."""
     with temporary.open("rb+") as stream:
         os.fsync(stream.fileno())
     temporary.replace(path)

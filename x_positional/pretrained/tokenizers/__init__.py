@@ -1,1 +1,1 @@
-"""Text to token ids and back."""
+"""Tokenizers and chat templates of published models."""

@@ -1,50 +1,59 @@
-"""Chat templates: messages to the text that a model was trained to go on with. Jinja, in its sandbox."""
+"""Chat templates: messages to the text that a model was trained to continue. Rendered in Jinja's sandbox."""
 
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from x_positional.errors import PretrainedError
-from x_positional.pretrained.extras import needed
+from x_positional.errors import PretrainedError, require
 
 Message = Mapping[str, Any]
 """`{"role": "user", "content": "..."}`."""
-
-
 FAULTS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
-"""What a program in the sandbox may run into."""
+"""Errors that a template may raise while it runs."""
 
 
 class ChatTemplate:
-    """A template as published models carry it. words: what it may name beside the messages, as `bos_token`.
+    """A chat template of a published model.
 
-    A template is a program that somebody else wrote: it runs in a sandbox that reaches neither files nor attributes that
-    begin with an underscore, and it changes nothing that it is given.
+    A template is third-party code: it runs in a sandbox without access to files or to attributes that begin with an
+    underscore, and cannot modify its arguments.
+
+    Args:
+        text: The Jinja template.
+        variables: Variables that it may use besides the messages, as `bos_token`.
+        source: Where it comes from, for messages.
     """
 
-    def __init__(self, text: str, words: Mapping[str, str], source: str):
-        self.text, self._words, self._source = text, dict(words), source
+    def __init__(self, text: str, variables: Mapping[str, str], source: str):
+        self.text, self._variables, self._source = text, dict(variables), source
 
-    def render(self, messages: Sequence[Message], *, reply: bool = True, **words: Any) -> str:
-        """The text of a conversation. reply: end where the model's answer begins. words: more that the template names,
-        such as `tools=` or `enable_thinking=`. Raises PretrainedError with what the template says is wrong."""
-        jinja2 = needed("jinja2", "chat templates need")
+    def render(self, messages: Sequence[Message], *, reply: bool = True, **variables: Any) -> str:
+        """The text of a conversation.
+
+        Args:
+            messages: The conversation.
+            reply: Whether to end with the beginning of the model's answer.
+            variables: Further variables of the template, such as `tools=` or `enable_thinking=`.
+
+        Raises:
+            PretrainedError: If the template fails or rejects the messages.
+        """
+        jinja2 = require("jinja2", "chat templates need", "pretrained")
         try:
             template = _environment().from_string(self.text)
-            return template.render(messages=messages, add_generation_prompt=reply, **{**self._words, **words})
+            return template.render(messages=messages, add_generation_prompt=reply, **{**self._variables, **variables})
         except (jinja2.TemplateError, *FAULTS) as error:
-            raise PretrainedError(f"the chat template of {self._source} cannot be followed:", [str(error)]) from error
+            raise PretrainedError(f"the chat template of {self._source} failed:", [str(error)]) from error
 
 
 def _environment() -> Any:
-    needed("jinja2", "chat templates need")
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}`, which marks what a model says, for training: here just what is in it."""
+        """`{% generation %}` marks the model's answers for training; here it has no effect."""
 
         tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 

@@ -1,13 +1,13 @@
-"""Text to the ids of a published model and back, whole or as it comes."""
+"""Text to the ids of a published model and back, at once or streamed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from x_positional.errors import PretrainedError
-from x_positional.pretrained.extras import needed
+from x_positional.errors import PretrainedError, require
 from x_positional.pretrained.tensors.files import read_json
+from x_positional.pretrained.tensors.write import write_json
 from x_positional.pretrained.tokenizers.chat import ChatTemplate, Message
 
 TOKENIZER, SETTINGS, GENERATION, TEMPLATE = (
@@ -21,75 +21,86 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextStream:
-    """Ids that arrive one by one, as text: a piece is empty while a character is incomplete. decode: ids to text.
+    """Decodes ids one at a time. The pieces of text, and that of `finish`, add up to the text of all ids.
 
-    The pieces and `finish` together are the text of all ids. Only the ids since the last piece are decoded again, with
-    those of that piece before them: some tokenizers write a word in another way where it stands first.
+    Each step decodes the ids since the last piece again, preceded by those of that piece: some tokenizers decode the first
+    word of a text differently.
+
+    Args:
+        decode: Ids to text.
     """
 
     def __init__(self, decode: Callable[[list[int]], str]):
         self._decode = decode
         self._ids: list[int] = []
-        self._said, self._old = "", 0
+        self._context, self._context_ids = "", 0
 
     def feed(self, token: int) -> str:
-        """The text that this token completes."""
+        """The text that this token completes; empty while a character is incomplete."""
         self._ids.append(token)
         text = self._decode(self._ids)
-        if text.endswith(UNFINISHED) or len(text) <= len(self._said):
+        if text.endswith(UNFINISHED) or len(text) <= len(self._context):
             return ""
-        piece = text[len(self._said) :]
-        self._ids = self._ids[self._old :]
-        self._old, self._said = len(self._ids), self._decode(self._ids)
+        piece = text[len(self._context) :]
+        self._ids = self._ids[self._context_ids :]
+        self._context_ids, self._context = len(self._ids), self._decode(self._ids)
         return piece
 
     def finish(self) -> str:
-        """What is left: a character that never became whole, as the replacement character."""
-        return self._decode(self._ids)[len(self._said) :]
+        """The remaining text: an incomplete character, as the replacement character."""
+        return self._decode(self._ids)[len(self._context) :]
 
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A tokenizer of a published model. backend: of the package tokenizers. special: `bos_token` and so on -> their text.
-    ends: ids after which the model has said all. template: of conversations, None where it has none."""
+    """The tokenizer of a published model."""
 
     backend: Any
+    """A `tokenizers.Tokenizer`."""
     special: Mapping[str, str]
+    """Special tokens: `bos_token` and so on -> their text."""
     ends: tuple[int, ...]
+    """Ids that end a text, as `eos_token=` of `generate`."""
     template: ChatTemplate | None
+    """The chat template, if there is one."""
     source: str
+    """Where it comes from, for messages."""
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Ids of a text. special: with the tokens that stand before or after every text, where the model has them."""
+        """Ids of a text. special: add the tokens that begin or end every text, if the model has them."""
         return self.backend.encode(text, add_special_tokens=special).ids
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """Text of ids. special: special tokens too."""
+        """Text of ids. special: include special tokens."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def decoder(self) -> TextStream:
-        """Text of ids that arrive one by one."""
+        """A decoder of ids that arrive one at a time."""
         return TextStream(self.decode)
 
-    def chat(self, messages: Sequence[Message], *, reply: bool = True, **words: Any) -> str:
-        """The text of a conversation, `[{"role": "user", "content": "..."}]`, up to where the answer begins.
+    def chat(self, messages: Sequence[Message], *, reply: bool = True, **variables: Any) -> str:
+        """The text of a conversation, by the chat template.
 
-        words: more that the template names, such as `tools=`. Raises PretrainedError where the model has no template.
+        Args:
+            messages: As `[{"role": "user", "content": "..."}]`.
+            reply: Whether to end with the beginning of the model's answer.
+            variables: Further variables of the template, such as `tools=`.
+
+        Raises:
+            PretrainedError: If the model has no template, or the template fails.
         """
         if self.template is None:
             raise PretrainedError(
-                f"{self.source} has no chat template:", ["it was not trained to answer; give it a text to go on with."]
+                f"{self.source} has no chat template:", ["it is not a chat model; pass it a text to continue."]
             )
-        return self.template.render(messages, reply=reply, **words)
+        return self.template.render(messages, reply=reply, **variables)
 
-    def encode_chat(self, messages: Sequence[Message], *, reply: bool = True, **words: Any) -> list[int]:
-        """Ids of a conversation. The template writes the special tokens itself."""
-        return self.encode(self.chat(messages, reply=reply, **words), special=False)
+    def encode_chat(self, messages: Sequence[Message], *, reply: bool = True, **variables: Any) -> list[int]:
+        """Ids of a conversation, see `chat`. The template contains all special tokens."""
+        return self.encode(self.chat(messages, reply=reply, **variables), special=False)
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and the chat template, as transformers reads them."""
-        from x_positional.pretrained.tensors.write import write_json
-
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(folder / TOKENIZER))
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **self.special}
@@ -99,21 +110,25 @@ class TextTokenizer:
 
 
 def folder_tokenizer(folder: Path, config: Mapping[str, Any]) -> TextTokenizer:
-    """The tokenizer of a folder. Raises PretrainedError where there is none that can be read."""
+    """The tokenizer of a folder. config: its config.json. Raises PretrainedError if there is no readable one."""
     file = folder / TOKENIZER
-    tokenizers = needed("tokenizers", "tokenizer.json needs")
+    tokenizers = require("tokenizers", "tokenizer.json needs", "pretrained")
     if not file.is_file():
-        raise PretrainedError(f"{folder} has no tokenizer that can be read:", [_why_none(folder)])
+        raise PretrainedError(f"{folder} has no readable tokenizer:", [_why_none(folder)])
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the package raises bare Exception for every malformed file
         raise PretrainedError(f"{file} cannot be read:", [str(error)]) from error
-    backend.no_padding()  # some files keep the settings of the last call
+    backend.no_padding()  # some files contain the settings of the last call
     backend.no_truncation()
     settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     special = {name: text for name in SPECIAL if (text := _text(settings.get(name))) is not None}
-    said = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
-    ends = [said.get("eos_token_id"), config.get("eos_token_id"), backend.token_to_id(special.get("eos_token", ""))]
+    generation = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    ends = [
+        generation.get("eos_token_id"),
+        config.get("eos_token_id"),
+        backend.token_to_id(special.get("eos_token", "")),
+    ]
     template = _template(folder, settings)
     return TextTokenizer(
         backend,
@@ -125,18 +140,18 @@ def folder_tokenizer(folder: Path, config: Mapping[str, Any]) -> TextTokenizer:
 
 
 def _ids(found: Iterable[Any]) -> tuple[int, ...]:
-    """All ids in numbers and lists of them."""
+    """Ids, from numbers and lists of numbers."""
     flat = [one for value in found for one in (value if isinstance(value, list) else [value])]
     return tuple(dict.fromkeys(one for one in flat if one is not None))
 
 
 def _text(token: Any) -> str | None:
-    """A special token, which older files write as an object."""
+    """The text of a special token, which older files store as an object."""
     return token.get("content") if isinstance(token, Mapping) else token
 
 
 def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """The chat template: a file of its own, or a key; of several, the one called default."""
+    """The chat template, from its own file or from a key; of several, the one named default."""
     if (folder / TEMPLATE).is_file():
         return (folder / TEMPLATE).read_text(encoding="utf-8")
     found = settings.get("chat_template")
@@ -152,7 +167,34 @@ def _why_none(folder: Path) -> str:
     ]
     if others:
         return (
-            f"there is {' and '.join(others)}, and no {TOKENIZER}. transformers writes one: "
+            f"it has {' and '.join(others)} but no {TOKENIZER}. transformers can write it: "
             f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
         )
-    return f"{TOKENIZER} is missing. Fetch it too, or give ids."
+    return f"{TOKENIZER} is missing. Download it too, or pass token ids."
+
+
+DOCUMENT_END = 0
+"""Byte 0, which no text contains."""
+
+
+def byte_tokenizer() -> TextTokenizer:
+    """A tokenizer with id = byte. The end of a document has an id but no special token, whose letter could occur in a text.
+
+    Raises MissingExtra without the package tokenizers.
+    """
+    require("tokenizers", "tokenizer.json needs", "pretrained")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    backend: Any = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in enumerate(byte_letters())}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return TextTokenizer(backend, {}, (DOCUMENT_END,), None, "bytes")
+
+
+def byte_letters() -> list[str]:
+    """The letter that represents each byte in byte-level tokenizers: the byte's own if it is printable, otherwise the next
+    one from 256 on.
+    """
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

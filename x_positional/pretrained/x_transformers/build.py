@@ -17,7 +17,7 @@ from x_positional.config.flags import (
     vision_from_flags,
 )
 from x_positional.config.flags.table import PLACES
-from x_positional.config.layers import ContinuousConfig, ModelConfig
+from x_positional.config.models import ContinuousConfig, ModelConfig
 from x_positional.config.vision import VisionConfig
 from x_positional.errors import ConversionError, FlagError, IncompatibleConfig
 from x_positional.models.autoregressive import AutoregressiveWrapper

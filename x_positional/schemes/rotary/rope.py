@@ -87,7 +87,7 @@ class XPosEmbedding(RopeEmbedding):
     def reach(cls, scale_base: float) -> int:
         """How far apart positions may be before the fastest pair overflows float32. This includes masked keys, whose scores
         grow with distance: infinity minus infinity is NaN even under a mask."""
-        return int(cls.RANGE * scale_base / -math.log(0.4 / 1.4))
+        return int(cls.RANGE * scale_base / XPOS_FASTEST)
 
     def decay(self, positions: Tensor) -> Tensor:
         return xpos_decay(positions, self.width, self.width // 2, self.center, self.scale_base)

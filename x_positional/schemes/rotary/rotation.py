@@ -83,19 +83,9 @@ class RotationScheme(PositionScheme):
 
     def _some_heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.heads is None or self.heads == x.shape[1]:
-            return self._rotate(x, cos, sin)
-        return torch.cat([x[:, : -self.heads], self._rotate(x[:, -self.heads :], cos, sin)], dim=1)
-
-    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        rotated = x[..., : self.width]
-        rotated = (rotated * cos + self._partner(rotated) * sin).to(x.dtype)
-        return rotated if self.width == x.shape[-1] else torch.cat([rotated, x[..., self.width :]], dim=-1)
-
-    def _partner(self, x: Tensor) -> Tensor:
-        """[... R] -> [... R]: the other channel of each channel's pair."""
-        if self.interleaved:
-            return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        return x.roll(self.width // 2, dims=-1)
+            return rotate_pairs(x, cos, sin, interleaved=self.interleaved)
+        rotated = rotate_pairs(x[:, -self.heads :], cos, sin, interleaved=self.interleaved)
+        return torch.cat([x[:, : -self.heads], rotated], dim=1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """`.to(...)` and the like move learned frequencies between devices but keep them in float32 or float64: in bfloat16

@@ -1,0 +1,111 @@
+"""Dotted overrides of a config: whole paths, and short ones as long as they are unambiguous.
+
+OmegaConf and tyro would replace half of this: neither accepts short names (`lr`), opens a scheme given by name
+(`position: rope`) into a section, or answers an unknown name with the nearest, and each adds a dependency.
+"""
+
+from collections.abc import Mapping
+from difflib import SequenceMatcher
+from typing import Any
+
+from pydantic import BaseModel
+
+from x_positional.config.suggest import paths
+from x_positional.schemes.registry import REGISTRY
+
+Path = tuple[str, ...]
+CLOSE = 0.6
+"""Likeness from which a path is suggested."""
+
+
+def override(schema: type[BaseModel], raw: dict[str, Any], overrides: Mapping[str, Any]) -> list[str]:
+    """Sets each override in `raw`; returns a message for each that cannot be set."""
+    problems = []
+    for name, value in overrides.items():
+        written = tuple(name.split("."))
+        found = resolve(schema, written)
+        if len(found) == 1:
+            problems += place(raw, found[0], value)
+        elif found:
+            problems.append(f"{name} could be {' or '.join('.'.join(path) for path in found)}; use one of them.")
+        else:
+            problems.append(f"{name} is unknown; {hint(schema, written)}")
+    return problems
+
+
+def resolve(schema: type[BaseModel], written: Path) -> list[Path]:
+    """The paths that `written` can mean: itself, or the ones it shortens by leaving out sections.
+
+    `model.depth` means `model.layers.depth` and `lr` means `optimizer.lr`. The path that leaves out the fewest sections
+    wins; several are returned only when that does not decide. A path below a field without sections
+    (`model.layers.position.theta`) is returned unchanged.
+    """
+    known = list(paths(schema))
+    if written in known or _below_a_leaf(known, written):
+        return [written]
+    meant = [path for path in known if path[-1] == written[-1] and _shortens(written, path)]
+    shortest = min((len(path) for path in meant), default=0)
+    return [path for path in meant if len(path) == shortest]
+
+
+def hint(schema: type[BaseModel], written: Path) -> str:
+    """`did you mean a?` with the most similar path. Inside a position scheme, names are those of all registered schemes."""
+    known = list(paths(schema))
+    if _below_a_leaf(known, written):
+        known = [(*written[:-1], name) for config in REGISTRY.values() for name in config.model_fields]
+    best = max(known, key=lambda path: _likeness(written, path))
+    return f"did you mean {'.'.join(best)}?" if _likeness(written, best) >= CLOSE else "--print-config shows all names."
+
+
+def place(raw: dict[str, Any], path: Path, value: Any) -> list[str]:
+    """Sets `raw[path[0]][path[1]]… = value`, adding sections as needed; returns why it cannot.
+
+    A position scheme given by name becomes a section when something inside it is set, and the only entry of a list is
+    meant without its number: `position: rope` and `position.theta` give `{kind: rope, theta: …}`. A number selects an
+    entry of a list.
+    """
+    here: Any = raw
+    for index, part in enumerate(path[:-1]):
+        key: Any = int(part) if isinstance(here, list) else part
+        inner = _opened(None if isinstance(here, dict) and key not in here else here[key], path[index + 1])
+        if not isinstance(inner, dict) and not (isinstance(inner, list) and _is_index(inner, path[index + 1])):
+            return [f"{'.'.join(path)} cannot be set: {'.'.join(path[: index + 1])} is {inner!r}"]
+        here[key] = inner
+        if isinstance(inner, list) and not path[index + 1].isdigit():
+            inner[0] = _opened(inner[0], path[index + 1])
+            inner = inner[0]
+        here = inner
+    here[int(path[-1]) if isinstance(here, list) else path[-1]] = value
+    return []
+
+
+def _likeness(written: Path, path: Path) -> float:
+    """1 is equal. The last parts count more than the whole; a name that is a prefix of another one is close to it."""
+    last = SequenceMatcher(None, written[-1], path[-1]).ratio()
+    if len(written[-1]) > 2 and path[-1].startswith(written[-1]):
+        last = max(last, 0.95)
+    return 0.75 * last + 0.25 * SequenceMatcher(None, written, path).ratio()
+
+
+def _below_a_leaf(known: list[Path], written: Path) -> bool:
+    leaves = [path for path in known if not any(other[:-1] == path for other in known)]
+    return any(written[: len(path)] == path and len(written) > len(path) for path in leaves)
+
+
+def _shortens(written: Path, path: Path) -> bool:
+    """Whether `written` is `path` with some parts left out, in the same order."""
+    rest = iter(path)
+    return all(part in rest for part in written)
+
+
+def _opened(value: Any, inside: str) -> Any:
+    """`value` as something that `inside` can be set in: None becomes an empty section, a name becomes a scheme."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        value = {"kind": value}
+    return [value] if inside.isdigit() and isinstance(value, dict) else value
+
+
+def _is_index(items: list[Any], part: str) -> bool:
+    return int(part) < len(items) if part.isdigit() else len(items) == 1
