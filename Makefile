@@ -14,6 +14,7 @@ WORKERS     ?= auto
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install $(PIPFLAGS)
 PINS   := $(VENV)/pins.txt
+TEST   := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 TORCH_OK := import torch, sys; v = torch.__version__.split("."); sys.exit((int(v[0]), int(v[1])) < (2, 9))
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -21,23 +22,39 @@ export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types docs bench clean
+.PHONY: help demo quick quick-static quick-tests test test-all lint types format house docs bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.train ## train the small rotary decoder for about two minutes, then sample from it
 	@$(PY) -m x_positional.cli.demo
 
-test: $(VENV)/.dev ## the whole test suite, under ten minutes on two cores
-	@echo "Running the tests (up to ten minutes on two cores) ..."
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(PYTESTFLAGS)
+quick: $(VENV)/.dev ## lint, types, and one scheme of each kernel kind through the contract: under a minute
+	@$(MAKE) --no-print-directory -j2 quick-static quick-tests
 
-lint: $(VENV)/.dev ## ruff on everything
+test: $(VENV)/.dev ## the whole test suite, a sample of its random draws: about five minutes on two cores
+	@echo "Running the tests (about five minutes on two cores) ..."
+	@$(TEST) $(PYTESTFLAGS)
+
+test-all: $(VENV)/.dev ## the whole test suite with every random draw
+	@echo "Running the tests with every draw (about ten minutes on two cores) ..."
+	@X_POSITIONAL_ALL_DRAWS=1 $(TEST) $(PYTESTFLAGS)
+
+lint: $(VENV)/.dev ## ruff, formatting and spelling of everything
 	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m codespell_lib
 
-types: $(VENV)/.dev ## pyright on the package
+types: $(VENV)/.dev ## pyright on the package and the tests' support
 	@$(PY) -m pyright --pythonpath $(PY)
+
+format: $(VENV)/.dev ## let ruff fix and format everything
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+house: $(VENV)/.dev ## measure the layout: modules, import chains, functions
+	@$(PY) -m tests.house
 
 docs: $(VENV)/.dev ## write the generated pages of docs/ again
 	@set -e; for page in docs/generate/[!_]*.py; do echo "$$page ..."; $(PY) $$page; done
@@ -48,6 +65,16 @@ bench: $(VENV)/.dev ## compare speed and memory with x-transformers
 clean: ## remove the environment and what tools left behind; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The two halves of `make quick`, side by side.
+
+quick-static: $(VENV)/.dev
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m ruff format --quiet --check .
+	@$(PY) -m pyright --pythonpath $(PY)
+
+quick-tests: $(VENV)/.dev
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -m quick tests/house tests/testing $(PYTESTFLAGS)
 
 # The steps of the set-up. Each leaves a stamp in the environment, so a second run does nothing.
 

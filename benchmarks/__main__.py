@@ -1,12 +1,7 @@
 """`python -m benchmarks`: every scheme against x-transformers, printed as ratios (theirs / ours), JSON kept."""
 
 import argparse
-import json
-import platform
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,6 +9,7 @@ from rich.table import Table
 
 from benchmarks.measure import LIBRARIES, Job, compare, peak_bytes
 from benchmarks.models import DEPTH, DIM, HEADS, ROWS, VOCAB
+from benchmarks.results import Results, keep
 
 JOBS = (
     Job(name="train", batch=1, length=1024),
@@ -53,7 +49,7 @@ def measure_scheme(scheme: str, options: argparse.Namespace) -> dict[str, dict[s
     return found
 
 
-def show(results: dict[str, dict[str, dict[str, float]]]) -> None:
+def show(results: Results) -> None:
     """Ratios theirs / ours: above 1 ours is faster, or smaller."""
     columns = list(next(iter(results.values())))
     table = Table(title="x-transformers / x_positional (above 1: ours is faster or smaller)")
@@ -66,25 +62,6 @@ def show(results: dict[str, dict[str, dict[str, float]]]) -> None:
     CONSOLE.print(table)
 
 
-def keep(results: dict[str, Any], options: argparse.Namespace) -> Path:
-    """Everything measured, and on what, as JSON."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    now = datetime.now(timezone.utc)
-    record = {
-        "when": now.isoformat(timespec="seconds"),
-        "device": options.device,
-        "processor": platform.processor(),
-        "threads": torch.get_num_threads(),
-        "rounds": options.rounds,
-        "versions": {name: version(name) for name in ("torch", "x-transformers")},
-        "shape": {"dim": DIM, "depth": DEPTH, "heads": HEADS, "vocab": VOCAB},
-        "seconds": results,
-    }
-    path = options.out / f"{now:%Y%m%d-%H%M%S}.json"
-    path.write_text(json.dumps(record, indent=1))
-    return path
-
-
 def main() -> None:
     """Measure, print, keep."""
     options = arguments()
@@ -92,12 +69,12 @@ def main() -> None:
         f"dim {DIM}, depth {DEPTH}, heads {HEADS}, vocab {VOCAB}; {options.rounds} rounds, interleaved, medians; "
         f"{options.device}, {torch.get_num_threads()} threads"
     )
-    results: dict[str, dict[str, dict[str, float]]] = {}
+    results: Results = {}
     for scheme in options.schemes:
         results[scheme] = measure_scheme(scheme, options)
         show({scheme: results[scheme]})
     show(results)
-    CONSOLE.print(f"kept in {keep(results, options)}")
+    CONSOLE.print(f"kept in {keep(results, folder=options.out, device=options.device, rounds=options.rounds)}")
 
 
 if __name__ == "__main__":

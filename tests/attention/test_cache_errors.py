@@ -3,22 +3,10 @@
 import pytest
 import torch
 
+from tests.support.config_models import B, L, T, V, ids, model_of
 from tests.support.rounding import assert_same
-from x_positional import ModelConfig, TransformerWrapper, build_model
+from x_positional import TransformerWrapper
 from x_positional.errors import CacheError, InputError, PositionError
-
-V, L, B, T = 11, 9, 2, 5
-SIZES = {"dim": 16, "depth": 2, "heads": 2, "head_dim": 8}
-
-
-def model_of(position="rope", **layers) -> TransformerWrapper:
-    torch.manual_seed(0)
-    fields = {"num_tokens": V, "max_seq_len": L, "layers": {**SIZES, "position": position, **layers}}
-    return build_model(ModelConfig.model_validate(fields)).eval()
-
-
-def ids(batch: int = B, length: int = T) -> torch.Tensor:
-    return torch.randint(V, (batch, length), generator=torch.Generator().manual_seed(length))
 
 
 @pytest.fixture(scope="module")

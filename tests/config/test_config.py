@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests.support.draws import draws
 from tests.support.validate_strategies import LAYERS, MODELS
 from x_positional import (
     Alibi,
@@ -30,7 +31,7 @@ from x_positional.schemes.registry import REGISTRY, Custom
 
 SIZES = {"dim": 16, "depth": 2, "heads": 2, "head_dim": 8}
 KINDS = {"encoder": Encoder, "decoder": Decoder, "cross_attender": CrossAttender}
-OFTEN = settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+OFTEN = settings(max_examples=draws(40, 150), derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @OFTEN

@@ -4,13 +4,12 @@ import importlib
 import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from tests.support.doc_pages import ROOT, generator
 from x_positional.schemes.registry import REGISTRY
 
-ROOT = Path(__file__).parents[2]
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 SHOWN = {
@@ -22,16 +21,6 @@ SHOWN = {
 }
 """Pages whose Python blocks are one program, and a name that it defines; other pages are run by tests of their own."""
 PAGES = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md"]
-
-
-def generator(name: str) -> ModuleType:
-    """docs/generate/NAME.py as a module."""
-    spec = importlib.util.spec_from_file_location(f"generate_{name}", ROOT / "docs" / "generate" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("page", SHOWN)

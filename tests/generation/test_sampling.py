@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.draws import draws
 from x_positional.generation.sampling import (
     FILTERS,
     mark_seen,
@@ -20,7 +21,7 @@ from x_positional.generation.sampling import (
 )
 
 INF = math.inf
-thorough = settings(max_examples=300, deadline=None)
+thorough = settings(max_examples=draws(60, 300), deadline=None)
 rows = st.lists(st.one_of(st.floats(-20, 20), st.just(-INF)), min_size=1, max_size=13)
 
 

@@ -10,6 +10,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.draws import draws
 from x_positional.generation.sampling import FILTERS, min_p, top_a, top_k, top_p, typical
 
 INF = math.inf
@@ -23,7 +24,7 @@ rows = st.one_of(
     for values in (continuous, tied, st.one_of(tied, removed), st.one_of(continuous, removed))
 )
 unit = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
-thorough = settings(max_examples=300, deadline=None)
+thorough = settings(max_examples=draws(60, 300), deadline=None)
 
 
 def kept(logits: Tensor) -> list[set[int]]:

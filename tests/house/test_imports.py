@@ -4,23 +4,22 @@ Each finding is a function of source text, and is itself tested on snippets that
 """
 
 import ast
-import graphlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PACKAGE = "x_positional"
-FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
+from tests.house.measure import PACKAGE, House, import_graph, imports, ring
+
+pytestmark = pytest.mark.quick
+HOUSE = House(Path(__file__).parents[2])
 
 LAYOUT = {
     # What a folder of the package may import from other folders, from the ground up, as docs/architecture.md draws it.
     "errors": "",
     "progress": "",
     "schemes": "errors",
-    "attention": "errors schemes modules",
+    "attention": "errors schemes",
     "modules": "errors schemes attention",
     "generation": "errors schemes attention",
     "config": "errors schemes attention modules",
@@ -51,28 +50,7 @@ THIRD_PARTY = {
 BASES = f"{PACKAGE}.schemes.registry"  # the base of all configs, and `custom`, which is no scheme of ours
 
 
-def module_name(path: Path) -> str:
-    """.../x_positional/backends/sdpa.py -> x_positional.attention.backends.sdpa"""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-SOURCES = {module_name(path): path.read_text(encoding="utf-8") for path in FILES}
-PACKAGES = {module_name(path) for path in FILES if path.name == "__init__.py"}
-
-
-def imports(source: str, module: str, modules: set[str], packages: set[str]) -> Iterator[tuple[int, str]]:
-    """(line, full module name) of every import, wherever it stands: a lazy import points the same way as any other."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            here = module.split(".") if module in packages else module.split(".")[:-1]
-            start = here[: len(here) - node.level + 1] if node.level else []
-            origin = ".".join([*start, node.module] if node.module else start)
-            for alias in node.names:
-                submodule = f"{origin}.{alias.name}"
-                yield node.lineno, submodule if submodule in modules else origin
+SOURCES, PACKAGES = HOUSE.sources, HOUSE.packages
 
 
 def folder(module: str) -> str:
@@ -105,24 +83,18 @@ def import_problems(module: str, sources: dict[str, str], packages: set[str]) ->
     return problems
 
 
-def cycle(sources: dict[str, str], packages: set[str]) -> list[str]:
-    """Modules that import each other in a ring, or []."""
-    names = set(sources)
-    graph = {name: {target for _, target in imports(text, name, names, packages)} for name, text in sources.items()}
-    try:
-        graphlib.TopologicalSorter(graph).prepare()
-    except graphlib.CycleError as error:
-        return error.args[1]
-    return []
-
-
 @pytest.mark.parametrize("module", SOURCES)
 def test_imports_go_one_way(module: str):
     assert import_problems(module, SOURCES, PACKAGES) == []
 
 
 def test_no_import_cycle():
-    assert cycle(SOURCES, PACKAGES) == []
+    assert ring(HOUSE.files) == []
+
+
+def test_no_cycle_of_folders():
+    assert ring(HOUSE.folders()) == []
+    assert ring({own: set(allowed.split()) for own, allowed in LAYOUT.items()}) == []
 
 
 def test_layout_names_exactly_the_folders_there_are():
@@ -196,6 +168,6 @@ def test_a_right_import_passes(module: str, source: str):
 
 
 def test_a_ring_of_imports_is_found():
-    ring = {"p.a": "from p import b", "p.b": "def f():\n    from p.c import x", "p.c": "import p.a"}
-    assert set(cycle(ring, set())) == set(ring)
-    assert cycle(ring | {"p.c": ""}, set()) == []
+    circle = {"p.a": "from p import b", "p.b": "def f():\n    from p.c import x", "p.c": "import p.a"}
+    assert set(ring(import_graph(circle, set()))) == set(circle)
+    assert ring(import_graph(circle | {"p.c": ""}, set())) == []

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.house.measure import function_lengths
+
+pytestmark = pytest.mark.quick
 PACKAGE = Path(__file__).parents[2] / "x_positional"
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
 MAX_FUNCTION = 50
@@ -53,12 +56,9 @@ def no_pickle(tree: ast.Module) -> Iterator[str]:
 
 
 def short_functions(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
-            length = (node.end_lineno or node.lineno) - first.lineno + 1
-            if length > MAX_FUNCTION:
-                yield f"{node.lineno}: {node.name} has {length} lines below its docstring; at most {MAX_FUNCTION}"
+    for line, length, name in function_lengths(tree):
+        if length > MAX_FUNCTION:
+            yield f"{line}: {name} has {length} lines below its docstring; at most {MAX_FUNCTION}"
 
 
 Check = Callable[[ast.Module], Iterator[str]]

@@ -3,32 +3,19 @@
 import pytest
 import torch
 
+from tests.support.config_models import SIZES, B, L, T, V, ids, model_of
 from tests.support.rounding import assert_same
 from x_positional import (
     ContinuousTransformerWrapper,
     CrossAttender,
     Decoder,
     Encoder,
-    ModelConfig,
     TransformerWrapper,
     XTransformer,
-    build_model,
 )
 from x_positional.errors import FlagError, InputError, PositionError
 
-V, L, B, T = 11, 9, 2, 5
-SIZES = {"dim": 16, "depth": 2, "heads": 2, "head_dim": 8}
 CONTINUOUS = ("rope", "xpos", "polar", "alibi", "dynamic", "sinusoidal", "scaled_sinusoidal")
-
-
-def model_of(position="rope", **layers) -> TransformerWrapper:
-    torch.manual_seed(0)
-    fields = {"num_tokens": V, "max_seq_len": L, "layers": {**SIZES, "position": position, **layers}}
-    return build_model(ModelConfig.model_validate(fields)).eval()
-
-
-def ids(batch: int = B, length: int = T) -> torch.Tensor:
-    return torch.randint(V, (batch, length), generator=torch.Generator().manual_seed(length))
 
 
 @pytest.fixture(scope="module")

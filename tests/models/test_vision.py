@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models.test_vision_formula import build, images
 from tests.support.rounding import assert_same
+from tests.support.vision_models import build, images
 from x_positional import Decoder, Encoder, IncompatibleConfig, ViTransformerWrapper
 from x_positional.errors import FlagError, InputError
 from x_positional.schemes import Axial, Rope

@@ -6,8 +6,8 @@ from torch import Tensor
 from transformers.models.dinov3_vit.modeling_dinov3_vit import get_patches_center_coordinates
 
 from tests.support.naive_vision import coordinate, naive, resized
-from tests.support.perturbing import perturb
-from x_positional import Encoder, ViTransformerWrapper
+from tests.support.vision_models import build, images
+from x_positional import ViTransformerWrapper
 from x_positional.modules.patches import PatchTable, patch_positions
 from x_positional.schemes import Absolute, Axial, Rope
 
@@ -35,21 +35,6 @@ BESIDE = {
     "no norms": {"patch_norms": False, "patch_size": (4, 5)},
 }
 SIZES = {"trained": (12, 20), "larger": (20, 28), "smaller": (8, 12), "another shape": (28, 8), "one patch": (4, 4)}
-
-
-def build(position="axial", **settings) -> ViTransformerWrapper:
-    """3 x 5 patches of 4 x 4 pixels with 2 channels; every parameter perturbed, float64."""
-    torch.manual_seed(1)
-    layers = Encoder(dim=22, depth=2, heads=3, attn_dim_head=8, position=position)
-    sizes = {"image_size": (12, 20), "patch_size": 4, "channels": 2, "num_classes": 5}
-    model = ViTransformerWrapper(attn_layers=layers, **{**sizes, **settings}).double().eval()
-    perturb(model)
-    return model
-
-
-def images(height: int, width: int, batch: int = 2, channels: int = 2) -> Tensor:
-    generator = torch.Generator().manual_seed(height + width)
-    return torch.randn(batch, channels, height, width, generator=generator, dtype=torch.float64)
 
 
 def assert_same(model: ViTransformerWrapper, x: Tensor) -> None:

@@ -1,18 +1,18 @@
 """Models of one's own written for transformers and in our own format, and what no family has."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
 
+from tests.support.export_models import own
 from tests.support.published.compare import ids, perturb, quietly, their_logits
 from tests.support.rounding import assert_same
 from x_positional import (
     ArgumentError,
-    Decoder,
     Encoder,
     PretrainedError,
     TransformerWrapper,
@@ -21,26 +21,6 @@ from x_positional import (
 )
 from x_positional.models import saving
 from x_positional.pretrained.tensors import write
-
-LLAMA_LIKE = {
-    "dim": 32,
-    "depth": 3,
-    "heads": 4,
-    "head_dim": 10,
-    "position": "rope",
-    "norm": "rms",
-    "ff": {"glu": True, "activation": "silu", "bias": False},
-}
-
-
-def own(**changes: Any) -> TransformerWrapper:
-    torch.manual_seed(2)
-    wrapper = {name: changes.pop(name) for name in list(changes) if name.startswith(("tie", "emb", "post", "logits"))}
-    layers = Decoder(**{**LLAMA_LIKE, **changes})
-    model = TransformerWrapper(num_tokens=67, max_seq_len=64, attn_layers=layers, **wrapper).eval()
-    perturb(model)
-    return model
-
 
 CASES = {
     "llama": ({}, "LlamaForCausalLM"),

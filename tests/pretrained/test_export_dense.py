@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from tests.pretrained.test_export import own
+from tests.support.export_models import own
 from tests.support.published.compare import ids, quietly, their_logits
 from tests.support.rounding import assert_same
 from x_positional import PretrainedError, TransformerWrapper, from_pretrained

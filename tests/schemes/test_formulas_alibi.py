@@ -1,27 +1,15 @@
 """ALiBi against Press et al. 2021 (arXiv:2108.12409): slopes for any number of heads, and every variant of the bias."""
 
-import math
-
 import pytest
 import torch
 from x_transformers.x_transformers import AlibiPositionalBias
 
-from tests.support.naive_attention import Row, attended, dot, naive, one_layer, pairwise, random_qkv, worst
+from tests.support.naive_attention import attended, naive, one_layer, pairwise, random_qkv, worst
+from tests.support.scheme_logits import alibi_logit, press
 from x_positional.schemes import Alibi, alibi_slopes
 
 HEADS, HEAD_DIM = 6, 5
 TIGHT = 1e-6
-
-
-def press(heads: int) -> list[float]:
-    """The authors' rule: a geometric sequence from 2^(-8/n) for n = 2^k; else the one for the power of two below, and
-    every other slope, from the first, of that for the power above."""
-    if heads & (heads - 1) == 0:
-        return [(2 ** (-8 / heads)) ** (i + 1) for i in range(heads)]
-    below = 1
-    while 2 * below < heads:
-        below *= 2
-    return press(below) + press(2 * below)[::2][: heads - below]
 
 
 BY_HAND = {
@@ -41,17 +29,6 @@ def test_slopes(heads: int) -> None:
     assert len(slopes) == len(set(slopes)) == heads
     if heads in BY_HAND:
         assert slopes == pytest.approx(BY_HAND[heads], rel=1e-12)
-
-
-def alibi_logit(left: list[float], right: list[float]):
-    """scale * q.k - slope_h * |m - n|, with the slopes of the side that the key is on; no slope is none."""
-
-    def logit(q: Row, k: Row, m: float, n: float, h: int) -> float:
-        slopes = left if n <= m else right
-        slope = slopes[h] if h < len(slopes) else 0.0
-        return dot(q, k) / math.sqrt(len(q)) - slope * abs(m - n)
-
-    return logit
 
 
 OWN = (0.9, 0.4, 0.05)

@@ -6,13 +6,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from tests.schemes.rotary.test_formulas_polar import polar_logit
-from tests.schemes.rotary.test_formulas_rope import rope_logit
-from tests.schemes.rotary.test_formulas_xpos import xpos_logit
-from tests.schemes.test_formulas_alibi import alibi_logit, press
-from tests.schemes.test_formulas_dynamic import dynamic_logit
-from tests.schemes.test_formulas_t5 import t5_logit
 from tests.support.naive_attention import Logits, Row, attended, dot, naive, one_layer, pairwise, random_qkv, worst
+from tests.support.scheme_logits import alibi_logit, dynamic_logit, polar_logit, press, rope_logit, t5_logit, xpos_logit
 from x_positional import Decoder
 from x_positional.modules.stack import AttentionLayers
 from x_positional.schemes import T5, Alibi, Cope, Dynamic, NoPE, Polar, Rope, XPos
@@ -50,7 +45,7 @@ def of_scheme(layers: AttentionLayers, index: int, config: SchemeConfig):
     makers = {
         Rope: lambda: rope_logit(config),
         XPos: lambda: xpos_logit(config),
-        Polar: lambda: polar_logit(scheme.delta[:, 0].tolist()),
+        Polar: lambda: polar_logit(scheme.delta[:, 0].tolist(), heads=HEADS),
         Alibi: lambda: alibi_logit(press(HEADS), press(HEADS)),
         T5: lambda: t5_logit(scheme, True),
         Dynamic: lambda: dynamic_logit(scheme),

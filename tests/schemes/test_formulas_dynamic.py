@@ -1,14 +1,14 @@
 """Dynamic position bias (Wang et al. 2021, arXiv:2108.00154, section 3.3): a network over the distance, in plain floats."""
 
-import math
 from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 
-from tests.support.naive_attention import Row, attended, dot, naive, one_layer, pairwise, random_qkv, worst
-from x_positional.schemes import Dynamic, DynamicBias
+from tests.support.naive_attention import attended, naive, one_layer, pairwise, random_qkv, worst
+from tests.support.scheme_logits import dynamic_logit, network
+from x_positional.schemes import Dynamic
 
 HEADS, HEAD_DIM = 3, 5
 TIGHT = 1e-12
@@ -21,34 +21,6 @@ VARIANTS = {
     "norm": Dynamic(norm=True),
     "log, norm, deep": Dynamic(log_distance=True, norm=True, depth=3, dim=9),
 }
-
-
-def network(scheme: DynamicBias, distance: float) -> list[float]:
-    """Linear, LayerNorm if any, SiLU, as often as it is deep, then a linear layer to one number per head."""
-    x = [math.copysign(math.log(1 + abs(distance)), distance) if scheme.log_distance else float(distance)]
-    for layer in scheme.mlp:
-        if isinstance(layer, nn.Linear):
-            rows = zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
-            x = [dot(row, x) + bias for row, bias in rows]
-        elif isinstance(layer, nn.LayerNorm):
-            mean = math.fsum(x) / len(x)
-            spread = math.sqrt(math.fsum((c - mean) ** 2 for c in x) / len(x) + 1e-5)
-            affine = zip(x, layer.weight.tolist(), layer.bias.tolist(), strict=True)
-            x = [(c - mean) / spread * gain + shift for c, gain, shift in affine]
-        else:
-            x = [c * (1 + math.tanh(c / 2)) / 2 for c in x]  # silu, safe from overflow
-    return x
-
-
-def dynamic_logit(scheme: DynamicBias):
-    known: dict[float, list[float]] = {}
-
-    def logit(q: Row, k: Row, m: float, n: float, h: int) -> float:
-        if m - n not in known:
-            known[m - n] = network(scheme, m - n)
-        return dot(q, k) / math.sqrt(len(q)) + known[m - n][h]
-
-    return logit
 
 
 @pytest.mark.parametrize(("name", "config"), VARIANTS.items(), ids=VARIANTS)

@@ -1,33 +1,16 @@
 """T5's relative bias against Raffel et al. 2020 (arXiv:1910.10683): buckets by exact integer arithmetic, then the bias."""
 
-import math
-
 import pytest
 import torch
 
-from tests.support.naive_attention import Row, attended, dot, naive, one_layer, pairwise, random_qkv, worst
+from tests.support.naive_attention import attended, naive, one_layer, pairwise, random_qkv, worst
+from tests.support.scheme_logits import bucket, t5_logit
 from x_positional.schemes import T5, T5Bias, t5_buckets
 
 HEADS, HEAD_DIM = 3, 5
 TIGHT = 1e-12
 
 SIZES = [(32, 128), (32, 256), (64, 128), (32, 512), (320, 800), (8, 20), (7, 9), (4, 3), (5, 1000), (33, 4096)]
-
-
-def bucket(distance: int, num_buckets: int, max_distance: int, causal: bool) -> int:
-    """The definition without a logarithm: bucket e + k starts where (D/e)^(nb-e) reaches (max/e)^k, in integers."""
-    offset = 0
-    if not causal:
-        num_buckets //= 2
-        if distance < 0:
-            offset, distance = num_buckets, -distance
-    distance, exact = max(distance, 0), num_buckets // 2
-    if distance < exact:
-        return offset + distance
-    wide, k = num_buckets - exact, 0
-    while k + 1 < wide and distance**wide * exact ** (k + 1) >= max_distance ** (k + 1) * exact**wide:
-        k += 1
-    return offset + exact + k
 
 
 @pytest.mark.parametrize(("num_buckets", "max_distance"), SIZES)
@@ -49,17 +32,6 @@ def test_buckets_by_hand() -> None:
     assert causal.tolist() == [0, 0, 1, 15, 16, 16, 21, 21, 26, 26, 31, 31, 31, 31]
     both = t5_buckets(torch.tensor([0, 7, 8, 11, 12, 127, -1, -7, -8, -127, -9999]), 32, 128, False)
     assert both.tolist() == [0, 7, 8, 8, 9, 15, 17, 23, 24, 31, 31]
-
-
-def t5_logit(scheme: T5Bias, causal: bool):
-    """scale * q.k + factor * W[bucket(m - n), h]."""
-    table = scheme.table.tolist()
-
-    def logit(q: Row, k: Row, m: float, n: float, h: int) -> float:
-        row = bucket(int(m - n), scheme.num_buckets, scheme.max_distance, causal)
-        return dot(q, k) / math.sqrt(len(q)) + scheme.scale * table[row][h]
-
-    return logit
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ class _HalfBack(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return grad / 2
 
 
@@ -175,7 +175,7 @@ class NarrowSums(PlainForgetting):
 class BatchMean(PlainAlibi):
     """Scales its bias by a statistic of the batch."""
 
-    def bias(self, ctx: AttentionContext) -> None:
+    def bias(self, ctx: AttentionContext) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         return None
 
     def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:

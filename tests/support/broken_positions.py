@@ -69,7 +69,7 @@ class IndexAlibi(PlainAlibi):
 class SecretReader(PlainAlibi):
     """Reads positions, but declares uses_positions=False."""
 
-    def bias(self, ctx: AttentionContext) -> None:
+    def bias(self, ctx: AttentionContext) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         return None
 
     def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
@@ -131,7 +131,7 @@ class OneSidedT5(T5Bias):
 
     def __init__(self, dims: Dims):
         super().__init__(dims.heads, dims.causal)
-        self.causal_only = False
+        self.causal_only = False  # pyright: ignore[reportAttributeAccessIssue]
 
     def of_distance(self, distance: Tensor) -> Tensor:
         return self.table.t()[:, t5_buckets(distance, self.num_buckets, self.max_distance, causal=True)]
@@ -191,7 +191,7 @@ class BufferedRope(PlainRope):
         )
 
     def frequencies(self, device: torch.device, lengths: Tensor | None = None) -> Frequencies:
-        return Frequencies(self.table)
+        return Frequencies(self.get_buffer("table"))
 
 
 class TensorRope(PlainRope):

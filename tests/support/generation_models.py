@@ -1,5 +1,7 @@
 """Small models whose parameters are all random, and decoding written out naively: one full pass per token."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -13,10 +15,11 @@ UNLIMITED = [name for name in SCHEMES if name not in TABLES]
 PAIRS_OF_AXES = ["axial", "mixed"]
 """Schemes that want a pair of channels for each of two axes."""
 NUM_TOKENS = 29
+M = TypeVar("M", bound=torch.nn.Module)
 GREEDY = {"temperature": 0.0}
 
 
-def perturbed(module: torch.nn.Module, seed: int = 0, size: float = 0.1) -> torch.nn.Module:
+def perturbed(module: M, seed: int = 0, size: float = 0.1) -> M:
     """Every parameter moved off its initial value, float64 (so that no tie of logits depends on rounding)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

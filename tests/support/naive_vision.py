@@ -4,6 +4,7 @@ T patches, E tokens that are no patch, H heads, D head dim, F = D/2 pairs, M mod
 """
 
 import math
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -63,11 +64,13 @@ def resized(table: Tensor, grid: tuple[int, int], how: str) -> Tensor:
     places = [[(i + 0.5) * old / new - 0.5 for i in range(new)] for new, old in zip(grid, table.shape, strict=False)]
     return torch.stack(
         [
-            sum(
-                wr * wc * table[r, c]
-                for r, wr in weights(row, table.shape[0], how)
-                for c, wc in weights(column, table.shape[1], how)
-            )
+            torch.stack(
+                [
+                    wr * wc * table[r, c]
+                    for r, wr in weights(row, table.shape[0], how)
+                    for c, wc in weights(column, table.shape[1], how)
+                ]
+            ).sum(0)
             for row in places[0]
             for column in places[1]
         ]
@@ -108,7 +111,7 @@ def waves(T: int, M: int) -> Tensor:
     )
 
 
-def block(x: Tensor, part: torch.nn.Module, angle: Tensor) -> Tensor:
+def block(x: Tensor, part: Any, angle: Tensor) -> Tensor:
     """[T M] -> [T M]: pre-norm attention and feedforward."""
     heads, head_dim = part.attn.heads, part.attn.head_dim
     n = normed(x, part.attn_residual.before.gain + 1)
@@ -119,9 +122,10 @@ def block(x: Tensor, part: torch.nn.Module, angle: Tensor) -> Tensor:
     return x + F.gelu(n @ part.ff.up.weight.t() + part.ff.up.bias) @ part.ff.down.weight.t() + part.ff.down.bias
 
 
-def naive(model: ViTransformerWrapper, image: Tensor) -> Tensor:
-    """[C H W] -> [classes], with the weights of `model` in float64 and nothing else of it."""
-    config, embedding = model.config, model.patch_embedding
+def naive(vision: ViTransformerWrapper, image: Tensor) -> Tensor:
+    """[C H W] -> [classes], with the weights of `vision` in float64 and nothing else of it."""
+    config, model = vision.config, cast(Any, vision)  # of a module's attributes only its author knows the types
+    layers, embedding, to_logits = model.attn_layers, model.patch_embedding, model.to_logits
     patches = torch.stack(cut(image, *config.patch_size))
     grid = (image.shape[1] // config.patch_size[0], image.shape[2] // config.patch_size[1])
     if config.patch_norms:
@@ -135,7 +139,7 @@ def naive(model: ViTransformerWrapper, image: Tensor) -> Tensor:
         if config.cls_position:
             cls, table = cls + scale * table[:1], table[1:].unflatten(0, config.grid)
         x = x + scale * resized(table, grid, config.interpolation)
-    schemes = list(model.attn_layers.schemes)
+    schemes = list(layers.schemes)
     if any(isinstance(scheme, SinusoidalEmbedding) for scheme in schemes):
         x = x + waves(len(x), x.shape[1])
     if model.emb_norm is not None:
@@ -149,10 +153,10 @@ def naive(model: ViTransformerWrapper, image: Tensor) -> Tensor:
     beside = [t for t in (cls, model.register_tokens) if t is not None]
     places = torch.tensor([[0.0] * len(at[0])] * sum(map(len, beside)) + at, dtype=torch.float64)
     x = torch.cat([*beside, x])
-    for number, part in enumerate(model.attn_layers.blocks):
+    for number, part in enumerate(layers.blocks):
         scheme = schemes[number if schemes[0].per_layer else 0]
         x = block(x, part, angles(scheme, places, part.attn.heads, part.attn.head_dim))
-    x = normed(x, model.attn_layers.final_norm.gain + 1)
+    x = normed(x, layers.final_norm.gain + 1)
     mean = x[len(x) - len(at) :].mean(0)
     pooled = {"mean": mean, "cls": x[0], "cls_mean": torch.cat([x[0], mean])}[config.pool]
-    return pooled @ model.to_logits.weight.t() + model.to_logits.bias
+    return pooled @ to_logits.weight.t() + to_logits.bias

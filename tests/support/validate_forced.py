@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -147,9 +148,10 @@ def changed(config, before: Path = ()) -> Iterator[Path]:
             yield path
 
 
-def replaced(config, path: Path, value):
+def replaced(config: Any, path: Path, value: Any) -> Any:
     """The config with another value at a path."""
-    step, rest = path[0], path[1:]
+    step: Any = path[0]
+    rest = path[1:]
     if isinstance(config, tuple):
         return tuple(replaced(item, rest, value) if i == step else item for i, item in enumerate(config))
     old = getattr(config, step)

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -185,9 +186,9 @@ def splitting(config: ModelConfig, use: Use, model: TransformerWrapper, full: Te
     for part in config.layers.position or ():
         if isinstance(part, Axial) or (isinstance(part, Rope) and part.kind == "rope" and part.sections is not None):
             scheme = part.build(config.layers.dims(config.max_seq_len))
-            axes = len(part.sections) if isinstance(part, Rope) else part.axes
             pairs = scheme.width // 2
-            said = list(part.sections) if isinstance(part, Rope) else [pairs // axes] * axes
+            sections = (pairs // part.axes,) * part.axes if isinstance(part, Axial) else part.sections or ()
+            axes, said = len(sections), list(sections)
             positions = torch.eye(axes)[None] if axes > 1 else torch.ones(1, 1)
             turned = (scheme.tables(positions).k_sin[0, 0] != 0).sum(-1) // 2
             if turned.tolist() != said or sum(said) != pairs:
@@ -234,7 +235,8 @@ def laws(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor)
 def choosing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
     """The experts of a token are different ones, from as many groups as are open."""
     for router in (m for m in model.modules() if isinstance(m, Router)):
-        rule, experts = router.routing, len(router.weight)
+        rule: Any = router.routing
+        experts = len(router.weight)
         tokens = torch.randn(20, router.weight.shape[1], generator=torch.Generator().manual_seed(4))
         for chosen in router(tokens).experts.tolist():
             groups = {expert // (experts // rule.groups) for expert in chosen}

@@ -9,12 +9,6 @@ from x_positional.testing.subject import Subject
 from x_positional.testing.suite import run_check
 
 
-@pytest.fixture(autouse=True)
-def fast_flex(monkeypatch: pytest.MonkeyPatch):
-    """On CPU FlexAttention compiles its plain-torch path for every new mask; here the same path runs uncompiled."""
-    monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
-
-
 @pytest.mark.parametrize("case", BROKEN, ids=lambda case: f"{case.scheme.__name__}-{case.check}")
 def test_a_broken_scheme_is_rejected(case: BrokenCase):
     result = run_check(case.check, Subject(case.scheme, Sizes(), torch.device("cpu")))

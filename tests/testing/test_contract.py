@@ -1,6 +1,7 @@
 """Every registered scheme, useful chains and variants pass the contract suite, check by check."""
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from x_positional.testing.suite import run_check
 
 CASES = cases()
 COMPILING = {"compiles", "compiles_decoding"}
+QUICK = ("rope", "alibi", "cope")
+"""One scheme of each kind of kernel: fused, with a bias, with rows of scores."""
 COMPILED = {"rope + cope", "xpos + alibi + forgetting", "rope, dynamic NTK, fixed"}
 
 
@@ -22,16 +25,11 @@ def subject(name: str) -> Subject:
     return Subject(CASES[name].scheme, CASES[name].sizes or Sizes(), torch.device("cpu"))
 
 
-@pytest.fixture(autouse=True)
-def fast_flex(monkeypatch: pytest.MonkeyPatch):
-    """On CPU FlexAttention compiles its plain-torch path for every new mask; here the same path runs uncompiled."""
-    monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
-
-
-def pairs() -> list[tuple[str, str]]:
+def pairs() -> list[Any]:
     """Compiling takes seconds, so only those chains and variants are compiled that exercise another path of the compiler."""
     compiled = set(REGISTRY) | COMPILED
-    return [(case, check) for case in CASES for check in CHECKS if check not in COMPILING or case in compiled]
+    chosen = [(case, check) for case in CASES for check in CHECKS if check not in COMPILING or case in compiled]
+    return [pytest.param(*pair, marks=[pytest.mark.quick] if pair[0] in QUICK else []) for pair in chosen]
 
 
 @pytest.mark.parametrize(("case", "check"), pairs())
@@ -51,6 +49,7 @@ def test_every_registered_scheme_and_every_chain_is_a_case():
     assert len(CASES) == len(REGISTRY) - 1 + len(CHAINS) + len(VARIANTS)
 
 
+@pytest.mark.slow
 def test_compiled_flex_on_cpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False, raising=False

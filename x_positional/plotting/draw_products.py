@@ -41,13 +41,14 @@ def draw_products(plotted: PlottedScheme) -> Picture:
     """Equal and random unit-length queries and keys: short distances on the left, all distances on the right."""
     drawn = figure(9.6, 4.2)
     panels = drawn.subplots(1, 2, sharey=True)
-    for axes, distances in zip(panels, _ranges(plotted), strict=True):
-        found = products(plotted.probe, distances)
-        _plot_products(axes, distances, found)
+    ranges = _ranges(plotted)
+    found = [products(plotted.probe, distances) for distances in ranges]
+    for axes, distances, product in zip(panels, ranges, found, strict=True):
+        _plot_products(axes, distances, product)
         _style(axes, plotted, distances)
     panels[0].set_ylabel("query · key (before the softmax scale)")
     _legend(drawn, panels[1], plotted)
-    caption = _caption(plotted, distances, found)
+    caption = _caption(plotted, ranges[-1], found[-1])
     return Picture(f"{plotted.name}-products", "Product of query and key by distance", caption, png(drawn))
 
 
@@ -58,13 +59,15 @@ def draw_bound(plotted: PlottedScheme) -> Picture | None:
         return None
     drawn = figure(9.6, 3.8)
     panels = drawn.subplots(1, 2, sharey=True)
-    for axes, distances in zip(panels, _ranges(plotted), strict=True):
-        limit = upper_bound(plotted.probe, pairs, distances, plotted.horizon + 1)
+    ranges = _ranges(plotted)
+    limits = [upper_bound(plotted.probe, pairs, distances, plotted.horizon + 1) for distances in ranges]
+    for axes, distances, limit in zip(panels, ranges, limits, strict=True):
         axes.plot(distances.numpy(), limit.numpy(), color=GREEN, linewidth=1.3, label="mean of |S_1| .. |S_P|")
         axes.set_ylim(bottom=0)
         _style(axes, plotted, distances)
     panels[0].set_ylabel("upper bound")
     _legend(drawn, panels[1], plotted)
+    distances, limit = ranges[-1], limits[-1]
     at = nearest(distances, plotted.trained)
     caption = (
         "Upper bound on the product of a query and a key over the rotated channels, if the products of neighbouring pairs "

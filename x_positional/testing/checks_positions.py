@@ -78,8 +78,8 @@ def _has_limit(subject: Subject, expect: Expect, kind: Kind, bound: int) -> None
     if subject.capabilities(kind).uses_positions:
         expect.finite(model(tokens, positions=last), f"positions up to limit - 1 = {bound - 1}, {kind}")
         expect.refused(lambda: model(tokens, positions=last + 1), PositionError, f"position {bound} = limit, {kind}")
+    longer = subject.tokens(min(bound, 2 * subject.sizes.max_seq_len) + 1, batch=1)
     if bound <= 2 * subject.sizes.max_seq_len:
-        longer = subject.tokens(bound + 1, batch=1)
         expect.finite(model(longer[:, :bound]), f"{bound} tokens, {kind}")
         expect.refused(lambda: model(longer), PositionError, f"{bound + 1} tokens, {kind}")
     if kind == "decoder" and bound <= 2 * subject.sizes.max_seq_len and subject.capabilities(kind).kv_cacheable:

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.draws import draws
 from x_positional.config.flags import (
     check_flags,
     continuous_from_flags,
@@ -211,7 +212,7 @@ def attempt(kind, flags):
         return None, error.problems
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=draws(60, 300), deadline=None)
 @given(
     kind=st.sampled_from(["encoder", "decoder", "cross_attender"]),
     flags=st.dictionaries(
@@ -237,7 +238,7 @@ def sensible_flags(draw):
     return {**flags, **SIZE}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=draws(60, 300), deadline=None)
 @given(flags=sensible_flags())
 def test_what_is_translated_validates(flags):
     fields, problems = attempt("decoder", flags)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.docs.test_docs import generator
+from tests.support.doc_pages import generator
 from tests.support.validate_forced import forced
 from tests.support.validate_oracles import faults
 from x_positional.config.layers import LayerConfig, LayersConfig

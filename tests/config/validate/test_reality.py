@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+from tests.support.draws import draws
 from tests.support.validate_oracles import faults
 from tests.support.validate_strategies import MODELS, SCHEMES, USES, models_with, with_scheme
 from x_positional import check
@@ -23,7 +24,7 @@ STRATEGIES = {
 @pytest.mark.parametrize("position", STRATEGIES)
 def test_the_verdict_is_true(position: str) -> None:
     @seed(zlib.crc32(position.encode()))  # the same cases each time, and others for each scheme
-    @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=draws(8, 25), deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(STRATEGIES[position], USES)
     def judge(model: dict, use: dict) -> None:
         config = ModelConfig.model_validate(model)

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.support.draws import draws
 from x_positional import (
     AutoregressiveWrapper,
     ContinuousTransformerWrapper,
@@ -199,7 +200,7 @@ FIELD_NAMES = [*LayersConfig.model_fields, *ModelConfig.model_fields, "model", "
 NESTED = st.dictionaries(st.sampled_from(FIELD_NAMES), VALUES, max_size=4)
 
 
-@settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=draws(40, 150), derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.dictionaries(st.sampled_from([*FLAG_NAMES, "kind", "enc_dim", "dec_depth", "hedas"]), VALUES, max_size=6),
     st.dictionaries(st.sampled_from(FIELD_NAMES), st.one_of(VALUES, NESTED), max_size=6),

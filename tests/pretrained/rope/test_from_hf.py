@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.hf_rope_configs import EACH, LLAMA, LONG, YARN
 from x_positional.errors import RopeError
 from x_positional.pretrained.rope import from_hf, inverse_frequencies
 from x_positional.schemes import (
@@ -20,11 +21,7 @@ from x_positional.schemes import (
 )
 
 Dict = dict[str, Any]
-LLAMA = {"model_type": "llama", "max_position_embeddings": 131_072}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
 LISTS = {"short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
-EACH = {"length_policy": "recompute"}
-LONG = LongRope(short_factor=(1, 2), long_factor=(3, 4), factor=4.0, original_max_position_embeddings=32, **EACH)
 TWO = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}, "full_attention": None}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.pretrained.rope.test_from_hf import EACH, LLAMA, LONG, YARN
+from tests.support.hf_rope_configs import EACH, LLAMA, LONG, YARN
 from x_positional import Decoder, TransformerWrapper
 from x_positional.errors import RopeError
 from x_positional.pretrained.rope import from_hf, inverse_frequencies, to_hf

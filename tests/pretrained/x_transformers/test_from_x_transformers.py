@@ -5,39 +5,19 @@ from typing import Any
 import pytest
 import torch
 import x_transformers as xt
-from torch import Tensor, nn
+from torch import Tensor
 
-from tests.pretrained.x_transformers.test_ported_weights import (
-    CROSS,
-    PARTS,
-    POSITIONS,
-    build,
-    form,
-    inputs,
-    random_flags,
-)
 from tests.support.perturbing import perturb
 from tests.support.rounding import assert_same
+from tests.support.x_transformers_flags import CROSS, PARTS, POSITIONS, build, form, inputs, random_flags
+from tests.support.x_transformers_models import IDS, SHAPE, moved, perturbed_model
 from x_positional import from_x_transformers
 from x_positional.pretrained.config_json.canonical import canonical, differences
 from x_positional.pretrained.x_transformers import form_of
 
-SHAPE = {"dim": 18, "depth": 2, "heads": 3, "attn_dim_head": 8, "verbose": False}
 FLOATS = torch.randn(3, 7, 18, generator=torch.Generator().manual_seed(1))
 NARROW = torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(2))
-IDS = torch.randint(0, 11, (3, 7), generator=torch.Generator().manual_seed(3))
 KEEP = torch.arange(7) < torch.tensor([[7], [4], [6]])
-
-
-def perturbed_model(kind: str = "Decoder", wrapper: dict[str, Any] | None = None, **layers: Any) -> Any:
-    """Their language model, perturbed."""
-    stack = getattr(xt, kind)(**{**SHAPE, **layers})
-    return moved(xt.TransformerWrapper(num_tokens=11, max_seq_len=24, attn_layers=stack, **(wrapper or {})))
-
-
-def moved(model: nn.Module) -> Any:
-    perturb(model)
-    return model.eval()
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ import torch
 import x_transformers as xt
 from torch import nn
 
-from tests.pretrained.x_transformers.test_from_x_transformers import IDS, SHAPE, perturbed_model
 from tests.support.rounding import assert_same
+from tests.support.x_transformers_models import IDS, SHAPE, perturbed_model
 from x_positional import ConversionError, from_x_transformers
 from x_positional.pretrained.x_transformers import form_of
 

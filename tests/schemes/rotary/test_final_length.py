@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.schemes.rotary.test_length import KINDS, LENGTHS, TRAINED
 from tests.support.generation_models import GREEDY, Script, equal, ids, language_model, naive, ragged
+from tests.support.length_scalings import KINDS, LENGTHS, TRAINED
 from x_positional import AutoregressiveWrapper, ContinuousTransformerWrapper, Decoder, TransformerWrapper
 from x_positional.errors import InputError, PositionError
 from x_positional.schemes import Chain, DynamicNtk, Rope, RopeEmbedding

@@ -12,13 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.axial_positions import HEAD_DIM, HEADS, coordinates, dims
 from tests.support.naive_attention import Row, attended, dot, naive, one_layer, random_qkv, worst
 from x_positional import check
 from x_positional.errors import PositionError
 from x_positional.schemes import Axial, AxialEmbedding, Rope
-from x_positional.schemes.base import Dims
 
-HEADS, HEAD_DIM, T = 3, 12, 9
 TIGHT = 1e-6
 
 VARIANTS = {
@@ -63,11 +62,6 @@ def logits(config: Axial, positions: Tensor):
         return [dot(turned, rotated(key, at[b][n], config)) / math.sqrt(len(query)) for key, n in pairs]
 
     return of
-
-
-def coordinates(axes: int, low: int = 0, high: int = 40, seed: int = 4) -> Tensor:
-    """[2 T A] whole numbers in no order."""
-    return torch.randint(low, high, (2, T, axes), generator=torch.Generator().manual_seed(seed))
 
 
 def found(config: Axial, positions: Tensor, **how) -> Tensor:
@@ -122,10 +116,6 @@ def test_frequencies_by_hand() -> None:
     assert scheme.inv_freq(torch.device("cpu")).tolist() == pytest.approx([1, 0.1, 1, 0.1])
     pixel = AxialEmbedding(8, freqs="pixel").inv_freq(torch.device("cpu")) / math.pi
     assert pixel.tolist() == pytest.approx([1, 5, 1, 5])
-
-
-def dims(head_dim: int = HEAD_DIM) -> Dims:
-    return Dims(dim=24, heads=HEADS, kv_heads=HEADS, head_dim=head_dim, causal=False, embed_dim=24)
 
 
 @pytest.mark.parametrize(

@@ -6,26 +6,13 @@ import math
 import pytest
 import torch
 
-from tests.support.naive_attention import Row, attended, naive, one_layer, pairwise, random_qkv, worst
+from tests.support.naive_attention import attended, naive, one_layer, pairwise, random_qkv, worst
+from tests.support.scheme_logits import polar_logit
 from x_positional.schemes import Polar, PolarEmbedding
 
 HEADS, HEAD_DIM = 4, 7
 TIGHT = 1e-6
 FAR = [0, 1, 255, 256, 257, 511, 777, 4095, 65_535, 131_071, 2**20 - 1]
-
-
-def polar_logit(delta: list[list[float]], theta: float = 10_000.0):
-    """scale * sum_c mu_q mu_k cos((m - n) theta^(-c/D) - delta_c), delta in [-2 pi, 0] of the key's head."""
-
-    def logit(q: Row, k: Row, m: float, n: float, h: int) -> float:
-        D, terms = len(q), []
-        for c in range(D):
-            phase = min(max(delta[h * len(delta) // HEADS][c], -2 * math.pi), 0.0)
-            lengths = math.log1p(math.exp(q[c])) * math.log1p(math.exp(k[c]))
-            terms.append(lengths * math.cos((m - n) * theta ** (-c / D) - phase))
-        return math.fsum(terms) / math.sqrt(D)
-
-    return logit
 
 
 def layer(config: Polar, kv_heads: int = HEADS, **more):

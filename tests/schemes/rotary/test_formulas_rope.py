@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.naive_attention import Row, attended, dot, naive, one_layer, pairwise, random_qkv, worst
+from tests.support.naive_attention import attended, naive, one_layer, pairwise, random_qkv, worst
 from tests.support.planning import plan_of
+from tests.support.scheme_logits import rope_logit
 from x_positional import Decoder, TransformerWrapper
 from x_positional.schemes import Rope, RopeEmbedding
 
@@ -34,37 +35,6 @@ VARIANTS = {
         theta=700.0, dim=6, interleaved=True, heads=2, interpolation_factor=2.5, base_rescale_factor=3.0
     ),
 }
-
-
-def width_of(config: Rope, head_dim: int) -> int:
-    if config.fraction is not None:
-        return int(head_dim * config.fraction)
-    return config.dim or head_dim
-
-
-def frequencies(config: Rope, R: int) -> list[float]:
-    """theta'_i = b'^(-2i/R) / s with b' = b * rescale^(R/(R-2)): position interpolation and NTK-aware scaling."""
-    base = config.theta * config.base_rescale_factor ** (R / (R - 2))
-    return [base ** (-2 * i / R) / config.interpolation_factor for i in range(R // 2)]
-
-
-def rotated(x: Row, position: float, head: int, config: Rope) -> list[float]:
-    """Each pair of channels as a complex number times e^(i t theta_i)."""
-    if config.heads is not None and head < HEADS - config.heads:
-        return list(x)
-    R, out = width_of(config, len(x)), list(x)
-    for i, frequency in enumerate(frequencies(config, R)):
-        first, second = (2 * i, 2 * i + 1) if config.interleaved else (i, i + R // 2)
-        turned = complex(x[first], x[second]) * cmath.exp(1j * position * frequency)
-        out[first], out[second] = turned.real, turned.imag
-    return out
-
-
-def rope_logit(config: Rope):
-    def logit(q: Row, k: Row, m: float, n: float, h: int) -> float:
-        return dot(rotated(q, m, h, config), rotated(k, n, h, config)) / math.sqrt(len(q))
-
-    return logit
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)

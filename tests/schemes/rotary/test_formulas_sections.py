@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.schemes.rotary.test_formulas_axial import coordinates, dims
+from tests.support.axial_positions import coordinates, dims
 from tests.support.naive_attention import Row, attended, dot, naive, one_layer, random_qkv, worst
 from tests.support.planning import plan_of
 from tests.support.rounding import assert_same

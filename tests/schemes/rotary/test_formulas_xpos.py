@@ -1,12 +1,12 @@
 """xPos against Sun et al. 2022 (arXiv:2212.10554): score_i gains a factor z_i^((m - n)/B), z_i = (2i/R + 0.4) / 1.4."""
 
-import cmath
 import math
 
 import pytest
 import torch
 
-from tests.support.naive_attention import Row, attended, naive, one_layer, pairwise, random_qkv, worst
+from tests.support.naive_attention import attended, naive, one_layer, pairwise, random_qkv, worst
+from tests.support.scheme_logits import xpos_logit
 from x_positional.errors import PositionError
 from x_positional.schemes import Rope, XPos, XPosEmbedding
 
@@ -21,24 +21,6 @@ VARIANTS = {
     "last heads": XPos(heads=2, scale_base=30.0, interleaved=True),
     "scaled": XPos(interpolation_factor=2.0, base_rescale_factor=3.0, theta=600.0, scale_base=30.0),
 }
-
-
-def xpos_logit(config: XPos):
-    """The product of the factors of q and k, never the factors: nothing can overflow and there is no centre."""
-
-    def logit(q: Row, k: Row, m: float, n: float, h: int) -> float:
-        turns = config.heads is None or h >= HEADS - config.heads
-        R = (config.dim or len(q)) if turns else 0
-        base = config.theta * config.base_rescale_factor ** (R / (R - 2))
-        terms = [a * b for a, b in zip(q[R:], k[R:], strict=True)]
-        for i in range(R // 2):
-            first, second = (2 * i, 2 * i + 1) if config.interleaved else (i, i + R // 2)
-            angle = (m - n) * base ** (-2 * i / R) / config.interpolation_factor
-            pair = complex(q[first], q[second]) * complex(k[first], k[second]).conjugate() * cmath.exp(1j * angle)
-            terms.append(pair.real * ((2 * i / R + 0.4) / 1.4) ** ((m - n) / config.scale_base))
-        return math.fsum(terms) / math.sqrt(len(q))
-
-    return logit
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)

@@ -16,32 +16,13 @@ from tests.support.generation_models import (
     perturbed,
     ragged,
 )
+from tests.support.length_scalings import KINDS, LENGTHS, LONG, SHORT, TRAINED, dynamic
 from x_positional import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper, XTransformer, check
 from x_positional.errors import InputError, PositionError
-from x_positional.schemes import Alibi, Chain, DynamicNtk, LongRope, Rope, RopeEmbedding, RopeScaling
+from x_positional.schemes import Alibi, Chain, Rope, RopeEmbedding, RopeScaling
 
-TRAINED = 8
-SHORT, LONG = (1.0, 1.1, 1.2, 1.3, 1.4), (2.0, 3.0, 5.0, 7.0, 9.0)
-
-
-def dynamic(**policy: object) -> DynamicNtk:
-    return DynamicNtk(factor=3.0, original_max_position_embeddings=TRAINED, **policy)
-
-
-def longrope(**policy: object) -> LongRope:
-    return LongRope(
-        short_factor=SHORT, long_factor=LONG, factor=4.0, original_max_position_embeddings=TRAINED, **policy
-    )
-
-
-def phimoe(**policy: object) -> LongRope:
-    return longrope(**policy).model_copy(update={"short_mscale": 1.1, "long_mscale": 1.4})
-
-
-KINDS = {"dynamic": dynamic, "longrope": longrope, "longrope, two scales": phimoe}
 EACH = {name: make(length_policy="recompute") for name, make in KINDS.items()}
 FIXED = {f"{name}, for {length}": make(length=length) for name, make in KINDS.items() for length in (TRAINED, 30)}
-LENGTHS = (TRAINED - 1, TRAINED, TRAINED + 1)
 
 
 def model_of(scaling: RopeScaling, **flags: object) -> TransformerWrapper:

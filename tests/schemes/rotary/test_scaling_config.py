@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from pydantic import ValidationError
 
-from tests.schemes.rotary.test_scaling import FORMULAS, THETA, WIDTH, L
+from tests.support.scaling_formulas import FORMULAS, THETA, WIDTH, L
 from x_positional import Decoder, ModelConfig, TransformerWrapper, build_model, check
 from x_positional.config.models import plain
 from x_positional.schemes import (

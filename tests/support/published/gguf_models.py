@@ -89,7 +89,7 @@ def write_gguf(
     tensors: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """Write a model as GGUF. kind: storage format of its matrices. more: metadata overrides; None removes a key."""
-    config = model.config
+    config: Any = model.config
     writer = gguf.GGUFWriter(path, architecture)
     rope = config.rope_parameters
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
