@@ -119,7 +119,7 @@ def listed(title: str, problems: Iterable[str]) -> str:
     return "\n".join([title, *(f"  - {problem}" for problem in problems)])
 
 
-def require(module: str, what: str, extra: str) -> Any:
+def import_extra(module: str, what: str, extra: str) -> Any:
     """Import a module of an optional package.
 
     Args:

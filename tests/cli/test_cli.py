@@ -15,10 +15,10 @@ from torch import nn
 
 from tests.support.command_line import Call
 from tests.support.training_runs import raw_config
-from x_positional.cli.overrides import parse_overrides
 from x_positional.errors import UserError
 from x_positional.training import TrainConfig
 from x_positional.training.checkpoints.checkpoint import open_checkpoint
+from x_positional.training.overrides import parse_overrides
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,6 @@ import typer
 
 from x_positional.cli.convert import convert as write_converted
 from x_positional.cli.generate import GenerateOptions, generate_from_published, generate_from_run
-from x_positional.cli.overrides import parse_overrides
 from x_positional.cli.plot import plot_model
 from x_positional.cli.published import is_published
 from x_positional.cli.train import run_training
@@ -19,6 +18,7 @@ from x_positional.config import validate
 from x_positional.errors import UserError
 from x_positional.models.saving import Format
 from x_positional.training.load import load_config, load_model
+from x_positional.training.overrides import parse_overrides
 
 app = typer.Typer(
     no_args_is_help=True,

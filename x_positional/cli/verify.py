@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from x_positional.cli.hints import command
 from x_positional.cli.published import dtype_of, loaded, opened
 from x_positional.cli.verify_cases import VerifyCase, cases_of
-from x_positional.errors import UserError, require
+from x_positional.errors import UserError, import_extra
 from x_positional.models.language import TransformerWrapper
 from x_positional.models.vision import ViTransformerWrapper
 from x_positional.pretrained.native import NATIVE
@@ -65,7 +65,7 @@ def verify(path: Path, tolerance: float, dtype: str, max_tokens: int) -> bool:
         raise UserError(
             f"unsupported --dtype {dtype}; supported: {', '.join(PRECISE)}. In lower precision, rounding alone differs by percents"
         )
-    require("transformers", "verify needs", "hf")
+    import_extra("transformers", "verify needs", "hf")
     console, status = Console(), Console(stderr=True)
     source = opened(path, status)
     if source.config.get("model_type") == NATIVE:
@@ -123,7 +123,7 @@ def _compared(case: VerifyCase, ours: Tensor | None, theirs: nn.Module, console:
 
 
 def _their_model(source: Source, auto: str, dtype: torch.dtype | None) -> nn.Module:
-    transformers = require("transformers", "verify needs", "hf")
+    transformers = import_extra("transformers", "verify needs", "hf")
     where: dict[str, Any] = {"pretrained_model_name_or_path": source.path}
     if source.path.is_file():
         where = {"pretrained_model_name_or_path": source.path.parent, "gguf_file": source.path.name}

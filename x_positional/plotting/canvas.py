@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from x_positional.errors import MissingExtra
+from x_positional.errors import import_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,11 +35,10 @@ class Picture:
 
 def figure(width: float, height: float) -> Figure:
     """An empty figure of this size in inches. Raises MissingExtra without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("plots need matplotlib: pip install 'x-positional[train]'") from error
+    import_extra("matplotlib.figure", "plots need", "train")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     empty = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(empty)
     return empty

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from x_positional.errors import PretrainedError, require
+from x_positional.errors import PretrainedError, import_extra
 from x_positional.pretrained.gguf.config import architecture_of, config_of
 from x_positional.pretrained.gguf.file import GgufFile, GgufTensors, is_gguf
 from x_positional.pretrained.gguf.tokens import gguf_tokenizer
@@ -71,7 +71,9 @@ def _local_path(source: str | Path) -> Path:
     name = str(source)
     if isinstance(source, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise PretrainedError(f"{source} cannot be read:", ["no such file or folder."])
-    hub = require("huggingface_hub", f"{source} is not a local path; downloading it from the Hub needs", "pretrained")
+    hub = import_extra(
+        "huggingface_hub", f"{source} is not a local path; downloading it from the Hub needs", "pretrained"
+    )
     try:
         return Path(hub.snapshot_download(name, allow_patterns=HUB_PATTERNS))
     except Exception as error:  # the Hub's client raises many kinds: no such model, no network, no permission

@@ -2,8 +2,7 @@
 
 from x_positional.errors import ContractError
 from x_positional.testing.expect import CheckFailed
-from x_positional.testing.report import CheckResult, ContractReport
 from x_positional.testing.subject import Sizes
-from x_positional.testing.suite import CHECKS, check_scheme
+from x_positional.testing.suite import CHECKS, CheckResult, ContractReport, check_scheme
 
 __all__ = ["CHECKS", "CheckFailed", "CheckResult", "ContractError", "ContractReport", "Sizes", "check_scheme"]

@@ -4,13 +4,15 @@ OmegaConf and tyro would replace half of this: neither accepts short names (`lr`
 (`position: rope`) into a section, or answers an unknown name with the nearest, and each adds a dependency.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 
 from x_positional.config.suggest import paths
+from x_positional.errors import UserError, listed
 from x_positional.schemes.registry import REGISTRY
 
 Path = tuple[str, ...]
@@ -109,3 +111,32 @@ def _opened(value: Any, inside: str) -> Any:
 
 def _is_index(items: list[Any], part: str) -> bool:
     return int(part) < len(items) if part.isdigit() else len(items) == 1
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """Name -> value, the values read as YAML (numbers, true, null, lists and mappings in quotes).
+
+    A name that is followed by nothing or by another option is a switch and means true. Raises `UserError` with every
+    argument that cannot be read.
+    """
+    values: dict[str, Any] = {}
+    problems = []
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if not argument.startswith("--") or argument == "--":
+            problems.append(f"unexpected argument {argument!r}; overrides are written --section.name value")
+            continue
+        name, equals, text = argument[2:].partition("=")
+        if not equals:
+            text = queue.pop(0) if queue and not queue[0].startswith("--") else "true"
+        name = name.replace("-", "_")
+        if name in values:
+            problems.append(f"--{name} is given twice")
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            problems.append(f"--{name} {text!r} cannot be read: {error}")
+    if problems:
+        raise UserError(listed("cannot read the command line:", problems))
+    return values

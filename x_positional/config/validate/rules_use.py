@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from x_positional.attention.backends.varlen import varlen_problems
+from x_positional.attention.backends.varlen import HALF, varlen_problems
 from x_positional.config.validate.case import Case
 from x_positional.config.validate.kernels import FLEX_MIN, Heads, sdpa_kernel
 from x_positional.config.validate.rule import rule
@@ -157,8 +157,9 @@ def sdpa_falls_back(case: Case) -> Iterator[str]:
     """scaled_dot_product_attention falls back to its math kernel, silently, where no fused one supports the shapes."""
     kernel, reasons = kernel_of(case)
     if kernel == "math":
+        spared = ", except on GPUs with cuDNN attention" if case.use.device == "cuda" and case.use.dtype in HALF else ""
         yield (
-            f"backend='sdpa' on {case.use.device} runs its math kernel, which holds the whole score matrix: "
+            f"backend='sdpa' on {case.use.device} runs its math kernel, which holds the whole score matrix{spared}: "
             f"{'; '.join(reasons)}. Use backend='blockwise', which never does, or change the cause."
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from x_positional.errors import PretrainedError, require
+from x_positional.errors import PretrainedError, import_extra
 from x_positional.pretrained.gguf.architectures import UNUSED_TENSORS, Architecture
 from x_positional.pretrained.gguf.header import MAGIC, Header, damaged, read_header
 
@@ -31,7 +31,7 @@ class GgufFile:
     """
 
     def __init__(self, path: Path):
-        self.source, self._gguf = str(path), require("gguf", f"{path} needs", "pretrained")
+        self.source, self._gguf = str(path), import_extra("gguf", f"{path} needs", "pretrained")
         self._data = _mapped(path)
         self._header: Header = read_header(self._data, self.source)
         tensors = self._header.tensors

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from x_positional.errors import PretrainedError, did_you_mean, require
+from x_positional.errors import PretrainedError, did_you_mean, import_extra
 from x_positional.pretrained.gguf.file import GgufFile
 from x_positional.pretrained.tokenizers.chat import ChatTemplate
 from x_positional.pretrained.tokenizers.text import TextTokenizer
@@ -69,7 +69,7 @@ SPLITTINGS = {
 
 def gguf_tokenizer(file: GgufFile) -> TextTokenizer:
     """The tokenizer of a file. Raises PretrainedError with the reason why it cannot be rebuilt."""
-    tokenizers = require("tokenizers", "the tokenizer of a GGUF file needs", "pretrained")
+    tokenizers = import_extra("tokenizers", "the tokenizer of a GGUF file needs", "pretrained")
     names = file.get(f"{PREFIX}tokens") or []
     whole = file.get("tokenizer.huggingface.json")
     try:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from x_positional.errors import PretrainedError, require
+from x_positional.errors import PretrainedError, import_extra
 
 Message = Mapping[str, Any]
 """`{"role": "user", "content": "..."}`."""
@@ -39,7 +39,7 @@ class ChatTemplate:
         Raises:
             PretrainedError: If the template fails or rejects the messages.
         """
-        jinja2 = require("jinja2", "chat templates need", "pretrained")
+        jinja2 = import_extra("jinja2", "chat templates need", "pretrained")
         try:
             template = _environment().from_string(self.text)
             return template.render(messages=messages, add_generation_prompt=reply, **{**self._variables, **variables})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from x_positional.errors import PretrainedError, require
+from x_positional.errors import PretrainedError, import_extra
 from x_positional.pretrained.tensors.files import read_json
 from x_positional.pretrained.tensors.write import write_json
 from x_positional.pretrained.tokenizers.chat import ChatTemplate, Message
@@ -112,7 +112,7 @@ class TextTokenizer:
 def folder_tokenizer(folder: Path, config: Mapping[str, Any]) -> TextTokenizer:
     """The tokenizer of a folder. config: its config.json. Raises PretrainedError if there is no readable one."""
     file = folder / TOKENIZER
-    tokenizers = require("tokenizers", "tokenizer.json needs", "pretrained")
+    tokenizers = import_extra("tokenizers", "tokenizer.json needs", "pretrained")
     if not file.is_file():
         raise PretrainedError(f"{folder} has no readable tokenizer:", [_why_none(folder)])
     try:
@@ -182,7 +182,7 @@ def byte_tokenizer() -> TextTokenizer:
 
     Raises MissingExtra without the package tokenizers.
     """
-    require("tokenizers", "tokenizer.json needs", "pretrained")
+    import_extra("tokenizers", "tokenizer.json needs", "pretrained")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     backend: Any = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in enumerate(byte_letters())}, merges=[]))

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from x_positional.errors import MissingExtra, UserError
+from x_positional.errors import UserError, import_extra
 from x_positional.pretrained.tokenizers.text import TextStream
 
 
@@ -68,16 +68,11 @@ class JsonTokenizer:
     document_end: int | None = None
 
     def __init__(self, file: Path) -> None:
-        try:
-            from tokenizers import Tokenizer as Backend
-        except ImportError as error:
-            raise MissingExtra(
-                f"data.tokenizer={str(file)!r} needs the tokenizers package: pip install 'x-positional[pretrained]'"
-            ) from error
+        backend = import_extra("tokenizers", f"data.tokenizer={str(file)!r} needs", "pretrained").Tokenizer
         if not file.is_file():
             raise UserError(f"data.tokenizer={str(file)!r} is not a file; use 'bytes' or the path of a tokenizer.json")
         try:
-            self._backend = Backend.from_file(str(file))
+            self._backend = backend.from_file(str(file))
         except Exception as error:  # the package raises bare Exception for every malformed file
             raise UserError(f"cannot read {file} as a tokenizer.json: {error}") from error
         self.file: Path | None = file

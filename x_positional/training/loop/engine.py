@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from x_positional.errors import MissingExtra, UserError
+from x_positional.errors import UserError, import_extra
 from x_positional.training.config import RunConfig, TrainConfig
 from x_positional.training.data.windows import Windows
 from x_positional.training.loop.optimizer import learning_rate, make_optimizer
@@ -86,10 +86,9 @@ class Engine:
 
 def make_accelerator(run: RunConfig) -> Any:
     """accelerate's Accelerator on `run.device`; raises `UserError` if the device is unavailable."""
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise MissingExtra("training needs accelerate: pip install 'x-positional[train]'") from error
+    import_extra("accelerate", "training needs", "train")
+    from accelerate import Accelerator
+
     if run.device == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device=cuda, but torch finds no CUDA device; use run.device=auto or cpu")
     if run.device == "mps" and not torch.backends.mps.is_available():

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from x_positional.errors import MissingExtra
+from x_positional.errors import import_extra
 
 LOG = "log.jsonl"
 Value = float | int | str | None
@@ -35,10 +35,9 @@ class RunLog:
 
 
 def _summary_writer(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard.writer import SummaryWriter
-    except ImportError as error:
-        raise MissingExtra("run.tensorboard=true needs tensorboard: pip install 'x-positional[train]'") from error
+    import_extra("tensorboard", "run.tensorboard=true needs", "train")
+    from torch.utils.tensorboard.writer import SummaryWriter
+
     return SummaryWriter(str(folder))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from x_positional.errors import MissingExtra
+from x_positional.errors import import_extra
 from x_positional.training.loop.log import LOG, read_curve
 
 FILE = "loss.png"
@@ -16,11 +16,10 @@ def plot_losses(folder: Path, title: str) -> Path:
 
     The unit is bits per byte if the log has it, otherwise bits per token. Raises `MissingExtra` without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("the loss plot needs matplotlib: pip install 'x-positional[train]'") from error
+    import_extra("matplotlib.figure", "the loss plot needs", "train")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     unit = "bits_per_byte" if read_curve(folder / LOG, "train", "bits_per_byte")[0] else "bits_per_token"
     steps, train = read_curve(folder / LOG, "train", unit)
     validated, validation = read_curve(folder / LOG, "validation", unit)
