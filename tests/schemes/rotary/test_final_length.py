@@ -93,7 +93,7 @@ def test_an_explicit_length_wins(kind: str, cache_kv: bool) -> None:
     AutoregressiveWrapper(net).generate(prompt, 9, filter_logits_fn=seen, cache_kv=cache_kv)
     with torch.no_grad():
         equal(seen.logits[0], net(torch.cat([prompt, more])[None])[0, -10:-1])
-    with pytest.raises(InputError, match="RopeEmbedding does not ask"):
+    with pytest.raises(InputError, match="RopeEmbedding does not depend on the final length"):
         net.new_cache(1, final_lengths=torch.tensor([12]))
 
 
@@ -192,7 +192,7 @@ def test_what_is_refused() -> None:
             net.new_cache(2, final_lengths=lengths)
     context = torch.randn(1, 4, 26, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     cache = net.new_cache(1, final_lengths=torch.tensor([9]))
-    with pytest.raises(PositionError, match="keys for max_seq_len"):
+    with pytest.raises(PositionError, match="context keys those for max_seq_len"):
         net(ids(1, 3), context=context, context_positions=torch.arange(4), cache=cache)
     assert net(ids(1, 3), context=context, cache=cache).isfinite().all()
 

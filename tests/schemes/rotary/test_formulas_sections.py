@@ -229,7 +229,7 @@ def test_positions_with_other_axes_are_refused() -> None:
     stack = Decoder(dim=24, depth=2, heads=2, attn_dim_head=24, position=Rope(sections=(4, 4, 4)))
     model = TransformerWrapper(num_tokens=17, max_seq_len=32, attn_layers=stack)
     tokens = torch.zeros(2, 5, dtype=torch.long)
-    with pytest.raises(PositionError, match="positions have 2 axes, and RopeEmbedding takes 3"):
+    with pytest.raises(PositionError, match="positions have 2 axes, but RopeEmbedding takes 3"):
         model(tokens, positions=torch.zeros(2, 5, 2))
-    with pytest.raises(PositionError, match="positions have 4 axes, and RopeEmbedding takes 3"):
+    with pytest.raises(PositionError, match="positions have 4 axes, but RopeEmbedding takes 3"):
         model(tokens, positions=torch.zeros(2, 5, 4))
