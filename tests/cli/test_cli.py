@@ -203,7 +203,7 @@ def test_check_reports_every_problem_at_once(call: Call, file: Path):
     report = json.loads(out)
     assert (code, report["ok"]) == (1, False)
     text = "\n".join(report["errors"])
-    for part in ("kv_heads=2", "did you mean model.layers.depth?", "rope: 7 channels"):
+    for part in ("kv_heads=2", "did you mean model.layers.depth?", "rope: rotary width is 7"):
         assert part in text
     code, out, _ = call("check", file, "--kv_heads", 2)
     assert (code, "refused: 1 error" in out) == (1, True)

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -235,13 +234,12 @@ def laws(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor)
 def choosing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
     """The experts of a token are different ones, from as many groups as are open."""
     for router in (m for m in model.modules() if isinstance(m, Router)):
-        rule: Any = router.routing
         experts = len(router.weight)
         tokens = torch.randn(20, router.weight.shape[1], generator=torch.Generator().manual_seed(4))
         for chosen in router(tokens).experts.tolist():
-            groups = {expert // (experts // rule.groups) for expert in chosen}
-            if len(set(chosen)) < rule.top_k or (rule.groups > 1 and len(groups) > rule.top_groups):
-                yield f"experts {chosen} are chosen, and {rule.top_groups} of {rule.groups} groups are open"
+            groups = {expert // (experts // router.groups) for expert in chosen}
+            if len(set(chosen)) < router.top_k or (router.groups > 1 and len(groups) > router.top_groups):
+                yield f"experts {chosen} are chosen, and {router.top_groups} of {router.groups} groups are open"
 
 
 def both_sides(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
