@@ -14,7 +14,7 @@ from x_positional.attention.backends import Choice, choose
 from x_positional.config.models import ModelConfig
 from x_positional.errors import BackendError
 from x_positional.models.language import TransformerWrapper, build_model
-from x_positional.schemes import Alibi, Axial, Deberta, Mixed, Rope
+from x_positional.schemes import Alibi, Axial, Mixed, Rope
 
 BATCH, CONTEXT = 2, 5
 CLOSE = 1e-4
@@ -108,8 +108,6 @@ def has_no_effect_by_design(config: ModelConfig, path: Path) -> bool:
     }
     hidden = leaf == "max_distance" and (layers.window or layers.chunk) is not None  # no distance is as far
     part = at(config, path[:-1])
-    if isinstance(part, Deberta):  # with one logarithmic bucket for the past, it holds every farther distance
-        hidden |= leaf == "max_distance" and part.num_buckets == 4 and layers.kind == "decoder"
     if isinstance(part, Rope | Axial | Mixed):
         meant["dim"] = (layers.head_dim,)
     if isinstance(part, Mixed):  # theta is where its frequencies start

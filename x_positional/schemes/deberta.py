@@ -146,9 +146,9 @@ class Deberta(SchemeConfig):
                 f"own bucket (num_buckets={self.num_buckets}). Raise max_distance, or lower num_buckets."
             ]
         default = type(self).model_fields["max_distance"].default
-        if self.num_buckets - exact <= 2 and self.max_distance != default:
+        if dims.causal and self.num_buckets - exact <= 2 and self.max_distance != default:
             return [
-                f"deberta: max_distance={self.max_distance} is ignored with num_buckets={self.num_buckets}: all distances beyond "
-                f"{exact} share a single bucket. Raise num_buckets, or leave max_distance out."
+                f"deberta: max_distance={self.max_distance} is ignored with num_buckets={self.num_buckets}: in a decoder all "
+                f"distances beyond {exact} share a single bucket. Raise num_buckets, or leave max_distance out."
             ]
         return []
