@@ -210,9 +210,9 @@ def test_context_where_there_is_none_to_read_and_none_where_there_is() -> None:
             InputError, match=r"context must have shape \[batch=2, tokens, dim=16\], with at least one token; got"
         ):
             crossing(ids(), context=wrong)
-    with pytest.raises(InputError, match="document_ids with a context"):
+    with pytest.raises(InputError, match="document_ids cannot be combined with a context"):
         crossing(ids(), context=context, document_ids=torch.zeros(B, T, dtype=torch.long))
-    with pytest.raises(PositionError, match="context_positions were given, and CoPE"):
+    with pytest.raises(PositionError, match="context_positions were given, but CopeScores needs a causal mask"):
         model_of("cope", cross_attend=True)(ids(), context=context, context_positions=torch.arange(3))
 
 

@@ -140,7 +140,7 @@ def test_a_report_in_words_and_as_data() -> None:
     for word in (
         "ok: no errors, 2 warnings",
         "position  alibi",
-        "backend   sdpa (fused: it adds",
+        "backend   sdpa (fused: the scheme adds",
         "relative positions",
         "decodes   yes: growing, static",
         "past max_seq_len=2048 too",
