@@ -304,7 +304,7 @@ def test_scores_that_the_kernel_would_not_change_are_refused(kernel: None) -> No
     for window in (AttentionWindow(chunk=2), AttentionWindow(size=2, keep_first=1)):
         with pytest.raises(BackendError, match="not chunks" if window.chunk else "does not support keep_first"):
             backend.prepare(context_of(torch.arange(4)[None], None, ordered=True, window=window), None, q.dtype)
-    with pytest.raises(BackendError, match="leaves scores as they are"):
+    with pytest.raises(BackendError, match="does not support schemes that change scores"):
         backend.prepare(ctx, Bias(lambda b, h, i, j: 0.0 * (b + h + i + j), 1, 2), q.dtype)
 
 

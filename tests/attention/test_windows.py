@@ -191,7 +191,7 @@ def test_blocks_of_rows_change_nothing(position, flags: dict) -> None:
 def test_what_cannot_be_kept_is_refused() -> None:
     with pytest.raises(IncompatibleConfig, match=r"keep_first=4 keeps tokens that a window would drop.*Set window="):
         model(keep_first=4)
-    with pytest.raises(IncompatibleConfig, match=r"keep_first sees the first tokens.*AbsolutePositions|.*Absolute"):
+    with pytest.raises(IncompatibleConfig, match=r"keep_first is unsupported with LearnedAbsolute"):
         model(position=["rope", "absolute"], window=8, keep_first=4)
     with pytest.raises(IncompatibleConfig, match="keep_first=4 needs causal attention"):
         model(kind=Encoder, window=8, keep_first=4)
@@ -206,11 +206,11 @@ def test_what_cannot_be_kept_is_refused() -> None:
     with pytest.raises(IncompatibleConfig, match="pattern has 3 entries, and depth=2"):
         model(pattern=[{"window": 4}] * 3)
     net = model(window=4, keep_first=2)
-    with pytest.raises(InputError, match="keep_first sees the first tokens of a row by their place in the cache"):
+    with pytest.raises(InputError, match="keep_first uses the place in the cache as the position"):
         net(ids(1, 9), positions=torch.arange(9) * 2)
     with pytest.raises(InputError, match="keep_first=2 keeps tokens that a window would drop"):
         model().new_cache(1, keep_first=2)
-    with pytest.raises(PositionError, match="writes positions into the embeddings"):
+    with pytest.raises(PositionError, match="adds positions to the embeddings"):
         model(position="sinusoidal").new_cache(1, window=8, keep_first=2)
 
 
