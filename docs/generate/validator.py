@@ -276,6 +276,10 @@ ONE_SCHEME = [
     error(
         "deberta: distances past the exact buckets share the rest.", position={"kind": "deberta", "max_distance": 129}
     ),
+    error(
+        "deberta: a single bucket leaves nothing to distribute.",
+        position={"kind": "deberta", "num_buckets": 4, "max_distance": 9},
+    ),
     error("t5: distances past the exact buckets share the rest.", position={"kind": "t5", "max_distance": 16}),
     error("dynamic: a norm over one channel erases it.", position={"kind": "dynamic", "dim": 1, "norm": True}),
     warning(

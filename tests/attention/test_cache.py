@@ -63,7 +63,7 @@ def test_a_cache_keeps_to_the_context_it_has_seen() -> None:
         "context_mask": {"context": context, "context_mask": ~mask},
         "context_positions": {"context_positions": torch.arange(5)},
     }.items():
-        with pytest.raises(InputError, match=f"keys of another {name}"):
+        with pytest.raises(InputError, match=f"keys of a different {name}"):
             net(tokens[:, 2:3], **other, cache=cache)
     got = net(tokens[:, 2:], cache=cache)
     assert_same(got, want[:, 2:])

@@ -28,13 +28,13 @@ def test_a_cache_of_another_model(rope: TransformerWrapper, layers: dict) -> Non
 def test_a_cache_of_another_batch_size(rope: TransformerWrapper) -> None:
     cache = rope.new_cache(3)
     with pytest.raises(
-        CacheError, match=r"holds batch_size=3 rows, 2 came\. Make one with new_cache\(2\), or .*reorder"
+        CacheError, match=r"has batch_size=3, but the input has 2 rows\. Make one with new_cache\(2\), or .*reorder"
     ):
         rope(ids(), cache=cache)
 
 
 def test_an_encoder_has_no_cache() -> None:
-    with pytest.raises(InputError, match="an encoder reads both ways"):
+    with pytest.raises(InputError, match="an encoder is bidirectional"):
         model_of(kind="encoder").new_cache(B)
 
 

@@ -52,11 +52,11 @@ def test_positions_start_again_or_go_on() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"seq_lens": [4, 4]}, r"add up to the 9 tokens of a row; \[4, 4\] add up to 8"),
-        ({"seq_lens": [[4, 5]]}, "seq_lens has 1 rows, and the batch has 2"),
-        ({"seq_lens": [0, 9]}, "whole numbers from 1 on"),
-        ({"seq_lens": [4.5, 4.5]}, "whole numbers from 1 on"),
-        ({"seq_lens": [4, 5], "document_ids": torch.zeros(9, dtype=torch.long)}, "both say where documents end"),
+        ({"seq_lens": [4, 4]}, r"add up to the 9 tokens of a row; \[4, 4\] adds up to 8"),
+        ({"seq_lens": [[4, 5]]}, "seq_lens has 1 rows, but the batch has 2"),
+        ({"seq_lens": [0, 9]}, "positive integers"),
+        ({"seq_lens": [4.5, 4.5]}, "positive integers"),
+        ({"seq_lens": [4, 5], "document_ids": torch.zeros(9, dtype=torch.long)}, "both specify where documents end"),
     ],
 )
 def test_lengths_that_do_not_fit_are_refused(given: dict, says: str) -> None:

@@ -73,12 +73,12 @@ def test_what_has_no_next_is_refused() -> None:
     net, tokens = decoder("rope"), ids(1, 4)
     cache = net.new_cache(1)
     net(tokens, positions=torch.rand(1, 4), cache=cache)
-    with pytest.raises(InputError, match="nothing says where the next ones are"):
+    with pytest.raises(InputError, match="have no next position"):
         net(tokens, cache=cache)
     with pytest.raises(InputError, match=r"positions of prompts are torch\.float32"):
         AutoregressiveWrapper(net).generate(tokens, 3, positions=torch.rand(1, 4))
     with pytest.raises(
-        PositionError, match=r"positions have 2 axes, and RopeEmbedding takes 3. Pass \[batch, tokens\] or"
+        PositionError, match=r"positions have 2 axes, but RopeEmbedding takes 3. Pass \[batch, tokens\] or"
     ):
         decoder(MROPE)(tokens, positions=torch.zeros(1, 4, 2, dtype=torch.long))
 

@@ -237,26 +237,26 @@ def test_where_texts_start() -> None:
 
 
 REFUSED = {
-    "a bias": ({"position": "alibi"}, "it adds a pointwise bias"),
-    "a bias beside rope": ({"position": ["rope", "t5"]}, "it adds a pointwise bias"),
-    "content": ({"position": "forgetting"}, "it adds a pointwise bias"),
-    "whole rows": ({"position": "cope"}, "it needs whole rows"),
-    "softcap": ({"attn": {"softcap": 30.0}}, "no place for a soft cap"),
-    "sinks": ({"attn": {"sinks": True}}, "no attention sinks"),
-    "dropout": ({"attn": {"dropout": 0.1}}, "no dropout"),
-    "chunk": ({"chunk": 4}, "windows and no chunks"),
-    "a chunk in a pattern": ({"pattern": [{"chunk": 4}, {}]}, "windows and no chunks"),
-    "first tokens": ({"window": 4, "keep_first": 1}, "beside which first tokens stay"),
-    "wide keys": ({"position": "polar"}, "equally wide, and they are 16 and 8"),
+    "a bias": ({"position": "alibi"}, "the scheme adds a pointwise bias"),
+    "a bias beside rope": ({"position": ["rope", "t5"]}, "the scheme adds a pointwise bias"),
+    "content": ({"position": "forgetting"}, "the scheme adds a pointwise bias"),
+    "whole rows": ({"position": "cope"}, "the scheme needs whole rows"),
+    "softcap": ({"attn": {"softcap": 30.0}}, "does not support a soft cap"),
+    "sinks": ({"attn": {"sinks": True}}, "does not support attention sinks"),
+    "dropout": ({"attn": {"dropout": 0.1}}, "does not support dropout"),
+    "chunk": ({"chunk": 4}, "supports windows, not chunks"),
+    "a chunk in a pattern": ({"pattern": [{"chunk": 4}, {}]}, "supports windows, not chunks"),
+    "first tokens": ({"window": 4, "keep_first": 1}, "does not support keep_first"),
+    "wide keys": ({"position": "polar"}, "equal head dims of q, k and v, not 16 and 8"),
     "an odd width": ({"head_dim": 12}, "a multiple of 8, not 12"),
-    "a large width": ({"head_dim": 264}, "up to 256 wide, not 264"),
+    "a large width": ({"head_dim": 264}, "head dims up to 256, not 264"),
 }
 
 
 @pytest.mark.parametrize(("flags", "reason"), REFUSED.values(), ids=REFUSED)
 def test_what_is_refused(flags: dict[str, object], reason: str) -> None:
     report = check(**{**SIZES, "num_tokens": 29, "max_seq_len": 48, "position": "rope", "backend": "varlen", **flags})
-    assert any(reason in error and "backend='varlen' cannot run this" in error for error in report.errors)
+    assert any(reason in error and "backend='varlen' does not support this" in error for error in report.errors)
     assert all("Use " in error for error in report.errors)
     with pytest.raises(IncompatibleConfig, match=reason):
         model("varlen", **flags)
@@ -269,7 +269,7 @@ def test_what_the_validator_says_of_device_and_dtype() -> None:
     assert check(layers, device="cuda", dtype="bfloat16", train=True).ok
     errors = check(layers, device="cpu", dtype="float32").errors
     assert len(errors) == 1
-    assert "it runs on CUDA, and the device is cpu; it takes float16 and bfloat16, not float32. Use " in errors[0]
+    assert "it runs on CUDA, and the device is cpu; it supports float16 and bfloat16, not float32. Use " in errors[0]
     assert "cross_attender has none" in check(kind="cross_attender", **SIZES, backend="varlen").errors[0]
     with pytest.raises(IncompatibleConfig, match="cross_attender has none"):
         CrossAttender(**SIZES, backend="varlen")(torch.zeros(1, 2, 26), context=torch.zeros(1, 2, 26))
@@ -280,7 +280,7 @@ def test_what_the_validator_says_of_device_and_dtype() -> None:
 def test_without_cuda_a_whole_pass_is_refused_and_the_rest_is_not() -> None:
     """Nothing is substituted here: torch's own kernel is asked for."""
     net, tokens = model("varlen"), ids(2, 5)
-    with pytest.raises(BackendError, match=r"the device is cpu; it takes float16 and bfloat16, not float64\. Use"):
+    with pytest.raises(BackendError, match=r"the device is cpu; it supports float16 and bfloat16, not float64\. Use"):
         net(tokens)
     want = model("eager")(tokens)
     torch.testing.assert_close(net(tokens, cache=net.new_cache(2)), want, atol=1e-12, rtol=0)
@@ -298,11 +298,11 @@ def test_scores_that_the_kernel_would_not_change_are_refused(kernel: None) -> No
         ScoreOps(scale=1.0, dropout=0.1),
         ScoreOps(scale=1.0, transform=lambda scores, visible, q, ctx: scores),
     ):
-        with pytest.raises(BackendError, match="backend='varlen' cannot run this"):
+        with pytest.raises(BackendError, match="backend='varlen' does not support this"):
             backend.attend(q, q, q, prepared, ops)
     assert not CALLS
     for window in (AttentionWindow(chunk=2), AttentionWindow(size=2, keep_first=1)):
-        with pytest.raises(BackendError, match="no chunks" if window.chunk else "first tokens stay"):
+        with pytest.raises(BackendError, match="not chunks" if window.chunk else "does not support keep_first"):
             backend.prepare(context_of(torch.arange(4)[None], None, ordered=True, window=window), None, q.dtype)
     with pytest.raises(BackendError, match="leaves scores as they are"):
         backend.prepare(ctx, Bias(lambda b, h, i, j: 0.0 * (b + h + i + j), 1, 2), q.dtype)

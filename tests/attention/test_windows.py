@@ -195,7 +195,9 @@ def test_what_cannot_be_kept_is_refused() -> None:
         model(position=["rope", "absolute"], window=8, keep_first=4)
     with pytest.raises(IncompatibleConfig, match="keep_first=4 needs causal attention"):
         model(kind=Encoder, window=8, keep_first=4)
-    with pytest.raises(IncompatibleConfig, match=r"keep_first drops tokens between.*Forgetting adds up"):
+    with pytest.raises(
+        IncompatibleConfig, match=r"keep_first is unsupported with ForgettingBias, which sums over every token"
+    ):
         model(position="forgetting", window=8, keep_first=4)
     with pytest.raises(IncompatibleConfig, match="beside pattern: entries of a pattern do not inherit it"):
         model(window=8, pattern=[{"window": 4}, {}])

@@ -198,7 +198,7 @@ def test_what_a_cache_cannot_do_is_said_before_anything_is_computed() -> None:
         with pytest.raises(InputError, match="need cache_kv=True"):
             wrapper.generate(ids(2, 4), 3, cache_kv=False, **options)
     assert not calls
-    with pytest.raises(CacheError, match="holds batch_size=3 rows, 2 came"):
+    with pytest.raises(CacheError, match="has batch_size=3, but the input has 2 rows"):
         wrapper.generate(ids(2, 4), 3, cache=net.new_cache(3))
     with pytest.raises(CacheError, match="made for another model"):
         wrapper.generate(ids(2, 4), 3, cache=language_model().new_cache(2))
@@ -214,7 +214,7 @@ def test_a_growing_cache_passes_max_seq_len_when_told_to_keep_everything() -> No
 
 def test_a_learned_table_says_so_when_the_model_itself_is_asked_for_too_much() -> None:
     net = language_model("absolute", max_seq_len=9)
-    with pytest.raises(PositionError, match=r"position 9 was asked for.*9 rows.*larger max_seq_len"):
+    with pytest.raises(PositionError, match=r"position 9 is out of range.*9 rows.*larger max_seq_len"):
         net(ids(1, 10))
     greedy = AutoregressiveWrapper(net).generate(ids(1, 5), 5, **GREEDY)
     assert greedy.shape == (1, 5)

@@ -22,7 +22,7 @@ def wrapper() -> AutoregressiveWrapper:
         ([ids(3), ids(1, 3)], {}, InputError, r"prompts \[1\] are not"),
         ([[1.5, 2.0]], {}, InputError, "must be integer ids"),
         (ids(2, 2, 2), {}, InputError, r"these are \[2, 2, 2\]"),
-        (ids(2, 3).float(), {}, InputError, "integer ids; these are torch.float32"),
+        (ids(2, 3).float(), {}, InputError, "integer ids; got torch.float32"),
         (ids(2, 3) + NUM_TOKENS, {}, InputError, "is outside 0..28"),
         (ids(2, 3), {"prompt_lens": torch.tensor([1, 4])}, InputError, "from 1 to 3.*from 1 to 4"),
         (ids(2, 3), {"prompt_lens": torch.tensor([0, 3])}, InputError, "they go from 0 to 3"),

@@ -109,11 +109,11 @@ def test_every_parameter_learns_from_the_loss() -> None:
 @pytest.mark.parametrize(
     ("tokens", "options", "message"),
     [
-        (ids(3, 1), {}, r"at least two tokens; these are \[3, 1\]"),
-        (ids(5), {}, r"at least two tokens; these are \[5\]"),
+        (ids(3, 1), {}, r"at least two tokens; got \[3, 1\]"),
+        (ids(5), {}, r"at least two tokens; got \[5\]"),
         (ids(0, 5), {}, "neither of them empty"),
-        (ids(2, 5).float(), {}, "integer ids; these are torch.float32"),
-        (ids(2, 5) > 3, {}, "integer ids; these are torch.bool"),
+        (ids(2, 5).float(), {}, "integer ids; got torch.float32"),
+        (ids(2, 5) > 3, {}, "integer ids; got torch.bool"),
         (ids(2, 5).index_fill(1, torch.tensor([4]), NUM_TOKENS), {}, "token id 29 is outside 0..28"),  # a target only
         (ids(2, 5).index_fill(1, torch.tensor([0]), -1), {}, "token id -1 is outside"),
         (ids(2, 5), {"mask": torch.ones(2, 4, dtype=torch.bool)}, r"mask must have shape .* = \[2, 5\].*\[2, 4\]"),

@@ -31,20 +31,20 @@ def rope() -> TransformerWrapper:
     [
         (
             torch.tensor([[1, V]]),
-            r"token id 11 is outside 0\.\.10 \(num_tokens=11\)\. Pad with a real id and say mask=",
+            r"token id 11 is outside 0\.\.10 \(num_tokens=11\)\. Pad with a valid id and pass mask=",
         ),
         (torch.tensor([[1, 99], [2, 3]]), r"token id 99 is outside 0\.\.10"),
         (torch.tensor([[-1, 3]]), r"token id -1 is outside 0\.\.10"),
         (torch.tensor([[-100, V]]), r"token id -100"),
-        (torch.tensor([[1.0, 2.0]]), r"integer ids; these are torch\.float32\. Use tokens\.long\(\)"),
-        (torch.tensor([[1.0, 2.0]]).half(), r"integer ids; these are torch\.float16"),
-        (torch.tensor([[True, False]]), r"integer ids; these are torch\.bool"),
-        (torch.tensor([[1j, 2]]), r"integer ids; these are torch\.complex"),
-        (torch.tensor([1, 2]), r"shape \[batch, tokens\].*these are \[2\]"),
-        (torch.tensor(1), r"shape \[batch, tokens\].*these are \[\]"),
-        (ids().unsqueeze(-1), r"these are \[2, 5, 1\]"),
-        (ids()[:, :0], r"neither of them empty; these are \[2, 0\]"),
-        (ids()[:0], r"neither of them empty; these are \[0, 5\]"),
+        (torch.tensor([[1.0, 2.0]]), r"integer ids; got torch\.float32\. Use tokens\.long\(\)"),
+        (torch.tensor([[1.0, 2.0]]).half(), r"integer ids; got torch\.float16"),
+        (torch.tensor([[True, False]]), r"integer ids; got torch\.bool"),
+        (torch.tensor([[1j, 2]]), r"integer ids; got torch\.complex"),
+        (torch.tensor([1, 2]), r"shape \[batch, tokens\].*got \[2\]"),
+        (torch.tensor(1), r"shape \[batch, tokens\].*got \[\]"),
+        (ids().unsqueeze(-1), r"got \[2, 5, 1\]"),
+        (ids()[:, :0], r"neither of them empty; got \[2, 0\]"),
+        (ids()[:0], r"neither of them empty; got \[0, 5\]"),
     ],
 )
 def test_tokens_that_are_no_tokens(rope: TransformerWrapper, tokens: torch.Tensor, message: str) -> None:
@@ -86,12 +86,12 @@ def test_continuous_inputs_of_the_wrong_width() -> None:
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (torch.ones(B, T), r"mask must be bool, True = keep; this one is torch\.float32\. Use mask\.bool\(\)"),
+        (torch.ones(B, T), r"mask must be bool, True = keep; got torch\.float32\. Use mask\.bool\(\)"),
         (torch.ones(B, T, dtype=torch.long), r"mask must be bool.*torch\.int64"),
-        (torch.ones(B, T + 1, dtype=torch.bool), r"\[batch, tokens\] = \[2, 5\]; this one is \[2, 6\]"),
-        (torch.ones(1, T, dtype=torch.bool), r"this one is \[1, 5\]"),
-        (torch.ones(T, dtype=torch.bool), r"this one is \[5\]"),
-        (torch.ones(B, 1, T, T, dtype=torch.bool), r"this one is \[2, 1, 5, 5\]"),
+        (torch.ones(B, T + 1, dtype=torch.bool), r"\[batch, tokens\] = \[2, 5\]; got \[2, 6\]"),
+        (torch.ones(1, T, dtype=torch.bool), r"got \[1, 5\]"),
+        (torch.ones(T, dtype=torch.bool), r"got \[5\]"),
+        (torch.ones(B, 1, T, T, dtype=torch.bool), r"got \[2, 1, 5, 5\]"),
     ],
 )
 def test_masks_of_the_wrong_shape_or_dtype(rope: TransformerWrapper, mask: torch.Tensor, message: str) -> None:
@@ -102,9 +102,9 @@ def test_masks_of_the_wrong_shape_or_dtype(rope: TransformerWrapper, mask: torch
 @pytest.mark.parametrize(
     ("documents", "message"),
     [
-        (torch.zeros(B, T), r"document_ids must be integers, one per token; these are torch\.float32"),
+        (torch.zeros(B, T), r"document_ids must be integers, one per token; got torch\.float32"),
         (torch.zeros(B, T, dtype=torch.bool), r"document_ids must be integers"),
-        (torch.zeros(B, T + 1, dtype=torch.long), r"\[batch, tokens\] = \[2, 5\]; this one is \[2, 6\]"),
+        (torch.zeros(B, T + 1, dtype=torch.long), r"\[batch, tokens\] = \[2, 5\]; got \[2, 6\]"),
     ],
 )
 def test_documents_of_the_wrong_shape_or_dtype(rope: TransformerWrapper, documents: torch.Tensor, message: str) -> None:
@@ -118,12 +118,12 @@ def test_documents_of_the_wrong_shape_or_dtype(rope: TransformerWrapper, documen
 @pytest.mark.parametrize(
     ("positions", "message"),
     [
-        (torch.zeros(B, T, dtype=torch.bool), r"positions must be integers or floats; these are torch\.bool"),
-        (torch.zeros(B, T, dtype=torch.complex64), r"positions must be integers or floats; these are torch\.complex64"),
-        (torch.zeros(B, T + 1), r"with batch=2 and tokens=5; these are \[2, 6\]"),
-        (torch.zeros(3, T), r"these are \[3, 5\]"),
-        (torch.tensor(3), r"\[tokens\], \[batch, tokens\] or \[batch, tokens, axes\].*these are \[\]"),
-        (torch.zeros(B, 1, T, 1), r"these are \[2, 1, 5, 1\]"),
+        (torch.zeros(B, T, dtype=torch.bool), r"positions must be integers or floats; got torch\.bool"),
+        (torch.zeros(B, T, dtype=torch.complex64), r"positions must be integers or floats; got torch\.complex64"),
+        (torch.zeros(B, T + 1), r"with batch=2 and tokens=5; got \[2, 6\]"),
+        (torch.zeros(3, T), r"got \[3, 5\]"),
+        (torch.tensor(3), r"\[tokens\], \[batch, tokens\] or \[batch, tokens, axes\].*got \[\]"),
+        (torch.zeros(B, 1, T, 1), r"got \[2, 1, 5, 1\]"),
     ],
 )
 def test_positions_of_the_wrong_dtype_or_rank(rope: TransformerWrapper, positions: torch.Tensor, message: str) -> None:
@@ -133,7 +133,7 @@ def test_positions_of_the_wrong_dtype_or_rank(rope: TransformerWrapper, position
 
 def test_more_axes_than_a_scheme_has(rope: TransformerWrapper) -> None:
     with pytest.raises(
-        PositionError, match=r"positions have 2 axes, and RopeEmbedding takes 1\. Pass \[batch, tokens\]"
+        PositionError, match=r"positions have 2 axes, but RopeEmbedding takes 1\. Pass \[batch, tokens\]"
     ):
         rope(ids(), positions=torch.zeros(B, T, 2))
 
@@ -141,7 +141,7 @@ def test_more_axes_than_a_scheme_has(rope: TransformerWrapper) -> None:
 @pytest.mark.parametrize("position", ["absolute", "t5"])
 def test_fractions_are_refused_by_tables(position: str) -> None:
     with pytest.raises(
-        PositionError, match=r"torch\.float32, and .* looks them up in a table.*positions\.long\(\), or use a cont"
+        PositionError, match=r"torch\.float32, but .* indexes a table with them.*positions\.long\(\), or use a cont"
     ):
         model_of(position)(ids(), positions=torch.arange(T) / 2)
 
@@ -158,16 +158,14 @@ def test_fractions_work_where_positions_are_continuous(position: str) -> None:
 
 @pytest.mark.parametrize("position", ["none", "cope", "forgetting"])
 def test_positions_that_would_change_nothing_are_refused(position: str) -> None:
-    with pytest.raises(
-        PositionError, match=r"does not read positions, so they would change nothing\. Leave positions out"
-    ):
+    with pytest.raises(PositionError, match=r"positions would be ignored: .* does not read them\. Leave positions out"):
         model_of(position)(ids(), positions=torch.arange(T) + 1)
 
 
 @pytest.mark.parametrize("position", ["absolute", ["absolute", "t5"]])
 def test_positions_below_zero_have_no_row(position) -> None:
     model = model_of(position)
-    with pytest.raises(PositionError, match=r"position -3 was asked for, and the rows of LearnedAbsolute start at 0"):
+    with pytest.raises(PositionError, match=r"position -3 is out of range: the rows of LearnedAbsolute start at 0"):
         model(ids(), positions=torch.arange(T) - 3)
     with torch.no_grad():
         padded = model(ids(), positions=torch.tensor([-1, -1, 0, 1, 2]))  # -1 is no token
@@ -181,7 +179,7 @@ def test_positions_below_zero_have_no_row(position) -> None:
 def test_longer_than_the_table(position) -> None:
     model = model_of(position)
     message = (
-        r"position 9 was asked for, and LearnedAbsolute has 9 rows \(0 to 8\)\. Pass at most 9 tokens, build the model"
+        r"position 9 is out of range: LearnedAbsolute has 9 rows \(0 to 8\)\. Pass at most 9 tokens, build the model"
     )
     with pytest.raises(PositionError, match=message):
         model(ids(length=L + 1))
@@ -209,12 +207,12 @@ def test_context_where_there_is_none_to_read_and_none_where_there_is() -> None:
         crossing(ids())
     for wrong in (torch.zeros(3, 3, 16), torch.zeros(B, 16), torch.zeros(B, 3, 15), torch.zeros(B, 0, 16)):
         with pytest.raises(
-            InputError, match=r"context must be \[batch=2, tokens, dim=16\], with at least one token; this one"
+            InputError, match=r"context must have shape \[batch=2, tokens, dim=16\], with at least one token; got"
         ):
             crossing(ids(), context=wrong)
-    with pytest.raises(InputError, match="document_ids with a context"):
+    with pytest.raises(InputError, match="document_ids cannot be combined with a context"):
         crossing(ids(), context=context, document_ids=torch.zeros(B, T, dtype=torch.long))
-    with pytest.raises(PositionError, match="context_positions were given, and CoPE"):
+    with pytest.raises(PositionError, match="context_positions were given, but CopeScores needs a causal mask"):
         model_of("cope", cross_attend=True)(ids(), context=context, context_positions=torch.arange(3))
 
 
@@ -239,7 +237,7 @@ def test_context_where_there_is_none_to_read_and_none_where_there_is() -> None:
         ),
         (
             lambda: XTransformer(dim=16, num_tokens=V),
-            "num_tokens is not a flag of XTransformer; write enc_num_tokens, dec_num",
+            "num_tokens is not a flag of XTransformer; use enc_num_tokens, dec_num",
         ),
         (lambda: Decoder(**SIZES, macaron=True), r"macaron=True is refused\. .*Use a wider feedforward"),
     ],

@@ -155,7 +155,7 @@ def test_tied_embeddings_are_one_tensor() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"depth": 3}, "depth is not a flag of XTransformer; write enc_depth, dec_depth"),
+        ({"depth": 3}, "depth is not a flag of XTransformer; use enc_depth, dec_depth"),
         ({"enc_dpeth": 3}, "enc_dpeth is not a flag; did you mean enc_depth"),
         ({"dec_rotray_pos_emb": True}, "did you mean dec_rotary_pos_emb"),
         ({"dec_cross_attend": False}, "dec_cross_attend=False is refused"),
@@ -173,7 +173,7 @@ def test_flags_that_make_no_sense_are_refused(flags: dict, message: str) -> None
 @pytest.mark.parametrize(
     ("source", "start", "options", "message"),
     [
-        (ids(2, 7), ids(3, 1), {}, r"context must be \[batch=3, tokens, dim=26\].*this one is \[2, 7, 26\]"),
+        (ids(2, 7), ids(3, 1), {}, r"context must have shape \[batch=3, tokens, dim=26\].*got \[2, 7, 26\]"),
         (ids(2, 7), ids(2, 0), {}, "the prompt is empty"),
         (ids(2, 0), ids(2, 1), {}, "neither of them empty"),
         (ids(2, 7) + NUM_TOKENS, ids(2, 1), {}, "is outside 0..28"),

@@ -155,13 +155,13 @@ def test_it_compiles_without_graph_breaks(position: str) -> None:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (images(12, 20)[0], r"shape \[batch, channels=2, height, width\].*these are \[2, 12, 20\]"),
-        (images(12, 20, channels=3), r"channels=2.*these are \[2, 3, 12, 20\]"),
-        (images(12, 20)[:0], r"nothing of it empty"),
-        (images(12, 20)[..., :0], r"nothing of it empty"),
-        ((images(12, 20) * 255).byte(), r"must be floats; these are torch\.uint8.*\.float\(\) / 255"),
-        (images(13, 20), r"height 13 is no multiple of the patch's 4.*Resize or pad the image: height 12 or 16"),
-        (images(12, 3), r"width 3 is no multiple of the patch's 4.*width 4\."),
+        (images(12, 20)[0], r"shape \[batch, channels=2, height, width\].*got \[2, 12, 20\]"),
+        (images(12, 20, channels=3), r"channels=2.*got \[2, 3, 12, 20\]"),
+        (images(12, 20)[:0], r"none of them 0"),
+        (images(12, 20)[..., :0], r"none of them 0"),
+        ((images(12, 20) * 255).byte(), r"must be floats; got torch\.uint8.*\.float\(\) / 255"),
+        (images(13, 20), r"height 13 is not a multiple of the patch's 4.*Resize or pad the image: height 12 or 16"),
+        (images(12, 3), r"width 3 is not a multiple of the patch's 4.*width 4\."),
         (images(10, 22), r"height 10 .* and width 22 .*height 8 or 12; width 20 or 24"),
     ],
 )
@@ -210,7 +210,7 @@ def test_settings_that_cannot_be_had_are_refused(settings: dict, error: type, me
     ("layers", "message"),
     [
         (Decoder(dim=22, depth=2, heads=3, position="axial"), "layers.kind='decoder' for images"),
-        (Encoder(dim=22, depth=2, heads=3, position="axial", cross_attend=True), "gets an image and no context"),
+        (Encoder(dim=22, depth=2, heads=3, position="axial", cross_attend=True), "the model gets no context"),
     ],
 )
 def test_layers_that_do_not_read_images_are_refused(layers, message: str) -> None:

@@ -228,7 +228,7 @@ def changed(case: Imaged, folder: Path, tensors: Mapping[str, Tensor | None] | N
         ({"vit.encoder.layer.0.extra": torch.zeros(2)}, {}, "unexpected tensor vit.encoder.layer.0.extra in"),
         ({"decoder.0.weight": torch.zeros(2)}, {}, "unexpected tensor decoder.0.weight in"),
         ({}, {"image_size": 24}, r"position_embeddings .*gives .*\[26, 36\].*needs \[37, 36\]"),
-        ({}, {"patch_size": 7}, "no multiple of the patch's 7"),
+        ({}, {"patch_size": 7}, "not a multiple of the patch's 7"),
         ({}, {"hidden_act": "mish"}, "unsupported hidden_act='mish'"),
     ],
 )

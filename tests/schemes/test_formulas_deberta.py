@@ -122,7 +122,7 @@ def test_layers_project_the_table_as_they_project_words(own: bool):
                 "heads": HEADS,
                 "kv_heads": GROUPS,
                 "head_dim": HEAD_DIM,
-                "position": Deberta(num_buckets=4, max_distance=9),
+                "position": Deberta(num_buckets=6, max_distance=9),
                 "attn": {"bias": True, "position_projections": own},
             },
         }

@@ -221,6 +221,10 @@ def laws(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor)
             bias = scheme.of_distance(torch.tensor([1, 5]))[: len(scheme.left)]
             if not (bias[:, 1] < bias[:, 0]).all():
                 yield "an alibi head has no penalty"
+        if isinstance(scheme, RopeEmbedding):
+            rotated = scheme.tables(torch.zeros(1, 1)).q_cos.shape[-1]
+            if rotated != scheme.width:
+                yield f"{rotated} channels are rotated, not {scheme.width}"
         if isinstance(scheme, RopeEmbedding) and not isinstance(scheme, AxialEmbedding):
             yield from stretching(scheme, next(p.theta for p in config.layers.position or () if isinstance(p, Rope)))
         if isinstance(scheme, T5Bias):

@@ -64,7 +64,7 @@ SCHEMES = {
     ),
     "t5": fields("t5", num_buckets=[3, 8, 8], max_distance=[2, 5, 5], scale=[2.0]),
     "deberta": fields(
-        "deberta", num_buckets=[None, 4, 4], max_distance=[3, 5, 5], terms=["c2p", "p2c"], norm_eps=[0.1]
+        "deberta", num_buckets=[None, 4, 6, 6], max_distance=[3, 5, 5], terms=["c2p", "p2c"], norm_eps=[0.1]
     ),
     "dynamic": fields("dynamic", dim=[5], depth=[1], log_distance=[True], norm=[True]),
     "cope": fields("cope", max_pos=[4]),

@@ -139,7 +139,7 @@ def _new_context(batch: int, width: int, given: ContextInputs, schemes: list[Pos
         raise InputError(f"this stack has cross-attention: pass context=[batch, tokens, dim={width}].")
     if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != width or not context.shape[1]:
         raise InputError(
-            f"context must have shape [batch={batch}, tokens, dim={width}], with at least one token; this one has "
+            f"context must have shape [batch={batch}, tokens, dim={width}], with at least one token; got "
             f"{list(context.shape)}."
         )
     rotated = given.positions is not None

@@ -68,7 +68,8 @@ def plan_pass(
     moved = {window: _moved(layout, window) for window in set(windows)}
     views = {} if cache is None else cache.reserve(layout)
     contexts = {window: attention_context(run, window, views.get(window)) for window in moved}
-    tables = {id(kind.scheme): _tables(kind.scheme, layout, run.final_lengths) for kind in kinds}
+    distinct = {id(kind.scheme): kind.scheme for kind in kinds}
+    tables = {key: _tables(scheme, layout, run.final_lengths) for key, scheme in distinct.items()}
     shared: dict[tuple[int, AttentionWindow], tuple[Prepared, KeptTokens | None]] = {}
     layers = []
     for layer, (kind, window) in enumerate(zip(kinds, windows, strict=True)):

@@ -74,7 +74,7 @@ class AutoregressiveWrapper(nn.Module):
             InputError: For fewer than two tokens, and for ids, masks, positions or documents that do not fit.
         """
         if tokens.ndim != 2 or tokens.shape[1] < 2:
-            raise InputError(f"a loss needs [batch, tokens] with at least two tokens; these are {list(tokens.shape)}.")
+            raise InputError(f"a loss needs [batch, tokens] with at least two tokens; got {list(tokens.shape)}.")
         tokens = as_ids(tokens)
         ids = tokens.masked_fill(tokens == self.ignore_index, self.pad_value)
         self.net.check_tokens(ids)

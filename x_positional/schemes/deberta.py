@@ -137,9 +137,18 @@ class Deberta(SchemeConfig):
         return DebertaBias(dims.dim, self.num_buckets, self.max_distance, self.terms, self.norm_eps)
 
     def problems(self, dims: Dims) -> list[str]:
-        if self.num_buckets is None or self.max_distance - 1 > self.num_buckets // 2:
+        if self.num_buckets is None:
             return []
-        return [
-            f"deberta: max_distance={self.max_distance} must exceed by 2 the {self.num_buckets // 2} distances that have their "
-            f"own bucket (num_buckets={self.num_buckets}). Raise max_distance, or lower num_buckets."
-        ]
+        exact = self.num_buckets // 2
+        if self.max_distance - 1 <= exact:
+            return [
+                f"deberta: max_distance={self.max_distance} must exceed by 2 the {exact} distances that have their "
+                f"own bucket (num_buckets={self.num_buckets}). Raise max_distance, or lower num_buckets."
+            ]
+        default = type(self).model_fields["max_distance"].default
+        if dims.causal and self.num_buckets - exact <= 2 and self.max_distance != default:
+            return [
+                f"deberta: max_distance={self.max_distance} is ignored with num_buckets={self.num_buckets}: in a decoder all "
+                f"distances beyond {exact} share a single bucket. Raise num_buckets, or leave max_distance out."
+            ]
+        return []

@@ -65,7 +65,7 @@ def test_names_types_and_rules_come_together() -> None:
         "norm.bias=True is ignored: norm.kind='rms' has no bias",
         "rope: rotary width is 7",
         "tie_embedding=True computes logits with the embedding matrix, which is emb_dim=8 wide",
-        "backend='sdpa' cannot run this: scaled_dot_product_attention does not support a soft cap",
+        "backend='sdpa' does not support this: scaled_dot_product_attention does not support a soft cap",
     )
     assert [error for error in report.errors if not any(word in error for word in words)] == []
     assert [word for word in words if word not in lines(report)] == []
@@ -140,7 +140,7 @@ def test_a_report_in_words_and_as_data() -> None:
     for word in (
         "ok: no errors, 2 warnings",
         "position  alibi",
-        "backend   sdpa (fused: it adds",
+        "backend   sdpa (fused: the scheme adds",
         "relative positions",
         "decodes   yes: growing, static",
         "past max_seq_len=2048 too",

@@ -14,6 +14,7 @@ from tests.support.naive_attention import attended, naive, one_layer, pairwise, 
 from tests.support.planning import plan_of
 from tests.support.scheme_logits import rope_logit
 from x_positional import Decoder, TransformerWrapper
+from x_positional.errors import ArgumentError
 from x_positional.schemes import Rope, RopeEmbedding
 
 HEADS, HEAD_DIM = 3, 10
@@ -198,3 +199,9 @@ def test_ntk_keeps_the_fastest_pair_and_slows_the_slowest_by_the_factor() -> Non
     assert ratio[0] == 1
     assert ratio[-1] == pytest.approx(2, rel=1e-12)
     assert ratio == sorted(ratio)
+
+
+def test_an_odd_width_is_rejected() -> None:
+    """Otherwise the last pair would take an unrotated channel along, or fail later with a shape error."""
+    with pytest.raises(ArgumentError, match="width=7 must be even"):
+        RopeEmbedding(7)

@@ -15,9 +15,9 @@ BackendName = Literal["auto", "eager", "blockwise", "sdpa", "flex", "varlen"]
 BACKENDS: dict[str, Backend] = {b.name: b for b in (Eager(), Blockwise(), Sdpa(), Flex(), Varlen())}
 
 _NEEDS: dict[str, str] = {
-    "fused": "it changes only queries and keys, so any kernel supports it",
-    "bias": "it adds a pointwise bias to the scores",
-    "rows": "it needs whole rows of scores, which fused kernels never materialize",
+    "fused": "changes only queries and keys, so any kernel supports it",
+    "bias": "adds a pointwise bias to the scores",
+    "rows": "needs whole rows of scores, which fused kernels never materialize",
 }
 
 
@@ -39,7 +39,7 @@ def obstacles(name: str, kernel: Kernel, features: frozenset[str]) -> list[str]:
     backend = BACKENDS[name]
     found = []
     if kernel not in backend.kernels:
-        found.append(f"this backend does not support the scheme: {_NEEDS[kernel]}")
+        found.append(f"the scheme {_NEEDS[kernel]}")
     return found + [reason for feature, reason in backend.refuses.items() if feature in features]
 
 
@@ -61,7 +61,7 @@ def choose(requested: str, flash: bool, kernel: Kernel, features: frozenset[str]
     if requested != "auto":
         if found := obstacles(requested, kernel, features):
             raise BackendError(
-                f"backend={requested!r} cannot run this: {'; '.join(found)}. Use one of: {', '.join(able)}."
+                f"backend={requested!r} does not support this: {'; '.join(found)}. Use one of: {', '.join(able)}."
             )
         if flash and requested == "eager":
             raise BackendError(
@@ -70,7 +70,7 @@ def choose(requested: str, flash: bool, kernel: Kernel, features: frozenset[str]
             )
         return Choice(requested, "requested by name")
     if "sdpa" in able:
-        return Choice("sdpa", f"fused: {_NEEDS[kernel]}")
+        return Choice("sdpa", f"fused: the scheme {_NEEDS[kernel]}")
     why = "; ".join(obstacles("sdpa", kernel, features))
     if flash:
         return Choice("blockwise", f"one block of queries at a time, exact: {why}")

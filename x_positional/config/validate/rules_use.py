@@ -86,7 +86,7 @@ def varlen_fits_the_heads(case: Case) -> Iterator[str]:
             "backend='varlen' packs the sequences of self-attention, and a cross_attender has none. Use backend='sdpa' or 'auto'."
         )
     if problems := varlen_problems(case.use.device, case.use.dtype, _query_width(case), case.layers.value_dim):
-        yield f"backend='varlen' cannot run this: {'; '.join(problems)}. Use backend='sdpa' or 'auto'."
+        yield f"backend='varlen' does not support this: {'; '.join(problems)}. Use backend='sdpa' or 'auto'."
 
 
 @rule(needs="schemes")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from x_positional.errors import ArgumentError
 from x_positional.schemes.base import PositionScheme
 from x_positional.schemes.rotary.axes import Places, SectionOrder, check_axes, places_of, spread
 from x_positional.schemes.rotary.frequencies import Frequencies, angles
@@ -57,10 +58,15 @@ class RotationScheme(PositionScheme):
         width: R; the first R channels of a head are rotated, the rest are unchanged (partial rotation, GPT-J).
         interleaved: pairs are channels (2i, 2i + 1), otherwise (i, i + R/2).
         heads: rotate only the last `heads` heads; None is all.
+
+    Raises:
+        ArgumentError: the width is odd.
     """
 
     def __init__(self, width: int, *, interleaved: bool = False, heads: int | None = None):
         super().__init__()
+        if width % 2:
+            raise ArgumentError(f"width={width} must be even; RoPE rotates pairs of channels.")
         self.width, self.interleaved, self.heads = width, interleaved, heads
 
     @property
