@@ -74,7 +74,7 @@ quick-static: $(VENV)/.dev
 	@$(PY) -m pyright --pythonpath $(PY)
 
 quick-tests: $(VENV)/.dev
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -m quick tests/house tests/testing $(PYTESTFLAGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal -m quick tests/house tests/testing $(PYTESTFLAGS)
 
 # The steps of the set-up. Each leaves a stamp in the environment, so a second run does nothing.
 
