@@ -262,6 +262,11 @@ class LayersConfig(Config):
         mla = self.attn.mla
         return self.head_dim if mla is None else mla.value_dim or self.head_dim - mla.rope_dim
 
+    @property
+    def ends_normed(self) -> bool:
+        """Whether a norm follows the last block. By default one does, unless norm_place="post", which ends in a norm."""
+        return self.norm_place != "post" if self.final_norm is None else self.final_norm
+
     def dims(self, max_seq_len: int | None = None, embed_dim: int | None = None) -> Dims:
         """The sizes that schemes are built with."""
         return Dims(

@@ -189,9 +189,8 @@ def build_blocks(config: LayersConfig) -> list[Block]:
 
 
 def build_final_norm(config: LayersConfig) -> Norm | None:
-    """The norm after the last block. Left open, it depends on where norms are: "post" ends in one already."""
-    wanted = config.norm_place != "post" if config.final_norm is None else config.final_norm
-    return build_norm(config) if wanted else None
+    """The norm after the last block, None where there is none."""
+    return build_norm(config) if config.ends_normed else None
 
 
 def build_cross(config: LayersConfig) -> CrossAttentionKind | None:

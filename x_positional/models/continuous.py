@@ -18,7 +18,7 @@ from x_positional.config.models import ContinuousConfig
 from x_positional.config.validate import model_report, require
 from x_positional.errors import InputError
 from x_positional.models.describe import describe
-from x_positional.models.stacks import ConfiguredLayers, blocks_of
+from x_positional.models.stacks import ConfiguredLayers, layers_of_model
 from x_positional.modules.norms import Norm
 
 
@@ -61,8 +61,7 @@ class ContinuousTransformerWrapper(nn.Module):
         require(model_report(config))
         super().__init__()
         self.config, dim = config, config.layers.dim
-        layers = blocks_of(config.layers) if attn_layers is None else attn_layers
-        layers.build_schemes(config.layers, config.max_seq_len, dim)
+        layers = layers_of_model(config.layers, config.max_seq_len, dim, attn_layers)
         self.dim_in = config.dim_in or dim
         self.project_in = None if config.dim_in is None else nn.Linear(config.dim_in, dim, bias=False)
         self.emb_norm = Norm(dim, unit_offset=False) if config.post_emb_norm else None

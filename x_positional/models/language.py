@@ -23,7 +23,7 @@ from x_positional.errors import InputError
 from x_positional.models.build import build_norm
 from x_positional.models.describe import describe
 from x_positional.models.saving import Saveable
-from x_positional.models.stacks import ConfiguredLayers, blocks_of
+from x_positional.models.stacks import ConfiguredLayers, layers_of_model
 from x_positional.modules.feedforward import ACTIVATIONS, ActivationKind
 from x_positional.modules.norms import Norm
 
@@ -76,8 +76,7 @@ class TransformerWrapper(Saveable):
         super().__init__()
         self.config, self.num_tokens, self.max_seq_len = config, config.num_tokens, config.max_seq_len
         dim, emb_dim, positions_dim = config.layers.dim, config.emb_dim or config.layers.dim, config.placed_dim
-        layers = blocks_of(config.layers) if attn_layers is None else attn_layers
-        layers.build_schemes(config.layers, config.max_seq_len, positions_dim or dim)
+        layers = layers_of_model(config.layers, config.max_seq_len, positions_dim or dim, attn_layers)
         self.token_emb = nn.Embedding(config.num_tokens, emb_dim)
         if config.l2norm_embed:
             nn.init.normal_(self.token_emb.weight, std=1e-5)

@@ -68,22 +68,26 @@ class ConfiguredLayers(AttentionLayers):
 
     def _holds(self, config: LayersConfig, dims: Dims) -> bool:
         """Whether the schemes that are built already are those of a config and these sizes."""
-        built, kinds = len(self.kinds) == len(self.blocks), config.layer_kinds()
+        kinds = config.layer_kinds()
         chosen = all(kind.position is not None for kind in kinds)  # otherwise the length decides
         read = {name for part in parts_of(config) for name in part.model_dims()}
         same_sizes = all(getattr(dims, name) == getattr(self.dims, name) for name in read)
-        return built and chosen and kinds == self.config.layer_kinds() and same_sizes
+        return self.has_schemes and chosen and kinds == self.config.layer_kinds() and same_sizes
 
     def _require_schemes(self) -> None:
-        if len(self.kinds) != len(self.blocks):
+        if not self.has_schemes:
             raise PositionError(missing_length(self.config) or "this stack was built without its position schemes.")
 
 
-def blocks_of(config: LayersConfig) -> ConfiguredLayers:
-    """Encoder, Decoder or CrossAttender of a config that the model around it has validated; `build_schemes` comes next."""
-    layers = LAYERS[config.kind].__new__(LAYERS[config.kind])
-    layers._build_blocks(config)
-    return layers
+def layers_of_model(
+    config: LayersConfig, max_seq_len: int | None, embed_dim: int, given: ConfiguredLayers | None = None
+) -> ConfiguredLayers:
+    """The layers of a model that has validated its config, with their schemes. given: layers whose blocks exist already."""
+    if given is None:
+        given = LAYERS[config.kind].__new__(LAYERS[config.kind])
+        given._build_blocks(config)
+    given.build_schemes(config, max_seq_len, embed_dim)
+    return given
 
 
 def missing_length(config: LayersConfig) -> str | None:

@@ -16,7 +16,7 @@ from x_positional.config.validate.rules_vision import position_axes
 from x_positional.config.vision import VisionConfig
 from x_positional.models.describe import describe_image
 from x_positional.models.saving import Saveable
-from x_positional.models.stacks import ConfiguredLayers, blocks_of
+from x_positional.models.stacks import ConfiguredLayers, layers_of_model
 from x_positional.modules.norms import Norm
 from x_positional.modules.patches import INIT_STD, PatchEmbedding, PatchTable, patch_positions
 
@@ -79,8 +79,7 @@ class ViTransformerWrapper(Saveable):
         require(model_report(config))
         super().__init__()
         self.config, dim = config, config.layers.dim
-        layers = blocks_of(config.stack) if attn_layers is None else attn_layers
-        layers.build_schemes(config.stack, config.trained_patches, dim)
+        layers = layers_of_model(config.stack, config.trained_patches, dim, attn_layers)
         self.patch_embedding = PatchEmbedding(config.channels, config.patch_size, dim, config.patch_norms)
         self.patch_table = _table(config)
         self.emb_norm = Norm(dim, unit_offset=False) if config.post_emb_norm else None

@@ -127,9 +127,14 @@ class AttentionLayers(nn.Module):
     def _blocks(self) -> list[Block]:
         return [b for b in self.blocks if isinstance(b, Block)]
 
+    @property
+    def has_schemes(self) -> bool:
+        """Whether `set_positions` has been called; a stack that waits for a length has none."""
+        return len(self.kinds) == len(self.blocks)
+
     def _require_schemes(self) -> None:
         """Raises PositionError where the stack was built before its schemes could be."""
-        if len(self.kinds) != len(self.blocks):
+        if not self.has_schemes:
             raise PositionError("this stack has no position schemes yet. Call set_positions first.")
 
     def layout(

@@ -29,7 +29,7 @@ def _compiled(functions: tuple[Any, ...]) -> Callable[..., Tensor]:
     def run(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
         return flex_attention(q, k, v, **options)
 
-    run.__code__ = run.__code__.replace(co_name=f"flex_attention_{len(functions)}")
+    run.__code__ = run.__code__.replace()
     return torch.compile(run, dynamic=True)
 
 

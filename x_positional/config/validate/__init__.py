@@ -82,6 +82,8 @@ def layers_report(
 ) -> Report:
     """The verdict on a stack of layers, with the length and the embedding width of the wrapper around it."""
     stack, reports = config.resolved_layers(max_seq_len), []
+    dims = config.dims(max_seq_len, embed_dim)
+    blind = config.kind == "encoder" and all(_is_blind(kind, dims) for kind in stack)
     for place, (written, kind) in enumerate(zip(config.layer_kinds(), stack, strict=True)):
         if kind in stack[:place]:
             continue
@@ -91,6 +93,7 @@ def layers_report(
             layers=config.model_copy(update={**own, "pattern": ()}),
             parts=kind.parts,
             stack=stack,
+            blind=blind,
             max_seq_len=max_seq_len,
             embed_dim=embed_dim,
             model=model,
@@ -112,8 +115,7 @@ def model_report(config: ModelConfig | ContinuousConfig | VisionConfig, use: Use
 def judge(case: Case) -> Report:
     """Builds the schemes, chooses the backend, and applies every rule."""
     named, unbuilt = build_parts(case.parts, case.dims)
-    blind = case.layers.kind == "encoder" and all(_is_blind(kind, case.dims) for kind in case.stack)
-    case = replace(case, named=tuple(named), blind=blind)
+    case = replace(case, named=tuple(named))
     caps = combined(case.schemes)
     choice, unsupported = _choose(case, caps)
     case = replace(case, backend=choice and choice.name)

@@ -101,7 +101,7 @@ def _stack_fields(layers: LayersConfig) -> Fields:
     out = {name: getattr(layers, name) for name in LayersConfig.model_fields if name not in skipped}
     out["kv_heads"] = layers.kv_heads or layers.heads
     out["context_dim"] = layers.context_dim or layers.dim
-    out["final_norm"] = layers.norm_place != "post" if layers.final_norm is None else layers.final_norm
+    out["final_norm"] = layers.ends_normed
     return out | _norm_fields("norm", layers.norm)
 
 
