@@ -45,10 +45,10 @@ LEGEND = f"""\
 A number is the largest absolute difference between results that must be equal, over all comparisons of the check (in
 float32, on CPU, torch {VERSION}). Its bound follows from the arithmetic: {SAFETY} times the rounding error expected for logits of
 this size after this many additions or, where that is larger, {SAFETY} times the distance of a float32 result from the float64
-one. That is about 2e-5 here, and a scheme with a bound above {CEILING:g} fails. Gradients are compared relative to their size
-where it exceeds 1, because a gradient sums over all tokens. Results that must differ do so by {APART:g} or more. `0` is
-exact. `ok` marks a check without such a number, and `-` one that does not apply: for example, a scheme that reads no
-positions cannot be shifted.
+one. That is about 2e-5 here, and a scheme with a bound above {CEILING:g} fails. A gradient sums over all tokens, so it is
+compared relative to the parameter's largest gradient in any scenario, where that exceeds 1. Results that must differ do
+so by {APART:g} or more. `0` is exact. `ok` marks a check without such a number, and `-` one that does not apply: for
+example, a scheme that reads no positions cannot be shifted.
 """
 
 

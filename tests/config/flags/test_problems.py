@@ -135,7 +135,8 @@ def test_cross_attender():
         ("glu", "did you mean ff_glu?"),
         ("rmsnorm", "did you mean use_rmsnorm?"),
         ("emb_dropuot", "did you mean emb_dropout of TransformerWrapper?"),
-        ("tie_embedding", "it belongs to TransformerWrapper"),
+        ("tie_embedding", "it belongs to TransformerWrapper."),
+        ("head", "it belongs to TransformerWrapper; or did you mean heads?"),
         ("xyzzy", "docs/migration.md"),
     ],
 )

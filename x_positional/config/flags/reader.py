@@ -107,7 +107,8 @@ class FlagReader:
         classes = [place for place in reversed(PLACES) if "." not in place]  # the first class that lists a name owns it
         home = {other: place for place in classes for other in PLACES[place]} | dict.fromkeys(self.table, "")
         if home.get(name):
-            return f"it belongs to {home[name]}."
+            near = nearest(name, self.table)
+            return f"it belongs to {home[name]}" + (f"; or did you mean {self.prefix}{near}?" if near else ".")
         prefixed = [p + name for p in ("attn_", "ff_", "rotary_", "use_") if p + name in self.table]
         close = prefixed[0] if prefixed else nearest(name, home)
         if close is None:
