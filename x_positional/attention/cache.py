@@ -1,21 +1,29 @@
 """The key/value cache of a model: the tensors of every layer, and the slots that they are in.
 
-B batch, T new tokens, S key slots, G key/value heads, H heads, D head dim, C channels.
+B batch, T new tokens, S key slots, G key/value heads, H heads, D head dim, C channels, M model dim.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from x_positional.attention.cache_slots import KeyView, Slots
+from x_positional.attention.cache_slots import KeyView, Slots, SlotTable
+from x_positional.attention.ownership import Identity, Stamp
 from x_positional.attention.tokens import TokenLayout
-from x_positional.errors import CacheError
+from x_positional.errors import ArgumentError, CacheError
 from x_positional.schemes.base import NO_TOKEN, AttentionWindow
 
-__all__ = ["CrossContext", "KVCache", "KeyView"]
+__all__ = ["CachePass", "CacheState", "CrossContext", "KVCache", "KeyView"]
+
+Stored: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""A layer's keys, values and key states, by slot; None before the first token, or where a scheme has no key state."""
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What keys and values can be stored in."""
 
 
 @dataclass(frozen=True)
@@ -29,31 +37,87 @@ class CrossContext:
     mask: Tensor | None
     positions: Tensor | None
 
-    def rows(self, rows: Tensor) -> "CrossContext":
-        """The same for the rows [B'], in that order."""
+    def map(self, fn: Callable[[Tensor], Tensor]) -> "CrossContext":
+        """The same with fn applied to every tensor that has rows."""
         held = self.tokens
-        index = _rows(held.index, rows)
-        places = _rows(held.positions, rows) if held.custom_positions else index
-        mask = None if self.mask is None else self.mask[rows]
+        index = fn(held.index)
+        places = fn(held.positions) if held.custom_positions else index
         positions = self.positions
         if positions is not None and positions.ndim > 1:
-            positions = _rows(positions, rows)
+            positions = fn(positions)
         return replace(
             self,
             tokens=replace(held, index=index, positions=places),
-            context=self.context[rows],
-            mask=mask,
+            context=fn(self.context),
+            mask=None if self.mask is None else fn(self.mask),
             positions=positions,
         )
 
 
-def _rows(x: Tensor, rows: Tensor) -> Tensor:
-    """[B|1 ...] -> [B'|1 ...]."""
-    return x if x.shape[0] == 1 else x[rows]
+@dataclass(frozen=True, kw_only=True)
+class CacheState:
+    """Everything in a cache that calls change, as one record. A call that succeeds replaces the record.
+
+    Tensors are shared with the record before it: a single token is written in place, but only to slots that the record before
+    does not use. So that one stays valid, and a call that fails after all can be undone.
+    """
+
+    batch_size: int
+    span: int = 0
+    """Every index so far is below it; the length of each row while rows are alike."""
+    lengths: Tensor | None = None
+    """[B] tokens per row, once rows differ."""
+    last_document: tuple[Tensor, Tensor] | None = None
+    """Its id [B], and the index of its first token [B]."""
+    following: Tensor | None = None
+    """[B|1] or [B|1 A] the next position, once positions were given."""
+    final_lengths: Tensor | None = None
+    """[B|1] how long the rows will be, for schemes whose tables depend on it; None where that is unknown."""
+    ending: tuple[int, Tensor] | None = None
+    """The span, and the hidden state [B M] that predicts the token after it."""
+    tables: tuple[SlotTable, ...]
+    """Which token is in each slot, for each distinct window."""
+    layers: tuple[Stored, ...]
+    cross: tuple[tuple[Tensor, Tensor] | None, ...]
+    """Keys and values of the context, for each layer."""
+    cross_context: CrossContext | None = None
+    weights: Stamp = Stamp()
+    """Of the parameters that the keys were computed with."""
+    in_graph: bool = False
+    """An autograd graph may hold these tensors, so nothing is written in place."""
+    inference: bool = False
+    """Some of the tensors may be inference tensors."""
+
+    @property
+    def filled(self) -> bool:
+        """Whether there are keys in it."""
+        return self.span > 0 or self.cross_context is not None
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> "CacheState":
+        """The same with fn applied to every tensor that has rows."""
+
+        def each(tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+            return tuple(None if t is None else fn(t) for t in tensors)
+
+        lengths, following, final_lengths = each((self.lengths, self.following, self.final_lengths))
+        return replace(
+            self,
+            lengths=lengths,
+            following=following,
+            final_lengths=final_lengths,
+            last_document=None if self.last_document is None else each(self.last_document),
+            ending=None if self.ending is None else (self.ending[0], fn(self.ending[1])),
+            tables=tuple(table.map(fn) for table in self.tables),
+            layers=tuple(each(layer) for layer in self.layers),
+            cross=tuple(None if kv is None else each(kv) for kv in self.cross),
+            cross_context=None if self.cross_context is None else self.cross_context.map(fn),
+        )
 
 
 class KVCache:
     """Keys, values and key states of every layer, and where they are. Make one with `model.new_cache(...)`.
+
+    A call that raises leaves the cache as it was, so the same chunk can be tried again.
 
     Args:
         windows: what each layer attends to, and so has to keep.
@@ -63,6 +127,9 @@ class KVCache:
         dtype: of keys and values; None is the dtype they are computed in.
         owner: identifies the model it was made for, so that it cannot serve another one.
         final_lengths: [B|1] how long its rows will be, for schemes whose tables depend on it; None where that is unknown.
+
+    Raises:
+        ArgumentError: a size that is not a positive integer, or a dtype that cannot hold keys.
     """
 
     def __init__(
@@ -72,90 +139,297 @@ class KVCache:
         max_len: int | None,
         device: torch.device,
         dtype: torch.dtype | None = None,
-        owner: str = "",
+        owner: Identity | None = None,
         final_lengths: Tensor | None = None,
     ):
-        self.batch_size, self.max_len, self.device, self.dtype = batch_size, max_len, device, dtype
-        self.owner, self.final_lengths = owner, final_lengths
-        self.span = 0  # every index so far is below it; the length of each row while rows are alike
-        self.lengths: Tensor | None = None  # [B] tokens per row, once rows differ
-        self.last_document: tuple[Tensor, Tensor] | None = None  # its id [B], the index of its first token [B]
-        self.following: Tensor | None = None  # [B|1] or [B|1 A] the next position, once positions were given
+        batch_size = whole_number("batch_size", batch_size)
+        self.max_len = None if max_len is None else whole_number("max_len", max_len)
+        if dtype is not None and dtype not in DTYPES:
+            raise ArgumentError(
+                f"dtype={dtype} cannot store keys and values without scaling them. Use one of "
+                f"{', '.join(map(str, DTYPES))}, or None for the dtype they are computed in."
+            )
+        self.device, self.dtype = device, dtype
+        self.owner = Identity() if owner is None else owner
         self.windows = tuple(windows)
-        self._slots = {window: Slots(batch_size, device, max_len, window) for window in set(windows)}
-        self._layers: list[list[Tensor | None]] = [[None, None, None] for _ in windows]
-        self.cross: list[tuple[Tensor, Tensor] | None] = [None for _ in windows]
-        self.cross_context: CrossContext | None = None
-        self.memo: dict[AttentionWindow, dict[int, Any]] = {window: {} for window in set(windows)}
-        self.ending: tuple[int, Tensor] | None = (
-            None  # the span, and the hidden state [B M] that predicts the token after it
+        self._distinct = tuple(dict.fromkeys(windows))
+        self._slots = tuple(Slots(device, self.max_len, window) for window in self._distinct)
+        self.state = CacheState(
+            batch_size=batch_size,
+            final_lengths=final_lengths,
+            tables=tuple(SlotTable(capacity=slots.first_capacity) for slots in self._slots),
+            layers=((None, None, None),) * len(self.windows),
+            cross=(None,) * len(self.windows),
+            inference=torch.is_inference_mode_enabled(),
         )
+        self._weights = Stamp()  # of the model that is being called
+        self._pass_open = False  # a call has begun and not succeeded, so unused slots may hold anything
+        self._memo: dict[AttentionWindow, dict[int, Any]] = {}
+        self._memo_of: Any = None
+
+    @property
+    def batch_size(self) -> int:
+        """Rows."""
+        return self.state.batch_size
+
+    @property
+    def span(self) -> int:
+        """Every index so far is below it; the length of each row while rows are alike."""
+        return self.state.span
+
+    @property
+    def final_lengths(self) -> Tensor | None:
+        """[B|1] how long the rows will be, for schemes whose tables depend on it; None where that is unknown."""
+        return self.state.final_lengths
 
     def starts(self) -> Tensor | int:
         """The next token's index: one number, or [B] where rows differ."""
-        return self.span if self.lengths is None else self.lengths
+        return self.state.span if self.state.lengths is None else self.state.lengths
 
     def longest(self) -> int:
         """Tokens of the longest row. Forces a device sync where rows differ."""
-        return self.span if self.lengths is None else int(self.lengths.max())
+        return self.state.span if self.state.lengths is None else int(self.state.lengths.max())
 
     def must_grow(self, span: int) -> bool:
         """Whether tokens below index `span` need more slots than there are now."""
-        return any(slots.must_grow(span) for slots in self._slots.values())
+        return any(slots.must_grow(table, span) for slots, table in zip(self._slots, self.state.tables, strict=True))
 
-    def reserve(self, tokens: TokenLayout) -> dict[AttentionWindow, KeyView]:
-        """Reserves slots for the new tokens, once a forward pass. Returns the keys visible to them for each attention window."""
-        views = {window: slots.assign(tokens, self.span) for window, slots in self._slots.items()}
-        if tokens.start is None:
-            counts = (tokens.index != NO_TOKEN).sum(-1).expand(self.batch_size)
-            self.lengths = self.starts() + counts
-        self.span = tokens.span
-        if tokens.last_document is not None:
-            self.last_document = tokens.last_document
-        self.following = tokens.following
-        return views
-
-    def write(
-        self, layer: int, view: KeyView, k: Tensor, v: Tensor, state: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """New keys [B G T D], values [B G T D] and key state [B H T C] of a layer -> the same for every visible slot."""
-        held = self._layers[layer]
-        held[0], keys = view.exchange(held[0], k if self.dtype is None else k.to(self.dtype))
-        held[1], values = view.exchange(held[1], v if self.dtype is None else v.to(self.dtype))
-        if state is not None:
-            held[2], state = view.exchange(held[2], state)
-        return keys.to(k.dtype), values.to(v.dtype), state
-
-    def check(self, owner: str, batch_size: int) -> None:
-        """Raises CacheError where this cache was made for another model or another batch size."""
-        if owner != self.owner:
+    def check(self, owner: Identity, batch_size: int, device: torch.device, weights: Stamp) -> None:
+        """Raises CacheError where this cache was made for another model, batch size or device, or where the model's
+        parameters changed after it was filled."""
+        if not self.owner.belongs_to(owner):
             raise CacheError(
-                "this cache was made for another model, and its keys are meaningless to this one. "
-                "Make one with this model's new_cache(batch_size)."
+                "this cache was made for another model, and its keys are meaningless to this one. A copy of a model is another "
+                "one, unless both were copied or pickled together. Make one with this model's new_cache(batch_size)."
             )
         if batch_size != self.batch_size:
             raise CacheError(
                 f"this cache has batch_size={self.batch_size}, but the input has {batch_size} rows. "
                 f"Make one with new_cache({batch_size}), or select rows with cache.reorder(rows)."
             )
+        if device != self.device:
+            raise CacheError(
+                f"this cache is on {self.device}, but the input is on {device}. Move the input there; after moving the model, "
+                f"make a new one with new_cache({batch_size})."
+            )
+        if self.state.filled and not self.state.weights.agrees(weights):
+            raise CacheError(
+                "parameters of the model changed after this cache was filled, so its keys are stale. Make one with "
+                f"new_cache({batch_size}) and pass the whole sequence again."
+            )
+        self._weights = self.state.weights.updated(weights) if self.state.filled else weights
 
-    def reorder(self, rows: Tensor) -> None:
-        """Keep the rows [B'] int64, in that order: for beam search, or a batch that shrinks."""
-        self.batch_size = len(rows)
-        self.lengths = None if self.lengths is None else self.lengths[rows]
-        if self.last_document is not None:
-            self.last_document = (self.last_document[0][rows], self.last_document[1][rows])
-        self.following = None if self.following is None else _rows(self.following, rows)
-        self.final_lengths = None if self.final_lengths is None else _rows(self.final_lengths, rows)
-        if self.ending is not None:
-            self.ending = (self.ending[0], self.ending[1][rows])
-        for slots in self._slots.values():
-            slots.batch = len(rows)
-            slots.reorder(rows)
-        self._layers = [[None if t is None else t[rows] for t in layer] for layer in self._layers]
-        self.cross = [None if kv is None else (kv[0][rows], kv[1][rows]) for kv in self.cross]
-        self.cross_context = None if self.cross_context is None else self.cross_context.rows(rows)
+    def begin(self, tokens: TokenLayout, schemes: Any, tracked: bool) -> "CachePass":
+        """Reserves slots for the new tokens, once a forward pass. The cache stays as it is until the pass is committed.
+
+        Args:
+            tokens: the new tokens.
+            schemes: identifies the schemes that fill `memo`; another object starts a new one.
+            tracked: autograd records this pass.
+
+        Raises:
+            CacheError: the cache is full.
+        """
+        state = self.state
+        if state.inference and not torch.is_inference_mode_enabled():
+            state = replace(state.map(torch.clone), inference=False)
+        if self._pass_open:
+            state = self._without_leftovers(state)
+        assigned = [
+            slots.assign(table, tokens, state.span, state.batch_size)
+            for slots, table in zip(self._slots, state.tables, strict=True)
+        ]
+        if self._memo_of is not schemes or not state.filled:
+            self._memo_of, self._memo = schemes, {window: {} for window in self._distinct}
+        self._pass_open = True
+        return CachePass(
+            self,
+            state,
+            tokens,
+            tables=tuple(table for table, _ in assigned),
+            views={window: view for window, (_, view) in zip(self._distinct, assigned, strict=True)},
+            memo=self._memo,
+            tracked=tracked,
+        )
+
+    def commit(self, state: CacheState) -> None:
+        """Adopts the state after a pass. One assignment, so that it happens wholly or not at all."""
+        self.state = state
+        self._pass_open = False
+
+    def restore(self, state: CacheState) -> None:
+        """Back to an earlier state: the one before the last pass, or a `snapshot`."""
+        self._pass_open = self._pass_open or state is not self.state
+        self.state = state
+
+    def snapshot(self, total: int) -> CacheState:
+        """A state to restore after any number of passes, up to `total` tokens a row. Copies full rings, nothing else."""
+        layers = zip(self.windows, self.state.layers, strict=True)
+        kept = [(window.keep_first + window.kept if window.kept else None, layer) for window, layer in layers]
+        copied = [
+            layer if most is None or total <= most else tuple(None if t is None else t.clone() for t in layer)
+            for most, layer in kept
+        ]
+        return replace(self.state, layers=tuple(copied))
+
+    def remember_ending(self, x: Tensor) -> None:
+        """x: the hidden state [B M] that predicts the next token."""
+        self.state = replace(self.state, ending=(self.state.span, x))
+
+    def reorder(self, rows: Tensor | Sequence[int]) -> None:
+        """Keep these rows, in that order: for beam search, or a batch that shrinks.
+
+        Args:
+            rows: [B'] integers from 0 to batch_size - 1; a row may be repeated. On a device, checking them forces a sync.
+
+        Raises:
+            CacheError: they are no row numbers. The cache is left as it was.
+        """
+        rows = _row_numbers(rows, self.batch_size).to(self.device)
+        batch = self.batch_size
+        state = self.state.map(lambda t: t if t.shape[0] == 1 and batch > 1 else t[rows])
+        self.state = replace(state, batch_size=len(rows))
+
+    def detach(self) -> "KVCache":
+        """Cut the autograd graph: no gradient flows into the chunks so far. Changes this cache and returns it."""
+        self.state = self.state.map(torch.detach)
+        return self
 
     def nbytes(self) -> int:
         """Bytes held by keys, values and key states."""
-        return sum(t.numel() * t.element_size() for layer in self._layers for t in layer if t is not None)
+        return sum(t.numel() * t.element_size() for layer in self.state.layers for t in layer if t is not None)
+
+    def _without_leftovers(self, state: CacheState) -> CacheState:
+        """Zeroes unused slots after a call that failed: a hidden key has no weight, but 0 * NaN is NaN."""
+        count = state.span if state.lengths is None else state.lengths[:, None]
+        used = {
+            window: slots.used(table, state.span, count)
+            for window, slots, table in zip(self._distinct, self._slots, state.tables, strict=True)
+        }
+        layers = [
+            tuple(None if t is None else _only(t, used[window]) for t in layer)
+            for window, layer in zip(self.windows, state.layers, strict=True)
+        ]
+        return replace(state, layers=tuple(layers))
+
+    def __copy__(self) -> "KVCache":
+        """Independent of this one: both can be continued."""
+        return copy.deepcopy(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "KVCache":
+        """Independent of this one: both can be continued. Gradients flow through both."""
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update(self.__getstate__(), state=self.state.map(torch.clone))
+        new.owner = copy.deepcopy(self.owner, memo)
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_memo": {}, "_memo_of": None}
+
+
+class CachePass:
+    """One forward pass over a cache: what it adds, which becomes part of the cache at `commit`.
+
+    Args:
+        cache: the cache.
+        before: its state before the pass.
+        tokens: the new tokens.
+        tables: which token is in each slot after the pass, for each distinct window.
+        views: the keys visible to the new tokens, for each window.
+        memo: what schemes reuse between passes, for each window.
+        tracked: autograd records this pass.
+    """
+
+    def __init__(
+        self,
+        cache: KVCache,
+        before: CacheState,
+        tokens: TokenLayout,
+        *,
+        tables: tuple[SlotTable, ...],
+        views: dict[AttentionWindow, KeyView],
+        memo: dict[AttentionWindow, dict[int, Any]],
+        tracked: bool,
+    ):
+        self.cache, self.before, self.tokens, self.tables = cache, before, tokens, tables
+        self.views, self.memo, self.tracked = views, memo, tracked
+        self.final_lengths = before.final_lengths
+        self.in_place = not tracked and not before.in_graph
+        self.layers = list(before.layers)
+        self.cross = list(before.cross)
+        self.cross_context = before.cross_context
+
+    def write(
+        self, layer: int, view: KeyView, k: Tensor, v: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """New keys [B G T D], values [B G T D] and key state [B H T C] of a layer -> the same for every visible slot."""
+        dtype, held = self.cache.dtype, self.before.layers[layer]
+        held_k, keys = view.exchange(held[0], k if dtype is None else k.to(dtype), self.in_place)
+        held_v, values = view.exchange(held[1], v if dtype is None else v.to(dtype), self.in_place)
+        held_state = held[2]
+        if state is not None:
+            held_state, state = view.exchange(held[2], state, self.in_place)
+        self.layers[layer] = (held_k, held_v, held_state)
+        return keys.to(k.dtype), values.to(v.dtype), state
+
+    def commit(self) -> None:
+        """Make the new tokens part of the cache: the last step of a forward pass."""
+        before, tokens = self.before, self.tokens
+        lengths = before.lengths
+        if tokens.start is None:
+            counts = (tokens.index != NO_TOKEN).sum(-1).expand(before.batch_size)
+            lengths = (before.span if lengths is None else lengths) + counts
+        after = CacheState(
+            batch_size=before.batch_size,
+            span=tokens.span,
+            lengths=lengths,
+            last_document=before.last_document if tokens.last_document is None else tokens.last_document,
+            following=tokens.following,
+            final_lengths=before.final_lengths,
+            ending=before.ending,
+            tables=self.tables,
+            layers=tuple(self.layers),
+            cross=tuple(self.cross),
+            cross_context=self.cross_context,
+            weights=self.cache._weights,
+            in_graph=self.tracked,
+            inference=before.inference or torch.is_inference_mode_enabled(),
+        )
+        self.cache.commit(after)
+
+
+def _only(stored: Tensor, used: Tensor) -> Tensor:
+    """[B G S D] with zeros in the slots that are not used [B|1 S']; later ones are unused too."""
+    stop = min(stored.shape[2], used.shape[1])
+    kept = torch.zeros_like(stored)
+    kept[:, :, :stop] = torch.where(used[:, None, :stop, None], stored[:, :, :stop], 0)
+    return kept
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """The value as an int. Raises ArgumentError unless it is an integer of at least `least`."""
+    try:
+        number = None if isinstance(value, bool | Tensor) else value.__index__()
+    except AttributeError:
+        number = None
+    if number is None or number < least:
+        raise ArgumentError(f"{name}={value!r} must be an integer of at least {least}.")
+    return number
+
+
+def _row_numbers(rows: Tensor | Sequence[int], batch: int) -> Tensor:
+    """[B'] int64. Raises CacheError."""
+    try:
+        given = torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CacheError(f"rows={rows!r} must be integers from 0 to {batch - 1}, one for each row to keep.") from error
+    if given.dtype == torch.bool:
+        raise CacheError("rows is a bool mask, but must be the numbers of the rows to keep: mask.nonzero().flatten().")
+    if given.ndim != 1 or not len(given) or given.is_floating_point() or given.is_complex():
+        raise CacheError(
+            f"rows must be a list of integers, at least one; got shape {list(given.shape)} of {given.dtype}."
+        )
+    if not torch.compiler.is_compiling() and (int(given.min()) < 0 or int(given.max()) >= batch):
+        raise CacheError(f"rows={given.tolist()} must be from 0 to {batch - 1}: this cache has batch_size={batch}.")
+    return given.long()

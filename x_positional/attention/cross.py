@@ -11,7 +11,7 @@ from torch import Tensor
 
 from x_positional.attention import masks
 from x_positional.attention.backends import Backend, Choice, Prepared
-from x_positional.attention.cache import CrossContext, KVCache
+from x_positional.attention.cache import CachePass, CrossContext, KVCache
 from x_positional.attention.inputs import prepare_tokens
 from x_positional.attention.plan import CrossPlan
 from x_positional.attention.tokens import TokenLayout
@@ -67,15 +67,16 @@ def resolve_context(
         raise InputError(
             "document_ids cannot be combined with a context: there is no mapping from contexts to documents. Unpack them."
         )
-    if cache is None or cache.cross_context is None:
+    seen = None if cache is None else cache.state.cross_context
+    if seen is None:
         if given.positions is not None and cache is not None and cache.final_lengths is not None:
             raise PositionError(
                 "context_positions cannot be combined with a cache that has final_lengths: queries would use RoPE frequencies "
                 "for the final length of their row, context keys those for max_seq_len. Leave one of them out."
             )
         return _new_context(batch, cross.width, given, schemes)
-    _refuse_another(given, cache.cross_context)
-    return cache.cross_context
+    _refuse_another(given, seen)
+    return seen
 
 
 def _refuse_another(given: ContextInputs, seen: CrossContext) -> None:
@@ -104,7 +105,7 @@ def plan_cross(
     of_layer: list[tuple[PositionScheme, Any]],
     backend: Backend,
     dtype: torch.dtype,
-    cache: KVCache | None,
+    cache: CachePass | None,
 ) -> list[CrossPlan]:
     """One plan per layer. `of_layer`: each layer's scheme and its tables for the new tokens."""
     if cache is not None:

@@ -132,7 +132,7 @@ def prepare_tokens(
     if document_ids is not None:
         document_ids = check_documents(document_ids, batch, length).to(device)
         restarted, last_document = _restart(index.expand(batch, -1), document_ids, cache)
-    following = None if cache is None else cache.following
+    following = None if cache is None else cache.state.following
     if positions is not None:
         held = positions if mask is None or positions.is_floating_point() else where_tokens(positions, mask)
         following = following_positions(held, following)
@@ -193,7 +193,7 @@ def _restart(index: Tensor, documents: Tensor, cache: KVCache | None) -> tuple[T
     """[B T] positions that restart per document; and, for a cache, the last document [B] and its first token's index [B]."""
     if cache is None:
         return restart_per_document(index, documents), None
-    positions = restart_per_document(index, documents, cache.last_document)
+    positions = restart_per_document(index, documents, cache.state.last_document)
     last = index.argmax(-1, keepdim=True)
     start = index.gather(1, last) - positions.gather(1, last)
     return positions, (documents.gather(1, last)[:, 0], start[:, 0])

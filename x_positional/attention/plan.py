@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from x_positional.attention.backends import Backend, Choice, Prepared
-from x_positional.attention.cache import KeyView, KVCache
+from x_positional.attention.cache import CachePass, KeyView
 from x_positional.attention.streaming import KeptTokens
 from x_positional.schemes.base import AttentionWindow, PositionScheme
 
@@ -35,7 +35,7 @@ class LayerPlan:
     tables: Any
     """What the scheme's `rotate_q` and `rotate_k` read."""
     view: KeyView | None = None
-    cache: KVCache | None = None
+    cache: CachePass | None = None
     kept_tokens: KeptTokens | None = None
 
 
@@ -54,7 +54,7 @@ class CrossPlan:
     """Whether positions apply, because context positions were given."""
     reads: Tensor | None = None
     """[B 1 1 1] bool, False for rows whose context is empty: they get zeros. None where no row's is."""
-    cache: KVCache | None = None
+    cache: CachePass | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +64,5 @@ class PassPlan:
     layers: list[LayerPlan]
     cross: list[CrossPlan] | None
     """None in a stack without cross-attention."""
+    cache: CachePass | None = None
+    """What the pass adds to the cache, to be committed after the last step."""

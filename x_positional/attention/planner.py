@@ -12,7 +12,7 @@ from torch import Tensor
 
 from x_positional.attention import masks
 from x_positional.attention.backends import Prepared
-from x_positional.attention.cache import KeyView, KVCache
+from x_positional.attention.cache import CachePass, KeyView, KVCache
 from x_positional.attention.cross import NO_CONTEXT, ContextInputs, CrossAttentionKind, plan_cross, resolve_context
 from x_positional.attention.plan import LayerKind, LayerPlan, PassPlan
 from x_positional.attention.streaming import KeptTokens, as_kept_tokens_see, bias_of_kept
@@ -29,7 +29,7 @@ class Pass:
     layout: TokenLayout
     batch: int
     dtype: torch.dtype
-    cache: KVCache | None
+    cache: CachePass | None
 
     @property
     def final_lengths(self) -> Tensor | None:
@@ -46,27 +46,30 @@ def plan_pass(
     cache: KVCache | None = None,
     cross: CrossAttentionKind | None = None,
     context: ContextInputs = NO_CONTEXT,
+    tracked: bool = False,
 ) -> PassPlan:
     """The plan of every layer.
 
     Args:
         kinds: scheme, window and backend of each layer.
         dims: sizes of the stack.
-        layout: the new tokens; `cache` must not have reserved slots for them yet.
+        layout: the new tokens.
         batch: B.
         dtype: of the hidden states, which dense masks and biases are cast to.
-        cache: reserves its slots here. A call that is refused leaves it unchanged.
+        cache: reserves its slots here. It stays as it is until the plan's pass is committed.
         cross: the stack's cross-attention, None where it has none.
         context: what cross-attention reads.
+        tracked: autograd records this pass.
 
     Raises:
         InputError, PositionError, CacheError.
     """
-    run = Pass(dims=dims, layout=layout, batch=batch, dtype=dtype, cache=cache)
     seen = resolve_context(batch, cross, layout, context, [kind.scheme for kind in kinds], cache)
     windows = [kind.window for kind in kinds] if cache is None else list(cache.windows)
     moved = {window: _moved(layout, window) for window in set(windows)}
-    views = {} if cache is None else cache.reserve(layout)
+    filling = None if cache is None else cache.begin(layout, kinds, tracked)
+    views = {} if filling is None else filling.views
+    run = Pass(dims=dims, layout=layout, batch=batch, dtype=dtype, cache=filling)
     contexts = {window: attention_context(run, window, views.get(window)) for window in moved}
     distinct = {id(kind.scheme): kind.scheme for kind in kinds}
     tables = {key: _tables(scheme, layout, run.final_lengths) for key, scheme in distinct.items()}
@@ -84,16 +87,16 @@ def plan_pass(
                 backend=kind.choice.backend,
                 tables=tables[id(kind.scheme)],
                 view=views.get(window),
-                cache=cache,
+                cache=filling,
                 kept_tokens=kept_tokens,
             )
         )
     if seen is None or cross is None:
-        return PassPlan(layers=layers, cross=None)
+        return PassPlan(layers=layers, cross=None, cache=filling)
     of_layer = [(kind.scheme, tables[id(kind.scheme)]) for kind in kinds]
     backend = cross.choice.backend
-    crossing = plan_cross(batch, dims.heads, layout, context.context, seen, of_layer, backend, dtype, cache)
-    return PassPlan(layers=layers, cross=crossing)
+    crossing = plan_cross(batch, dims.heads, layout, context.context, seen, of_layer, backend, dtype, filling)
+    return PassPlan(layers=layers, cross=crossing, cache=filling)
 
 
 def attention_context(run: Pass, window: AttentionWindow, view: KeyView | None) -> AttentionContext:

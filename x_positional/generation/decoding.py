@@ -204,11 +204,11 @@ class DecodeLoop:
     def _prefill(self) -> Tensor:
         """[B M] that predicts the first new token."""
         cache, prompts = self.cache, self.prompts
-        if cache is not None and cache.ending is not None and not prompts.tokens.shape[1]:
-            return cache.ending[1]
+        if cache is not None and cache.state.ending is not None and not prompts.tokens.shape[1]:
+            return cache.state.ending[1]
         x = prompts.last(self._forward(prompts.tokens, prompts.mask, cache, self.options.context, self.positions))
         if cache is not None and self.options.keeps_cache:
-            cache.ending = (cache.span, x)
+            cache.remember_ending(x)
         return x
 
     def _advance(self, x: Tensor, token: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ class DecodeLoop:
         new = self._forward(token[:, None], None if self.eos is None else alive[:, None], cache, None)[:, -1]
         x = torch.where(alive[:, None], new, x)  # rows that have ended stay as they are
         if cache is not None:
-            cache.ending = (cache.span, x)
+            cache.remember_ending(x)
         return x
 
     def _append(self, token: Tensor) -> None:

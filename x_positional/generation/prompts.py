@@ -66,7 +66,7 @@ def _no_new_tokens(cache: KVCache | None) -> Prompts:
     """A batch of empty prompts: the cache already predicts the next token. Raises InputError if it does not."""
     if cache is None:
         raise InputError("prompts=None continues from a cache, and none was given. Pass a prompt or cache=.")
-    if cache.ending is None or cache.ending[0] != cache.span:
+    if cache.state.ending is None or cache.state.ending[0] != cache.span:
         raise InputError(
             "prompts=None continues where generate or stream left this cache, but its last tokens came from elsewhere. "
             "Pass at least one new token per row."

@@ -19,10 +19,11 @@ from x_positional.config.validate import model_report, require
 from x_positional.errors import InputError
 from x_positional.models.describe import describe
 from x_positional.models.stacks import ConfiguredLayers, layers_of_model
+from x_positional.modules.caching import CachingModule
 from x_positional.modules.norms import Norm
 
 
-class ContinuousTransformerWrapper(nn.Module):
+class ContinuousTransformerWrapper(CachingModule):
     """Floats [B T I] -> [B T O].
 
     Args:
@@ -116,6 +117,7 @@ class ContinuousTransformerWrapper(nn.Module):
             document_ids=document_ids,
             seq_lens=seq_lens,
             cache=cache,
+            around=self,
         )
         x = layers.embed(x if self.project_in is None else self.project_in(x), layout)
         x = self.emb_dropout(x if self.emb_norm is None else self.emb_norm(x))

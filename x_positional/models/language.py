@@ -24,6 +24,7 @@ from x_positional.models.build import build_norm
 from x_positional.models.describe import describe
 from x_positional.models.saving import Saveable
 from x_positional.models.stacks import ConfiguredLayers, layers_of_model
+from x_positional.modules.caching import CachingModule
 from x_positional.modules.feedforward import ACTIVATIONS, ActivationKind
 from x_positional.modules.norms import Norm
 
@@ -41,7 +42,7 @@ class PredictionHead(nn.Module):
         return self.norm(self.activation(self.linear(x)))
 
 
-class TransformerWrapper(Saveable):
+class TransformerWrapper(CachingModule, Saveable):
     """Token ids -> logits.
 
     A learned absolute table of `max_seq_len` rows is on only where it is asked for or where no scheme was chosen.
@@ -194,6 +195,7 @@ class TransformerWrapper(Saveable):
             document_ids=document_ids,
             seq_lens=seq_lens,
             cache=cache,
+            around=self,
         )
         x = self._embed(tokens, token_types, layout)
         x = layers.run(x, layout, cache, ContextInputs(context, context_mask, context_positions))

@@ -3,14 +3,14 @@
 B batch, T new tokens, M model dim, C context dim, A position axes.
 """
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from x_positional.attention.cache import KVCache
+from x_positional.attention.cache import KVCache, whole_number
 from x_positional.attention.cross import NO_CONTEXT, ContextInputs, CrossAttentionKind
 from x_positional.attention.inputs import (
     SeqLens,
@@ -19,17 +19,19 @@ from x_positional.attention.inputs import (
     packed_documents,
     prepare_tokens,
 )
+from x_positional.attention.ownership import Identity, Stamp
 from x_positional.attention.plan import LayerKind
 from x_positional.attention.planner import plan_pass
 from x_positional.attention.streaming import keep_first_problem
 from x_positional.attention.tokens import TokenLayout
 from x_positional.errors import InputError, PositionError
 from x_positional.modules.block import Block
+from x_positional.modules.caching import CachingModule
 from x_positional.modules.norms import Norm
 from x_positional.schemes.base import AttentionWindow, Dims, PositionScheme
 
 
-class AttentionLayers(nn.Module):
+class AttentionLayers(CachingModule):
     """Blocks, their position schemes and a final norm. Takes modules and numbers, never a config.
 
     A forward pass is `layout` (where the tokens are, checked), `embed` (absolute positions) and `run` (every block). Called
@@ -55,7 +57,7 @@ class AttentionLayers(nn.Module):
     ):
         super().__init__()
         self.dims, self.cross = dims, cross
-        self.identity = uuid.uuid4().hex  # caches carry it, so that one model's keys never serve another
+        self.identity = Identity()  # caches carry it, so that one model's keys never serve another
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = final_norm
         self.set_positions(schemes, kinds)
@@ -99,8 +101,12 @@ class AttentionLayers(nn.Module):
         Raises:
             PositionError: cached keys would go stale as the sequence grows, or keep_first does not fit a scheme.
             InputError: an encoder, or arguments that do not fit together.
+            ArgumentError: a size that is not a positive integer, or a dtype that cannot store keys.
         """
         self._require_schemes()
+        batch_size = whole_number("batch_size", batch_size)
+        keep_first = whole_number("keep_first", keep_first, least=0)
+        window = None if window is None else whole_number("window", window)
         stale = [type(s).__name__ for s in self.position_schemes if not s.capabilities().kv_cacheable]
         if stale and not rereads:
             raise PositionError(
@@ -123,6 +129,10 @@ class AttentionLayers(nn.Module):
         if final_lengths is not None:
             final_lengths = check_final_lengths(final_lengths, batch_size, self.position_schemes).to(device)
         return KVCache(windows, batch_size, max_len, device, dtype, self.identity, final_lengths)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.identity.claim()
 
     def _blocks(self) -> list[Block]:
         return [b for b in self.blocks if isinstance(b, Block)]
@@ -148,6 +158,7 @@ class AttentionLayers(nn.Module):
         document_ids: Tensor | None = None,
         seq_lens: SeqLens | None = None,
         cache: KVCache | None = None,
+        around: CachingModule | None = None,
     ) -> TokenLayout:
         """Where the new tokens of a forward pass are, checked on the host before any kernel runs.
 
@@ -156,6 +167,7 @@ class AttentionLayers(nn.Module):
             length: T, new tokens of each row.
             device: of the inputs.
             mask, positions, document_ids, seq_lens, cache: as in `forward`.
+            around: the model that computes the embeddings; a cache depends on its parameters too.
 
         Raises:
             InputError, PositionError, CacheError.
@@ -163,7 +175,8 @@ class AttentionLayers(nn.Module):
         self._require_schemes()
         document_ids = packed_documents(document_ids, seq_lens, batch, length)
         if cache is not None:
-            cache.check(self.identity, batch)
+            stamp = Stamp(self.changes(), None if around is None else around.changes())
+            cache.check(self.identity, batch, device, stamp)
         layout = prepare_tokens(batch, length, device, mask, positions, document_ids, cache)
         check_positions_fit(layout, self.position_schemes)
         return layout
@@ -182,16 +195,27 @@ class AttentionLayers(nn.Module):
         Args:
             x: hidden states.
             layout: of the same tokens, from `layout`, with the same cache.
-            cache: extended by these tokens.
+            cache: extended by these tokens, after the final norm.
             context: what cross-attention reads.
 
         Raises:
-            InputError, PositionError, CacheError. A call that is refused leaves the cache unchanged.
+            InputError, PositionError, CacheError. A call that fails, for whatever reason, leaves the cache unchanged.
         """
-        plan = plan_pass(self.kinds, self.dims, layout, x.shape[0], x.dtype, cache, self.cross, context)
+        tracked = cache is not None and self._is_tracked(x, context)
+        plan = plan_pass(self.kinds, self.dims, layout, x.shape[0], x.dtype, cache, self.cross, context, tracked)
         for i, block in enumerate(self.blocks):
             x = block(x, self.kinds[i].scheme, plan.layers[i], None if plan.cross is None else plan.cross[i])
-        return x if self.final_norm is None else self.final_norm(x)
+        x = x if self.final_norm is None else self.final_norm(x)
+        if plan.cache is not None:
+            plan.cache.commit()
+        return x
+
+    def _is_tracked(self, x: Tensor, context: ContextInputs) -> bool:
+        """Whether autograd records a pass, so that its graph holds tensors of the cache."""
+        if not torch.is_grad_enabled():
+            return False
+        given = context.context is not None and context.context.requires_grad
+        return given or x.requires_grad or any(p.requires_grad for p in self.parameters())
 
     def forward(
         self,
