@@ -182,6 +182,11 @@ class KVCache:
         """[B|1] how long the rows will be, for schemes whose tables depend on it; None where that is unknown."""
         return self.state.final_lengths
 
+    @property
+    def _layers(self) -> tuple[Stored, ...]:
+        """Keys, values and key states of every layer."""
+        return self.state.layers
+
     def starts(self) -> Tensor | int:
         """The next token's index: one number, or [B] where rows differ."""
         return self.state.span if self.state.lengths is None else self.state.lengths
@@ -231,7 +236,7 @@ class KVCache:
             CacheError: the cache is full.
         """
         state = self.state
-        if state.inference and not torch.is_inference_mode_enabled():
+        if state.inference and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
             state = replace(state.map(torch.clone), inference=False)
         if self._pass_open:
             state = self._without_leftovers(state)
@@ -394,7 +399,7 @@ class CachePass:
             cross_context=self.cross_context,
             weights=self.cache._weights,
             in_graph=self.tracked,
-            inference=before.inference or torch.is_inference_mode_enabled(),
+            inference=before.inference or (not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()),
         )
         self.cache.commit(after)
 

@@ -61,7 +61,9 @@ class SlotTable:
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> "SlotTable":
         """The same with fn applied to every tensor."""
-        index, positions, documents = (None if t is None else fn(t) for t in (self.index, self.positions, self.documents))
+        index, positions, documents = (
+            None if t is None else fn(t) for t in (self.index, self.positions, self.documents)
+        )
         return replace(self, index=index, positions=positions, documents=documents)
 
 
@@ -195,7 +197,9 @@ class Slots:
             exchange=self._row_writer(slots, stop, capacity, keep_all),
         )
 
-    def _columns(self, table: SlotTable, tokens: TokenLayout, batch: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _columns(
+        self, table: SlotTable, tokens: TokenLayout, batch: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         documents = None if table.documents is None else tokens.documents
         if table.documents is not None and documents is None:
             documents = table.documents.new_zeros(batch, tokens.length)

@@ -3,7 +3,7 @@
 import operator
 import uuid
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -91,6 +91,37 @@ class ParameterWatch:
         """An optimizer took a step that version counters do not count."""
         stepped = (p for group in optimizer.param_groups if group.get("fused") for p in group["params"])
         self._fused_steps += any(id(p) in self._ids for p in stepped)
+
+
+class ChangeCount:
+    """How often the parameters of a module have been found changed.
+
+    Args:
+        modules: the modules to watch, each without its children; called at each change.
+        count: where a copy goes on; None if nobody has asked yet, so that nothing is watched before the first cache.
+    """
+
+    def __init__(self, modules: Callable[[], Iterable[nn.Module]], count: int | None = None):
+        self._modules = modules
+        self._now = None if count is None else (count, ParameterWatch(modules()))
+
+    def count(self) -> int:
+        """The changes so far."""
+        now = self._now
+        if now is None or now[1].changed():
+            # one assignment of a value that follows from the old one: threads that find the same change agree
+            now = (0 if now is None else now[0] + 1, ParameterWatch(self._modules()))
+            self._now = now
+        return now[0]
+
+    def known(self) -> int | None:
+        """The changes so far; None if nobody has asked yet."""
+        return None if self._now is None else self.count()
+
+    def note(self) -> None:
+        """Count a change that parameters do not show."""
+        if self._now is not None:
+            self._now = (self._now[0] + 1, ParameterWatch(self._modules()))
 
 
 _watches: "weakref.WeakSet[ParameterWatch]" = weakref.WeakSet()

@@ -4,7 +4,6 @@ B batch, T prompt tokens, S tokens so far, N new tokens, M model dim, V vocabula
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -13,17 +12,11 @@ from torch import Tensor, nn
 from x_positional.attention.cache import KVCache
 from x_positional.attention.inputs import check_positions, following_positions, where_tokens
 from x_positional.errors import CacheError, InputError
+from x_positional.generation.eval_mode import in_eval_mode
 from x_positional.generation.options import DecodeOptions
 from x_positional.generation.prompts import read_prompts
 from x_positional.generation.sampling import mark_seen, repetition_penalty, sample, seen_tokens
 from x_positional.schemes.base import PositionScheme
-
-
-class HasModes(Protocol):
-    """What `eval_mode` needs of an `nn.Module`."""
-
-    def modules(self) -> Iterator[nn.Module]: ...
-    def eval(self) -> Any: ...
 
 
 class Layers(Protocol):
@@ -33,7 +26,7 @@ class Layers(Protocol):
     def position_schemes(self) -> list[PositionScheme]: ...
 
 
-class LanguageModel(HasModes, Protocol):
+class LanguageModel(Protocol):
     """What decoding needs of a model; `TransformerWrapper` has it."""
 
     num_tokens: int
@@ -57,18 +50,6 @@ class LanguageModel(HasModes, Protocol):
     def logits(self, x: Tensor) -> Tensor: ...
 
 
-@contextmanager
-def eval_mode(module: HasModes) -> Iterator[None]:
-    """Every module inside in eval mode; on exit each is back in the mode it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
 class DecodeLoop:
     """One call of `generate` or `stream`.
 
@@ -76,7 +57,7 @@ class DecodeLoop:
     """
 
     def __init__(self, net: LanguageModel, options: DecodeOptions, pad_value: int):
-        self.net, self.options, self.pad_value = net, options, pad_value
+        self.net, self.options, self.pad_value = in_eval_mode(net), options, pad_value
         device = next(net.parameters()).device
         self.prompts = read_prompts(options.prompts, options.prompt_lens, options.cache, device)
         self.eos = _eos_ids(options.eos_token, net.num_tokens, device)
@@ -100,7 +81,7 @@ class DecodeLoop:
         """The cache passed in, if this call fits into it, or a new one of the final size; None if none is used."""
         net, options, cache = self.net, self.options, self.options.cache
         last_unread = options.seq_len > 0 and not options.keeps_cache
-        total = self._longest_row() + options.seq_len - last_unread
+        total = self.total = self._longest_row() + options.seq_len - last_unread
         _check_length(net, total)
         restrict = options.restrict_to_max_seq_len
         exceeds = restrict and total > net.max_seq_len
@@ -159,18 +140,21 @@ class DecodeLoop:
         return tuple(scheme.cache_key(length) for scheme in self.length_dependent for length in self.lengths)
 
     def generate(self) -> Tensor:
-        """The new tokens [B N], or [N] for a single prompt [T]."""
-        new = list(self.stream())
+        """The new tokens [B N], or [N] for a single prompt [T]. If it fails, the cache passed in is as before."""
+        cache = self.options.cache
+        before = None if cache is None else cache.snapshot(self.total)
+        try:
+            new = list(self.stream())
+        except BaseException:
+            if cache is not None and before is not None:
+                cache.restore(before)
+            raise
         tokens = torch.stack(new, dim=1) if new else self.prompts.tokens[:, :0]
         return tokens[0] if self.prompts.single else tokens
 
     @torch.no_grad()
     def stream(self) -> Iterator[Tensor]:
-        """The new tokens, [B] at a time; the model is in eval mode meanwhile."""
-        with eval_mode(self.net):
-            yield from self._draw()
-
-    def _draw(self) -> Iterator[Tensor]:
+        """The new tokens, [B] at a time, as in eval mode. The model's own mode stays as it is."""
         options, seen = self.options, None
         if options.repetition_penalty != 1.0:
             seen = seen_tokens(self.sequence, self.net.num_tokens, self.mask)
@@ -213,8 +197,8 @@ class DecodeLoop:
 
     def _advance(self, x: Tensor, token: Tensor) -> Tensor:
         """Feed one more token per row, [B]; x [B M] predicted it, the result [B M] predicts the next one."""
-        if self.net.training:  # the caller may have switched modes between two tokens
-            self.net.eval()
+        if self.net.training:  # the caller switched modes between two tokens
+            self.net = in_eval_mode(self.net)
         alive, options, cache = ~self.ended, self.options, self.cache
         if self.eos is not None:
             self.ended = self.ended | torch.isin(token, self.eos)

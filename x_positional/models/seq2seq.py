@@ -15,7 +15,8 @@ from x_positional.config.flags import xtransformer_from_flags
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.validate import Report, require
 from x_positional.errors import FlagError
-from x_positional.generation.decoding import DecodeLoop, eval_mode
+from x_positional.generation.decoding import DecodeLoop
+from x_positional.generation.eval_mode import in_eval_mode
 from x_positional.generation.options import DecodeOptions
 from x_positional.generation.prompts import PromptsLike
 from x_positional.generation.sampling import FilterChoice
@@ -132,9 +133,9 @@ class XTransformer(Saveable):
             generator=generator,
             seed=seed,
         )
-        with eval_mode(self):
-            options = replace(options, context=self.encoder(src, mask=mask), context_mask=mask)
-            return DecodeLoop(self.decoder.net, options, self.decoder.pad_value).generate()
+        model = in_eval_mode(self)
+        options = replace(options, context=model.encoder(src, mask=mask), context_mask=mask)
+        return DecodeLoop(model.decoder.net, options, self.decoder.pad_value).generate()
 
 
 def seq2seq_problems(config: Seq2SeqConfig) -> list[str]:

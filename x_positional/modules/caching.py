@@ -8,15 +8,16 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from x_positional.attention.cache import KVCache
-from x_positional.attention.ownership import ParameterWatch
+from x_positional.attention.ownership import ChangeCount
 
 
 class CachingModule(nn.Module):
     """A module whose calls extend a cache: a call that fails leaves the cache as it was, and parameters that changed after
     the cache was filled are noticed."""
 
-    _watch: tuple[int, ParameterWatch] | None = None
-    """How many changes were found so far, and the watch since the last one; None before the first cache."""
+    def __init__(self) -> None:
+        super().__init__()
+        self._changes = ChangeCount(self._counted)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`nn.Module.__call__`. If it raises, forward hooks included, the cache among its arguments is as before."""
@@ -35,14 +36,7 @@ class CachingModule(nn.Module):
 
         Modules inside that count for themselves are left out.
         """
-        if torch.compiler.is_compiling():
-            return None
-        watch = self._watch
-        if watch is None or watch[1].changed():
-            # one assignment of a value that follows from the old one: threads that notice together agree
-            watch = (0 if watch is None else watch[0] + 1, ParameterWatch(self._counted()))
-            self._watch = watch
-        return watch[0]
+        return None if torch.compiler.is_compiling() else self._changes.count()
 
     def _counted(self) -> Iterator[nn.Module]:
         """This module and those inside, except for those that count for themselves."""
@@ -57,15 +51,14 @@ class CachingModule(nn.Module):
         """`.to(...)`, `.half()` and the like, which write through `.data`."""
         before = [(p.dtype, p.device) for p in self.parameters()]
         applied = super()._apply(fn, recurse)
-        if self._watch is not None and before != [(p.dtype, p.device) for p in self.parameters()]:
-            self._watch = (self._watch[0] + 1, ParameterWatch(self._counted()))
+        if before != [(p.dtype, p.device) for p in self.parameters()]:
+            self._changes.note()
         return applied
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the count alone, since the versions of copied parameters start anew."""
-        return {**self.__dict__, "_watch": None if self._watch is None else self.changes()}
+        return {**self.__dict__, "_changes": self._changes.known()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        count = state.get("_watch")
-        self._watch = None if count is None else (count, ParameterWatch(self._counted()))
+        self._changes = ChangeCount(self._counted, state["_changes"])
