@@ -146,7 +146,7 @@ class KVCache:
         self.max_len = None if max_len is None else whole_number("max_len", max_len)
         if dtype is not None and dtype not in DTYPES:
             raise ArgumentError(
-                f"dtype={dtype} cannot store keys and values without scaling them. Use one of "
+                f"dtype={dtype!r} cannot store keys and values without scaling them. Use one of "
                 f"{', '.join(map(str, DTYPES))}, or None for the dtype they are computed in."
             )
         self.device, self.dtype = device, dtype
