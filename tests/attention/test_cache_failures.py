@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.generation_models import SCHEMES, Script, full_pass, language_model
+from tests.support.generation_models import SCHEMES, Script, full_pass
 from tests.support.rounding import assert_same
 from tests.support.small_models import decoder, ids
 from x_positional import AutoregressiveWrapper, ContinuousTransformerWrapper, Decoder, TransformerWrapper

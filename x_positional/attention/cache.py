@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from x_positional.attention.cache_slots import KeyView, Slots, SlotTable
-from x_positional.attention.ownership import Identity, Stamp
+from x_positional.attention.ownership import UNKNOWN, Identity, Stamp
 from x_positional.attention.tokens import TokenLayout
 from x_positional.errors import ArgumentError, CacheError
 from x_positional.schemes.base import NO_TOKEN, AttentionWindow
@@ -81,7 +81,7 @@ class CacheState:
     cross: tuple[tuple[Tensor, Tensor] | None, ...]
     """Keys and values of the context, for each layer."""
     cross_context: CrossContext | None = None
-    weights: Stamp = Stamp()
+    weights: Stamp = UNKNOWN
     """Of the parameters that the keys were computed with."""
     in_graph: bool = False
     """An autograd graph may hold these tensors, so nothing is written in place."""
@@ -162,7 +162,7 @@ class KVCache:
             cross=(None,) * len(self.windows),
             inference=torch.is_inference_mode_enabled(),
         )
-        self._weights = Stamp()  # of the model that is being called
+        self._weights = UNKNOWN  # of the model that is being called
         self._pass_open = False  # a call has begun and not succeeded, so unused slots may hold anything
         self._memo: dict[AttentionWindow, dict[int, Any]] = {}
         self._memo_of: Any = None
@@ -269,13 +269,14 @@ class KVCache:
 
     def snapshot(self, total: int) -> CacheState:
         """A state to restore after any number of passes, up to `total` tokens a row. Copies full rings, nothing else."""
-        layers = zip(self.windows, self.state.layers, strict=True)
-        kept = [(window.keep_first + window.kept if window.kept else None, layer) for window, layer in layers]
-        copied = [
-            layer if most is None or total <= most else tuple(None if t is None else t.clone() for t in layer)
-            for most, layer in kept
+        overwritten = [window.kept is not None and total > window.keep_first + window.kept for window in self.windows]
+        if not any(overwritten):
+            return self.state
+        layers = [
+            tuple(None if t is None else t.clone() for t in layer) if overwrites else layer
+            for overwrites, layer in zip(overwritten, self.state.layers, strict=True)
         ]
-        return replace(self.state, layers=tuple(copied))
+        return replace(self.state, layers=tuple(layers))
 
     def remember_ending(self, x: Tensor) -> None:
         """x: the hidden state [B M] that predicts the next token."""
@@ -343,7 +344,7 @@ class CachePass:
         tables: which token is in each slot after the pass, for each distinct window.
         views: the keys visible to the new tokens, for each window.
         memo: what schemes reuse between passes, for each window.
-        tracked: autograd records this pass.
+        tracked: autograd records this pass; it does too where it recorded the passes before.
     """
 
     def __init__(
@@ -358,9 +359,10 @@ class CachePass:
         tracked: bool,
     ):
         self.cache, self.before, self.tokens, self.tables = cache, before, tokens, tables
-        self.views, self.memo, self.tracked = views, memo, tracked
+        self.views, self.memo = views, memo
+        self.tracked = tracked or (before.in_graph and torch.is_grad_enabled())
         self.final_lengths = before.final_lengths
-        self.in_place = not tracked and not before.in_graph
+        self.in_place = not (self.tracked or before.in_graph)
         self.layers = list(before.layers)
         self.cross = list(before.cross)
         self.cross_context = before.cross_context

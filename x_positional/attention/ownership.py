@@ -54,6 +54,9 @@ class Stamp(NamedTuple):
         return Stamp(*(a if b is None else b for a, b in zip(self, now, strict=True)))
 
 
+UNKNOWN = Stamp()
+
+
 class ParameterWatch:
     """Notices that parameters were changed in place or replaced, and that modules were replaced.
 
