@@ -36,7 +36,9 @@ def encoder_decoder() -> XTransformer:
 def test_more_tokens(tmp_path, form: str) -> None:
     """Refused while the config has the old number; after it is set, the folder is read back equal."""
     model, last = grown(tied()), torch.tensor([[35]])
-    with pytest.raises(PretrainedError, match=r"token_emb\.weight has shape \[36, 24\]; the config describes \[32, 24\]"):
+    with pytest.raises(
+        PretrainedError, match=r"token_emb\.weight has shape \[36, 24\]; the config describes \[32, 24\]"
+    ):
         model.save_pretrained(tmp_path / "refused", format=form)
     assert not (tmp_path / "refused").exists()
     model.config = model.config.model_copy(update={"num_tokens": 36})
