@@ -6,10 +6,17 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tests.support.small_models import NUM_TOKENS, decoder, ids
+from tests.support.small_models import NUM_TOKENS, decoder
 from tests.support.wrapped_layers import Scaled, targets
-from x_positional import Decoder, Encoder, PretrainedError, TransformerWrapper, ViTransformerWrapper, XTransformer
-from x_positional import from_pretrained
+from x_positional import (
+    Decoder,
+    Encoder,
+    PretrainedError,
+    TransformerWrapper,
+    ViTransformerWrapper,
+    XTransformer,
+    from_pretrained,
+)
 from x_positional.schemes import AlibiBias
 
 SIDE = {"num_tokens": NUM_TOKENS, "depth": 1, "heads": 3, "attn_dim_head": 8, "max_seq_len": 32, "position": "rope"}

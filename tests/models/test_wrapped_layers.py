@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import x_positional
 from tests.support.draws import draws
 from tests.support.rounding import rounding
 from tests.support.small_models import NUM_TOKENS, close, decoder, ids
 from tests.support.wrapped_layers import IN_PLACE, Opaque, Transposed, replace_all, targets, unmodified
-import x_positional
 from x_positional import Encoder, TransformerWrapper, ViTransformerWrapper, XTransformer
 from x_positional.errors import InputError
 from x_positional.modules.latent_attention import LatentAttention

@@ -83,9 +83,9 @@ def check_matches_config(model: Saveable) -> None:
     problems += _other_schemes(model, described)
     if problems:
         raise PretrainedError(
-            "this model cannot be written, because it differs from model.config. Merge and unload adapters, remove parametrizations, "
-            "and set the config of exchanged parts, as in model.config = model.config.model_copy(update={'num_tokens': ...}). "
-            "Differences:",
+            "this model cannot be written, because it differs from model.config. Merge and unload adapters, remove "
+            "parametrizations, and describe exchanged parts in the config, as in "
+            "model.config = model.config.model_copy(update={'num_tokens': ...}). Differences:",
             sorted(problems),
         )
 

@@ -81,7 +81,7 @@ class Sdpa(Backend):
     def _biased(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, ops: ScoreOps) -> Tensor:
         """Attention with an additive mask, which may be wider than q, k and v."""
         device = q.device.type
-        autocasts = torch.is_autocast_enabled(device)
+        autocasts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         if autocasts:  # it would round the mask too
             dtype = torch.get_autocast_dtype(device)
             q, k, v = (t if t.dtype == torch.float64 else t.to(dtype) for t in (q, k, v))
