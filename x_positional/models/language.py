@@ -27,6 +27,7 @@ from x_positional.models.stacks import ConfiguredLayers, layers_of_model
 from x_positional.modules.caching import CachingModule
 from x_positional.modules.feedforward import ACTIVATIONS, ActivationKind
 from x_positional.modules.norms import Norm
+from x_positional.modules.plain import plain_weight
 
 
 class PredictionHead(nn.Module):
@@ -83,6 +84,7 @@ class TransformerWrapper(CachingModule, Saveable):
             nn.init.normal_(self.token_emb.weight, std=1e-5)
         else:
             nn.init.kaiming_normal_(self.token_emb.weight)
+        self.token_types = config.token_types or 0
         self.token_type_emb = nn.Embedding(config.token_types, emb_dim) if config.token_types else None
         norm = config.emb_norm or NormConfig(unit_offset=False)
         normed = config.post_emb_norm or config.emb_norm is not None
@@ -228,21 +230,26 @@ class TransformerWrapper(CachingModule, Saveable):
                 raise InputError("token_types were given, but this model has no token type embeddings. Leave them out.")
             return x
         if types is None:
-            return x + emb.weight[0]
+            return x + emb(torch.zeros(1, 1, dtype=torch.long, device=x.device))
         whole = not (types.is_floating_point() or types.dtype == torch.bool)
         low, high = (0, 0) if torch.compiler.is_compiling() else (int(types.min()), int(types.max()))
-        if types.shape != x.shape[:2] or not whole or low < 0 or high >= emb.num_embeddings:
+        if types.shape != x.shape[:2] or not whole or low < 0 or high >= self.token_types:
             raise InputError(
-                f"token_types must be integers from 0 to {emb.num_embeddings - 1} of shape {list(x.shape[:2])}; got "
+                f"token_types must be integers from 0 to {self.token_types - 1} of shape {list(x.shape[:2])}; got "
                 f"{types.dtype} of shape {list(types.shape)}, from {low} to {high}."
             )
         return x + emb(types.long())
+
+    def _tied_matrix(self, device: torch.device) -> Tensor:
+        """[V E]: the embedding of every id, that of a wrapped table included."""
+        weight = plain_weight(self.token_emb)
+        return self.token_emb(torch.arange(self.num_tokens, device=device)) if weight is None else weight
 
     def logits(self, x: Tensor) -> Tensor:
         """Hidden states [... M] -> logits [... V]."""
         x = self.projected(x if self.head is None else self.head(x))
         if self.to_logits is None:
-            x = F.linear(x, self.token_emb.weight) * self.tie_scale
+            x = F.linear(x, self._tied_matrix(x.device)) * self.tie_scale
             x = x if self.tied_bias is None else x + self.tied_bias
         else:
             x = self.to_logits(x)

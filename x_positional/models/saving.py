@@ -4,9 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
+from typing_extensions import Self
 
-from x_positional.errors import ArgumentError
+from x_positional.errors import ArgumentError, PretrainedError
+from x_positional.schemes.base import PositionScheme
 
 Format = Literal["hf", "native"]
 Writer = Callable[[Any, Path, str | None], None]
@@ -32,6 +35,11 @@ class Saveable(nn.Module):
     origin: Any = None
     """Family and config.json of a model that was loaded from a published checkpoint, otherwise None."""
 
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        """The model of a config."""
+        raise TypeError(f"{cls.__name__} defines no from_config(config)")
+
     def save_pretrained(self, folder: str | Path, format: Format = "native", model_type: str | None = None) -> None:
         """Write config and safetensors to a folder; `x_positional.from_pretrained(folder)` reads both formats.
 
@@ -45,8 +53,49 @@ class Saveable(nn.Module):
 
         Raises:
             ArgumentError: If the format is unknown.
-            PretrainedError: If no family can express the model, with the settings that the closest one lacks.
+            PretrainedError: If no family can express the model, with the settings that the closest one lacks; or if the
+                parameters are not those that `config` describes.
         """
         if format not in _WRITERS:
             raise ArgumentError(f"unknown format={format!r}; supported: {', '.join(map(repr, _WRITERS))}.")
+        check_matches_config(self)
         _WRITERS[format](self, Path(folder), model_type)
+
+
+def check_matches_config(model: Saveable) -> None:
+    """Raises PretrainedError where reading the config and the parameters back would not give this model: after tables were
+    exchanged, schemes were set or layers were wrapped by hand."""
+    with torch.device("meta"):
+        described = type(model).from_config(model.config)
+    own, expected = dict(model.named_parameters()), dict(described.named_parameters())
+    shared = set(dict(model.named_parameters(remove_duplicate=False))) - own.keys()
+    problems = [
+        f"{name} is shared with another parameter." if name in shared else f"{name} is missing."
+        for name in expected.keys() - own.keys()
+    ]
+    problems += [f"{name} is not described by the config." for name in own.keys() - expected.keys()]
+    for name in own.keys() & expected.keys():
+        tensor, shape = own[name], expected[name].shape
+        if tensor.shape != shape:
+            problems.append(f"{name} has shape {list(tensor.shape)}; the config describes {list(shape)}.")
+        elif not tensor.is_floating_point():
+            problems.append(f"{name} has dtype {tensor.dtype}, as quantized weights do.")
+    problems += _other_schemes(model, described)
+    if problems:
+        raise PretrainedError(
+            "this model cannot be written, because it differs from model.config. Merge and unload adapters, remove "
+            "parametrizations, and describe exchanged parts in the config, as in "
+            "model.config = model.config.model_copy(update={'num_tokens': ...}). Differences:",
+            sorted(problems),
+        )
+
+
+def _other_schemes(model: nn.Module, described: nn.Module) -> list[str]:
+    """Position schemes that were exchanged: many have no parameters, so that the tensors would not show it."""
+    own = {n: type(m).__name__ for n, m in model.named_modules() if isinstance(m, PositionScheme)}
+    expected = {n: type(m).__name__ for n, m in described.named_modules() if isinstance(m, PositionScheme)}
+    return [
+        f"{name} is {own.get(name, 'missing')}; the config describes {expected.get(name, 'no scheme')}."
+        for name in own.keys() | expected.keys()
+        if own.get(name) != expected.get(name)
+    ]

@@ -14,7 +14,7 @@ from typing_extensions import Self
 from x_positional.config.flags import xtransformer_from_flags
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.validate import Report, require
-from x_positional.errors import FlagError
+from x_positional.errors import FlagError, InputError
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.eval_mode import in_eval_mode
 from x_positional.generation.options import DecodeOptions
@@ -62,6 +62,15 @@ class XTransformer(Saveable):
         sides = (("encoder", self.encoder), ("decoder", self.decoder.net))
         return "\n".join(f"{name}\n{describe(side, side.config)}" for name, side in sides)
 
+    def _check_shared_embedding(self) -> None:
+        """Raises InputError where the embedding of one side alone was replaced, by an adapter for example."""
+        if self.config.tie_token_emb and self.decoder.net.token_emb is not self.encoder.token_emb:
+            raise InputError(
+                "tie_token_emb=True shares one embedding, but encoder.token_emb and decoder.net.token_emb are different modules. "
+                "After replacing or wrapping one of them, assign it to the other side too: "
+                "model.decoder.net.token_emb = model.encoder.token_emb."
+            )
+
     def forward(
         self, src: Tensor, tgt: Tensor, mask: Tensor | None = None, *, tgt_mask: Tensor | None = None
     ) -> Tensor:
@@ -73,6 +82,7 @@ class XTransformer(Saveable):
             mask: [B S] bool, True = keep.
             tgt_mask: [B T] bool, True = keep; padding is not a target.
         """
+        self._check_shared_embedding()
         return self.decoder(tgt, mask=tgt_mask, context=self.encoder(src, mask=mask), context_mask=mask)
 
     def logits(self, src: Tensor, tgt: Tensor, mask: Tensor | None = None, *, tgt_mask: Tensor | None = None) -> Tensor:
@@ -87,6 +97,7 @@ class XTransformer(Saveable):
         Raises:
             InputError, PositionError: For ids, masks or positions that do not fit.
         """
+        self._check_shared_embedding()
         return self.decoder.net(tgt, mask=tgt_mask, context=self.encoder(src, mask=mask), context_mask=mask)
 
     @torch.no_grad()
@@ -119,6 +130,7 @@ class XTransformer(Saveable):
             seq_len: The largest number of new tokens per row.
             mask: [B S] bool, True = keep.
         """
+        self._check_shared_embedding()
         options = DecodeOptions(
             start_tokens,
             seq_len,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from x_positional.attention.backends import Prepared, ScoreOps
 from x_positional.attention.plan import CrossPlan, LayerPlan
 from x_positional.errors import InputError
+from x_positional.modules.plain import plain_weight
 from x_positional.modules.qk_norm import HeadNorm
 from x_positional.schemes.base import LayerView, PositionScheme, Span
 from x_positional.schemes.context import add
@@ -166,8 +167,11 @@ class Attention(Heads):
     def _projected(self, vectors: Tensor, own: nn.Linear | None, rows: Span, norm: HeadNorm | None) -> Tensor:
         if own is not None:
             return self.split_and_norm(own(vectors)[None], norm)[0]
+        weight = plain_weight(self.to_qkv)
+        if weight is None:
+            return self.split_and_norm(self.to_qkv(vectors)[None, ..., rows.cut], norm)[0]
         bias = None if self.to_qkv.bias is None else self.to_qkv.bias[rows.cut]
-        return self.split_and_norm(F.linear(vectors, self.to_qkv.weight[rows.cut], bias)[None], norm)[0]
+        return self.split_and_norm(F.linear(vectors, weight[rows.cut], bias)[None], norm)[0]
 
 
 class CrossAttention(Heads):

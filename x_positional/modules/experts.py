@@ -208,7 +208,7 @@ class MixtureOfExperts(nn.Module):
 
     def idle(self) -> int:
         """Parameters in the experts that a token does not use."""
-        count = len(self.router.weight)
+        count = len(self.experts.up)
         return sum(p.numel() for p in self.experts.parameters()) // count * (count - self.router.top_k)
 
     def _routed(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ M model dim.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,18 @@ from torch import Tensor, nn
 from x_positional.attention.plan import LayerPlan
 from x_positional.modules.attention import Heads
 from x_positional.modules.norms import Norm
+from x_positional.modules.plain import plain_weight
 from x_positional.schemes.base import PositionScheme
 from x_positional.schemes.context import add
+
+
+class FromLatent(NamedTuple):
+    """The projections from the latent to each head."""
+
+    to_keys: Tensor
+    """[H N C]."""
+    to_values: Tensor
+    """[H E C]."""
 
 
 class LatentAttention(Heads):
@@ -23,7 +33,9 @@ class LatentAttention(Heads):
     A head has R channels that are rotated, then N that are not. A key's R channels are shared by all heads; its N channels and
     the value come from the latent. The cache holds both as one head. Scores are computed in whichever of two equivalent ways is
     less work: keys and values of every head are expanded from the latents of all keys; or, with few queries and many keys, queries
-    are projected into the latent space, where one key of R + C channels serves every head, and the output is projected back.
+    are projected into the latent space, where one key of R + C channels serves every head, and the output is projected back. The
+    second way reads the matrix of `to_kv`. Where that is wrapped (LoRA, quantized, hooked), all latents are expanded at each step,
+    which is exact but slow in long contexts: merge adapters before decoding.
 
     Args:
         dim: M.
@@ -73,15 +85,15 @@ class LatentAttention(Heads):
         if plan.cache is not None and plan.view is not None:
             key, latent, state = plan.cache.write(plan.layer, plan.view, key, latent, state)
         latent = latent.expand(-1, key.shape[1], -1, -1)  # a scheme may rotate keys differently in each head
-        absorbs = self._absorbs(x.shape[1], latent.shape[2])
+        absorbed = self._from_latent() if self._absorbs(x.shape[1], latent.shape[2]) else None
         ops = self.ops(scheme, content, state, plan.prepared)
-        q = self._in_space(scheme.rotate_q(content, plan.tables), absorbs)
-        k, v = (torch.cat([key, latent], dim=-1), latent) if absorbs else self._of_heads(key, latent)
+        q = self._in_space(scheme.rotate_q(content, plan.tables), absorbed)
+        k, v = self._of_heads(key, latent) if absorbed is None else (torch.cat([key, latent], dim=-1), latent)
         if plan.kept_tokens is not None:
-            moved = self._in_space(scheme.rotate_q(content, plan.kept_tokens.tables), absorbs)
+            moved = self._in_space(scheme.rotate_q(content, plan.kept_tokens.tables), absorbed)
             ops = replace(ops, content=add([ops.content, plan.kept_tokens.correction(moved, q, k, self.scale)]))
         out = plan.backend.attend(q, k, v, plan.prepared, ops)
-        return self.join(out @ self._from_latent()[1].mT if absorbs else out)
+        return self.join(out if absorbed is None else out @ absorbed.to_values.mT)
 
     def _queries(self, x: Tensor) -> Tensor:
         """[B T M] -> [B H T D]."""
@@ -97,17 +109,19 @@ class LatentAttention(Heads):
         outside = keys * rank * out + queries * keys * (rope + out)
         return queries < keys and inside < outside
 
-    def _from_latent(self) -> tuple[Tensor, Tensor]:
-        """[H N C] and [H E C]: the projections to keys and values of each head."""
-        weight = self.to_kv.weight.unflatten(0, (self.heads, -1))
-        return weight[:, : self.key_dim], weight[:, self.key_dim :]
+    def _from_latent(self) -> FromLatent | None:
+        """The projections to absorb; None where `to_kv` is wrapped, which need not be linear, so that it is called instead."""
+        weight = plain_weight(self.to_kv)
+        if weight is None:
+            return None
+        return FromLatent(*weight.unflatten(0, (self.heads, -1)).split([self.key_dim, self.value_dim], dim=1))
 
-    def _in_space(self, q: Tensor, absorbs: bool) -> Tensor:
+    def _in_space(self, q: Tensor, absorbed: FromLatent | None) -> Tensor:
         """[B H T D] -> the same, or [B H T R+C] in the latent space."""
-        if not absorbs:
+        if absorbed is None:
             return q
         rotated, plain = q.split([self.rope_dim, self.key_dim], dim=-1)
-        return torch.cat([rotated, plain @ self._from_latent()[0]], dim=-1)
+        return torch.cat([rotated, plain @ absorbed.to_keys], dim=-1)
 
     def _of_heads(self, key: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
         """[B 1 S R], [B 1 S C] -> keys [B H S D] and values [B H S E]."""

@@ -40,11 +40,12 @@ class DynamicBias(DistanceScheme):
         self.mlp = nn.Sequential(*layers, nn.Linear(dim, heads))
 
     def of_distance(self, distance: Tensor) -> Tensor:
-        wide = torch.promote_types(next(self.mlp.parameters()).dtype, torch.float32)
+        floats = {name: p for name, p in self.mlp.named_parameters() if p.is_floating_point()}
+        wide = torch.float64 if any(p.dtype == torch.float64 for p in floats.values()) else torch.float32
         d = distance.to(wide)
         if self.log_distance:
             d = d.sign() * d.abs().log1p()
-        parameters = {name: p.to(wide) for name, p in self.mlp.named_parameters()}
+        parameters = {name: p.to(wide) for name, p in floats.items()}
         with _no_autocast(d.device):  # bfloat16 cannot represent 257, so large distances would collapse
             return functional_call(self.mlp, parameters, d[..., None]).movedim(-1, 0)
 

@@ -17,6 +17,10 @@ class Config(BaseModel):
     tag: ClassVar[str] = ""
     """The field that names the class. It is always written out, even at its default; "" if there is none."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as a dict. peft calls this on a model's config."""
+        return self.model_dump()
+
 
 class NamedConfig(Config):
     """Base of configs that are chosen by a name in their field `tag`. A subclass registers itself when it is defined."""

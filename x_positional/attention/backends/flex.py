@@ -82,7 +82,7 @@ class Flex(Backend):
 
         def score_mod(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             for fn in biases:
-                score = score + fn(b, h, i, j).to(score.dtype)
+                score = score + fn(b, h, i, j)  # float32 if either is; torch traces this with scores in the dtype of q
             return score if cap is None else cap * torch.tanh(score / cap)
 
         return run(

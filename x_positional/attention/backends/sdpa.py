@@ -3,6 +3,7 @@
 B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head dim, E value dim.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of
+from x_positional.attention.backends.eager import share_heads
 from x_positional.schemes.base import AttentionContext, Bias, Span
 
 
@@ -36,13 +38,15 @@ class Sdpa(Backend):
     block: ClassVar[dict[str, int]] = {"cpu": 256}
     wide_block = 1024
     """Queries in a block: few enough for the cache of a CPU, enough to fill a GPU."""
+    mixed: ClassVar[frozenset[str]] = frozenset(("cpu",))
+    """Devices whose kernels take a float32 mask with queries in half precision. Elsewhere q, k and v are widened."""
 
     def prepare(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Prepared:
         if bias is None and (ctx.visible is None or ctx.plain_causal):
             return Prepared(ctx=ctx, bias=None, native=[Block(ctx.every_row, ctx.every_key, None)])
         blocks = []
         for rows, keys in self._blocks(ctx):
-            mask = ctx.visible_rows(rows, keys) if bias is None else bias.dense(ctx, rows, keys).to(dtype)
+            mask = ctx.visible_rows(rows, keys) if bias is None else as_mask(bias.dense(ctx, rows, keys), dtype)
             blocks.append(Block(rows, keys, mask))
         return Prepared(ctx=ctx, bias=bias, native=blocks)
 
@@ -68,18 +72,50 @@ class Sdpa(Backend):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block, ctx: AttentionContext, ops: ScoreOps) -> Tensor:
         mask = block.mask
         if ops.content is not None:
-            content = ops.content.dense(ctx, block.rows, block.keys).to(q.dtype)
+            content = as_mask(ops.content.dense(ctx, block.rows, block.keys), q.dtype)
             mask = content if mask is None else mask + content
-        elif mask is not None and mask.dtype not in (torch.bool, q.dtype):
-            mask = mask.to(q.dtype)
-        is_causal = mask is None and ctx.visible is not None
-        return F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=ops.dropout,
-            is_causal=is_causal,
-            scale=ops.scale,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
+        if mask is not None and mask.dtype != torch.bool:
+            return self._biased(q, k, v, as_mask(mask, q.dtype), ops)
+        return fused(q, k, v, mask, ops, is_causal=mask is None and ctx.visible is not None)
+
+    def _biased(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, ops: ScoreOps) -> Tensor:
+        """Attention with an additive mask, which may be wider than q, k and v."""
+        device = q.device.type
+        autocasts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if autocasts:  # it would round the mask too
+            dtype = torch.get_autocast_dtype(device)
+            q, k, v = (t if t.dtype == torch.float64 else t.to(dtype) for t in (q, k, v))
+        with torch.autocast(device, enabled=False) if autocasts else nullcontext():
+            if mask.dtype == q.dtype or device in self.mixed:
+                return fused(q, k, v, mask, ops)
+            if q.shape[2] == 1:
+                return one_query(q, k, v, mask, ops)
+            return fused(*(t.to(mask.dtype) for t in (q, k, v)), mask, ops).to(q.dtype)
+
+
+def as_mask(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bias for queries of this dtype. Half precision cannot hold all biases: bfloat16 rounds -1000 and -1001 to the same number,
+    and float16 ends at -65504. So a wider bias becomes float32."""
+    return bias.to(torch.float32 if dtype.itemsize < 4 and bias.dtype != dtype else dtype)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, ops: ScoreOps, *, is_causal: bool = False) -> Tensor:
+    """torch's function. mask: boolean, or added to the scores."""
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        dropout_p=ops.dropout,
+        is_causal=is_causal,
+        scale=ops.scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+def one_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, ops: ScoreOps) -> Tensor:
+    """The same for a single query, whose scores are few: copies of all cached keys in float32 would cost more."""
+    heads = q.shape[1]
+    scores = (q @ share_heads(k, heads).mT).to(mask.dtype) * ops.scale + mask
+    probabilities = F.dropout(scores.softmax(-1), ops.dropout, ops.dropout > 0)
+    return probabilities.to(v.dtype) @ share_heads(v, heads)
