@@ -67,6 +67,11 @@ class PatchEmbedding(nn.Module):
 
     def grid(self, pixel_values: Tensor) -> tuple[int, int]:
         """Rows and columns of patches. Raises InputError where the image cannot be cut into them."""
+        if not isinstance(pixel_values, Tensor):
+            raise InputError(
+                f"pixel_values must be one float tensor [batch, channels={self.channels}, height, width]; got "
+                f"{type(pixel_values).__name__}. Stack images of one size with torch.stack(images)."
+            )
         if not pixel_values.is_floating_point():
             raise InputError(
                 f"pixel_values must be floats; got {pixel_values.dtype}. For bytes use pixel_values.float() / 255."

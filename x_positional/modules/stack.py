@@ -14,7 +14,9 @@ from x_positional.attention.cache import KVCache
 from x_positional.attention.cross import NO_CONTEXT, ContextInputs, CrossAttentionKind
 from x_positional.attention.inputs import (
     SeqLens,
+    check_cache,
     check_final_lengths,
+    check_floats,
     check_positions_fit,
     packed_documents,
     prepare_tokens,
@@ -148,6 +150,7 @@ class AttentionLayers(nn.Module):
         document_ids: Tensor | None = None,
         seq_lens: SeqLens | None = None,
         cache: KVCache | None = None,
+        checked: bool = False,
     ) -> TokenLayout:
         """Where the new tokens of a forward pass are, checked on the host before any kernel runs.
 
@@ -156,6 +159,8 @@ class AttentionLayers(nn.Module):
             length: T, new tokens of each row.
             device: of the inputs.
             mask, positions, document_ids, seq_lens, cache: as in `forward`.
+            checked: the caller guarantees that float positions are finite, which takes a device sync to check, and that the
+                mask shows a token.
 
         Raises:
             InputError, PositionError, CacheError.
@@ -163,8 +168,9 @@ class AttentionLayers(nn.Module):
         self._require_schemes()
         document_ids = packed_documents(document_ids, seq_lens, batch, length)
         if cache is not None:
+            check_cache(cache)
             cache.check(self.identity, batch)
-        layout = prepare_tokens(batch, length, device, mask, positions, document_ids, cache)
+        layout = prepare_tokens(batch, length, device, mask, positions, document_ids, cache, checked=checked)
         check_positions_fit(layout, self.position_schemes)
         return layout
 
@@ -222,10 +228,7 @@ class AttentionLayers(nn.Module):
         Raises:
             InputError, PositionError, CacheError.
         """
-        if x.ndim != 3 or x.shape[-1] != self.dims.dim or not x.is_floating_point():
-            raise InputError(
-                f"expected float embeddings [batch, tokens, dim={self.dims.dim}]; got {list(x.shape)} of {x.dtype}."
-            )
+        check_floats(x, self.dims.dim, f"float embeddings [batch, tokens, dim={self.dims.dim}]")
         layout = self.layout(
             x.shape[0],
             x.shape[1],
