@@ -54,10 +54,10 @@ def read_bounds(values: Tensor) -> tuple[int, int] | None:
     """The smallest and the largest value as integers, which forces a device sync; None as in `read_value`."""
     if torch.compiler.is_compiling() or values.is_meta:
         return None
-    low, high = values.long().aminmax()
     try:
+        low, high = values.long().aminmax()
         return int(low), int(high)
-    except RuntimeError:
+    except RuntimeError:  # as in `read_value`
         return None
 
 

@@ -99,7 +99,7 @@ class LatentAttention(Heads):
 
     def _from_latent(self) -> tuple[Tensor, Tensor]:
         """[H N C] and [H E C]: the projections to keys and values of each head."""
-        weight = self.to_kv.weight.unflatten(0, (self.heads, -1))
+        weight = torch.unflatten(self.to_kv.weight, 0, (self.heads, -1))
         return weight[:, : self.key_dim], weight[:, self.key_dim :]
 
     def _in_space(self, q: Tensor, absorbs: bool) -> Tensor:
@@ -111,6 +111,6 @@ class LatentAttention(Heads):
 
     def _of_heads(self, key: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
         """[B 1 S R], [B 1 S C] -> keys [B H S D] and values [B H S E]."""
-        expanded = self.to_kv(latent[:, 0]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        expanded = torch.unflatten(self.to_kv(latent[:, 0]), -1, (self.heads, -1)).transpose(1, 2)
         plain, values = expanded.split([self.key_dim, self.value_dim], dim=-1)
         return torch.cat([key.expand(-1, self.heads, -1, -1), plain], dim=-1), values

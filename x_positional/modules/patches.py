@@ -133,7 +133,7 @@ class PatchTable(nn.Module):
 
     def forward(self, grid: tuple[int, int]) -> Tensor:
         """[T M] for the patches of a grid, in raster order."""
-        table = self.table[1:].unflatten(0, self.grid) if self.cls else self.table
+        table = torch.unflatten(self.table[1:], 0, self.grid) if self.cls else self.table
         if grid != self.grid:
             image = table.permute(2, 0, 1)[None]
             wide = image if image.dtype == torch.float64 else image.float()

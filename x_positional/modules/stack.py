@@ -166,6 +166,11 @@ class AttentionLayers(nn.Module):
             InputError, PositionError, CacheError.
         """
         self._require_schemes()
+        if torch.jit.is_tracing():
+            raise InputError(
+                "torch.jit.trace would record the masks and tables of this one length and apply them to every other. Use "
+                "torch.export.export(model, (tokens,), dynamic_shapes=...), or torch.compile."
+            )
         document_ids = packed_documents(document_ids, seq_lens, batch, length)
         if cache is not None:
             check_cache(cache)

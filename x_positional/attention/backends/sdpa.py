@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of
+from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, refuse_second_derivative
 from x_positional.schemes.base import AttentionContext, Bias, Span
 
 
@@ -73,7 +73,7 @@ class Sdpa(Backend):
         elif mask is not None and mask.dtype not in (torch.bool, q.dtype):
             mask = mask.to(q.dtype)
         is_causal = mask is None and ctx.visible is not None
-        return F.scaled_dot_product_attention(
+        out = F.scaled_dot_product_attention(
             q,
             k,
             v,
@@ -83,3 +83,5 @@ class Sdpa(Backend):
             scale=ops.scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
+        refuse_second_derivative(out, "ScaledDotProduct", self.name)
+        return out
