@@ -18,6 +18,7 @@ from x_positional.errors import (
     PositionError,
     PretrainedError,
     RopeError,
+    SamplingError,
     UserError,
     XPositionalError,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "Report",
     "Rope",
     "RopeError",
+    "SamplingError",
     "ScaledSinusoidal",
     "SchemeConfig",
     "Sinusoidal",

@@ -41,6 +41,10 @@ class InputError(XPositionalError, ValueError):
     """Tokens, masks or other inputs of a call that do not fit the model or each other."""
 
 
+class SamplingError(XPositionalError, ValueError):
+    """Logits from which no token can be drawn: NaN, infinite, or none left by the filters. Names the step and the row."""
+
+
 class PositionError(XPositionalError, ValueError):
     """Positions that a scheme cannot use."""
 

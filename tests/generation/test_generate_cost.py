@@ -57,6 +57,12 @@ def no_lists(monkeypatch):
         monkeypatch.setattr(Tensor, name, refuse)
 
 
+@pytest.fixture
+def accelerator(monkeypatch):
+    """Decodes as on a device whose values the host has to wait for."""
+    monkeypatch.setattr("x_positional.generation.sampling.READ_AT_ONCE", ())
+
+
 def watched(start) -> list[Watch]:
     """One Watch per token; the first also covers everything before it."""
     seen, stream = [], None
@@ -75,7 +81,7 @@ OPTIONS = {"seed": 1, "filter_logits_fn": ["top_k", "top_p", "min_p", "top_a", "
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("lengths", [(5, 5), (2, 7)])
-def test_decoding_never_looks_at_values(scheme: str, lengths: tuple[int, int], no_lists) -> None:
+def test_decoding_never_looks_at_values(scheme: str, lengths: tuple[int, int], no_lists, accelerator) -> None:
     wrapper = AutoregressiveWrapper(language_model(scheme))
     steps = watched(lambda: wrapper.stream(ragged(*lengths), STEPS, **OPTIONS))
     assert len(steps) == STEPS
@@ -83,11 +89,16 @@ def test_decoding_never_looks_at_values(scheme: str, lengths: tuple[int, int], n
     assert [step.looks for step in steps[1:]] == [0] * (STEPS - 1)
 
 
-def test_an_end_is_looked_for_once_a_token(no_lists) -> None:
+def test_an_end_is_looked_for_once_a_token(no_lists, accelerator) -> None:
     wrapper = AutoregressiveWrapper(language_model())
     steps = watched(lambda: wrapper.stream(ids(2, 5), STEPS, [NUM_TOKENS - 1], **OPTIONS))
     assert len(steps) > 3
     assert {step.looks for step in steps[1:]} == {1}
+
+
+def test_on_a_cpu_the_logits_are_looked_at_once_a_token() -> None:
+    wrapper = AutoregressiveWrapper(language_model())
+    assert {step.looks for step in watched(lambda: wrapper.stream(ids(2, 5), STEPS, **OPTIONS))[1:]} == {1}
 
 
 @pytest.mark.parametrize("lengths", [(5, 5), (2, 7)])
@@ -173,7 +184,7 @@ def test_on_cuda_the_host_never_waits_for_a_token(scheme: str, lengths: tuple[in
     tokens = [next(stream)]
     try:
         torch.cuda.set_sync_debug_mode("error")
-        tokens += list(stream)
+        tokens += [next(stream) for _ in range(STEPS - 1)]  # the logits are checked at the end
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(torch.stack(tokens, 1), wrapper.generate(ragged(*lengths), STEPS, **OPTIONS))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.support.generation_models import NUM_TOKENS, ids, language_model, ragged
-from x_positional import AutoregressiveWrapper, TransformerWrapper
+from x_positional import AutoregressiveWrapper, TransformerWrapper, XTransformer
 from x_positional.errors import InputError
 
 IGNORED = -100
@@ -104,6 +104,76 @@ def test_every_parameter_learns_from_the_loss() -> None:
     wrapper(ids(3, 9)).backward()
     still = [name for name, p in wrapper.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert still == []
+
+
+def test_labels_leave_tokens_readable_that_are_no_targets(wrapper) -> None:
+    tokens = ids(2, 9)
+    labels = tokens.clone()
+    labels[0, :4] = labels[1, :6] = labels[1, 8] = IGNORED
+    logits = wrapper.net(tokens[:, :-1])
+    by_hand = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+    assert wrapper(tokens, labels=labels).item() == pytest.approx(by_hand.item(), abs=1e-12)
+    assert wrapper(tokens.tolist(), labels=labels.numpy()).item() == pytest.approx(by_hand.item(), abs=1e-12)
+    assert wrapper(tokens, labels=tokens).item() == wrapper(tokens).item()
+    assert abs(wrapper(labels).item() - by_hand.item()) > 1e-3  # without labels, ignored ids are not read either
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[0, 7:] = False
+    hidden = labels.masked_fill(~mask, IGNORED)
+    masked = torch.nn.functional.cross_entropy(
+        wrapper.net(tokens[:, :-1], mask=mask[:, :-1]).flatten(0, 1), hidden[:, 1:].flatten()
+    )
+    assert wrapper(tokens, mask=mask, labels=labels).item() == pytest.approx(masked.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda w, x: w(torch.full((2, 9), IGNORED)),
+        lambda w, x: w(x, labels=torch.full((2, 9), IGNORED)),
+        lambda w, x: w(x, seq_lens=[1] * 9),
+        lambda w, x: w(x, mask=torch.arange(9).expand(2, -1) == 0),
+        lambda w, x: w(x, mask=torch.arange(9).expand(2, -1) == 8),
+        lambda w, x: w(x, positions=torch.where(torch.arange(9) == 3, 0, -1)),
+    ],
+)
+def test_a_batch_without_targets_has_a_loss_and_a_gradient_of_zero(call) -> None:
+    wrapper = AutoregressiveWrapper(language_model("rope"), pad_value=4)
+    loss = call(wrapper, ids(2, 9))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is not None and not p.grad.any() for p in wrapper.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask": torch.zeros(2, 9, dtype=torch.bool)}, "mask hides every token of the batch"),
+        ({"positions": torch.full((2, 9), -1)}, "hides every token of the batch"),
+        ({"labels": ids(2, 8)}, r"labels must be integers of shape \[2, 9\].*\[2, 8\]"),
+        ({"labels": ids(2, 9).float()}, "labels must be integers.*torch.float32"),
+        ({"labels": ids(2, 9) + NUM_TOKENS}, r"label \d+ is outside 0..28"),
+        ({"labels": torch.full((2, 9), -1)}, r"label -1 is outside 0..28.*ignore_index=-100"),
+        ({"labels": "abc"}, "labels must be a tensor"),
+        ({"positions": torch.arange(9.0) / 0}, r"positions\[0, 0\] is nan"),
+    ],
+)
+def test_batches_without_tokens_and_labels_that_do_not_fit_are_refused(wrapper, options, message) -> None:
+    with pytest.raises(InputError, match=message):
+        wrapper(ids(2, 9), **options)
+
+
+def test_labels_of_a_source_model() -> None:
+    sizes = {"num_tokens": NUM_TOKENS, "max_seq_len": 9, "depth": 1, "heads": 1, "attn_dim_head": 8}
+    sides = {f"{side}_{name}": value for side in ("enc", "dec") for name, value in sizes.items()}
+    model = XTransformer(dim=8, enc_rotary_pos_emb=True, dec_rotary_pos_emb=True, **sides)
+    source, target = ids(2, 6), ids(2, 7, seed=3)
+    labels = target.clone()
+    labels[:, :3] = IGNORED
+    by_hand = torch.nn.functional.cross_entropy(
+        model.logits(source, target[:, :-1]).flatten(0, 1), labels[:, 1:].flatten()
+    )
+    assert model(source, target, labels=labels).item() == pytest.approx(by_hand.item(), abs=1e-6)
+    assert abs(model(source, target).item() - by_hand.item()) > 1e-4
 
 
 @pytest.mark.parametrize(

@@ -155,15 +155,16 @@ def test_without_a_generator_the_global_one_is_used() -> None:
     assert torch.equal(sample(ROW.expand(100, -1)), tokens)
 
 
-def test_temperature_zero_is_the_largest_logit() -> None:
-    def never(logits: Tensor) -> Tensor:
-        raise RuntimeError("no filter runs at temperature 0")
-
+def test_temperature_zero_is_the_largest_logit_that_the_filters_keep() -> None:
     logits = torch.randn(9, 31, generator=torch.Generator().manual_seed(8)).bfloat16()
     generator = torch.Generator().manual_seed(9)
     state = generator.get_state()
-    assert torch.equal(sample(logits, 0, [never], generator), logits.argmax(-1))
+    assert torch.equal(sample(logits, 0, generator=generator), logits.argmax(-1))
     assert torch.equal(generator.get_state(), state)
+    second = logits.float().topk(2).indices[:, 1]
+    without = [lambda x: x.scatter(1, x.argmax(-1, keepdim=True), -INF)]
+    assert torch.equal(sample(logits, 0, without), second)
+    assert torch.equal(sample(logits.float(), 1e-30, without), second)  # the limit of the draw
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-30])

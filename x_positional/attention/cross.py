@@ -12,7 +12,7 @@ from torch import Tensor
 from x_positional.attention import masks
 from x_positional.attention.backends import Backend, Choice, Prepared
 from x_positional.attention.cache import CachePass, CrossContext, KVCache
-from x_positional.attention.inputs import prepare_tokens
+from x_positional.attention.inputs import as_tensor, check_finite, check_mask, check_positions, prepare_tokens
 from x_positional.attention.plan import CrossPlan
 from x_positional.attention.tokens import TokenLayout
 from x_positional.errors import InputError, PositionError
@@ -81,7 +81,7 @@ def resolve_context(
 
 def _refuse_another(given: ContextInputs, seen: CrossContext) -> None:
     """Raises InputError where the context differs from the one whose keys the cache holds."""
-    pairs = (
+    pairs: tuple[tuple[str, Any, Tensor | None], ...] = (
         ("context", given.context, seen.context),
         ("context_mask", given.mask, seen.mask),
         ("context_positions", given.positions, seen.positions),
@@ -89,6 +89,7 @@ def _refuse_another(given: ContextInputs, seen: CrossContext) -> None:
     for name, new, old in pairs:
         if new is None or new is old:
             continue
+        new = as_tensor(new, name)
         if old is None or new.shape != old.shape or not torch.equal(new, old):
             raise InputError(
                 f"this cache already holds the keys of a different {name}; they are computed once. Pass the same {name}, leave it "
@@ -138,6 +139,9 @@ def _new_context(batch: int, width: int, given: ContextInputs, schemes: list[Pos
     context = given.context
     if context is None:
         raise InputError(f"this stack has cross-attention: pass context=[batch, tokens, dim={width}].")
+    if not isinstance(context, Tensor) or not context.is_floating_point():
+        got = context.dtype if isinstance(context, Tensor) else type(context).__name__
+        raise InputError(f"context must be a float tensor [batch, tokens, dim={width}]; got {got}.")
     if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != width or not context.shape[1]:
         raise InputError(
             f"context must have shape [batch={batch}, tokens, dim={width}], with at least one token; got "
@@ -149,8 +153,13 @@ def _new_context(batch: int, width: int, given: ContextInputs, schemes: list[Pos
             f"context_positions were given, but {'; '.join(reasons)}. Leave context_positions out, or use rope, alibi or "
             "dynamic."
         )
-    tokens = prepare_tokens(batch, context.shape[1], context.device, given.mask, given.positions)
-    return CrossContext(tokens, rotated, context, given.mask, given.positions)
+    positions = None if given.positions is None else as_tensor(given.positions, "context_positions")
+    if positions is not None:
+        check_finite(check_positions(positions, batch, context.shape[1], "context_positions"), "context_positions")
+    mask = None if given.mask is None else check_mask(given.mask, batch, context.shape[1], "context_mask")
+    # checked: a context may be empty
+    tokens = prepare_tokens(batch, context.shape[1], context.device, mask, positions, checked=True)
+    return CrossContext(tokens, rotated, context, mask, positions)
 
 
 def _no_context_positions(scheme: PositionScheme) -> str | None:

@@ -3,7 +3,8 @@
 B batch, T tokens, A position axes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import torch
@@ -18,24 +19,92 @@ from x_positional.schemes.base import NO_TOKEN, PositionScheme
 SeqLens: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | Tensor
 """Lengths of the documents in a packed row: one list for all rows, or one list a row."""
 
+INTEGERS = frozenset(
+    (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
+)
 
-def _check_mask(mask: Tensor, batch: int, length: int, name: str = "mask") -> None:
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """A dense tensor as it is; lists and numpy arrays of numbers become one. Raises InputError."""
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_nested:
+            raise InputError(f"{name} must be a dense tensor; got layout {value.layout}. Use {name}.to_dense().")
+        return value
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError, IndexError) as error:
+        raise InputError(
+            f"{name} must be a tensor, a numpy array or a list of numbers whose rows are equally long; got "
+            f"{type(value).__name__}: {error}"
+        ) from None
+
+
+def read_value(flag: Tensor) -> bool | None:
+    """The value of a flag [], which forces a device sync; None where it has none yet: under torch.compile, in a batch of
+    torch.func.vmap, on the meta device."""
+    if torch.compiler.is_compiling() or flag.is_meta:
+        return None
+    try:
+        return bool(flag)
+    except RuntimeError:  # torch has no public way to ask whether a tensor is a batch of vmap, or a fake one
+        return None
+
+
+def read_bounds(values: Tensor) -> tuple[int, int] | None:
+    """The smallest and the largest value as integers, which forces a device sync; None as in `read_value`."""
+    if torch.compiler.is_compiling() or values.is_meta:
+        return None
+    try:
+        low, high = values.long().aminmax()
+        return int(low), int(high)
+    except RuntimeError:  # as in `read_value`
+        return None
+
+
+def check_floats(x: Any, width: int, expected: str) -> None:
+    """Raises InputError unless x is a float tensor [B T width]. expected: the same in words."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"expected {expected}; got {type(x).__name__}.")
+    if x.ndim != 3 or x.shape[-1] != width or not x.is_floating_point() or 0 in x.shape:
+        raise InputError(f"expected {expected}; got {list(x.shape)} of {x.dtype}.")
+
+
+def check_cache(cache: Any) -> None:
+    """Raises InputError for what is no cache."""
+    if not isinstance(cache, KVCache):
+        raise InputError(f"cache={cache!r} must be a cache from this model's new_cache(batch_size).")
+
+
+def check_mask(mask: Any, batch: int, length: int, name: str = "mask") -> Tensor:
+    """[B T] bool. Raises InputError."""
+    mask = as_tensor(mask, name)
     if mask.dtype != torch.bool:
         raise InputError(f"{name} must be bool, True = keep; got {mask.dtype}. Use {name}.bool().")
     if mask.shape != (batch, length):
         raise InputError(f"{name} must have shape [batch, tokens] = [{batch}, {length}]; got {list(mask.shape)}.")
+    return mask
 
 
-def check_positions(positions: Tensor, batch: int, length: int, name: str = "positions") -> Tensor:
+def check_shows_a_token(mask: Tensor, what: str = "mask hides") -> None:
+    """Raises InputError for a mask that is False everywhere. Forces a device sync."""
+    if read_value(mask.any()) is False:
+        raise InputError(
+            f"{what} every token of the batch, so there is nothing to compute. Leave this batch out. True = keep: invert a "
+            "mask that is True at padding, with ~mask."
+        )
+
+
+def check_positions(positions: Any, batch: int, length: int, name: str = "positions") -> Tensor:
     """[T], [B T] or [B T A] -> [B|1 T] or [B|1 T A]."""
-    if positions.dtype == torch.bool or positions.is_complex():
+    positions = as_tensor(positions, name)
+    if positions.dtype not in INTEGERS and not positions.is_floating_point():
         raise InputError(f"{name} must be integers or floats; got {positions.dtype}.")
     if positions.ndim == 1:
         positions = positions[None]
     if positions.ndim == 3 and positions.shape[-1] == 1:
         positions = positions[..., 0]
     fits = positions.ndim in (2, 3) and positions.shape[0] in (1, batch) and positions.shape[1] == length
-    if not fits:
+    if not fits or 0 in positions.shape:
         raise InputError(
             f"{name} must have shape [tokens], [batch, tokens] or [batch, tokens, axes] with batch={batch} and "
             f"tokens={length}; got {list(positions.shape)}."
@@ -43,9 +112,20 @@ def check_positions(positions: Tensor, batch: int, length: int, name: str = "pos
     return positions if positions.is_floating_point() else positions.long()
 
 
-def check_documents(documents: Tensor, batch: int, length: int) -> Tensor:
+def check_finite(positions: Tensor, name: str = "positions") -> None:
+    """Raises InputError for floats that are NaN or infinite. Forces a device sync for floats, and none for integers."""
+    if positions.is_floating_point() and read_value(positions.isfinite().all()) is False:
+        place = positions.isfinite().logical_not().nonzero()[0].tolist()
+        raise InputError(
+            f"{name}{place} is {float(positions[tuple(place)])}, but a position must be a finite number. Give a token that "
+            "has none a position from its neighbours, or leave it out with mask=."
+        )
+
+
+def check_documents(documents: Any, batch: int, length: int) -> Tensor:
     """[T] or [B T] integers -> [B T]. Raises InputError."""
-    if documents.is_floating_point() or documents.dtype == torch.bool:
+    documents = as_tensor(documents, "document_ids")
+    if documents.dtype not in INTEGERS:
         raise InputError(f"document_ids must be integers, one per token; got {documents.dtype}.")
     if documents.ndim == 1:
         documents = documents[None].expand(batch, -1)
@@ -56,21 +136,21 @@ def check_documents(documents: Tensor, batch: int, length: int) -> Tensor:
     return documents.long()
 
 
-def packed_documents(document_ids: Tensor | None, seq_lens: SeqLens | None, batch: int, length: int) -> Tensor | None:
+def packed_documents(document_ids: Any, seq_lens: SeqLens | None, batch: int, length: int) -> Tensor | None:
     """document_ids [B T] or [T] as they are, or made from `seq_lens`, the lengths of the documents of each row, which add up
     to T. None where neither was given. Raises InputError."""
     if seq_lens is None:
         return document_ids
     if document_ids is not None:
         raise InputError("document_ids and seq_lens both specify where documents end. Pass one of them.")
-    given: Any = seq_lens.tolist() if isinstance(seq_lens, Tensor) else seq_lens
-    of_each = len(given) > 0 and isinstance(given[0], Sequence)
-    rows: list[list[Any]] = [list(row) for row in given] if of_each else [list(given)] * batch
+    rows = _rows_of_lengths(seq_lens, batch)
     for row in rows:
-        if any(not isinstance(n, int) or n < 1 for n in row) or sum(row) != length:
+        if any(isinstance(n, bool) or not isinstance(n, Integral) or n < 1 for n in row):
+            raise InputError(f"seq_lens must be positive integers; got {row}.")
+        if sum(row) != length:
             raise InputError(
-                f"seq_lens must be positive integers that add up to the {length} tokens of a row; {row} adds up to {sum(row)}. "
-                "Count padding at the end as a document of its own, and pass mask=."
+                f"seq_lens must be positive integers that add up to the {length} tokens of a row; {row} adds up to "
+                f"{sum(row)}. Count padding at the end as a document of its own, and pass mask=."
             )
     if len(rows) != batch:
         raise InputError(
@@ -79,12 +159,26 @@ def packed_documents(document_ids: Tensor | None, seq_lens: SeqLens | None, batc
     return torch.tensor([[number for number, n in enumerate(row) for _ in range(n)] for row in rows])
 
 
-def token_mask(batch: int, length: int, mask: Tensor | None, positions: Tensor | None) -> Tensor | None:
+def _rows_of_lengths(seq_lens: Any, batch: int) -> list[list[Any]]:
+    """The lengths of each row, whatever they are."""
+    given = seq_lens.tolist() if isinstance(seq_lens, Tensor) else seq_lens
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping):
+        given = [list(row) if isinstance(row, Iterable) and not isinstance(row, str) else row for row in given]
+        nested = [isinstance(row, list) for row in given]
+        if given and all(nested):
+            return given
+        if not any(nested):
+            return [given] * batch
+    raise InputError(f"seq_lens must be one list of lengths for all rows, or one list a row; got {seq_lens!r}.")
+
+
+def token_mask(batch: int, length: int, mask: Any, positions: Any) -> Tensor | None:
     """[B T] bool, False where there is no token; None where every slot holds one. Raises InputError."""
     if mask is not None:
-        _check_mask(mask, batch, length)
-        return mask
-    return None if positions is None else _mask_of_positions(check_positions(positions, batch, length), None, batch)
+        return check_mask(mask, batch, length)
+    return (
+        None if positions is None else _mask_of_positions(check_positions(positions, batch, length), None, batch, True)
+    )
 
 
 def prepare_tokens(
@@ -95,6 +189,8 @@ def prepare_tokens(
     positions: Tensor | None = None,
     document_ids: Tensor | None = None,
     cache: KVCache | None = None,
+    *,
+    checked: bool = False,
 ) -> TokenLayout:
     """The layout of the new tokens, which follow those already in `cache`.
 
@@ -107,17 +203,25 @@ def prepare_tokens(
             from the largest one so far, of any axis, plus one, on every axis.
         document_ids: [T] or [B T]; positions restart at each document unless given.
         cache: read, not changed.
+        checked: the caller guarantees that float positions are finite, and that the mask shows a token.
 
     Raises:
         InputError.
     """
     if mask is not None:
-        _check_mask(mask, batch, length)
-        if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
-            mask = None  # nothing is padded: keep the fast path
+        mask = check_mask(mask, batch, length)
+        if mask.device.type == "cpu":
+            if read_value(mask.all()):
+                mask = None  # nothing is padded: keep the fast path
+            elif not checked and cache is None:
+                check_shows_a_token(mask)
     if positions is not None:
-        positions = check_positions(positions, batch, length).to(device)
-        mask = _mask_of_positions(positions, mask, batch)
+        positions = check_positions(positions, batch, length)
+        if not checked:
+            check_finite(positions)
+        positions = positions.to(device)
+        mask = _mask_of_positions(positions, mask, batch, checked or cache is not None)
+    mask = None if mask is None else mask.to(device)
     first = 0 if cache is None else cache.starts()
     span = length if cache is None else cache.span + length
     start = first if mask is None and isinstance(first, int) else None
@@ -153,12 +257,16 @@ def prepare_tokens(
     )
 
 
-def _mask_of_positions(positions: Tensor, mask: Tensor | None, batch: int) -> Tensor | None:
+def _mask_of_positions(positions: Tensor, mask: Tensor | None, batch: int, checked: bool) -> Tensor | None:
     if mask is not None or positions.is_floating_point() or torch.compiler.is_compiling():
         return mask
     is_token = positions != NO_TOKEN
     is_token = is_token.any(-1) if is_token.ndim == 3 else is_token
-    return None if bool(is_token.all()) else is_token.expand(batch, -1)
+    if read_value(is_token.all()):
+        return None
+    if not checked:
+        check_shows_a_token(is_token, "positions of -1 hide")
+    return is_token.expand(batch, -1)
 
 
 def following_positions(positions: Tensor, before: Tensor | None = None) -> Tensor:
@@ -245,7 +353,10 @@ def _check_limit(tokens: TokenLayout, name: str, limit: int, continuous: bool) -
     if not tokens.custom_positions and (tokens.start is not None or tokens.span <= limit):
         smallest, largest = 0, tokens.span - 1  # a bound that needs no host sync
     else:
-        smallest, largest = (int(bound) for bound in tokens.positions.aminmax())
+        bounds = read_bounds(tokens.positions)
+        if bounds is None:
+            return
+        smallest, largest = bounds
     if smallest < NO_TOKEN and not continuous:
         raise PositionError(
             f"position {smallest} is out of range: the rows of {name} start at 0. Shift the positions; -1 means no token."

@@ -44,7 +44,7 @@ class KeptTokens:
         kv_index = self.kv_index.expand(batch, -1)
         slots = self.slots[:, None, :, None].expand(batch, k.shape[1], -1, width)
         keys = k.gather(2, slots).float()  # an absent first token gathers some other slot, which is never looked up
-        moved_by = (moved.float() - q.float()).unflatten(1, (k.shape[1], -1))
+        moved_by = torch.unflatten(moved.float() - q.float(), 1, (k.shape[1], -1))
         change = torch.einsum("bgrtd,bgnd->bgrtn", moved_by, keys).flatten(1, 2) * scale
 
         def fn(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:

@@ -10,12 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from x_positional.attention.cache import KVCache
-from x_positional.attention.inputs import check_positions, following_positions, where_tokens
+from x_positional.attention.inputs import INTEGERS, as_tensor, check_positions, following_positions, where_tokens
 from x_positional.errors import CacheError, InputError
 from x_positional.generation.eval_mode import in_eval_mode
 from x_positional.generation.options import DecodeOptions
 from x_positional.generation.prompts import read_prompts
-from x_positional.generation.sampling import mark_seen, repetition_penalty, sample, seen_tokens
+from x_positional.generation.sampling import (
+    LogitsFilter,
+    LogitsGuard,
+    draw,
+    mark_seen,
+    repetition_penalty,
+    seen_tokens,
+    vocabulary_problems,
+)
 from x_positional.schemes.base import PositionScheme
 
 
@@ -63,6 +71,9 @@ class DecodeLoop:
         self.eos = _eos_ids(options.eos_token, net.num_tokens, device)
         seed = options.seed
         self.generator = options.generator if seed is None else torch.Generator(device).manual_seed(seed)
+        self.guard = LogitsGuard(device)
+        _check_filters(options.filters, net.num_tokens)
+        _check_generator(options.generator, device)
         if self.prompts.tokens.shape[1]:
             net.check_tokens(self.prompts.tokens)
         schemes = net.attn_layers.position_schemes
@@ -163,7 +174,8 @@ class DecodeLoop:
             logits = self.net.logits(x)
             if seen is not None:
                 logits = repetition_penalty(logits, seen, options.repetition_penalty)
-            token = sample(logits, options.temperature, options.filters, self.generator)
+            token, largest = draw(logits, options.temperature, options.filters, self.generator)
+            self.guard.add(largest)
             if self.eos is not None:
                 token = torch.where(self.ended, self.pad_value, token)
             if seen is not None:
@@ -175,15 +187,15 @@ class DecodeLoop:
                     self._advance(x, token)
                 raise
             last = step + 1 == options.seq_len or self._all_ended(token)
-            if last and not options.keeps_cache:
-                return
-            x = self._advance(x, token)
+            if not last or options.keeps_cache:
+                x = self._advance(x, token)
             if last:
-                return
+                break
+        self.guard.finish()
 
     def _all_ended(self, token: Tensor) -> bool:
         """Whether every row has ended with these tokens [B]. The only device sync of a step, and only with an eos."""
-        return self.eos is not None and bool((self.ended | torch.isin(token, self.eos)).all())
+        return self.eos is not None and self.guard.wait((self.ended | torch.isin(token, self.eos)).all())
 
     def _prefill(self) -> Tensor:
         """[B M] that predicts the first new token."""
@@ -258,11 +270,22 @@ def _eos_ids(eos_token: int | Sequence[int] | None, num_tokens: int, device: tor
     """The end-of-sequence ids [N] on the device. Raises InputError."""
     if eos_token is None:
         return None
-    ids, last = torch.as_tensor(eos_token).flatten(), num_tokens - 1
-    whole = not (ids.is_floating_point() or ids.dtype == torch.bool)
-    if not (whole and len(ids) and int(ids.min()) >= 0 and int(ids.max()) <= last):
+    ids, last = as_tensor(eos_token, "eos_token").flatten(), num_tokens - 1
+    if ids.dtype not in INTEGERS or not len(ids) or int(ids.long().min()) < 0 or int(ids.long().max()) > last:
         raise InputError(f"eos_token={eos_token!r} must be one or several ids from 0 to {last}.")
-    return ids.to(device)
+    return ids.long().to(device)
+
+
+def _check_filters(filters: list[LogitsFilter], num_tokens: int) -> None:
+    if problems := list(vocabulary_problems(filters, num_tokens)):
+        raise InputError("\n".join(problems))
+
+
+def _check_generator(generator: torch.Generator | None, device: torch.device) -> None:
+    if generator is not None and generator.device.type != device.type:
+        raise InputError(
+            f"generator is on {generator.device}, but the model is on {device}. Use torch.Generator({str(device)!r}), or seed=."
+        )
 
 
 def _check_length(net: LanguageModel, total: int) -> None:

@@ -15,7 +15,16 @@ from torch import Tensor
 from x_positional.attention.cache import KVCache
 from x_positional.errors import InputError
 from x_positional.generation.prompts import PromptsLike
-from x_positional.generation.sampling import NON_NEGATIVE, POSITIVE, FilterChoice, LogitsFilter, resolve_filters
+from x_positional.generation.sampling import (
+    NON_NEGATIVE,
+    POSITIVE,
+    FilterChoice,
+    LogitsFilter,
+    Range,
+    is_integer,
+    keep_the_largest,
+    resolve_filters,
+)
 
 Parameters = ParamSpec("Parameters")
 Model = TypeVar("Model")
@@ -33,7 +42,7 @@ class DecodeOptions:
         seq_len: The largest number of new tokens per row.
         eos_token: One end-of-sequence id or several. After its eos a row is filled with `pad_value`; decoding stops
             once every row has ended.
-        temperature: Divides the logits before the draw; 0 takes the most likely token.
+        temperature: Divides the logits before the draw; 0 takes the most likely token that the filters keep.
         prompt_lens: [B] the number of tokens in each row of a padded batch.
         filter_logits_fn: "top_k", "top_p", "min_p", "top_a", "typical", a function of the logits [B V], a list of these
             that is applied in order, or None.
@@ -56,7 +65,7 @@ class DecodeOptions:
     seq_len: int
     eos_token: int | Sequence[int] | None = None
     temperature: float = 1.0
-    prompt_lens: Tensor | None = None
+    prompt_lens: Tensor | Sequence[int] | None = None
     filter_logits_fn: FilterChoice | Sequence[FilterChoice] | None = "top_k"
     restrict_to_max_seq_len: bool = True
     filter_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None
@@ -70,22 +79,40 @@ class DecodeOptions:
     context_mask: Tensor | None = None
     positions: Tensor | None = None
     filters: list[LogitsFilter] = field(init=False, repr=False)
-    """The filters as functions [B V] -> [B V]."""
+    """The filters as functions [B V] -> [B V]; none where they have no effect."""
 
     def __post_init__(self) -> None:
         if problems := list(self._problems()):
             raise InputError("\n".join(problems))
-        object.__setattr__(self, "filters", resolve_filters(self.filter_logits_fn, self.filter_kwargs))
+        filters = resolve_filters(self.filter_logits_fn, self.filter_kwargs)
+        if self.temperature == 0 and keep_the_largest(filters):
+            filters = []
+        object.__setattr__(self, "filters", filters)
 
     def _problems(self) -> Iterator[str]:
-        if self.seq_len < 0:
+        if is_integer(self.seq_len) and self.seq_len < 0:
             yield f"seq_len={self.seq_len} is the number of new tokens; it cannot be negative."
-        if self.keeps_cache and not self.cache_kv:
+        else:
+            yield from Range(0, integer=True).problems("seq_len", self.seq_len)
+        yield from self._switch_problems()
+        if self.cache is not None and not isinstance(self.cache, KVCache):
+            yield f"cache={self.cache!r} must be a cache from model.new_cache(batch_size); return_cache=True returns a new one."
+        if self.keeps_cache is True and self.cache_kv is False:
             yield "cache= and return_cache=True need cache_kv=True."
         if self.seed is not None and self.generator is not None:
             yield "seed= and generator= cannot be combined: each makes the draw reproducible. Pass one."
+        if self.seed is not None and not (is_integer(self.seed) and -(2**63) <= self.seed < 2**64):
+            yield f"seed={self.seed!r} must be an integer from -2**63 to 2**64 - 1."
+        if not isinstance(self.generator, torch.Generator | None):
+            yield f"generator={self.generator!r} must be a torch.Generator. seed= takes a number."
         yield from NON_NEGATIVE.problems("temperature", self.temperature)
         yield from POSITIVE.problems("repetition_penalty", self.repetition_penalty)
+
+    def _switch_problems(self) -> Iterator[str]:
+        """Options that are True or False."""
+        for name in ("restrict_to_max_seq_len", "cache_kv"):
+            if not isinstance(value := getattr(self, name), bool):
+                yield f"{name}={value!r} must be a bool."
 
     @property
     def keeps_cache(self) -> bool:
@@ -98,6 +125,11 @@ class GenerateOptions(DecodeOptions):
     """The parameters of `generate`: those of `stream`, and `return_cache`."""
 
     return_cache: bool = False
+
+    def _switch_problems(self) -> Iterator[str]:
+        yield from super()._switch_problems()
+        if not isinstance(self.return_cache, bool):
+            yield f"return_cache={self.return_cache!r} must be a bool."
 
     @property
     def keeps_cache(self) -> bool:

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from x_positional.attention.cache import KVCache
+from x_positional.attention.inputs import INTEGERS, as_tensor
 from x_positional.errors import InputError
+from x_positional.generation.sampling import is_integer
 
-PromptsLike = Tensor | Sequence[Tensor | Sequence[int]] | None
+PromptsLike = Tensor | Sequence[int] | Sequence[Tensor | Sequence[int]] | None
 
 
 @dataclass(frozen=True)
@@ -33,33 +36,38 @@ class Prompts:
 
 def as_ids(tokens: Tensor) -> Tensor:
     """Integers of any width as int64; any other dtype unchanged, for `check_tokens` to reject."""
-    rejected = tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool
-    return tokens if rejected else tokens.long()
+    return tokens.long() if tokens.dtype in INTEGERS else tokens
 
 
-def read_prompts(
-    prompts: PromptsLike, prompt_lens: Tensor | None, cache: KVCache | None, device: torch.device
-) -> Prompts:
+def read_prompts(prompts: PromptsLike, prompt_lens: Any, cache: KVCache | None, device: torch.device) -> Prompts:
     """[T], [B T] (right-padded, with `prompt_lens` [B]), a list of ragged prompts, or None to continue from the cache.
+
+    Numpy arrays are taken like tensors, and a list of ids like [T].
 
     Raises InputError for prompts that are empty, of another shape or dtype, or that do not fit their lengths.
     """
     if prompts is None:
+        if prompt_lens is not None:
+            raise InputError("prompt_lens was given without prompts. Leave it out.")
         return _no_new_tokens(cache)
-    if not isinstance(prompts, Tensor):
+    if isinstance(prompts, list | tuple) and not prompts:
+        raise InputError("the list of prompts is empty. Give at least one prompt.")
+    if isinstance(prompts, list | tuple) and not all(is_integer(token) for token in prompts):
         return _ragged(prompts, prompt_lens, device)
-    if prompts.ndim not in (1, 2):
+    tokens = as_tensor(prompts, "prompts")
+    if tokens.ndim not in (1, 2):
         raise InputError(
-            f"prompts must be [tokens], [batch, tokens] or a list of them; these are {list(prompts.shape)}."
+            f"prompts must be [tokens], [batch, tokens] or a list of them; these are {list(tokens.shape)}."
         )
-    tokens = as_ids(torch.atleast_2d(prompts).to(device))
     if 0 in tokens.shape:
         raise InputError(
-            f"the prompt is empty (shape {list(prompts.shape)}): there is nothing to continue. "
+            f"the prompt is empty (shape {list(tokens.shape)}): there is nothing to continue. "
             "Give at least one token per row, such as a start token; prompts=None continues from a cache."
         )
-    mask = None if prompt_lens is None else _mask_of_lengths(prompt_lens, tokens)
-    return Prompts(tokens, mask, prompts.ndim == 1)
+    single = tokens.ndim == 1
+    tokens = as_ids(torch.atleast_2d(tokens).to(device))
+    mask = None if prompt_lens is None else _mask_of_lengths(as_tensor(prompt_lens, "prompt_lens"), tokens)
+    return Prompts(tokens, mask, single)
 
 
 def _no_new_tokens(cache: KVCache | None) -> Prompts:
@@ -76,10 +84,11 @@ def _no_new_tokens(cache: KVCache | None) -> Prompts:
 
 
 def _mask_of_lengths(lengths: Tensor, tokens: Tensor) -> Tensor | None:
-    if lengths.shape != (len(tokens),) or lengths.is_floating_point():
+    if lengths.shape != (len(tokens),) or lengths.dtype not in INTEGERS:
         raise InputError(
             f"prompt_lens must be {len(tokens)} integers, one per row; these are {list(lengths.shape)} of {lengths.dtype}."
         )
+    lengths = lengths.long()
     low, high = int(lengths.min()), int(lengths.max())
     if low < 1 or high > tokens.shape[1]:
         raise InputError(
@@ -93,18 +102,16 @@ def _mask(lengths: Tensor, width: int) -> Tensor | None:
     return None if bool(mask.all()) else mask
 
 
-def _ragged(prompts: Sequence[Tensor | Sequence[int]], prompt_lens: Tensor | None, device: torch.device) -> Prompts:
+def _ragged(prompts: Sequence[Tensor | Sequence[int]], prompt_lens: Any, device: torch.device) -> Prompts:
     if prompt_lens is not None:
         raise InputError(
             "prompt_lens is only for a padded tensor; a list of prompts already has lengths. Leave it out."
         )
-    rows = [torch.as_tensor(p, device=device) for p in prompts]
-    if not rows:
-        raise InputError("the list of prompts is empty. Give at least one prompt.")
+    rows = [as_tensor(p, f"prompts[{i}]").to(device) for i, p in enumerate(prompts)]
     bad = [i for i, row in enumerate(rows) if row.ndim != 1 or not len(row)]
     if bad:
         raise InputError(f"each prompt of a list must be one row of at least one token; prompts {bad} are not.")
-    floats = [i for i, row in enumerate(rows) if row.is_floating_point() or row.dtype == torch.bool]
+    floats = [i for i, row in enumerate(rows) if row.dtype not in INTEGERS]
     if floats:
         raise InputError(f"prompts must be integer ids; prompts {floats} are not.")
     lengths = torch.tensor([len(row) for row in rows], device=device)

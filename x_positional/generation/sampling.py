@@ -2,9 +2,9 @@
 
 B batch, V vocabulary, T tokens. A filter maps logits [B V] to [B V] of the same dtype: a removed token becomes -inf,
 a kept one is unchanged bit for bit, and each row keeps at least one token. Tokens tied at the edge of the kept set are
-all kept, so the result does not depend on the order of the vocabulary. Half precision is summed in float32. Nothing here
-forces a device sync, and a whole step compiles into one graph; that is why options are checked by `Range` and not by
-pydantic, whose validators would break the graph.
+all kept, so the result does not depend on the order of the vocabulary. Half precision is summed in float32. No filter and
+no draw forces a device sync, and a whole step compiles into one graph; that is why options are checked by `Range` and not
+by pydantic, whose validators would break the graph.
 """
 
 import math
@@ -14,15 +14,22 @@ from functools import partial
 from inspect import Parameter, signature
 from numbers import Integral, Real
 from types import FunctionType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeGuard, get_args
 
 import torch
 from torch import Tensor
 
-from x_positional.errors import ArgumentError, did_you_mean, listed
+from x_positional.errors import ArgumentError, SamplingError, did_you_mean, listed
 
 LogitsFilter = Callable[..., Tensor]
 FilterChoice = str | LogitsFilter
+READ_AT_ONCE = ("cpu",)
+"""Devices whose values the host reads without waiting for them."""
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether a value is an integer, of Python or of numpy, and not a bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,10 @@ class Range:
             return self.optional
         if isinstance(value, bool) or not isinstance(value, Integral if self.integer else Real):
             return False
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond every float
+            return False
         return self.low <= number <= self.high and number < math.inf and not (self.above and number == self.low)
 
     def problems(self, name: str, value: object) -> Iterator[str]:
@@ -248,34 +258,128 @@ def sample(
     """Draw one token per row from softmax(filtered / temperature): logits [B V] -> [B] int64.
 
     The filters run in order on the logits before the temperature divides them, so the kept tokens do not depend on it.
-    Apply `repetition_penalty` before this call; it then counts at temperature 0 too.
+    Apply `repetition_penalty` before this call. A row without a finite largest logit gets an arbitrary token; `draw` tells.
 
     Args:
         logits: [B V].
-        temperature: 0 takes the largest logit and runs no filter.
+        temperature: 0 takes the largest logit that the filters keep.
         filters: Functions [B V] -> [B V], as `resolve_filters` returns them.
         generator: Source of random numbers on the device of the logits; None uses torch's global one.
 
     Raises:
         ArgumentError: For a negative or infinite temperature, or a filter that changes the shape.
     """
+    return draw(logits, temperature, filters, generator)[0]
+
+
+def draw(
+    logits: Tensor,
+    temperature: float = 1.0,
+    filters: Iterable[LogitsFilter] = (),
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The tokens [B] of `sample`, and the largest filtered logit of each row [B], for `LogitsGuard`.
+
+    The largest logit is NaN where any is NaN, and -inf where the filters leave no token.
+    """
     NON_NEGATIVE.require("temperature", temperature)
-    if temperature == 0:
-        return logits.argmax(-1)
-    shape = logits.shape
     for keep in filters:
-        logits = keep(logits)
-        if logits.shape != shape:
-            raise ArgumentError(
-                f"the filter {keep!r} turned logits {list(shape)} into {list(logits.shape)}; a filter must keep the shape."
-            )
+        logits = _filtered(keep, logits)
+    if temperature == 0:
+        largest, tokens = logits.max(-1)
+        return tokens, largest
     wide = logits.to(_wide_dtype(logits))
+    largest = wide.amax(-1, keepdim=True)
     number = torch.finfo(wide.dtype)  # a temperature outside its range would round to 0 or infinity
-    weights = ((wide - wide.amax(-1, keepdim=True)) / min(max(temperature, number.tiny), number.max)).exp()
+    weights = ((wide - largest) / min(max(temperature, number.tiny), number.max)).exp()
     # Exponential race: the smallest of independent exponentials with rates w is the i-th with probability w_i / sum(w).
     # A time of exactly 0 would give a removed token 0 / 0, and argmax takes NaN for the largest.
     times = torch.empty_like(weights).exponential_(generator=generator).clamp_min_(number.tiny)
-    return (weights / times).argmax(-1)
+    return (weights / times).argmax(-1), largest[..., 0]
+
+
+def _filtered(keep: LogitsFilter, logits: Tensor) -> Tensor:
+    """Raises ArgumentError for a filter that does not return logits of the same shape."""
+    kept = keep(logits)
+    if not isinstance(kept, Tensor) or not kept.is_floating_point():
+        got = kept.dtype if isinstance(kept, Tensor) else type(kept).__name__
+        raise ArgumentError(f"the filter {keep!r} returned {got}; a filter must return the logits [batch, vocabulary].")
+    if kept.shape != logits.shape:
+        raise ArgumentError(
+            f"the filter {keep!r} turned logits {list(logits.shape)} into {list(kept.shape)}; a filter must keep the shape."
+        )
+    return kept
+
+
+class LogitsGuard:
+    """Raises SamplingError for rows from which no token can be drawn: NaN, infinite, or nothing left by the filters.
+
+    On a CPU each step is checked before its token is handed out. On other devices that would force a sync per token, so the
+    largest logits are kept there and read with `wait`, where the host waits anyway, or with `finish`, at the end.
+    """
+
+    def __init__(self, device: torch.device):
+        self._immediate = device.type in READ_AT_ONCE
+        self._unread: list[Tensor] = []
+        self._step = 0  # of the first unread one
+
+    def add(self, largest: Tensor) -> None:
+        """The largest filtered logit of each row [B] of the next step."""
+        self._unread.append(largest)
+        if self._immediate:
+            self.finish()
+
+    def wait(self, flag: Tensor) -> bool:
+        """The value of a flag [] on the device, and a check of every step so far, in a single device sync."""
+        if not self._unread:
+            return bool(flag)
+        unknown = sum((largest - largest).sum() for largest in self._unread)  # 0, or NaN
+        value = float(flag + unknown)
+        if math.isnan(value):
+            self.finish()
+        self._forget()
+        return bool(value)
+
+    def finish(self) -> None:
+        """Check every step that has not been checked. Forces a device sync if there is one."""
+        if self._unread and not bool(torch.stack(self._unread).isfinite().all()):
+            rows = torch.stack(self._unread)
+            step, row = (int(i) for i in rows.isfinite().logical_not().nonzero()[0])
+            raise SamplingError(_undrawable(float(rows[step, row]), self._step + step, row))
+        self._forget()
+
+    def _forget(self) -> None:
+        self._step += len(self._unread)
+        self._unread.clear()
+
+
+def _undrawable(largest: float, step: int, row: int) -> str:
+    """Why no token can be drawn from a row with this largest logit. step: 0 draws the first new token."""
+    place = f"row {row} at step {step}"
+    if math.isnan(largest):
+        return (
+            f"the logits of {place} contain NaN. Look for NaN in the weights or the inputs, and for overflow in float16 "
+            "(bfloat16 and float32 have a larger range)."
+        )
+    if largest > 0:
+        return f"a logit of {place} is infinite. A filter that forces a token sets all others to -inf instead."
+    return (
+        f"no token is left for {place}: after the filters every logit is -inf. Each row must keep at least one token: "
+        "loosen filter_logits_fn."
+    )
+
+
+def vocabulary_problems(filters: Iterable[LogitsFilter], num_tokens: int) -> Iterator[str]:
+    """Options of the filters that do not fit a vocabulary."""
+    for found in filters:
+        k = found.keywords.get("k") if isinstance(found, partial) and found.func is top_k else None
+        if k is not None and k > num_tokens:
+            yield f"top_k: k={k} exceeds the vocabulary of {num_tokens} tokens."
+
+
+def keep_the_largest(filters: Iterable[LogitsFilter]) -> bool:
+    """Whether the filters are known to keep the largest logit, so that they have no effect at temperature 0."""
+    return all(isinstance(found, partial) and found.func in (top_k, top_p, min_p, top_a) for found in filters)
 
 
 def resolve_filters(

@@ -4,18 +4,31 @@ B batch, T prompt tokens, N new tokens.
 """
 
 from collections.abc import Iterator
-from typing import overload
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from x_positional.attention.cache import KVCache
-from x_positional.attention.inputs import SeqLens, check_documents, packed_documents, token_mask
+from x_positional.attention.inputs import (
+    INTEGERS,
+    SeqLens,
+    as_tensor,
+    check_documents,
+    check_finite,
+    check_positions,
+    check_shows_a_token,
+    packed_documents,
+    read_bounds,
+    token_mask,
+)
+from x_positional.config.models import ModelConfig
 from x_positional.errors import InputError
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.options import DecodeOptions, GenerateAndReturnCache, GenerateOptions, parameters_of
 from x_positional.generation.prompts import as_ids
+from x_positional.generation.sampling import is_integer
 from x_positional.models.language import TransformerWrapper
 
 
@@ -30,19 +43,22 @@ class AutoregressiveWrapper(nn.Module):
 
     def __init__(self, net: TransformerWrapper, ignore_index: int = -100, pad_value: int = 0):
         super().__init__()
-        if net.config.layers.kind != "decoder":
+        config = _config_of(net)
+        if config.layers.kind != "decoder":
             raise InputError(
                 "AutoregressiveWrapper predicts each token from those before it, but layers of kind "
-                f"{net.config.layers.kind!r} attend to all tokens. Use a Decoder."
+                f"{config.layers.kind!r} attend to all tokens. Use a Decoder."
             )
-        if net.config.logits_dim not in (None, net.num_tokens):
+        if config.logits_dim not in (None, net.num_tokens):
             raise InputError(
-                f"logits_dim={net.config.logits_dim} differs from num_tokens={net.num_tokens}: a language model needs one "
+                f"logits_dim={config.logits_dim} differs from num_tokens={net.num_tokens}: a language model needs one "
                 "logit per token. Leave logits_dim out."
             )
-        if not 0 <= pad_value < net.num_tokens:
+        if not is_integer(ignore_index):
+            raise InputError(f"ignore_index={ignore_index!r} must be an integer.")
+        if not is_integer(pad_value) or not 0 <= pad_value < net.num_tokens:
             raise InputError(
-                f"pad_value={pad_value} is fed to the model, so it must be from 0 to {net.num_tokens - 1}."
+                f"pad_value={pad_value!r} is fed to the model, so it must be from 0 to {net.num_tokens - 1}."
             )
         self.net, self.ignore_index, self.pad_value = net, ignore_index, pad_value
 
@@ -53,50 +69,91 @@ class AutoregressiveWrapper(nn.Module):
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
         *,
+        labels: Tensor | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         seq_lens: SeqLens | None = None,
     ) -> Tensor:
         """Mean cross entropy (nats) of tokens 1 .. T-1, each predicted from those before it.
 
-        Padding, the token after left padding, ignore_index and the first token of a packed document are not targets.
+        Padding, the token after left padding, ignore_index and the first token of a packed document are not targets. Without
+        any target the loss is 0, and so is its gradient.
 
         Args:
             tokens: [B T] ids, T at least 2.
             mask: [B T] bool, True = keep.
             positions: [B T] or [B T A], -1 for no token.
             document_ids: [B T], the document that each token of a packed row belongs to.
+            labels: [B T] the target of each place, ignore_index for a token that is read but is no target, such as the prompt
+                in instruction tuning. They align with tokens and are shifted here, as in transformers. Defaults to tokens.
             context: [B S M] for cross-attention.
             context_mask: [B S] bool, True = keep.
             seq_lens: The lengths of packed documents, in place of `document_ids`.
 
         Raises:
-            InputError: For fewer than two tokens, and for ids, masks, positions or documents that do not fit.
+            InputError: For fewer than two tokens, a mask that hides all of them, and ids, labels, masks, positions or
+                documents that do not fit.
         """
+        tokens = as_ids(self.net.as_ids(tokens))
         if tokens.ndim != 2 or tokens.shape[1] < 2:
             raise InputError(f"a loss needs [batch, tokens] with at least two tokens; got {list(tokens.shape)}.")
-        tokens = as_ids(tokens)
+        batch, length = tokens.shape
         ids = tokens.masked_fill(tokens == self.ignore_index, self.pad_value)
         self.net.check_tokens(ids)
-        (batch, length), targets = tokens.shape, tokens[:, 1:]
+        positions = None if positions is None else check_positions(positions, batch, length)
+        if positions is not None:
+            check_finite(positions)
         present = token_mask(batch, length, mask, positions)
         if present is not None:
-            targets = torch.where(present[:, 1:] & present[:, :-1], targets, self.ignore_index)
-        document_ids = packed_documents(document_ids, seq_lens, batch, length)
-        if document_ids is not None:
-            document_ids = document_ids.to(tokens.device)
-            documents = check_documents(document_ids, batch, length)
-            targets = torch.where(documents[:, 1:] == documents[:, :-1], targets, self.ignore_index)
+            check_shows_a_token(present)
+        documents = packed_documents(document_ids, seq_lens, batch, length)
+        if documents is not None:
+            documents = check_documents(documents, batch, length).to(tokens.device)
         logits = self.net(
             ids[:, :-1],
-            mask=_but_last(mask),
-            positions=_positions_but_last(positions, length),
-            document_ids=_but_last(document_ids),
+            mask=None if mask is None or present is None else present[:, :-1],
+            positions=None if positions is None else positions[:, :-1],
+            document_ids=None if documents is None else documents[:, :-1],
             context=context,
             context_mask=context_mask,
             checked=True,
         )
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=self.ignore_index)
+        return self._loss(logits, self._targets(tokens, labels, present, documents))
+
+    def _targets(self, tokens: Tensor, labels: Any, present: Tensor | None, documents: Tensor | None) -> Tensor:
+        """[B T] -> [B T-1] targets, ignore_index where there is none. Raises InputError."""
+        targets = (tokens if labels is None else self._checked_labels(labels, tokens))[:, 1:]
+        if present is not None:
+            present = present.to(tokens.device)
+            targets = torch.where(present[:, 1:] & present[:, :-1], targets, self.ignore_index)
+        if documents is not None:
+            targets = torch.where(documents[:, 1:] == documents[:, :-1], targets, self.ignore_index)
+        return targets
+
+    def _checked_labels(self, labels: Any, tokens: Tensor) -> Tensor:
+        """[B T] int64. Raises InputError."""
+        labels = as_tensor(labels, "labels").to(tokens.device)
+        if labels.shape != tokens.shape or labels.dtype not in INTEGERS:
+            raise InputError(
+                f"labels must be integers of shape {list(tokens.shape)}, that of tokens; got {labels.dtype} of shape "
+                f"{list(labels.shape)}. They are shifted here: pass the tokens, with {self.ignore_index} where there is no target."
+            )
+        labels = labels.long()
+        low, high = read_bounds(labels.masked_fill(labels == self.ignore_index, 0)) or (0, 0)
+        if low < 0 or high >= self.net.num_tokens:
+            raise InputError(
+                f"label {low if low < 0 else high} is outside 0..{self.net.num_tokens - 1} (num_tokens={self.net.num_tokens}). "
+                f"Where there is no target, pass ignore_index={self.ignore_index}."
+            )
+        return labels
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Logits [B T-1 V], targets [B T-1] -> the mean cross entropy of the targets; 0 without any, at no device sync."""
+        targets = targets.flatten()
+        found = (targets != self.ignore_index).any()
+        some = torch.where(found, targets[:1], 0 if self.ignore_index else 1)  # the mean of nothing is NaN
+        loss = F.cross_entropy(logits.flatten(0, 1), torch.cat([some, targets[1:]]), ignore_index=self.ignore_index)
+        return loss * found
 
     @overload
     @parameters_of(GenerateAndReturnCache)
@@ -130,12 +187,17 @@ class AutoregressiveWrapper(nn.Module):
         return DecodeLoop(self.net, options, self.pad_value).stream()
 
 
-def _but_last(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x[..., :-1]
-
-
-def _positions_but_last(positions: Tensor | None, length: int) -> Tensor | None:
-    if positions is None:
-        return None
-    tokens_axis = 0 if positions.ndim == 1 else 1
-    return positions.narrow(tokens_axis, 0, length - 1)
+def _config_of(net: Any) -> ModelConfig:
+    """The config of a language model. Raises InputError for anything else."""
+    config = getattr(net, "config", None)
+    if not isinstance(config, ModelConfig):
+        reason = "" if not isinstance(net, nn.Module) else ", which has no logits of a vocabulary"
+        raise InputError(
+            f"AutoregressiveWrapper needs a TransformerWrapper; got {type(net).__name__}{reason}. For continuous outputs "
+            "compute a loss of your own, as in F.mse_loss(net(x[:, :-1]), x[:, 1:])."
+        )
+    if not net.has_head:
+        raise InputError(
+            f"AutoregressiveWrapper needs logits, but {type(net).__name__} has none. Use a TransformerWrapper."
+        )
+    return config

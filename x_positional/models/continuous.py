@@ -12,13 +12,12 @@ from typing_extensions import Self
 
 from x_positional.attention.cache import KVCache
 from x_positional.attention.cross import ContextInputs
-from x_positional.attention.inputs import SeqLens
+from x_positional.attention.inputs import SeqLens, check_floats
 from x_positional.config.flags import continuous_from_flags
 from x_positional.config.models import ContinuousConfig
 from x_positional.config.validate import model_report, require
-from x_positional.errors import InputError
 from x_positional.models.describe import describe
-from x_positional.models.stacks import ConfiguredLayers, layers_of_model
+from x_positional.models.stacks import ConfiguredLayers, config_of, layers_of_model
 from x_positional.modules.caching import CachingModule
 from x_positional.modules.norms import Norm
 
@@ -47,7 +46,7 @@ class ContinuousTransformerWrapper(CachingModule):
         **flags: Any,
     ):
         given = {"max_seq_len": max_seq_len, "dim_in": dim_in, "dim_out": dim_out, **flags}
-        fields = continuous_from_flags({**given, "attn_layers": attn_layers.config})
+        fields = continuous_from_flags({**given, "attn_layers": config_of(attn_layers, "ContinuousTransformerWrapper")})
         self._build(ContinuousConfig.model_validate(fields), attn_layers)
 
     @classmethod
@@ -105,8 +104,7 @@ class ContinuousTransformerWrapper(CachingModule):
     ) -> Tensor:
         """Floats [B T I] -> [B T O], or hidden states [B T M] with return_embeddings. The rest is as in
         `TransformerWrapper.forward`."""
-        if x.ndim != 3 or x.shape[-1] != self.dim_in or not x.is_floating_point():
-            raise InputError(f"expected floats [batch, tokens, {self.dim_in}]; got {list(x.shape)} of {x.dtype}.")
+        check_floats(x, self.dim_in, f"floats [batch, tokens, {self.dim_in}]")
         layers = self.attn_layers
         layout = layers.layout(
             x.shape[0],

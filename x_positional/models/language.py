@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from x_positional.attention.cache import KVCache
 from x_positional.attention.cross import ContextInputs
-from x_positional.attention.inputs import SeqLens
+from x_positional.attention.inputs import INTEGERS, SeqLens, as_tensor, check_shows_a_token, read_bounds
 from x_positional.attention.tokens import TokenLayout
 from x_positional.config.flags import model_from_flags
 from x_positional.config.layers import NormConfig
@@ -23,7 +23,7 @@ from x_positional.errors import InputError
 from x_positional.models.build import build_norm
 from x_positional.models.describe import describe
 from x_positional.models.saving import Saveable
-from x_positional.models.stacks import ConfiguredLayers, layers_of_model
+from x_positional.models.stacks import ConfiguredLayers, config_of, layers_of_model
 from x_positional.modules.caching import CachingModule
 from x_positional.modules.feedforward import ACTIVATIONS, ActivationKind
 from x_positional.modules.norms import Norm
@@ -62,7 +62,9 @@ class TransformerWrapper(CachingModule, Saveable):
     has_head: ClassVar[bool] = True
 
     def __init__(self, *, num_tokens: int, max_seq_len: int, attn_layers: ConfiguredLayers, **flags: Any):
-        fields = model_from_flags(num_tokens, max_seq_len, {**flags, "attn_layers": attn_layers.config})
+        fields = model_from_flags(
+            num_tokens, max_seq_len, {**flags, "attn_layers": config_of(attn_layers, type(self).__name__)}
+        )
         self._build(ModelConfig.model_validate(fields), attn_layers)
 
     @classmethod
@@ -130,9 +132,14 @@ class TransformerWrapper(CachingModule, Saveable):
         """A summary: which schemes apply where, which backend runs and why, dtype, parameters, trained length."""
         return describe(self, self.config)
 
+    def as_ids(self, tokens: Any) -> Tensor:
+        """Tokens as they are; lists and numpy arrays as a tensor on the model's device. Raises InputError."""
+        ids = as_tensor(tokens, "tokens")
+        return ids if ids is tokens else ids.to(next(self.parameters()).device)
+
     def check_tokens(self, tokens: Tensor) -> None:
         """Raises InputError unless ids are integers of shape [B T] in [0, num_tokens). Forces a device sync."""
-        if tokens.is_floating_point() or tokens.dtype == torch.bool or tokens.is_complex():
+        if tokens.dtype not in INTEGERS:
             raise InputError(
                 f"tokens must be integer ids; got {tokens.dtype}. Use tokens.long() if they are whole numbers."
             )
@@ -140,9 +147,10 @@ class TransformerWrapper(CachingModule, Saveable):
             raise InputError(
                 f"tokens must have shape [batch, tokens], neither of them empty; got {list(tokens.shape)}."
             )
-        if torch.compiler.is_compiling():
+        bounds = read_bounds(tokens)
+        if bounds is None:
             return
-        low, high = (int(v) for v in tokens.aminmax())
+        low, high = bounds
         if low < 0 or high >= self.num_tokens:
             bad = low if low < 0 else high
             raise InputError(
@@ -178,15 +186,19 @@ class TransformerWrapper(CachingModule, Saveable):
             context: [B S C], for layers with cross-attention.
             context_mask: [B S] bool, True = keep.
             context_positions: [B S], to apply positions in cross-attention too.
-            checked: skip the check of the ids, which forces a device sync; the caller guarantees them.
+            checked: skip the checks that force a device sync; the caller guarantees that ids are in range, float positions
+                finite, and that the mask shows a token.
             seq_lens: the lengths of the documents, in place of document_ids: one list for all rows, or one a row.
             token_types: [B T], the type of each token; 0 where none are given.
 
         Raises:
             InputError, PositionError, CacheError: before any kernel runs.
         """
+        tokens = self.as_ids(tokens)
         if not checked:
             self.check_tokens(tokens)
+            if mask is not None and cache is None:
+                check_shows_a_token(as_tensor(mask, "mask"))
         layers = self.attn_layers
         layout = layers.layout(
             tokens.shape[0],
@@ -198,6 +210,7 @@ class TransformerWrapper(CachingModule, Saveable):
             seq_lens=seq_lens,
             cache=cache,
             around=self,
+            checked=checked,
         )
         x = self._embed(tokens, token_types, layout)
         x = layers.run(x, layout, cache, ContextInputs(context, context_mask, context_positions))
@@ -231,13 +244,13 @@ class TransformerWrapper(CachingModule, Saveable):
             return x
         if types is None:
             return x + emb(torch.zeros(1, 1, dtype=torch.long, device=x.device))
-        whole = not (types.is_floating_point() or types.dtype == torch.bool)
-        low, high = (0, 0) if torch.compiler.is_compiling() else (int(types.min()), int(types.max()))
-        if types.shape != x.shape[:2] or not whole or low < 0 or high >= self.token_types:
-            raise InputError(
-                f"token_types must be integers from 0 to {self.token_types - 1} of shape {list(x.shape[:2])}; got "
-                f"{types.dtype} of shape {list(types.shape)}, from {low} to {high}."
-            )
+        types = as_tensor(types, "token_types").to(x.device)
+        needed = f"token_types must be integers from 0 to {self.token_types - 1} of shape {list(x.shape[:2])}; got "
+        if types.shape != x.shape[:2] or types.dtype not in INTEGERS:
+            raise InputError(f"{needed}{types.dtype} of shape {list(types.shape)}.")
+        low, high = read_bounds(types) or (0, 0)
+        if low < 0 or high >= self.token_types:
+            raise InputError(f"{needed}{low} to {high}.")
         return x + emb(types.long())
 
     def _tied_matrix(self, device: torch.device) -> Tensor:

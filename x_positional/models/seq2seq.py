@@ -72,7 +72,13 @@ class XTransformer(Saveable):
             )
 
     def forward(
-        self, src: Tensor, tgt: Tensor, mask: Tensor | None = None, *, tgt_mask: Tensor | None = None
+        self,
+        src: Tensor,
+        tgt: Tensor,
+        mask: Tensor | None = None,
+        *,
+        tgt_mask: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         """Source ids [B S], target ids [B T] -> mean cross entropy (nats) of target tokens 1 .. T-1.
 
@@ -81,9 +87,10 @@ class XTransformer(Saveable):
             tgt: [B T] target ids.
             mask: [B S] bool, True = keep.
             tgt_mask: [B T] bool, True = keep; padding is not a target.
+            labels: [B T] the targets where they differ from tgt, as in `AutoregressiveWrapper.forward`.
         """
         self._check_shared_embedding()
-        return self.decoder(tgt, mask=tgt_mask, context=self.encoder(src, mask=mask), context_mask=mask)
+        return self.decoder(tgt, mask=tgt_mask, labels=labels, context=self.encoder(src, mask=mask), context_mask=mask)
 
     def logits(self, src: Tensor, tgt: Tensor, mask: Tensor | None = None, *, tgt_mask: Tensor | None = None) -> Tensor:
         """Source ids [B S], target ids [B T] -> logits [B T V], each predicting the next target token.

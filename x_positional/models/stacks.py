@@ -8,7 +8,7 @@ from typing_extensions import Self
 from x_positional.config.flags import layers_from_flags
 from x_positional.config.layers import LayersConfig, LayersKind
 from x_positional.config.validate import layers_report, require
-from x_positional.errors import PositionError
+from x_positional.errors import FlagError, PositionError
 from x_positional.models.build import build_blocks, build_cross, build_final_norm, build_kinds, positions_of
 from x_positional.modules.stack import AttentionLayers
 from x_positional.schemes.base import Dims
@@ -77,6 +77,16 @@ class ConfiguredLayers(AttentionLayers):
     def _require_schemes(self) -> None:
         if not self.has_schemes:
             raise PositionError(missing_length(self.config) or "this stack was built without its position schemes.")
+
+
+def config_of(attn_layers: Any, model: str) -> LayersConfig:
+    """The config of the layers given to a model. Raises FlagError for what are no layers."""
+    if isinstance(attn_layers, ConfiguredLayers):
+        return attn_layers.config
+    problem = f"attn_layers must be an Encoder, Decoder or CrossAttender; got {type(attn_layers).__name__}."
+    if isinstance(attn_layers, Mapping):
+        problem += f" Build one from the fields, as in Decoder(**fields), or use {model}.from_config."
+    raise FlagError(model, [problem])
 
 
 def layers_of_model(

@@ -16,7 +16,7 @@ from x_positional.config.validate.rules_vision import position_axes
 from x_positional.config.vision import VisionConfig
 from x_positional.models.describe import describe_image
 from x_positional.models.saving import Saveable
-from x_positional.models.stacks import ConfiguredLayers, layers_of_model
+from x_positional.models.stacks import ConfiguredLayers, config_of, layers_of_model
 from x_positional.modules.norms import Norm
 from x_positional.modules.patches import INIT_STD, PatchEmbedding, PatchTable, patch_positions
 
@@ -64,7 +64,7 @@ class ViTransformerWrapper(Saveable):
         **flags: Any,
     ):
         own = {"image_size": image_size, "patch_size": patch_size, "channels": channels, "num_classes": num_classes}
-        fields = vision_from_flags({**own, **flags, "attn_layers": attn_layers.config})
+        fields = vision_from_flags({**own, **flags, "attn_layers": config_of(attn_layers, "ViTransformerWrapper")})
         self._build(VisionConfig.model_validate(fields), attn_layers)
 
     @classmethod

@@ -85,7 +85,7 @@ class Heads(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """[B T H*D] -> [B H T D]."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return torch.unflatten(x, -1, (-1, self.head_dim)).transpose(1, 2)
 
     def join(self, x: Tensor) -> Tensor:
         """[B H T D] -> [B T M]."""

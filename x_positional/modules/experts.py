@@ -100,7 +100,7 @@ class Router(nn.Module):
 
     def _in_groups(self, merit: Tensor) -> Tensor:
         """[N E] -> [N E]: -inf outside the best groups, ranked by the sum of their two best scores."""
-        grouped = merit.unflatten(-1, (self.groups, -1))
+        grouped = torch.unflatten(merit, -1, (self.groups, -1))
         best = grouped.topk(2, dim=-1).values.sum(-1).topk(self.top_groups, dim=-1).indices
         kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, True)
         return grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
@@ -218,5 +218,5 @@ class MixtureOfExperts(nn.Module):
         rows = x.unsqueeze(1).expand(-1, K, -1)
         if self.weigh == "input":
             rows = rows * weights[..., None]
-        out = self.experts(rows.flatten(0, 1), experts.flatten()).unflatten(0, (N, K))
+        out = torch.unflatten(self.experts(rows.flatten(0, 1), experts.flatten()), 0, (N, K))
         return out.sum(1) if self.weigh == "input" else (weights.unsqueeze(1) @ out).squeeze(1)

@@ -114,7 +114,7 @@ class LatentAttention(Heads):
         weight = plain_weight(self.to_kv)
         if weight is None:
             return None
-        return FromLatent(*weight.unflatten(0, (self.heads, -1)).split([self.key_dim, self.value_dim], dim=1))
+        return FromLatent(*torch.unflatten(weight, 0, (self.heads, -1)).split([self.key_dim, self.value_dim], dim=1))
 
     def _in_space(self, q: Tensor, absorbed: FromLatent | None) -> Tensor:
         """[B H T D] -> the same, or [B H T R+C] in the latent space."""
@@ -125,6 +125,6 @@ class LatentAttention(Heads):
 
     def _of_heads(self, key: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
         """[B 1 S R], [B 1 S C] -> keys [B H S D] and values [B H S E]."""
-        expanded = self.to_kv(latent[:, 0]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        expanded = torch.unflatten(self.to_kv(latent[:, 0]), -1, (self.heads, -1)).transpose(1, 2)
         plain, values = expanded.split([self.key_dim, self.value_dim], dim=-1)
         return torch.cat([key.expand(-1, self.heads, -1, -1), plain], dim=-1), values

@@ -67,6 +67,11 @@ class PatchEmbedding(nn.Module):
 
     def grid(self, pixel_values: Tensor) -> tuple[int, int]:
         """Rows and columns of patches. Raises InputError where the image cannot be cut into them."""
+        if not isinstance(pixel_values, Tensor):
+            raise InputError(
+                f"pixel_values must be one float tensor [batch, channels={self.channels}, height, width]; got "
+                f"{type(pixel_values).__name__}. Stack images of one size with torch.stack(images)."
+            )
         if not pixel_values.is_floating_point():
             raise InputError(
                 f"pixel_values must be floats; got {pixel_values.dtype}. For bytes use pixel_values.float() / 255."
@@ -128,7 +133,7 @@ class PatchTable(nn.Module):
 
     def forward(self, grid: tuple[int, int]) -> Tensor:
         """[T M] for the patches of a grid, in raster order."""
-        table = self.table[1:].unflatten(0, self.grid) if self.cls else self.table
+        table = torch.unflatten(self.table[1:], 0, self.grid) if self.cls else self.table
         if grid != self.grid:
             image = table.permute(2, 0, 1)[None]
             wide = image if image.dtype == torch.float64 else image.float()

@@ -70,7 +70,9 @@ class HeadNorm(nn.Module):
             return F.layer_norm(x, (self.head_dim,), None, None, self.eps)
         if self.whole:
             flat = x.transpose(1, 2).flatten(-2)
-            return F.rms_norm(flat, flat.shape[-1:], None, self.eps).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            return torch.unflatten(
+                F.rms_norm(flat, flat.shape[-1:], None, self.eps), -1, (-1, self.head_dim)
+            ).transpose(1, 2)
         return F.rms_norm(x, (self.head_dim,), None, self.eps)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from x_positional.attention.cache import KVCache, whole_number
 from x_positional.attention.cross import NO_CONTEXT, ContextInputs, CrossAttentionKind
 from x_positional.attention.inputs import (
     SeqLens,
+    check_cache,
     check_final_lengths,
+    check_floats,
     check_positions_fit,
     packed_documents,
     prepare_tokens,
@@ -159,6 +161,7 @@ class AttentionLayers(CachingModule):
         seq_lens: SeqLens | None = None,
         cache: KVCache | None = None,
         around: CachingModule | None = None,
+        checked: bool = False,
     ) -> TokenLayout:
         """Where the new tokens of a forward pass are, checked on the host before any kernel runs.
 
@@ -168,16 +171,24 @@ class AttentionLayers(CachingModule):
             device: of the inputs.
             mask, positions, document_ids, seq_lens, cache: as in `forward`.
             around: the model that computes the embeddings; a cache depends on its parameters too.
+            checked: the caller guarantees that float positions are finite, which takes a device sync to check, and that the
+                mask shows a token.
 
         Raises:
             InputError, PositionError, CacheError.
         """
         self._require_schemes()
+        if torch.jit.is_tracing():
+            raise InputError(
+                "torch.jit.trace would record the masks and tables of this one length and apply them to every other. Use "
+                "torch.export.export(model, (tokens,), dynamic_shapes=...), or torch.compile."
+            )
         document_ids = packed_documents(document_ids, seq_lens, batch, length)
         if cache is not None:
+            check_cache(cache)
             stamp = Stamp(self.changes(), None if around is None else around.changes())
             cache.check(self.identity, batch, device, stamp)
-        layout = prepare_tokens(batch, length, device, mask, positions, document_ids, cache)
+        layout = prepare_tokens(batch, length, device, mask, positions, document_ids, cache, checked=checked)
         check_positions_fit(layout, self.position_schemes)
         return layout
 
@@ -246,10 +257,7 @@ class AttentionLayers(CachingModule):
         Raises:
             InputError, PositionError, CacheError.
         """
-        if x.ndim != 3 or x.shape[-1] != self.dims.dim or not x.is_floating_point():
-            raise InputError(
-                f"expected float embeddings [batch, tokens, dim={self.dims.dim}]; got {list(x.shape)} of {x.dtype}."
-            )
+        check_floats(x, self.dims.dim, f"float embeddings [batch, tokens, dim={self.dims.dim}]")
         layout = self.layout(
             x.shape[0],
             x.shape[1],

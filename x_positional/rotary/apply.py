@@ -100,7 +100,7 @@ def align_rows(rows: Tensor, t: Tensor, seq_dim: int, rows_dim: int | None = Non
         )
     if given > tokens:
         rows = rows.narrow(rows_dim, given - tokens, tokens)
-    return rows.unflatten(0, (-1, *[1] * (-axis - 2))) if rows.ndim == 2 else rows
+    return torch.unflatten(rows, 0, (-1, *[1] * (-axis - 2))) if rows.ndim == 2 else rows
 
 
 def negative_dim(seq_dim: int, t: Tensor) -> int:

@@ -105,7 +105,7 @@ class DebertaBias(PositionScheme):
             keys = view.to_k(vectors).repeat_interleave(heads // groups, dim=0)
             c2p = torch.einsum("bhtd,hnd->bhtn", view.q, keys) * view.scale
         if self.terms != "c2p":
-            queries = view.to_q(vectors).unflatten(0, (groups, -1))
+            queries = torch.unflatten(view.to_q(vectors), 0, (groups, -1))
             p2c = torch.einsum("bgsd,grnd->bgrsn", view.k, queries).flatten(1, 2) * view.scale
         index = self.rows(ctx.q_positions[:, :, None] - ctx.kv_positions[:, None, :])
         row_of = index.expand(ctx.batch, -1, -1)

@@ -22,10 +22,23 @@ class _Difference(torch.autograd.Function):
     hidden. In one pass, because autograd would keep a float64 tensor of that size."""
 
     @staticmethod
-    def forward(ctx: Any, at_query: Tensor, at_key: Tensor, visible: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def forward(at_query: Tensor, at_key: Tensor, visible: Tensor | None, dtype: torch.dtype) -> Tensor:  # type: ignore[override]
         out = at_query.new_empty(*at_query.shape, at_key.shape[-1], dtype=dtype)
         torch.sub(at_query[..., None], at_key[..., None, :], out=out)
         return out if visible is None else out.masked_fill_(~visible, float("-inf"))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Backward needs no inputs."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        """For torch.func.vmap: one more leading dimension, of `info.batch_size`, in each tensor."""
+        tensors = [
+            x if dim is None or x is None else x.movedim(dim, 0) for x, dim in zip(inputs[:3], in_dims, strict=False)
+        ]
+        at_query, at_key = (x if x.ndim == 4 else x.expand(info.batch_size, *x.shape) for x in tensors[:2])
+        return _Difference.apply(at_query, at_key, tensors[2], inputs[3]), 0
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -52,6 +52,50 @@ def blocks_of(ctx: AttentionContext, size: int) -> list[tuple[Span, Span]]:
     return [(block, ctx.keys_of(block)) for block in rows]
 
 
+def inside_torch_func(x: Tensor) -> bool:
+    """Whether a transform of torch.func (grad, vmap, ...) runs over a tensor."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    """A gradient as it is, whose own gradient is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, message: str) -> Tensor:
+        ctx.message = message
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        raise BackendError(ctx.message)
+
+
+def refuse_second_derivative(out: Tensor, kernel: str, backend: str) -> None:
+    """Make a second derivative through a fused kernel raise BackendError in place of torch's error, which names no way out.
+
+    Costs a hook that does nothing unless the first backward pass has create_graph=True.
+
+    Args:
+        out: of the kernel, before any other operation.
+        kernel: prefix of the names of the kernel's nodes in the autograd graph. Others are differentiable twice.
+        backend: the name of the backend.
+    """
+    node = out.grad_fn
+    if node is None or torch.compiler.is_compiling() or inside_torch_func(out) or not node.name().startswith(kernel):
+        return
+    message = (
+        f"backend={backend!r} runs a fused kernel, which torch cannot differentiate twice. For second derivatives "
+        "(gradient penalties, Hessians) build the model with backend='eager', or backend='blockwise' for less memory."
+    )
+
+    def mark(gradients: tuple[Tensor | None, ...], _: Any) -> tuple[Tensor | None, ...] | None:
+        if not torch.is_grad_enabled():
+            return None
+        return tuple(None if g is None else _OnceDifferentiable.apply(g, message) for g in gradients)
+
+    node.register_hook(mark)
+
+
 class Backend:
     """A way to compute attention. `prepare` runs once per forward pass and kind of layer, `attend` once per layer."""
 

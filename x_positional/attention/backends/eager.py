@@ -9,7 +9,7 @@ from einops import repeat
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of
+from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, inside_torch_func
 from x_positional.schemes.base import Kernel, Span
 
 ALL_KERNELS: frozenset[Kernel] = frozenset(("fused", "bias", "rows"))
@@ -65,7 +65,8 @@ class Eager(Backend):
 
 
 class Blockwise(Backend):
-    """Exact and differentiable, holding the scores of one block of query rows at a time; backward recomputes them."""
+    """Exact and differentiable, holding the scores of one block of query rows at a time; backward recomputes them, except
+    inside torch.func, which does not support checkpoints."""
 
     name = "blockwise"
     kernels = ALL_KERNELS
@@ -85,6 +86,6 @@ class Blockwise(Backend):
             return probabilities.to(v.dtype) @ v
 
         args = (q[:, :, rows.cut], k[:, :, keys.cut], v[:, :, keys.cut])
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or inside_torch_func(q):
             return run(*args)
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=ops.dropout > 0)

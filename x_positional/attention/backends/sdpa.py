@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of
+from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, refuse_second_derivative
 from x_positional.attention.backends.eager import share_heads
 from x_positional.schemes.base import AttentionContext, Bias, Span
 
@@ -101,7 +101,7 @@ def as_mask(bias: Tensor, dtype: torch.dtype) -> Tensor:
 
 def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, ops: ScoreOps, *, is_causal: bool = False) -> Tensor:
     """torch's function. mask: boolean, or added to the scores."""
-    return F.scaled_dot_product_attention(
+    out = F.scaled_dot_product_attention(
         q,
         k,
         v,
@@ -111,6 +111,8 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, ops: ScoreOps, *
         scale=ops.scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
+    refuse_second_derivative(out, "ScaledDotProduct", Sdpa.name)
+    return out
 
 
 def one_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, ops: ScoreOps) -> Tensor:

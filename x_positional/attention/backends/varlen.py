@@ -140,7 +140,7 @@ class Varlen(Backend):
         if packed.slots is not None:
             line = out.new_zeros(q.shape[0] * q.shape[2], *out.shape[1:])
             out = line.index_copy(0, packed.slots, out)
-        return out.unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
+        return torch.unflatten(out, 0, (q.shape[0], q.shape[2])).transpose(1, 2)
 
     def _kernel(self, q: Tensor, v: Tensor, ops: ScoreOps) -> VarlenKernel:
         """Raises BackendError where the kernel does not support what is needed."""
