@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
-from x_positional.config.suggest import paths
-from x_positional.errors import UserError, listed
+from x_positional.config.reading import parse_value
+from x_positional.errors import ConfigError, UserError, listed, shown
 from x_positional.schemes.registry import REGISTRY
+from x_positional.schemes.suggest import paths
 
 Path = tuple[str, ...]
 CLOSE = 0.6
@@ -134,9 +134,9 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         if name in values:
             problems.append(f"--{name} is given twice")
         try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            problems.append(f"--{name} {text!r} cannot be read: {error}")
+            values[name] = parse_value(text, "the value")
+        except ConfigError as error:
+            problems.append(f"--{name} {shown(text)} cannot be read: {error}")
     if problems:
         raise UserError(listed("cannot read the command line:", problems))
     return values
