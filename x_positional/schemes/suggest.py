@@ -112,7 +112,7 @@ def _message(schema: type[BaseModel], problem: Any, data: Any) -> str:
         return f"{name} is missing."
     if problem["type"] == "invalid_key":
         section = dotted(user_path(loc[:-1], data))
-        return f"{f'{section} has ' if section else ''}the key {shown(problem['input'])} must be a string."
+        return f"{f'{section}: ' if section else ''}the key {shown(problem['input'])} must be a string."
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "literal_error":
         known = [word.strip("' ") for word in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]

@@ -108,11 +108,11 @@ class _Walk:
     def _container(self, value: Any, path: Path) -> None:
         if id(value) in self.around:
             outer = dotted(self.around[id(value)])
-            self._problem(path, f"contains itself{f' ({outer})' if outer else ''}. Give values without cycles.")
+            self._problem(path, f" contains itself{f' ({outer})' if outer else ''}. Give values without cycles.")
         elif len(path) > MAX_NESTING:
-            self._problem(path[:3], f"is nested more than {MAX_NESTING} levels deep. Give plain values.")
+            self._problem(path[:3], f" is nested more than {MAX_NESTING} levels deep. Give plain values.")
         elif isinstance(value, Mapping) and len(value) > MAX_KEYS:
-            self._problem(path, f"has {len(value)} keys; at most {MAX_KEYS} are supported.")
+            self._problem(path, f" has {len(value)} keys; at most {MAX_KEYS} are supported.")
         else:
             self.around[id(value)] = path
             for step, inner in self._entries(value, path):
@@ -125,11 +125,11 @@ class _Walk:
         entries = list(value.items())
         for key, _ in entries:
             if isinstance(key, str) and (len(key) > MAX_KEY or printable(key) != key):
-                self._problem(path, f"has the key {shown(key)}; keys are text of at most {MAX_KEY} characters.")
+                self._problem(path, f" has the key {shown(key)}; keys are text of at most {MAX_KEY} characters.")
         return [entry for entry in entries if isinstance(entry[0], str) and len(entry[0]) <= MAX_KEY]
 
     def _problem(self, path: Path, text: str) -> None:
-        self.problems.append(f"{dotted(path) or 'the value'} {text}")
+        self.problems.append(printable(f"{dotted(path) or 'the value'}{text}"))
 
 
 def leaf_problem(value: Any) -> str | None:
@@ -137,18 +137,18 @@ def leaf_problem(value: Any) -> str | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
-        return None if abs(value) < MAX_INT else f"= {shown(value)} is outside the range of 64-bit integers."
+        return None if abs(value) < MAX_INT else f"={shown(value)} is outside the range of 64-bit integers."
     if isinstance(value, float):
         fits = value == 0 or not math.isfinite(value) or MIN_FLOAT <= abs(value) <= MAX_FLOAT
-        return None if fits else f"= {value!r} must be 0 or between {MIN_FLOAT:g} and {MAX_FLOAT:g}, to fit float32."
+        return None if fits else f"={value!r} must be 0 or between {MIN_FLOAT:g} and {MAX_FLOAT:g}, to fit float32."
     if isinstance(value, str):
         if len(value) > MAX_TEXT:
-            return f"is a string of {len(value)} characters; at most {MAX_TEXT} are supported."
+            return f" is a string of {len(value)} characters; at most {MAX_TEXT} are supported."
         return (
-            None if printable(value) == value else f"= {shown(value)} contains a lone surrogate, which is not Unicode."
+            None if printable(value) == value else f"={shown(value)} contains a lone surrogate, which is not Unicode."
         )
     if isinstance(value, Iterator):
-        return f"is an iterator ({type(value).__name__}). Give a list."
+        return f" is an iterator ({type(value).__name__}). Give a list."
     if isinstance(value, set | frozenset | deque | bytes | bytearray) and len(value) > MAX_VALUES:
-        return f"is a {type(value).__name__} of {len(value)} entries; at most {MAX_VALUES} are supported."
+        return f" is a {type(value).__name__} of {len(value)} entries; at most {MAX_VALUES} are supported."
     return None

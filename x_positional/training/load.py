@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from x_positional.config.models import ModelConfig
 from x_positional.config.reading import parse_yaml, read_yaml
-from x_positional.errors import ConfigError, UserError, listed
+from x_positional.errors import ConfigError, UserError, listed, shown
 from x_positional.schemes.registry import Config
 from x_positional.schemes.suggest import messages
 from x_positional.training.checkpoints.checkpoint import CONFIG
@@ -54,6 +54,8 @@ def load_model(file: Path, overrides: Mapping[str, Any]) -> tuple[dict[str, Any]
         raw = {"model": raw}
         return raw["model"], override(ModelFile, raw, overrides)
     problems = override(TrainConfig, raw, overrides)
+    if not isinstance(raw["model"], dict):
+        raise UserError(f"{file}: model={shown(raw['model'])} must be a section with the model's fields.")
     try:
         OtherSections.parse(raw)
     except ValidationError as error:

@@ -19,7 +19,7 @@ from x_positional.config.flags.reader import MAX_HINTS
 from x_positional.config.flags.table import PLACES
 from x_positional.config.layers import LayersConfig
 from x_positional.config.models import ContinuousConfig, ModelConfig
-from x_positional.config.reading import read_yaml
+from x_positional.config.reading import parse_yaml, read_text
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.vision import VisionConfig
 from x_positional.errors import ConfigError, FlagError, nearest
@@ -119,9 +119,13 @@ def _of_module(module: nn.Module) -> Reading:
 
 def _of_file(path: Path) -> Reading:
     try:
-        return _of_fields(read_yaml(path))
+        text = read_text(path)
     except ConfigError as error:
         return Reading({}, [f"{error}. Give the path of a YAML file, or flags: check(position='rope', ...)."])
+    try:
+        return _of_fields(parse_yaml(text, str(path)))
+    except ConfigError as error:
+        return Reading({}, [str(error)] if error.problems == [str(error)] else error.problems)
 
 
 def _of_fields(data: Mapping[Any, Any]) -> Reading:
