@@ -5,11 +5,15 @@ A message names the value, the reason and the way out. An error that can have se
 
 import difflib
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 MAX_SHOWN = 12
 """Problems of a checkpoint that a message shows in full; a wrong checkpoint has one per tensor."""
+MAX_VALUE = 400
+"""Characters of a value that a message shows."""
+MAX_WORD = 64
+"""Longest word that is compared with known ones; no name is as long."""
 
 
 class XPositionalError(Exception):
@@ -21,7 +25,11 @@ class ArgumentError(XPositionalError, ValueError):
 
 
 class ConfigError(XPositionalError, ValueError):
-    """A configuration that cannot be read or written."""
+    """A configuration that cannot be read or written. `problems` lists every reason."""
+
+    def __init__(self, what: str, problems: Sequence[str] = ()):
+        self.problems = list(problems) or [what]
+        super().__init__(listed(what, problems) if problems else what)
 
 
 class IncompatibleConfig(XPositionalError, ValueError):
@@ -106,15 +114,38 @@ class ContractError(XPositionalError, AssertionError):
         self.report = report
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is closest to `word`; None where none is close."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+def shown(value: Any) -> str:
+    """`repr(value)` for a message: never raises, is never long, and can be printed."""
+    try:
+        text = repr(value)
+    except Exception:  # a foreign object, or an integer with thousands of digits
+        text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else f"<{type(value).__name__}>"
+    if len(text) > MAX_VALUE:
+        text = f"{text[: MAX_VALUE // 2]} ... {text[-MAX_VALUE // 4 :]}"
+    return printable(text)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def printable(text: str) -> str:
+    """The same text, with lone surrogates, which no output can encode, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def nearest(word: str, known: Iterable[str], synonyms: Mapping[str, str] | None = None) -> str | None:
+    """The known word that is closest to `word`, or that `synonyms` give for it; None where none is close."""
+    names, word = list(known), word.strip()
+    plain = word.lower().replace("-", "_").replace(" ", "_")
+    if len(word) > MAX_WORD:
+        return None
+    for name in (plain, (synonyms or {}).get(plain)):
+        if name in names:
+            return name
+    return next(iter(difflib.get_close_matches(word, names, n=1)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str], synonyms: Mapping[str, str] | None = None) -> str:
     """`did you mean 'rope'?` where a known word is close, otherwise the list of what is known."""
     names = sorted(known)
-    close = nearest(word, names)
+    close = nearest(word, names, synonyms)
     return f"there are: {', '.join(names)}" if close is None else f"did you mean {close!r}?"
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter
+from pydantic import BeforeValidator, Field, SerializeAsAny
 from typing_extensions import Self
 
 from x_positional import schemes as _registered  # noqa: F401  (importing it registers every scheme)
@@ -17,6 +17,7 @@ from x_positional.schemes.base import AttentionWindow, Dims
 from x_positional.schemes.compose import Chain
 from x_positional.schemes.none import NoPE
 from x_positional.schemes.registry import Config, SchemeConfig, scheme_config
+from x_positional.schemes.values import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_PARTS, MAX_PATTERN, MAX_WIDTH
 
 LayersKind = Literal["encoder", "decoder", "cross_attender"]
 
@@ -44,14 +45,14 @@ class MLAConfig(Config):
     apply to cross-attention only.
     """
 
-    kv_rank: int = Field(gt=0)
+    kv_rank: int = Field(gt=0, le=MAX_WIDTH)
     """Width of the latent of keys and values."""
-    rope_dim: int = Field(gt=0)
+    rope_dim: int = Field(gt=0, le=MAX_HEAD_DIM)
     """Channels of each head that may be rotated: its first ones, whose key is shared by all heads. The other
     head_dim - rope_dim channels come from the latent."""
-    value_dim: int | None = Field(default=None, gt=0)
+    value_dim: int | None = Field(default=None, gt=0, le=MAX_HEAD_DIM)
     """Width of a head's values. None is head_dim - rope_dim."""
-    q_rank: int | None = Field(default=None, gt=0)
+    q_rank: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
     """Width of the latent of queries. None is no latent: queries are projected directly."""
     eps: float = Field(default=1e-6, gt=0)
     """Of the RMS norms of the latents."""
@@ -106,7 +107,7 @@ class AttentionConfig(Config):
 class MoEConfig(Config):
     """A mixture of experts: each token goes through `top_k` of `experts` feedforwards, each built from the settings of `ff`."""
 
-    experts: int = Field(gt=0)
+    experts: int = Field(gt=0, le=MAX_WIDTH)
     """How many experts there are."""
     top_k: int = Field(gt=0)
     """Experts per token."""
@@ -129,7 +130,7 @@ class MoEConfig(Config):
     2024, arXiv:2412.19437, section 2.1.2)."""
     weigh: WeighKind = "output"
     """Whether the weight multiplies the expert's output or its input (Llama 4)."""
-    shared: int | None = Field(default=None, gt=0)
+    shared: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
     """Inner width of a shared expert, which every token goes through. None is none."""
     shared_gate: bool = False
     """The shared expert's output is multiplied by the sigmoid of a learned projection (Qwen 2 MoE)."""
@@ -138,9 +139,9 @@ class MoEConfig(Config):
 class FeedForwardConfig(Config):
     """The feedforward of one layer."""
 
-    mult: float = Field(default=4.0, gt=0)
+    mult: float = Field(default=4.0, gt=0, le=1024)
     """Inner width as a multiple of the model's width."""
-    dim: int | None = Field(default=None, gt=0)
+    dim: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
     """Inner width. None is int(model dim * mult)."""
     activation: ActivationKind = "gelu"
     """The nonlinearity."""
@@ -175,13 +176,12 @@ def _parts(value: Any) -> list[Any]:
 
 OneScheme = Annotated[SerializeAsAny[SchemeConfig], BeforeValidator(scheme_config)]
 Position = Annotated[tuple[OneScheme, ...] | None, BeforeValidator(_as_list)]
-POSITION: TypeAdapter[tuple[SchemeConfig, ...] | None] = TypeAdapter(Position)
 
 
 class LayerConfig(Config):
     """What may differ between the layers of a stack: one entry of `pattern`."""
 
-    position: Position = None
+    position: Position = Field(default=None, max_length=MAX_PARTS)
     """Position schemes of this layer. None is the stack's."""
     window: int | None = Field(default=None, gt=0)
     """Sliding window: a query sees the last `window` tokens, itself included. None is all."""
@@ -210,22 +210,22 @@ class LayersConfig(Config):
 
     kind: LayersKind = "decoder"
     """Causal (decoder), bidirectional (encoder), or cross-attention only (cross_attender)."""
-    dim: int = Field(gt=0)
+    dim: int = Field(gt=0, le=MAX_WIDTH)
     """Model width."""
-    depth: int = Field(gt=0)
+    depth: int = Field(gt=0, le=MAX_LAYERS)
     """Number of layers."""
-    heads: int = Field(default=8, gt=0)
+    heads: int = Field(default=8, gt=0, le=MAX_HEADS)
     """Query heads."""
-    kv_heads: int | None = Field(default=None, gt=0)
+    kv_heads: int | None = Field(default=None, gt=0, le=MAX_HEADS)
     """Key and value heads. None is `heads`."""
-    head_dim: int = Field(default=64, gt=0)
+    head_dim: int = Field(default=64, gt=0, le=MAX_HEAD_DIM)
     """Width of a head."""
-    position: Position = None
+    position: Position = Field(default=None, max_length=MAX_PARTS)
     """A scheme by name, config or instance, or a list of schemes that are combined. None: a wrapper with a trained length
     adds learned absolute embeddings; without one there are no positions."""
     cross_attend: bool = False
     """Cross-attention in every layer, between self-attention and feedforward."""
-    context_dim: int | None = Field(default=None, gt=0)
+    context_dim: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
     """Width of the context that cross-attention reads. None is `dim`."""
     window: int | None = Field(default=None, gt=0)
     """As in `LayerConfig`, for every layer."""
@@ -233,7 +233,7 @@ class LayersConfig(Config):
     """As in `LayerConfig`, for every layer."""
     keep_first: int = Field(default=0, ge=0)
     """As in `LayerConfig`, for every layer."""
-    pattern: tuple[LayerConfig, ...] = ()
+    pattern: tuple[LayerConfig, ...] = Field(default=(), max_length=MAX_PATTERN)
     """What differs between layers. Entry i applies to layer i; the pattern repeats."""
     backend: BackendName = "auto"
     """The attention backend. auto takes the fastest that supports the layer."""
@@ -298,7 +298,7 @@ class LayersConfig(Config):
 
     def with_position(self, position: Any) -> Self:
         """The same layers with another position scheme, in any form that `position=` takes."""
-        return self.model_copy(update={"position": POSITION.validate_python(position)})
+        return self.model_copy(update={"position": LayerConfig(position=position).position})
 
     def to_flags(self) -> dict[str, Any]:
         """Keyword arguments that make the same layers: `Decoder(**config.to_flags())`."""

@@ -1,6 +1,5 @@
 """Whole models as data, and as YAML files."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +8,11 @@ from pydantic import Field
 from typing_extensions import Self
 
 from x_positional.config.layers import LayersConfig, NormConfig
+from x_positional.config.reading import read_yaml
 from x_positional.errors import ConfigError
 from x_positional.modules.feedforward import ActivationKind
 from x_positional.schemes.registry import Config, Custom
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ConfigError with the reason where there is none."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"cannot read {path}: it is not UTF-8 text") from error
-    return parse_yaml(text, str(path))
-
-
-def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """The mapping in a YAML text; `source` names it in errors. Raises ConfigError."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not YAML: {error}") from error
-    if data is None:
-        raise ConfigError(f"{source}: the file is empty; expected a model: section")
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{source} holds a {type(data).__name__}; expected a model: section")
-    return dict(data)
+from x_positional.schemes.values import MAX_LENGTH, MAX_ROWS, MAX_WIDTH
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -63,7 +40,7 @@ class FileConfig(Config):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
-        """Reads a file with the model's keys, at the top or under `model:`. Raises ConfigError, ValidationError."""
+        """Reads a file with the model's keys, at the top or under `model:`. Raises ConfigError."""
         data = read_yaml(path)
         return cls.model_validate(data.get("model", data))
 
@@ -89,13 +66,13 @@ class HeadConfig(Config):
 class ModelConfig(FileConfig):
     """A language model: token embeddings, layers, head."""
 
-    num_tokens: int = Field(gt=0)
+    num_tokens: int = Field(gt=0, le=MAX_LENGTH)
     """Vocabulary size."""
-    max_seq_len: int = Field(gt=0)
+    max_seq_len: int = Field(gt=0, le=MAX_LENGTH)
     """Trained length, and the size of a learned position table."""
     layers: LayersConfig
     """The stack."""
-    emb_dim: int | None = Field(default=None, gt=0)
+    emb_dim: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
     """Width of the embeddings. None is the model's width; any other is projected to it."""
     emb_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of the embeddings."""
@@ -107,13 +84,13 @@ class ModelConfig(FileConfig):
     """What tied logits are multiplied by. None is dim^-0.5."""
     l2norm_embed: bool = False
     """Token embeddings are normalised to length one."""
-    logits_dim: int | None = Field(default=None, gt=0)
+    logits_dim: int | None = Field(default=None, gt=0, le=MAX_LENGTH)
     """Width of the logits. None is `num_tokens`."""
     emb_scale: float | None = Field(default=None, gt=0)
     """What token embeddings are multiplied by (Gemma). None is 1."""
     emb_norm: NormConfig | None = None
     """A norm after the embedding other than that of `post_emb_norm`."""
-    token_types: int | None = Field(default=None, gt=0)
+    token_types: int | None = Field(default=None, gt=0, le=MAX_ROWS)
     """Number of token types; each has a learned vector that is added to the embedding (BERT's segments)."""
     head: HeadConfig | None = None
     """Layers before the last projection. None is none."""
@@ -146,11 +123,11 @@ class ContinuousConfig(Config):
 
     layers: LayersConfig
     """The stack."""
-    max_seq_len: int | None = Field(default=None, gt=0)
+    max_seq_len: int | None = Field(default=None, gt=0, le=MAX_LENGTH)
     """Trained length, and the size of a learned position table. None is no table."""
-    dim_in: int | None = Field(default=None, gt=0)
+    dim_in: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
     """Width of the input, which is projected to the model's width. None is no projection."""
-    dim_out: int | None = Field(default=None, gt=0)
+    dim_out: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
     """Width of the output, projected from the model's width. None is no projection."""
     emb_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout after the input projection."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field
 
 from x_positional.config.layers import LayersConfig
 from x_positional.config.models import FileConfig
@@ -11,6 +11,7 @@ from x_positional.modules.patches import Coordinates, Interpolation
 from x_positional.schemes.absolute import Absolute
 from x_positional.schemes.none import NoPE
 from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.values import MAX_LENGTH, MAX_PIXELS, MAX_ROWS, MAX_WIDTH
 
 
 def _pair(value: Any) -> Any:
@@ -22,7 +23,8 @@ def _encoder(value: Any) -> Any:
     return {"kind": "encoder", **value} if isinstance(value, Mapping) else value
 
 
-Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]
+Pixels = Annotated[int, Field(gt=0, le=MAX_PIXELS)]
+Size = Annotated[tuple[Pixels, Pixels], BeforeValidator(_pair)]
 """(height, width); one number is both."""
 
 
@@ -35,17 +37,17 @@ class VisionConfig(FileConfig):
     """Height and width of a patch in pixels."""
     layers: Annotated[LayersConfig, BeforeValidator(_encoder)]
     """The stack, an encoder. layers.position: "absolute", the default, is a learned table of the trained grid."""
-    channels: int = Field(default=3, gt=0)
+    channels: int = Field(default=3, gt=0, le=MAX_WIDTH)
     """Channels of a pixel."""
     patch_norms: bool = True
     """Norms over the pixels of a patch and after their projection. False is a projection alone (ViT)."""
-    num_classes: int | None = Field(default=None, gt=0)
+    num_classes: int | None = Field(default=None, gt=0, le=MAX_LENGTH)
     """Width of the head's logits. None is no head."""
     pool: Literal["mean", "cls", "cls_mean"] = "mean"
     """What the head reads: the mean of the patches, a cls token, which is then added, or both concatenated (DINOv2)."""
     cls_position: bool = False
     """The learned table has a row for the cls token, its first."""
-    num_register_tokens: int = Field(default=0, ge=0)
+    num_register_tokens: int = Field(default=0, ge=0, le=MAX_ROWS)
     """Learned tokens before the patches."""
     post_emb_norm: bool = False
     """A LayerNorm without bias after the embedding of the patches."""

@@ -15,6 +15,7 @@ from x_positional.errors import ArgumentError
 from x_positional.schemes.base import Dims, PositionScheme
 from x_positional.schemes.registry import SchemeConfig
 from x_positional.schemes.rotary.frequencies import angles, inverse_frequencies
+from x_positional.schemes.values import MAX_LENGTH
 
 
 class LearnedAbsolute(PositionScheme):
@@ -34,7 +35,8 @@ class LearnedAbsolute(PositionScheme):
         super().__init__()
         self.limit, self.offset, self.scale = max_seq_len, offset, scale
         self.table = nn.Parameter(torch.empty(max_seq_len + offset, dim))
-        nn.init.normal_(self.table)
+        if not self.table.is_meta:  # without values; there, normal_ would import torch's compiler
+            nn.init.normal_(self.table)
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         rows = F.embedding(positions.clamp(min=0) + self.offset, self.table)
@@ -82,9 +84,9 @@ class Absolute(SchemeConfig):
     """`position="absolute"`."""
 
     kind: Literal["absolute"] = "absolute"
-    max_seq_len: int | None = Field(default=None, gt=0)
+    max_seq_len: int | None = Field(default=None, gt=0, le=MAX_LENGTH)
     """How many positions the table has; None is the model's max_seq_len."""
-    offset: int = Field(default=0, ge=0)
+    offset: int = Field(default=0, ge=0, le=MAX_LENGTH)
     """Unused rows at the start of the table; 2 in OPT, BART and RoBERTa."""
     scale: float | None = None
     """Multiplies the rows; None is M^-0.5 as in x-transformers, 1.0 is GPT-2 and BERT."""

@@ -4,6 +4,7 @@ B batch, T query tokens, S key tokens, H heads; slopes in logits per position, b
 """
 
 import math
+from functools import cache
 from typing import ClassVar, Literal
 
 import torch
@@ -12,19 +13,22 @@ from torch import Tensor, nn
 
 from x_positional.schemes.base import AttentionContext, Bias, Dims, PositionScheme
 from x_positional.schemes.distance import DistanceScheme
+from x_positional.schemes.initial import logarithms
 from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.values import MAX_HEADS
 
 Variant = Literal["causal", "symmetric", "asymmetric"]
 Rounding = Literal["bfloat16"]
 DTYPES: dict[Rounding, torch.dtype] = {"bfloat16": torch.bfloat16}
 
 
-def alibi_slopes(heads: int) -> list[float]:
+@cache
+def alibi_slopes(heads: int) -> tuple[float, ...]:
     """2^(-8 h / H), h = 1..H, for a power of two; otherwise those of the power below, then every other one of the power
     above (Press et al. 2021, arXiv:2108.12409, section 3 and the authors' code). The first head is the steepest."""
     below = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * h / below) for h in range(1, below + 1)]
-    return slopes + [2 ** (-8 * h / (2 * below)) for h in range(1, 2 * below + 1, 2)][: heads - below]
+    return tuple(slopes + [2 ** (-8 * h / (2 * below)) for h in range(1, 2 * below + 1, 2)][: heads - below])
 
 
 class AlibiBias(DistanceScheme):
@@ -48,8 +52,8 @@ class AlibiBias(DistanceScheme):
     ):
         super().__init__(heads)
         self.left, self.right, self.scale = slopes, right, scale
-        self.log_left = nn.Parameter(torch.tensor(slopes).log()) if learned else None
-        self.log_right = nn.Parameter(torch.tensor(right).log()) if learned and right is not None else None
+        self.log_left = nn.Parameter(logarithms(slopes)) if learned else None
+        self.log_right = nn.Parameter(logarithms(right)) if learned and right is not None else None
 
     def _slopes(self, fixed: list[float], log: Tensor | None, like: Tensor) -> Tensor:
         if log is None:
@@ -119,9 +123,9 @@ class Alibi(SchemeConfig):
     """`position="alibi"`."""
 
     kind: Literal["alibi"] = "alibi"
-    heads: int | None = Field(default=None, gt=0)
+    heads: int | None = Field(default=None, gt=0, le=MAX_HEADS)
     """Only the first `heads` heads have a bias; None is all."""
-    slopes: tuple[float, ...] | None = None
+    slopes: tuple[float, ...] | None = Field(default=None, max_length=MAX_HEADS)
     """One slope per head that has a bias, in place of the paper's."""
     learned: bool = False
     """Train the slopes."""
@@ -140,7 +144,7 @@ class Alibi(SchemeConfig):
         return self.heads or (len(self.slopes) if self.slopes else dims.heads)
 
     def _all_slopes(self, dims: Dims) -> list[float]:
-        return list(self.slopes) if self.slopes else alibi_slopes(self._count(dims))
+        return list(self.slopes or alibi_slopes(self._count(dims)))
 
     def build(self, dims: Dims) -> PositionScheme:
         slopes = self._all_slopes(dims)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from x_positional.schemes.base import AttentionContext, Dims, PositionScheme
 from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.values import MAX_ROWS
 
 
 class CopeScores(PositionScheme):
@@ -58,7 +59,7 @@ class Cope(SchemeConfig):
     """`position="cope"`."""
 
     kind: Literal["cope"] = "cope"
-    max_pos: int = Field(default=16, gt=1)
+    max_pos: int = Field(default=16, gt=1, le=MAX_ROWS)
     """P, how many positions are counted."""
     summary: ClassVar[str] = "counts the keys that are relevant to a query"
     paper: ClassVar[str] = "Golovneva et al. 2024, arXiv:2405.18719"

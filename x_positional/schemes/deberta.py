@@ -11,7 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from x_positional.schemes.base import AttentionContext, Bias, Dims, LayerView, PositionScheme, Span
+from x_positional.schemes.initial import small_normal
 from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.values import MAX_ROWS
 
 Terms = Literal["both", "c2p", "p2c"]
 
@@ -88,7 +90,7 @@ class DebertaBias(PositionScheme):
         self.num_buckets, self.max_distance, self.terms = num_buckets, max_distance, terms
         self.growth = 0.0 if num_buckets is None else log_ratio(num_buckets, max_distance)
         self.span = num_buckets or max_distance
-        self.table = nn.Parameter(torch.randn(2 * self.span, dim) * 0.02)
+        self.table = nn.Parameter(small_normal(2 * self.span, dim))
         self.norm = None if norm_eps is None else nn.LayerNorm(dim, norm_eps)
 
     def rows(self, distance: Tensor) -> Tensor:
@@ -122,9 +124,9 @@ class Deberta(SchemeConfig):
     """`position="deberta"`. Published models have attn.scale = (head_dim * (1 + number of terms))^-0.5."""
 
     kind: Literal["deberta"] = "deberta"
-    num_buckets: int | None = Field(default=256, gt=3)
+    num_buckets: int | None = Field(default=256, gt=3, le=MAX_ROWS)
     """Buckets per side; None is one per distance."""
-    max_distance: int = Field(default=512, gt=2)
+    max_distance: int = Field(default=512, gt=2, le=MAX_ROWS)
     """All distances beyond it share the last bucket."""
     terms: Terms = "both"
     """"c2p" (content to position), "p2c" (position to content) or "both"."""

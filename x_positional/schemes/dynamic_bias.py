@@ -14,6 +14,7 @@ from torch.func import functional_call
 from x_positional.schemes.base import Dims
 from x_positional.schemes.distance import DistanceScheme
 from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.values import MAX_WIDTH
 
 
 class DynamicBias(DistanceScheme):
@@ -60,9 +61,9 @@ class Dynamic(SchemeConfig):
     """`position="dynamic"`."""
 
     kind: Literal["dynamic"] = "dynamic"
-    dim: int | None = Field(default=None, gt=0)
+    dim: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
     """The hidden width; None is a quarter of the model dim."""
-    depth: int = Field(default=2, gt=0)
+    depth: int = Field(default=2, gt=0, le=16)
     """How many hidden layers."""
     log_distance: bool = False
     """Feed log distances to the MLP."""

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from x_positional.schemes.base import Dims
 from x_positional.schemes.distance import DistanceScheme
+from x_positional.schemes.initial import small_normal
 from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.values import MAX_LENGTH, MAX_ROWS
 
 
 def t5_buckets(distance: Tensor, num_buckets: int, max_distance: int, causal: bool) -> Tensor:
@@ -50,7 +52,7 @@ class T5Bias(DistanceScheme):
         super().__init__(heads)
         self.causal_only = causal
         self.num_buckets, self.max_distance, self.scale = num_buckets, max_distance, scale
-        self.table = nn.Parameter(torch.randn(num_buckets, heads) * 0.02)
+        self.table = nn.Parameter(small_normal(num_buckets, heads))
 
     def of_distance(self, distance: Tensor) -> Tensor:
         bucket = t5_buckets(distance, self.num_buckets, self.max_distance, self.causal_only)
@@ -61,9 +63,9 @@ class T5(SchemeConfig):
     """`position="t5"`."""
 
     kind: Literal["t5"] = "t5"
-    num_buckets: int = Field(default=32, gt=1)
+    num_buckets: int = Field(default=32, gt=1, le=MAX_ROWS)
     """How many buckets; in an encoder half of them are for keys to the right."""
-    max_distance: int = Field(default=128, gt=1)
+    max_distance: int = Field(default=128, gt=1, le=MAX_LENGTH)
     """All distances from here on share the last bucket."""
     scale: float = 1.0
     """Multiplies the bias: 1 in T5, sqrt(head_dim) in x-transformers."""

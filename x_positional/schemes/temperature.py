@@ -13,6 +13,7 @@ from torch import Tensor
 from x_positional.schemes.base import Dims, PositionScheme
 from x_positional.schemes.registry import SchemeConfig
 from x_positional.schemes.rotary.frequencies import wide_dtype
+from x_positional.schemes.values import MAX_LENGTH
 
 
 class QueryTemperature(PositionScheme):
@@ -88,7 +89,7 @@ class LogN(SchemeConfig):
     """`position="log_n"`."""
 
     kind: Literal["log_n"] = "log_n"
-    trained: int | None = Field(default=None, gt=1)
+    trained: int | None = Field(default=None, gt=1, le=MAX_LENGTH)
     """The trained length; None is max_seq_len."""
     summary: ClassVar[str] = "scales queries up with the logarithm of their position"
     paper: ClassVar[str] = "Chiang and Cholak 2022, arXiv:2202.12172"

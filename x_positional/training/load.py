@@ -6,10 +6,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from x_positional.config.models import ModelConfig, parse_yaml, read_yaml
-from x_positional.config.suggest import messages
-from x_positional.errors import ConfigError, UserError, listed
+from x_positional.config.models import ModelConfig
+from x_positional.config.reading import parse_yaml, read_yaml
+from x_positional.errors import ConfigError, UserError, listed, shown
 from x_positional.schemes.registry import Config
+from x_positional.schemes.suggest import messages
 from x_positional.training.checkpoints.checkpoint import CONFIG
 from x_positional.training.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from x_positional.training.overrides import override
@@ -53,8 +54,10 @@ def load_model(file: Path, overrides: Mapping[str, Any]) -> tuple[dict[str, Any]
         raw = {"model": raw}
         return raw["model"], override(ModelFile, raw, overrides)
     problems = override(TrainConfig, raw, overrides)
+    if not isinstance(raw["model"], dict):
+        raise UserError(f"{file}: model={shown(raw['model'])} must be a section with the model's fields.")
     try:
-        OtherSections.model_validate(raw)
+        OtherSections.parse(raw)
     except ValidationError as error:
         problems += messages(OtherSections, error, raw)
     return raw["model"], problems
@@ -79,7 +82,7 @@ def _read(file: Path) -> dict[str, Any]:
 def _validated(raw: dict[str, Any], overrides: Mapping[str, Any], source: str) -> TrainConfig:
     problems = override(TrainConfig, raw, overrides)
     try:
-        config = TrainConfig.model_validate(raw)
+        config = TrainConfig.parse(raw)
     except ValidationError as error:
         problems += messages(TrainConfig, error, raw)
     else:

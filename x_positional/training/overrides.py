@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
-from x_positional.config.suggest import paths
-from x_positional.errors import UserError, listed
+from x_positional.config.reading import parse_value
+from x_positional.errors import ConfigError, UserError, listed, shown
 from x_positional.schemes.registry import REGISTRY
+from x_positional.schemes.suggest import paths
+from x_positional.schemes.values import bound_problems
 
 Path = tuple[str, ...]
 CLOSE = 0.6
@@ -32,7 +33,7 @@ def override(schema: type[BaseModel], raw: dict[str, Any], overrides: Mapping[st
             problems.append(f"{name} could be {' or '.join('.'.join(path) for path in found)}; use one of them.")
         else:
             problems.append(f"{name} is unknown; {hint(schema, written)}")
-    return problems
+    return problems + bound_problems(raw)
 
 
 def resolve(schema: type[BaseModel], written: Path) -> list[Path]:
@@ -71,11 +72,12 @@ def place(raw: dict[str, Any], path: Path, value: Any) -> list[str]:
         key: Any = int(part) if isinstance(here, list) else part
         inner = _opened(None if isinstance(here, dict) and key not in here else here[key], path[index + 1])
         if not isinstance(inner, dict) and not (isinstance(inner, list) and _is_index(inner, path[index + 1])):
-            return [f"{'.'.join(path)} cannot be set: {'.'.join(path[: index + 1])} is {inner!r}"]
+            return [f"{'.'.join(path)} cannot be set: {'.'.join(path[: index + 1])} is {shown(inner)}"]
         here[key] = inner
-        if isinstance(inner, list) and not path[index + 1].isdigit():
-            inner[0] = _opened(inner[0], path[index + 1])
-            inner = inner[0]
+        if isinstance(inner, list) and not _is_number(path[index + 1]):
+            inner[0] = inner = _opened(inner[0], path[index + 1])
+            if not isinstance(inner, dict):
+                return [f"{'.'.join(path)} cannot be set: {'.'.join(path[: index + 1])} is [{shown(inner)}]"]
         here = inner
     here[int(path[-1]) if isinstance(here, list) else path[-1]] = value
     return []
@@ -106,11 +108,16 @@ def _opened(value: Any, inside: str) -> Any:
         return {}
     if isinstance(value, str):
         value = {"kind": value}
-    return [value] if inside.isdigit() and isinstance(value, dict) else value
+    return [value] if _is_number(inside) and isinstance(value, dict) else value
 
 
 def _is_index(items: list[Any], part: str) -> bool:
-    return int(part) < len(items) if part.isdigit() else len(items) == 1
+    return int(part) < len(items) if _is_number(part) else len(items) == 1
+
+
+def _is_number(part: str) -> bool:
+    """An index of a list, as no name of a field is."""
+    return part.isascii() and part.isdecimal() and len(part) < 10
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -134,9 +141,9 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         if name in values:
             problems.append(f"--{name} is given twice")
         try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            problems.append(f"--{name} {text!r} cannot be read: {error}")
+            values[name] = parse_value(text, "the value")
+        except ConfigError as error:
+            problems.append(f"--{name} {shown(text)} cannot be read: {error}")
     if problems:
         raise UserError(listed("cannot read the command line:", problems))
     return values

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 
 import pytest
-from pydantic import ValidationError
 
 from tests.support.scaling_formulas import FORMULAS, THETA, WIDTH, L
-from x_positional import Decoder, ModelConfig, TransformerWrapper, build_model, check
+from x_positional import ConfigError, Decoder, ModelConfig, TransformerWrapper, build_model, check
 from x_positional.config.models import plain
 from x_positional.schemes import (
     DefaultRope,
@@ -66,7 +65,7 @@ def test_ways_to_write_it() -> None:
     ],
 )
 def test_values_that_no_scaling_takes(make: Callable[[], object], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
+    with pytest.raises(ConfigError, match=words):
         make()
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from x_positional.config.flags.layers import CLASSES, LAYERS, layer_fields, layer_reader
 from x_positional.config.flags.position import with_table
-from x_positional.config.flags.reader import Fields, FlagReader, check_flags, same
+from x_positional.config.flags.reader import Fields, FlagReader, check_flags, require_bounded_flags, same
 from x_positional.config.layers import LayersConfig
-from x_positional.errors import FlagError
+from x_positional.errors import FlagError, shown
 
 __all__ = [
     "FlagError",
@@ -31,9 +31,10 @@ def layers_from_flags(kind: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     Raises FlagError with every problem at once: unknown and refused flags, flags that cannot be combined, settings of a
     scheme that is off. `position` is left out where no scheme was chosen.
     """
-    problems: list[str] = []
+    where, problems = CLASSES.get(kind, LAYERS) if isinstance(kind, str) else LAYERS, []
+    require_bounded_flags(where, flags)
     fields = layer_fields(layer_reader(kind, flags, problems), kind)
-    _raise(CLASSES.get(str(kind), LAYERS), problems)
+    _raise(where, problems)
     return fields
 
 
@@ -51,9 +52,11 @@ def model_from_flags(num_tokens: int, max_seq_len: int, flags: Mapping[str, Any]
     """
     problems: list[str] = []
     sizes = {"num_tokens": num_tokens, "max_seq_len": max_seq_len}
+    require_bounded_flags(TRANSFORMER, {**flags, **sizes})
     for name in sizes:
         if name in flags and not same(flags[name], sizes[name]):
-            problems.append(f"{name} is {sizes[name]!r} and {name}={flags[name]!r} among the flags. Give it once.")
+            given, other = shown(sizes[name]), shown(flags[name])
+            problems.append(f"{name} is {given} and {name}={other} among the flags. Give it once.")
     fields = _wrapped(TRANSFORMER, {**flags, **sizes}, problems)
     _raise(TRANSFORMER, problems)
     return fields
@@ -62,6 +65,7 @@ def model_from_flags(num_tokens: int, max_seq_len: int, flags: Mapping[str, Any]
 def continuous_from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The same for ContinuousTransformerWrapper: max_seq_len, dim_in, dim_out, emb_dropout, post_emb_norm, layers."""
     problems: list[str] = []
+    require_bounded_flags(CONTINUOUS, flags)
     fields = _wrapped(CONTINUOUS, flags, problems)
     _raise(CONTINUOUS, problems)
     return fields
@@ -70,6 +74,7 @@ def continuous_from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
 def vision_from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The same for ViTransformerWrapper: the fields of `VisionConfig`."""
     problems: list[str] = []
+    require_bounded_flags(VISION, flags)
     fields = _wrapped(VISION, flags, problems)
     _raise(VISION, problems)
     return fields
@@ -82,6 +87,7 @@ def xtransformer_from_flags(dim: int, flags: Mapping[str, Any]) -> dict[str, Any
     Raises FlagError with every problem at once; a flag with neither prefix is one.
     """
     problems: list[str] = []
+    require_bounded_flags(SEQ2SEQ, {**flags, "dim": dim})
     shared: dict[str, Any] = {"dim": dim}
     sides: dict[str, dict[str, Any]] = {"enc_": {}, "dec_": {}}
     known = FlagReader({}, [SEQ2SEQ], []).table
@@ -116,7 +122,7 @@ def _side(kind: str, dim: int, flags: dict[str, Any], problems: list[str]) -> di
     }
     for name, (value, why) in fixed.items():
         if name in flags and not same(flags[name], value):
-            problems.append(f"{prefix}{name}={flags[name]!r} is refused: {why}. Leave it out.")
+            problems.append(f"{prefix}{name}={shown(flags[name])} is refused: {why}. Leave it out.")
     headless = () if decoder else HEAD
     for name in headless:
         if name in flags:
@@ -138,7 +144,7 @@ def _wrapped(where: str, flags: Mapping[str, Any], problems: list[str], prefix: 
         read = FlagReader(given, [where], problems, prefix=prefix)
         read.check(required)
         if not isinstance(layers, LayersConfig | Mapping):
-            problems.append(f"attn_layers={layers!r} must be a LayersConfig, or its fields as a dict.")
+            problems.append(f"attn_layers={shown(layers)} must be a LayersConfig, or its fields as a dict.")
             layers = {}
     fields = Fields(read)
     fields.set_copied(where)
@@ -146,7 +152,7 @@ def _wrapped(where: str, flags: Mapping[str, Any], problems: list[str], prefix: 
         _check_head(read)
         if read.given.get("tie_embedding_scale") is not None:
             fields.set("tie_embedding_scale", read.value("tie_embedding_scale"), "tie_embedding_scale")
-    if read.given.get("max_seq_len") == 0:
+    if same(read.given.get("max_seq_len"), 0):
         problems.append(
             f"{prefix}max_seq_len=0 is refused. Give the trained length; to switch off the table use {prefix}use_abs_pos_emb=False."
         )
@@ -164,8 +170,9 @@ def _check_head(read: FlagReader) -> None:
             f"{read.shown('tie_embedding_scale')} has no effect without {read.prefix}tie_embedding=True. "
             "Give both, or neither."
         )
-    if tied and read.value("logits_dim") not in (None, read.value("num_tokens")):
+    logits_dim, num_tokens = read.value("logits_dim"), read.value("num_tokens")
+    if tied and logits_dim is not None and not same(logits_dim, num_tokens):
         read.problem(
             f"{read.shown('logits_dim')} with {read.prefix}tie_embedding=True: tied logits have "
-            f"num_tokens={read.value('num_tokens')} columns. Leave one of them out."
+            f"num_tokens={shown(num_tokens)} columns. Leave one of them out."
         )

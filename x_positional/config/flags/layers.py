@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from x_positional.config.flags.position import position_of
-from x_positional.config.flags.reader import Fields, FlagReader
+from x_positional.config.flags.reader import Fields, FlagReader, same
+from x_positional.errors import shown
 
 LAYERS = "AttentionLayers"
 CLASSES = {"encoder": "Encoder", "decoder": "Decoder", "cross_attender": "CrossAttender"}
@@ -35,16 +36,17 @@ def layer_reader(
         for name, flag in table.items()
         if name.startswith("cross_attn_")
     }
-    defaults |= {"causal": kind == "decoder", "only_cross": kind == "cross_attender"}
+    defaults |= {"causal": same(kind, "decoder"), "only_cross": same(kind, "cross_attender")}
     read = FlagReader(flags, places, problems, prefix=prefix, defaults=defaults)
     read.check(("dim", "depth", *missing))
-    if kind not in list(CLASSES):  # a list, as a kind may be unhashable
-        read.problem(f"kind={kind!r} is unknown; there are: {', '.join(map(repr, CLASSES))}.")
+    if not isinstance(kind, str) or kind not in CLASSES:
+        read.problem(f"kind={shown(kind)} is unknown; there are: {', '.join(map(repr, CLASSES))}.")
     return read
 
 
 def layer_fields(read: FlagReader, kind: Any) -> dict[str, Any]:
     """The fields that checked flags set; problems are added to the reader's."""
+    kind = kind if isinstance(kind, str) else shown(kind)
     fields = Fields(read)
     fields.set("kind", kind, "kind")
     _cross_attend(fields, read, kind)
@@ -55,7 +57,7 @@ def layer_fields(read: FlagReader, kind: Any) -> dict[str, Any]:
     _attention(fields, read, kind)
     _feedforward(fields, read)
     head_dim = read.whole("head_dim" if read.given.get("head_dim") is not None else "attn_dim_head")
-    position = position_of(read, kind, head_dim or HEAD_DIM)
+    position = position_of(read, kind, max(1, head_dim or HEAD_DIM))
     return fields.tree if position is None else {**fields.tree, "position": position}
 
 

@@ -1,10 +1,13 @@
 """x-transformers' position flags -> the value of `position`: a list of scheme configs as plain dicts."""
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 from x_positional.config.flags.reader import FlagReader, same
+from x_positional.errors import shown
 from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.values import MAX_HEADS
 
 SWITCHES = {
     "rotary": ("rotary_pos_emb", "rotary_xpos"),
@@ -88,7 +91,7 @@ def _explicit(read: FlagReader, on: Mapping[str, list[str]]) -> Any:
     disable = read.given.get("disable_abs_pos_emb")
     if disable is not None and disable is bool(set(kinds_of(position)) & set(TABLES)):
         read.problem(
-            f"{read.shown('disable_abs_pos_emb')} contradicts position={position!r}. Set it with position= alone."
+            f"{read.shown('disable_abs_pos_emb')} contradicts position={shown(position)}. Set it with position= alone."
         )
     return position
 
@@ -100,7 +103,8 @@ def kinds_of(position: Any) -> list[str | None]:
     if isinstance(position, list | tuple):
         return [kind for entry in position for kind in kinds_of(entry)]
     if isinstance(position, Mapping):
-        return [position.get("kind")]
+        kind = position.get("kind")
+        return [kind if isinstance(kind, str) else None]
     if isinstance(position, SchemeConfig):
         return [position.kind]
     return [None]
@@ -131,7 +135,7 @@ def with_table(position: Any, read: FlagReader) -> Any:
         return [table, *position]
     flag = read.shown("scaled_sinu_pos_emb" if scaled else "use_abs_pos_emb")
     read.problem(
-        f"{flag} beside position={position!r} is ambiguous: x-transformers drops the table beside RoPE, PoPE and T5 "
+        f"{flag} beside position={shown(position)} is ambiguous: x-transformers drops the table beside RoPE, PoPE and T5 "
         f"silently. For both, put {table['kind']!r} into position=, or give the layers "
         f"{read.prefix}disable_abs_pos_emb=False; for the scheme alone leave the flag out."
     )
@@ -142,7 +146,7 @@ def _without_table(position: Any, scaled: bool, read: FlagReader) -> Any:
     if position is None and not scaled:
         return [{"kind": "none"}]
     if scaled or set(kinds_of(position)) & set(TABLES):
-        asked = read.shown("scaled_sinu_pos_emb") if scaled else f"position={position!r}"
+        asked = read.shown("scaled_sinu_pos_emb") if scaled else f"position={shown(position)}"
         read.problem(f"{read.shown('use_abs_pos_emb')} contradicts {asked}. Give one of them.")
     return position
 
@@ -179,7 +183,10 @@ def _alibi(read: FlagReader, kind: str, head_dim: int) -> dict[str, Any]:
         config["heads"] = read.value("alibi_num_heads")
     extra = _only(read, "rel_pos_kwargs", "slopes")
     if extra.get("slopes") is not None:
-        config["slopes"] = [float(slope) for slope in extra["slopes"]]
+        try:
+            config["slopes"] = [float(slope) for slope in islice(iter(extra["slopes"]), MAX_HEADS + 1)]
+        except Exception:  # a list, a tensor or an array, of anything
+            read.problem(f"{read.prefix}rel_pos_kwargs has slopes={shown(extra['slopes'])}; give one number per head.")
     return config
 
 
@@ -218,7 +225,9 @@ def _only(read: FlagReader, name: str, *known: str, **fixed: Any) -> Mapping[str
         return {}
     for key in value:
         if key not in known and not (key in fixed and same(value[key], fixed[key])):
-            read.problem(f"{read.prefix}{name} has {key}={value[key]!r}; only {', '.join(known)} is supported in it.")
+            read.problem(
+                f"{read.prefix}{name} has {key}={shown(value[key])}; only {', '.join(known)} is supported in it."
+            )
     return value
 
 

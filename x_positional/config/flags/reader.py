@@ -5,16 +5,28 @@ from typing import Any
 
 from x_positional.config.flags.entry import Flag
 from x_positional.config.flags.table import PLACES
-from x_positional.errors import ArgumentError, FlagError, nearest
+from x_positional.errors import ArgumentError, FlagError, nearest, shown
+from x_positional.schemes.values import bound_problems
 
 PLAIN = (bool, int, float, str, tuple, list, dict)
+MAX_HINTS = 20
+"""Unknown names that are compared with every known one."""
+
+
+def require_bounded_flags(where: str, flags: Mapping[str, Any]) -> None:
+    """Raises FlagError for values that cannot be used whatever the flag is, such as cyclic ones."""
+    if problems := bound_problems(flags):
+        raise FlagError(where, problems)
 
 
 def same(a: Any, b: Any) -> bool:
     """Equal as plain values; tensors, modules and functions only if they are the same object."""
     if a is b:
         return True
-    return isinstance(a, PLAIN) and isinstance(b, PLAIN) and a == b
+    try:
+        return isinstance(a, PLAIN) and isinstance(b, PLAIN) and bool(a == b)
+    except Exception:  # a tensor or another foreign object among their entries
+        return False
 
 
 def asks(value: Any, default: Any) -> bool:
@@ -59,7 +71,7 @@ class FlagReader:
 
     def shown(self, name: str) -> str:
         """`enc_heads=8`."""
-        return f"{self.prefix}{name}={self.value(name)!r}"
+        return f"{self.prefix}{name}={shown(self.value(name))}"
 
     def problem(self, text: str) -> None:
         """Adds a problem."""
@@ -67,10 +79,13 @@ class FlagReader:
 
     def check(self, missing: Sequence[str] = ()) -> None:
         """Checks names, refused flags and bools; the names in `missing` are required."""
+        unknown = 0
         for name, value in self.given.items():
             flag = self.table.get(name)
             if flag is None:
-                self.problem(f"{self.prefix}{name} is not a flag; {self._hint(name)}")
+                unknown += 1
+                hint = self._hint(name) if unknown <= MAX_HINTS else "docs/migration.md lists all of them."
+                self.problem(f"{self.prefix}{name} is not a flag; {hint}")
             elif flag.verdict == "refused":
                 if asks(value, self.defaults[name]):
                     self.problem(f"{self.shown(name)} is refused. {flag.note}")

@@ -3,6 +3,7 @@
 from x_positional.config.flags import calls, keywords
 from x_positional.config.flags.entry import Flag
 from x_positional.errors import ArgumentError
+from x_positional.schemes.suggest import ELSEWHERE
 
 FLAGS: tuple[Flag, ...] = keywords.ENTRIES + calls.ENTRIES
 
@@ -19,3 +20,17 @@ def _by_place() -> dict[str, dict[str, Flag]]:
 
 PLACES: dict[str, dict[str, Flag]] = _by_place()
 """class or class.method -> keyword -> how it is handled."""
+
+
+def keyword_hint(name: str) -> str | None:
+    """Where a keyword flag that was used as a field of a config belongs; None for other names."""
+    for place in PLACES.values():
+        flag = place.get(name)
+        if flag is not None and flag.verdict == "supported" and flag.field is not None:
+            return f"it is a keyword flag; in a config use {flag.field}."
+        if flag is not None:
+            return f"it is a keyword flag of x-transformers. {flag.note}"
+    return None
+
+
+ELSEWHERE.append(keyword_hint)

@@ -1,6 +1,6 @@
 """What cannot work, what deserves a second look, and which backend will run, before anything is built."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,14 @@ from x_positional.config.validate.report import Report, across, merged, require
 from x_positional.config.validate.rule import RULES, Rule
 from x_positional.config.validate.target import AnyConfig, Stack, read_target
 from x_positional.config.vision import VisionConfig
-from x_positional.errors import BackendError, IncompatibleConfig
+from x_positional.errors import MAX_VALUE, BackendError, IncompatibleConfig, printable
 from x_positional.schemes.base import Capabilities, Dims, PositionScheme
 from x_positional.schemes.compose import chain_problems
 from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.values import MAX_KINDS, MAX_SCHEMES, MAX_WIDTH
+
+Named = list[tuple[str, PositionScheme]]
+"""Schemes by name."""
 
 __all__ = [
     "RULES",
@@ -66,10 +70,14 @@ def check(
     >>> print(check(dim=64, depth=2, heads=2, position="rope", max_seq_len=128, cache="static", decode_to=4096))
     """
     given = {"cache": cache, "cache_window": cache_window, "decode_to": decode_to, "device": device, "dtype": dtype}
-    use, problems = read_use({**given, "train": train})
-    read = read_target(target, flags)
-    reports = {name: _stack_report(stack, use) for name, stack in read.stacks.items()}
-    return merged(read.problems + problems, reports)
+    try:
+        use, problems = read_use({**given, "train": train})
+        read = read_target(target, flags)
+        reports = {name: _stack_report(stack, use) for name, stack in read.stacks.items()}
+        return merged(read.problems + problems, reports)
+    except Exception as error:  # code of a user's scheme, module or mapping
+        text = printable(f"{type(error).__name__}: {error}")[:MAX_VALUE]
+        return Report(errors=[f"the check itself failed, in code of the given objects or of the package: {text}"])
 
 
 def layers_report(
@@ -81,18 +89,23 @@ def layers_report(
     use: Use | None = None,
 ) -> Report:
     """The verdict on a stack of layers, with the length and the embedding width of the wrapper around it."""
-    stack, reports = config.resolved_layers(max_seq_len), []
-    dims = config.dims(max_seq_len, embed_dim)
-    blind = config.kind == "encoder" and all(_is_blind(kind, dims) for kind in stack)
-    for place, (written, kind) in enumerate(zip(config.layer_kinds(), stack, strict=True)):
-        if kind in stack[:place]:
-            continue
+    dims, distinct = config.dims(max_seq_len, embed_dim), _distinct(config, max_seq_len)
+    if problems := size_problems(config, [kind for _, kind in distinct]):
+        return Report(errors=problems)
+    windows = tuple(dict.fromkeys(kind.attention_window for _, kind in distinct))
+    built = _built([kind for _, kind in distinct], dims)
+    blind = config.kind == "encoder" and all(_is_blind(kind, *_parts(kind, built)) for _, kind in distinct)
+    reports = []
+    for written, kind in distinct:
         own = {name: getattr(written, name) for name in type(written).model_fields}
+        named, unbuilt = _parts(kind, built)
         case = Case(
             whole=config,
             layers=config.model_copy(update={**own, "pattern": ()}),
             parts=kind.parts,
-            stack=stack,
+            named=tuple(named),
+            unbuilt=tuple(unbuilt),
+            windows=windows,
             blind=blind,
             max_seq_len=max_seq_len,
             embed_dim=embed_dim,
@@ -101,6 +114,56 @@ def layers_report(
         )
         reports.append(judge(case))
     return across(reports)
+
+
+def _distinct(config: LayersConfig, max_seq_len: int | None) -> list[tuple[LayerConfig, LayerConfig]]:
+    """Each kind of layer once, as written and with the default position filled in: equal ones are validated together."""
+    found: dict[Any, tuple[LayerConfig, LayerConfig]] = {}
+    for written, kind in zip(config.layer_kinds(), config.resolved_layers(max_seq_len), strict=True):
+        found.setdefault(_key(kind), (written, kind))
+    return list(found.values())
+
+
+def size_problems(config: LayersConfig, distinct: list[LayerConfig]) -> list[str]:
+    """Why a stack is too large to be looked at; [] if it is not."""
+    found, schemes = [], {_key(part) for kind in distinct for part in kind.parts}
+    if config.heads * config.head_dim > MAX_WIDTH:
+        found.append(
+            f"heads={config.heads} of head_dim={config.head_dim} are {config.heads * config.head_dim} channels, and at most "
+            f"{MAX_WIDTH} are supported. Lower one of them."
+        )
+    if len(distinct) > MAX_KINDS:
+        found.append(
+            f"pattern has {len(distinct)} different layers, and at most {MAX_KINDS} are supported: each kind has masks, a "
+            "cache and a backend of its own. Repeat some of them."
+        )
+    if len(schemes) > MAX_SCHEMES:
+        found.append(
+            f"pattern has {len(schemes)} different position schemes, and at most {MAX_SCHEMES} are supported. Repeat some of "
+            "them."
+        )
+    return found
+
+
+def _built(kinds: Iterable[LayerConfig], dims: Dims) -> dict[Any, tuple[Named, list[str]]]:
+    """Name and scheme of each distinct part, or why it cannot be built."""
+    parts = {_key(part): part for kind in kinds for part in kind.parts}
+    return {key: build_parts((part,), dims) for key, part in parts.items()}
+
+
+def _parts(kind: LayerConfig, built: Mapping[Any, tuple[Named, list[str]]]) -> tuple[Named, list[str]]:
+    """The same for all parts of a layer."""
+    found = [built[_key(part)] for part in kind.parts]
+    return [scheme for named, _ in found for scheme in named], [problem for _, unbuilt in found for problem in unbuilt]
+
+
+def _key(value: Any) -> Any:
+    """The value as a key; the identity of a config whose own fields cannot be hashed, which then equals itself alone."""
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return value
 
 
 def model_report(config: ModelConfig | ContinuousConfig | VisionConfig, use: Use | None = None) -> Report:
@@ -113,19 +176,17 @@ def model_report(config: ModelConfig | ContinuousConfig | VisionConfig, use: Use
 
 
 def judge(case: Case) -> Report:
-    """Builds the schemes, chooses the backend, and applies every rule."""
-    named, unbuilt = build_parts(case.parts, case.dims)
-    case = replace(case, named=tuple(named))
+    """Chooses the backend and applies every rule."""
     caps = combined(case.schemes)
     choice, unsupported = _choose(case, caps)
     case = replace(case, backend=choice and choice.name)
-    found = {"error": list(unbuilt), "warning": [w for part in case.parts for w in part.warnings(case.dims)]}
+    found = {"error": list(case.unbuilt), "warning": [w for part in case.parts for w in part.warnings(case.dims)]}
     for rule in RULES:
         found[rule.verdict] += rule(case)
     report = Report(
         errors=found["error"] + unsupported, warnings=found["warning"], position=" + ".join(case.kinds) or None
     )
-    if caps is None or unbuilt:  # the remaining schemes do not describe the whole
+    if caps is None or case.unbuilt:  # the remaining schemes do not describe the whole
         return report
     return replace(
         report,
@@ -137,7 +198,7 @@ def judge(case: Case) -> Report:
     )
 
 
-def build_parts(parts: tuple[SchemeConfig, ...], dims: Dims) -> tuple[list[tuple[str, PositionScheme]], list[str]]:
+def build_parts(parts: tuple[SchemeConfig, ...], dims: Dims) -> tuple[Named, list[str]]:
     """The schemes that can be built, by name, without memory for parameters; and why the others cannot."""
     named, problems = [], []
     for part in parts:
@@ -161,9 +222,8 @@ def _build_lightly(part: SchemeConfig, dims: Dims) -> PositionScheme:
             return part.build(dims)
 
 
-def _is_blind(kind: LayerConfig, dims: Dims) -> bool:
+def _is_blind(kind: LayerConfig, named: Named, unbuilt: list[str]) -> bool:
     """Whether layers of this kind, without a causal mask, cannot tell one order of tokens from another."""
-    named, unbuilt = build_parts(kind.parts, dims)
     blank = all(scheme.causal_only and not scheme.capabilities().tells_order for _, scheme in named)
     return kind.attention_window.kept is None and not unbuilt and blank
 

@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BeforeValidator, Field, ValidationError
 
-from x_positional.config.layers import LayerConfig, LayersConfig
+from x_positional.config.layers import LayersConfig
 from x_positional.config.models import ContinuousConfig, ModelConfig
-from x_positional.config.suggest import messages
 from x_positional.config.vision import VisionConfig
 from x_positional.schemes.base import AttentionWindow, Dims, PositionScheme
 from x_positional.schemes.registry import Config, SchemeConfig
+from x_positional.schemes.suggest import messages
+from x_positional.schemes.values import bound_problems
 
 CacheName = Literal["static", "growing", "sliding"]
 DTYPES = {
@@ -53,12 +54,14 @@ class Use(Config):
 
 def read_use(given: Mapping[str, Any]) -> tuple[Use, list[str]]:
     """The requested use without its invalid values, and a message for each of those."""
+    if problems := bound_problems(given):
+        return Use(), problems
     try:
-        return Use.model_validate(given), []
+        return Use.parse(given), []
     except ValidationError as error:
         invalid = {problem["loc"][0] for problem in error.errors(include_url=False)}
         valid = {name: value for name, value in given.items() if name not in invalid}
-        return Use.model_validate(valid), messages(Use, error, given)
+        return Use.parse(valid), messages(Use, error, given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +74,16 @@ class Case:
     """The stack as if all layers were of this kind."""
     parts: tuple[SchemeConfig, ...]
     """The schemes of this kind."""
-    stack: tuple[LayerConfig, ...]
-    """Every kind of layer in the stack."""
+    windows: tuple[AttentionWindow, ...]
+    """The distinct windows of the whole stack, in order of the layers."""
     use: Use
     """What the model is meant to do."""
     blind: bool = False
     """An encoder none of whose layers can tell one order of tokens from another."""
     named: tuple[tuple[str, PositionScheme], ...] = ()
     """The schemes that can be built, by name, without memory for parameters."""
+    unbuilt: tuple[str, ...] = ()
+    """Why the others cannot."""
     backend: str | None = None
     """The backend that runs it. None where none can."""
     max_seq_len: int | None = None

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 
-import torch
-
 from x_positional.config.layers import MLAConfig
 from x_positional.config.validate.case import Case
+from x_positional.config.validate.probe import rotated_width
 from x_positional.config.validate.rule import rule
 from x_positional.schemes.base import PositionScheme
 from x_positional.schemes.rotary.rotation import RotationScheme
@@ -66,18 +65,8 @@ def _rotates_within(scheme: PositionScheme, mla: MLAConfig, head_dim: int) -> bo
     """Whether it rotates only the shared channels, as far as that shows without values."""
     if not scheme.overrides("rotate_k"):
         return True
-    shared, whole = (_rotated_width(scheme, width) for width in (mla.rope_dim, head_dim))
+    shared, whole = (rotated_width(scheme, "k", 1, width) for width in (mla.rope_dim, head_dim))
     return shared == mla.rope_dim or (shared is None and whole is None)
-
-
-def _rotated_width(scheme: PositionScheme, width: int) -> int | None:
-    """How wide a key is after rotation; None where it does not run."""
-    position = torch.zeros(1, 1, dtype=torch.long, device="meta")
-    try:
-        key = scheme.rotate_k(torch.empty(1, 1, 1, width, device="meta"), scheme.length_tables(position, position + 1))
-    except Exception:  # too narrow for it, or a user's scheme that reads values, which meta tensors do not have
-        return None
-    return key.shape[-1]
 
 
 @rule("warning")

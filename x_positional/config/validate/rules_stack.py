@@ -139,7 +139,7 @@ def schemes_reach_max_seq_len(case: Case) -> Iterator[str]:
 @rule(needs="schemes")
 def first_tokens_have_distances(case: Case) -> Iterator[str]:
     """keep_first moves the positions of the first tokens, which schemes in the embeddings cannot follow."""
-    problem = keep_first_problem(case.schemes, [kind.attention_window for kind in case.stack])
+    problem = keep_first_problem(case.schemes, case.windows)
     if problem is not None:
         yield problem
 

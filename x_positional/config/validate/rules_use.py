@@ -7,7 +7,9 @@ import torch
 from x_positional.attention.backends.varlen import HALF, varlen_problems
 from x_positional.config.validate.case import Case
 from x_positional.config.validate.kernels import FLEX_MIN, Heads, sdpa_kernel
+from x_positional.config.validate.probe import rotated_width
 from x_positional.config.validate.rule import rule
+from x_positional.errors import MAX_SHOWN
 from x_positional.schemes.base import Capabilities
 
 
@@ -39,7 +41,7 @@ def cached_keys_stay_right(case: Case) -> Iterator[str]:
 def a_sliding_cache_needs_a_window(case: Case) -> Iterator[str]:
     """A sliding cache keeps the last `window` tokens, so it needs a window."""
     use = case.use
-    slides = any(kind.attention_window.kept is not None for kind in case.stack)
+    slides = any(window.kept is not None for window in case.windows)
     if use.cache == "sliding" and not slides and use.cache_window is None:
         yield (
             "cache='sliding' keeps the last `window` tokens, and no window is set. Set window= for the layers, or make "
@@ -192,14 +194,10 @@ def kernel_of(case: Case) -> tuple[str | None, list[str]]:
 
 def _query_width(case: Case) -> int:
     """Width of queries after rotation: polar doubles them."""
-    position = torch.zeros(1, 1, dtype=torch.long, device="meta")
-    q = torch.empty(1, case.layers.heads, 1, case.layers.head_dim, device="meta")
-    try:
-        for scheme in case.schemes:
-            q = scheme.rotate_q(q, scheme.length_tables(position, position + 1))
-    except Exception:  # a user's scheme that reads values, which meta tensors do not have
-        return case.layers.head_dim
-    return q.shape[-1]
+    width: int | None = case.layers.head_dim
+    for scheme in case.schemes:
+        width = None if width is None else rotated_width(scheme, "q", case.layers.heads, width)
+    return case.layers.head_dim if width is None else width
 
 
 def _shortest(case: Case) -> tuple[str, int] | None:
@@ -210,14 +208,16 @@ def _shortest(case: Case) -> tuple[str, int] | None:
 
 def decodes(case: Case, caps: Capabilities) -> str:
     """Which cache is correct, in words."""
-    kind, windows = case.layers.kind, [k.attention_window.kept for k in case.stack]
+    kind, windows = case.layers.kind, [window.kept for window in case.windows]
     if kind == "encoder":
         return "no: an encoder's earlier outputs change with later tokens"
     if kind == "cross_attender":
         return "no self-attention to cache; the keys of the context are computed once"
     if not caps.kv_cacheable:
         return "by recomputing the prefix where earlier keys change, which generate does; a cache alone becomes stale"
-    sizes = ", ".join("all" if size is None else str(size) for size in dict.fromkeys(windows))
+    distinct = list(dict.fromkeys(windows))
+    sizes = ", ".join("all" if size is None else str(size) for size in distinct[:MAX_SHOWN])
+    sizes += f" and {len(distinct) - MAX_SHOWN} more" if len(distinct) > MAX_SHOWN else ""
     sliding = f"sliding (the last {sizes} tokens)" if any(windows) else "sliding with new_cache(window=...)"
     return f"yes: growing, static, or {sliding}"
 

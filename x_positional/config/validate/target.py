@@ -15,14 +15,17 @@ from x_positional.config.flags import (
     vision_from_flags,
     xtransformer_from_flags,
 )
+from x_positional.config.flags.reader import MAX_HINTS
 from x_positional.config.flags.table import PLACES
 from x_positional.config.layers import LayersConfig
-from x_positional.config.models import ContinuousConfig, ModelConfig, read_yaml
+from x_positional.config.models import ContinuousConfig, ModelConfig
+from x_positional.config.reading import parse_yaml, read_text
 from x_positional.config.seq2seq import Seq2SeqConfig
-from x_positional.config.suggest import messages, suggestion, user_path, value_at
 from x_positional.config.vision import VisionConfig
 from x_positional.errors import ConfigError, FlagError, nearest
 from x_positional.schemes.base import Dims
+from x_positional.schemes.suggest import messages, suggestion, user_path, value_at
+from x_positional.schemes.values import bound_problems
 
 AnyConfig = ModelConfig | ContinuousConfig | LayersConfig | VisionConfig
 
@@ -67,6 +70,8 @@ class Reading:
 
 def read_target(target: Any, flags: Mapping[str, Any]) -> Reading:
     """Never raises: whatever cannot be read becomes a problem."""
+    if problems := bound_problems(target if isinstance(target, Mapping) else flags):
+        return Reading({}, problems)
     if target is not None and flags:
         names = ", ".join(flags)
         return Reading(
@@ -114,9 +119,13 @@ def _of_module(module: nn.Module) -> Reading:
 
 def _of_file(path: Path) -> Reading:
     try:
-        return _of_fields(read_yaml(path))
+        text = read_text(path)
     except ConfigError as error:
         return Reading({}, [f"{error}. Give the path of a YAML file, or flags: check(position='rope', ...)."])
+    try:
+        return _of_fields(parse_yaml(text, str(path)))
+    except ConfigError as error:
+        return Reading({}, [str(error)] if error.problems == [str(error)] else error.problems)
 
 
 def _of_fields(data: Mapping[Any, Any]) -> Reading:
@@ -133,12 +142,12 @@ def _of_fields(data: Mapping[Any, Any]) -> Reading:
 
 def _validated(schema: type[AnyConfig], data: Mapping[Any, Any], name: str = "") -> Reading:
     try:
-        return Reading({name: Stack(schema.model_validate(dict(data)))}, [])
+        return Reading({name: Stack(schema.parse(dict(data)))}, [])
     except ValidationError as error:
         problems = [f"{name}: {text}" if name else text for text in messages(schema, error, data)]
         corrected, doubtful = _corrected(schema, error, data)
     try:
-        return Reading({name: Stack(schema.model_validate(corrected), doubtful=doubtful)}, problems)
+        return Reading({name: Stack(schema.parse(corrected), doubtful=doubtful)}, problems)
     except ValidationError:
         return Reading({}, problems)
 
@@ -153,7 +162,7 @@ def _corrected(schema: type[AnyConfig], error: ValidationError, data: Mapping[An
         if found is None:
             doubtful.add(next((step for step in reversed((*place, leaf)) if isinstance(step, str)), ""))
         if isinstance(section, list) and isinstance(leaf, int):
-            del section[leaf]
+            del section[leaf : leaf + 1]  # none where nested lists were flattened before
         elif isinstance(section, dict) and leaf in section:
             value = section.pop(leaf)
             better = None if found is None else value_at(corrected, found[:-1])
@@ -222,11 +231,13 @@ def _corrected_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     )
     table = {name: flag for place in places for name, flag in PLACES[place].items()}
     known = {"kind", *(name for name, flag in table.items() if flag.verdict == "supported")}
+    names, hints = sorted(known), MAX_HINTS
     corrected: dict[str, Any] = {}
     for name, value in flags.items():
         prefix = name[:4] if name[:4] in ("enc_", "dec_") else ""
         bare = name.removeprefix(prefix)
-        close = bare if bare in table or bare in known else nearest(bare, sorted(known))
+        close = bare if bare in table or bare in known else nearest(bare, names) if hints > 0 else None
+        hints -= close != bare
         if close in known and (close == bare or prefix + close not in flags):
             corrected[prefix + close] = value
     return corrected

@@ -182,7 +182,7 @@ def _scaling(
         return None
     reported = {name for name, value in values.items() if value is None or (isinstance(value, tuple) and None in value)}
     try:
-        return schema.model_validate({name: value for name, value in values.items() if value is not None})
+        return schema.parse({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             name = str(problem["loc"][0])

@@ -15,6 +15,7 @@ from x_positional.schemes.registry import SchemeConfig
 from x_positional.schemes.rotary.axes import width_problems
 from x_positional.schemes.rotary.frequencies import Frequencies, inverse_frequencies, wide_dtype
 from x_positional.schemes.rotary.rotation import RopeEmbedding
+from x_positional.schemes.values import MAX_AXES
 
 
 class AxialEmbedding(RopeEmbedding):
@@ -62,7 +63,7 @@ class Axial(SchemeConfig):
     """`position="axial"`: rows and columns of an image, or any number of axes."""
 
     kind: Literal["axial"] = "axial"
-    axes: int = Field(default=2, ge=1)
+    axes: int = Field(default=2, ge=1, le=MAX_AXES)
     """How many axes a position has."""
     freqs: Literal["lang", "pixel"] = "lang"
     """"lang" for row and column numbers, "pixel" for coordinates from -1 to 1."""

@@ -15,6 +15,7 @@ from x_positional.schemes.registry import SchemeConfig
 from x_positional.schemes.rotary.axes import check_axes, width_problems
 from x_positional.schemes.rotary.frequencies import inverse_frequencies, wide_dtype
 from x_positional.schemes.rotary.rotation import Rotation, RotationScheme
+from x_positional.schemes.values import MAX_AXES
 
 
 class MixedEmbedding(RotationScheme):
@@ -47,6 +48,8 @@ class MixedEmbedding(RotationScheme):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw new directions and reset the frequencies."""
+        if self.rate.is_meta:  # without values; there, arithmetic would import torch's compiler
+            return
         heads, pairs, axes = self.rate.shape
         device = self.rate.device
         sizes = inverse_frequencies(2 * pairs // axes, self.theta, device, pairs // axes)
@@ -81,7 +84,7 @@ class Mixed(SchemeConfig):
     """`position="mixed"`: for images, or any number of axes."""
 
     kind: Literal["mixed"] = "mixed"
-    axes: int = Field(default=2, ge=1)
+    axes: int = Field(default=2, ge=1, le=MAX_AXES)
     """How many axes a position has."""
     theta: float = Field(default=10.0, gt=0)
     """The base of the initial frequencies."""

@@ -16,6 +16,7 @@ from x_positional.schemes.rotary.axes import SectionOrder, section_problems
 from x_positional.schemes.rotary.frequencies import wide_dtype
 from x_positional.schemes.rotary.rotation import RopeEmbedding
 from x_positional.schemes.rotary.scaling import RopeScaling, Scaling
+from x_positional.schemes.values import MAX_AXES, MAX_HEADS
 
 XPOS_FASTEST = -math.log(0.4 / 1.4)
 """xPos: the first pair decays by e^-XPOS_FASTEST every scale_base tokens."""
@@ -105,7 +106,7 @@ class Rope(SchemeConfig):
     """The rotated share of a head, in place of `dim`."""
     interleaved: bool = False
     """Pairs are channels (2i, 2i + 1), otherwise (i, i + R/2)."""
-    heads: int | None = Field(default=None, gt=0)
+    heads: int | None = Field(default=None, gt=0, le=MAX_HEADS)
     """Rotate only the last `heads` heads; None is all."""
     interpolation_factor: float = Field(default=1.0, ge=1)
     """Divides positions; the same as scaling `Linear`."""
@@ -113,7 +114,7 @@ class Rope(SchemeConfig):
     """s multiplies theta by s^(R/(R-2)); the same as scaling `Ntk`."""
     scaling: Scaling = None
     """How the frequencies are scaled to extend the context."""
-    sections: tuple[int, ...] | None = None
+    sections: tuple[int, ...] | None = Field(default=None, max_length=MAX_AXES)
     """Pairs per axis, for positions with several axes such as time, height and width (M-RoPE, VideoRoPE)."""
     section_order: SectionOrder = "contiguous"
     """How the pairs are assigned to axes."""
@@ -269,6 +270,6 @@ class XPos(Rope):
             found.append(
                 f"xpos: positions {farthest} apart (centre {center}) overflow float32 with "
                 f"scale_base={self.scale_base:g} (at most {reach}). "
-                f"Use scale_base={math.ceil(farthest / reach) * self.scale_base:g}."
+                f"Use scale_base={math.ceil((farthest + 1) * XPOS_FASTEST / XPosEmbedding.RANGE)} or more."
             )
         return found

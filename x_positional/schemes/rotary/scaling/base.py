@@ -1,5 +1,6 @@
 """What a scaling of rotary frequencies is: a small config that maps a width and a theta to frequencies."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +11,18 @@ from x_positional.schemes.registry import NamedConfig
 from x_positional.schemes.rotary.frequencies import Frequencies, Number
 
 CPU = torch.device("cpu")
+SYNONYMS = {
+    **dict.fromkeys(("su", "long", "long_rope", "phi3"), "longrope"),
+    **dict.fromkeys(("dynamic_ntk", "ntk_dynamic"), "dynamic"),
+    **dict.fromkeys(("ntk_aware", "ntk_scaled"), "ntk"),
+    **dict.fromkeys(("alpha", "hunyuan"), "ntk_alpha"),
+    **dict.fromkeys(("by_parts", "ntk_parts"), "ntk_by_parts"),
+    **dict.fromkeys(("llama", "llama_3", "llama31", "llama3_1"), "llama3"),
+    **dict.fromkeys(("interpolation", "position_interpolation", "pi"), "linear"),
+    **dict.fromkeys(("p_rope", "prope", "partial"), "proportional"),
+    **dict.fromkeys(("none", "mrope", "m_rope"), "default"),
+}
+"""Words that are used elsewhere for a scaling."""
 SCALINGS: dict[str, type["RopeScaling"]] = {}
 """Every scaling by name."""
 
@@ -25,6 +38,7 @@ class RopeScaling(NamedConfig):
     registry: ClassVar[dict[str, type[Any]]] = SCALINGS
     noun: ClassVar[str] = "scaling"
     expected: ClassVar[str] = "scaling must be a RopeScaling, its name, or a dict with rope_type"
+    synonyms: ClassVar[Mapping[str, str]] = SYNONYMS
     abstract: ClassVar[bool] = True
     rope_type: str
     """The name in `scaling=` and in files."""
