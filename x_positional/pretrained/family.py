@@ -7,8 +7,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 from x_positional.errors import RopeError
+from x_positional.pretrained.config_json.causal import bidirectional_windows
 from x_positional.pretrained.config_json.codecs import Codec, Fields, Hf, Null
 from x_positional.pretrained.config_json.ignored_keys import IGNORED_KEYS
+from x_positional.pretrained.config_json.keys import REFUSED_KEYS
 from x_positional.pretrained.tensors.layouts import Layout, Same, Sizes
 
 LEAVES = {"weight": "weight", "gain": "weight", "table": "weight", "bias": "bias", "shift": "bias"}
@@ -88,6 +90,11 @@ class Family:
         """The keys of `config.json` that are read."""
         return {key for codec in self.codecs for key in codec.keys} | set(self.aliases)
 
+    @property
+    def known_keys(self) -> set[str]:
+        """The keys that are followed, refused at some or all values, or known not to affect the logits."""
+        return self.keys | REFUSED_KEYS | IGNORED_KEYS | self.ignored_keys
+
     def resolve_aliases(self, hf: Hf) -> Hf:
         """The same config with aliases replaced by the keys they stand for."""
         other = {self.aliases[key]: value for key, value in hf.items() if key in self.aliases and value is not None}
@@ -105,15 +112,19 @@ class Family:
                 problems += error.problems
             except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
                 problems.append(f"{error.args[0]} is missing." if isinstance(error, KeyError) else str(error))
+        if self.kind == "decoder":
+            fields = bidirectional_windows(fields, lambda window: window + 1)
         return fields, problems
 
     def unknown_keys(self, hf: Hf) -> list[str]:
-        """Keys that are neither read nor known to be irrelevant: they may affect the logits."""
-        known = self.keys | IGNORED_KEYS | self.ignored_keys
+        """Keys that are not known: they may affect the logits."""
+        known = self.known_keys
         return sorted(key for key, value in hf.items() if value is not None and key not in known)
 
     def to_hf(self, fields: Fields) -> dict[str, Any]:
         """`config.json` of canonical fields, as far as its keys can express them. Raises ValueError where they cannot."""
+        if self.kind == "decoder":
+            fields = bidirectional_windows(fields, lambda window: window - 1)
         out: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
         for codec in self.codecs:
             out |= {key: value for key, value in codec.to_hf(fields).items() if value is not None}

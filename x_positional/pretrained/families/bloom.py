@@ -1,5 +1,6 @@
 """BLOOM: ALiBi, a norm after the embedding, fused projections with q, k, v per head."""
 
+from x_positional.pretrained.config_json.causal import causal_only
 from x_positional.pretrained.config_json.codecs import Fixed, Key, derived
 from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.families.gpt2 import layer_norms
@@ -27,7 +28,7 @@ BLOOM = Family(
         Fixed("emb_norm.bias", True),
         Fixed("emb_norm.unit_offset", False),
         Key("emb_norm.eps", "layer_norm_epsilon", 1e-5),
-        Fixed("layers.kind", "decoder"),
+        causal_only("ALiBi of this family is defined for causal attention only."),
         Fixed("layers.position", [Alibi()]),
         Key("layers.norm_place", "apply_residual_connection_post_layernorm", False, {False: "pre", True: "entry"}),
         Fixed("layers.attn.bias", True),

@@ -1,5 +1,6 @@
 """GPT-2: learned positions, pre-norm with LayerNorm, weights stored as [in, out]."""
 
+from x_positional.pretrained.config_json.causal import CAUSAL
 from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, Only, derived, quotient
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
 from x_positional.pretrained.family import Family
@@ -50,7 +51,7 @@ GPT2 = Family(
         *tied(True),
         *layer_norms("layer_norm_epsilon"),
         TABLE,
-        Fixed("layers.kind", "decoder"),
+        CAUSAL,
         Fixed("layers.attn.bias", True),
         Only("add_cross_attention", (False,), "GPT-2 with cross-attention is unsupported."),
     ),

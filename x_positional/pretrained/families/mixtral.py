@@ -69,6 +69,7 @@ OLMOE = LLAMA.like(
         *qk_norms("rms_whole", "rms_norm_eps", 1e-5),
         Fixed("layers.ff.bias", False),
         Nullable("layers.attn.clip", "clip_qkv"),
+        Nullable("layers.window", "sliding_window"),
     ),
     names={**EXPERTS, **{ours: layout for ours, layout in OLMO2.names.items() if "_norm" in ours and "attn." in ours}},
     ignored_keys=TRAINING,

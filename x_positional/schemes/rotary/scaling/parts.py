@@ -132,8 +132,8 @@ class Yarn(Parts):
 
     c(n) = width ln(L / (2 pi n)) / (2 ln theta) is the index of the pair that makes n rotations in L; lo = c(beta_fast) and
     hi = c(beta_slow), rounded outwards if `truncate`, clamped to 0 .. width-1. Pairs up to lo are unchanged, from hi on
-    they are divided by s (Peng et al. 2023, section 3.2, and its published code). Equal ends make a step. Frequencies differ from `YarnPaper` by a
-    factor of up to 2 or 3. Cosines and sines are multiplied by `attention_factor`.
+    they are divided by s (Peng et al. 2023, section 3.2, and its published code). Equal ends make a step. Frequencies differ
+    from `YarnPaper` by a factor of up to 2 or 3. Cosines and sines are multiplied by `attention_factor`.
     """
 
     rope_type: Literal["yarn"] = "yarn"
