@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from x_positional.errors import RopeError
+from x_positional.pretrained.config_json.causal import KEY as CAUSAL_KEY
 from x_positional.pretrained.config_json.causal import bidirectional_windows
 from x_positional.pretrained.config_json.codecs import Codec, Fields, Hf, Null
 from x_positional.pretrained.config_json.ignored_keys import IGNORED_KEYS
@@ -51,6 +52,8 @@ class Family:
     """Values of omitted keys (null is not omitted)."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other name of a key -> the key; the other name wins if both are set."""
+    older_names: Mapping[str, str] = field(default_factory=dict)
+    """Older name of a key -> the key, which wins if both are set."""
 
     def like(
         self,
@@ -88,17 +91,22 @@ class Family:
     @property
     def keys(self) -> set[str]:
         """The keys of `config.json` that are read."""
-        return {key for codec in self.codecs for key in codec.keys} | set(self.aliases)
+        return {key for codec in self.codecs for key in codec.keys} | set(self.aliases) | set(self.older_names)
 
     @property
     def known_keys(self) -> set[str]:
         """The keys that are followed, refused at some or all values, or known not to affect the logits."""
-        return self.keys | REFUSED_KEYS | IGNORED_KEYS | self.ignored_keys
+        unused = {CAUSAL_KEY} if self.kind in ("encoder", "vision") else set()
+        return self.keys | REFUSED_KEYS | IGNORED_KEYS | self.ignored_keys | unused
 
     def resolve_aliases(self, hf: Hf) -> Hf:
         """The same config with aliases replaced by the keys they stand for."""
         other = {self.aliases[key]: value for key, value in hf.items() if key in self.aliases and value is not None}
-        return {key: value for key, value in hf.items() if key not in self.aliases} | other
+        older = {self.older_names[key]: value for key, value in hf.items() if key in self.older_names}
+        older = {key: value for key, value in older.items() if value is not None and hf.get(key) is None}
+        return (
+            {key: value for key, value in hf.items() if key not in {*self.aliases, *self.older_names}} | other | older
+        )
 
     def to_fields(self, hf: Hf) -> tuple[Fields, list[str]]:
         """Fields by path, and the problems of the config."""

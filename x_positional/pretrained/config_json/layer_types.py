@@ -9,13 +9,20 @@ from typing import Any
 
 from x_positional.errors import ConfigError, RopeError
 from x_positional.pretrained.config_json.codecs import NULL, Fields, Hf
-from x_positional.pretrained.rope import SYNONYMS, published_rope, to_hf
+from x_positional.pretrained.rope import NEUTRAL, SYNONYMS, published_rope, to_hf
 from x_positional.schemes import NoPE, Rope
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 TYPE_ALIASES = {"attention": FULL}
 """Older names of layer types."""
-ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_local_base_freq", "original_max_position_embeddings", *SYNONYMS)
+ROPE_KEYS = (
+    "rope_parameters",
+    "rope_scaling",
+    "rope_local_base_freq",
+    "original_max_position_embeddings",
+    *SYNONYMS,
+    *NEUTRAL,
+)
 """Keys that may contain RoPE parameters."""
 READ_SYNONYMS = ("rope_theta", "partial_rotary_factor")
 """Names of theta and of the rotated fraction that families read."""

@@ -19,6 +19,7 @@ ROTARY = (
     "layer_types",
     "global_attn_every_n_layers",
     "local_attention",
+    "sliding_window",
 )
 
 
@@ -36,7 +37,8 @@ def _layer_fields(hf: Hf) -> Fields:
         ropes = {FULL: ropes, SLIDING: ropes}
     if unknown := sorted(set(types) - {FULL, SLIDING}):
         raise RopeError([f"unsupported layer_types: {', '.join(unknown)}; supported: {FULL}, {SLIDING}."])
-    window = (hf.get("local_attention") or 128) // 2 + 1  # to either side, including the token itself
+    half = hf.get("sliding_window") or (hf.get("local_attention") or 128) // 2
+    window = half + 1  # to either side, including the token itself
     return {
         "each.position": [[ropes[kind]] for kind in types],
         "each.window": [window if kind == SLIDING else None for kind in types],

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from x_positional.errors import RopeError
-from x_positional.pretrained.rope.config_json import FRACTIONS, THETAS, RopeSource, read_config_json
+from x_positional.pretrained.rope.config_json import FRACTIONS, NEUTRAL, THETAS, RopeSource, read_config_json
 from x_positional.pretrained.rope.parameters import (
     UNSUPPORTED,
     ConfigContext,
@@ -37,6 +37,8 @@ from x_positional.schemes import (
 from x_positional.schemes.rotary.axes import section_problems
 
 __all__ = [
+    "NEUTRAL",
+    "SYNONYMS",
     "DefaultRope",
     "DynamicNtk",
     "Linear",
