@@ -37,6 +37,10 @@ def causal_only(why: str) -> Custom:
     return Custom((KIND,), (KEY,), to_fields, lambda fields: {})
 
 
+CAUSAL_WITHOUT_PADDING = "transformers attends in both directions in this family only where a row has padding."
+"""Why a family is causal only."""
+
+
 def bidirectional_windows(fields: Fields, change: Callable[[int], int]) -> Fields:
     """Windows of an encoder changed: in transformers, a bidirectional window does not count the token itself."""
     if fields.get(KIND) != "encoder":

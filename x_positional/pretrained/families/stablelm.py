@@ -1,5 +1,6 @@
 """StableLM: LayerNorm, RoPE on a quarter of each head; the larger models norm each head and are parallel."""
 
+from x_positional.pretrained.config_json.causal import CAUSAL_WITHOUT_PADDING, causal_only
 from x_positional.pretrained.config_json.codecs import Fixed, Key, head_dim, quotient
 from x_positional.pretrained.config_json.layer_types import PARTIAL_FACTOR, RopeCodec
 from x_positional.pretrained.families.gpt2 import layer_norms
@@ -10,6 +11,7 @@ STABLELM = LLAMA.like(
     "stablelm",
     "StableLmForCausalLM",
     codecs=(
+        causal_only(CAUSAL_WITHOUT_PADDING),
         *layer_norms("layer_norm_eps"),
         RopeCodec(reads=(PARTIAL_FACTOR,)),
         head_dim(quotient("hidden_size", "num_attention_heads")),

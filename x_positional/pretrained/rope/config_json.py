@@ -185,13 +185,13 @@ def _top_problems(data: Mapping[str, Any], family: str, ignore: Collection[str])
 
 
 def _missing_problems(data: Mapping[str, Any], family: str) -> list[str]:
-    """Problems of a config without any RoPE key: its model may not use RoPE at all."""
-    if any(data.get(key) for key in READ_KEYS - {"max_position_embeddings"}):
-        return []
-    if family in SCALED:
+    """Problems of a config without RoPE parameters: its model may scale its frequencies by default, or not use RoPE at all."""
+    if family in SCALED and not (data.get("rope_parameters") or data.get("rope_scaling")):
         return [
             f"rope_parameters is missing, and model_type={family!r} scales its frequencies by default. Add rope_parameters."
         ]
+    if any(data.get(key) for key in READ_KEYS - {"max_position_embeddings"}):
+        return []
     if not family or family in THETA or family in LOCAL_GLOBAL:
         return []
     if "text_config" in data:
