@@ -164,9 +164,12 @@ def convert(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16. Default: as stored; GGUF is dequantized.")
     ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Key of the published config.json to ignore. Can be repeated.")
+    ] = None,
 ) -> None:
     """Convert a model and its tokenizer to config.json and safetensors."""
-    write_converted(source, target, form, model_type=model_type, dtype=dtype)
+    write_converted(source, target, form, model_type=model_type, dtype=dtype, ignore=ignore or ())
 
 
 @app.command()

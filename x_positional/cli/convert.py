@@ -2,7 +2,7 @@
 
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,22 @@ class Loaded:
     """Writes the tokenizer to a folder. Raises PretrainedError if there is none, MissingExtra if it needs a package."""
 
 
-def convert(path: Path, target: Path, form: Format, *, model_type: str | None, dtype: str | None) -> None:
+def convert(
+    path: Path,
+    target: Path,
+    form: Format,
+    *,
+    model_type: str | None,
+    dtype: str | None,
+    ignore: Collection[str] = (),
+) -> None:
     """Read a model, write it, and list the files written. Raises UserError, PretrainedError."""
     console = Console(stderr=True)
     if (target / CONFIG).exists() or target.is_file():
         raise UserError(f"{target} already contains a model; choose another folder or remove it")
-    source = _published(opened(path, console), console, dtype) if is_published(path) else _run(path, dtype)
+    if ignore and not is_published(path):
+        raise UserError(f"--ignore needs a published model; {path} is a run")
+    source = _published(opened(path, console), console, dtype, ignore) if is_published(path) else _run(path, dtype)
     with console.status(f"writing {target}"):
         source.model.save_pretrained(target, format=form, model_type=model_type)
         note = _write_tokenizer(source, target)
@@ -63,7 +73,7 @@ def convert(path: Path, target: Path, form: Format, *, model_type: str | None, d
         print(line)
 
 
-def _published(source: Source, console: Console, dtype: str | None) -> Loaded:
+def _published(source: Source, console: Console, dtype: str | None, ignore: Collection[str]) -> Loaded:
     def write_tokenizer(target: Path) -> None:
         tokenizer = source.tokenizer()
         if source.path.is_dir():
@@ -74,7 +84,7 @@ def _published(source: Source, console: Console, dtype: str | None) -> Loaded:
             tokenizer.save(target)
         _write_end_tokens(tokenizer, target)
 
-    return Loaded(loaded(source, console, dtype, "cpu"), write_tokenizer)
+    return Loaded(loaded(source, console, dtype, "cpu", ignore), write_tokenizer)
 
 
 def _run(path: Path, dtype: str | None) -> Loaded:

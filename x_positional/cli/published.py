@@ -1,6 +1,6 @@
 """Published models on the command line: opening and loading them, with a progress bar."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -50,13 +50,13 @@ def dtype_of(name: str | None) -> torch.dtype | None:
     return None if name is None else DTYPES[name]
 
 
-def loaded(source: Source, console: Console, dtype: str | None, device: str) -> Any:
+def loaded(source: Source, console: Console, dtype: str | None, device: str, ignore: Collection[str] = ()) -> Any:
     """Load the model of a source, with a progress bar. Raises PretrainedError, and UserError for dtype and device."""
     torch_dtype = dtype_of(dtype)
     with _bar(console, f"loading {source.path.name}") as (progress, task):
         watched = replace(source, tensors=lambda: WatchedTensors(source.tensors(), progress, task))
         try:
-            return load_source(watched, torch_dtype, device)
+            return load_source(watched, torch_dtype, device, ignore=ignore)
         except (RuntimeError, AssertionError) as error:  # torch raises either for a device it does not have
             raise UserError(f"--device {device} cannot be used: {error}") from error
 

@@ -1,8 +1,7 @@
 """`from_pretrained`: a folder, a GGUF file or a model on the Hugging Face Hub to a model of x_positional."""
 
-import difflib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 from x_positional.errors import PretrainedError, did_you_mean
 from x_positional.pretrained.config_json.codecs import Fields
 from x_positional.pretrained.config_json.encoder_decoder import encoder_only
-from x_positional.pretrained.config_json.ignored_keys import IGNORED_KEYS
+from x_positional.pretrained.config_json.keys import ignored, overridden, refused_keys
 from x_positional.pretrained.families import FAMILIES, NESTED
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.model_kinds import MODEL_KINDS, build_on_meta, layers_of
@@ -23,9 +22,6 @@ from x_positional.pretrained.source import Source, open_source
 from x_positional.pretrained.tensors.files import CONFIG, Tensors
 from x_positional.pretrained.tensors.layouts import Same
 from x_positional.pretrained.tensors.load import TensorNames, fill
-
-SYNONYMS = {"rope_parameters": "rope_scaling", "rope_scaling": "rope_parameters"}
-"""Two names of one setting: an override under one name removes the other."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,7 @@ def from_pretrained(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     backend: str = "auto",
+    ignore: Collection[str] = (),
     **overrides: Any,
 ) -> Any:
     """Load a published model.
@@ -57,6 +54,8 @@ def from_pretrained(
         dtype: None keeps the stored dtype (float32 for GGUF, which is dequantised).
         device: None is the CPU.
         backend: As in `Decoder`.
+        ignore: Keys of `config.json` to ignore, at any depth: their defaults apply. For keys that are refused although you
+            know that they do not matter for your use.
         overrides: Keys of `config.json`, which override the file, as `rope_parameters={"rope_type": "yarn", ...}`.
 
     Raises:
@@ -64,7 +63,7 @@ def from_pretrained(
             tensors that are missing, unexpected or of the wrong shape.
         MissingExtra: If a GGUF file or the Hub needs a package that is not installed.
     """
-    return load_source(open_source(source), dtype, device, backend, **overrides)
+    return load_source(open_source(source), dtype, device, backend, ignore, **overrides)
 
 
 def load_source(
@@ -72,15 +71,25 @@ def load_source(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     backend: str = "auto",
+    ignore: Collection[str] = (),
     **overrides: Any,
 ) -> Any:
     """`from_pretrained` of an opened checkpoint."""
     hf = source.config
     if hf.get("model_type") == NATIVE:
+        if changed := [*ignore, *overrides]:
+            raise PretrainedError(
+                f"unsupported keys for {source.path}:",
+                [f"{name}: a folder in x_positional's own format has no published keys." for name in changed],
+            )
         return load_native(hf, source.tensors(), dtype, device)
+    hf = ignored(hf, ignore)
+    if problems := refused_keys({**hf, **overrides}):
+        raise PretrainedError(f"unsupported {CONFIG} in {source.path}:", problems)
     hf, tensors = text_model(hf, source.tensors(), NESTED)
     family = family_of(hf, str(source.path))
-    hf = _override(family, family.resolve_aliases(hf), family.resolve_aliases(overrides))
+    changes = family.resolve_aliases(overrides)
+    hf = overridden(family.resolve_aliases(hf), changes, family.keys, family.known_keys, family.model_type)
     return load(family, hf, tensors, dtype, device, backend)
 
 
@@ -130,24 +139,6 @@ def family_of(hf: Mapping[str, Any], source: str) -> Family:
     )
 
 
-def _override(family: Family, hf: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The file's config with overrides applied. An override also removes the other name of the same setting."""
-    problems = []
-    for key in overrides:
-        if key not in family.keys | IGNORED_KEYS | family.ignored_keys:
-            close = difflib.get_close_matches(key, family.keys, n=1)
-            hint = (
-                f"did you mean {close[0]!r}?"
-                if close
-                else f"keys of {family.model_type}: {', '.join(sorted(family.keys))}"
-            )
-            problems.append(f"unknown {CONFIG} key {key}; {hint}")
-    if problems:
-        raise PretrainedError("unsupported overrides:", problems)
-    removed = {SYNONYMS[key] for key in overrides if key in SYNONYMS}
-    return {**{key: value for key, value in hf.items() if key not in removed}, **overrides}
-
-
 def resolve_head(family: Family, fields: Fields, names: TensorNames, hf: Mapping[str, Any]) -> bool:
     """Whether there is a head. Sets in `fields` whether it is tied to the embedding, which the tensors decide.
 
@@ -162,7 +153,7 @@ def resolve_head(family: Family, fields: Fields, names: TensorNames, hf: Mapping
         return False
     found_head, found_embedding = names.find(head), names.find(embedding)
     if found_head is None:
-        return not _is_body(family, names, hf)
+        return not _is_body(family, names, hf, tied=bool(fields[kind.tied]))
     if fields[kind.tied] and found_embedding is None:
         names.alias(embedding, found_head)
     elif fields[kind.tied] and found_embedding is not None:
@@ -180,11 +171,15 @@ def _tensor_name(family: Family, parameter: str) -> str | None:
     return location.layout.name + location.leaf
 
 
-def _is_body(family: Family, names: TensorNames, hf: Mapping[str, Any]) -> bool:
-    """Whether the checkpoint has no head, according to its `architectures`, or else to its tensors."""
+def _is_body(family: Family, names: TensorNames, hf: Mapping[str, Any], tied: bool = True) -> bool:
+    """Whether a checkpoint without a stored head has none, according to its `architectures`, or else to its tensors.
+
+    `architectures` may name the class with a head although only the body was saved (embedding models). Then the tensors lack
+    the prefix of the body, and an untied head cannot be made of them.
+    """
     named = hf.get("architectures") or ()
     if family.architecture in named:
-        return False
+        return not tied and bool(family.prefix) and not any(name.startswith(family.prefix) for name in names.stored)
     location = family.locate("head.linear.weight")
     bare = location is not None and names.find(location.names(None)[0]) is None  # type: ignore[arg-type]
     return bare or any(name.endswith(("Model", "Encoder", "Backbone")) for name in named)

@@ -7,8 +7,11 @@ from functools import cached_property
 from typing import Any, Literal
 
 from x_positional.errors import RopeError
+from x_positional.pretrained.config_json.causal import KEY as CAUSAL_KEY
+from x_positional.pretrained.config_json.causal import bidirectional_windows
 from x_positional.pretrained.config_json.codecs import Codec, Fields, Hf, Null
 from x_positional.pretrained.config_json.ignored_keys import IGNORED_KEYS
+from x_positional.pretrained.config_json.keys import REFUSED_KEYS
 from x_positional.pretrained.tensors.layouts import Layout, Same, Sizes
 
 LEAVES = {"weight": "weight", "gain": "weight", "table": "weight", "bias": "bias", "shift": "bias"}
@@ -49,6 +52,8 @@ class Family:
     """Values of omitted keys (null is not omitted)."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other name of a key -> the key; the other name wins if both are set."""
+    older_names: Mapping[str, str] = field(default_factory=dict)
+    """Older name of a key -> the key, which wins if both are set."""
 
     def like(
         self,
@@ -86,12 +91,22 @@ class Family:
     @property
     def keys(self) -> set[str]:
         """The keys of `config.json` that are read."""
-        return {key for codec in self.codecs for key in codec.keys} | set(self.aliases)
+        return {key for codec in self.codecs for key in codec.keys} | set(self.aliases) | set(self.older_names)
+
+    @property
+    def known_keys(self) -> set[str]:
+        """The keys that are followed, refused at some or all values, or known not to affect the logits."""
+        unused = {CAUSAL_KEY} if self.kind in ("encoder", "vision") else set()
+        return self.keys | REFUSED_KEYS | IGNORED_KEYS | self.ignored_keys | unused
 
     def resolve_aliases(self, hf: Hf) -> Hf:
         """The same config with aliases replaced by the keys they stand for."""
         other = {self.aliases[key]: value for key, value in hf.items() if key in self.aliases and value is not None}
-        return {key: value for key, value in hf.items() if key not in self.aliases} | other
+        older = {self.older_names[key]: value for key, value in hf.items() if key in self.older_names}
+        older = {key: value for key, value in older.items() if value is not None and hf.get(key) is None}
+        return (
+            {key: value for key, value in hf.items() if key not in {*self.aliases, *self.older_names}} | other | older
+        )
 
     def to_fields(self, hf: Hf) -> tuple[Fields, list[str]]:
         """Fields by path, and the problems of the config."""
@@ -105,15 +120,19 @@ class Family:
                 problems += error.problems
             except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
                 problems.append(f"{error.args[0]} is missing." if isinstance(error, KeyError) else str(error))
+        if self.kind == "decoder":
+            fields = bidirectional_windows(fields, lambda window: window + 1)
         return fields, problems
 
     def unknown_keys(self, hf: Hf) -> list[str]:
-        """Keys that are neither read nor known to be irrelevant: they may affect the logits."""
-        known = self.keys | IGNORED_KEYS | self.ignored_keys
+        """Keys that are not known: they may affect the logits."""
+        known = self.known_keys
         return sorted(key for key, value in hf.items() if value is not None and key not in known)
 
     def to_hf(self, fields: Fields) -> dict[str, Any]:
         """`config.json` of canonical fields, as far as its keys can express them. Raises ValueError where they cannot."""
+        if self.kind == "decoder":
+            fields = bidirectional_windows(fields, lambda window: window - 1)
         out: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
         for codec in self.codecs:
             out |= {key: value for key, value in codec.to_hf(fields).items() if value is not None}

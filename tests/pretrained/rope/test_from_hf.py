@@ -242,7 +242,7 @@ BAD: list[tuple[Dict, list[str]]] = [
             "high_freq_factor": 1.0,
             "original_max_position_embeddings": 8192,
         },
-        ["low_freq_factor=4 must be below"],
+        ["low_freq_factor=4 must be at most"],
     ),
     ({"rope_type": "yarn", "factor": 4.0}, ["original_max_position_embeddings is missing"]),
     ({"rope_type": "dynamic", "factor": 4.0}, ["original_max_position_embeddings is missing"]),

@@ -71,13 +71,13 @@ def test_values_that_no_scaling_takes(make: Callable[[], object], words: str) ->
 
 SHORTS = {"short_factor": (1.0, 2.0), "long_factor": (1.0, 2.0, 0.0)}
 PROBLEMS: list[tuple[Rope, list[str]]] = [
-    (Rope(scaling=Yarn(factor=2, beta_fast=1, beta_slow=2, **L)), ["beta_slow=2 must be below beta_fast=1"]),
+    (Rope(scaling=Yarn(factor=2, beta_fast=1, beta_slow=2, **L)), ["beta_slow=2 must be at most beta_fast=1"]),
     (Rope(scaling=Yarn(factor=2, mscale=1.0, **L)), ["mscale and mscale_all_dim must be set together"]),
     (Rope(scaling=Yarn(factor=2, **L), theta=1.0), ["theta=1 must be above 1"]),
     (Rope(scaling=Yarn(factor=2, original_max_position_embeddings=1)), ["the ramp would end at pair"]),
     (
-        Rope(scaling=Llama3(low_freq_factor=4, high_freq_factor=4)),
-        ["low_freq_factor=4 must be below high_freq_factor=4"],
+        Rope(scaling=Llama3(low_freq_factor=4, high_freq_factor=3)),
+        ["low_freq_factor=4 must be at most high_freq_factor=3"],
     ),
     (Rope(scaling=NtkByParts(factor=2, alpha=5, beta=3, **L)), ["alpha=5 must be below beta=3"]),
     (Rope(scaling=Ntk(factor=2), dim=2), ["width 2 is one pair"]),

@@ -201,6 +201,25 @@ def derived(path: str, reader: Callable[[Hf], Any]) -> Custom:
     return Custom((path,), (), lambda hf: {path: reader(hf)}, lambda fields: {})
 
 
+def agrees(key: str, reader: Callable[[Hf], Any], path: str = "") -> Custom:
+    """A key that must have the value that other keys give, where a file contains it. path: the field of that value, if any."""
+
+    def to_fields(hf: Hf) -> Fields:
+        value = reader(hf)
+        if hf.get(key) not in (None, value):
+            raise ConfigError(
+                f"{key}={hf[key]!r}: this family derives it from other keys, which give {value!r}. Remove it."
+            )
+        return {path: value} if path else {}
+
+    return Custom((path or f"only {key}",), (key,), to_fields, lambda fields: {})
+
+
+def head_dim(reader: Callable[[Hf], int]) -> Custom:
+    """The head dimension of a family that derives it; the key `head_dim` must agree."""
+    return agrees("head_dim", reader, "layers.head_dim")
+
+
 def multiplier(path: str, key: str) -> Custom:
     """A scale factor; a field of None is written as 1. The default is in `Family.defaults`."""
     return Custom(

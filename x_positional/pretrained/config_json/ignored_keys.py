@@ -12,7 +12,7 @@ IGNORED_KEYS = key_names(
     "cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dropout dtype early_stopping "
     "embd_pdrop encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task "
     "forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout hidden_dropout_prob id2label "
-    "initializer_factor initializer_range is_decoder is_encoder_decoder label2id language length_penalty max_length "
+    "init_std initializer_factor initializer_range is_decoder is_encoder_decoder label2id language length_penalty max_length "
     "min_length mlp_dropout model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences "
     "output_attentions output_hidden_states output_scores pad_token_id prefix problem_type pruned_heads "
     "remove_invalid_values reorder_and_upcast_attn repetition_penalty resid_pdrop return_dict return_dict_in_generate "

@@ -9,7 +9,7 @@ from typing import Any
 
 from x_positional.errors import ConfigError, RopeError
 from x_positional.pretrained.config_json.codecs import NULL, Fields, Hf
-from x_positional.pretrained.rope import from_hf, to_hf
+from x_positional.pretrained.rope import NEUTRAL, SYNONYMS, published_rope, to_hf
 from x_positional.schemes import NoPE, Rope
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
@@ -18,15 +18,14 @@ TYPE_ALIASES = {"attention": FULL}
 ROPE_KEYS = (
     "rope_parameters",
     "rope_scaling",
-    "rope_theta",
-    "partial_rotary_factor",
-    "rotary_emb_base",
-    "rotary_pct",
-    "rope_pct",
     "rope_local_base_freq",
     "original_max_position_embeddings",
+    *SYNONYMS,
+    *NEUTRAL,
 )
 """Keys that may contain RoPE parameters."""
+READ_SYNONYMS = ("rope_theta", "partial_rotary_factor")
+"""Names of theta and of the rotated fraction that families read."""
 PARTIAL_FACTOR, ROTARY_DIM, INTERLEAVE = "partial_rotary_factor", "rotary_dim", "rope_interleave"
 """The rotary width as a fraction of a head or in channels, and whether adjacent channels are pairs: few families read these."""
 
@@ -95,6 +94,11 @@ class LayerTypesCodec:
     def to_fields(self, hf: Hf) -> Fields:
         types = layer_types(hf, self.default_types)
         lengths = {FULL: None, SLIDING: self._length(hf, self.window), CHUNKED: self._length(hf, self.chunk)}
+        if SLIDING in (hf.get("layer_types") or ()) and self._off(hf):
+            raise ConfigError(
+                f"{self.switch}={hf.get(self.switch)!r} contradicts layer_types, which lists {SLIDING}: the result depends on "
+                f"the attention implementation of transformers. Set {self.switch} to true or layer_types to {FULL}."
+            )
         if unknown := sorted(set(types) - set(lengths)):
             raise ConfigError(f"unsupported layer_types: {', '.join(unknown)}; supported: {', '.join(lengths)}.")
         return {
@@ -103,8 +107,11 @@ class LayerTypesCodec:
         }
 
     def _length(self, hf: Hf, key: str | None) -> int | None:
-        off = key == self.window and self.switch is not None and not hf.get(self.switch)
-        return None if key is None or off else hf.get(key)
+        return None if key is None or (key == self.window and self._off(hf)) else hf.get(key)
+
+    def _off(self, hf: Hf) -> bool:
+        """Whether windows are disabled."""
+        return self.switch is not None and not hf.get(self.switch)
 
     def to_hf(self, fields: Fields) -> dict[str, Any]:
         out: dict[str, Any] = {"layer_types": types_of_fields(fields)}
@@ -172,7 +179,7 @@ class RopeCodec:
 
     def to_fields(self, hf: Hf) -> Fields:
         read = {key: value for key, value in hf.items() if key not in self._ignored}
-        found = from_hf(read, ignore=() if self.axes else ("mrope_section",))
+        found = published_rope(read, READ_SYNONYMS, ignore=() if self.axes else ("mrope_section",))
         depth = hf["num_hidden_layers"]
         if self.default_types is not None:
             types = layer_types(hf, self.default_types)

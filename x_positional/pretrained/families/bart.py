@@ -1,6 +1,6 @@
 """BART: learned positions with two unused rows at the start of the table, post-norm."""
 
-from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, derived
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, Only, derived
 from x_positional.pretrained.config_json.encoder_decoder import for_both, for_decoder, for_encoder
 from x_positional.pretrained.families.bert import TIED, norms
 from x_positional.pretrained.families.llama import ACTIVATIONS
@@ -72,6 +72,7 @@ BART = Family(
     codecs=(
         *for_both(SHARED),
         Fixed("tie_token_emb", True),
+        Only("is_causal", (True,), "decoders of encoder-decoders are causal."),
         *for_encoder(_side("encoder")),
         *for_decoder((*_side("decoder"), Fixed("layers.cross_attend", True), *TIED, Fixed("logits_bias", True))),
     ),
@@ -89,6 +90,11 @@ BART = Family(
     },
     optional={"decoder.logits_bias": "final_logits_bias"},
     copies={f"model.{side}.embed_tokens.weight": "model.shared.weight" for side in ("encoder", "decoder")},
+    aliases={
+        "hidden_size": "d_model",
+        "num_attention_heads": "encoder_attention_heads",
+        "num_hidden_layers": "encoder_layers",
+    },
     ignored_keys=frozenset(
         {
             "activation_dropout",
@@ -103,7 +109,6 @@ BART = Family(
             "init_std",
             "normalize_before",
             "normalize_embedding",
-            "num_hidden_layers",
             "save_step",
             "static_position_embeddings",
         }

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, Only, derived
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, Only, head_dim
 from x_positional.pretrained.families.llama import ACTIVATIONS
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.tensors.layouts import qkv
@@ -25,7 +25,7 @@ ENCODER: tuple[Codec, ...] = (
 def sizes(dim: int, depth: int, heads: int, inner: int, vocabulary: int) -> tuple[Codec, ...]:
     """The sizes of an encoder, with the defaults of the family's class."""
 
-    def head_dim(hf: Hf) -> int:
+    def quotient(hf: Hf) -> int:
         return (hf.get("hidden_size") or dim) // (hf.get("num_attention_heads") or heads)
 
     return (
@@ -33,7 +33,7 @@ def sizes(dim: int, depth: int, heads: int, inner: int, vocabulary: int) -> tupl
         Key("layers.dim", "hidden_size", dim),
         Key("layers.depth", "num_hidden_layers", depth),
         Key("layers.heads", "num_attention_heads", heads),
-        derived("layers.head_dim", head_dim),
+        head_dim(quotient),
         Key("layers.ff.dim", "intermediate_size", inner),
     )
 

@@ -2,7 +2,7 @@
 version, with RoPE in sliding-window layers only.
 """
 
-from x_positional.pretrained.config_json.codecs import Fixed, derived, multiplier, quotient
+from x_positional.pretrained.config_json.codecs import Fixed, head_dim, multiplier, quotient
 from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.config_json.layer_types import SLIDING, LayerTypesCodec, RopeCodec, full_every, rope_in
 from x_positional.pretrained.families.gpt2 import layer_norms
@@ -36,12 +36,12 @@ COHERE2 = COHERE.like(
     "Cohere2ForCausalLM",
     codecs=(
         Fixed("layers.attn.qk_norm", None),
-        derived("layers.head_dim", quotient("hidden_size", "num_attention_heads")),
+        head_dim(quotient("hidden_size", "num_attention_heads")),
         LayerTypesCodec(default_types=LOCAL, legacy_keys=("sliding_window_pattern",)),
         RopeCodec(layers=rope_in(SLIDING, LOCAL)),
     ),
     ignored_keys=key_names(
-        "cache_implementation head_dim layer_switch order_of_interleaved_layers position_embedding_type rotary_pct "
+        "cache_implementation layer_switch order_of_interleaved_layers position_embedding_type rotary_pct "
         "use_embedding_sharing use_gated_activation use_parallel_block use_parallel_embedding use_qk_norm"
     ),
     defaults={"sliding_window": 4096, "sliding_window_pattern": 4},

@@ -3,7 +3,7 @@
 from typing import Any
 
 from x_positional.errors import ConfigError
-from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Hf, Key, Only, WriteOnly
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Hf, Key, Only, WriteOnly, agrees
 from x_positional.pretrained.families.bert import BERT, GAMMA, IDLE_BIAS, POOLER, norms, sizes
 from x_positional.pretrained.tensors.layouts import qkv
 from x_positional.schemes import Absolute
@@ -116,6 +116,7 @@ FIELDS: tuple[Codec, ...] = (
     ),
     Custom(("only embedding_size",), ("embedding_size",), _same_width, lambda fields: {}),
     WriteOnly("legacy", True),
+    agrees("attention_head_size", lambda hf: hf.get("hidden_size", 1536) // hf.get("num_attention_heads", 24)),
     Only("conv_kernel_size", (0,), "the convolution at the first layer (in the xlarge models) is not implemented."),
 )
 LAYER = "deberta.encoder.layer.{i}.attention.self"

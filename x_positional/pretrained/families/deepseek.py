@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from x_positional.config.layers import MLAConfig
-from x_positional.pretrained.config_json.codecs import NULL, Fields, Fixed, Hf, Only
+from x_positional.pretrained.config_json.codecs import NULL, Fields, Fixed, Hf, Only, agrees
 from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.config_json.layer_types import INTERLEAVE, RopeCodec
 from x_positional.pretrained.config_json.moe_codec import AliasedKey, ExpertLayers, MoECodec, SharedExpert
@@ -114,6 +114,7 @@ DEEPSEEK_V3 = LLAMA.like(
         Fixed("layers.ff.bias", False),
         Only("scoring_func", ("sigmoid",), "other routing scores are not implemented."),
         Only("topk_method", ("noaux_tc",), "other ways to choose experts are not implemented."),
+        agrees("head_dim", lambda hf: hf["qk_rope_head_dim"]),
         Only("moe_layer_freq", (1,), "every layer after the dense ones must have experts."),
     ),
     names={
@@ -129,8 +130,9 @@ DEEPSEEK_V3 = LLAMA.like(
         "blocks.{i}.attn.to_kv": LAYER + "self_attn.kv_b_proj",
     },
     ignored_tensors=(*LLAMA.ignored_tensors, r"^model\.layers\.61\."),  # multi-token prediction, unused here
+    aliases={"num_local_experts": "n_routed_experts"},
     ignored_keys=TRAINING
-    | key_names("aux_loss_alpha ep_size head_dim num_mtp_layers num_nextn_predict_layers qk_head_dim seq_aux"),
+    | key_names("aux_loss_alpha ep_size num_mtp_layers num_nextn_predict_layers qk_head_dim seq_aux"),
     defaults=sizes(
         129280,
         7168,

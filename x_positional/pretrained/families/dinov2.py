@@ -82,7 +82,9 @@ DINOV2 = Family(
     codecs=(*images(224, 14), *OWN, Only("use_mask_token", (False, True), "it must be a bool.")),
     names=_names("dinov2."),
     ignored_tensors=(MASK_TOKEN,),
-    ignored_keys=key_names("drop_path_rate out_features out_indices stage_names apply_layernorm reshape_hidden_states"),
+    ignored_keys=key_names(
+        "drop_path_rate out_features out_indices stage_names apply_layernorm reshape_hidden_states tie_word_embeddings"
+    ),
 )
 DINOV2_WITH_REGISTERS = DINOV2.like(
     "dinov2_with_registers",

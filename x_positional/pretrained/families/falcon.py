@@ -4,12 +4,15 @@ with two norms), and rw (ALiBi, sequential branches).
 
 from typing import Any
 
-from x_positional.pretrained.config_json.codecs import Custom, Fields, Fixed, Hf, Key, Only
+from x_positional.errors import ConfigError
+from x_positional.pretrained.config_json.causal import CAUSAL, is_causal
+from x_positional.pretrained.config_json.codecs import Custom, Fields, Hf, Key, Only
+from x_positional.pretrained.config_json.layer_types import ROPE_KEYS
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
 from x_positional.pretrained.families.sizes import even_heads, inner_width
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.rope import from_hf, to_hf
+from x_positional.pretrained.rope import published_rope, to_hf
 from x_positional.pretrained.tensors.layouts import ByNormPlace, grouped_qkv
 from x_positional.schemes import Alibi, Rope
 
@@ -20,7 +23,9 @@ LAYER = "transformer.h.{i}."
 def _position_fields(hf: Hf) -> Fields:
     """ALiBi's biases are rounded to bfloat16 for any dtype of the model, and scaled like the scores."""
     if not hf.get("alibi"):
-        return {"layers.position": [from_hf(hf)]}
+        return {"layers.position": [published_rope(hf, ("rope_theta",))]}
+    if not is_causal(hf):
+        raise ConfigError("is_causal=False: ALiBi of this family is defined for causal attention only.")
     head_dim = hf.get("hidden_size", WIDTH) // hf.get("num_attention_heads", HEADS)
     return {"layers.position": [Alibi(rounding="bfloat16", scale=head_dim**-0.5)]}
 
@@ -75,7 +80,7 @@ FALCON = Family(
         Key("layers.ff.activation", "activation", "gelu", ACTIVATIONS),
         Custom(
             ("layers.position",),
-            ("alibi", "rope_parameters", "rope_scaling", "rope_theta"),
+            ("alibi", *ROPE_KEYS),
             _position_fields,
             _position_keys,
         ),
@@ -87,7 +92,7 @@ FALCON = Family(
         ),
         *tied(True),
         *layer_norms("layer_norm_epsilon"),
-        Fixed("layers.kind", "decoder"),
+        CAUSAL,
         Key("layers.attn.bias", "bias", False),
         Key("layers.ff.bias", "bias", False),
         Only("apply_residual_connection_post_layernorm", (False,), "Falcon's residuals bypass the norm."),

@@ -1,7 +1,9 @@
 """GPT-2: learned positions, pre-norm with LayerNorm, weights stored as [in, out]."""
 
-from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, Only, derived, quotient
+from x_positional.pretrained.config_json.causal import CAUSAL
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, Only, head_dim, quotient
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
+from x_positional.pretrained.families.sizes import OLD_ALIASES
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.tensors.layouts import Same, Transposed
 from x_positional.schemes import Absolute
@@ -41,7 +43,7 @@ GPT2 = Family(
         Key("layers.dim", "n_embd", 768),
         Key("layers.depth", "n_layer", 12),
         Key("layers.heads", "n_head", 12),
-        derived("layers.head_dim", quotient("n_embd", "n_head")),
+        head_dim(quotient("n_embd", "n_head")),
         Key("layers.ff.dim", "n_inner", lambda hf: 4 * hf["n_embd"]),
         Key("layers.ff.activation", "activation_function", "gelu_new", ACTIVATIONS),
         Custom(
@@ -50,7 +52,7 @@ GPT2 = Family(
         *tied(True),
         *layer_norms("layer_norm_epsilon"),
         TABLE,
-        Fixed("layers.kind", "decoder"),
+        CAUSAL,
         Fixed("layers.attn.bias", True),
         Only("add_cross_attention", (False,), "GPT-2 with cross-attention is unsupported."),
     ),
@@ -67,4 +69,5 @@ GPT2 = Family(
         "to_logits": "lm_head",
     },
     ignored_tensors=(r"\.attn\.(masked_)?bias$",),
+    aliases=OLD_ALIASES,
 )

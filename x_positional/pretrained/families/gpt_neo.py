@@ -3,6 +3,7 @@
 from typing import Any
 
 from x_positional.errors import ConfigError
+from x_positional.pretrained.config_json.causal import causal_only
 from x_positional.pretrained.config_json.codecs import Custom, Fields, Fixed, Hf, Key
 from x_positional.pretrained.families.gpt2 import TABLE, layer_norms
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
@@ -47,7 +48,7 @@ GPT_NEO = Family(
         *tied(True),
         *layer_norms("layer_norm_epsilon"),
         TABLE,
-        Fixed("layers.kind", "decoder"),
+        causal_only("attention of this family is causal in transformers in any case."),
         Fixed("layers.attn.scale", 1.0),
         Fixed("layers.attn.out_bias", True),
         Custom(("each.window",), ("attention_types", "attention_layers", "window_size"), _window_fields, _window_keys),

@@ -2,28 +2,20 @@
 
 from typing import Any
 
-from x_positional.pretrained.config_json.codecs import Custom, Fields, Fixed, Hf, Key
+from x_positional.pretrained.config_json.causal import CAUSAL
+from x_positional.pretrained.config_json.codecs import Custom, Fields, Hf, Key
+from x_positional.pretrained.config_json.layer_types import ROPE_KEYS
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
 from x_positional.pretrained.families.sizes import even_heads
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.rope import from_hf, to_hf
+from x_positional.pretrained.rope import published_rope, to_hf
 from x_positional.pretrained.tensors.layouts import grouped_qkv
 from x_positional.schemes import Rope
 
-ROPE_KEYS = (
-    "rope_parameters",
-    "rope_scaling",
-    "rope_theta",
-    "rotary_emb_base",
-    "partial_rotary_factor",
-    "rotary_pct",
-    "original_max_position_embeddings",
-)
-
 
 def _rope_fields(hf: Hf) -> Fields:
-    return {"layers.position": [from_hf(hf)]}
+    return {"layers.position": [published_rope(hf, ("rotary_emb_base", "rotary_pct"))]}
 
 
 def rotary_pct(dim: int, head_dim: int) -> float:
@@ -59,7 +51,7 @@ GPT_NEOX = Family(
         *tied(False),
         *layer_norms("layer_norm_eps"),
         Custom(("layers.position",), ROPE_KEYS, _rope_fields, _rope_keys),
-        Fixed("layers.kind", "decoder"),
+        CAUSAL,
         Key("layers.norm_place", "use_parallel_residual", True, {True: "parallel_two", False: "pre"}),
         Key("layers.attn.bias", "attention_bias", True),
     ),

@@ -1,6 +1,6 @@
 """gpt-oss: attention sinks, windows in every other layer, experts with biases, clamped gates, softmax over the chosen experts."""
 
-from x_positional.pretrained.config_json.codecs import Fixed, Key, Only
+from x_positional.pretrained.config_json.codecs import Fixed, Key
 from x_positional.pretrained.config_json.layer_types import LayerTypesCodec, full_every
 from x_positional.pretrained.config_json.moe_codec import AliasedKey, MoECodec
 from x_positional.pretrained.families.llama import LLAMA, rms_norms, sizes
@@ -28,11 +28,6 @@ GPT_OSS = LLAMA.like(
         Key("layers.ff.swish_beta", "swiglu_alpha", 1.702),
         Key("layers.ff.glu_clamp", "swiglu_limit", 7.0),
         Fixed("layers.ff.glu_shift", 1.0),
-        Only(
-            "quantization_config",
-            (None,),
-            "quantised experts are unsupported. Save the model as bfloat16 with transformers first.",
-        ),
     ),
     names={
         "blocks.{i}.attn.sinks": LAYER + "self_attn.sinks",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from x_positional.pretrained.config_json.causal import CAUSAL
 from x_positional.pretrained.config_json.codecs import Custom, Fields, Fixed, Hf
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import tied
@@ -32,7 +33,7 @@ GPTJ = Family(
         *tied(False),
         *layer_norms("layer_norm_epsilon"),
         Custom(("layers.position",), ("rotary_dim",), _rope_fields, _rope_keys),
-        Fixed("layers.kind", "decoder"),
+        CAUSAL,
         Fixed("layers.norm_place", "parallel"),
         Fixed("logits_bias", True),
     ),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from x_positional.pretrained.config_json.causal import CAUSAL
 from x_positional.pretrained.config_json.codecs import Codec, Custom, Fixed, Key, Only, quotient, same_as
 from x_positional.pretrained.config_json.layer_types import RopeCodec
 from x_positional.pretrained.family import Family
@@ -102,7 +103,7 @@ LLAMA = Family(
         *tied(False),
         *rms_norms(),
         ROPE,
-        Fixed("layers.kind", "decoder"),
+        CAUSAL,
         Key("layers.attn.bias", "attention_bias", False),
         Fixed("layers.ff.glu", True),
         Key("layers.ff.activation", "hidden_act", "silu", ACTIVATIONS),

@@ -6,6 +6,7 @@ It is published alone and inside a multimodal model.
 from dataclasses import dataclass
 from typing import Any
 
+from x_positional.pretrained.config_json.causal import causal_only
 from x_positional.pretrained.config_json.codecs import Fields, Fixed, Hf
 from x_positional.pretrained.config_json.layer_types import CHUNKED, FULL, LayerTypesCodec, RopeCodec, no_rope_layers
 from x_positional.pretrained.config_json.moe_codec import AliasedKey, ExpertLayers, MoECodec, SharedExpert
@@ -80,6 +81,7 @@ LLAMA4_TEXT = LLAMA.like(
     "llama4_text",
     "Llama4ForCausalLM",
     codecs=(
+        causal_only("chunked layers stay causal in transformers, so the layers would differ."),
         PositionsCodec(),
         LayerTypesCodec(default_types=_types, window=None, chunk="attention_chunk_size"),
         MoECodec(

@@ -1,6 +1,6 @@
 """Mixtral and OLMoE: Llama with experts, weighted by a softmax."""
 
-from x_positional.pretrained.config_json.codecs import Fixed, Nullable
+from x_positional.pretrained.config_json.codecs import Fixed, Nullable, Only
 from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.config_json.moe_codec import AliasedKey, MoECodec
 from x_positional.pretrained.families.llama import LLAMA, qk_norms, rms_norms, sizes
@@ -69,6 +69,11 @@ OLMOE = LLAMA.like(
         *qk_norms("rms_whole", "rms_norm_eps", 1e-5),
         Fixed("layers.ff.bias", False),
         Nullable("layers.attn.clip", "clip_qkv"),
+        Only(
+            "sliding_window",
+            (None,),
+            "transformers applies it with flash attention alone, so the result is not defined.",
+        ),
     ),
     names={**EXPERTS, **{ours: layout for ours, layout in OLMO2.names.items() if "_norm" in ours and "attn." in ours}},
     ignored_keys=TRAINING,

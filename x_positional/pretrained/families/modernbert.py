@@ -4,22 +4,22 @@ from typing import Any
 
 from x_positional.errors import RopeError
 from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key
+from x_positional.pretrained.config_json.layer_types import ROPE_KEYS
 from x_positional.pretrained.families.bert import ENCODER, NORMED, TIED, norms, sizes
 from x_positional.pretrained.families.llama import ACTIVATIONS
 from x_positional.pretrained.family import Family
-from x_positional.pretrained.rope import from_hf, to_hf
+from x_positional.pretrained.rope import published_rope, to_hf
 from x_positional.pretrained.tensors.layouts import Swapped
 from x_positional.schemes import Rope
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 ROTARY = (
-    "rope_parameters",
-    "rope_scaling",
-    "global_rope_theta",
+    *ROPE_KEYS,
     "local_rope_theta",
     "layer_types",
     "global_attn_every_n_layers",
     "local_attention",
+    "sliding_window",
 )
 
 
@@ -32,12 +32,13 @@ def _types(hf: Hf) -> list[str]:
 
 
 def _layer_fields(hf: Hf) -> Fields:
-    types, ropes = _types(hf), from_hf(hf)
+    types, ropes = _types(hf), published_rope(hf, ("global_rope_theta",))
     if not isinstance(ropes, dict):
         ropes = {FULL: ropes, SLIDING: ropes}
     if unknown := sorted(set(types) - {FULL, SLIDING}):
         raise RopeError([f"unsupported layer_types: {', '.join(unknown)}; supported: {FULL}, {SLIDING}."])
-    window = (hf.get("local_attention") or 128) // 2 + 1  # to either side, including the token itself
+    half = hf.get("sliding_window") or (hf.get("local_attention") or 128) // 2
+    window = half + 1  # to either side, including the token itself
     return {
         "each.position": [[ropes[kind]] for kind in types],
         "each.window": [window if kind == SLIDING else None for kind in types],

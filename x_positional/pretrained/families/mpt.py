@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from x_positional.errors import ConfigError
+from x_positional.pretrained.config_json.causal import causal_only
 from x_positional.pretrained.config_json.codecs import Custom, Fields, Fixed, Hf, Key, Only, derived
 from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.families.llama import tied
@@ -77,7 +78,7 @@ MPT = Family(
         Fixed("layers.norm.kind", "layer"),
         Fixed("layers.norm.unit_offset", False),
         Key("layers.norm.eps", "layer_norm_epsilon", 1e-5),
-        Fixed("layers.kind", "decoder"),
+        causal_only("ALiBi of this family is defined for causal attention only."),
         Fixed("layers.ff.bias", False),
         Only("expansion_ratio", (4,), "transformers' feedforward is always four times as wide as the model."),
         Only("no_bias", (True,), "biases are unsupported in this family."),

@@ -1,5 +1,6 @@
 """Nemotron: LayerNorm with gains stored as gain - 1, squared ReLU, RoPE on half of each head."""
 
+from x_positional.pretrained.config_json.causal import CAUSAL_WITHOUT_PADDING, causal_only
 from x_positional.pretrained.config_json.codecs import Fixed, Key
 from x_positional.pretrained.config_json.layer_types import PARTIAL_FACTOR, RopeCodec
 from x_positional.pretrained.families.gpt2 import layer_norms
@@ -9,6 +10,7 @@ NEMOTRON = LLAMA.like(
     "nemotron",
     "NemotronForCausalLM",
     codecs=(
+        causal_only(CAUSAL_WITHOUT_PADDING),
         *layer_norms("norm_eps"),
         Fixed("layers.norm.unit_offset", True),
         RopeCodec(reads=(PARTIAL_FACTOR,)),

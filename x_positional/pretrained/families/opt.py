@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from x_positional.pretrained.config_json.causal import CAUSAL
 from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
 from x_positional.pretrained.families.sizes import even_heads
@@ -67,7 +68,7 @@ OPT = Family(
         *tied(True),
         *NORMS,
         Fixed("layers.position", [Absolute(offset=2, scale=1.0)]),
-        Fixed("layers.kind", "decoder"),
+        CAUSAL,
         Key("layers.attn.bias", "enable_bias", True),
         Key("layers.ff.bias", "enable_bias", True),
     ),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from x_positional.pretrained.config_json.codecs import Codec, Key, derived
+from x_positional.pretrained.config_json.codecs import Codec, Key, head_dim
 from x_positional.pretrained.families.llama import ACTIVATIONS
 
 OLD_ALIASES = {
@@ -16,7 +16,7 @@ OLD_ALIASES = {
 
 def even_heads(width: str, heads: str, defaults: tuple[int, int]) -> Codec:
     """head_dim without a key: the width divided by the number of heads. defaults: of the two keys."""
-    return derived("layers.head_dim", lambda hf: hf.get(width, defaults[0]) // hf.get(heads, defaults[1]))
+    return head_dim(lambda hf: hf.get(width, defaults[0]) // hf.get(heads, defaults[1]))
 
 
 def inner_width(key: str, width: str, default: int) -> Key:

@@ -1,6 +1,7 @@
 """StableLM: LayerNorm, RoPE on a quarter of each head; the larger models norm each head and are parallel."""
 
-from x_positional.pretrained.config_json.codecs import Fixed, Key, derived, quotient
+from x_positional.pretrained.config_json.causal import CAUSAL_WITHOUT_PADDING, causal_only
+from x_positional.pretrained.config_json.codecs import Fixed, Key, head_dim, quotient
 from x_positional.pretrained.config_json.layer_types import PARTIAL_FACTOR, RopeCodec
 from x_positional.pretrained.families.gpt2 import layer_norms
 from x_positional.pretrained.families.llama import LLAMA, qk_norms_if, sizes
@@ -10,9 +11,10 @@ STABLELM = LLAMA.like(
     "stablelm",
     "StableLmForCausalLM",
     codecs=(
+        causal_only(CAUSAL_WITHOUT_PADDING),
         *layer_norms("layer_norm_eps"),
         RopeCodec(reads=(PARTIAL_FACTOR,)),
-        derived("layers.head_dim", quotient("hidden_size", "num_attention_heads")),
+        head_dim(quotient("hidden_size", "num_attention_heads")),
         Key("layers.norm_place", "use_parallel_residual", False, {False: "pre", True: "parallel"}),
         Key("layers.attn.bias", "use_qkv_bias", False),
         Fixed("layers.attn.out_bias", False),

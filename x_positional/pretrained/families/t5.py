@@ -3,7 +3,7 @@
 from typing import Any
 
 from x_positional.errors import ConfigError
-from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, Only
 from x_positional.pretrained.config_json.encoder_decoder import for_both, for_decoder, for_encoder
 from x_positional.pretrained.families.llama import rms_norms
 from x_positional.pretrained.family import Family
@@ -127,6 +127,7 @@ T5 = Family(
     codecs=(
         *for_both(SIDE),
         Fixed("tie_token_emb", True),
+        Only("is_causal", (True,), "decoders of encoder-decoders are causal."),
         *for_encoder((Fixed("layers.kind", "encoder"), Key("layers.depth", "num_layers", 6))),
         *for_decoder(
             (
@@ -154,6 +155,12 @@ T5 = Family(
     copies={"encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight"},
     inferred=("decoder.tie_embedding",),
     ignored_tensors=(r"EncDecAttention\.relative_attention_bias",),
+    aliases={
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
+    },
     ignored_keys=frozenset({"dropout_rate", "classifier_dropout", "output_past"}),
 )
 MT5 = T5.like(

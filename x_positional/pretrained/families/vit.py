@@ -112,5 +112,5 @@ VIT = Family(
         "to_logits": "classifier",
     },
     ignored_tensors=(MASK_TOKEN, r"(^|\.)pooler\.dense\."),  # unused: hidden states are returned as they are
-    ignored_keys=key_names("encoder_stride pooler_output_size pooler_act"),
+    ignored_keys=key_names("encoder_stride pooler_output_size pooler_act tie_word_embeddings"),
 )

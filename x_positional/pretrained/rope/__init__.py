@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from x_positional.errors import RopeError
-from x_positional.pretrained.rope.config_json import RopeSource, read_config_json
+from x_positional.pretrained.rope.config_json import FRACTIONS, NEUTRAL, THETAS, RopeSource, read_config_json
 from x_positional.pretrained.rope.parameters import (
     UNSUPPORTED,
     ConfigContext,
@@ -37,6 +37,8 @@ from x_positional.schemes import (
 from x_positional.schemes.rotary.axes import section_problems
 
 __all__ = [
+    "NEUTRAL",
+    "SYNONYMS",
     "DefaultRope",
     "DynamicNtk",
     "Linear",
@@ -52,8 +54,13 @@ __all__ = [
     "YarnPaper",
     "from_hf",
     "inverse_frequencies",
+    "published_rope",
     "to_hf",
 ]
+
+
+SYNONYMS = (*THETAS, *FRACTIONS)
+"""Names of theta and of the rotated fraction at the top level."""
 
 
 @runtime_checkable
@@ -141,6 +148,39 @@ def from_hf(
         readings = {name: found and replace(found, sections=None) for name, found in readings.items()}
     parts = {name: NoPE() if found is None else _rope(found, source) for name, found in readings.items()}
     return parts if source.nested else _rope(readings[""] or RopeParameters(), source)
+
+
+def published_rope(
+    config: Mapping[str, Any], reads: Collection[str], ignore: Collection[str] = ()
+) -> Rope | dict[str, Rope | NoPE]:
+    """`from_hf` of a family that reads only some of the names of theta and of the rotated fraction, as transformers does.
+
+    Args:
+        config: A whole `config.json`.
+        reads: Those of `SYNONYMS` that the family reads.
+        ignore: As in `from_hf`.
+
+    Raises:
+        RopeError: Also where another name has a value that differs from the one that is read.
+    """
+    unread = {name for name in SYNONYMS if name not in reads and config.get(name) is not None}
+    found = from_hf({key: value for key, value in config.items() if key not in unread}, ignore=ignore)
+    ropes = [part for part in ([found] if isinstance(found, Rope) else found.values()) if isinstance(part, Rope)]
+    effective = {name: {_synonym_value(part, name) for part in ropes} for name in unread}
+    problems = [
+        f"{name}={config[name]!r}: transformers ignores this key in this family and uses "
+        f"{' and '.join(map(str, sorted(values)))}. Remove the key, or "
+        f"pass ignore=({name!r},)."
+        for name, values in sorted(effective.items())
+        if values and values != {config[name]}
+    ]
+    if problems:
+        raise RopeError(problems)
+    return found
+
+
+def _synonym_value(rope: Rope, name: str) -> float:
+    return rope.theta if name in THETAS else 1.0 if rope.fraction is None else rope.fraction
 
 
 def _rope(found: RopeParameters, source: RopeSource) -> Rope:

@@ -22,7 +22,7 @@ from x_positional.pretrained.rope.parameters import ConfigContext
 from x_positional.schemes.rotary.axes import SectionOrder
 
 THETAS = ("rope_theta", "rotary_emb_base", "global_rope_theta")
-FRACTIONS = ("partial_rotary_factor", "rotary_pct", "rope_pct")
+FRACTIONS = ("partial_rotary_factor", "rotary_pct", "rope_pct", "rope_percent", "rotary_emb_fraction")
 LOCAL_THETAS = ("rope_local_base_freq", "local_rope_theta")
 READ_KEYS = {
     "rope_parameters",
@@ -43,6 +43,8 @@ PER_LAYER_KEYS = {
     "rope_scaling_layers": "it applies the scaling to these layers only.",
 }
 """Keys that one `Rope` for all layers cannot express."""
+NEUTRAL: Mapping[str, float] = {"rotary_scaling_factor": 1}
+"""Keys that are not read -> the value without effect."""
 SLIDING, FULL = "sliding_attention", "full_attention"
 LAYER_TYPES = {
     f"{kind}_attention"
@@ -159,7 +161,8 @@ def _top_problems(data: Mapping[str, Any], family: str, ignore: Collection[str])
         found.append(f"model_type={family!r} is unsupported: {REFUSED[family]}. Write a custom scheme for it.")
     known = READ_KEYS | STACK_KEYS | set(ignore)
     for key, value in data.items():
-        if ("rope" in key or "rotary" in key) and key not in known and value not in (None, False):
+        harmless = value in (None, False) or (key in NEUTRAL and value == NEUTRAL[key])
+        if ("rope" in key or "rotary" in key) and key not in known and not harmless:
             reason = PER_LAYER_KEYS.get(key) or f"unknown key; {did_you_mean(key, known)}"
             found.append(f"{key}={reprlib.repr(value)}: {reason} To ignore this key: ignore=({key!r},).")
     one, other = data.get("rope_scaling"), data.get("rope_parameters")
@@ -182,13 +185,13 @@ def _top_problems(data: Mapping[str, Any], family: str, ignore: Collection[str])
 
 
 def _missing_problems(data: Mapping[str, Any], family: str) -> list[str]:
-    """Problems of a config without any RoPE key: its model may not use RoPE at all."""
-    if any(data.get(key) for key in READ_KEYS - {"max_position_embeddings"}):
-        return []
-    if family in SCALED:
+    """Problems of a config without RoPE parameters: its model may scale its frequencies by default, or not use RoPE at all."""
+    if family in SCALED and not (data.get("rope_parameters") or data.get("rope_scaling")):
         return [
             f"rope_parameters is missing, and model_type={family!r} scales its frequencies by default. Add rope_parameters."
         ]
+    if any(data.get(key) for key in READ_KEYS - {"max_position_embeddings"}):
+        return []
     if not family or family in THETA or family in LOCAL_GLOBAL:
         return []
     if "text_config" in data:

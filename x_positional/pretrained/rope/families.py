@@ -57,7 +57,7 @@ LOCAL_GLOBAL = {
     "embedding_gemma2_text": (1e4, 1e6),
     "modernbert": (1e4, 1.6e5),
     "modernbert-decoder": (1e4, 1.6e5),
-    "olmo3": (None, None),
+    "olmo3": (5e5, None),
 }
 """(theta of sliding attention, theta of full attention); None: the config's rope_theta."""
 

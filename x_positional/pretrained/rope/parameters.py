@@ -38,8 +38,18 @@ REQUIRED_KEYS = {
     "longrope": ("short_factor", "long_factor"),
 }
 """Keys without a default in Hugging Face's form, by rope_type."""
-IGNORED = {"ntk_alpha": {"factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor"}}
-"""Keys that files contain without effect, because another key overrides them; by rope_type."""
+IGNORED = {
+    "ntk_alpha": {"factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor"},
+    "linear": {"original_max_position_embeddings"},
+    "default": {"original_max_position_embeddings"},
+}
+"""Keys that files contain without effect in this rope_type."""
+INEFFECTIVE: Mapping[str, tuple[Any, ...]] = {
+    "finetuned": (True, False),
+    "attn_factor": (1,),
+    "extrapolation_factor": (1,),
+}
+"""Keys that transformers does not read -> the values without effect in other implementations; others are refused."""
 NOT_WRITTEN = {"rope_type", "length_policy", "length"}
 """Fields of a scaling that have no key of the same name."""
 
@@ -89,8 +99,10 @@ def read_parameters(data: Mapping[str, Any], context: ConfigContext) -> RopePara
     allowed = _keys(kind)
     given = {key: value for key, value in data.items() if value is not None}
     found.unsupported = [key for key in given if key in UNSUPPORTED]
-    for key in given:
-        if key not in allowed:
+    for key, value in given.items():
+        if key in INEFFECTIVE:
+            found.problems += _ineffective_problems(key, value)
+        elif key not in allowed:
             found.problems.append(f"{key} is unknown for rope_type={kind!r}; {did_you_mean(key, allowed)}")
     found.theta = _theta(data, context, found.problems)
     fraction = _number("partial_rotary_factor", given.get("partial_rotary_factor", context.fraction), found.problems)
@@ -110,6 +122,13 @@ def read_parameters(data: Mapping[str, Any], context: ConfigContext) -> RopePara
     if not missing:
         found.scaling = _scaling(kind, values, data, context, found.problems)
     return found
+
+
+def _ineffective_problems(key: str, value: Any) -> list[str]:
+    if value in INEFFECTIVE[key]:
+        return []
+    only = " or ".join(map(str, INEFFECTIVE[key]))
+    return [f"{key}={value!r}: transformers ignores this key, and here it must be {only}. Remove it."]
 
 
 def rope_type(data: Mapping[str, Any]) -> str:

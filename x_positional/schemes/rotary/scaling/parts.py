@@ -11,7 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from x_positional.schemes.rotary.frequencies import inverse_frequencies
-from x_positional.schemes.rotary.scaling.base import StaticScaling, mixed
+from x_positional.schemes.rotary.scaling.base import CPU, StaticScaling, mixed
+
+FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
 def temperature(factor: float, mscale: float = 1.0) -> float:
@@ -44,13 +46,18 @@ class Parts(StaticScaling):
 
     def _ramp_over_rotations(self, inv_freq: Tensor, low: float, high: float) -> Tensor:
         """(r_i - low) / (high - low), clamped to 0 .. 1."""
-        rotations = self.original_max_position_embeddings * inv_freq / (2 * math.pi)
-        return ((rotations - low) / (high - low)).clamp(0, 1)
+        return ((self._rotations(inv_freq) - low) / (high - low)).clamp(0, 1)
 
-    def _in_order(self, names: tuple[str, str], low: float, high: float) -> list[str]:
-        if low < high:
+    def _rotations(self, inv_freq: Tensor) -> Tensor:
+        """[F]: r_i."""
+        return self.original_max_position_embeddings * inv_freq / (2 * math.pi)
+
+    def _in_order(self, names: tuple[str, str], low: float, high: float, equal: bool = False) -> list[str]:
+        """Problems of the ends of a ramp. equal: whether they may be equal, which makes the ramp a step."""
+        if low < high or (equal and low == high):
             return []
-        return [self._problem(f"{names[0]}={low:g} must be below {names[1]}={high:g}; they are the ends of a ramp.")]
+        bound = "at most" if equal else "below"
+        return [self._problem(f"{names[0]}={low:g} must be {bound} {names[1]}={high:g}; they are the ends of a ramp.")]
 
 
 class NtkByParts(Parts):
@@ -84,7 +91,8 @@ class YarnPaper(NtkByParts):
 
 class Llama3(Parts):
     """`NtkByParts` with alpha = low_freq_factor and beta = high_freq_factor, in wavelengths: those above L/low are divided
-    by s, those below L/high are unchanged (Llama 3.1's published code; 3.2 uses factor 32)."""
+    by s, those below L/high are unchanged (Llama 3.1's published code; 3.2 uses factor 32). Equal factors make a step
+    (Llama 4 Scout)."""
 
     rope_type: Literal["llama3"] = "llama3"
     factor: float = Field(default=8.0, ge=1)
@@ -98,10 +106,25 @@ class Llama3(Parts):
     paper: ClassVar[str] = "Grattafiori et al. 2024, arXiv:2407.21783"
 
     def _keep(self, inv_freq: Tensor, width: int, theta: float) -> Tensor:
-        return self._ramp_over_rotations(inv_freq, self.low_freq_factor, self.high_freq_factor)
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low == high:
+            return (self._rotations(inv_freq) > low).to(inv_freq.dtype)
+        return self._ramp_over_rotations(inv_freq, low, high)
 
     def problems(self, width: int, theta: float) -> list[str]:
-        return self._in_order(("low_freq_factor", "high_freq_factor"), self.low_freq_factor, self.high_freq_factor)
+        low, high = self.low_freq_factor, self.high_freq_factor
+        found = self._in_order(("low_freq_factor", "high_freq_factor"), low, high, equal=True)
+        if low != high or found:
+            return found
+        rotations = self._rotations(inverse_frequencies(width, theta, CPU))
+        on_the_step = ((rotations - low).abs() <= low * FLOAT32_EPS).nonzero().flatten().tolist()
+        return [
+            self._problem(
+                f"pair {pair} makes low_freq_factor=high_freq_factor={low:g} rotations in "
+                f"{self.original_max_position_embeddings} positions, where the step is undefined. Change the factors slightly."
+            )
+            for pair in on_the_step
+        ]
 
 
 class Yarn(Parts):
@@ -109,8 +132,8 @@ class Yarn(Parts):
 
     c(n) = width ln(L / (2 pi n)) / (2 ln theta) is the index of the pair that makes n rotations in L; lo = c(beta_fast) and
     hi = c(beta_slow), rounded outwards if `truncate`, clamped to 0 .. width-1. Pairs up to lo are unchanged, from hi on
-    they are divided by s (Peng et al. 2023, section 3.2, and its published code). Frequencies differ from `YarnPaper` by a
-    factor of up to 2 or 3. Cosines and sines are multiplied by `attention_factor`.
+    they are divided by s (Peng et al. 2023, section 3.2, and its published code). Equal ends make a step. Frequencies differ
+    from `YarnPaper` by a factor of up to 2 or 3. Cosines and sines are multiplied by `attention_factor`.
     """
 
     rope_type: Literal["yarn"] = "yarn"
@@ -151,7 +174,7 @@ class Yarn(Parts):
         return temperature(self.factor)
 
     def problems(self, width: int, theta: float) -> list[str]:
-        found = self._in_order(("beta_slow", "beta_fast"), self.beta_slow, self.beta_fast)
+        found = self._in_order(("beta_slow", "beta_fast"), self.beta_slow, self.beta_fast, equal=True)
         if (self.mscale is None) != (self.mscale_all_dim is None):
             found.append(self._problem("mscale and mscale_all_dim must be set together. Set both or neither."))
         if theta <= 1:
