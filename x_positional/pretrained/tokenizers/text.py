@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from x_positional.errors import PretrainedError, import_extra
-from x_positional.pretrained.tensors.files import read_json
+from x_positional.pretrained.folder import CONFIG, Folder, read_text
 from x_positional.pretrained.tensors.write import write_json
 from x_positional.pretrained.tokenizers.chat import ChatTemplate, Message
 
@@ -109,21 +109,20 @@ class TextTokenizer:
             (folder / TEMPLATE).write_text(self.template.text, encoding="utf-8")
 
 
-def folder_tokenizer(folder: Path, config: Mapping[str, Any]) -> TextTokenizer:
-    """The tokenizer of a folder. config: its config.json. Raises PretrainedError if there is no readable one."""
-    file = folder / TOKENIZER
+def folder_tokenizer(folder: Folder) -> TextTokenizer:
+    """The tokenizer of a folder. Raises PretrainedError if there is no readable one."""
     tokenizers = import_extra("tokenizers", "tokenizer.json needs", "pretrained")
-    if not file.is_file():
-        raise PretrainedError(f"{folder} has no readable tokenizer:", [_why_none(folder)])
+    file, config = folder.find(TOKENIZER), folder.json(CONFIG)
+    if file is None:
+        raise PretrainedError(f"{folder.path} has no readable tokenizer:", [_why_none(folder)])
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the package raises bare Exception for every malformed file
         raise PretrainedError(f"{file} cannot be read:", [str(error)]) from error
     backend.no_padding()  # some files contain the settings of the last call
     backend.no_truncation()
-    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    settings, generation = folder.json(SETTINGS), folder.json(GENERATION)
     special = {name: text for name in SPECIAL if (text := _text(settings.get(name))) is not None}
-    generation = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
     ends = [
         generation.get("eos_token_id"),
         config.get("eos_token_id"),
@@ -134,8 +133,8 @@ def folder_tokenizer(folder: Path, config: Mapping[str, Any]) -> TextTokenizer:
         backend,
         special,
         _ids(ends),
-        None if template is None else ChatTemplate(template, special, str(folder)),
-        str(folder),
+        None if template is None else ChatTemplate(template, special, str(folder.path)),
+        str(folder.path),
     )
 
 
@@ -150,10 +149,11 @@ def _text(token: Any) -> str | None:
     return token.get("content") if isinstance(token, Mapping) else token
 
 
-def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+def _template(folder: Folder, settings: Mapping[str, Any]) -> str | None:
     """The chat template, from its own file or from a key; of several, the one named default."""
-    if (folder / TEMPLATE).is_file():
-        return (folder / TEMPLATE).read_text(encoding="utf-8")
+    file = folder.find(TEMPLATE)
+    if file is not None:
+        return read_text(file)
     found = settings.get("chat_template")
     if isinstance(found, list):
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, Mapping)}
@@ -161,14 +161,13 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     return found
 
 
-def _why_none(folder: Path) -> str:
-    others = [
-        name for name in ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model") if (folder / name).is_file()
-    ]
+def _why_none(folder: Folder) -> str:
+    others = [name for name in ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model") if name in folder.files]
     if others:
+        path = str(folder.path)
         return (
             f"it has {' and '.join(others)} but no {TOKENIZER}. transformers can write it: "
-            f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+            f"AutoTokenizer.from_pretrained({path!r}).save_pretrained({path!r})"
         )
     return f"{TOKENIZER} is missing. Download it too, or pass token ids."
 
