@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def test_a_save_killed_at_every_step(name: str, tmp_path: Path, monkeypatch: pyt
     steps, seen = 0, []
     while True:
         path = Path(shutil.copytree(tmp_path / "old", tmp_path / f"{steps}"))
-        killed = kill_after(steps, lambda: save(new, path, new_shard, monkeypatch, **new_form), monkeypatch)
+        killed = kill_after(steps, partial(save, new, path, new_shard, monkeypatch, **new_form), monkeypatch)
         seen.append(judge(path, whole, again=steps % 5 == 4))
         shutil.rmtree(path)
         if not killed:
@@ -260,7 +261,7 @@ def test_a_reader_meets_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     model(1).save_pretrained(tmp_path)
     opened = source.open_source(tmp_path)
     model(2).save_pretrained(tmp_path)
-    with pytest.raises(PretrainedError, match="another process has replaced the model. Load it again"):
+    with pytest.raises(PretrainedError, match=r"another process has replaced the model\. Load it again"):
         opened.tensors()
     assert contents(tmp_path)
     assert list_folder(tmp_path).state().keys() == {"config.json", "model.safetensors"}

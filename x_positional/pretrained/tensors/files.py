@@ -9,7 +9,7 @@ from torch import Tensor
 
 from x_positional.errors import PretrainedError
 from x_positional.pretrained.commit import open_folder
-from x_positional.pretrained.folder import CONFIG, INDEX, WEIGHTS, Folder, regular_file
+from x_positional.pretrained.folder import INDEX, WEIGHTS, Folder, regular_file
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SAFE = (
