@@ -47,7 +47,7 @@ class SafeTensors:
     def read(self, name: str) -> Tensor:
         try:
             return self._handle(name).get_tensor(name)
-        except (SafetensorError, RuntimeError) as error:
+        except (SafetensorError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise PretrainedError(f"{self._files[name]} cannot be read:", [f"{name}: {error}"]) from error
 
     def _handle(self, name: str) -> Any:
