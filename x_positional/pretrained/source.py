@@ -12,6 +12,7 @@ from x_positional.pretrained.folder import CONFIG, Folder, list_folder, regular_
 from x_positional.pretrained.gguf.config import architecture_of, config_of
 from x_positional.pretrained.gguf.file import GgufFile, GgufTensors, is_gguf
 from x_positional.pretrained.gguf.tokens import gguf_tokenizer
+from x_positional.pretrained.limits import failures
 from x_positional.pretrained.tensors.files import PICKLES, SAFE, Tensors, open_tensors
 from x_positional.pretrained.tokenizers.text import TextTokenizer, folder_tokenizer
 
@@ -61,14 +62,17 @@ def load_tokenizer(source: str | Path) -> TextTokenizer:
         PretrainedError: If there is no tokenizer, or it cannot be rebuilt.
         MissingExtra: If a package is missing.
     """
-    return open_source(source).tokenizer()
+    opened = open_source(source)
+    with failures(f"the tokenizer of {opened.path} cannot be read:"):
+        return opened.tokenizer()
 
 
 def _local_path(source: str | Path) -> Path:
     """The path of `source`. A name such as `org/model` is downloaded from the Hub and cached."""
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
+    with failures(f"{source} cannot be read:"):
+        path = Path(source).expanduser()
+        if path.exists():
+            return path
     name = str(source)
     if isinstance(source, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise PretrainedError(f"{source} cannot be read:", ["no such file or folder."])
@@ -107,7 +111,8 @@ def _folder(folder: Folder) -> Source:
 
 def _gguf(path: Path) -> Source:
     """A GGUF file, which contains config, tensors and tokenizer."""
-    file = GgufFile(path)
+    with failures(f"{path} cannot be read as GGUF:"):
+        file = GgufFile(path)
 
     def tensors() -> Tensors:
         heads = source.config["num_attention_heads"]
