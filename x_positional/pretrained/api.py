@@ -77,8 +77,7 @@ def load_source(
     **overrides: Any,
 ) -> Any:
     """`from_pretrained` of an opened checkpoint."""
-    with failures(f"{source.path} cannot be read:"):
-        hf, tensors = source.config, source.tensors()
+    hf, tensors = source.config, source.tensors()
     if hf.get("model_type") == NATIVE:
         return load_native(hf, tensors, dtype, device)
     with failures(f"unsupported {CONFIG} in {source.path}:"):

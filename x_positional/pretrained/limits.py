@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -125,8 +126,12 @@ def failures(what: str) -> Iterator[None]:
         yield
     except (PretrainedError, MissingExtra, Warning):
         raise
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}." for one in error.errors(include_url=False)]
+        raise PretrainedError(what, wrong) from error
     except XPositionalError as error:
-        raise PretrainedError(what, [str(error)]) from error
+        lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+        raise PretrainedError(what, lines) from error
     except Exception as error:  # a value of a wrong type may fail anywhere
         reason = f"a value has a wrong type or size ({type(error).__name__}: {str(error)[:200]})"
         raise PretrainedError(what, [reason]) from error

@@ -18,7 +18,7 @@ from x_positional.models.vision import ViTransformerWrapper
 from x_positional.pretrained.folder import CONFIG
 from x_positional.pretrained.limits import Limits, at_most, failures
 from x_positional.pretrained.tensors.files import Tensors
-from x_positional.pretrained.tensors.load import replace_parameter
+from x_positional.pretrained.tensors.load import FLOATS, replace_parameter
 from x_positional.pretrained.tensors.write import write_folder
 
 NATIVE = "x_positional"
@@ -68,12 +68,12 @@ def load_native(
         raise PretrainedError(f"{tensors.source} does not fit its config.json:", problems)
     for name, parameter in parameters.items():
         target = dtype if parameter.requires_grad else None  # parameters without gradients keep the stored dtype
-        stored_tensor = tensors.read(name)
-        if not stored_tensor.is_floating_point():
+        raw = tensors.read(name)
+        if raw.dtype not in FLOATS:
             raise PretrainedError(
-                f"{tensors.source} cannot be read:", [f"{name} is stored as {stored_tensor.dtype}, not as a float."]
+                f"{tensors.source} cannot be read:", [f"{name} has the unsupported dtype {raw.dtype}."]
             )
-        tensor = stored_tensor.to(device=device or "cpu", dtype=target, copy=True)
+        tensor = raw.to(device=device or "cpu", dtype=target, copy=True)
         replace_parameter(model, parameter, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
     return model.eval()
 

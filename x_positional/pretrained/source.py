@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from x_positional.errors import PretrainedError, import_extra
 from x_positional.pretrained.commit import open_folder
@@ -16,6 +16,7 @@ from x_positional.pretrained.limits import failures
 from x_positional.pretrained.tensors.files import PICKLES, SAFE, Tensors, open_tensors
 from x_positional.pretrained.tokenizers.text import TextTokenizer, folder_tokenizer
 
+T = TypeVar("T")
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 """Files that are downloaded from the Hub: never a pickle."""
 
@@ -62,9 +63,7 @@ def load_tokenizer(source: str | Path) -> TextTokenizer:
         PretrainedError: If there is no tokenizer, or it cannot be rebuilt.
         MissingExtra: If a package is missing.
     """
-    opened = open_source(source)
-    with failures(f"the tokenizer of {opened.path} cannot be read:"):
-        return opened.tokenizer()
+    return open_source(source).tokenizer()
 
 
 def _local_path(source: str | Path) -> Path:
@@ -106,7 +105,7 @@ def _folder(folder: Folder) -> Source:
             raise PretrainedError(f"{path} cannot be read:", ["another process has replaced the model. Load it again."])
         return opened
 
-    return Source(path, config, tensors, lambda: folder_tokenizer(folder))
+    return _guarded(Source(path, config, tensors, lambda: folder_tokenizer(folder)))
 
 
 def _gguf(path: Path) -> Source:
@@ -118,8 +117,21 @@ def _gguf(path: Path) -> Source:
         heads = source.config["num_attention_heads"]
         return GgufTensors(file, architecture_of(file), heads, source.config.get("num_key_value_heads", heads))
 
-    source = Source(path, lambda: config_of(file), tensors, lambda: gguf_tokenizer(file))
+    source = _guarded(Source(path, lambda: config_of(file), tensors, lambda: gguf_tokenizer(file)))
     return source
+
+
+def _guarded(source: Source) -> Source:
+    """The same source, all of whose failures are PretrainedErrors."""
+
+    def guarded(read: Callable[[], T]) -> Callable[[], T]:
+        def call() -> T:
+            with failures(f"{source.path} cannot be read:"):
+                return read()
+
+        return call
+
+    return Source(source.path, *map(guarded, (source.read_config, source.tensors, source.tokenizer)))
 
 
 def _why_not(path: Path) -> str:

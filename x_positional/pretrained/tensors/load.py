@@ -12,6 +12,9 @@ from x_positional.pretrained.family import Family, Location
 from x_positional.pretrained.tensors.files import Tensors
 from x_positional.pretrained.tensors.layouts import Sizes
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Dtypes of parameters; others, as float8_e4m3fn or int8, hold quantised weights."""
+
 
 class TensorNames:
     """The tensors of a checkpoint under the names of its family.
@@ -129,6 +132,13 @@ def _load(
         problems += [f"{theirs} is missing (for {name})." for theirs in missing]
         return None
     parts = [names.read(stored) for stored in found if stored is not None]
+    quantised = [f"{n} {_dtype(p)}" for n, p in zip(expected, parts, strict=True) if p.dtype not in FLOATS]
+    if quantised:
+        problems.append(
+            f"{', '.join(quantised)}: quantised tensors are unsupported (for {name}), with or without scales. Load an "
+            "unquantised checkpoint, or let transformers dequantise it and save it again."
+        )
+        return None
     shapes = ", ".join(f"{n} {list(p.shape)}" for n, p in zip(expected, parts, strict=True))
     try:
         loaded = location.layout.load(parts, sizes)
@@ -139,6 +149,10 @@ def _load(
         problems.append(f"{shapes} gives {name} {list(loaded.shape)}; config.json needs {list(parameter.shape)}.")
         return None
     return loaded
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def replace_parameter(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from x_positional.errors import PretrainedError, import_extra
 from x_positional.pretrained.folder import CONFIG, Folder, read_text
@@ -17,7 +17,14 @@ TOKENIZER, SETTINGS, GENERATION, TEMPLATE = (
     "chat_template.jinja",
 )
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+T = TypeVar("T")
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+def tokenizer_error(what: str, error: BaseException) -> BaseException:
+    """What to raise for an error of the package tokenizers, whose panics are no subclass of Exception."""
+    interrupted = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+    return error if interrupted else PretrainedError(what, [str(error)])
 
 
 class TextStream:
@@ -68,11 +75,19 @@ class TextTokenizer:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Ids of a text. special: add the tokens that begin or end every text, if the model has them."""
-        return self.backend.encode(text, add_special_tokens=special).ids
+        return self._run(lambda: self.backend.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Text of ids. special: include special tokens."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
+        return self._run(lambda: self.backend.decode([int(i) for i in ids], skip_special_tokens=not special))
+
+    def _run(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except (TypeError, ValueError, OverflowError):  # of an argument
+            raise
+        except BaseException as error:
+            raise tokenizer_error(f"the tokenizer of {self.source} failed:", error) from error
 
     def decoder(self) -> TextStream:
         """A decoder of ids that arrive one at a time."""
@@ -117,8 +132,8 @@ def folder_tokenizer(folder: Folder) -> TextTokenizer:
         raise PretrainedError(f"{folder.path} has no readable tokenizer:", [_why_none(folder)])
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the package raises bare Exception for every malformed file
-        raise PretrainedError(f"{file} cannot be read:", [str(error)]) from error
+    except BaseException as error:
+        raise tokenizer_error(f"{file} cannot be read:", error) from error
     backend.no_padding()  # some files contain the settings of the last call
     backend.no_truncation()
     settings, generation = folder.json(SETTINGS), folder.json(GENERATION)
@@ -140,13 +155,18 @@ def folder_tokenizer(folder: Folder) -> TextTokenizer:
 
 def _ids(found: Iterable[Any]) -> tuple[int, ...]:
     """Ids, from numbers and lists of numbers."""
-    flat = [one for value in found for one in (value if isinstance(value, list) else [value])]
-    return tuple(dict.fromkeys(one for one in flat if one is not None))
+    flat = [one for value in found for one in (value if isinstance(value, list) else [value]) if one is not None]
+    if wrong := [one for one in flat if not isinstance(one, int) or isinstance(one, bool) or one < 0]:
+        raise PretrainedError("the tokenizer cannot be read:", [f"eos_token_id={wrong[0]!r} must be a token id."])
+    return tuple(dict.fromkeys(flat))
 
 
 def _text(token: Any) -> str | None:
     """The text of a special token, which older files store as an object."""
-    return token.get("content") if isinstance(token, Mapping) else token
+    text = token.get("content") if isinstance(token, Mapping) else token
+    if text is not None and not isinstance(text, str):
+        raise PretrainedError(f"{SETTINGS} cannot be read:", [f"the special token {text!r} must be a string."])
+    return text
 
 
 def _template(folder: Folder, settings: Mapping[str, Any]) -> str | None:
@@ -156,8 +176,10 @@ def _template(folder: Folder, settings: Mapping[str, Any]) -> str | None:
         return read_text(file)
     found = settings.get("chat_template")
     if isinstance(found, list):
-        named = {one.get("name"): one.get("template") for one in found if isinstance(one, Mapping)}
-        return named.get("default") or next(iter(named.values()), None)
+        named = {str(one.get("name")): one.get("template") for one in found if isinstance(one, Mapping)}
+        found = named.get("default") or next(iter(named.values()), None)
+    if found is not None and not isinstance(found, str):
+        raise PretrainedError(f"{folder.path / SETTINGS} cannot be read:", ["chat_template must be a string."])
     return found
 
 
