@@ -131,7 +131,7 @@ def _guarded(source: Source) -> Source:
 
         return call
 
-    return Source(source.path, *map(guarded, (source.read_config, source.tensors, source.tokenizer)))
+    return Source(source.path, guarded(source.read_config), guarded(source.tensors), guarded(source.tokenizer))
 
 
 def _why_not(path: Path) -> str:
