@@ -16,11 +16,14 @@ import torch
 from safetensors import safe_open
 
 from tests.support.draws import draws
-from x_positional import Decoder, PretrainedError, TransformerWrapper, from_pretrained
+from x_positional import Decoder, PretrainedError, TransformerWrapper, from_pretrained, load_tokenizer
+from x_positional.cli.convert import convert
+from x_positional.errors import UserError
 from x_positional.pretrained import commit
 from x_positional.pretrained.commit import open_folder
-from x_positional.pretrained.folder import COMMITTED, RECORD, list_folder
+from x_positional.pretrained.folder import COMMITTED, RECORD, contains_model, list_folder
 from x_positional.pretrained.tensors import write
+from x_positional.pretrained.tokenizers.text import byte_tokenizer
 
 NOTES = {"README.md": b"mine", "model_ema.safetensors": b"mine too", "training_args.bin": b"\x00"}
 """Files that a save must not touch."""
@@ -303,3 +306,29 @@ def test_kill_9_at_random_moments(tmp_path: Path, children: list[int]):
                 outcomes[next(which for which in whole if whole[which] == read)] += 1
                 shutil.rmtree(path)
     assert sum(outcomes.values()) == 4 * rounds
+
+
+def test_a_conversion_killed_at_any_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder has no model, or the whole model with its tokenizer."""
+    source = tmp_path / "source"
+    model(1).save_pretrained(source, format="hf")
+    byte_tokenizer().save(source)
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "README.md").write_text("mine")
+    killed, steps, outcomes = True, 0, []
+    while killed:
+        path = Path(shutil.copytree(tmp_path / "target", tmp_path / f"{steps}"))
+        killed = kill_after(steps, partial(convert, source, path, "native", model_type=None, dtype=None), monkeypatch)
+        outcomes.append(contains_model(path))
+        if outcomes[-1]:
+            assert contents(path)
+            assert load_tokenizer(path).encode("a") == [97]
+            with pytest.raises(UserError, match="already contains a model"):
+                convert(source, path, "native", model_type=None, dtype=None)
+        else:
+            with pytest.raises(PretrainedError):
+                from_pretrained(path)
+        assert (path / "README.md").read_text() == "mine"
+        steps += draws(3, 1)
+    assert outcomes == sorted(outcomes)
+    assert not outcomes[0]
