@@ -215,7 +215,7 @@ def test_no_tensor_is_held_twice(folder: Path):
     tensors.read = lambda name: (reads.append(name), original(name))[1]  # type: ignore[method-assign]
     from x_positional.pretrained.api import load
     from x_positional.pretrained.families import FAMILIES
-    from x_positional.pretrained.tensors.files import read_json
+    from x_positional.pretrained.folder import read_json
 
     model = load(FAMILIES["llama"], read_json(folder / "config.json"), tensors, None, None, "auto")
     assert isinstance(model, TransformerWrapper)

@@ -172,3 +172,23 @@ def test_weights_of_another_model_are_refused_with_all_reasons(tmp_path: Path):
     ):
         assert part in str(caught.value)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)), "half a model was loaded"
+
+
+def test_a_checkpoint_that_is_being_pruned_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for step in range(1, 5):
+        save(tmp_path, step, model())
+    whole = {file.name for file in (tmp_path / "step-00000001").iterdir()}
+
+    def killed(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune(tmp_path, keep=2, best=None)
+    left = checkpoint.checkpoint_folders(tmp_path)
+    assert left
+    assert all({file.name for file in folder.iterdir()} == whole for folder in left)
+    prune(tmp_path, keep=2, best=None)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]

@@ -14,8 +14,9 @@ from x_positional.cli.hints import command
 from x_positional.cli.published import checkpoint_of, dtype_of, is_published, loaded, opened
 from x_positional.errors import MissingExtra, PretrainedError, UserError
 from x_positional.models.saving import Format
+from x_positional.pretrained.commit import open_folder, replacing
+from x_positional.pretrained.folder import contains_model
 from x_positional.pretrained.source import Source
-from x_positional.pretrained.tensors.files import CONFIG
 from x_positional.pretrained.tensors.write import write_json
 from x_positional.pretrained.tokenizers.text import GENERATION, TextTokenizer, byte_tokenizer
 from x_positional.training.checkpoints.checkpoint import TOKENIZER
@@ -56,14 +57,16 @@ def convert(
 ) -> None:
     """Read a model, write it, and list the files written. Raises UserError, PretrainedError."""
     console = Console(stderr=True)
-    if (target / CONFIG).exists() or target.is_file():
+    if contains_model(target) or target.is_file():
         raise UserError(f"{target} already contains a model; choose another folder or remove it")
     if ignore and not is_published(path):
         raise UserError(f"--ignore needs a published model; {path} is a run")
     source = _published(opened(path, console), console, dtype, ignore) if is_published(path) else _run(path, dtype)
-    with console.status(f"writing {target}"):
-        source.model.save_pretrained(target, format=form, model_type=model_type)
-        note = _write_tokenizer(source, target)
+    with console.status(f"writing {target}"), replacing(target) as stage:
+        source.model.save_pretrained(stage, format=form, model_type=model_type)
+        if (target / GENERATION).is_file():  # the user's own is kept, unless the source has one too
+            shutil.copyfile(target / GENERATION, stage / GENERATION)
+        note = _write_tokenizer(source, stage)
     print(f"{target}:")
     for file in sorted(target.iterdir()):
         print(f"  {file.stat().st_size:>13,}  {file.name}")
@@ -77,9 +80,11 @@ def _published(source: Source, console: Console, dtype: str | None, ignore: Coll
     def write_tokenizer(target: Path) -> None:
         tokenizer = source.tokenizer()
         if source.path.is_dir():
+            folder = open_folder(source.path)
             for name in COPIED:
-                if (source.path / name).is_file():
-                    shutil.copyfile(source.path / name, target / name)
+                file = folder.find(name)
+                if file is not None:
+                    shutil.copyfile(file, target / name)
         else:
             tokenizer.save(target)
         _write_end_tokens(tokenizer, target)

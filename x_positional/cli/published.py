@@ -13,8 +13,9 @@ from torch import Tensor
 
 from x_positional.errors import UserError
 from x_positional.pretrained.api import load_source
+from x_positional.pretrained.folder import CONFIG, contains_model
 from x_positional.pretrained.source import Source, open_source
-from x_positional.pretrained.tensors.files import CONFIG, Tensors
+from x_positional.pretrained.tensors.files import Tensors
 from x_positional.training.checkpoints.checkpoint import Checkpoint, open_checkpoint
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -23,7 +24,7 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 def is_published(path: Path) -> bool:
     """Whether a path is a published model (GGUF, a folder with config.json, a name on the Hub) rather than a run."""
     if path.is_dir():
-        return (path / CONFIG).is_file() or any(path.glob("*.gguf"))
+        return contains_model(path) or any(path.glob("*.gguf"))
     return path.is_file() or (len(path.parts) == 2 and not path.is_absolute() and path.parts[0] not in (".", "..", "~"))
 
 

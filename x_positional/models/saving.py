@@ -43,7 +43,8 @@ class Saveable(nn.Module):
     def save_pretrained(self, folder: str | Path, format: Format = "native", model_type: str | None = None) -> None:
         """Write config and safetensors to a folder; `x_positional.from_pretrained(folder)` reads both formats.
 
-        Files are moved into place when they are complete.
+        The model of the folder is replaced as a whole: after a crash at any instant the folder contains the old or the new
+        model. Other files in it are kept.
 
         Args:
             folder: Created if it does not exist.
@@ -53,8 +54,8 @@ class Saveable(nn.Module):
 
         Raises:
             ArgumentError: If the format is unknown.
-            PretrainedError: If no family can express the model, with the settings that the closest one lacks; or if the
-                parameters are not those that `config` describes.
+            PretrainedError: If no family can express the model, with the settings that the closest one lacks; if the
+                parameters are not those that `config` describes; if the folder cannot be written.
         """
         if format not in _WRITERS:
             raise ArgumentError(f"unknown format={format!r}; supported: {', '.join(map(repr, _WRITERS))}.")

@@ -15,11 +15,13 @@ from x_positional.pretrained.config_json.encoder_decoder import encoder_only
 from x_positional.pretrained.config_json.keys import ignored, overridden, refused_keys
 from x_positional.pretrained.families import FAMILIES, NESTED
 from x_positional.pretrained.family import Family
+from x_positional.pretrained.folder import CONFIG
+from x_positional.pretrained.limits import Limits, at_most, failures
 from x_positional.pretrained.model_kinds import MODEL_KINDS, build_on_meta, layers_of
 from x_positional.pretrained.native import NATIVE, load_native
 from x_positional.pretrained.nested import text_model
 from x_positional.pretrained.source import Source, open_source
-from x_positional.pretrained.tensors.files import CONFIG, Tensors
+from x_positional.pretrained.tensors.files import Tensors
 from x_positional.pretrained.tensors.layouts import Same
 from x_positional.pretrained.tensors.load import TensorNames, fill
 
@@ -86,10 +88,12 @@ def load_source(
     hf = ignored(hf, ignore)
     if problems := refused_keys({**hf, **overrides}):
         raise PretrainedError(f"unsupported {CONFIG} in {source.path}:", problems)
-    hf, tensors = text_model(hf, source.tensors(), NESTED)
-    family = family_of(hf, str(source.path))
-    changes = family.resolve_aliases(overrides)
-    hf = overridden(family.resolve_aliases(hf), changes, family.keys, family.known_keys, family.model_type)
+    tensors = source.tensors()
+    with failures(f"unsupported {CONFIG} in {source.path}:"):
+        hf, tensors = text_model(hf, tensors, NESTED)
+        family = family_of(hf, str(source.path))
+        changes = family.resolve_aliases(overrides)
+        hf = overridden(family.resolve_aliases(hf), changes, family.keys, family.known_keys, family.model_type)
     return load(family, hf, tensors, dtype, device, backend)
 
 
@@ -104,7 +108,23 @@ def load(
     """The model of a config and its tensors."""
     if family.kind == "seq2seq" and not any("decoder." in name for name in tensors.names()):
         family = encoder_only(family)
+    names = TensorNames(tensors, family)
+    with failures(f"unsupported {CONFIG} in {tensors.source}:"):
+        model = _build(family, hf, names, backend)
+    config: Any = model.config
+    fill(model, family, lambda name: layers_of(config, name), names, dtype=dtype, device=device)
+    model.origin = Origin(family, hf)  # type: ignore[assignment]
+    return model.eval()
+
+
+def _build(family: Family, hf: Mapping[str, Any], names: TensorNames, backend: str) -> Any:
+    """The model of a config on the meta device, after comparing its sizes with the tensors."""
+    tensors = names.tensors
+    limits = Limits.of(tensors)
+    if problems := limits.config_problems(family, hf):
+        raise PretrainedError(f"{CONFIG} of {tensors.source} does not fit its tensors:", problems)
     fields, problems = family.to_fields(hf)
+    problems = problems or limits.field_problems(fields)
     if problems:
         raise PretrainedError(f"unsupported {CONFIG} in {tensors.source}:", problems)
     if unknown := family.unknown_keys(hf):
@@ -112,17 +132,13 @@ def load(
             f"{CONFIG} of {tensors.source} has unknown keys, which are ignored: {', '.join(unknown)}. If one of them changes "
             "what the model computes, its logits are wrong; check with `x-positional verify`, which compares them with "
             "transformers.",
-            stacklevel=4,
+            stacklevel=5,
         )
-    names = TensorNames(tensors, family)
     fields |= {path: names.find(tensor) is not None for path, tensor in family.optional.items()}
     headed, kind = resolve_head(family, fields, names, hf), MODEL_KINDS[family.kind]
     fields |= {f"{prefix}layers.backend": backend for prefix in kind.stack_prefixes}
-    model = build_on_meta(family.kind, fields, headed)
-    config: Any = model.config
-    fill(model, family, lambda name: layers_of(config, name), names, dtype=dtype, device=device)
-    model.origin = Origin(family, hf)  # type: ignore[assignment]
-    return model.eval()
+    with at_most(limits.tensors):
+        return build_on_meta(family.kind, fields, headed)
 
 
 def family_of(hf: Mapping[str, Any], source: str) -> Family:

@@ -15,8 +15,10 @@ from x_positional.models.language import TokenEncoder, TransformerWrapper
 from x_positional.models.saving import Saveable
 from x_positional.models.seq2seq import XTransformer
 from x_positional.models.vision import ViTransformerWrapper
+from x_positional.pretrained.folder import CONFIG
+from x_positional.pretrained.limits import Limits, at_most, failures
 from x_positional.pretrained.tensors.files import Tensors
-from x_positional.pretrained.tensors.load import replace_parameter
+from x_positional.pretrained.tensors.load import FLOATS, replace_parameter
 from x_positional.pretrained.tensors.write import write_folder
 
 NATIVE = "x_positional"
@@ -52,10 +54,8 @@ def load_native(
         raise PretrainedError(
             f"{tensors.source} cannot be read:", [f"unsupported class={name!r}; supported: {', '.join(CLASSES)}."]
         )
-    cls, config = CLASSES[name]
-    build: Callable[[Any], nn.Module] = cls.from_config  # type: ignore[attr-defined]
-    with torch.device("meta"):
-        model = build(config.model_validate(hf["model"]))
+    with failures(f"unsupported {CONFIG} in {tensors.source}:"):
+        model = _build(*CLASSES[name], hf.get("model"), tensors)
     parameters, stored = dict(model.named_parameters()), tensors.names()
     problems = [f"{name} is missing." for name in parameters if name not in stored]
     problems += [f"unexpected tensor {name} in the checkpoint." for name in sorted(stored - set(parameters))]
@@ -68,6 +68,21 @@ def load_native(
         raise PretrainedError(f"{tensors.source} does not fit its config.json:", problems)
     for name, parameter in parameters.items():
         target = dtype if parameter.requires_grad else None  # parameters without gradients keep the stored dtype
-        tensor = tensors.read(name).to(device=device or "cpu", dtype=target, copy=True)
+        raw = tensors.read(name)
+        if raw.dtype not in FLOATS:
+            raise PretrainedError(
+                f"{tensors.source} cannot be read:", [f"{name} has the unsupported dtype {raw.dtype}."]
+            )
+        tensor = raw.to(device=device or "cpu", dtype=target, copy=True)
         replace_parameter(model, parameter, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
     return model.eval()
+
+
+def _build(cls: type[nn.Module], schema: type[FileConfig], config: Any, tensors: Tensors) -> nn.Module:
+    """The model of a config on the meta device, after comparing its sizes with the tensors."""
+    limits = Limits.of(tensors)
+    if problems := limits.tree_problems(config):
+        raise PretrainedError(f"{CONFIG} of {tensors.source} does not fit its tensors:", problems)
+    build: Callable[[Any], nn.Module] = cls.from_config  # type: ignore[attr-defined]
+    with torch.device("meta"), at_most(limits.tensors):
+        return build(schema.model_validate(config))

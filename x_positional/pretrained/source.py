@@ -4,15 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from x_positional.errors import PretrainedError, import_extra
+from x_positional.pretrained.commit import open_folder
+from x_positional.pretrained.folder import CONFIG, Folder, list_folder, regular_file
 from x_positional.pretrained.gguf.config import architecture_of, config_of
 from x_positional.pretrained.gguf.file import GgufFile, GgufTensors, is_gguf
 from x_positional.pretrained.gguf.tokens import gguf_tokenizer
-from x_positional.pretrained.tensors.files import CONFIG, PICKLES, SAFE, Tensors, open_tensors, read_json
+from x_positional.pretrained.limits import failures
+from x_positional.pretrained.tensors.files import PICKLES, SAFE, Tensors, open_tensors
 from x_positional.pretrained.tokenizers.text import TextTokenizer, folder_tokenizer
 
+T = TypeVar("T")
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 """Files that are downloaded from the Hub: never a pickle."""
 
@@ -37,18 +41,17 @@ class Source:
 def open_source(source: str | Path) -> Source:
     """Open a folder, a GGUF file, a folder that contains one, or a model on the Hub. Raises PretrainedError."""
     path = _local_path(source)
-    if path.is_file():
-        if is_gguf(path):
+    if not path.is_dir():
+        if is_gguf(regular_file(path)):
             return _gguf(path)
         raise PretrainedError(f"{path} cannot be read:", [_why_not(path)])
-    ggufs = sorted(path.glob("*.gguf"))
-    if not ggufs or (path / CONFIG).is_file():
-        return _folder(path)
+    folder = open_folder(path)
+    ggufs = sorted(name for name in folder.files if name.endswith(".gguf"))
+    if not ggufs or CONFIG in folder.files:
+        return _folder(folder)
     if len(ggufs) == 1:
-        return _gguf(ggufs[0])
-    raise PretrainedError(
-        f"{path} contains several models:", [f"pass one of the files: {', '.join(file.name for file in ggufs)}."]
-    )
+        return _gguf(regular_file(path / ggufs[0], path))
+    raise PretrainedError(f"{path} contains several models:", [f"pass one of the files: {', '.join(ggufs)}."])
 
 
 def load_tokenizer(source: str | Path) -> TextTokenizer:
@@ -65,9 +68,10 @@ def load_tokenizer(source: str | Path) -> TextTokenizer:
 
 def _local_path(source: str | Path) -> Path:
     """The path of `source`. A name such as `org/model` is downloaded from the Hub and cached."""
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
+    with failures(f"{source} cannot be read:"):
+        path = Path(source).expanduser()
+        if path.exists():
+            return path
     name = str(source)
     if isinstance(source, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise PretrainedError(f"{source} cannot be read:", ["no such file or folder."])
@@ -82,33 +86,52 @@ def _local_path(source: str | Path) -> Path:
         ) from error
 
 
-def _folder(path: Path) -> Source:
+def _folder(folder: Folder) -> Source:
     """A folder with config.json and safetensors."""
-
-    def tokenizer() -> TextTokenizer:
-        return folder_tokenizer(path, read_json(path / CONFIG) if (path / CONFIG).is_file() else {})
+    path, before = folder.path, folder.state()
 
     def config() -> dict[str, Any]:
-        if (path / CONFIG).is_file():
-            return read_json(path / CONFIG)
-        found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
+        if CONFIG in folder.files:
+            return folder.json(CONFIG)
         raise PretrainedError(
-            f"{path} contains no model:", [f"it has neither {CONFIG} nor a GGUF file; it contains {found}."]
+            f"{path} contains no model:",
+            [f"it has neither {CONFIG} nor a GGUF file; it contains {folder.listing()}."],
         )
 
-    return Source(path, config, lambda: open_tensors(path), tokenizer)
+    def tensors() -> Tensors:
+        """Files stay readable once they are open, so a model that was not replaced until now is read as a whole."""
+        opened = open_tensors(folder)
+        if list_folder(path).state() != before:
+            raise PretrainedError(f"{path} cannot be read:", ["another process has replaced the model. Load it again."])
+        return opened
+
+    return _guarded(Source(path, config, tensors, lambda: folder_tokenizer(folder)))
 
 
 def _gguf(path: Path) -> Source:
     """A GGUF file, which contains config, tensors and tokenizer."""
-    file = GgufFile(path)
+    with failures(f"{path} cannot be read as GGUF:"):
+        file = GgufFile(path)
 
     def tensors() -> Tensors:
         heads = source.config["num_attention_heads"]
         return GgufTensors(file, architecture_of(file), heads, source.config.get("num_key_value_heads", heads))
 
-    source = Source(path, lambda: config_of(file), tensors, lambda: gguf_tokenizer(file))
+    source = _guarded(Source(path, lambda: config_of(file), tensors, lambda: gguf_tokenizer(file)))
     return source
+
+
+def _guarded(source: Source) -> Source:
+    """The same source, all of whose failures are PretrainedErrors."""
+
+    def guarded(read: Callable[[], T]) -> Callable[[], T]:
+        def call() -> T:
+            with failures(f"{source.path} cannot be read:"):
+                return read()
+
+        return call
+
+    return Source(source.path, guarded(source.read_config), guarded(source.tensors), guarded(source.tokenizer))
 
 
 def _why_not(path: Path) -> str:

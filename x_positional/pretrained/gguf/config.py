@@ -11,6 +11,8 @@ from x_positional.pretrained.gguf.file import GgufFile
 from x_positional.pretrained.rope import inverse_frequencies
 
 ROPE_FREQS = "rope_freqs.weight"
+FRACTIONS = ("rms_norm_eps",)
+"""Keys of config.json that are not sizes."""
 SPECIAL_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 
@@ -35,7 +37,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     for key, theirs in architecture.keys.items():
         value = _single_value(file, f"{architecture.name}.{key}", problems)
         if value is not None:
-            config[theirs] = value
+            config[theirs] = _number(f"{architecture.name}.{key}", value, theirs in FRACTIONS, problems)
     names = file.names()
     config["vocab_size"] = file.shape("token_embd.weight")[0] if "token_embd.weight" in names else None
     config["tie_word_embeddings"] = "output.weight" not in names
@@ -44,7 +46,14 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     config = {key: value for key, value in config.items() if value is not None}
     problems += _unsupported(file, architecture, config)
     if not problems:
-        config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+        head_dim = config["hidden_size"] // config["num_attention_heads"]
+        if head_dim == 0:
+            heads = config["num_attention_heads"]
+            raise PretrainedError(
+                f"unsupported metadata in {file.source}:",
+                [f"{architecture.name}.attention.head_count={heads} exceeds the width {config['hidden_size']}."],
+            )
+        config.setdefault("head_dim", head_dim)
         config |= _rope(file, architecture, config, problems)
     if problems:
         raise PretrainedError(f"unsupported metadata in {file.source}:", problems)
@@ -55,9 +64,18 @@ def _single_value(file: GgufFile, key: str, problems: list[str]) -> Any:
     """The value of a key; of a list with one number per layer, the number that all layers share."""
     value = file.get(key)
     if isinstance(value, list):
-        if len(set(value)) > 1:
+        if any(one != value[0] for one in value):
             problems.append(f"{key} differs by layer: {value}. Only a single value for all layers is supported.")
         return value[0] if value else None
+    return value
+
+
+def _number(key: str, value: Any, fraction: bool, problems: list[str]) -> Any:
+    """The value of a key that must be a positive number; 1 after adding to `problems`."""
+    kinds = (int, float) if fraction else (int,)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
+        problems.append(f"{key}={value!r} must be a positive {'number' if fraction else 'integer'}.")
+        return 1
     return value
 
 
@@ -81,25 +99,31 @@ def _rope(file: GgufFile, architecture: Architecture, config: dict[str, Any], pr
     head_dim = config["head_dim"]
     width, scaling = file.get(f"{prefix}dimension_count", head_dim), file.get(f"{prefix}scaling.type", "none")
     parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": file.get(f"{prefix}freq_base", 10000.0)}
+    width = _number(f"{prefix}dimension_count", width, False, problems)
+    parameters["rope_theta"] = _number(f"{prefix}freq_base", parameters["rope_theta"], True, problems)
+    if problems:
+        return {}
     if width != head_dim:
         parameters["partial_rotary_factor"] = width / head_dim
     if ROPE_FREQS in file.names():
         parameters |= _llama3(file.read(ROPE_FREQS), parameters["rope_theta"], width, problems)
     elif scaling in ("linear", "yarn"):
-        parameters |= {"rope_type": scaling, "factor": file.get(f"{prefix}scaling.factor")}
+        factor = _number(f"{prefix}scaling.factor", file.get(f"{prefix}scaling.factor"), True, problems)
+        parameters |= {"rope_type": scaling, "factor": factor}
         trained = file.get(f"{prefix}scaling.original_context_length")
         if scaling == "yarn":
             parameters |= {} if trained is None else {"original_max_position_embeddings": trained}
-            parameters |= _yarn(file, prefix, parameters)
+            parameters |= _yarn(file, prefix, factor, problems)
     elif scaling != "none":
         problems.append(f"unsupported {prefix}scaling.type={scaling!r}; supported in GGUF files: none, linear, yarn.")
     return {"rope_parameters": parameters}
 
 
-def _yarn(file: GgufFile, prefix: str, parameters: dict[str, Any]) -> dict[str, Any]:
+def _yarn(file: GgufFile, prefix: str, factor: float, problems: list[str]) -> dict[str, Any]:
     """GGUF's attention factor multiplies the usual one; that of config.json replaces it."""
-    more = file.get(f"{prefix}scaling.attn_factor", 1.0)
-    return {} if more == 1 else {"attention_factor": more * (1 + 0.1 * math.log(parameters["factor"]))}
+    key = f"{prefix}scaling.attn_factor"
+    more = _number(key, file.get(key, 1.0), True, problems)
+    return {} if more == 1 else {"attention_factor": more * (1 + 0.1 * math.log(factor))}
 
 
 def _llama3(divisors: Tensor, theta: float, width: int, problems: list[str]) -> dict[str, Any]:

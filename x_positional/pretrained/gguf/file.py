@@ -3,6 +3,7 @@
 import math
 import mmap
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from x_positional.errors import PretrainedError, import_extra
+from x_positional.pretrained.folder import regular_file
 from x_positional.pretrained.gguf.architectures import UNUSED_TENSORS, Architecture
 from x_positional.pretrained.gguf.header import MAGIC, Header, damaged, read_header
 
@@ -18,7 +20,7 @@ def is_gguf(path: Path) -> bool:
     """Whether a file is GGUF, by its suffix or its first bytes."""
     if path.suffix == ".gguf":
         return True
-    with path.open("rb") as stream:
+    with regular_file(path).open("rb") as stream:
         return stream.read(len(MAGIC)) == MAGIC
 
 
@@ -36,11 +38,16 @@ class GgufFile:
         self._header: Header = read_header(self._data, self.source)
         tensors = self._header.tensors
         size = len(self._data)
-        cut = [name for name in tensors if tensors[name].begin + self._rows(name) * self._row_bytes(name) > size]
+        ends = {name: tensors[name].begin + self._rows(name) * self._row_bytes(name) for name in tensors}
+        cut = [name for name, end in ends.items() if end > size]
         if cut:
             raise damaged(self.source, size, f"{len(cut)} of its {len(tensors)} tensors are past the end of the file")
+        ordered = sorted(tensors, key=lambda name: tensors[name].begin)
+        shared = [two for one, two in pairwise(ordered) if ends[one] > tensors[two].begin]
+        if shared:  # a small file could describe any amount of memory
+            raise damaged(self.source, size, f"{len(shared)} of its {len(tensors)} tensors overlap others")
         parts = self.get("split.count", 1)
-        if parts > 1:
+        if not isinstance(parts, int) or parts > 1:
             raise PretrainedError(
                 f"{path} cannot be read:",
                 [f"it is one of {parts} parts. Merge them first: llama-gguf-split --merge {path.name} whole.gguf"],
@@ -106,9 +113,9 @@ class GgufFile:
 def _mapped(path: Path) -> mmap.mmap:
     """The bytes of a file. Copy-on-write, because torch warns about read-only buffers; nothing is written."""
     try:
-        with path.open("rb") as stream:
+        with regular_file(path).open("rb") as stream:
             return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-    except ValueError as error:  # an empty file
+    except (ValueError, OSError) as error:  # an empty file, or no permission
         raise damaged(str(path), path.stat().st_size, str(error)) from error
 
 
@@ -136,8 +143,13 @@ class GgufTensors:
         tensor = self._file.read(stored)
         module = stored.rpartition(".")[0]
         if any(pattern.fullmatch(module) for pattern in self._interleaved):
-            queries = module.endswith("attn_q")
-            return deinterleave(tensor, self._heads[0] if queries else self._heads[1])
+            heads = self._heads[0 if module.endswith("attn_q") else 1]
+            if not isinstance(heads, int) or heads < 1 or tensor.shape[0] % (2 * heads):
+                raise PretrainedError(
+                    f"{self.source} cannot be read:",
+                    [f"{stored} has {tensor.shape[0]} rows, which {heads} heads of an even width do not fill."],
+                )
+            return deinterleave(tensor, heads)
         return tensor
 
 

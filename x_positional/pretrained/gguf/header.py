@@ -18,6 +18,10 @@ MAGIC, VERSIONS = b"GGUF", (2, 3)
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Metadata types of a single number -> their format character in `struct`."""
 FLOAT32, STRING, ARRAY = 6, 8, 9
+MAX_AXES, MAX_ALIGNMENT = 4, 1 << 20
+"""Of a tensor; llama.cpp has no more axes."""
+MAX_NESTED = 4
+"""Arrays of arrays."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def read_header(data: Any, source: str) -> Header:
     """The header of the bytes of a file. Raises PretrainedError."""
     try:
         return _read(data, source)
-    except (struct.error, UnicodeDecodeError, KeyError, OverflowError, RecursionError) as error:
+    except (struct.error, UnicodeDecodeError, KeyError, OverflowError, RecursionError, MemoryError) as error:
         raise damaged(source, len(data), f"the header is truncated or corrupt ({error})") from error
 
 
@@ -69,15 +73,25 @@ def _read(data: Any, source: str) -> Header:
     metadata = {}
     for _ in range(entries):
         key = reader.text()
+        if key in metadata:
+            raise damaged(source, len(data), f"the key {key!r} is set twice")
         metadata[key] = reader.value(reader.number("I"))
-    table = []
+    table: dict[str, tuple[Any, ...]] = {}
     for _ in range(tensors):
         name = reader.text()
         shape = tuple(reversed(reader.numbers("Q", reader.number("I"))))
-        table.append((name, shape, reader.number("I"), reader.number("Q")))
+        if name in table or not 1 <= len(shape) <= MAX_AXES or 0 in shape:
+            raise damaged(
+                source, len(data), f"tensor {name!r} is listed twice, or its shape {list(shape)} is impossible"
+            )
+        table[name] = (shape, reader.number("I"), reader.number("Q"))
     step = metadata.get("general.alignment", 32)
+    if not isinstance(step, int) or not 0 < step <= MAX_ALIGNMENT:
+        raise damaged(source, len(data), f"general.alignment={step!r} is impossible")
     begin = -(-reader.position // step) * step
-    return Header(metadata, {name: StoredTensor(kind, shape, begin + offset) for name, shape, kind, offset in table})
+    return Header(
+        metadata, {name: StoredTensor(kind, shape, begin + offset) for name, (shape, kind, offset) in table.items()}
+    )
 
 
 class _Reader:
@@ -102,16 +116,18 @@ class _Reader:
         self.position += size
         return raw.decode("utf-8")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         if kind == STRING:
             return self.text()
         if kind != ARRAY:
             number = self.number(NUMBERS[kind])
             return shortest_float(number) if kind == FLOAT32 else number
         inner, count = self.number("I"), self.number("Q")
+        if depth == MAX_NESTED:
+            raise damaged(self.source, len(self.data), f"arrays are nested more than {MAX_NESTED} levels deep")
         if inner in NUMBERS:
             return list(self.numbers(NUMBERS[inner], count))
-        return [self.value(inner) for _ in range(count)]
+        return [self.value(inner, depth + 1) for _ in range(count)]
 
 
 def shortest_float(value: float) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 from x_positional.errors import PretrainedError, did_you_mean, import_extra
 from x_positional.pretrained.gguf.file import GgufFile
 from x_positional.pretrained.tokenizers.chat import ChatTemplate
-from x_positional.pretrained.tokenizers.text import TextTokenizer
+from x_positional.pretrained.tokenizers.text import TextTokenizer, tokenizer_error
 
 BYTE_PAIRS = "gpt2"
 """The `tokenizer.ggml.model` of byte-level BPE, in files of every architecture."""
@@ -76,12 +76,14 @@ def gguf_tokenizer(file: GgufFile) -> TextTokenizer:
         backend = tokenizers.Tokenizer.from_str(whole) if whole else _byte_pairs(file, names)
     except PretrainedError:
         raise
-    except Exception as error:  # the package raises bare Exception for every malformed vocabulary
-        raise _unsupported(file, f"the package tokenizers reports: {error}") from error
+    except BaseException as error:
+        raise tokenizer_error(f"the tokenizer of {file.source} cannot be rebuilt:", error) from error
     ids = {name: file.get(f"{PREFIX}{key}_token_id") for name, key in SPECIAL.items()}
-    special = {name: names[i] for name, i in ids.items() if i is not None and i < len(names)}
+    special = {name: names[i] for name, i in ids.items() if i is not None and 0 <= i < len(names)}
     ends = [file.get(f"{PREFIX}{name}_token_id") for name in END_TOKENS]
     template = file.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise _unsupported(file, f"tokenizer.chat_template is a {type(template).__name__}; it must be a string.")
     return TextTokenizer(
         backend,
         special,

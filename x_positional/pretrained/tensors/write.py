@@ -1,4 +1,4 @@
-"""Write config and tensors to a folder: shards of a few gigabytes, each file moved into place when it is complete."""
+"""Write config and tensors to a folder, in shards of a few gigabytes, replacing the old model as a whole."""
 
 import json
 import os
@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from x_positional.pretrained.tensors.files import CONFIG, INDEX, WEIGHTS
+from x_positional.errors import PretrainedError
+from x_positional.pretrained.commit import replacing
+from x_positional.pretrained.folder import CONFIG, INDEX, WEIGHTS
 
 MAX_SHARD = 5 * 10**9
 """Bytes of a file, as in transformers."""
@@ -18,23 +21,25 @@ MAX_SHARD = 5 * 10**9
 def write_folder(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], max_shard: int = MAX_SHARD
 ) -> None:
-    """Write weights first and config last, so that a folder with a config.json is complete. Old weights are removed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a model. After a crash at any instant the folder contains the old or the new model; other files are kept."""
     shards = split(tensors, max_shard)
     many = len(shards) > 1
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))] if many else [WEIGHTS]
-    for name, shard in zip(names, shards, strict=True):
-        temporary = folder / f".{name}.{os.getpid()}"
-        save_file(shard, temporary, metadata={"format": "pt"})
-        _place(temporary, folder / name)
-    if many:
-        total = sum(t.nbytes for t in tensors.values())
-        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    for old in {*folder.glob("model*.safetensors"), *folder.glob(INDEX)} - {folder / n for n in names}:
-        if not (many and old.name == INDEX):
-            old.unlink()
-    write_json(folder / CONFIG, config)
+    with replacing(folder) as stage:
+        for name, shard in zip(names, shards, strict=True):
+            _save(shard, stage / name, folder)
+        if many:
+            total = sum(t.nbytes for t in tensors.values())
+            weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+            write_json(stage / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(stage / CONFIG, config)
+
+
+def _save(shard: Mapping[str, Tensor], path: Path, folder: Path) -> None:
+    try:
+        save_file(dict(shard), path, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, or no permission
+        raise PretrainedError(f"{folder} cannot be written:", [f"{error}. The folder is unchanged."]) from error
 
 
 def split(tensors: Mapping[str, Tensor], max_shard: int) -> list[dict[str, Tensor]]:
@@ -54,11 +59,6 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write an object to a file, moved into place when it is complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _place(temporary, path)
-
-
-def _place(temporary: Path, path: Path) -> None:
-    """Flush to disk, then rename atomically."""
     with temporary.open("rb+") as stream:
         os.fsync(stream.fileno())
     temporary.replace(path)

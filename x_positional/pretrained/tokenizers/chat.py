@@ -1,23 +1,19 @@
 """Chat templates: messages to the text that a model was trained to continue. Rendered in Jinja's sandbox."""
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from x_positional.errors import PretrainedError, import_extra
 
 Message = Mapping[str, Any]
 """`{"role": "user", "content": "..."}`."""
-FAULTS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
-"""Errors that a template may raise while it runs."""
 
 
 class ChatTemplate:
     """A chat template of a published model.
 
-    A template is third-party code: it runs in a sandbox without access to files or to attributes that begin with an
-    underscore, and cannot modify its arguments.
+    A template is third-party code: it runs in a sandbox (`sandbox.py`) without access to files or to attributes that begin
+    with an underscore, cannot modify its arguments, and is limited in time and in the size of every value.
 
     Args:
         text: The Jinja template.
@@ -37,40 +33,16 @@ class ChatTemplate:
             variables: Further variables of the template, such as `tools=` or `enable_thinking=`.
 
         Raises:
-            PretrainedError: If the template fails or rejects the messages.
+            PretrainedError: If the template fails, rejects the messages or exceeds its limits.
         """
-        jinja2 = import_extra("jinja2", "chat templates need", "pretrained")
+        import_extra("jinja2", "chat templates need", "pretrained")
+        from x_positional.pretrained.tokenizers.sandbox import render
+
+        given = {**self._variables, **variables, "messages": messages, "add_generation_prompt": reply}
         try:
-            template = _environment().from_string(self.text)
-            return template.render(messages=messages, add_generation_prompt=reply, **{**self._variables, **variables})
-        except (jinja2.TemplateError, *FAULTS) as error:
-            raise PretrainedError(f"the chat template of {self._source} failed:", [str(error)]) from error
-
-
-def _environment() -> Any:
-    from jinja2 import TemplateError, nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}` marks the model's answers for training; here it has no effect."""
-
-        tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
-
-        def parse(self, parser: Any) -> list[nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    def as_json(value: Any, ensure_ascii: bool = False, **layout: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **layout)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
-    )
-    environment.filters["tojson"] = as_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
+            return render(self.text, given)
+        except (
+            Exception
+        ) as error:  # a template may fail with any error of Python, of Jinja's parser and of its compiler
+            reason = str(error)[:1000] or type(error).__name__
+            raise PretrainedError(f"the chat template of {self._source} failed:", [reason]) from error

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from x_positional.errors import PretrainedError, import_extra
-from x_positional.pretrained.tensors.files import read_json
+from x_positional.pretrained.folder import CONFIG, Folder, read_text
 from x_positional.pretrained.tensors.write import write_json
 from x_positional.pretrained.tokenizers.chat import ChatTemplate, Message
 
@@ -17,7 +17,14 @@ TOKENIZER, SETTINGS, GENERATION, TEMPLATE = (
     "chat_template.jinja",
 )
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+T = TypeVar("T")
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+def tokenizer_error(what: str, error: BaseException) -> BaseException:
+    """What to raise for an error of the package tokenizers, whose panics are no subclass of Exception."""
+    interrupted = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+    return error if interrupted else PretrainedError(what, [str(error)])
 
 
 class TextStream:
@@ -68,11 +75,19 @@ class TextTokenizer:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Ids of a text. special: add the tokens that begin or end every text, if the model has them."""
-        return self.backend.encode(text, add_special_tokens=special).ids
+        return self._run(lambda: self.backend.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Text of ids. special: include special tokens."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
+        return self._run(lambda: self.backend.decode([int(i) for i in ids], skip_special_tokens=not special))
+
+    def _run(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except (TypeError, ValueError, OverflowError):  # of an argument
+            raise
+        except BaseException as error:
+            raise tokenizer_error(f"the tokenizer of {self.source} failed:", error) from error
 
     def decoder(self) -> TextStream:
         """A decoder of ids that arrive one at a time."""
@@ -109,21 +124,20 @@ class TextTokenizer:
             (folder / TEMPLATE).write_text(self.template.text, encoding="utf-8")
 
 
-def folder_tokenizer(folder: Path, config: Mapping[str, Any]) -> TextTokenizer:
-    """The tokenizer of a folder. config: its config.json. Raises PretrainedError if there is no readable one."""
-    file = folder / TOKENIZER
+def folder_tokenizer(folder: Folder) -> TextTokenizer:
+    """The tokenizer of a folder. Raises PretrainedError if there is no readable one."""
     tokenizers = import_extra("tokenizers", "tokenizer.json needs", "pretrained")
-    if not file.is_file():
-        raise PretrainedError(f"{folder} has no readable tokenizer:", [_why_none(folder)])
+    file, config = folder.find(TOKENIZER), folder.json(CONFIG)
+    if file is None:
+        raise PretrainedError(f"{folder.path} has no readable tokenizer:", [_why_none(folder)])
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the package raises bare Exception for every malformed file
-        raise PretrainedError(f"{file} cannot be read:", [str(error)]) from error
+    except BaseException as error:
+        raise tokenizer_error(f"{file} cannot be read:", error) from error
     backend.no_padding()  # some files contain the settings of the last call
     backend.no_truncation()
-    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    settings, generation = folder.json(SETTINGS), folder.json(GENERATION)
     special = {name: text for name in SPECIAL if (text := _text(settings.get(name))) is not None}
-    generation = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
     ends = [
         generation.get("eos_token_id"),
         config.get("eos_token_id"),
@@ -134,41 +148,48 @@ def folder_tokenizer(folder: Path, config: Mapping[str, Any]) -> TextTokenizer:
         backend,
         special,
         _ids(ends),
-        None if template is None else ChatTemplate(template, special, str(folder)),
-        str(folder),
+        None if template is None else ChatTemplate(template, special, str(folder.path)),
+        str(folder.path),
     )
 
 
 def _ids(found: Iterable[Any]) -> tuple[int, ...]:
     """Ids, from numbers and lists of numbers."""
-    flat = [one for value in found for one in (value if isinstance(value, list) else [value])]
-    return tuple(dict.fromkeys(one for one in flat if one is not None))
+    flat = [one for value in found for one in (value if isinstance(value, list) else [value]) if one is not None]
+    if wrong := [one for one in flat if not isinstance(one, int) or isinstance(one, bool) or one < 0]:
+        raise PretrainedError("the tokenizer cannot be read:", [f"eos_token_id={wrong[0]!r} must be a token id."])
+    return tuple(dict.fromkeys(flat))
 
 
 def _text(token: Any) -> str | None:
     """The text of a special token, which older files store as an object."""
-    return token.get("content") if isinstance(token, Mapping) else token
+    text = token.get("content") if isinstance(token, Mapping) else token
+    if text is not None and not isinstance(text, str):
+        raise PretrainedError(f"{SETTINGS} cannot be read:", [f"the special token {text!r} must be a string."])
+    return text
 
 
-def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+def _template(folder: Folder, settings: Mapping[str, Any]) -> str | None:
     """The chat template, from its own file or from a key; of several, the one named default."""
-    if (folder / TEMPLATE).is_file():
-        return (folder / TEMPLATE).read_text(encoding="utf-8")
+    file = folder.find(TEMPLATE)
+    if file is not None:
+        return read_text(file)
     found = settings.get("chat_template")
     if isinstance(found, list):
-        named = {one.get("name"): one.get("template") for one in found if isinstance(one, Mapping)}
-        return named.get("default") or next(iter(named.values()), None)
+        named = {str(one.get("name")): one.get("template") for one in found if isinstance(one, Mapping)}
+        found = named.get("default") or next(iter(named.values()), None)
+    if found is not None and not isinstance(found, str):
+        raise PretrainedError(f"{folder.path / SETTINGS} cannot be read:", ["chat_template must be a string."])
     return found
 
 
-def _why_none(folder: Path) -> str:
-    others = [
-        name for name in ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model") if (folder / name).is_file()
-    ]
+def _why_none(folder: Folder) -> str:
+    others = [name for name in ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model") if name in folder.files]
     if others:
+        path = str(folder.path)
         return (
             f"it has {' and '.join(others)} but no {TOKENIZER}. transformers can write it: "
-            f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+            f"AutoTokenizer.from_pretrained({path!r}).save_pretrained({path!r})"
         )
     return f"{TOKENIZER} is missing. Download it too, or pass token ids."
 

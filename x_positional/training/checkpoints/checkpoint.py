@@ -162,10 +162,14 @@ def checkpoint_folders(root: Path) -> list[Path]:
 
 
 def prune(root: Path, keep: int, best: int | None) -> None:
-    """Delete all checkpoints but the newest `keep` and that of step `best`, and the leftovers of crashes."""
+    """Delete all checkpoints but the newest `keep` and that of step `best`, and the leftovers of crashes.
+
+    A checkpoint is renamed before it is deleted, so that a crash leaves no part of one under its name.
+    """
     for folder in checkpoint_folders(root)[:-keep]:
         if best is None or folder.name != f"step-{best:08d}":
-            shutil.rmtree(folder)
+            folder.rename(root / f".tmp-old-{folder.name}-{os.getpid()}")
+    _flush_folder(root)
     for leftover in root.glob(".tmp-*"):
         shutil.rmtree(leftover)
 
