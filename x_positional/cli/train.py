@@ -16,7 +16,7 @@ def run_training(config: TrainConfig, *, resume: bool) -> int:
     """Train and report; returns the exit code."""
     console = Console()
     result = train(config, resume=resume, console=console)
-    if result.engine.accelerator.is_main_process:
+    if result.engine.processes.main:
         print_lines(console, *summary(result))
     return INTERRUPTED if result.interrupted else 0
 

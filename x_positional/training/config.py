@@ -79,8 +79,9 @@ class RunConfig(Config):
     """Seed of initialisation, dropout and the order of the data."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto is accelerate's choice: a GPU where there is one."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto is bfloat16 autocast on CUDA (weights stay float32) and float32 elsewhere."""
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    """auto is bfloat16 autocast on CUDA (weights stay float32) and float32 elsewhere. fp64 is for comparisons: weights and
+    activations are float64."""
     compile: bool = False
     """Compile the model with torch.compile."""
     log_every: int = Field(default=10, ge=1)

@@ -57,7 +57,9 @@ def check_trainable(config: TrainConfig) -> Report:
     device = config.run.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    report = check(config.model, device=device, train=True)
+    report = check(
+        config.model, device=device, train=True, dtype="float64" if config.run.precision == "fp64" else None
+    )
     if report.errors:
         raise UserError(listed("this model cannot be trained:", report.errors))
     return report
@@ -85,7 +87,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     net = build_model(config.model)
     windows = Windows(corpus.train.tokens, config.seq_len, config.run.seed)
     engine = Engine(net, AutoregressiveWrapper(net), windows, config)
-    if not engine.accelerator.is_main_process:
+    if not engine.processes.main:
         console = Console(quiet=True)
     folder = RunFolder(config, corpus, windows_per_step=engine.windows_per_step)
     start = folder.resume(net, engine.optimizer) if resume else 0
@@ -96,7 +98,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     )
     with ExitStack() as stack:
         log = None
-        if engine.accelerator.is_main_process:
+        if engine.processes.main:
             folder.write_config()
             log = stack.enter_context(closing(RunLog(folder.path, tensorboard=config.run.tensorboard)))
             log.write("start", start, {"run": headline, "data": corpus.source})
@@ -139,9 +141,10 @@ def describe_run(config: TrainConfig, engine: Engine, report: Report) -> str:
     """One line: scheme, backend and why, dtype, parameter count, trained length."""
     position = position_words(config.model.layers, config.model.max_seq_len)
     parameters = sum(parameter.numel() for parameter in engine.net.parameters())
-    dtype = "float32 weights, bfloat16 autocast" if engine.precision == "bf16" else "float32"
+    dtype = {"bf16": "float32 weights, bfloat16 autocast", "fp32": "float32", "fp64": "float64"}[engine.precision]
+    processes = "" if engine.processes.count == 1 else f", {engine.processes.count} processes"
     return (
-        f"position {position} | backend {report.backend} ({report.reason}) | {dtype} on {engine.device.type} | "
+        f"position {position} | backend {report.backend} ({report.reason}) | {dtype} on {engine.device.type}{processes} | "
         f"{parameters:,} parameters | trained length {config.seq_len}"
     )
 
