@@ -110,6 +110,7 @@ def test_a_run_leaves_config_log_plot_and_checkpoints(tmp_path: Path):
     result = train(base)
     folder = tmp_path / "run"
     assert {file.name for file in folder.iterdir()} == {
+        ".lock",
         "config.yaml",
         "log.jsonl",
         "loss.png",

@@ -17,6 +17,7 @@ from x_positional.cli.verify import verify as compare
 from x_positional.config import validate
 from x_positional.errors import UserError
 from x_positional.models.saving import Format
+from x_positional.training.checkpoints.run_folder import load_run_config
 from x_positional.training.load import load_config, load_model
 from x_positional.training.overrides import parse_overrides
 
@@ -43,17 +44,26 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run from its newest checkpoint, bit-equal.")
     ] = False,
+    skip_damaged: Annotated[
+        bool,
+        typer.Option(
+            "--skip-damaged", help="With --resume: continue from the newest checkpoint whose files are all intact."
+        ),
+    ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved config and exit.")] = False,
 ) -> None:
     """Train a decoder on text or token ids. Options override the config file, which overrides the defaults."""
     overrides = _overrides(config, context, {"data.path": data, "run.dir": run_dir})
     if config.is_dir() and "run.dir" not in overrides:
         overrides["run.dir"] = str(config)
-    resolved = load_config(config, overrides)
+    if config.is_dir():
+        resolved = load_run_config(config, overrides, skip_damaged=resume and skip_damaged)
+    else:
+        resolved = load_config(config, overrides)
     if print_config:
         print(resolved.to_yaml(), end="")
         return
-    raise typer.Exit(run_training(resolved, resume=resume))
+    raise typer.Exit(run_training(resolved, resume=resume, skip_damaged=skip_damaged))
 
 
 @app.command()

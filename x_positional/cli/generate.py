@@ -163,8 +163,10 @@ def load_net(checkpoint: Checkpoint, device: str) -> TransformerWrapper:
     """The model of a checkpoint on `device`; raises `UserError` if the device is unavailable."""
     device = resolve_device(device)
     config = parse_config(checkpoint.config_text(), str(checkpoint.path))
-    net = build_model(config.model)
-    load_model(net, checkpoint.model_tensors(), checkpoint.path)
+    tensors = checkpoint.model_tensors()
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors.values())  # run.precision=fp64
+    net = build_model(config.model).to(torch.float64 if wide else None)
+    load_model(net, tensors, checkpoint.path)
     try:
         return net.to(device).eval()
     except (RuntimeError, AssertionError) as error:  # torch raises either for an unavailable device
@@ -173,9 +175,9 @@ def load_net(checkpoint: Checkpoint, device: str) -> TransformerWrapper:
 
 def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     """The tokenizer of the run; None if it was trained on token ids."""
-    name = checkpoint.trainer["tokenizer"]
+    name = checkpoint.entry("tokenizer")
     if name == TOKENIZER:
-        return load_tokenizer(str(checkpoint.path / TOKENIZER))
+        return load_tokenizer(str(checkpoint.verified(TOKENIZER)))
     return None if name is None else load_tokenizer(name)
 
 

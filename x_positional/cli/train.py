@@ -12,10 +12,10 @@ from x_positional.training.loop.train import TrainResult, train
 INTERRUPTED = 130
 
 
-def run_training(config: TrainConfig, *, resume: bool) -> int:
+def run_training(config: TrainConfig, *, resume: bool, skip_damaged: bool) -> int:
     """Train and report; returns the exit code."""
     console = Console()
-    result = train(config, resume=resume, console=console)
+    result = train(config, resume=resume, skip_damaged=skip_damaged, console=console)
     if result.engine.processes.main:
         print_lines(console, *summary(result))
     return INTERRUPTED if result.interrupted else 0

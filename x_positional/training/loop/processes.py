@@ -72,7 +72,9 @@ class Processes:
         if error is not None:
             raise error
         if failed:
-            raise MainProcessFailed(f"process {self.index} stops because the main process failed; it reports the reason")
+            raise MainProcessFailed(
+                f"process {self.index} stops because the main process failed; it reports the reason"
+            )
         return result
 
 
