@@ -178,17 +178,18 @@ def damage_of(path: Path) -> str | None:
     except Damage as damage:
         return str(damage)
     names = dict.fromkeys([MODEL, OPTIMIZER, CONFIG, *record["files"]])
-    return next((damage for name in names if (damage := _file_damage(path, record, name)) is not None), None)
+    return next(filter(None, (_file_damage(path, record, name) for name in names)), None)
 
 
-def newest_good(root: Path) -> Path | None:
-    """The newest checkpoint under `root` without damage; reads every file of it."""
-    return next((folder for folder in reversed(checkpoint_folders(root)) if damage_of(folder) is None), None)
+def newest_good(root: Path, but: Path | None = None) -> Path | None:
+    """The newest checkpoint under `root`, except `but`, that has no damage; reads every file of it."""
+    folders = reversed(checkpoint_folders(root))
+    return next((folder for folder in folders if folder != but and damage_of(folder) is None), None)
 
 
 def fallback(path: Path) -> str:
     """The way out of a damaged checkpoint: the newest good one of its run."""
-    good = newest_good(path.parent) if _NAME.fullmatch(path.name) else None
+    good = newest_good(path.parent, but=path) if _NAME.fullmatch(path.name) else None
     if good is None:
         return "This run has no good checkpoint."
     return f"The newest good checkpoint is {good}; --resume --skip-damaged continues from there."

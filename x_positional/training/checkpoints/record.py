@@ -62,7 +62,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     digest = record.pop("digest", None)
     if digest != _own_digest(record) and not (version == 1 and digest is None):
         raise Damage(f"the digest of {TRAINER} does not match")
-    for name in ("step", "files"):
+    for name in ("step", "files", *(ENTRIES.keys() & record.keys())):
         entry(record, name)
     return record
 
@@ -72,7 +72,10 @@ def entry(record: Mapping[str, Any], name: str) -> Any:
     if name not in record:
         raise Damage(f"{TRAINER} has no {name}")
     value = record[name]
-    if not isinstance(value, ENTRIES[name]) or isinstance(value, bool) or (name == "step" and value < 0):
+    wrong = not isinstance(value, ENTRIES[name]) or isinstance(value, bool) or (name == "step" and value < 0)
+    if name == "best" and isinstance(value, dict):
+        wrong = type(value.get("step")) is not int or type(value.get("loss")) not in (int, float)
+    if wrong:
         raise Damage(f"{TRAINER} has {name}={value!r}")
     return value
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from x_positional.training.checkpoints.checkpoint import (
     prune,
     save_checkpoint,
 )
-from x_positional.training.checkpoints.record import TRAINER
 from x_positional.training.checkpoints.state import load_model, load_optimizer, model_tensors, optimizer_tensors
 from x_positional.training.config import TrainConfig
 from x_positional.training.data.corpus import Corpus
@@ -94,12 +94,13 @@ class RunFolder:
         """Write the resolved config to `config.yaml`, whole or not at all."""
         temporary = self.path / f".tmp-{CONFIG}-{os.getpid()}"
         try:
-            temporary.write_text(self._config_text(), encoding="utf-8")
+            temporary.write_text(self._config_text, encoding="utf-8")
             temporary.replace(self.path / CONFIG)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise UserError(f"cannot write {self.path / CONFIG}: {error.strerror}") from error
 
+    @cached_property
     def _config_text(self) -> str:
         """The config without `stop_after`, which applies to one session only."""
         run = self._config.run.model_copy(update={"stop_after": None})
@@ -123,7 +124,8 @@ class RunFolder:
             checkpoint.verified(TOKENIZER)
         load_model(net, checkpoint.model_tensors(), checkpoint.path)
         load_optimizer(net, optimizer, checkpoint.optimizer_tensors(), checkpoint.path)
-        self._best = _read_best(checkpoint)
+        best = checkpoint.entry("best")
+        self._best = None if best is None else Best(best["step"], best["loss"])
         return checkpoint.step
 
     def require_checkpoint(self) -> None:
@@ -200,7 +202,7 @@ class RunFolder:
                 "tokenizer": None if tokenizer is None else tokenizer.name,
                 "torch": torch.__version__,
             },
-            config_text=self._config_text(),
+            config_text=self._config_text,
             tokenizer_file=None if tokenizer is None else tokenizer.file,
         )
         prune(self._checkpoints, self._config.run.keep, None if self._best is None else self._best.step)
@@ -209,16 +211,6 @@ class RunFolder:
 
 ADDED = ("data_crc32", "batch_size", "accumulate")
 """Entries of `order` that checkpoints of format version 1 lack."""
-
-
-def _read_best(checkpoint: Checkpoint) -> Best | None:
-    best = checkpoint.entry("best")
-    if best is None:
-        return None
-    step, loss = best.get("step"), best.get("loss")
-    if not isinstance(step, int) or not isinstance(loss, (int, float)):
-        raise checkpoint.damaged(f"{TRAINER} has best={best!r}")
-    return Best(step, loss)
 
 
 def _reason(error: Exception) -> str:

@@ -177,7 +177,7 @@ def _invalid_ids(tokens: np.ndarray, num_tokens: int, track: Track) -> str | Non
 def _checksum(tokens: np.ndarray) -> int:
     total = 0
     for start in range(0, len(tokens), _BLOCK):
-        total = zlib.crc32(np.ascontiguousarray(tokens[start : start + _BLOCK]), total)
+        total = zlib.crc32(np.ascontiguousarray(tokens[start : start + _BLOCK]).data, total)
     return total
 
 

@@ -5,7 +5,7 @@ import os
 import sys
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from x_positional.errors import UserError, import_extra
 
@@ -80,9 +80,13 @@ def read_curve(file: Path, event: str, name: str) -> tuple[list[int], list[float
             continue
         if entry.get("event") == "start":
             curve = {done: kept for done, kept in curve.items() if done <= step}
-        elif entry.get("event") == event and type(value) in (int, float) and abs(value) < LARGEST:
+        elif entry.get("event") == event and _is_drawn(value):
             curve[step] = value
     return sorted(curve), [curve[step] for step in sorted(curve)]
+
+
+def _is_drawn(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _entry(line: bytes) -> dict[str, Any]:
