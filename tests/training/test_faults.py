@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -235,6 +234,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
 
 
 def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path):
+    resource = pytest.importorskip("resource", reason="Windows has no limit on the size of files")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     log = RunLog(tmp_path, tensorboard=False)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -231,13 +231,13 @@ def load_run_config(folder: Path, overrides: Mapping[str, Any], *, skip_damaged:
     Raises `UserError` with the problems of file and overrides.
     """
     try:
-        return load_config(folder, overrides)
+        return load_config(folder / CONFIG, overrides)
     except UserError as problem:
         good = newest_good(folder / "checkpoints")
         if good is None or _is_config(folder):
             raise
         if skip_damaged:
-            return load_config(good, overrides)
+            return load_config(good / CONFIG, overrides)
         raise UserError(
             f"{problem}\nThe newest good checkpoint is {good}, with the config of the run; --resume --skip-damaged "
             "continues from there."
@@ -246,7 +246,7 @@ def load_run_config(folder: Path, overrides: Mapping[str, Any], *, skip_damaged:
 
 def _is_config(folder: Path) -> bool:
     try:
-        load_config(folder)
+        load_config(folder / CONFIG)
     except UserError:
         return False
     return True

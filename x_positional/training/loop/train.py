@@ -16,6 +16,7 @@ from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.progress import print_lines, progress_bars
 from x_positional.training.checkpoints.run_folder import RunFolder, refuse_to_overwrite
 from x_positional.training.config import TrainConfig
+from x_positional.training.cpu import bf16_warning
 from x_positional.training.data.corpus import Corpus, load_corpus
 from x_positional.training.data.windows import Windows
 from x_positional.training.evaluate import Score
@@ -99,7 +100,7 @@ def train(
         engine.processes.on_main(lambda: stack.enter_context(folder.lock()))
         start = _start(config, engine, folder, console, resume=resume, skip_damaged=skip_damaged)
         headline = describe_run(config, engine, report)
-        warnings = (f"warning: {warning}" for warning in report.warnings)
+        warnings = [f"warning: {warning}" for warning in (*report.warnings, *slow_precision(engine))]
         print_lines(console, headline, describe_data(corpus, windows), *warnings)
         loop, done, interrupted = _session(config, corpus, engine, folder, console, start, headline)
         seconds = time.monotonic() - began
@@ -176,12 +177,19 @@ def describe_run(config: TrainConfig, engine: Engine, report: Report) -> str:
     """One line: scheme, backend and why, dtype, parameter count, trained length."""
     position = position_words(config.model.layers, config.model.max_seq_len)
     parameters = sum(parameter.numel() for parameter in engine.net.parameters())
-    dtype = {"bf16": "float32 weights, bfloat16 autocast", "fp32": "float32", "fp64": "float64"}[engine.precision]
+    emulated = " (emulated by this CPU)" if slow_precision(engine) else ""
+    dtype = {"bf16": f"float32 weights, bfloat16 autocast{emulated}", "fp32": "float32", "fp64": "float64"}
     processes = "" if engine.processes.count == 1 else f", {engine.processes.count} processes"
     return (
-        f"position {position} | backend {report.backend} ({report.reason}) | {dtype} on {engine.device.type}{processes} | "
-        f"{parameters:,} parameters | trained length {config.seq_len}"
+        f"position {position} | backend {report.backend} ({report.reason}) | {dtype[engine.precision]} on "
+        f"{engine.device.type}{processes} | {parameters:,} parameters | trained length {config.seq_len}"
     )
+
+
+def slow_precision(engine: Engine) -> list[str]:
+    """The warning for bfloat16 on a CPU that emulates it."""
+    warning = bf16_warning() if engine.precision == "bf16" and engine.device.type == "cpu" else None
+    return [] if warning is None else [warning]
 
 
 def plot_title(config: TrainConfig, engine: Engine) -> str:
