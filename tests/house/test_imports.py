@@ -41,7 +41,7 @@ THIRD_PARTY = {
     "attention": TENSORS,
     "modules": TENSORS,
     "generation": TENSORS,
-    "training": BASE | {"accelerate", "matplotlib", "numpy", "tensorboard", "tokenizers"},
+    "training": BASE | {"accelerate", "filelock", "matplotlib", "numpy", "tensorboard", "tokenizers"},
     "plotting": BASE | {"matplotlib"},
     "pretrained": BASE | {"huggingface_hub", "gguf", "tokenizers", "jinja2"},
     "cli": BASE | {"typer", "click"},

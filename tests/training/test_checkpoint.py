@@ -127,7 +127,7 @@ def test_a_damaged_file_is_named_with_the_way_out(tmp_path: Path, name: str, dam
     }
     wrong = f"{name} is missing" if damage == "remove" else f"the digest of {name} does not match"
     with pytest.raises(
-        UserError, match=rf"step-00000002 is damaged: {wrong}.*newest other checkpoint is .*step-00000001"
+        UserError, match=rf"step-00000002 is damaged: {wrong}.*newest good checkpoint is .*step-00000001"
     ):
         read[name]()
 
@@ -151,7 +151,7 @@ def test_a_newer_format_is_refused(tmp_path: Path):
     record = json.loads((path / "trainer.json").read_text())
     (path / "trainer.json").write_text(json.dumps({**record, "version": 99}))
     with pytest.raises(
-        UserError, match=r"has checkpoint format version 99; this x_positional reads up to version 1\. Upgrade"
+        UserError, match=r"has checkpoint format version 99; this x_positional reads up to version 2\. Upgrade"
     ):
         open_checkpoint(path)
 

@@ -110,6 +110,7 @@ def test_a_run_leaves_config_log_plot_and_checkpoints(tmp_path: Path):
     result = train(base)
     folder = tmp_path / "run"
     assert {file.name for file in folder.iterdir()} == {
+        ".lock",
         "config.yaml",
         "log.jsonl",
         "loss.png",
@@ -325,7 +326,8 @@ def test_the_loop_keeps_no_list_that_grows(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without distributed")
 def test_two_processes_train_as_one_does_on_the_same_windows(tmp_path: Path):
     layers = {**raw_config(tmp_path)["model"]["layers"], "attn": {}, "ff": {"mult": 2}}
-    base = changed(config(tmp_path, batch_size=4), model={"emb_dropout": 0.0, "layers": layers})
+    device = "cpu" if torch.cuda.is_available() else "auto"
+    base = changed(config(tmp_path, batch_size=4, device=device), model={"emb_dropout": 0.0, "layers": layers})
     train(changed(base, run={"dir": str(tmp_path / "one"), "accumulate": 1, "batch_size": 8}))
     file = tmp_path / "config.yaml"
     file.write_text(changed(base, run={"dir": str(tmp_path / "two"), "accumulate": 1}).to_yaml())
@@ -340,4 +342,5 @@ def test_two_processes_train_as_one_does_on_the_same_windows(tmp_path: Path):
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("steps done") == 1
+    assert "on cpu, 2 processes |" in run.stdout
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)

@@ -1,15 +1,15 @@
 """The commands of `x-positional`: their arguments and help. The modules named after them do the work."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import typer
 
 from x_positional.cli.convert import convert as write_converted
-from x_positional.cli.generate import GenerateOptions, generate_from_published, generate_from_run
+from x_positional.cli.generate import GenerateOptions, generate_from_published, generate_from_run, prompt_text
 from x_positional.cli.plot import plot_model
 from x_positional.cli.published import is_published
 from x_positional.cli.train import run_training
@@ -17,6 +17,9 @@ from x_positional.cli.verify import verify as compare
 from x_positional.config import validate
 from x_positional.errors import UserError
 from x_positional.models.saving import Format
+from x_positional.training.checkpoints.run_folder import load_run_config
+from x_positional.training.config import RunConfig, TrainConfig
+from x_positional.training.cpu import bf16_warning
 from x_positional.training.load import load_config, load_model
 from x_positional.training.overrides import parse_overrides
 
@@ -43,17 +46,26 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run from its newest checkpoint, bit-equal.")
     ] = False,
+    skip_damaged: Annotated[
+        bool,
+        typer.Option(
+            "--skip-damaged", help="With --resume: continue from the newest checkpoint whose files are all intact."
+        ),
+    ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved config and exit.")] = False,
 ) -> None:
     """Train a decoder on text or token ids. Options override the config file, which overrides the defaults."""
     overrides = _overrides(config, context, {"data.path": data, "run.dir": run_dir})
     if config.is_dir() and "run.dir" not in overrides:
         overrides["run.dir"] = str(config)
-    resolved = load_config(config, overrides)
+    if config.is_dir():
+        resolved = load_run_config(config, overrides, skip_damaged=resume and skip_damaged)
+    else:
+        resolved = load_config(config, overrides)
     if print_config:
         print(resolved.to_yaml(), end="")
         return
-    raise typer.Exit(run_training(resolved, resume=resume))
+    raise typer.Exit(run_training(resolved, resume=resume, skip_damaged=skip_damaged))
 
 
 @app.command()
@@ -91,7 +103,7 @@ def generate(
     options = GenerateOptions(
         length=length, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, cache=cache, stop=stop
     )
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = prompt_text(prompt)
     if is_published(model):
         return generate_from_published(model, text, options, chat=chat, device=device, dtype=dtype)
     for name, given in (("--chat", chat), ("--dtype", dtype)):
@@ -115,7 +127,8 @@ def check(
     for_training: Annotated[bool, typer.Option("--train", help="Check for training.")] = False,
 ) -> None:
     """Check whether a model can be built and used, and which backend runs it. Exit code 1 if there are errors."""
-    fields, problems = load_model(config, _overrides(config, context, {}))
+    overrides = _overrides(config, context, {})
+    fields, problems = load_model(config, overrides)
     report = validate.check(
         fields,
         cache=cache,
@@ -125,7 +138,9 @@ def check(
         dtype=dtype,
         train=for_training,
     )
-    report = replace(report, errors=[*problems, *report.errors])
+    slow = bf16_warning() if _bf16_on_cpu(config, overrides, device, dtype) else None
+    warnings = [*report.warnings, *([] if slow is None else [slow])]
+    report = replace(report, errors=[*problems, *report.errors], warnings=warnings)
     print(json.dumps(report.to_dict(), indent=1) if as_json else report)
     if not report.ok:
         raise typer.Exit(1)
@@ -193,11 +208,23 @@ def verify(
         raise typer.Exit(1)
 
 
+def _bf16_on_cpu(config: Path, overrides: dict[str, object], device: str | None, dtype: str | None) -> bool:
+    """Whether the options, or else the run section of the config, ask for bfloat16 on the CPU."""
+    try:
+        run = RunConfig() if dtype is not None else load_config(config, overrides).run
+    except UserError:  # a file with a model alone, or with errors that the report lists
+        run = RunConfig()
+    device = run.device if device is None else device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return device == "cpu" and (dtype == "bfloat16" or run.precision == "bf16")
+
+
 def _overrides(config: Path, context: typer.Context, short: dict[str, str | None]) -> dict[str, object]:
     """Dotted options and short options in one mapping."""
     if str(config).startswith("-"):
         raise UserError(f"the first argument must be the config, not {str(config)!r}; put options after it")
-    values = parse_overrides(context.args)
+    values = parse_overrides(context.args, TrainConfig)
     for name, value in short.items():
         if value is not None and name in values:
             raise UserError(f"{name} is given twice: as --{name} and by its short option")

@@ -95,13 +95,13 @@ def _published(source: Source, console: Console, dtype: str | None, ignore: Coll
 def _run(path: Path, dtype: str | None) -> Loaded:
     checkpoint = checkpoint_of(path)
     model = load_net(checkpoint, "cpu").to(dtype_of(dtype))
-    kind = checkpoint.trainer["tokenizer"]
+    kind = checkpoint.entry("tokenizer")
 
     def write_tokenizer(target: Path) -> None:
         if kind is None:
             raise PretrainedError(f"{path} has no tokenizer:", ["it was trained on token ids."])
         if kind == TOKENIZER:
-            shutil.copyfile(checkpoint.path / TOKENIZER, target / TOKENIZER)
+            shutil.copyfile(checkpoint.verified(TOKENIZER), target / TOKENIZER)
         else:
             tokenizer = byte_tokenizer()
             tokenizer.save(target)

@@ -53,13 +53,25 @@ class GenerateOptions:
         return [name for name, _ in chosen], [options for _, options in chosen]
 
 
+def prompt_text(prompt: str) -> str:
+    """The prompt, read from stdin for '-'. Raises UserError where it is not UTF-8."""
+    try:
+        text = sys.stdin.read() if prompt == "-" else prompt
+        text.encode()  # bytes that are not UTF-8 arrive as lone surrogates
+    except UnicodeError as error:
+        where = "the prompt on stdin" if prompt == "-" else "--prompt"
+        raise UserError(f"{where} is not valid UTF-8; convert it first") from error
+    return text
+
+
 def generate_from_run(run: Path, prompt: str, options: GenerateOptions, device: str) -> None:
     """Write the prompt and its continuation to stdout, and the speed to stderr."""
     checkpoint = checkpoint_of(run)
     net = load_net(checkpoint, device)
     tokenizer = checkpoint_tokenizer(checkpoint)
     ids = prompt_ids(prompt, tokenizer)
-    print_stream(prompt, stream_text(net, ids, tokenizer, options), str(checkpoint.path))
+    trained = parse_config(checkpoint.config_text(), str(checkpoint.path)).seq_len
+    print_stream(prompt, stream_text(net, ids, tokenizer, options), str(checkpoint.path), room=trained - len(ids))
 
 
 def generate_from_published(
@@ -76,17 +88,29 @@ def generate_from_published(
             f"{source.path} contains a {source.config['model_type']} model, which does not predict the next token"
         )
     pieces = stream_pieces(model, ids, tokenizer.ends, tokenizer.decoder(), options)
-    print_stream("" if chat else prompt, pieces, source.path.name)
+    trained = model.config.max_seq_len
+    room = None if trained is None else trained - len(ids)
+    print_stream("" if chat else prompt, pieces, source.path.name, room=room)
     if tokenizer.template is not None and not chat:
         print("[this model has a chat template: use --chat to get a reply to the prompt]", file=sys.stderr)
 
 
-def print_stream(prompt: str, pieces: Iterable[str], model: str) -> None:
-    """Print the prompt and each piece of text as it arrives; then, to stderr, tokens, speed and the name of the model."""
+def print_stream(prompt: str, pieces: Iterable[str], model: str, *, room: int | None) -> None:
+    """Print the prompt and each piece of text as it arrives; then, to stderr, tokens, speed and the name of the model.
+
+    Args:
+        prompt: Printed first.
+        pieces: The text of each new token.
+        model: Its name.
+        room: New tokens up to the trained length; a text that is longer gets a note. None if the length is unknown.
+    """
     print(prompt, end="", flush=True)
     count, seconds = write_stream(pieces, lambda text: print(text, end="", flush=True))
     print(flush=True)
     print(f"[{count} tokens, {count / seconds:,.1f} tokens/s, {model}]", file=sys.stderr)
+    if room is not None and count > room:
+        where = "the prompt alone exceeds it" if room < 0 else f"passed after {room} new tokens"
+        print(f"[longer than the trained length: {where}; the model extrapolates from there]", file=sys.stderr)
 
 
 def write_stream(pieces: Iterable[str], write: Callable[[str], object]) -> tuple[int, float]:
@@ -163,8 +187,10 @@ def load_net(checkpoint: Checkpoint, device: str) -> TransformerWrapper:
     """The model of a checkpoint on `device`; raises `UserError` if the device is unavailable."""
     device = resolve_device(device)
     config = parse_config(checkpoint.config_text(), str(checkpoint.path))
-    net = build_model(config.model)
-    load_model(net, checkpoint.model_tensors(), checkpoint.path)
+    tensors = checkpoint.model_tensors()
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors.values())  # run.precision=fp64
+    net = build_model(config.model).to(torch.float64 if wide else None)
+    load_model(net, tensors, checkpoint.path)
     try:
         return net.to(device).eval()
     except (RuntimeError, AssertionError) as error:  # torch raises either for an unavailable device
@@ -173,9 +199,9 @@ def load_net(checkpoint: Checkpoint, device: str) -> TransformerWrapper:
 
 def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     """The tokenizer of the run; None if it was trained on token ids."""
-    name = checkpoint.trainer["tokenizer"]
+    name = checkpoint.entry("tokenizer")
     if name == TOKENIZER:
-        return load_tokenizer(str(checkpoint.path / TOKENIZER))
+        return load_tokenizer(str(checkpoint.verified(TOKENIZER)))
     return None if name is None else load_tokenizer(name)
 
 

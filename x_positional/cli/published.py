@@ -16,7 +16,8 @@ from x_positional.pretrained.api import load_source
 from x_positional.pretrained.folder import CONFIG, contains_model
 from x_positional.pretrained.source import Source, open_source
 from x_positional.pretrained.tensors.files import Tensors
-from x_positional.training.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from x_positional.training.checkpoints.checkpoint import Checkpoint, DamagedCheckpoint, open_checkpoint
+from x_positional.training.config import RunConfig
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,7 +26,14 @@ def is_published(path: Path) -> bool:
     """Whether a path is a published model (GGUF, a folder with config.json, a name on the Hub) rather than a run."""
     if path.is_dir():
         return contains_model(path) or any(path.glob("*.gguf"))
-    return path.is_file() or (len(path.parts) == 2 and not path.is_absolute() and path.parts[0] not in (".", "..", "~"))
+    return path.is_file() or _is_hub_name(path)
+
+
+def _is_hub_name(path: Path) -> bool:
+    """Whether a path that does not exist can be `org/model`: a folder `org` here, or the default one of runs, is a path."""
+    folder = path.parent
+    local = (Path(), Path(".."), Path("~"), Path(RunConfig().dir).parent)
+    return len(path.parts) == 2 and not path.is_absolute() and folder not in local and not folder.exists()
 
 
 def checkpoint_of(path: Path) -> Checkpoint:
@@ -33,11 +41,15 @@ def checkpoint_of(path: Path) -> Checkpoint:
     try:
         return open_checkpoint(path)
     except UserError as error:
-        raise UserError(f"{error}\n(a published model is a folder with {CONFIG}, or a GGUF file)") from error
+        if isinstance(error, DamagedCheckpoint):
+            raise
+        raise UserError(f"{error} (a published model is a folder with {CONFIG}, or a GGUF file)") from error
 
 
 def opened(path: Path, console: Console) -> Source:
-    """Open a published model and read its config. Raises PretrainedError."""
+    """Open a published model and read its config. Raises PretrainedError, and UserError for a path that does not exist."""
+    if not path.exists() and not _is_hub_name(path):
+        raise UserError(f"{path} does not exist; pass a folder with {CONFIG}, a GGUF file, or a model name on the Hub")
     with console.status(f"reading {path.name}"):
         source = open_source(path if path.exists() else str(path))
         _ = source.config

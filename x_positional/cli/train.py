@@ -12,11 +12,11 @@ from x_positional.training.loop.train import TrainResult, train
 INTERRUPTED = 130
 
 
-def run_training(config: TrainConfig, *, resume: bool) -> int:
+def run_training(config: TrainConfig, *, resume: bool, skip_damaged: bool) -> int:
     """Train and report; returns the exit code."""
     console = Console()
-    result = train(config, resume=resume, console=console)
-    if result.engine.accelerator.is_main_process:
+    result = train(config, resume=resume, skip_damaged=skip_damaged, console=console)
+    if result.engine.processes.main:
         print_lines(console, *summary(result))
     return INTERRUPTED if result.interrupted else 0
 

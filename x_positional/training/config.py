@@ -51,7 +51,7 @@ class OptimizerConfig(Config):
     clip: float | None = Field(default=1.0, gt=0.0)
     """Largest global gradient norm. None switches clipping off."""
     warmup_steps: int = Field(default=100, ge=0)
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up. The default is at most a tenth of `run.steps`."""
     final_lr_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
     """Cosine decay to this fraction of `lr` at the last step."""
 
@@ -79,8 +79,9 @@ class RunConfig(Config):
     """Seed of initialisation, dropout and the order of the data."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto is accelerate's choice: a GPU where there is one."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto is bfloat16 autocast on CUDA (weights stay float32) and float32 elsewhere."""
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    """auto is bfloat16 autocast on CUDA (weights stay float32) and float32 elsewhere. fp64 is for comparisons: weights and
+    activations are float64."""
     compile: bool = False
     """Compile the model with torch.compile."""
     log_every: int = Field(default=10, ge=1)
@@ -115,8 +116,26 @@ class TrainConfig(Config):
         return self.model.max_seq_len if self.data.seq_len is None else self.data.seq_len
 
     @model_validator(mode="after")
+    def _short_warmup(self) -> Self:
+        """Only a warm-up that was set may take more than a tenth of the steps."""
+        most = self.run.steps // 10
+        if "warmup_steps" not in self.optimizer.model_fields_set and self.optimizer.warmup_steps > most:
+            optimizer = self.optimizer.model_copy(update={"warmup_steps": most})
+            object.__setattr__(self, "optimizer", optimizer)  # configs are frozen once they are validated
+        return self
+
+    @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        problems: list[str] = []
+        problems = [
+            f"{name}='' is empty; {remedy}"
+            for name, value, remedy in (
+                ("data.path", self.data.path, "give a path, or leave it out to train on the embedded text"),
+                ("data.pattern", self.data.pattern, "give a pattern, as '**/*.txt'"),
+                ("data.tokenizer", self.data.tokenizer, "give 'bytes' or the path of a tokenizer.json"),
+                ("run.dir", self.run.dir, "give a folder"),
+            )
+            if value == ""
+        ]
         if self.seq_len > self.model.max_seq_len:
             problems.append(
                 f"data.seq_len={self.seq_len} is longer than model.max_seq_len={self.model.max_seq_len}; "

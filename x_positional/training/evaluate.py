@@ -85,7 +85,8 @@ def evaluate(
         inputs, targets = _read_windows(data.tokens, starts, windows)
         with autocast:
             logits = model(inputs.to(device))
-        flat = logits.float().flatten(0, 1), targets.to(device).flatten()
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        flat = wide.flatten(0, 1), targets.to(device).flatten()
         total += F.cross_entropy(*flat, ignore_index=-100, reduction="sum").cpu().double()
         count += int((targets != -100).sum())
     model.train(was_training)

@@ -53,6 +53,8 @@ def load_model(file: Path, overrides: Mapping[str, Any]) -> tuple[dict[str, Any]
     if "model" not in raw:
         raw = {"model": raw}
         return raw["model"], override(ModelFile, raw, overrides)
+    if not isinstance(raw["model"], dict):
+        raise UserError(f"{file}: model={raw['model']!r} must be a mapping of the model's fields")
     problems = override(TrainConfig, raw, overrides)
     if not isinstance(raw["model"], dict):
         raise UserError(f"{file}: model={shown(raw['model'])} must be a section with the model's fields.")

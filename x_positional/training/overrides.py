@@ -6,14 +6,14 @@ OmegaConf and tyro would replace half of this: neither accepts short names (`lr`
 
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from x_positional.config.reading import parse_value
 from x_positional.errors import ConfigError, UserError, listed, shown
 from x_positional.schemes.registry import REGISTRY
-from x_positional.schemes.suggest import paths
+from x_positional.schemes.suggest import paths, section_at
 from x_positional.schemes.values import bound_problems
 
 Path = tuple[str, ...]
@@ -120,11 +120,11 @@ def _is_number(part: str) -> bool:
     return part.isascii() and part.isdecimal() and len(part) < 10
 
 
-def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(arguments: Sequence[str], schema: type[BaseModel] | None = None) -> dict[str, Any]:
     """Name -> value, the values read as YAML (numbers, true, null, lists and mappings in quotes).
 
-    A name that is followed by nothing or by another option is a switch and means true. Raises `UserError` with every
-    argument that cannot be read.
+    A name that is followed by nothing or by another option is a switch and means true; with a `schema`, only where its field
+    can be true. Raises `UserError` with every argument that cannot be read.
     """
     values: dict[str, Any] = {}
     problems = []
@@ -135,11 +135,14 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             problems.append(f"unexpected argument {argument!r}; overrides are written --section.name value")
             continue
         name, equals, text = argument[2:].partition("=")
+        switch = not equals and (not queue or queue[0].startswith("--"))
         if not equals:
-            text = queue.pop(0) if queue and not queue[0].startswith("--") else "true"
+            text = "true" if switch else queue.pop(0)
         name = name.replace("-", "_")
         if name in values:
             problems.append(f"--{name} is given twice")
+        if not text.strip() or (switch and schema is not None and not _can_be_true(schema, tuple(name.split(".")))):
+            problems.append(f"--{name} has no value; write --{name} VALUE, with null for none")
         try:
             values[name] = parse_value(text, "the value")
         except ConfigError as error:
@@ -147,3 +150,23 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     if problems:
         raise UserError(listed("cannot read the command line:", problems))
     return values
+
+
+def _can_be_true(schema: type[BaseModel], written: Path) -> bool:
+    """Whether a field that `written` can mean holds a bool; an unknown name gets its own message later."""
+    known = list(paths(schema))
+    if _below_a_leaf(known, written):
+        fields = [c.model_fields[written[-1]] for c in REGISTRY.values() if written[-1] in c.model_fields]
+        return not fields or any(_holds_bool(field.annotation) for field in fields)
+    found = resolve(schema, written)
+    return not found or any(_holds_bool(_annotation(schema, path)) for path in found)
+
+
+def _annotation(schema: type[BaseModel], path: Path) -> Any:
+    """The annotation of the field at `path`."""
+    section = section_at(schema, path[:-1], {})
+    return None if section is None else section.model_fields[path[-1]].annotation
+
+
+def _holds_bool(annotation: Any) -> bool:
+    return annotation is bool or any(_holds_bool(inner) for inner in get_args(annotation))

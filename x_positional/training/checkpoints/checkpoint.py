@@ -4,9 +4,8 @@ A checkpoint is a folder `step-00000200` with the model (`model.safetensors`, `c
 (`optimizer.safetensors`, `trainer.json`) and, unless text was read as bytes, `tokenizer.json`. Nothing is pickled.
 """
 
-import hashlib
-import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,59 +17,77 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from x_positional.errors import UserError
-
-FORMAT = "x_positional checkpoint"
-VERSION = 1
-MODEL, OPTIMIZER, CONFIG, TRAINER, TOKENIZER = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "config.yaml",
-    "trainer.json",
-    "tokenizer.json",
+from x_positional.training.checkpoints.record import (
+    TRAINER,
+    VERSION,
+    Damage,
+    NotOurs,
+    TooNew,
+    entry,
+    file_digest,
+    read_record,
+    write_record,
 )
+
+MODEL, OPTIMIZER, CONFIG, TOKENIZER = ("model.safetensors", "optimizer.safetensors", "config.yaml", "tokenizer.json")
+_NAME = re.compile(r"step-(\d{8,18})")
+
+
+class DamagedCheckpoint(UserError):
+    """A file of a checkpoint is missing or not what was written; the message names the newest good checkpoint."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder whose `trainer.json` has been read; tensors are loaded on request."""
+    """A checkpoint folder whose `trainer.json` has been read; tensors are loaded on request.
+
+    Each file is compared with its digest when it is read.
+    """
 
     path: Path
     step: int
     trainer: dict[str, Any]
 
     def model_tensors(self) -> dict[str, Tensor]:
-        """Parameters of the model by name; raises `UserError` if the file is missing or damaged."""
+        """Parameters of the model by name; raises `DamagedCheckpoint`."""
         return self._tensors(MODEL)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Optimizer state by name; raises `UserError` if the file is missing or damaged."""
+        """Optimizer state by name; raises `DamagedCheckpoint`."""
         return self._tensors(OPTIMIZER)
 
     def config_text(self) -> str:
-        """The resolved config of the run, as YAML."""
-        return self._verified(CONFIG).read_text(encoding="utf-8")
+        """The resolved config of the run, as YAML; raises `DamagedCheckpoint`."""
+        file = self.verified(CONFIG)
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise self.damaged(f"{CONFIG} is not UTF-8 text") from error
+
+    def entry(self, name: str) -> Any:
+        """An entry of `trainer.json`; raises `DamagedCheckpoint` where it is missing or has the wrong type."""
+        try:
+            return entry(self.trainer, name)
+        except Damage as damage:
+            raise self.damaged(str(damage)) from damage
+
+    def verified(self, name: str) -> Path:
+        """A file of the checkpoint, after its digest was found to be that of `trainer.json`."""
+        damage = _file_damage(self.path, self.trainer, name)
+        if damage is not None:
+            raise self.damaged(damage)
+        return self.path / name
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
-        file = self._verified(name)
+        file = self.verified(name)
         try:
             return load_file(file)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"cannot read {file} as safetensors: {error}") from error
+            raise self.damaged(f"{name} cannot be read as safetensors: {error}") from error
 
-    def _verified(self, name: str) -> Path:
-        """The file, if its digest is the one in `trainer.json`."""
-        file = self.path / name
-        if not file.is_file():
-            raise UserError(f"{self.path} is damaged: {name} is missing. {self._fallback()}")
-        if _digest(file) != self.trainer["files"].get(name):
-            raise UserError(f"{self.path} is damaged: the digest of {name} does not match. {self._fallback()}")
-        return file
-
-    def _fallback(self) -> str:
-        others = [other for other in checkpoint_folders(self.path.parent) if other != self.path]
-        if not others:
-            return "This run has no other checkpoint."
-        return f"The newest other checkpoint is {others[-1]}; delete the damaged folder to continue from there."
+    def damaged(self, damage: str) -> DamagedCheckpoint:
+        """The error for a damaged file, with the way out."""
+        return DamagedCheckpoint(f"{self.path} is damaged: {damage}. {fallback(self.path)}")
 
 
 def save_checkpoint(
@@ -106,14 +123,13 @@ def save_checkpoint(
     temporary = root / f".tmp-{final.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(dict(model), temporary / MODEL, metadata={"format": "pt", "x_positional": str(VERSION)})
+    save_file(dict(model), temporary / MODEL, metadata={"format": "pt", "x_positional": "1"})
     save_file(dict(optimizer), temporary / OPTIMIZER, metadata={"format": "pt"})
     (temporary / CONFIG).write_text(config_text, encoding="utf-8")
     if tokenizer_file is not None:
         shutil.copyfile(tokenizer_file, temporary / TOKENIZER)
-    digests = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
-    record = {"format": FORMAT, "version": VERSION, "step": step, "files": digests, **trainer}
-    (temporary / TRAINER).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    digests = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
+    write_record(temporary, {"step": step, "files": digests, **trainer})
     for file in temporary.iterdir():
         _flush_file(file)
     _flush_folder(temporary)
@@ -126,11 +142,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint folder, or the newest checkpoint of a run folder.
 
     Raises:
-        UserError: There is no checkpoint, or x_positional did not write it, or a newer version of it did.
+        UserError: There is no checkpoint, or a newer version of x_positional wrote it.
+        DamagedCheckpoint: Its `trainer.json` is damaged, or is not that of a checkpoint.
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; pass a run folder or one of its checkpoints")
-    if not (path / TRAINER).is_file():
+    if not (path / TRAINER).exists() and _NAME.fullmatch(path.name) is None:
         folders = checkpoint_folders(path / "checkpoints")
         if not folders:
             found = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
@@ -138,27 +155,63 @@ def open_checkpoint(path: Path) -> Checkpoint:
                 f"no x_positional checkpoint in {path}: expected {TRAINER} or checkpoints/step-…, found {found}"
             )
         path = folders[-1]
-    return Checkpoint(path, *_read_trainer(path))
-
-
-def _read_trainer(path: Path) -> tuple[int, dict[str, Any]]:
     try:
-        record = json.loads((path / TRAINER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path / TRAINER}: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise UserError(f"{path} is not an x_positional checkpoint: its {TRAINER} lacks format={FORMAT!r}")
-    if record["version"] > VERSION:
+        record = read_record(path)
+    except TooNew as newer:
         raise UserError(
-            f"{path} has checkpoint format version {record['version']}; this x_positional reads up to version {VERSION}. "
+            f"{path} has checkpoint format version {newer}; this x_positional reads up to version {VERSION}. "
             "Upgrade x_positional."
-        )
-    return record["step"], record
+        ) from newer
+    except NotOurs as damage:
+        raise DamagedCheckpoint(f"{path} is not an x_positional checkpoint: {damage}. {fallback(path)}") from damage
+    except Damage as damage:
+        raise DamagedCheckpoint(f"{path} is damaged: {damage}. {fallback(path)}") from damage
+    return Checkpoint(path, record["step"], record)
+
+
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a checkpoint, all of its files read; None if nothing is."""
+    try:
+        record = read_record(path)
+    except TooNew as newer:
+        return f"format version {newer}"
+    except Damage as damage:
+        return str(damage)
+    names = dict.fromkeys([MODEL, OPTIMIZER, CONFIG, *record["files"]])
+    return next(filter(None, (_file_damage(path, record, name) for name in names)), None)
+
+
+def newest_good(root: Path, but: Path | None = None) -> Path | None:
+    """The newest checkpoint under `root`, except `but`, that has no damage; reads every file of it."""
+    folders = reversed(checkpoint_folders(root))
+    return next((folder for folder in folders if folder != but and damage_of(folder) is None), None)
+
+
+def fallback(path: Path) -> str:
+    """The way out of a damaged checkpoint: the newest good one of its run."""
+    good = newest_good(path.parent, but=path) if _NAME.fullmatch(path.name) else None
+    if good is None:
+        return "This run has no good checkpoint."
+    return f"The newest good checkpoint is {good}; --resume --skip-damaged continues from there."
+
+
+def _file_damage(path: Path, record: Mapping[str, Any], name: str) -> str | None:
+    file = path / name
+    if not file.is_file():
+        return f"{name} is missing"
+    try:
+        matches = file_digest(file) == record["files"].get(name)
+    except OSError as error:
+        return f"cannot read {file}: {error.strerror}"
+    return None if matches else f"the digest of {name} does not match"
 
 
 def checkpoint_folders(root: Path) -> list[Path]:
-    """Complete checkpoints under `root`, oldest first. Leftovers of a crash have hidden names and are ignored."""
-    return sorted(folder for folder in root.glob("step-*") if folder.is_dir())
+    """Complete checkpoints under `root`, oldest first. Leftovers of a crash have other names and are ignored."""
+    if not root.is_dir():
+        return []
+    steps = {folder: _NAME.fullmatch(folder.name) for folder in root.iterdir() if folder.is_dir()}
+    return sorted((folder for folder, name in steps.items() if name), key=lambda folder: int(folder.name[5:]))
 
 
 def prune(root: Path, keep: int, best: int | None) -> None:
@@ -172,14 +225,6 @@ def prune(root: Path, keep: int, best: int | None) -> None:
     _flush_folder(root)
     for leftover in root.glob(".tmp-*"):
         shutil.rmtree(leftover)
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _flush_file(file: Path) -> None:

@@ -1,16 +1,25 @@
-"""The folder of one run: saving, resuming and pruning its checkpoints."""
+"""The folder of one run: its lock, its config, and saving, resuming and pruning its checkpoints."""
 
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from x_positional.errors import UserError, listed
+from x_positional.errors import UserError, import_extra, listed
 from x_positional.training.checkpoints.checkpoint import (
     CONFIG,
+    TOKENIZER,
     Checkpoint,
     checkpoint_folders,
+    newest_good,
     open_checkpoint,
     prune,
     save_checkpoint,
@@ -19,7 +28,9 @@ from x_positional.training.checkpoints.state import load_model, load_optimizer, 
 from x_positional.training.config import TrainConfig
 from x_positional.training.data.corpus import Corpus
 from x_positional.training.evaluate import Score
-from x_positional.training.load import parse_config
+from x_positional.training.load import load_config, parse_config
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -45,19 +56,51 @@ class RunFolder:
         self._config = config
         self._corpus = corpus
         self._best: Best | None = None
-        # These decide which windows a step sees, so they must be equal when a run is resumed.
+        # These decide which windows and which dropout a step sees, so they must be equal when a run is resumed.
         self._order = {
             "data": corpus.fingerprint,
+            "data_crc32": corpus.checksum,
             "seed": config.run.seed,
             "seq_len": config.seq_len,
             "windows_per_step": windows_per_step,
+            "batch_size": config.run.batch_size,
+            "accumulate": config.run.accumulate,
         }
 
-    def write_config(self) -> None:
-        """Write the resolved config to `config.yaml`."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / CONFIG).write_text(self._config_text(), encoding="utf-8")
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out of the folder, which is created.
 
+        Raises:
+            UserError: Another process trains in this folder, or it cannot be created.
+        """
+        filelock = import_extra("filelock", "training needs", "train")
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"run.dir={self._config.run.dir!r} is a file; choose a folder with --run-dir")
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.path / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise UserError(
+                f"another process is training in {self.path}; wait until it ends, or choose another folder with --run-dir"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write_config(self) -> None:
+        """Write the resolved config to `config.yaml`, whole or not at all."""
+        temporary = self.path / f".tmp-{CONFIG}-{os.getpid()}"
+        try:
+            temporary.write_text(self._config_text, encoding="utf-8")
+            temporary.replace(self.path / CONFIG)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(f"cannot write {self.path / CONFIG}: {error.strerror}") from error
+
+    @cached_property
     def _config_text(self) -> str:
         """The config without `stop_after`, which applies to one session only."""
         run = self._config.run.model_copy(update={"stop_after": None})
@@ -74,23 +117,45 @@ class RunFolder:
         Raises:
             UserError: There is no checkpoint, it is damaged, or it belongs to another model or to other data.
         """
-        if self.last_saved() is None:
-            raise UserError(f"no checkpoint to resume from in {self.path}; omit --resume to start the run")
+        self.require_checkpoint()
         checkpoint = open_checkpoint(self.path)
         self._check_same_run(checkpoint)
+        if self._corpus.tokenizer is not None and self._corpus.tokenizer.file is not None:
+            checkpoint.verified(TOKENIZER)
         load_model(net, checkpoint.model_tensors(), checkpoint.path)
         load_optimizer(net, optimizer, checkpoint.optimizer_tensors(), checkpoint.path)
-        best = checkpoint.trainer.get("best")
-        self._best = None if best is None else Best(**best)
+        best = checkpoint.entry("best")
+        self._best = None if best is None else Best(best["step"], best["loss"])
         return checkpoint.step
+
+    def require_checkpoint(self) -> None:
+        """Raise `UserError` if there is nothing to resume from."""
+        if self.last_saved() is None:
+            raise UserError(f"no checkpoint to resume from in {self.path}; omit --resume to start the run")
+
+    def set_damaged_aside(self) -> list[Path]:
+        """Rename the damaged checkpoints that are newer than the newest good one; returns their new names.
+
+        Raises:
+            UserError: No checkpoint is good, or the newest good one belongs to another run.
+        """
+        good = newest_good(self._checkpoints)
+        if good is None:
+            raise UserError(f"all checkpoints in {self._checkpoints} are damaged; start again in another --run-dir")
+        self._check_same_run(open_checkpoint(good))
+        folders = checkpoint_folders(self._checkpoints)
+        return [_set_aside(folder) for folder in folders[folders.index(good) + 1 :]]
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
         problems = []
+        order = checkpoint.entry("order")
         for name, now in self._order.items():
-            saved_value = checkpoint.trainer["order"].get(name)
-            if saved_value != now:
-                problems.append(f"{name} is {now}; the checkpoint has {saved_value}")
+            if order.get(name) != now and not (name in ADDED and name not in order):
+                problems.append(f"{name} is {now}; the checkpoint has {order.get(name)}")
         saved = parse_config(checkpoint.config_text(), str(checkpoint.path))
+        precisions = self._config.run.precision, saved.run.precision
+        if precisions.count("fp64") == 1:
+            problems.append(f"precision is {precisions[0]}; the checkpoint has {precisions[1]}")
         if saved.model != self._config.model:
             problems.append(f"the model section differs from that of {checkpoint.path / CONFIG}")
         if checkpoint.step >= self._config.run.steps:
@@ -106,7 +171,22 @@ class RunFolder:
             )
 
     def save(self, step: int, net: nn.Module, optimizer: torch.optim.Optimizer, score: Score | None) -> Path:
-        """Write the checkpoint of `step` and delete those that are no longer kept."""
+        """Write the checkpoint of `step` and delete those that are no longer kept.
+
+        Raises:
+            UserError: It cannot be written, for example because the disk is full. Older checkpoints are intact.
+        """
+        try:
+            return self._save(step, net, optimizer, score)
+        except (OSError, SafetensorError) as error:
+            last = self.last_saved()
+            kept = "No earlier checkpoint exists." if last is None else f"The newest checkpoint is {last}."
+            raise UserError(
+                f"cannot write the checkpoint of step {step} in {self._checkpoints}: {_reason(error)}. {kept} Free space, "
+                "then continue with --resume."
+            ) from error
+
+    def _save(self, step: int, net: nn.Module, optimizer: torch.optim.Optimizer, score: Score | None) -> Path:
         if score is not None and (self._best is None or score.loss < self._best.loss):
             self._best = Best(step, score.loss)
         tokenizer = self._corpus.tokenizer
@@ -122,11 +202,54 @@ class RunFolder:
                 "tokenizer": None if tokenizer is None else tokenizer.name,
                 "torch": torch.__version__,
             },
-            config_text=self._config_text(),
+            config_text=self._config_text,
             tokenizer_file=None if tokenizer is None else tokenizer.file,
         )
         prune(self._checkpoints, self._config.run.keep, None if self._best is None else self._best.step)
         return path
+
+
+ADDED = ("data_crc32", "batch_size", "accumulate")
+"""Entries of `order` that checkpoints of format version 1 lack."""
+
+
+def _reason(error: Exception) -> str:
+    """`No space left on device`, also from safetensors, which does not raise OSError."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename a checkpoint so that it is no longer one."""
+    numbers = itertools.count()
+    free = (folder.with_name(f"damaged-{folder.name}{f'-{n}' if n else ''}") for n in numbers)
+    return folder.rename(next(name for name in free if not name.exists()))
+
+
+def load_run_config(folder: Path, overrides: Mapping[str, Any], *, skip_damaged: bool) -> TrainConfig:
+    """The config of a run folder. Where its file is damaged and `skip_damaged` is set: that of the newest good checkpoint.
+
+    Raises `UserError` with the problems of file and overrides.
+    """
+    try:
+        return load_config(folder / CONFIG, overrides)
+    except UserError as problem:
+        good = newest_good(folder / "checkpoints")
+        if good is None or _is_config(folder):
+            raise
+        if skip_damaged:
+            return load_config(good / CONFIG, overrides)
+        raise UserError(
+            f"{problem}\nThe newest good checkpoint is {good}, with the config of the run; --resume --skip-damaged "
+            "continues from there."
+        ) from problem
+
+
+def _is_config(folder: Path) -> bool:
+    try:
+        load_config(folder / CONFIG)
+    except UserError:
+        return False
+    return True
 
 
 def refuse_to_overwrite(config: TrainConfig) -> None:

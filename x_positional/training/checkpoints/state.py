@@ -31,7 +31,7 @@ def load_model(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
     """Copy `tensors` into the parameters of `model`.
 
     Raises:
-        UserError: Names or shapes do not match; the message lists every mismatch. The model is unchanged.
+        UserError: Names, shapes or dtypes do not match; the message lists every mismatch. The model is unchanged.
     """
     own = dict(model.named_parameters())
     problems = [f"missing tensor {name}" for name in own if name not in tensors]
@@ -39,6 +39,8 @@ def load_model(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
     for name in own.keys() & tensors.keys():
         if own[name].shape != tensors[name].shape:
             problems.append(f"{name} has shape {list(tensors[name].shape)}; the model needs {list(own[name].shape)}")
+        elif own[name].dtype != tensors[name].dtype:
+            problems.append(f"{name} has dtype {tensors[name].dtype}; the model needs {own[name].dtype}")
     _raise_if_any(f"the weights in {source} do not match this model:", problems)
     for name, parameter in own.items():
         parameter.data.copy_(tensors[name])
@@ -62,9 +64,16 @@ def load_optimizer(
     Raises:
         UserError: The tensors belong to other parameters.
     """
-    expected = {f"{name}/{part}" for name, _ in _trainable(model) for part in _ADAMW_STATE}
-    problems = [f"missing tensor {name}" for name in expected - tensors.keys()]
-    problems += [f"unexpected tensor {name}" for name in tensors.keys() - expected]
+    expected = {
+        f"{name}/{part}": torch.Size() if part == "step" else parameter.shape
+        for name, parameter in _trainable(model)
+        for part in _ADAMW_STATE
+    }
+    problems = [f"missing tensor {name}" for name in expected.keys() - tensors.keys()]
+    problems += [f"unexpected tensor {name}" for name in tensors.keys() - expected.keys()]
+    for name in expected.keys() & tensors.keys():
+        if tensors[name].shape != expected[name]:
+            problems.append(f"{name} has shape {list(tensors[name].shape)}; expected {list(expected[name])}")
     _raise_if_any(f"the optimizer state in {source} does not match this model:", problems)
     for name, parameter in _trainable(model):
         moments = {part: tensors[f"{name}/{part}"] for part in _ADAMW_STATE}

@@ -1,8 +1,10 @@
 """Token ids for training and validation, read from what `data.path` names and checked before the first step."""
 
 import hashlib
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +50,13 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the data: a resumed run must see the same windows."""
+        """Identifies the data by blocks of them: a resumed run must see the same windows."""
         return f"{_fingerprint(self.train.tokens)}-{_fingerprint(self.validation.tokens)}"
+
+    @cached_property
+    def checksum(self) -> str:
+        """CRC-32 of every training and validation token."""
+        return f"{_checksum(self.train.tokens):08x}-{_checksum(self.validation.tokens):08x}"
 
 
 def load_corpus(config: DataConfig, num_tokens: int, seq_len: int, track: Track = silent) -> Corpus:
@@ -165,6 +172,13 @@ def _invalid_ids(tokens: np.ndarray, num_tokens: int, track: Track) -> str | Non
                 f"0 to {num_tokens - 1}. Raise model.num_tokens or check data.dtype"
             )
     return None
+
+
+def _checksum(tokens: np.ndarray) -> int:
+    total = 0
+    for start in range(0, len(tokens), _BLOCK):
+        total = zlib.crc32(np.ascontiguousarray(tokens[start : start + _BLOCK]).data, total)
+    return total
 
 
 def _fingerprint(tokens: np.ndarray) -> str:

@@ -15,6 +15,39 @@ _EXCLUDED = frozenset(
 )
 _EXCLUDED_PREFIXES = ("_sysconfigdata", ".")
 
+_HEAD = 1 << 16
+"""Bytes of a file that show whether it is text."""
+_TO_TEXT = "write the texts to a .txt file, one after the other, or to a folder with one file each"
+_TO_IDS = "save token ids as a one-dimensional integer .npy, or raw integers as .bin with data.dtype"
+_FORMATS: dict[str, tuple[str, str]] = {
+    ".parquet": ("a Parquet table", _TO_TEXT),
+    ".arrow": ("an Arrow table", _TO_TEXT),
+    ".feather": ("an Arrow table", _TO_TEXT),
+    ".jsonl": ("JSON lines", f"{_TO_TEXT}; to train on the JSON itself, rename it to .txt"),
+    ".ndjson": ("JSON lines", f"{_TO_TEXT}; to train on the JSON itself, rename it to .txt"),
+    ".npz": ("a NumPy archive", _TO_IDS),
+    ".pt": ("a PyTorch file", _TO_IDS),
+    ".pth": ("a PyTorch file", _TO_IDS),
+    ".safetensors": ("tensors", _TO_IDS),
+    ".h5": ("an HDF5 file", _TO_IDS),
+    ".hdf5": ("an HDF5 file", _TO_IDS),
+}
+"""Suffixes of data formats that are not text, what they are and what to do instead. Case is ignored."""
+_MAGIC: tuple[tuple[bytes, str, str], ...] = (
+    (b"PAR1", "a Parquet table", _TO_TEXT),
+    (b"ARROW1", "an Arrow table", _TO_TEXT),
+    (b"\x1f\x8b", "compressed with gzip", "decompress it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "decompress it first"),
+    (b"BZh", "compressed with bzip2", "decompress it first"),
+    (b"\xfd7zXZ", "compressed with xz", "decompress it first"),
+    (b"PK\x03\x04", "a zip archive", "unpack it first"),
+    (b"%PDF", "a PDF", _TO_TEXT),
+    (b"\x93NUMPY", "a NumPy array", "give it the suffix .npy"),
+    (b"\xff\xfe", "UTF-16 text", "convert it to UTF-8"),
+    (b"\xfe\xff", "UTF-16 text", "convert it to UTF-8"),
+)
+"""First bytes of formats that are not UTF-8 text."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -55,15 +88,21 @@ def _library_sources() -> Iterator[Document]:
 
 
 def folder_documents(folder: Path, pattern: str, track: Track = silent) -> list[Document]:
-    """All files under `folder` that match `pattern`, sorted by name; hidden, empty and binary files are skipped."""
+    """All files under `folder` that match `pattern`, sorted by name; hidden, empty and binary files are skipped.
+
+    Raises:
+        UserError: The folder is a saved dataset, or contains tables or tensors: skipping them would leave out the data.
+    """
+    if any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        raise UserError(f"{folder} is a saved `datasets` folder, not text; {_TO_TEXT}")
     documents = []
-    for file in track(sorted(folder.glob(pattern)), "reading files"):
-        relative = file.relative_to(folder)
-        if not file.is_file() or any(part.startswith(".") for part in relative.parts):
-            continue
+    for file in track(_matching(folder, pattern), "reading files"):
+        what, remedy = _FORMATS.get(file.suffix.lower(), ("", ""))
+        if what:
+            raise UserError(f"{file} is {what}, not text; {remedy}. To leave it out, set data.pattern, as '**/*.txt'")
         text = _read(file)
-        if text and b"\0" not in text[:8192]:
-            documents.append(Document(relative.as_posix(), text))
+        if text and _not_text(text) is None:
+            documents.append(Document(file.relative_to(folder).as_posix(), text))
     if not documents:
         raise UserError(
             f"no text file in {folder} matches data.pattern={pattern!r} (hidden, empty and binary files are skipped)"
@@ -71,12 +110,42 @@ def folder_documents(folder: Path, pattern: str, track: Track = silent) -> list[
     return documents
 
 
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    try:
+        found = sorted(folder.glob(pattern))
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"data.pattern={pattern!r} is not a pattern of relative paths, as '**/*.txt': {error}"
+        ) from error
+    hidden = {file for file in found if any(part.startswith(".") for part in file.relative_to(folder).parts)}
+    return [file for file in found if file not in hidden and file.is_file()]
+
+
 def file_document(file: Path) -> Document:
-    """A text file as one document; raises `UserError` if it is empty or cannot be read."""
+    """A text file as one document; raises `UserError` if it is empty, not text or cannot be read."""
+    known = _FORMATS.get(file.suffix.lower())
+    if known is not None:
+        raise UserError(f"{file} is {known[0]}, not text; {known[1]}")
     text = _read(file)
     if not text:
         raise UserError(f"{file} is empty")
+    found = _not_text(text)
+    if found is not None:
+        raise UserError(f"{file} is {found[0]}, not text; {found[1]}")
     return Document(file.name, text)
+
+
+def _not_text(content: bytes) -> tuple[str, str] | None:
+    """What a file that is not text is, and what to do instead; None for text, in UTF-8 or another 8-bit encoding."""
+    head = content[:_HEAD]
+    # No text contains NUL, and few control characters other than tab, line feed, form feed, carriage return and escape.
+    control = len(head) - len(head.translate(None, bytes(set(range(32)) - {9, 10, 12, 13, 27})))
+    if b"\0" not in head and control <= 0.01 * len(head) + 1:
+        return None
+    for magic, what, remedy in _MAGIC:
+        if content.startswith(magic):
+            return what, remedy
+    return "a binary file", f"convert it to text, or {_TO_IDS}"
 
 
 def _read(file: Path) -> bytes:

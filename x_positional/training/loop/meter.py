@@ -1,7 +1,7 @@
 """The progress bar of a training run."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -32,18 +32,18 @@ class Meter:
         self._task = self._bar.add_task("training", total=total, completed=done, figures="")
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self._show(self._bar.start)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._bar.stop()
+        self._show(self._bar.stop)
 
     def update(self, step: int, figures: str | None = None) -> None:
         """Record that `step` steps are done; `figures` replaces the text beside the bar."""
         if figures is None:
-            self._bar.update(self._task, completed=step)
+            self._show(lambda: self._bar.update(self._task, completed=step))
             return
-        self._bar.update(self._task, completed=step, figures=figures)
+        self._show(lambda: self._bar.update(self._task, completed=step, figures=figures))
         now = time.monotonic()
         if not self._console.is_terminal and (now - self._last_line > self._LINE_EVERY_SECONDS or step == self._total):
             self._last_line = now
@@ -62,4 +62,11 @@ class Meter:
 
     def print(self, text: str) -> None:
         """Print a line above the bar."""
-        print_lines(self._console, text)
+        self._show(lambda: print_lines(self._console, text))
+
+    def _show(self, draw: Callable[[], object]) -> None:
+        """Draw; a terminal that was closed, or the reader of a pipe that exited, does not stop the training."""
+        try:
+            draw()
+        except OSError:
+            self._console.quiet = True

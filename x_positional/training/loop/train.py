@@ -16,6 +16,7 @@ from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.progress import print_lines, progress_bars
 from x_positional.training.checkpoints.run_folder import RunFolder, refuse_to_overwrite
 from x_positional.training.config import TrainConfig
+from x_positional.training.cpu import bf16_warning
 from x_positional.training.data.corpus import Corpus, load_corpus
 from x_positional.training.data.windows import Windows
 from x_positional.training.evaluate import Score
@@ -57,26 +58,31 @@ def check_trainable(config: TrainConfig) -> Report:
     device = config.run.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    report = check(config.model, device=device, train=True)
+    report = check(config.model, device=device, train=True, dtype="float64" if config.run.precision == "fp64" else None)
     if report.errors:
         raise UserError(listed("this model cannot be trained:", report.errors))
     return report
 
 
-def train(config: TrainConfig, *, resume: bool = False, console: Console | None = None) -> TrainResult:
+def train(
+    config: TrainConfig, *, resume: bool = False, skip_damaged: bool = False, console: Console | None = None
+) -> TrainResult:
     """Train a model. Nothing is written before model, data and device have been checked.
 
     Args:
         config: The run.
         resume: Continue the run in `config.run.dir` from its newest checkpoint.
+        skip_damaged: Continue from the newest checkpoint without damage, and rename newer ones to `damaged-step-…`.
         console: Shows progress; None is silent.
 
     Raises:
-        UserError: The model, the data, the device or the run folder cannot be used.
+        UserError: The model, the data, the device or the run folder cannot be used, or a file cannot be written.
         NonFiniteLoss: The loss or a gradient became NaN or infinite.
     """
     console = Console(quiet=True) if console is None else console
     began = time.monotonic()
+    if skip_damaged and not resume:
+        raise UserError("--skip-damaged has no effect without --resume; add --resume or omit it")
     report = check_trainable(config)
     if not resume:
         refuse_to_overwrite(config)
@@ -85,34 +91,25 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     net = build_model(config.model)
     windows = Windows(corpus.train.tokens, config.seq_len, config.run.seed)
     engine = Engine(net, AutoregressiveWrapper(net), windows, config)
-    if not engine.accelerator.is_main_process:
+    if not engine.processes.main:
         console = Console(quiet=True)
     folder = RunFolder(config, corpus, windows_per_step=engine.windows_per_step)
-    start = folder.resume(net, engine.optimizer) if resume else 0
-    stop = session_end(config, start)
-    headline = describe_run(config, engine, report)
-    print_lines(
-        console, headline, describe_data(corpus, windows), *(f"warning: {warning}" for warning in report.warnings)
-    )
+    if resume:
+        folder.require_checkpoint()
     with ExitStack() as stack:
-        log = None
-        if engine.accelerator.is_main_process:
-            folder.write_config()
-            log = stack.enter_context(closing(RunLog(folder.path, tensorboard=config.run.tensorboard)))
-            log.write("start", start, {"run": headline, "data": corpus.source})
-        interrupt = stack.enter_context(Interrupt())
-        meter = stack.enter_context(Meter(console, config.run.steps, start))
-        loop = TrainingLoop(config, corpus, engine, folder, log, meter)
-        done = loop.run(start, stop, interrupt)
+        engine.processes.on_main(lambda: stack.enter_context(folder.lock()))
+        start = _start(config, engine, folder, console, resume=resume, skip_damaged=skip_damaged)
+        headline = describe_run(config, engine, report)
+        warnings = [f"warning: {warning}" for warning in (*report.warnings, *slow_precision(engine))]
+        print_lines(console, headline, describe_data(corpus, windows), *warnings)
+        loop, done, interrupted = _session(config, corpus, engine, folder, console, start, headline)
         seconds = time.monotonic() - began
-        if log is not None:
-            log.write("end", done, {"seconds": round(seconds, 1)})
-    plot = None if log is None else _plot(folder.path, plot_title(config, engine), console)
+        plot = _plot(folder.path, plot_title(config, engine), console) if engine.processes.main else None
     return TrainResult(
         folder=folder.path,
         step=done,
         finished=done == config.run.steps,
-        interrupted=interrupt.requested,
+        interrupted=interrupted,
         checkpoint=loop.checkpoint,
         validation=loop.score,
         seconds=seconds,
@@ -121,6 +118,47 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
         net=net,
         corpus=corpus,
     )
+
+
+def _start(
+    config: TrainConfig, engine: Engine, folder: RunFolder, console: Console, *, resume: bool, skip_damaged: bool
+) -> int:
+    """The step at which the session begins, with the folder locked: 0, or that of the checkpoint that was loaded."""
+    if not resume:
+        engine.processes.on_main(lambda: refuse_to_overwrite(config))  # again: another process may have finished since
+        return 0
+    if skip_damaged:
+        for path in engine.processes.on_main(folder.set_damaged_aside) or ():
+            print_lines(console, f"skipped a damaged checkpoint, now {path}")
+    return folder.resume(engine.net, engine.optimizer)
+
+
+def _session(
+    config: TrainConfig,
+    corpus: Corpus,
+    engine: Engine,
+    folder: RunFolder,
+    console: Console,
+    start: int,
+    headline: str,
+) -> tuple[TrainingLoop, int, bool]:
+    """Train from step `start` to the end of the session: the loop, the steps done, and whether it was interrupted."""
+    began = time.monotonic()
+    stop = session_end(config, start)
+    with ExitStack() as stack:
+        engine.processes.on_main(folder.write_config)
+        log = engine.processes.on_main(
+            lambda: stack.enter_context(closing(RunLog(folder.path, tensorboard=config.run.tensorboard)))
+        )
+        if log is not None:
+            log.write("start", start, {"run": headline, "data": corpus.source})
+        interrupt = stack.enter_context(Interrupt())
+        meter = stack.enter_context(Meter(console, config.run.steps, start))
+        loop = TrainingLoop(config, corpus, engine, folder, log, meter)
+        done = loop.run(start, stop, interrupt)
+        if log is not None:
+            log.write("end", done, {"seconds": round(time.monotonic() - began, 1)})
+    return loop, done, interrupt.requested
 
 
 def session_end(config: TrainConfig, start: int) -> int:
@@ -139,11 +177,19 @@ def describe_run(config: TrainConfig, engine: Engine, report: Report) -> str:
     """One line: scheme, backend and why, dtype, parameter count, trained length."""
     position = position_words(config.model.layers, config.model.max_seq_len)
     parameters = sum(parameter.numel() for parameter in engine.net.parameters())
-    dtype = "float32 weights, bfloat16 autocast" if engine.precision == "bf16" else "float32"
+    emulated = " (emulated by this CPU)" if slow_precision(engine) else ""
+    dtype = {"bf16": f"float32 weights, bfloat16 autocast{emulated}", "fp32": "float32", "fp64": "float64"}
+    processes = "" if engine.processes.count == 1 else f", {engine.processes.count} processes"
     return (
-        f"position {position} | backend {report.backend} ({report.reason}) | {dtype} on {engine.device.type} | "
-        f"{parameters:,} parameters | trained length {config.seq_len}"
+        f"position {position} | backend {report.backend} ({report.reason}) | {dtype[engine.precision]} on "
+        f"{engine.device.type}{processes} | {parameters:,} parameters | trained length {config.seq_len}"
     )
+
+
+def slow_precision(engine: Engine) -> list[str]:
+    """The warning for bfloat16 on a CPU that emulates it."""
+    warning = bf16_warning() if engine.precision == "bf16" and engine.device.type == "cpu" else None
+    return [] if warning is None else [warning]
 
 
 def plot_title(config: TrainConfig, engine: Engine) -> str:
@@ -162,9 +208,11 @@ def describe_data(corpus: Corpus, windows: Windows) -> str:
 
 
 def _plot(folder: Path, title: str, console: Console) -> Path | None:
-    """The loss plot; without matplotlib only a message, since the run itself succeeded."""
+    """The loss plot; where it cannot be drawn only a message, since the run itself succeeded."""
     try:
         return plot_losses(folder, title)
     except MissingExtra as error:
         print_lines(console, str(error))
-        return None
+    except OSError as error:
+        print_lines(console, f"no loss plot: {error.strerror or error}: {error.filename}")
+    return None

@@ -65,16 +65,18 @@ class TrainingLoop:
             loss, norm, rate = self._engine.step(step)
             self._unread.append((loss, norm))
             done = step + 1
-            last = done == stop or interrupt.requested
+            stopping = self._engine.processes.any(interrupt.requested)  # a launcher does not signal all at one step
+            last = done == stop or stopping
             self._meter.update(done)
             if last or done % run.log_every == 0:
                 self._write_log(done, rate)
             score = None
-            if (done == stop or done % run.eval_every == 0) and not interrupt.requested:
+            if (done == stop or done % run.eval_every == 0) and not stopping:
                 score = self._validate(done)
-            if last or interrupt.requested or done % run.save_every == 0:
+                stopping = self._engine.processes.any(interrupt.requested)  # validating can take long
+            if last or stopping or done % run.save_every == 0:
                 self._save(done, score)
-            if interrupt.requested:
+            if stopping:
                 break
         return done
 
@@ -134,10 +136,8 @@ class TrainingLoop:
 
     def _save(self, done: int, score: Score | None) -> None:
         self._read_losses(done)
-        accelerator = self._engine.accelerator
-        if accelerator.is_main_process:
-            self._folder.save(done, self._engine.net, self._engine.optimizer, score)
-        accelerator.wait_for_everyone()
+        engine = self._engine
+        engine.processes.on_main(lambda: self._folder.save(done, engine.net, engine.optimizer, score))
         self.checkpoint = self._folder.last_saved()
         self._restart_clock(done)
 

@@ -1,0 +1,94 @@
+"""`trainer.json`: the step, the digests of the other files of a checkpoint, and its own."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FORMAT = "x_positional checkpoint"
+VERSION = 2
+"""Version 1 had no digest of `trainer.json` itself."""
+TRAINER = "trainer.json"
+
+ENTRIES: dict[str, tuple[type, ...]] = {
+    "step": (int,),
+    "files": (dict,),
+    "order": (dict,),
+    "best": (dict, type(None)),
+    "tokenizer": (str, type(None)),
+}
+"""Types of the entries that are read."""
+
+
+class Damage(Exception):
+    """Why a file of a checkpoint cannot be used: the end of a sentence that begins with the checkpoint."""
+
+
+class NotOurs(Damage):
+    """The file is not the record of a checkpoint of x_positional."""
+
+
+class TooNew(Exception):
+    """A newer version wrote the record; the argument is that version."""
+
+
+def write_record(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write `trainer.json` with format, version and digest."""
+    record = {"format": FORMAT, "version": VERSION, **values}
+    (folder / TRAINER).write_text(json.dumps({**record, "digest": _own_digest(record)}, indent=1), encoding="utf-8")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The entries of `trainer.json`.
+
+    Raises:
+        Damage: The file cannot be read, is not a record, its digest does not match, or an entry has the wrong type.
+        TooNew: A newer version wrote it.
+    """
+    if not (folder / TRAINER).is_file():  # nor a pipe, which would never end
+        raise Damage(f"{TRAINER} is missing")
+    try:
+        record = json.loads((folder / TRAINER).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damage(f"cannot read {folder / TRAINER}: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise NotOurs(f"its {TRAINER} lacks format={FORMAT!r}")
+    version = record.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise Damage(f"{TRAINER} has version={version!r}")
+    if version > VERSION:
+        raise TooNew(version)
+    digest = record.pop("digest", None)
+    if digest != _own_digest(record) and not (version == 1 and digest is None):
+        raise Damage(f"the digest of {TRAINER} does not match")
+    for name in ("step", "files", *(ENTRIES.keys() & record.keys())):
+        entry(record, name)
+    return record
+
+
+def entry(record: Mapping[str, Any], name: str) -> Any:
+    """An entry of ENTRIES; raises `Damage` where it is missing or has another type."""
+    if name not in record:
+        raise Damage(f"{TRAINER} has no {name}")
+    value = record[name]
+    wrong = not isinstance(value, ENTRIES[name]) or isinstance(value, bool) or (name == "step" and value < 0)
+    if name == "best" and isinstance(value, dict):
+        wrong = type(value.get("step")) is not int or type(value.get("loss")) not in (int, float)
+    if wrong:
+        raise Damage(f"{TRAINER} has {name}={value!r}")
+    return value
+
+
+def file_digest(file: Path) -> str:
+    """The digest of a file's content."""
+    digest = hashlib.blake2b(digest_size=16)
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _own_digest(record: Mapping[str, Any]) -> str:
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
