@@ -17,8 +17,6 @@ MAX_ROOT, MAX_FOLDER, MAX_FLOORS, MAX_SKIPS, MAX_SINGLE, SMALL = 16, 16, 10, 20,
 REASONS: dict[str, str] = {
     "cli/main.py": "the entry point: imports nothing that an extra brings, so that it can report a missing one",
     "cli/train.py": "one file a command",
-    "plotting/page.py": "HTML, apart from what is drawn",
-    "training/loop/optimizer.py": "functions of numbers and parameters, without a device or a process group",
 }
 """Modules below SMALL lines with a single importer, and why each stands alone."""
 

@@ -9,7 +9,7 @@ from torch import nn
 from x_positional import ModelConfig, build_model
 from x_positional.training import OptimizerConfig
 from x_positional.training.checkpoints.state import load_optimizer, optimizer_tensors
-from x_positional.training.loop.optimizer import decayed_parameters, learning_rate, make_optimizer
+from x_positional.training.loop.engine import decayed_parameters, learning_rate, make_optimizer
 
 
 def model(position: str = "t5", *, tie: bool = False) -> nn.Module:

@@ -1,7 +1,10 @@
-"""Which plots a scheme gets, by the hooks it overrides, and the files they are written to."""
+"""Which plots a scheme gets, by the hooks it overrides, and the files they are written to: pictures, and one self-contained
+HTML page with all of them, for light and dark browsers."""
 
-from collections.abc import Callable
+import base64
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from x_positional.config.layers import LayersConfig
@@ -11,12 +14,22 @@ from x_positional.plotting.draw_biases import draw_curves, draw_map
 from x_positional.plotting.draw_embeddings import draw_similarity, draw_table, embeds
 from x_positional.plotting.draw_products import draw_bound, draw_products
 from x_positional.plotting.draw_rotation import draw_cos_sin, draw_wavelengths
-from x_positional.plotting.page import Section, render
 from x_positional.plotting.rotation import rotates
 from x_positional.plotting.schemes import PlottedScheme, plotted_schemes
 from x_positional.progress import Track, silent
 
 PAGE = "index.html"
+STYLE = """
+:root { color-scheme: light dark; }
+body { margin: 0 auto; padding: 1.5rem; max-width: 62rem; font: 16px/1.5 system-ui, sans-serif;
+       background: #fbfbfa; color: #1c1c1c; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
+figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: 6px;
+       box-sizing: border-box; border: 1px solid #d8d8d8; }
+figcaption { margin-top: .4rem; } .facts { color: #555; }
+@media (prefers-color-scheme: dark) { body { background: #17181a; color: #e8e8e6; } .facts { color: #b0b0ae; }
+       img { border-color: #3a3a3c; } }
+"""
 NOTHING = "This scheme changes no embeddings, queries, keys or scores: there is nothing to plot."
 
 Draw = Callable[[PlottedScheme], Picture | None]
@@ -26,6 +39,18 @@ DRAWN: tuple[tuple[Callable[[PlottedScheme], bool], tuple[Draw, ...]], ...] = (
     (lambda plotted: adds_bias(plotted.scheme), (draw_map, draw_curves)),
 )
 """What a scheme does, and the plots that show it."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One scheme on the page."""
+
+    title: str
+    summary: str
+    """One line about the scheme."""
+    pictures: Sequence[Picture]
+    note: str = ""
+    """How to read the plots, or why there are none."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +95,7 @@ def draw(
         files[-1].write_bytes(picture.png)
     sections = [_section(plotted, by_scheme[plotted.name]) for plotted in schemes]
     page = folder / PAGE
-    page.write_text(render(title, _facts(layers, max_seq_len), sections), encoding="utf-8")
+    page.write_text(_render(title, _facts(layers, max_seq_len), sections), encoding="utf-8")
     return Gallery(page, files)
 
 
@@ -91,3 +116,29 @@ def _facts(layers: LayersConfig, max_seq_len: int) -> str:
     groups = f", {layers.kv_heads} key/value heads" if layers.kv_heads and layers.kv_heads != layers.heads else ""
     window = f", attention window {layers.window}" if layers.window else ""
     return f"Model with {layers.dim} channels, {heads}{groups}, max_seq_len {max_seq_len}{window}."
+
+
+def _render(title: str, facts: str, sections: Sequence[Section]) -> str:
+    """The whole page."""
+    body = "\n".join(_rendered(section) for section in sections)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f'<h1>{escape(title)}</h1>\n<p class="facts">{escape(facts)}</p>\n{body}\n</body>\n</html>\n'
+    )
+
+
+def _rendered(section: Section) -> str:
+    pictures = "\n".join(_figure(picture) for picture in section.pictures)
+    note = f"<p>{escape(section.note)}</p>" if section.note else ""
+    return f'<h2>{escape(section.title)}</h2>\n<p class="facts">{escape(section.summary)}</p>\n{note}{pictures}'
+
+
+def _figure(picture: Picture) -> str:
+    data = base64.b64encode(picture.png).decode()
+    return (
+        f"<figure>\n<h3>{escape(picture.title)}</h3>\n"
+        f'<img alt="{escape(picture.title)}: {escape(picture.caption)}" src="data:image/png;base64,{data}">\n'
+        f"<figcaption>{escape(picture.caption)}</figcaption>\n</figure>"
+    )
