@@ -103,9 +103,8 @@ def test_every_backend(name: str, dtype: torch.dtype) -> None:
     subject = Subject(case.scheme, case.sizes or Sizes(), torch.device("cpu"))
     for kind in draws(subject.kinds[:1], subject.kinds):
         reads, limit = subject.capabilities(kind).uses_positions, subject.scheme(kind).limit
-        for where in draws(["from 0", "two groups"], list(POSITIONS)):
-            if POSITIONS[where] is not None and (not reads or limit is not None):
-                continue
+        movable = reads and limit is None
+        for where in draws(["two groups"], list(POSITIONS)) if movable else ["from 0"]:
             far = subject.scheme(kind).half_limit
             if far is not None and POSITIONS[where] is not None and dtype == torch.float16:
                 continue  # refused: xPos overflows there
@@ -122,7 +121,7 @@ def test_under_autocast(name: str) -> None:
         Measured(name, "decoder", dtype, None, autocast=True).check("auto")
 
 
-@pytest.mark.parametrize("name", ["alibi", "dynamic", "forgetting", "dynamic + t5"])
+@pytest.mark.parametrize("name", draws(["forgetting", "dynamic + t5"], BIASED[:-2]))
 def test_devices_whose_kernels_take_no_wider_mask(name: str) -> None:
     """There queries, keys and values are widened, and a single query is computed without a kernel."""
     with patch.object(Sdpa, "mixed", frozenset()):

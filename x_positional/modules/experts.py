@@ -196,6 +196,7 @@ class MixtureOfExperts(nn.Module):
     ):
         super().__init__()
         self.router, self.experts, self.weigh = router, experts, weigh
+        self.total, self.used = len(experts.up), router.top_k
         self.shared, self.shared_gate = shared, shared_gate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,8 +209,7 @@ class MixtureOfExperts(nn.Module):
 
     def idle(self) -> int:
         """Parameters in the experts that a token does not use."""
-        count = len(self.experts.up)
-        return sum(p.numel() for p in self.experts.parameters()) // count * (count - self.router.top_k)
+        return sum(p.numel() for p in self.experts.parameters()) // self.total * (self.total - self.used)
 
     def _routed(self, x: Tensor) -> Tensor:
         """[N M] -> [N M]."""

@@ -90,7 +90,8 @@ class Sdpa(Backend):
                 return fused(q, k, v, mask, ops)
             if q.shape[2] == 1:
                 return one_query(q, k, v, mask, ops)
-            return fused(*(t.to(mask.dtype) for t in (q, k, v)), mask, ops).to(q.dtype)
+            wide = mask.dtype
+            return fused(q.to(wide), k.to(wide), v.to(wide), mask, ops).to(q.dtype)
 
 
 def as_mask(bias: Tensor, dtype: torch.dtype) -> Tensor:
