@@ -138,6 +138,8 @@ print(form_of(theirs))  # the keywords, recovered from a model instance
   is chosen, or with `disable_abs_pos_emb=False`. At another resolution the table is resized; x-transformers reads its
   first rows in raster order. Registers come before the patches and are not rotated; in x-transformers they come after and
   are rotated.
+- **`temperature=0`** takes the most likely token that the filters keep; x-transformers runs no filter then. It makes a
+  difference for functions of the caller and for `typical`.
 - **`l2norm_embed=True`** normalises token embeddings to unit length; x-transformers normalises the learned position table
   too. With a scheme without a table the two agree.
 - **`polar_bias_uniform_init=True`** works; it crashes in x-transformers. An odd `rotary_emb_dim` is an error; in

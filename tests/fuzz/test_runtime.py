@@ -6,6 +6,7 @@ The reference of an accepted forward pass runs every document of every row alone
 
 import random
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tests.support.draws import draws
 from tests.support.generation_models import NUM_TOKENS, language_model, naive
 from x_positional import AutoregressiveWrapper, TransformerWrapper, XPositionalError
 
-FORWARDS, LOSSES, GENERATES = draws((90, 40, 40), (3000, 800, 700))
+FORWARDS, CHUNKS, LOSSES, GENERATES = draws((90, 40, 40, 40), (2500, 900, 800, 700))
 INTEGER_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64, torch.uint16)
 BOUND = 1e-8
 
@@ -140,7 +141,7 @@ class Case:
         return given
 
 
-def as_rows(value: Any, batch: int) -> Tensor:
+def as_rows(value: Any, batch: int = -1) -> Tensor:
     """What a caller meant, [B T] or [B T A], read independently of the package."""
     tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     tensor = tensor[None] if tensor.ndim == 1 else tensor
@@ -151,7 +152,7 @@ class Meaning:
     """An accepted call, row by row: the real tokens, their documents and positions."""
 
     def __init__(self, given: dict[str, Any]):
-        self.tokens = as_rows(given["tokens"], 1).long()
+        self.tokens = as_rows(given["tokens"]).long()
         batch, length = self.tokens.shape
         self.present = torch.ones(batch, length, dtype=torch.bool)
         self.positions = self.documents = None
@@ -160,8 +161,8 @@ class Meaning:
             self.positions = self.positions[..., 0] if self.positions.ndim == 3 else self.positions
         if given.get("mask") is not None:
             self.present = as_rows(given["mask"], batch).bool()
-        elif self.positions is not None and not self.positions.is_floating_point():
-            self.present = self.positions != -1
+        if self.positions is not None and not self.positions.is_floating_point():
+            self.present = self.present & (self.positions != -1)
         if given.get("document_ids") is not None:
             self.documents = as_rows(given["document_ids"], batch).long()
         elif given.get("seq_lens") is not None:
@@ -213,6 +214,30 @@ def check_forward(net: TransformerWrapper, case: Case) -> str:
     return "right"
 
 
+def check_chunks(net: TransformerWrapper, case: Case) -> str:
+    """The same inputs in chunks of any length, through a cache."""
+    given = case.inputs()
+    try:
+        with torch.no_grad():
+            net(**given)
+    except XPositionalError:
+        return "refused"
+    meaning, outs = Meaning(given), []
+    batch, length = meaning.tokens.shape
+    cache = net.new_cache(batch, max_len=case.random.choice([None, None, length, length + 3]))
+    edges = sorted({0, length, *(case.random.randint(0, length) for _ in range(2))})
+    whole = {name: as_rows(value, batch) for name, value in given.items() if name != "seq_lens"}
+    if meaning.documents is not None:
+        whole["document_ids"] = meaning.documents
+    for start, stop in pairwise(edges):
+        with torch.no_grad():
+            outs.append(net(**{name: value[:, start:stop] for name, value in whole.items()}, cache=cache))
+    out = torch.cat(outs, dim=1)
+    for (row, place), logits in reference(net, meaning).items():
+        torch.testing.assert_close(out[row, place], logits, atol=BOUND, rtol=0, msg=lambda m: f"{m}\n{edges} {given}")
+    return "right"
+
+
 def check_loss(net: TransformerWrapper, case: Case) -> str:
     given = case.inputs()
     if case.chance(0.4):
@@ -224,7 +249,7 @@ def check_loss(net: TransformerWrapper, case: Case) -> str:
     except XPositionalError:
         return "refused"
     meaning = Meaning(given)
-    targets = meaning.tokens if "labels" not in given else as_rows(given["labels"], 1).long()
+    targets = meaning.tokens if "labels" not in given else as_rows(given["labels"]).long()
     documents = torch.zeros_like(targets) if meaning.documents is None else meaning.documents
     logits, nats = reference(net, meaning), []
     for row in range(len(targets)):
@@ -293,7 +318,7 @@ def check_generate(net: TransformerWrapper, case: Case) -> str:
         return "refused"
     out = out[0] if options.get("return_cache") else out
     flat = isinstance(prompts, Tensor | np.ndarray) or isinstance(prompts[0], int)
-    rows = list(as_rows(prompts, 1)) if flat else [torch.as_tensor(row) for row in prompts]
+    rows = list(as_rows(prompts)) if flat else [torch.as_tensor(row) for row in prompts]
     out = out[None] if out.ndim == 1 else out
     assert len(out) == len(rows), (prompts, options)
     assert not out.numel() or (int(out.min()) >= 0 and int(out.max()) < NUM_TOKENS)
@@ -312,6 +337,7 @@ def check_generate(net: TransformerWrapper, case: Case) -> str:
     ("check", "count", "names"),
     [
         (check_forward, FORWARDS, ("rope", "alibi", "t5", "absolute", "forgetting", "windowed")),
+        (check_chunks, CHUNKS, ("rope", "alibi", "t5", "absolute", "forgetting", "windowed")),
         (check_loss, LOSSES, ("rope", "alibi", "forgetting")),
         (check_generate, GENERATES, ("rope", "alibi", "t5")),
     ],

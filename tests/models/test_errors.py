@@ -1,19 +1,23 @@
 """What a caller can get wrong is refused on the host: the value, the reason and the way out; and nothing is lost by it."""
 
+import numpy as np
 import pytest
 import torch
 
 from tests.support.config_models import SIZES, B, L, T, V, ids, model_of
 from tests.support.rounding import assert_same
 from x_positional import (
+    AutoregressiveWrapper,
     ContinuousTransformerWrapper,
     CrossAttender,
     Decoder,
     Encoder,
     TransformerWrapper,
+    ViTransformerWrapper,
     XTransformer,
 )
 from x_positional.errors import FlagError, InputError, PositionError
+from x_positional.models.language import TokenEncoder
 
 CONTINUOUS = ("rope", "xpos", "polar", "alibi", "dynamic", "sinusoidal", "scaled_sinusoidal")
 
@@ -214,6 +218,123 @@ def test_context_where_there_is_none_to_read_and_none_where_there_is() -> None:
         crossing(ids(), context=context, document_ids=torch.zeros(B, T, dtype=torch.long))
     with pytest.raises(PositionError, match="context_positions were given, but CopeScores needs a causal mask"):
         model_of("cope", cross_attend=True)(ids(), context=context, context_positions=torch.arange(3))
+
+
+# Types
+
+
+def test_lists_and_arrays_are_tokens_masks_positions_and_documents(rope: TransformerWrapper) -> None:
+    mask = torch.ones(B, T, dtype=torch.bool)
+    mask[0, 3:] = False
+    documents, positions = torch.tensor([[0, 0, 1, 1, 1]] * B), torch.arange(T) * 2
+    with torch.no_grad():
+        for options in ({"mask": mask}, {"document_ids": documents}, {"positions": positions}):
+            expected = rope(ids(), **options)
+            (name, value), *_ = options.items()
+            for given in (value.tolist(), value.numpy()):
+                assert torch.equal(rope(ids().numpy(), **{name: given}), expected)
+                assert torch.equal(rope(ids().tolist(), **{name: given}), expected)
+        packed = rope(ids(), document_ids=documents)
+        for lens in ([2, 3], [[2, 3]] * B, np.array([2, 3]), torch.tensor([[2, 3]] * B)):
+            assert torch.equal(rope(ids(), seq_lens=lens), packed)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokens": "abc"}, "tokens must be a tensor, a numpy array or a list of numbers"),
+        ({"tokens": [[1], [2, 3]]}, "tokens must be a tensor.*rows are equally long"),
+        ({"tokens": [[2**70]]}, "tokens must be a tensor"),
+        ({"tokens": ids().to_sparse()}, "tokens must be a dense tensor"),
+        ({"mask": "abc"}, "mask must be a tensor"),
+        ({"mask": {}}, "mask must be a tensor"),
+        ({"mask": torch.zeros(B, T, dtype=torch.bool)}, "mask hides every token of the batch.*~mask"),
+        ({"positions": torch.full((B, T), -1)}, "positions of -1 hide every token"),
+        ({"positions": "abc"}, "positions must be a tensor"),
+        ({"positions": torch.tensor([0.0, 1, float("nan"), 3, 4])}, r"positions\[0, 2\] is nan.*finite number"),
+        ({"positions": torch.tensor([[0.0, 1, 2, float("inf"), 4]] * B)}, r"positions\[0, 3\] is inf"),
+        ({"document_ids": "abc"}, "document_ids must be a tensor"),
+        ({"seq_lens": "abc"}, "seq_lens must be one list of lengths"),
+        ({"seq_lens": 5}, "seq_lens must be one list of lengths"),
+        ({"seq_lens": [True, 4]}, r"seq_lens must be positive integers; got \[True, 4\]"),
+        ({"seq_lens": [[2, 3], [True, 4]]}, r"seq_lens must be positive integers; got \[True, 4\]"),
+        ({"seq_lens": torch.ones(T, dtype=torch.bool)}, "seq_lens must be positive integers"),
+        ({"seq_lens": [2.0, 3.0]}, "seq_lens must be positive integers"),
+        ({"seq_lens": ["a", 4]}, "seq_lens must be positive integers|seq_lens must be one list"),
+        ({"seq_lens": [[2, 3], 5]}, "seq_lens must be one list of lengths"),
+        ({"cache": True}, r"cache=True must be a cache from this model's new_cache\(batch_size\)"),
+        ({"cache": {}}, r"cache=\{\} must be a cache"),
+        ({"context": "abc"}, "no cross-attention"),
+    ],
+)
+def test_arguments_of_a_wrong_type(rope: TransformerWrapper, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        rope(**{"tokens": ids(), **options})
+
+
+@pytest.mark.parametrize("position", CONTINUOUS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_positions_that_are_not_finite_are_refused_by_every_scheme(position: str, value: float) -> None:
+    positions = torch.arange(float(T)).repeat(B, 1)
+    positions[1, 2] = value
+    model = model_of(position)
+    with pytest.raises(InputError, match=r"positions\[1, 2\] is"):
+        model(ids(), positions=positions)
+    layers = ContinuousTransformerWrapper(dim_in=3, attn_layers=Encoder(**SIZES, position="rope"))
+    with pytest.raises(InputError, match=r"positions\[1, 2\] is"):
+        layers(torch.zeros(B, T, 3), positions=positions)
+
+
+def test_context_of_a_wrong_type() -> None:
+    model, context = model_of(cross_attend=True), torch.randn(B, 3, 16)
+    with pytest.raises(InputError, match="context must be a float tensor"):
+        model(ids(), context="abc")
+    with pytest.raises(InputError, match=r"context_positions\[0, 1\] is nan"):
+        model(ids(), context=context, context_positions=torch.tensor([0, float("nan"), 1]))
+    with pytest.raises(InputError, match="context_mask must be bool"):
+        model(ids(), context=context, context_mask=torch.ones(B, 3))
+    with torch.no_grad():
+        mask = torch.tensor([[True, True, False]] * B)
+        assert torch.equal(
+            model(ids(), context=context, context_mask=mask.tolist()), model(ids(), context=context, context_mask=mask)
+        )
+
+
+@pytest.mark.parametrize("layers", [{"dim": 16, "depth": 1}, "decoder", None, Decoder, Decoder(**SIZES).config])
+def test_attn_layers_that_are_no_layers(layers) -> None:
+    kind = type(layers).__name__
+    for build in (
+        lambda: TransformerWrapper(num_tokens=V, max_seq_len=L, attn_layers=layers),
+        lambda: ContinuousTransformerWrapper(max_seq_len=L, attn_layers=layers),
+        lambda: ViTransformerWrapper(image_size=8, patch_size=4, attn_layers=layers),
+    ):
+        with pytest.raises(FlagError, match=f"attn_layers must be an Encoder, Decoder or CrossAttender; got {kind}"):
+            build()
+
+
+@pytest.mark.parametrize("images", [[torch.zeros(3, 8, 8)] * 2, None, "abc", np.zeros((1, 3, 8, 8))])
+def test_images_that_are_no_tensor(images) -> None:
+    model = ViTransformerWrapper(image_size=8, patch_size=4, attn_layers=Encoder(**SIZES))
+    with pytest.raises(InputError, match=r"pixel_values must be one float tensor.*torch\.stack\(images\)"):
+        model(images)
+
+
+def test_models_without_logits_are_not_autoregressive() -> None:
+    layers = Decoder(**SIZES, position="rope")
+    for net in (
+        ContinuousTransformerWrapper(dim_in=3, dim_out=3, attn_layers=layers),
+        layers,
+        torch.nn.Linear(3, 3),
+        None,
+    ):
+        with pytest.raises(InputError, match=f"needs a TransformerWrapper; got {type(net).__name__}.*F.mse_loss"):
+            AutoregressiveWrapper(net)
+    encoder = TokenEncoder.from_config(model_of().config)
+    with pytest.raises(InputError, match="needs logits, but TokenEncoder has none"):
+        AutoregressiveWrapper(encoder)
+    for name, value in (("pad_value", "a"), ("pad_value", True), ("ignore_index", 1.5)):
+        with pytest.raises(InputError, match=f"{name}={value!r}"):
+            AutoregressiveWrapper(model_of(), **{name: value})
 
 
 # Flags

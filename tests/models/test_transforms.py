@@ -33,7 +33,7 @@ def test_second_derivatives_are_those_of_finite_differences(position: str, backe
     (second,) = torch.autograd.grad(penalty(model, x), x)
     direction = torch.randn_like(x)
     ahead, behind = (penalty(model, (x + sign * step * direction).detach().requires_grad_()) for sign in (1, -1))
-    expected = float((ahead - behind) / (2 * step))
+    expected = ((ahead - behind) / (2 * step)).item()
     assert float((second * direction).sum()) == pytest.approx(expected, rel=1e-5, abs=1e-8)
 
 
@@ -51,6 +51,7 @@ def test_a_fused_kernel_names_the_backends_for_second_derivatives(kind: type) ->
         penalty(model, x).backward()
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch runs the fused kernel row by row
 @pytest.mark.parametrize("backend", ["auto", "eager", "blockwise"])
 @pytest.mark.parametrize("position", SCHEMES)
 @pytest.mark.parametrize("masked", [False, True])
@@ -75,6 +76,7 @@ def test_per_sample_gradients_are_those_of_one_row_alone(position: str, backend:
             torch.testing.assert_close(gradients[i], wanted, rtol=1e-9, atol=1e-9, msg=name)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch deprecates tracing, and warns of every number that it bakes in
 def test_a_trace_of_one_length_is_refused_and_an_export_of_any_length_is_exact() -> None:
     model = TransformerWrapper(num_tokens=V, max_seq_len=32, attn_layers=Decoder(**SIZES, position="rope")).eval()
     with pytest.raises(InputError, match=r"torch\.jit\.trace would record .*torch\.export\.export"):
@@ -98,11 +100,10 @@ def default_device():
         ("rope", {}),
         ("deberta", {}),
         ("rope", {"attn": {"qk_norm": "l2"}}),
-        ("rope", {"ff": {"moe": {"experts": 4, "top_k": 2}}}),
-        ("rope", {"attn": {"mla": {"kv_rank": 8, "rope_dim": 4}}}),
+        ({"kind": "rope", "dim": 4}, {"attn": {"mla": {"kv_rank": 8, "rope_dim": 4}}}),
     ],
 )
-def test_a_default_device_does_not_break_the_graph(default_device, position: str, fields: dict) -> None:
+def test_a_default_device_does_not_break_the_graph(default_device, position, fields: dict) -> None:
     torch._dynamo.reset()
     model = model_of(position, depth=1, **fields)
     compiled = torch.compile(model, backend="eager", fullgraph=True)

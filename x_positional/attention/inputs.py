@@ -42,7 +42,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
 def read_value(flag: Tensor) -> bool | None:
     """The value of a flag [], which forces a device sync; None where it has none yet: under torch.compile, in a batch of
     torch.func.vmap, on the meta device."""
-    if torch.compiler.is_compiling() or flag.is_meta:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or flag.is_meta:
         return None
     try:
         return bool(flag)
@@ -52,7 +52,7 @@ def read_value(flag: Tensor) -> bool | None:
 
 def read_bounds(values: Tensor) -> tuple[int, int] | None:
     """The smallest and the largest value as integers, which forces a device sync; None as in `read_value`."""
-    if torch.compiler.is_compiling() or values.is_meta:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or values.is_meta:
         return None
     try:
         low, high = values.long().aminmax()
@@ -175,9 +175,9 @@ def _rows_of_lengths(seq_lens: Any, batch: int) -> list[list[Any]]:
 def token_mask(batch: int, length: int, mask: Any, positions: Any) -> Tensor | None:
     """[B T] bool, False where there is no token; None where every slot holds one. Raises InputError."""
     if mask is not None:
-        return check_mask(mask, batch, length)
+        mask = check_mask(mask, batch, length)
     return (
-        None if positions is None else _mask_of_positions(check_positions(positions, batch, length), None, batch, True)
+        mask if positions is None else _mask_of_positions(check_positions(positions, batch, length), mask, batch, True)
     )
 
 
@@ -258,15 +258,15 @@ def prepare_tokens(
 
 
 def _mask_of_positions(positions: Tensor, mask: Tensor | None, batch: int, checked: bool) -> Tensor | None:
-    if mask is not None or positions.is_floating_point() or torch.compiler.is_compiling():
+    if positions.is_floating_point() or (mask is None and torch.compiler.is_compiling()):
         return mask
     is_token = positions != NO_TOKEN
     is_token = is_token.any(-1) if is_token.ndim == 3 else is_token
-    if read_value(is_token.all()):
+    if mask is None and read_value(is_token.all()):
         return None
     if not checked:
         check_shows_a_token(is_token, "positions of -1 hide")
-    return is_token.expand(batch, -1)
+    return is_token.expand(batch, -1) if mask is None else mask.to(positions.device) & is_token
 
 
 def following_positions(positions: Tensor, before: Tensor | None = None) -> Tensor:
@@ -304,7 +304,11 @@ def _restart(index: Tensor, documents: Tensor, cache: KVCache | None) -> tuple[T
     positions = restart_per_document(index, documents, cache.state.last_document)
     last = index.argmax(-1, keepdim=True)
     start = index.gather(1, last) - positions.gather(1, last)
-    return positions, (documents.gather(1, last)[:, 0], start[:, 0])
+    ending = (documents.gather(1, last)[:, 0], start[:, 0])
+    if cache.last_document is not None:  # a row without a token stays where it was
+        grew = (index != NO_TOKEN).any(-1)
+        ending = tuple(torch.where(grew, new, old) for new, old in zip(ending, cache.last_document, strict=True))
+    return positions, ending
 
 
 def check_final_lengths(lengths: Tensor, batch: int, schemes: list[PositionScheme]) -> Tensor:
@@ -326,7 +330,7 @@ def check_final_lengths(lengths: Tensor, batch: int, schemes: list[PositionSchem
 def check_positions_fit(tokens: TokenLayout, schemes: list[PositionScheme]) -> None:
     """Raises PositionError where a scheme cannot use these positions: too large, fractional, too many axes, or ignored."""
     positions = tokens.positions
-    given = tokens.custom_positions and tokens.documents is None
+    given = tokens.custom_positions and positions is not tokens.in_document
     if given and not any(s.capabilities().uses_positions for s in schemes):
         names = ", ".join(type(s).__name__ for s in schemes)
         raise PositionError(

@@ -69,13 +69,19 @@ def restart_per_document(index: Tensor, documents: Tensor, before: tuple[Tensor,
     `before` is what a cache remembers of the tokens already read: the last document [B] and the index of its first
     token [B], so that a document cut by a chunk's edge goes on where it stopped.
     """
-    starts = torch.ones_like(documents, dtype=torch.bool)
-    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    first = torch.where(starts & (index != NO_TOKEN), index, 0)
+    is_token = index != NO_TOKEN
+    last = torch.where(is_token, torch.arange(index.shape[1], device=index.device), -1).cummax(dim=-1).values
+    previous = torch.cat(
+        [torch.full_like(last[:, :1], -1), last[:, :-1]], dim=1
+    )  # the slot of the token before, past padding
+    first_of_row = previous < 0
+    starts = is_token & (first_of_row | (documents != documents.gather(1, previous.clamp_min(0))))
+    first = torch.where(starts, index, 0)
     if before is not None:
         last_document, document_start = before
-        first[:, 0] = torch.where(documents[:, 0] == last_document, document_start, first[:, 0])
-    return torch.where(index == NO_TOKEN, NO_TOKEN, index - first.cummax(dim=-1).values)
+        continues = is_token & first_of_row & (documents == last_document[:, None])
+        first = torch.where(continues, document_start[:, None], first)
+    return torch.where(is_token, index - first.cummax(dim=-1).values, NO_TOKEN)
 
 
 def text_lengths(index: Tensor, positions: Tensor, documents: Tensor | None) -> Tensor:
