@@ -84,7 +84,10 @@ def _class(rng: Random) -> None:
 def _file(rng: Random, folder: Path) -> None:
     path = folder / "config.yaml"
     path.write_text(yaml_text(rng), encoding="utf-8", errors="surrogatepass")
-    arguments = [f"--{rng.choice(['depth', 'lr', 'model.layers.position.theta', 'position.0.kind', 'x'])}", yaml_text(rng)]
+    arguments = [
+        f"--{rng.choice(['depth', 'lr', 'model.layers.position.theta', 'position.0.kind', 'x'])}",
+        yaml_text(rng),
+    ]
     given = arguments if rng.random() < 0.3 else []
     readers: list[Callable[[], Any]] = [
         lambda: judged(check(path)),

@@ -28,10 +28,52 @@ CLASSES = [LayersConfig, LayerConfig, ModelConfig, ContinuousConfig, VisionConfi
 CLASSES += [*SCHEMES.values(), *SCALINGS.values()]
 FLAGS = sorted({name for place in ("AttentionLayers", "TransformerWrapper") for name in PLACES[place]})
 WORDS = ["rope", "rotary", "alibi", "ropee", "none", "", "decoder", "encoder", "cross_attender", "sdpa", "flex", "rms"]
-WORDS += ["512", "1e3", "nan", "true", "x" * 70_000, "\ud800", "\0", "ünïcode", "a.b", "../..", "linear", "yarn", "cuda"]
+WORDS += [
+    "512",
+    "1e3",
+    "nan",
+    "true",
+    "x" * 70_000,
+    "\ud800",
+    "\0",
+    "ünïcode",
+    "a.b",
+    "../..",
+    "linear",
+    "yarn",
+    "cuda",
+]
 NUMBERS = [0, 1, 2, 3, 4, 7, 16, 64, -1, -64, 2**31, 2**53 + 1, 2**63, 10**8, 10**12, 10**30, 9**9999]
-NUMBERS += [0.0, 0.5, -0.5, 1.5, 1e-300, 1e300, 1e-30, 1e30, 1e-12, float("nan"), float("inf"), float("-inf"), True, False]
-NEARLY = ["name", "type", "knd", "kind", "rope_type", "window", "windw", "position", "postion", "scaling", "dim", "heads"]
+NUMBERS += [
+    0.0,
+    0.5,
+    -0.5,
+    1.5,
+    1e-300,
+    1e300,
+    1e-30,
+    1e30,
+    1e-12,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    True,
+    False,
+]
+NEARLY = [
+    "name",
+    "type",
+    "knd",
+    "kind",
+    "rope_type",
+    "window",
+    "windw",
+    "position",
+    "postion",
+    "scaling",
+    "dim",
+    "heads",
+]
 Pair = namedtuple("Pair", "a b")
 
 
@@ -146,7 +188,9 @@ def junk(rng: Random, depth: int = 0) -> Any:
     if draw < 0.85 and depth < 4:
         return tuple(junk(rng, depth + 1) for _ in range(rng.randint(0, 4)))
     if depth < 4:
-        keys = [rng.choice([*NEARLY, *NEARLY, 1, None, (1, 2), 2.5, "x" * 300, "\udfff"]) for _ in range(rng.randint(0, 4))]
+        keys = [
+            rng.choice([*NEARLY, *NEARLY, 1, None, (1, 2), 2.5, "x" * 300, "\udfff"]) for _ in range(rng.randint(0, 4))
+        ]
         return {key: junk(rng, depth + 1) for key in keys}
     return None
 
@@ -232,7 +276,9 @@ def yaml_text(rng: Random) -> str:
     layers += [f"{rng.choice(NEARLY)}: {_scalar(rng)}" for _ in range(rng.randint(0, 2))]
     rng.shuffle(layers)
     inside = "".join(f"    {line}\n" for line in layers)
-    lines.append(f"model:\n  num_tokens: 256\n  max_seq_len: 8\n  layers: {'&a' if rng.random() < 0.1 else ''}\n{inside}")
+    lines.append(
+        f"model:\n  num_tokens: 256\n  max_seq_len: 8\n  layers: {'&a' if rng.random() < 0.1 else ''}\n{inside}"
+    )
     if rng.random() < 0.2:
         lines.append(f"{rng.choice(['optimizer', 'data', 'run', 'model'])}: {_scalar(rng)}\n")
     text = "".join(lines)
