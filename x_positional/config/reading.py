@@ -11,14 +11,12 @@ from typing import Any, ClassVar, NoReturn
 import yaml
 
 from x_positional.errors import ConfigError, shown
-from x_positional.schemes.values import MAX_NESTING, require_bounded
+from x_positional.schemes.values import MAX_KEYS, MAX_NESTING, require_bounded
 
 MAX_BYTES = 512 * 1024
 """Of a file. A training file that spells out every field of 128 different layers has about 200 KB."""
 MAX_NODES = 20_000
 """Keys, values, lists and mappings, before aliases are expanded."""
-MAX_KEYS = 256
-"""Of one mapping, merged ones included; no config has as many fields."""
 
 
 class _Loader(yaml.SafeLoader):
