@@ -3,6 +3,7 @@
 Run from the repository root: python docs/generate/validator.py
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -29,6 +30,17 @@ class Both(CopeScores):
 
     def embed(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return x
+
+
+class Long(list[Any]):
+    """A list that is written with its first and last entry."""
+
+    def __repr__(self) -> str:
+        return f"[{self[0]!r}, ..., {self[-1]!r}]"
+
+
+CYCLE: dict[str, Any] = {"kind": "rope"}
+CYCLE["scaling"] = CYCLE
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,28 @@ NAMES = [
     error("A flag of x-transformers that is not supported.", use_dynamic_tanh=True),
     error("Two flags that cannot be combined.", alibi_pos_bias=True, rel_pos_bias=True),
     error("A setting whose main flag is off.", rotary_emb_dim=32),
+    error("A word that is used elsewhere for a scheme.", position="rotary"),
+    error("A scheme is named by its kind.", position={"name": "rope", "theta": 500.0}),
+]
+
+BOUNDS = [
+    error("Sizes are bounded, and with them the work of a verdict.", depth=10**9),
+    error("Integers fit 64 bits, other numbers float32.", heads=10**30),
+    error("Integers fit 64 bits, other numbers float32.", position={"kind": "rope", "theta": 1e308}),
+    error("Values do not contain themselves.", position=CYCLE),
+    error("Values have an end.", pattern=iter([{}])),
+    error("The channels of all heads are one projection.", heads=4096, head_dim=512),
+    error(
+        "Each kind of layer has masks, a ring of the cache and a backend of its own.",
+        depth=129,
+        position="rope",
+        pattern=Long({"window": i + 1} for i in range(129)),
+    ),
+    error(
+        "A stack builds each different scheme.",
+        depth=65,
+        pattern=Long({"position": {"kind": "rope", "theta": 500.0 + i}} for i in range(65)),
+    ),
 ]
 
 SETTINGS = [
@@ -421,6 +455,7 @@ IMAGES = [
 
 GROUPS = {
     "Names and types": NAMES,
+    "Bounds": BOUNDS,
     "Settings": SETTINGS,
     "Ignored settings": IGNORED,
     "Experts and latents": PARTS,
@@ -452,6 +487,8 @@ print(report.ok, report.errors, report.to_dict()["backend"])
   `train=True`. What the model cannot do of that is an error. Only what you request is checked.
 - **Errors and warnings**: an error fails or gives wrong output. Building a model refuses the same configs with the same
   messages (`IncompatibleConfig`). A warning works and may be unintended.
+- **Every input has an answer**, in at most 2 s and 500 MB: values of any type, cyclic or nested thousands deep, extreme
+  numbers, damaged files. YAML files hold each key once and at most 512 KB; dates in them are text.
 - **A setting without effect is an error.** It was meant to have one.
 - **The verdicts are tested**: random models that pass are built, run, padded, trained and decoded through a cache, and
   compared; those that are refused are built with every check disabled, and must fail or be wrong.
@@ -463,6 +500,8 @@ Every rule follows, with a call that breaks it and the message. All calls share
 
 def shown(value: Any) -> str:
     """As it is written in a call."""
+    if isinstance(value, Iterator):
+        return "iter([{}])"
     return f"{type(value).__name__}()" if isinstance(value, PositionScheme) else repr(value)
 
 

@@ -1,6 +1,6 @@
 """YAML from anywhere: no tags that run code, no duplicate keys, bounded in size, nesting and number of values.
 
-PyYAML's pure-Python loader takes about 1 s for 1 MB of comments or for 30,000 values, which sets the limits.
+PyYAML's pure-Python loader takes about 1 s for 500 KB of text or for 20,000 values, which sets the limits.
 """
 
 import stat
@@ -11,14 +11,12 @@ from typing import Any, ClassVar, NoReturn
 import yaml
 
 from x_positional.errors import ConfigError, shown
-from x_positional.schemes.values import MAX_NESTING, require_bounded
+from x_positional.schemes.values import MAX_KEYS, MAX_NESTING, require_bounded
 
 MAX_BYTES = 512 * 1024
 """Of a file. A training file that spells out every field of 128 different layers has about 200 KB."""
-MAX_NODES = 30_000
+MAX_NODES = 20_000
 """Keys, values, lists and mappings, before aliases are expanded."""
-MAX_KEYS = 256
-"""Of one mapping, merged ones included; no config has as many fields."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -50,7 +50,7 @@ class ViTransformerWrapper(Saveable):
             `VisionConfig`.
 
     Raises:
-        IncompatibleConfig, FlagError, ValidationError: for what cannot be built.
+        IncompatibleConfig, FlagError, ConfigError: for what cannot be built.
     """
 
     def __init__(

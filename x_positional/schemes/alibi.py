@@ -22,10 +22,14 @@ Rounding = Literal["bfloat16"]
 DTYPES: dict[Rounding, torch.dtype] = {"bfloat16": torch.bfloat16}
 
 
-@cache
-def alibi_slopes(heads: int) -> tuple[float, ...]:
+def alibi_slopes(heads: int) -> list[float]:
     """2^(-8 h / H), h = 1..H, for a power of two; otherwise those of the power below, then every other one of the power
     above (Press et al. 2021, arXiv:2108.12409, section 3 and the authors' code). The first head is the steepest."""
+    return list(_slopes(heads))
+
+
+@cache
+def _slopes(heads: int) -> tuple[float, ...]:
     below = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * h / below) for h in range(1, below + 1)]
     return tuple(slopes + [2 ** (-8 * h / (2 * below)) for h in range(1, 2 * below + 1, 2)][: heads - below])
@@ -144,7 +148,7 @@ class Alibi(SchemeConfig):
         return self.heads or (len(self.slopes) if self.slopes else dims.heads)
 
     def _all_slopes(self, dims: Dims) -> list[float]:
-        return list(self.slopes or alibi_slopes(self._count(dims)))
+        return list(self.slopes) if self.slopes else alibi_slopes(self._count(dims))
 
     def build(self, dims: Dims) -> PositionScheme:
         slopes = self._all_slopes(dims)

@@ -6,7 +6,7 @@ number format. Whatever passes here can be walked, printed and converted to floa
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MappingView
 from itertools import islice
 from typing import Any
 
@@ -122,11 +122,16 @@ class _Walk:
     def _entries(self, value: Any, path: Path) -> list[tuple[Any, Any]]:
         if not isinstance(value, Mapping):
             return list(enumerate(islice(value, MAX_VALUES + 1)))
-        entries = list(value.items())
-        for key, _ in entries:
-            if isinstance(key, str) and (len(key) > MAX_KEY or printable(key) != key):
-                self._problem(path, f" has the key {shown(key)}; keys are text of at most {MAX_KEY} characters.")
-        return [entry for entry in entries if isinstance(entry[0], str) and len(entry[0]) <= MAX_KEY]
+        entries = []
+        for key, inner in value.items():
+            step = key if isinstance(key, str) else shown(key)  # keys that are no strings are refused by the schema
+            if isinstance(key, Mapping | tuple | frozenset):
+                self._problem(path, f" has the key {shown(key)}; keys must be strings.")
+            if len(step) > MAX_KEY or not is_unicode(step):
+                self._problem(path, f" has the key {shown(step)}; keys are text of at most {MAX_KEY} characters.")
+                step = "..."
+            entries.append((step, inner))
+        return entries
 
     def _problem(self, path: Path, text: str) -> None:
         self.problems.append(printable(f"{dotted(path) or 'the value'}{text}"))
@@ -144,11 +149,18 @@ def leaf_problem(value: Any) -> str | None:
     if isinstance(value, str):
         if len(value) > MAX_TEXT:
             return f" is a string of {len(value)} characters; at most {MAX_TEXT} are supported."
-        return (
-            None if printable(value) == value else f"={shown(value)} contains a lone surrogate, which is not Unicode."
-        )
-    if isinstance(value, Iterator):
-        return f" is an iterator ({type(value).__name__}). Give a list."
+        return None if is_unicode(value) else f"={shown(value)} contains a lone surrogate, which is not Unicode."
+    if isinstance(value, Iterator | MappingView | range):  # without an end, or longer than it looks
+        return f" is a {type(value).__name__}. Give a list."
     if isinstance(value, set | frozenset | deque | bytes | bytearray) and len(value) > MAX_VALUES:
         return f" is a {type(value).__name__} of {len(value)} entries; at most {MAX_VALUES} are supported."
     return None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded."""
+    try:
+        str.encode(text, "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

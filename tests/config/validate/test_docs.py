@@ -109,7 +109,7 @@ def name_of(example) -> str:
     return ", ".join(f"{name}={GENERATOR.shown(value)}" for name, value in (example.flags or example.target).items())
 
 
-IN_WORDS = GENERATOR.NAMES
+IN_WORDS = [*GENERATOR.NAMES, *GENERATOR.BOUNDS]
 ON_CUDA = [example for example in EXAMPLES if example.flags.get("device") == "cuda"]
 ELSEWHERE = {
     "position='absolute', max_seq_len=None": "layers alone; test_a_table_without_a_length_waits",

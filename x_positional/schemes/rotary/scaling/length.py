@@ -14,6 +14,7 @@ from typing_extensions import Self
 from x_positional.errors import ArgumentError
 from x_positional.schemes.rotary.frequencies import Frequencies, Number, inverse_frequencies, wide_dtype
 from x_positional.schemes.rotary.scaling.base import CPU, RopeScaling, needs_two_pairs, rescaled_theta
+from x_positional.schemes.values import MAX_HEAD_DIM
 
 
 class LengthScaling(RopeScaling):
@@ -114,9 +115,9 @@ class LongRope(LengthScaling):
     without its unscaled first tokens; Phi-3's published code). Cosines and sines are multiplied by `attention_factor`."""
 
     rope_type: Literal["longrope"] = "longrope"
-    short_factor: tuple[float, ...]
+    short_factor: tuple[float, ...] = Field(max_length=MAX_HEAD_DIM)
     """Divisors of the frequencies up to L, one per pair."""
-    long_factor: tuple[float, ...]
+    long_factor: tuple[float, ...] = Field(max_length=MAX_HEAD_DIM)
     """Divisors of the frequencies beyond L, one per pair."""
     factor: float | None = Field(default=None, gt=0)
     """s, the ratio of the extended length to L."""

@@ -1,0 +1,22 @@
+"""Junk in configs, flags, YAML files and overrides: errors of the package alone, within 2 s and 500 MB a case."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.draws import draws
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_junk_is_refused_by_errors_of_the_package() -> None:
+    """In a process of its own, whose memory is that of these cases."""
+    command = [sys.executable, "-m", "tests.fuzz.configs", str(draws(250, 10_000))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["foreign"] == []
+    assert found["slow"] == []
+    assert found["megabytes"] < 500
