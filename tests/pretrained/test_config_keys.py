@@ -77,6 +77,7 @@ def test_refused_keys_are_named(case: Case):
             from_pretrained(folder)
 
 
+SHARES = 24
 NOT_SCANNED = RUNTIME | {"vocab_size", "num_hidden_layers", "rope_parameters", "tie_word_embeddings"}
 """Keys that need other tensors, or that other tests change."""
 UNDECLARED: dict[str, Any] = {
@@ -114,12 +115,12 @@ def variants(case: Case) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
     return found + ([(change, older) for change in rotary] if "rope_parameters" in config else [])
 
 
-@pytest.mark.parametrize("part", range(draws(1, 12)))
+@pytest.mark.parametrize("part", range(draws(1, SHARES)))
 @each_family
 def test_another_value_is_followed_or_refused(case: Case, part: int):
-    """One twelfth of the keys of each family, and all with all draws; the part differs by family."""
-    start = (ONE_EACH.index(case) + part) % 12
-    for changes, removed in variants(case)[start::12]:
+    """A share of the keys of each family, which differs by family; all with all draws."""
+    start = (ONE_EACH.index(case) + part) % SHARES
+    for changes, removed in variants(case)[start::SHARES]:
         with changed(case, changes, removed) as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:

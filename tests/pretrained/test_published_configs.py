@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.support.draws import draws
 from tests.support.published.compare import Published, both, ids, left_padded, perturb, quietly, their_logits
 from tests.support.published.config_keys import CASES, ONE_EACH, changed, load_theirs
 from tests.support.published.decoders_llama import LLAMA
@@ -170,12 +171,22 @@ def test_published_configs_are_followed(name: str, tmp_path: Path):
     assert isinstance(model, TokenEncoder) == (body or name.startswith("nomic"))
 
 
-BIDIRECTIONAL = [
-    case
-    for case in CASES
-    if case.kind == "decoder"
-    and case.published.name in ("llama", "gpt2", "mistral", "qwen2", "gemma2", "gpt_oss", "opt")
-]
+FEW = ("llama", "mistral", "gemma2")
+MORE = (
+    *FEW,
+    "gpt2",
+    "qwen2",
+    "qwen3",
+    "gpt_oss",
+    "opt",
+    "phi",
+    "cohere2",
+    "mixtral",
+    "gpt_neox",
+    "granite",
+    "deepseek_v3",
+)
+BIDIRECTIONAL = [case for case in CASES if case.kind == "decoder" and case.published.name in draws(FEW, MORE)]
 
 
 @pytest.mark.parametrize("case", BIDIRECTIONAL, ids=lambda case: case.published.name)

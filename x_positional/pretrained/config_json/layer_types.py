@@ -96,7 +96,7 @@ class LayerTypesCodec:
         lengths = {FULL: None, SLIDING: self._length(hf, self.window), CHUNKED: self._length(hf, self.chunk)}
         if SLIDING in (hf.get("layer_types") or ()) and self._off(hf):
             raise ConfigError(
-                f"{self.switch}={hf.get(self.switch)!r} contradicts layer_types, which lists {SLIDING}: the result depends on "
+                f"{self.switch}=False contradicts layer_types, which lists {SLIDING}: the result depends on "
                 f"the attention implementation of transformers. Set {self.switch} to true or layer_types to {FULL}."
             )
         if unknown := sorted(set(types) - set(lengths)):
