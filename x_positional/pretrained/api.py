@@ -144,7 +144,7 @@ def _build(family: Family, hf: Mapping[str, Any], names: TensorNames, backend: s
 def family_of(hf: Mapping[str, Any], source: str) -> Family:
     """The family of a `config.json`. Raises PretrainedError with the closest one."""
     name = hf.get("model_type")
-    if name in FAMILIES:
+    if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
     raise PretrainedError(
         f"{source} cannot be read:",

@@ -75,13 +75,13 @@ def list_folder(path: Path) -> Folder:
         return Folder(path, files)
     staged = path / COMMITTED
     kept = {name: file for name, file in files.items() if not MODEL_FILE.fullmatch(name)}
-    saved = {name: staged / name if (staged / name).exists() else path / name for name in pending.files}
+    saved = {name: staged / name if exists(staged / name) else path / name for name in pending.files}
     return Folder(path, {**kept, **saved})
 
 
 def contains_model(path: Path) -> bool:
     """Whether a folder contains a model, in place or committed."""
-    return (path / CONFIG).exists() or (path / COMMITTED / RECORD).exists()
+    return exists(path / CONFIG) or exists(path / COMMITTED / RECORD)
 
 
 def read_pending(folder: Path) -> Pending | None:
@@ -91,7 +91,7 @@ def read_pending(folder: Path) -> Pending | None:
         PretrainedError: The record is damaged, or another program has written a config.json since.
     """
     staged = folder / COMMITTED
-    if not (staged / RECORD).exists():
+    if not exists(staged / RECORD):
         return None
     record = read_json(regular_file(staged / RECORD, folder))
     files, replaced = record.get("files"), record.get("replaced")
@@ -99,7 +99,7 @@ def read_pending(folder: Path) -> Pending | None:
         raise PretrainedError(
             f"{staged} cannot be read:", [f"{RECORD} is not the record of a save. Delete the folder."]
         )
-    present = [name for name in files if (staged / name).exists()]
+    present = [name for name in files if exists(staged / name)]
     if not present:
         return None
     wrong = [n for n in present if regular_file(staged / n, folder).stat().st_size != files[n]]
@@ -124,6 +124,11 @@ def digest(path: Path) -> str | None:
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
+def exists(path: Path) -> bool:
+    """Whether there is a file or a folder at a path; False for what cannot be a path."""
+    return _stat(path) is not None
+
+
 def _is_name(name: str) -> bool:
     return Path(name).name == name and not name.startswith(".")
 
@@ -131,7 +136,7 @@ def _is_name(name: str) -> bool:
 def _stat(path: Path) -> Any:
     try:
         return path.stat()
-    except OSError:
+    except (OSError, ValueError):  # missing, unreadable, or no name that a file can have
         return None
 
 

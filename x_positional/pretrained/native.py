@@ -50,7 +50,7 @@ def load_native(
 ) -> nn.Module:
     """The model of a config.json in this format. Raises PretrainedError with every tensor that does not fit."""
     name = hf.get("class")
-    if name not in CLASSES:
+    if not isinstance(name, str) or name not in CLASSES:
         raise PretrainedError(
             f"{tensors.source} cannot be read:", [f"unsupported class={name!r}; supported: {', '.join(CLASSES)}."]
         )
