@@ -226,6 +226,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
         patch.setattr(place, name, fault)
         with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
             train(base, resume=True)
+    assert not list(Path(base.run.dir).rglob(".tmp-*")), "what was half written takes no space"
     folders = checkpoint_folders(Path(base.run.dir) / "checkpoints")
     assert all(damage_of(folder) is None for folder in folders)
     if folders[-1].name != "step-00000008":

@@ -123,17 +123,21 @@ def save_checkpoint(
     temporary = root / f".tmp-{final.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(dict(model), temporary / MODEL, metadata={"format": "pt", "x_positional": "1"})
-    save_file(dict(optimizer), temporary / OPTIMIZER, metadata={"format": "pt"})
-    (temporary / CONFIG).write_text(config_text, encoding="utf-8")
-    if tokenizer_file is not None:
-        shutil.copyfile(tokenizer_file, temporary / TOKENIZER)
-    digests = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
-    write_record(temporary, {"step": step, "files": digests, **trainer})
-    for file in temporary.iterdir():
-        _flush_file(file)
-    _flush_folder(temporary)
-    temporary.rename(final)
+    try:
+        save_file(dict(model), temporary / MODEL, metadata={"format": "pt", "x_positional": "1"})
+        save_file(dict(optimizer), temporary / OPTIMIZER, metadata={"format": "pt"})
+        (temporary / CONFIG).write_text(config_text, encoding="utf-8")
+        if tokenizer_file is not None:
+            shutil.copyfile(tokenizer_file, temporary / TOKENIZER)
+        digests = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
+        write_record(temporary, {"step": step, "files": digests, **trainer})
+        for file in temporary.iterdir():
+            _flush_file(file)
+        _flush_folder(temporary)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs its space
+        raise
     _flush_folder(root)
     return final
 
