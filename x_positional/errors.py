@@ -102,6 +102,14 @@ class NonFiniteLoss(UserError):
     """The loss or the gradient became NaN or infinite; the message names the step and the last good checkpoint."""
 
 
+class DamagedCheckpoint(UserError):
+    """A file of a training checkpoint is missing or not what was written; the message names the newest good checkpoint."""
+
+
+class MainProcessFailed(UserError):
+    """In a run of several processes: the main one stopped with an error, and reports the reason."""
+
+
 class MissingExtra(UserError):
     """A package of an optional extra is not installed; the message says what to install."""
 

@@ -16,7 +16,7 @@ import filelock  # noqa: F401
 
 from tests.support.training_runs import config
 from x_positional.training import TrainConfig, train
-from x_positional.training.checkpoints.checkpoint import checkpoint_folders
+from x_positional.training.checkpoints.integrity import checkpoint_folders
 from x_positional.training.loop import train as train_module
 
 

@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 
 from tests.support.draws import draws
 from tests.support.training_runs import config
-from x_positional.errors import UserError
+from x_positional.errors import DamagedCheckpoint, UserError
 from x_positional.training import TrainConfig, open_checkpoint, train
 from x_positional.training.checkpoints import checkpoint, run_folder
-from x_positional.training.checkpoints.checkpoint import DamagedCheckpoint, checkpoint_folders, damage_of
-from x_positional.training.checkpoints.record import read_record
+from x_positional.training.checkpoints.checkpoint import checkpoint_folders
+from x_positional.training.checkpoints.integrity import damage_of, read_record
 from x_positional.training.loop.engine import Engine
 from x_positional.training.loop.interrupt import Interrupt
 from x_positional.training.loop.log import LOG, RunLog, read_curve
@@ -226,6 +226,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
         patch.setattr(place, name, fault)
         with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
             train(base, resume=True)
+    assert not list(Path(base.run.dir).rglob(".tmp-*")), "what was half written takes no space"
     folders = checkpoint_folders(Path(base.run.dir) / "checkpoints")
     assert all(damage_of(folder) is None for folder in folders)
     if folders[-1].name != "step-00000008":

@@ -12,9 +12,9 @@ import torch
 
 from tests.support.launched import records
 from tests.support.training_runs import config, text_file
-from x_positional.errors import UserError
+from x_positional.errors import MainProcessFailed, UserError
 from x_positional.training.loop import processes
-from x_positional.training.loop.processes import MainProcessFailed, Processes, refuse_launcher_options
+from x_positional.training.loop.processes import Processes, refuse_launcher_options
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
-from x_positional.errors import UserError
+from x_positional.errors import DamagedCheckpoint, UserError
 from x_positional.pretrained.api import load_source
 from x_positional.pretrained.folder import CONFIG, contains_model
 from x_positional.pretrained.source import Source, open_source
 from x_positional.pretrained.tensors.files import Tensors
-from x_positional.training.checkpoints.checkpoint import Checkpoint, DamagedCheckpoint, open_checkpoint
+from x_positional.training.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from x_positional.training.config import RunConfig
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

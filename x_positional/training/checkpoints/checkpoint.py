@@ -5,7 +5,6 @@ A checkpoint is a folder `step-00000200` with the model (`model.safetensors`, `c
 """
 
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,25 +15,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from x_positional.errors import UserError
-from x_positional.training.checkpoints.record import (
+from x_positional.errors import DamagedCheckpoint, UserError
+from x_positional.training.checkpoints.integrity import (
+    CONFIG,
+    MODEL,
+    NAME,
+    OPTIMIZER,
+    TOKENIZER,
     TRAINER,
     VERSION,
     Damage,
     NotOurs,
     TooNew,
+    checkpoint_folders,
     entry,
+    fallback,
+    file_damage,
     file_digest,
     read_record,
     write_record,
 )
-
-MODEL, OPTIMIZER, CONFIG, TOKENIZER = ("model.safetensors", "optimizer.safetensors", "config.yaml", "tokenizer.json")
-_NAME = re.compile(r"step-(\d{8,18})")
-
-
-class DamagedCheckpoint(UserError):
-    """A file of a checkpoint is missing or not what was written; the message names the newest good checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Checkpoint:
 
     def verified(self, name: str) -> Path:
         """A file of the checkpoint, after its digest was found to be that of `trainer.json`."""
-        damage = _file_damage(self.path, self.trainer, name)
+        damage = file_damage(self.path, self.trainer, name)
         if damage is not None:
             raise self.damaged(damage)
         return self.path / name
@@ -123,17 +123,21 @@ def save_checkpoint(
     temporary = root / f".tmp-{final.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(dict(model), temporary / MODEL, metadata={"format": "pt", "x_positional": "1"})
-    save_file(dict(optimizer), temporary / OPTIMIZER, metadata={"format": "pt"})
-    (temporary / CONFIG).write_text(config_text, encoding="utf-8")
-    if tokenizer_file is not None:
-        shutil.copyfile(tokenizer_file, temporary / TOKENIZER)
-    digests = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
-    write_record(temporary, {"step": step, "files": digests, **trainer})
-    for file in temporary.iterdir():
-        _flush_file(file)
-    _flush_folder(temporary)
-    temporary.rename(final)
+    try:
+        save_file(dict(model), temporary / MODEL, metadata={"format": "pt", "x_positional": "1"})
+        save_file(dict(optimizer), temporary / OPTIMIZER, metadata={"format": "pt"})
+        (temporary / CONFIG).write_text(config_text, encoding="utf-8")
+        if tokenizer_file is not None:
+            shutil.copyfile(tokenizer_file, temporary / TOKENIZER)
+        digests = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
+        write_record(temporary, {"step": step, "files": digests, **trainer})
+        for file in temporary.iterdir():
+            _flush_file(file)
+        _flush_folder(temporary)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs its space
+        raise
     _flush_folder(root)
     return final
 
@@ -147,7 +151,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; pass a run folder or one of its checkpoints")
-    if not (path / TRAINER).exists() and _NAME.fullmatch(path.name) is None:
+    if not (path / TRAINER).exists() and NAME.fullmatch(path.name) is None:
         folders = checkpoint_folders(path / "checkpoints")
         if not folders:
             found = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
@@ -167,51 +171,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
     except Damage as damage:
         raise DamagedCheckpoint(f"{path} is damaged: {damage}. {fallback(path)}") from damage
     return Checkpoint(path, record["step"], record)
-
-
-def damage_of(path: Path) -> str | None:
-    """What is wrong with a checkpoint, all of its files read; None if nothing is."""
-    try:
-        record = read_record(path)
-    except TooNew as newer:
-        return f"format version {newer}"
-    except Damage as damage:
-        return str(damage)
-    names = dict.fromkeys([MODEL, OPTIMIZER, CONFIG, *record["files"]])
-    return next(filter(None, (_file_damage(path, record, name) for name in names)), None)
-
-
-def newest_good(root: Path, but: Path | None = None) -> Path | None:
-    """The newest checkpoint under `root`, except `but`, that has no damage; reads every file of it."""
-    folders = reversed(checkpoint_folders(root))
-    return next((folder for folder in folders if folder != but and damage_of(folder) is None), None)
-
-
-def fallback(path: Path) -> str:
-    """The way out of a damaged checkpoint: the newest good one of its run."""
-    good = newest_good(path.parent, but=path) if _NAME.fullmatch(path.name) else None
-    if good is None:
-        return "This run has no good checkpoint."
-    return f"The newest good checkpoint is {good}; --resume --skip-damaged continues from there."
-
-
-def _file_damage(path: Path, record: Mapping[str, Any], name: str) -> str | None:
-    file = path / name
-    if not file.is_file():
-        return f"{name} is missing"
-    try:
-        matches = file_digest(file) == record["files"].get(name)
-    except OSError as error:
-        return f"cannot read {file}: {error.strerror}"
-    return None if matches else f"the digest of {name} does not match"
-
-
-def checkpoint_folders(root: Path) -> list[Path]:
-    """Complete checkpoints under `root`, oldest first. Leftovers of a crash have other names and are ignored."""
-    if not root.is_dir():
-        return []
-    steps = {folder: _NAME.fullmatch(folder.name) for folder in root.iterdir() if folder.is_dir()}
-    return sorted((folder for folder, name in steps.items() if name), key=lambda folder: int(folder.name[5:]))
 
 
 def prune(root: Path, keep: int, best: int | None) -> None:

@@ -18,12 +18,11 @@ from x_positional.training.checkpoints.checkpoint import (
     CONFIG,
     TOKENIZER,
     Checkpoint,
-    checkpoint_folders,
-    newest_good,
     open_checkpoint,
     prune,
     save_checkpoint,
 )
+from x_positional.training.checkpoints.integrity import checkpoint_folders, newest_good
 from x_positional.training.checkpoints.state import load_model, load_optimizer, model_tensors, optimizer_tensors
 from x_positional.training.config import TrainConfig
 from x_positional.training.data.corpus import Corpus

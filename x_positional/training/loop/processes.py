@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from x_positional.errors import UserError, import_extra
+from x_positional.errors import MainProcessFailed, UserError, import_extra
 from x_positional.training.config import RunConfig
 
 Result = TypeVar("Result")
@@ -17,10 +17,6 @@ WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD
 TORCHRUN = "torchrun --nproc_per_node N -m x_positional.cli.main train ..."
 
 
-class MainProcessFailed(UserError):
-    """The main process stopped with an error; it reports the reason."""
-
-
 class Processes:
     """This process among those that train one model.
 
@@ -28,12 +24,10 @@ class Processes:
         run: Device, precision and accumulation of the run.
 
     Raises:
-        UserError: The device is unavailable, the launcher set an option that the run does not follow, or the processes
-            that were launched would not train together.
+        UserError: The device is unavailable, or the processes that were launched would not train together.
     """
 
     def __init__(self, run: RunConfig) -> None:
-        refuse_launcher_options(os.environ)
         self.accelerator = make_accelerator(run)
         self.count: int = self.accelerator.num_processes
         self.index: int = self.accelerator.process_index

@@ -1,5 +1,6 @@
 """A training run from config to result: check the model, read the data, train, save."""
 
+import os
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from x_positional.training.loop.interrupt import Interrupt
 from x_positional.training.loop.log import RunLog
 from x_positional.training.loop.loss_plot import plot_losses
 from x_positional.training.loop.meter import Meter
+from x_positional.training.loop.processes import refuse_launcher_options
 from x_positional.training.loop.training_loop import TrainingLoop
 
 
@@ -83,6 +85,7 @@ def train(
     began = time.monotonic()
     if skip_damaged and not resume:
         raise UserError("--skip-damaged has no effect without --resume; add --resume or omit it")
+    refuse_launcher_options(os.environ)
     report = check_trainable(config)
     if not resume:
         refuse_to_overwrite(config)

@@ -1,7 +1,8 @@
-"""`trainer.json`: the step, the digests of the other files of a checkpoint, and its own."""
+"""Whether a checkpoint is what was written: `trainer.json` holds the digests of the other files, and its own."""
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,15 @@ from typing import Any
 FORMAT = "x_positional checkpoint"
 VERSION = 2
 """Version 1 had no digest of `trainer.json` itself."""
-TRAINER = "trainer.json"
+MODEL, OPTIMIZER, CONFIG, TRAINER, TOKENIZER = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "config.yaml",
+    "trainer.json",
+    "tokenizer.json",
+)
+NAME = re.compile(r"step-(\d{8,18})")
+"""Of the folder of a checkpoint."""
 
 ENTRIES: dict[str, tuple[type, ...]] = {
     "step": (int,),
@@ -87,6 +96,52 @@ def file_digest(file: Path) -> str:
         while block := stream.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a checkpoint, all of its files read; None if nothing is."""
+    try:
+        record = read_record(path)
+    except TooNew as newer:
+        return f"format version {newer}"
+    except Damage as damage:
+        return str(damage)
+    names = dict.fromkeys([MODEL, OPTIMIZER, CONFIG, *record["files"]])
+    return next(filter(None, (file_damage(path, record, name) for name in names)), None)
+
+
+def newest_good(root: Path, but: Path | None = None) -> Path | None:
+    """The newest checkpoint under `root`, except `but`, that has no damage; reads every file of it."""
+    folders = reversed(checkpoint_folders(root))
+    return next((folder for folder in folders if folder != but and damage_of(folder) is None), None)
+
+
+def fallback(path: Path) -> str:
+    """The way out of a damaged checkpoint: the newest good one of its run."""
+    good = newest_good(path.parent, but=path) if NAME.fullmatch(path.name) else None
+    if good is None:
+        return "This run has no good checkpoint."
+    return f"The newest good checkpoint is {good}; --resume --skip-damaged continues from there."
+
+
+def file_damage(path: Path, record: Mapping[str, Any], name: str) -> str | None:
+    """What is wrong with one file of a checkpoint; None if its digest is that of the record."""
+    file = path / name
+    if not file.is_file():
+        return f"{name} is missing"
+    try:
+        matches = file_digest(file) == record["files"].get(name)
+    except OSError as error:
+        return f"cannot read {file}: {error.strerror}"
+    return None if matches else f"the digest of {name} does not match"
+
+
+def checkpoint_folders(root: Path) -> list[Path]:
+    """Complete checkpoints under `root`, oldest first. Leftovers of a crash have other names and are ignored."""
+    if not root.is_dir():
+        return []
+    steps = {folder: NAME.fullmatch(folder.name) for folder in root.iterdir() if folder.is_dir()}
+    return sorted((folder for folder, name in steps.items() if name), key=lambda folder: int(folder.name[5:]))
 
 
 def _own_digest(record: Mapping[str, Any]) -> str:
