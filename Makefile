@@ -22,7 +22,7 @@ export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo quick quick-static quick-tests test test-all lint types format house docs bench clean
+.PHONY: help demo quick quick-static quick-tests test test-all fuzz lint types format house docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,10 @@ test: $(VENV)/.dev ## the whole test suite, a sample of its random draws: about 
 test-all: $(VENV)/.dev ## the whole test suite with every random draw
 	@echo "Running the tests with every draw (about ten minutes on two cores) ..."
 	@X_POSITIONAL_ALL_DRAWS=1 $(TEST) $(PYTESTFLAGS)
+
+fuzz: $(VENV)/.dev ## thousands of junk configs, inputs and model files: every answer right, or refused by a clear error
+	@echo "Feeding junk to everything that reads input (tens of minutes on two cores) ..."
+	@X_POSITIONAL_ALL_DRAWS=1 $(TEST) tests/fuzz $(PYTESTFLAGS)
 
 lint: $(VENV)/.dev ## ruff, formatting and spelling of everything
 	@$(PY) -m ruff check .
