@@ -185,6 +185,11 @@ def test_text_past_the_trained_length_is_noted_once(
     assert note is None or note in err
 
 
+def test_a_run_in_float64_generates_in_float64(call: Call, file: Path):
+    assert call("train", file, "--run.steps", 3, "--precision", "fp64")[0] == 0
+    assert call("generate", "run", "--prompt", "x", "--length", 3)[0] == 0
+
+
 def test_a_prompt_that_is_not_utf_8_is_refused(call: Call, run_dir: Path, monkeypatch: pytest.MonkeyPatch):
     import io
 
