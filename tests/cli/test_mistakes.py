@@ -158,7 +158,7 @@ def test_a_missing_path_is_not_looked_up_on_the_hub(
     arguments = [command[0], path, *command[1:]]
     code, _, err = call(*arguments)
     assert code == 2
-    assert re.search(r"error: \S+ (does not exist|is not a folder); pass", err)
+    assert re.search(r"error: \S+(: no such file or folder| is not a folder); pass", err)
     assert len(err.splitlines()) == 1
 
 
@@ -183,6 +183,11 @@ def test_text_past_the_trained_length_is_noted_once(
     assert code == 0
     assert err.count("trained length") == (note is not None)
     assert note is None or note in err
+
+
+def test_a_run_in_float64_generates_in_float64(call: Call, file: Path):
+    assert call("train", file, "--run.steps", 3, "--precision", "fp64")[0] == 0
+    assert call("generate", "run", "--prompt", "x", "--length", 3)[0] == 0
 
 
 def test_a_prompt_that_is_not_utf_8_is_refused(call: Call, run_dir: Path, monkeypatch: pytest.MonkeyPatch):

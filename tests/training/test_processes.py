@@ -66,6 +66,12 @@ def test_ragged_targets_weigh_by_their_number(alone: dict[str, dict[str, Any]]):
     assert alone["Ragged fp64"]["losses"][0] != pytest.approx(alone["Windows fp64"]["losses"][0], abs=1e-3)
 
 
+@pytest.mark.parametrize("windows", ["Windows", "Ragged"])
+def test_float32_is_float64_up_to_rounding(alone: dict[str, dict[str, Any]], windows: str):
+    narrow, wide = (alone[f"{windows} {precision}"]["losses"][0] for precision in ("fp32", "fp64"))
+    assert 0 < abs(narrow - wide) < 1e-6 * wide
+
+
 @pytest.mark.slow
 @needs_distributed
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs accelerate starts all processes")

@@ -269,6 +269,19 @@ def test_bfloat16_autocast_keeps_float32_weights(tmp_path: Path):
     assert 0 < difference < 0.05
 
 
+def test_float64_is_float64_throughout_and_resumes(tmp_path: Path):
+    base = config(tmp_path, precision="fp64")
+    console = Console(width=400, record=True, file=io.StringIO())
+    train(changed(base, run={"dir": str(tmp_path / "whole")}), console=console)
+    assert "| float64 on cpu |" in console.export_text()
+    train(changed(base, run={"stop_after": 5}))
+    assert train(base, resume=True).finished
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    saved = open_checkpoint(tmp_path / "run")
+    assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float64}
+    assert same(saved.optimizer_tensors(), open_checkpoint(tmp_path / "whole").optimizer_tensors())
+
+
 def test_bare_token_ids_are_trained_on(tmp_path: Path):
     np.save(tmp_path / "ids.npy", np.arange(3000) % 90)
     result = train(changed(config(tmp_path), data={"path": str(tmp_path / "ids.npy")}))

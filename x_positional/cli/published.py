@@ -49,7 +49,9 @@ def checkpoint_of(path: Path) -> Checkpoint:
 def opened(path: Path, console: Console) -> Source:
     """Open a published model and read its config. Raises PretrainedError, and UserError for a path that does not exist."""
     if not path.exists() and not _is_hub_name(path):
-        raise UserError(f"{path} does not exist; pass a folder with {CONFIG}, a GGUF file, or a model name on the Hub")
+        raise UserError(
+            f"{path}: no such file or folder; pass a folder with {CONFIG}, a GGUF file, or a model name on the Hub"
+        )
     with console.status(f"reading {path.name}"):
         source = open_source(path if path.exists() else str(path))
         _ = source.config

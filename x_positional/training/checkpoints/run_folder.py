@@ -84,6 +84,10 @@ class RunFolder:
             raise UserError(
                 f"another process is training in {self.path}; wait until it ends, or choose another folder with --run-dir"
             ) from error
+        except NotImplementedError as error:
+            raise UserError(
+                f"{self.path} is on a file system without locks; choose another one with --run-dir"
+            ) from error
         try:
             yield
         finally:
