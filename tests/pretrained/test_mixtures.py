@@ -171,7 +171,7 @@ def test_older_files(what: str, tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "four bits": ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4"}}, "quantised experts are unsupported"),
+    "four bits": ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4"}}, "quantised weights are unsupported"),
     "another score": ("deepseek_v3", {"scoring_func": "softmax"}, "other routing scores"),
     "another choice": ("deepseek_v3", {"topk_method": "greedy"}, "other ways to choose experts"),
     "more experts than there are": ("mixtral", {"num_experts_per_tok": 9}, "exceeds moe.experts"),
