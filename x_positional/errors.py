@@ -58,7 +58,7 @@ class PositionError(XPositionalError, ValueError):
 
 
 class CacheError(XPositionalError, ValueError):
-    """A cache that is full, or that was made for another model or batch."""
+    """A cache that is full or stale, or that was made for another model, batch or device."""
 
 
 class BackendError(XPositionalError, ValueError):

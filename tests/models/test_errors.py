@@ -52,7 +52,7 @@ def rope() -> TransformerWrapper:
     ],
 )
 def test_tokens_that_are_no_tokens(rope: TransformerWrapper, tokens: torch.Tensor, message: str) -> None:
-    cache = rope.new_cache(len(tokens) if tokens.ndim else 1)
+    cache = rope.new_cache(max(1, len(tokens)) if tokens.ndim else 1)
     for given in (None, cache):
         with pytest.raises(InputError, match=message):
             rope(tokens, cache=given)

@@ -339,6 +339,8 @@ def check_positions_fit(tokens: TokenLayout, schemes: list[PositionScheme]) -> N
         )
     axes = positions.shape[-1] if positions.ndim == 3 else 1
     for scheme in schemes:
+        if scheme.limit is None and not tokens.custom_positions:
+            continue  # whole numbers on one axis, which every scheme takes
         name = type(scheme).__name__
         caps = scheme.capabilities()
         if positions.is_floating_point() and caps.uses_positions and not caps.continuous:

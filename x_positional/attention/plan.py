@@ -37,6 +37,8 @@ class LayerPlan:
     view: KeyView | None = None
     cache: CachePass | None = None
     kept_tokens: KeptTokens | None = None
+    whole_rows: bool = False
+    """The scheme transforms whole rows of scores."""
 
 
 @dataclass(frozen=True, kw_only=True)

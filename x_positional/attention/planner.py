@@ -18,7 +18,7 @@ from x_positional.attention.plan import LayerKind, LayerPlan, PassPlan
 from x_positional.attention.streaming import KeptTokens, as_kept_tokens_see, bias_of_kept
 from x_positional.attention.tokens import TokenLayout
 from x_positional.errors import InputError
-from x_positional.schemes.base import AttentionContext, AttentionWindow, Dims, IndexFn, PositionScheme
+from x_positional.schemes.base import AttentionContext, AttentionWindow, Capabilities, Dims, IndexFn, PositionScheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +72,14 @@ def plan_pass(
     run = Pass(dims=dims, layout=layout, batch=batch, dtype=dtype, cache=filling)
     contexts = {window: attention_context(run, window, views.get(window)) for window in moved}
     distinct = {id(kind.scheme): kind.scheme for kind in kinds}
-    tables = {key: _tables(scheme, layout, run.final_lengths) for key, scheme in distinct.items()}
+    caps = {key: scheme.capabilities() for key, scheme in distinct.items()}
+    tables = {key: _tables(scheme, caps[key], layout, run.final_lengths) for key, scheme in distinct.items()}
     shared: dict[tuple[int, AttentionWindow], tuple[Prepared, KeptTokens | None]] = {}
     layers = []
     for layer, (kind, window) in enumerate(zip(kinds, windows, strict=True)):
         key = (id(kind.scheme), window)
         if key not in shared:
-            shared[key] = _share(run, kind, contexts[window], moved[window])
+            shared[key] = _share(run, kind, caps[key[0]], contexts[window], moved[window])
         prepared, kept_tokens = shared[key]
         layers.append(
             LayerPlan(
@@ -89,6 +90,7 @@ def plan_pass(
                 view=views.get(window),
                 cache=filling,
                 kept_tokens=kept_tokens,
+                whole_rows=caps[key[0]].kernel == "rows",
             )
         )
     if seen is None or cross is None:
@@ -159,21 +161,21 @@ def _moved(layout: TokenLayout, window: AttentionWindow) -> TokenLayout | None:
 
 
 def _share(
-    run: Pass, kind: LayerKind, ctx: AttentionContext, moved: TokenLayout | None
+    run: Pass, kind: LayerKind, caps: Capabilities, ctx: AttentionContext, moved: TokenLayout | None
 ) -> tuple[Prepared, KeptTokens | None]:
     """What the layers of one scheme and window share."""
     backend, scheme = kind.choice.backend, kind.scheme
     if moved is None:
         return backend.prepare(ctx, scheme.bias(ctx), run.dtype), None
     prepared = backend.prepare(ctx, bias_of_kept(scheme, ctx, moved), run.dtype)
-    return prepared, KeptTokens.of(ctx, _tables(scheme, moved, run.final_lengths))
+    return prepared, KeptTokens.of(ctx, _tables(scheme, caps, moved, run.final_lengths))
 
 
-def _tables(scheme: PositionScheme, layout: TokenLayout, final_lengths: Tensor | None) -> Any:
+def _tables(scheme: PositionScheme, caps: Capabilities, layout: TokenLayout, final_lengths: Tensor | None) -> Any:
     """The scheme's tables for the new tokens, with the length of their texts where it depends on that."""
     if final_lengths is not None and scheme.takes_final_length:
         return scheme.length_tables(layout.positions, final_lengths[:, None])
-    if scheme.capabilities().prefix_consistent:
+    if caps.prefix_consistent:
         return scheme.tables(layout.positions)
     lengths = masks.text_lengths(layout.index, layout.positions, layout.documents)
     return scheme.length_tables(layout.positions, lengths)

@@ -54,12 +54,12 @@ def _with_twins(value: Any, known: dict[int, nn.Module]) -> Any:
         return _twin(value, known)
     if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
         return MethodType(value.__func__, _twin(value.__self__, known))
-    if type(value) in (list, tuple):
-        changed = [_with_twins(part, known) for part in value]
-        return type(value)(changed) if any(a is not b for a, b in zip(changed, value, strict=True)) else value
+    if type(value) is list or type(value) is tuple:
+        parts = [_with_twins(part, known) for part in value]
+        return type(value)(parts) if any(a is not b for a, b in zip(parts, value, strict=True)) else value
     if type(value) is dict:
-        changed = {key: _with_twins(part, known) for key, part in value.items()}
-        return changed if any(changed[key] is not part for key, part in value.items()) else value
+        entries = {key: _with_twins(part, known) for key, part in value.items()}
+        return entries if any(entries[key] is not part for key, part in value.items()) else value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
         changed = {name: _with_twins(part, known) for name, part in fields.items()}

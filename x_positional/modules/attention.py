@@ -98,9 +98,9 @@ class Heads(nn.Module):
         state: Tensor | None,
         prepared: Prepared,
         view: LayerView | None = None,
+        rows: bool = False,
     ) -> ScoreOps:
-        """What is done to this layer's scores. scheme: None where positions do not apply."""
-        rows = scheme is not None and scheme.capabilities().kernel == "rows"
+        """What is done to this layer's scores. scheme: None where positions do not apply. rows: it transforms whole rows."""
         bias = None if scheme is None else scheme.content_bias(content, prepared.ctx, state)
         if view is not None and scheme is not None:
             bias = add([bias, scheme.layer_bias(view, prepared.ctx)])
@@ -150,7 +150,7 @@ class Attention(Heads):
         if plan.cache is not None and plan.view is not None:
             k, v, state = plan.cache.write(plan.layer, plan.view, k, v, state)
         view = LayerView(q=content, k=k, scale=self.scale, to_q=self._queries_of, to_k=self._keys_of)
-        ops = self.ops(scheme, content, state, plan.prepared, view)
+        ops = self.ops(scheme, content, state, plan.prepared, view, plan.whole_rows)
         if plan.kept_tokens is not None:
             moved = self.rotate_and_norm(content, self.q_norm, scheme.rotate_q, plan.kept_tokens.tables)
             ops = replace(ops, content=add([ops.content, plan.kept_tokens.correction(moved, q, k, self.scale)]))
