@@ -75,7 +75,7 @@ class Sdpa(Backend):
             content = as_mask(ops.content.dense(ctx, block.rows, block.keys), q.dtype)
             mask = content if mask is None else mask + content
         if mask is not None and mask.dtype != torch.bool:
-            return self._biased(q, k, v, as_mask(mask, q.dtype), ops)
+            return self._biased(q, k, v, mask, ops)
         return fused(q, k, v, mask, ops, is_causal=mask is None and ctx.visible is not None)
 
     def _biased(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, ops: ScoreOps) -> Tensor:
@@ -85,6 +85,7 @@ class Sdpa(Backend):
         if autocasts:  # it would round the mask too
             dtype = torch.get_autocast_dtype(device)
             q, k, v = (t if t.dtype == torch.float64 else t.to(dtype) for t in (q, k, v))
+        mask = as_mask(mask, q.dtype)
         with torch.autocast(device, enabled=False) if autocasts else nullcontext():
             if mask.dtype == q.dtype or device in self.mixed:
                 return fused(q, k, v, mask, ops)
