@@ -39,10 +39,15 @@ def as_tensor(value: Any, name: str) -> Tensor:
         ) from None
 
 
+def is_traced() -> bool:
+    """Whether torch.jit.trace records this call."""
+    return torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
 def read_value(flag: Tensor) -> bool | None:
     """The value of a flag [], which forces a device sync; None where it has none yet: under torch.compile, in a batch of
     torch.func.vmap, on the meta device."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or flag.is_meta:
+    if torch.compiler.is_compiling() or is_traced() or flag.is_meta:
         return None
     try:
         return bool(flag)
@@ -52,7 +57,7 @@ def read_value(flag: Tensor) -> bool | None:
 
 def read_bounds(values: Tensor) -> tuple[int, int] | None:
     """The smallest and the largest value as integers, which forces a device sync; None as in `read_value`."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or values.is_meta:
+    if torch.compiler.is_compiling() or is_traced() or values.is_meta:
         return None
     try:
         low, high = values.long().aminmax()
@@ -163,11 +168,11 @@ def _rows_of_lengths(seq_lens: Any, batch: int) -> list[list[Any]]:
     """The lengths of each row, whatever they are."""
     given = seq_lens.tolist() if isinstance(seq_lens, Tensor) else seq_lens
     if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping):
-        given = [list(row) if isinstance(row, Iterable) and not isinstance(row, str) else row for row in given]
-        nested = [isinstance(row, list) for row in given]
-        if given and all(nested):
-            return given
-        if not any(nested):
+        given = list(given)
+        rows = [list(row) for row in given if isinstance(row, Iterable) and not isinstance(row, str)]
+        if given and len(rows) == len(given):
+            return rows
+        if not rows:
             return [given] * batch
     raise InputError(f"seq_lens must be one list of lengths for all rows, or one list a row; got {seq_lens!r}.")
 
@@ -306,8 +311,8 @@ def _restart(index: Tensor, documents: Tensor, cache: KVCache | None) -> tuple[T
     start = index.gather(1, last) - positions.gather(1, last)
     ending = (documents.gather(1, last)[:, 0], start[:, 0])
     if cache.last_document is not None:  # a row without a token stays where it was
-        grew = (index != NO_TOKEN).any(-1)
-        ending = tuple(torch.where(grew, new, old) for new, old in zip(ending, cache.last_document, strict=True))
+        grew, (document, first) = (index != NO_TOKEN).any(-1), cache.last_document
+        ending = torch.where(grew, ending[0], document), torch.where(grew, ending[1], first)
     return positions, ending
 
 

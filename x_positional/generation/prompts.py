@@ -102,7 +102,7 @@ def _mask(lengths: Tensor, width: int) -> Tensor | None:
     return None if bool(mask.all()) else mask
 
 
-def _ragged(prompts: Sequence[Tensor | Sequence[int]], prompt_lens: Any, device: torch.device) -> Prompts:
+def _ragged(prompts: Sequence[Any], prompt_lens: Any, device: torch.device) -> Prompts:
     if prompt_lens is not None:
         raise InputError(
             "prompt_lens is only for a padded tensor; a list of prompts already has lengths. Leave it out."

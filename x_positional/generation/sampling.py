@@ -325,6 +325,9 @@ class LogitsGuard:
 
     def add(self, largest: Tensor) -> None:
         """The largest filtered logit of each row [B] of the next step."""
+        if self._immediate and math.isfinite(float(largest.sum())):
+            self._step += 1
+            return
         self._unread.append(largest)
         if self._immediate:
             self.finish()

@@ -18,6 +18,7 @@ from x_positional.attention.inputs import (
     check_final_lengths,
     check_floats,
     check_positions_fit,
+    is_traced,
     packed_documents,
     prepare_tokens,
 )
@@ -178,7 +179,7 @@ class AttentionLayers(CachingModule):
             InputError, PositionError, CacheError.
         """
         self._require_schemes()
-        if torch.jit.is_tracing():
+        if is_traced():
             raise InputError(
                 "torch.jit.trace would record the masks and tables of this one length and apply them to every other. Use "
                 "torch.export.export(model, (tokens,), dynamic_shapes=...), or torch.compile."

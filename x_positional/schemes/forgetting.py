@@ -34,11 +34,14 @@ class _Difference(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
         """For torch.func.vmap: one more leading dimension, of `info.batch_size`, in each tensor."""
-        tensors = [
-            x if dim is None or x is None else x.movedim(dim, 0) for x, dim in zip(inputs[:3], in_dims, strict=False)
-        ]
-        at_query, at_key = (x if x.ndim == 4 else x.expand(info.batch_size, *x.shape) for x in tensors[:2])
-        return _Difference.apply(at_query, at_key, tensors[2], inputs[3]), 0
+        at_query, at_key, visible, dtype = inputs
+        query_dim, key_dim, mask_dim, _ = in_dims
+
+        def batched(x: Tensor, dim: int | None) -> Tensor:
+            return x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+        visible = visible if visible is None or mask_dim is None else visible.movedim(mask_dim, 0)
+        return _Difference.apply(batched(at_query, query_dim), batched(at_key, key_dim), visible, dtype), 0
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

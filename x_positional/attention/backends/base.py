@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor  # type: ignore[import-not-found]
 
 from x_positional.errors import BackendError
 from x_positional.schemes.base import AttentionContext, Bias, Kernel, Span
@@ -54,7 +55,7 @@ def blocks_of(ctx: AttentionContext, size: int) -> list[tuple[Span, Span]]:
 
 def inside_torch_func(x: Tensor) -> bool:
     """Whether a transform of torch.func (grad, vmap, ...) runs over a tensor."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(x)
 
 
 class _OnceDifferentiable(torch.autograd.Function):
