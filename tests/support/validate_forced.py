@@ -93,7 +93,7 @@ CANCELS = {"center"}  # xPos: the same in queries and keys
 def has_no_effect_by_design(config: ModelConfig, path: Path) -> bool:
     """Settings that say how, not what; that only set initial values; and those that repeat what the default means."""
     layers, leaf = config.layers, path[-1]
-    if leaf in MEANT_FOR_KERNELS | MEANT_FOR_THE_START | CANCELS:
+    if leaf in MEANT_FOR_KERNELS | MEANT_FOR_THE_START | CANCELS | {"pattern"}:
         return True
     value, natural = at(config, path), {"decoder": ("causal", "symmetric")}.get(layers.kind, ("symmetric",))
     meant = {

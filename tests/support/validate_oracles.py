@@ -3,7 +3,7 @@
 `faults` names everything that fails or is wrong. The validator must refuse a config if and only if there is a fault.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ from x_positional.schemes.rotary.scaling import DefaultRope, LongRope
 from x_positional.schemes.rotary.scaling.parts import Parts
 
 
-def faults(config: ModelConfig, use: Use) -> list[str]:
+def faults(config: ModelConfig, use: Use, oracles: Sequence[Callable[..., Iterator[str]]] | None = None) -> list[str]:
     """Everything that fails or is wrong."""
     try:
         model = forced(config)
@@ -58,7 +58,7 @@ def faults(config: ModelConfig, use: Use) -> list[str]:
     if not full.isfinite().all():
         return ["not finite"]
     found = []
-    for oracle in ORACLES:
+    for oracle in ORACLES if oracles is None else oracles:
         try:
             found += oracle(config, use, model, full)
         except Exception as error:
@@ -76,7 +76,7 @@ def decoding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
         if use.cache or use.decode_to:
             model.new_cache(BATCH)
         return
-    if use.cache is None and not model.attn_layers.kinds[0].scheme.capabilities().kv_cacheable:
+    if use.cache is None and not all(kind.scheme.capabilities().kv_cacheable for kind in model.attn_layers.kinds):
         return  # nobody asked for a cache, and there is none
     tokens, context = tokens_of(config, full.shape[1]), context_of(config)
     for chunks in ([1] * tokens.shape[1], [3, 1, 2, tokens.shape[1]]):
@@ -370,3 +370,6 @@ ORACLES: list[Callable[..., Iterator[str]]] = [
     training,
     settings,
 ]
+
+OF_PATTERNS: list[Callable[..., Iterator[str]]] = [decoding, padding, reaching, choosing, training, settings]
+"""Those that look at the whole model, whatever its layers are; the others look at one kind of layer."""

@@ -185,6 +185,37 @@ def models_with(position):
     )
 
 
+PLACED = st.one_of(*(scheme for kind, scheme in SCHEMES.items() if kind != "none"))
+ENTRIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "position": st.one_of(ANY.map(lambda part: [part]), st.lists(PLACED, min_size=2, max_size=2)),
+        "window": maybe(2, 3, 5, weight=1),
+        "chunk": maybe(4, weight=3),
+        "keep_first": maybe(1, 2, usual=0, weight=1),
+    },
+)
+"""Entries of a pattern."""
+
+
+def with_patterns(models):
+    """The same models with a pattern, or with kept first tokens in every layer."""
+
+    def add(model, pattern, keep_first):
+        layers = {**model["layers"], "pattern": pattern}
+        if not pattern:
+            layers["keep_first"] = keep_first
+        else:  # what looks at one kind of layer alone covers encoders
+            layers["kind"] = "decoder"
+        if not pattern:
+            return {**model, "layers": layers}
+        if keep_first:  # beside a pattern, a window of the stack is refused, which other draws see
+            layers = {name: value for name, value in layers.items() if name not in ("window", "chunk")}
+        return {**model, "layers": layers}
+
+    return st.builds(add, models, st.lists(ENTRIES, max_size=2), maybe(1, 2, usual=0, weight=1))
+
+
 POSITIONS = st.one_of(st.none(), st.lists(ANY, min_size=1, max_size=2))
 LAYERS, MODELS = layers_with(POSITIONS), models_with(POSITIONS)
 

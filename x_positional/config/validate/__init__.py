@@ -17,7 +17,7 @@ from x_positional.config.validate.report import Report, across, merged, require
 from x_positional.config.validate.rule import RULES, Rule
 from x_positional.config.validate.target import AnyConfig, Stack, read_target
 from x_positional.config.vision import VisionConfig
-from x_positional.errors import MAX_VALUE, BackendError, IncompatibleConfig, printable
+from x_positional.errors import BackendError, IncompatibleConfig, shown
 from x_positional.schemes.base import Capabilities, Dims, PositionScheme
 from x_positional.schemes.compose import chain_problems
 from x_positional.schemes.registry import SchemeConfig
@@ -76,8 +76,9 @@ def check(
         reports = {name: _stack_report(stack, use) for name, stack in read.stacks.items()}
         return merged(read.problems + problems, reports)
     except Exception as error:  # code of a user's scheme, module or mapping
-        text = printable(f"{type(error).__name__}: {error}")[:MAX_VALUE]
-        return Report(errors=[f"the check itself failed, in code of the given objects or of the package: {text}"])
+        return Report(
+            errors=[f"the check itself failed, in code of the given objects or of the package: {shown(error)}"]
+        )
 
 
 def layers_report(

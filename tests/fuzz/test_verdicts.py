@@ -1,0 +1,21 @@
+"""The verdict against reality for stacks whose layers differ, and with kept first tokens."""
+
+from hypothesis import HealthCheck, given, seed, settings
+
+from tests.support.draws import draws
+from tests.support.validate_oracles import OF_PATTERNS, faults
+from tests.support.validate_strategies import MODELS, USES, with_patterns
+from x_positional import check
+from x_positional.config.models import ModelConfig
+from x_positional.config.validate import Use
+
+
+@seed(1)
+@settings(max_examples=draws(10, 1500), deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(with_patterns(MODELS), USES)
+def test_the_verdict_is_true(model: dict, use: dict) -> None:
+    """What is called fine builds, runs, trains and decodes through a cache; what is refused fails or is wrong."""
+    config = ModelConfig.model_validate(model)
+    report = check(config, **use)
+    found = faults(config, Use(**use), OF_PATTERNS if config.layers.pattern else None)
+    assert report.ok == (not found), f"{report}\n\nin truth: {found}"
