@@ -10,7 +10,8 @@ from x_positional.errors import PretrainedError, import_extra
 from x_positional.pretrained.commit import open_folder
 from x_positional.pretrained.folder import CONFIG, Folder, list_folder, regular_file
 from x_positional.pretrained.gguf.config import architecture_of, config_of
-from x_positional.pretrained.gguf.file import GgufFile, GgufTensors, is_gguf
+from x_positional.pretrained.gguf.file import GgufFile, GgufTensors
+from x_positional.pretrained.gguf.header import is_gguf
 from x_positional.pretrained.gguf.tokens import gguf_tokenizer
 from x_positional.pretrained.limits import failures
 from x_positional.pretrained.tensors.files import PICKLES, SAFE, Tensors, open_tensors

@@ -13,15 +13,7 @@ from torch import Tensor
 from x_positional.errors import PretrainedError, import_extra
 from x_positional.pretrained.folder import regular_file
 from x_positional.pretrained.gguf.architectures import UNUSED_TENSORS, Architecture
-from x_positional.pretrained.gguf.header import MAGIC, Header, damaged, read_header
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a file is GGUF, by its suffix or its first bytes."""
-    if path.suffix == ".gguf":
-        return True
-    with regular_file(path).open("rb") as stream:
-        return stream.read(len(MAGIC)) == MAGIC
+from x_positional.pretrained.gguf.header import Header, damaged, read_header
 
 
 class GgufFile:

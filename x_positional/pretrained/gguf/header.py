@@ -10,9 +10,11 @@ A file consists of: magic, version, two counts, metadata, tensor table, and from
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from x_positional.errors import PretrainedError
+from x_positional.pretrained.folder import regular_file
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -42,6 +44,14 @@ class Header:
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file is GGUF, by its suffix or its first bytes."""
+    if path.suffix == ".gguf":
+        return True
+    with regular_file(path).open("rb") as stream:
+        return stream.read(len(MAGIC)) == MAGIC
 
 
 def damaged(source: str, size: int, reason: str) -> PretrainedError:
