@@ -15,7 +15,7 @@ from x_positional import AutoregressiveWrapper, ContinuousTransformerWrapper, De
 from x_positional.attention.cache import KVCache
 from x_positional.errors import ArgumentError, CacheError
 
-CACHEABLE = [name for name in SCHEMES if name not in ("axial", "mixed")]  # these two need another head width
+CACHEABLE = SCHEMES
 CHUNKS = (3, 1, 4, 1, 1, 2, 6, 1)
 """Chunk sizes that fill a ring of 5 slots, go around it token by token, and overwrite all of it at once."""
 LENGTH = sum(CHUNKS)
