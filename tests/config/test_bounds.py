@@ -110,6 +110,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"heads": 9**9999}, "heads=an integer of 31697 bits is outside the range of 64-bit integers."),
     ({"position": "\ud800"}, r"position='\ud800' contains a lone surrogate"),
     ({"heads": "x" * 70_000}, "heads is a string of 70000 characters"),
+    (
+        {"position": {"kind": "rope", "sections": torch.zeros(2**20)}},
+        "position.sections is a Tensor of 1048576 entries",
+    ),
     ({"pattern": (entry for entry in [{}])}, "pattern is a generator. Give a list."),
     ({"position": {"name": "rope", "theta": 5.0}}, "Did you mean kind in place of name?"),
     ({"position": {"knd": "rope"}}, "Did you mean kind in place of knd?"),

@@ -5,8 +5,7 @@ number format. Whatever passes here can be walked, printed and converted to floa
 """
 
 import math
-from collections import deque
-from collections.abc import Iterator, Mapping, MappingView
+from collections.abc import Iterator, Mapping, MappingView, Sized
 from itertools import islice
 from typing import Any
 
@@ -152,9 +151,20 @@ def leaf_problem(value: Any) -> str | None:
         return None if is_unicode(value) else f"={shown(value)} contains a lone surrogate, which is not Unicode."
     if isinstance(value, Iterator | MappingView | range):  # without an end, or longer than it looks
         return f" is a {type(value).__name__}. Give a list."
-    if isinstance(value, set | frozenset | deque | bytes | bytearray) and len(value) > MAX_VALUES:
-        return f" is a {type(value).__name__} of {len(value)} entries; at most {MAX_VALUES} are supported."
-    return None
+    entries = _length(value) if isinstance(value, Sized) else 0
+    return (
+        f" is a {type(value).__name__} of {entries} entries; at most {MAX_VALUES} are supported."
+        if entries > MAX_VALUES
+        else None
+    )
+
+
+def _length(value: Sized) -> int:
+    """Entries of a foreign object, such as a tensor, which pydantic would turn into as many objects; 0 where it has none."""
+    try:
+        return len(value)
+    except Exception:  # a tensor without axes, or whatever a foreign object raises
+        return 0
 
 
 def is_unicode(text: str) -> bool:
