@@ -310,8 +310,8 @@ def _restart(index: Tensor, documents: Tensor, cache: KVCache | None) -> tuple[T
     last = index.argmax(-1, keepdim=True)
     start = index.gather(1, last) - positions.gather(1, last)
     ending = (documents.gather(1, last)[:, 0], start[:, 0])
-    if cache.last_document is not None:  # a row without a token stays where it was
-        grew, (document, first) = (index != NO_TOKEN).any(-1), cache.last_document
+    if cache.state.last_document is not None:  # a row without a token stays where it was
+        grew, (document, first) = (index != NO_TOKEN).any(-1), cache.state.last_document
         ending = torch.where(grew, ending[0], document), torch.where(grew, ending[1], first)
     return positions, ending
 

@@ -85,12 +85,11 @@ def load_source(
                 [f"{name}: a folder in x_positional's own format has no published keys." for name in changed],
             )
         return load_native(hf, source.tensors(), dtype, device)
-    hf = ignored(hf, ignore)
-    if problems := refused_keys({**hf, **overrides}):
-        raise PretrainedError(f"unsupported {CONFIG} in {source.path}:", problems)
-    tensors = source.tensors()
     with failures(f"unsupported {CONFIG} in {source.path}:"):
-        hf, tensors = text_model(hf, tensors, NESTED)
+        hf = ignored(hf, ignore)
+        if problems := refused_keys({**hf, **overrides}):
+            raise PretrainedError(f"unsupported {CONFIG} in {source.path}:", problems)
+        hf, tensors = text_model(hf, source.tensors(), NESTED)
         family = family_of(hf, str(source.path))
         changes = family.resolve_aliases(overrides)
         hf = overridden(family.resolve_aliases(hf), changes, family.keys, family.known_keys, family.model_type)
