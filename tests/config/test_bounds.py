@@ -271,7 +271,7 @@ def test_overrides_are_bounded(tmp_path: Path) -> None:
         with pytest.raises(UserError):
             load_config(file, parse_overrides(given))
     file.write_text("model: 5\n")
-    with pytest.raises(UserError, match=r"model=5 must be a section"):
+    with pytest.raises(UserError, match=r"model=5 must be a mapping of the model's fields"):
         load_model(file, {})
 
 

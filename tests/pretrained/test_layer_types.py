@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from x_positional.errors import ConfigError
 from x_positional.pretrained.config_json.codecs import NULL, decimal
 from x_positional.pretrained.config_json.layer_types import (
     CHUNKED,
@@ -66,9 +67,11 @@ def test_there_and_back(types: list[str]):
 
 
 def test_a_switch_turns_windows_off():
-    hf = DEPTH | {"layer_types": [SLIDING] * 4, "sliding_window": 5}
+    hf, sliding = DEPTH | {"sliding_window": 5}, {"layer_types": [SLIDING] * 4}
     assert BOTH.to_fields(hf)["each.window"] == [None] * 4
-    assert BOTH.to_fields(hf | {"use_sliding_window": True})["each.window"] == [5] * 4
+    assert BOTH.to_fields(hf | sliding | {"use_sliding_window": True})["each.window"] == [5] * 4
+    with pytest.raises(ConfigError, match="use_sliding_window=False contradicts layer_types"):
+        BOTH.to_fields(hf | sliding)
 
 
 def test_layers_that_do_not_turn():

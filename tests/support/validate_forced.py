@@ -93,7 +93,11 @@ CANCELS = {"center"}  # xPos: the same in queries and keys
 def has_no_effect_by_design(config: ModelConfig, path: Path) -> bool:
     """Settings that say how, not what; that only set initial values; and those that repeat what the default means."""
     layers, leaf = config.layers, path[-1]
-    if leaf in MEANT_FOR_KERNELS | MEANT_FOR_THE_START | CANCELS | {"pattern"}:
+    if leaf in MEANT_FOR_KERNELS | MEANT_FOR_THE_START | CANCELS:
+        return True
+    if (
+        leaf == "pattern" and len(layers.pattern or ()) <= layers.depth
+    ):  # its entries may be equal, or those of the stack
         return True
     value, natural = at(config, path), {"decoder": ("causal", "symmetric")}.get(layers.kind, ("symmetric",))
     meant = {

@@ -224,6 +224,10 @@ class KVCache:
             )
         self._weights = self.state.weights.updated(weights) if self.state.filled else weights
 
+    def note_weights(self, weights: Stamp) -> None:
+        """After a call: the parameters as the call left them."""
+        self.state = replace(self.state, weights=self.state.weights.updated(weights))
+
     def begin(self, tokens: TokenLayout, schemes: Any, tracked: bool) -> "CachePass":
         """Reserves slots for the new tokens, once a forward pass. The cache stays as it is until the pass is committed.
 

@@ -13,6 +13,7 @@ from typing_extensions import Self
 from x_positional.attention.cache import KVCache
 from x_positional.attention.cross import ContextInputs
 from x_positional.attention.inputs import SeqLens, check_floats
+from x_positional.attention.ownership import Stamp
 from x_positional.config.flags import continuous_from_flags
 from x_positional.config.models import ContinuousConfig
 from x_positional.config.validate import model_report, require
@@ -68,6 +69,10 @@ class ContinuousTransformerWrapper(CachingModule):
         self.emb_dropout = nn.Dropout(config.emb_dropout)
         self.attn_layers = layers
         self.project_out = None if config.dim_out is None else nn.Linear(dim, config.dim_out, bias=False)
+
+    def stamp(self) -> Stamp:
+        """How often the parameters that cached keys depend on have been found changed."""
+        return Stamp(self.attn_layers.changes(), self.changes())
 
     def new_cache(
         self,

@@ -14,6 +14,7 @@ from typing_extensions import Self
 from x_positional.attention.cache import KVCache
 from x_positional.attention.cross import ContextInputs
 from x_positional.attention.inputs import INTEGERS, SeqLens, as_tensor, check_shows_a_token, read_bounds
+from x_positional.attention.ownership import Stamp
 from x_positional.attention.tokens import TokenLayout
 from x_positional.config.flags import model_from_flags
 from x_positional.config.layers import NormConfig
@@ -111,6 +112,10 @@ class TransformerWrapper(CachingModule, Saveable):
         tied_bias = self.has_head and tied and config.logits_bias
         self.tied_bias = nn.Parameter(torch.zeros(config.num_tokens)) if tied_bias else None
         self.tie_scale = dim**-0.5 if config.tie_embedding_scale is None else config.tie_embedding_scale
+
+    def stamp(self) -> Stamp:
+        """How often the parameters that cached keys depend on have been found changed."""
+        return Stamp(self.attn_layers.changes(), self.changes())
 
     def new_cache(
         self,

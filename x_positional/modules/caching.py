@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from x_positional.attention.cache import KVCache
-from x_positional.attention.ownership import ChangeCount
+from x_positional.attention.ownership import ChangeCount, Stamp
 
 
 class CachingModule(nn.Module):
@@ -26,10 +26,16 @@ class CachingModule(nn.Module):
             return super().__call__(*args, **kwargs)
         before = cache.state
         try:
-            return super().__call__(*args, **kwargs)
+            out = super().__call__(*args, **kwargs)
         except BaseException:
             cache.restore(before)
             raise
+        cache.note_weights(self.stamp())  # peft's wrappers of single tensors swap them in and out during a call
+        return out
+
+    def stamp(self) -> Stamp:
+        """How often the parameters that keys depend on have been found changed."""
+        return Stamp(stack=self.changes())
 
     def changes(self) -> int | None:
         """How often the parameters of this module have been found changed. None while compiling.

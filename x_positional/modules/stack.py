@@ -22,7 +22,7 @@ from x_positional.attention.inputs import (
     packed_documents,
     prepare_tokens,
 )
-from x_positional.attention.ownership import Identity, Stamp
+from x_positional.attention.ownership import Identity
 from x_positional.attention.plan import LayerKind
 from x_positional.attention.planner import plan_pass
 from x_positional.attention.streaming import keep_first_problem
@@ -187,8 +187,7 @@ class AttentionLayers(CachingModule):
         document_ids = packed_documents(document_ids, seq_lens, batch, length)
         if cache is not None:
             check_cache(cache)
-            stamp = Stamp(self.changes(), None if around is None else around.changes())
-            cache.check(self.identity, batch, device, stamp)
+            cache.check(self.identity, batch, device, (self if around is None else around).stamp())
         layout = prepare_tokens(batch, length, device, mask, positions, document_ids, cache, checked=checked)
         check_positions_fit(layout, self.position_schemes)
         return layout

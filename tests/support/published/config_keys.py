@@ -1,7 +1,7 @@
 """Small published models under changed `config.json`s, and the keys that transformers reads."""
 
 import json
-import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -144,7 +144,7 @@ def changed(case: Case, changes: Mapping[str, Any], removed: tuple[str, ...] = (
     """A folder with the same weights under a changed config.json."""
     folder, config, _ = base(case)
     with tempfile.TemporaryDirectory() as name:
-        os.symlink(folder / "model.safetensors", Path(name) / "model.safetensors")
+        shutil.copyfile(folder / "model.safetensors", Path(name) / "model.safetensors")
         config = {key: value for key, value in config.items() if key not in removed} | dict(changes)
         (Path(name) / "config.json").write_text(json.dumps(config))
         yield Path(name)
