@@ -17,7 +17,7 @@ from tests.support.published.compare import Published, both, ids, left_padded, p
 from tests.support.published.config_keys import CASES, ONE_EACH, changed, load_theirs
 from tests.support.published.decoders_llama import LLAMA
 from tests.support.rounding import assert_same
-from x_positional import PretrainedError, from_pretrained
+from x_positional import Decoder, PretrainedError, TransformerWrapper, from_pretrained
 from x_positional.models.language import TokenEncoder
 
 WIDTHS = {
@@ -317,3 +317,14 @@ def test_published_keys_do_not_apply_to_own_folders(tmp_path: Path):
     for given in ({"ignore": ("is_causal",)}, {"rope_theta": 5.0}):
         with pytest.raises(PretrainedError, match="own format"):
             from_pretrained(tmp_path / "own", **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [({"backend": "eager"}, "backend"), ({"ignore": ["dim"]}, "dim"), ({"rope_theta": 5.0}, "rope_theta")],
+)
+def test_an_own_folder_takes_no_options_of_published_ones(given: dict[str, Any], named: str, tmp_path: Path) -> None:
+    layers = Decoder(dim=16, depth=1, heads=2, position="rope")
+    TransformerWrapper(num_tokens=8, max_seq_len=8, attn_layers=layers).save_pretrained(tmp_path)
+    with pytest.raises(PretrainedError, match=f"unsupported options.*\n- {named}"):
+        from_pretrained(tmp_path, **given)

@@ -55,7 +55,7 @@ def from_pretrained(
             file.
         dtype: None keeps the stored dtype (float32 for GGUF, which is dequantised).
         device: None is the CPU.
-        backend: As in `Decoder`.
+        backend: As in `Decoder`, for published models; x_positional's own format stores it.
         ignore: Keys of `config.json` to ignore, at any depth: their defaults apply. For keys that are refused although you
             know that they do not matter for your use.
         overrides: Keys of `config.json`, which override the file, as `rope_parameters={"rope_type": "yarn", ...}`.
@@ -79,11 +79,13 @@ def load_source(
     """`from_pretrained` of an opened checkpoint."""
     hf = source.config
     if hf.get("model_type") == NATIVE:
-        if changed := [*ignore, *overrides]:
-            raise PretrainedError(
-                f"unsupported keys for {source.path}:",
-                [f"{name}: a folder in x_positional's own format has no published keys." for name in changed],
-            )
+        changed = [
+            f"{name}: a folder in x_positional's own format has no published keys." for name in (*ignore, *overrides)
+        ]
+        if backend != "auto":
+            changed.append(f"backend={backend!r}: the folder's {CONFIG} sets it. Change `backend` of its layers there.")
+        if changed:
+            raise PretrainedError(f"unsupported options for {source.path}:", changed)
         return load_native(hf, source.tensors(), dtype, device)
     with failures(f"unsupported {CONFIG} in {source.path}:"):
         hf = ignored(hf, ignore)
