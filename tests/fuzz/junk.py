@@ -69,7 +69,7 @@ NEARLY = [
     "window",
     "windw",
     "position",
-    "postion",
+    "positon_",
     "scaling",
     "dim",
     "heads",
