@@ -83,6 +83,8 @@ class CacheState:
     cross_context: CrossContext | None = None
     weights: Stamp = UNKNOWN
     """Of the parameters that the keys were computed with."""
+    weights_move: bool = False
+    """A call itself changes parameters, as peft's wrappers of single tensors do, which swap them in and out."""
     in_graph: bool = False
     """An autograd graph may hold these tensors, so nothing is written in place."""
     inference: bool = False
@@ -225,8 +227,10 @@ class KVCache:
         self._weights = self.state.weights.updated(weights) if self.state.filled else weights
 
     def note_weights(self, weights: Stamp) -> None:
-        """After a call: the parameters as the call left them."""
-        self.state = replace(self.state, weights=self.state.weights.updated(weights))
+        """The parameters as a call left them: where the first one changes them, each does."""
+        state = self.state
+        if state.weights_move or not state.weights.agrees(weights):
+            self.state = replace(state, weights=state.weights.updated(weights), weights_move=True)
 
     def begin(self, tokens: TokenLayout, schemes: Any, tracked: bool) -> "CachePass":
         """Reserves slots for the new tokens, once a forward pass. The cache stays as it is until the pass is committed.
@@ -404,6 +408,7 @@ class CachePass:
             cross=tuple(self.cross),
             cross_context=self.cross_context,
             weights=self.cache._weights,
+            weights_move=before.weights_move,
             in_graph=self.tracked,
             inference=before.inference or (not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()),
         )

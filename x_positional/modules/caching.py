@@ -30,7 +30,8 @@ class CachingModule(nn.Module):
         except BaseException:
             cache.restore(before)
             raise
-        cache.note_weights(self.stamp())  # peft's wrappers of single tensors swap them in and out during a call
+        if not before.filled or before.weights_move:
+            cache.note_weights(self.stamp())
         return out
 
     def stamp(self) -> Stamp:

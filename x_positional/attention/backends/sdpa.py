@@ -82,6 +82,8 @@ class Sdpa(Backend):
         """Attention with an additive mask, which may be wider than q, k and v."""
         device = q.device.type
         autocasts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if not autocasts and mask.dtype == q.dtype:
+            return fused(q, k, v, mask, ops)
         if autocasts:  # it would round the mask too
             dtype = torch.get_autocast_dtype(device)
             q, k, v = (t if t.dtype == torch.float64 else t.to(dtype) for t in (q, k, v))
