@@ -23,6 +23,8 @@ class Block:
     rows: Span
     keys: Span
     mask: Tensor | None
+    autocast: bool = True
+    """Whether autocast may change the dtype of the queries, and would round the mask."""
 
 
 class Sdpa(Backend):
@@ -44,10 +46,10 @@ class Sdpa(Backend):
     def prepare(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Prepared:
         if bias is None and (ctx.visible is None or ctx.plain_causal):
             return Prepared(ctx=ctx, bias=None, native=[Block(ctx.every_row, ctx.every_key, None)])
-        blocks = []
+        blocks, autocast = [], autocasts(ctx.device.type)
         for rows, keys in self._blocks(ctx):
             mask = ctx.visible_rows(rows, keys) if bias is None else as_mask(bias.dense(ctx, rows, keys), dtype)
-            blocks.append(Block(rows, keys, mask))
+            blocks.append(Block(rows, keys, mask, autocast))
         return Prepared(ctx=ctx, bias=bias, native=blocks)
 
     def _blocks(self, ctx: AttentionContext) -> list[tuple[Span, Span]]:
@@ -71,6 +73,8 @@ class Sdpa(Backend):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block, ctx: AttentionContext, ops: ScoreOps) -> Tensor:
         mask = block.mask
+        if mask is not None and mask.dtype == q.dtype and not block.autocast and ops.content is None:
+            return fused(q, k, v, mask, ops)
         if ops.content is not None:
             content = as_mask(ops.content.dense(ctx, block.rows, block.keys), q.dtype)
             mask = content if mask is None else mask + content
@@ -81,20 +85,23 @@ class Sdpa(Backend):
     def _biased(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, ops: ScoreOps) -> Tensor:
         """Attention with an additive mask, which may be wider than q, k and v."""
         device = q.device.type
-        autocasts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        if not autocasts and mask.dtype == q.dtype:
-            return fused(q, k, v, mask, ops)
-        if autocasts:  # it would round the mask too
+        autocast = autocasts(device)
+        if autocast:  # it would round the mask too
             dtype = torch.get_autocast_dtype(device)
             q, k, v = (t if t.dtype == torch.float64 else t.to(dtype) for t in (q, k, v))
         mask = as_mask(mask, q.dtype)
-        with torch.autocast(device, enabled=False) if autocasts else nullcontext():
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
             if mask.dtype == q.dtype or device in self.mixed:
                 return fused(q, k, v, mask, ops)
             if q.shape[2] == 1:
                 return one_query(q, k, v, mask, ops)
             wide = mask.dtype
             return fused(q.to(wide), k.to(wide), v.to(wide), mask, ops).to(q.dtype)
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is enabled on a type of device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def as_mask(bias: Tensor, dtype: torch.dtype) -> Tensor:
