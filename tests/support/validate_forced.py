@@ -143,6 +143,7 @@ def changed(config, before: Path = ()) -> Iterator[Path]:
         if name in ("kind", "head_dim") or (not field.is_required() and value == field.default):
             continue
         if name == "position":
+            yield from [path] if getattr(config, "pattern", ()) and not field.is_required() else []
             for i, part in enumerate(value):
                 yield from changed(part, (*path, i))
         elif isinstance(value, BaseModel):
