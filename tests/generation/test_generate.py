@@ -213,7 +213,7 @@ def test_float32_and_bfloat16_models_decode_as_without_a_cache() -> None:
         uncached = wrapper.generate(prompts, 6, cache_kv=False, **GREEDY)
         assert (first_steps == uncached).double().mean() >= agreeing, dtype
         _, cache = wrapper.generate(prompts, 2, return_cache=True)
-        assert {t.dtype for layer in cache._layers for t in layer if t is not None} == {dtype}
+        assert {t.dtype for layer in cache.state.layers for t in layer if t is not None} == {dtype}
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ def test_caches_of_ones_own_static_sliding_and_of_another_dtype() -> None:
     for dtype, bound in ((None, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, 0.2)):
         cache, forced = net.new_cache(2, max_len=13, dtype=dtype), Script(script)
         wrapper.generate(prompts, 6, filter_logits_fn=forced, cache=cache)
-        assert cache._layers[0][0].dtype == (dtype or torch.float64)
+        assert cache.state.layers[0][0].dtype == (dtype or torch.float64)
         equal(forced.logits, expected, bound)
         difference = (forced.logits - expected).abs().max()
         assert dtype is None or difference > bound / 1e4  # the cache is really that coarse

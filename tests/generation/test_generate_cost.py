@@ -123,7 +123,7 @@ def test_a_cache_of_known_size_is_allocated_once(lengths: tuple[int, int]) -> No
     cache = wrapper.net.new_cache(2, max_len=max(lengths) + 40)
     places = set()
     for _ in wrapper.stream(ragged(*lengths), 40, cache=cache):
-        places.add((cache._layers[0][0].data_ptr(), cache.nbytes()))
+        places.add((cache.state.layers[0][0].data_ptr(), cache.nbytes()))
     assert len(places) == 1
 
 
@@ -149,7 +149,7 @@ def test_generate_makes_a_cache_of_the_final_size() -> None:
     wrapper.net.new_cache = noted
     wrapper.generate(ids(2, 5), 200)
     assert [cache.max_len for cache in made] == [204]
-    assert made[0]._layers[0][0].shape[2] in (204, 205)
+    assert made[0].state.layers[0][0].shape[2] in (204, 205)
 
 
 def test_old_keys_are_not_rotated_again(monkeypatch) -> None:

@@ -64,7 +64,7 @@ def test_a_model_with_buffers_is_refused():
         model_tensors(net)
 
 
-@pytest.mark.parametrize("crash", ["save_file", "_flush_file", "_flush_folder"])
+@pytest.mark.parametrize("crash", ["save_file", "flush_file", "flush_folder"])
 def test_a_crash_while_writing_leaves_the_earlier_one_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str
 ):

@@ -208,8 +208,8 @@ def full_safetensors(*_: object, **__: object) -> None:
     [
         (checkpoint, "save_file", full_safetensors),
         (checkpoint, "write_record", full),
-        (checkpoint, "_flush_file", full),
-        (checkpoint, "_flush_folder", full),
+        (checkpoint, "flush_file", full),
+        (checkpoint, "flush_folder", full),
         (run_folder, "prune", full),
         (Path, "replace", full),
     ],

@@ -184,11 +184,6 @@ class KVCache:
         """[B|1] how long the rows will be, for schemes whose tables depend on it; None where that is unknown."""
         return self.state.final_lengths
 
-    @property
-    def _layers(self) -> tuple[Stored, ...]:
-        """Keys, values and key states of every layer."""
-        return self.state.layers
-
     def starts(self) -> Tensor | int:
         """The next token's index: one number, or [B] where rows differ."""
         return self.state.span if self.state.lengths is None else self.state.lengths

@@ -94,10 +94,10 @@ def _commit(folder: Path, stage: Path) -> None:
     record = {"format": FORMAT, "files": sizes, "replaced": digest(folder / CONFIG)}
     (stage / RECORD).write_text(json.dumps(record), encoding="utf-8")
     for file in (*files, stage / RECORD):
-        _flush(file)
-    _flush(stage)
+        flush_file(file)
+    flush_folder(stage)
     os.rename(stage, folder / COMMITTED)
-    _flush(folder)
+    flush_folder(folder)
 
 
 def _complete(folder: Path) -> None:
@@ -106,16 +106,16 @@ def _complete(folder: Path) -> None:
     if pending is not None:
         if (staged / CONFIG).exists():
             (folder / CONFIG).unlink(missing_ok=True)
-            _flush(folder)
+            flush_folder(folder)
         for old in list(folder.iterdir()):
             if MODEL_FILE.fullmatch(old.name) and old.name not in pending.files:
                 old.unlink()
         for name in sorted(pending.files, key=lambda name: name == CONFIG):
             if (staged / name).exists():
                 if name == CONFIG:
-                    _flush(folder)
+                    flush_folder(folder)
                 os.replace(staged / name, folder / name)
-        _flush(folder)
+        flush_folder(folder)
     if staged.exists():
         _discard(staged)
 
@@ -156,11 +156,17 @@ def _errors(folder: Path) -> Iterator[None]:
         raise PretrainedError(f"{folder} cannot be written:", [str(error)]) from error
 
 
-def _flush(path: Path) -> None:
-    """Flush a file or a folder to disk."""
+def flush_file(file: Path) -> None:
+    """Flush a file to disk."""
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk."""
     if os.name == "nt":  # Windows cannot flush a folder, and NTFS journals renames
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

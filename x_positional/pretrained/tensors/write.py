@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from x_positional.errors import PretrainedError
-from x_positional.pretrained.commit import replacing
+from x_positional.pretrained.commit import flush_file, replacing
 from x_positional.pretrained.folder import CONFIG, INDEX, WEIGHTS
 
 MAX_SHARD = 5 * 10**9
@@ -59,6 +59,5 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write an object to a file, moved into place when it is complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    with temporary.open("rb+") as stream:
-        os.fsync(stream.fileno())
+    flush_file(temporary)
     temporary.replace(path)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from x_positional.errors import DamagedCheckpoint, UserError
+from x_positional.pretrained.commit import flush_file, flush_folder
 from x_positional.training.checkpoints.integrity import (
     CONFIG,
     MODEL,
@@ -132,13 +133,13 @@ def save_checkpoint(
         digests = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
         write_record(temporary, {"step": step, "files": digests, **trainer})
         for file in temporary.iterdir():
-            _flush_file(file)
-        _flush_folder(temporary)
+            flush_file(file)
+        flush_folder(temporary)
         temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs its space
         raise
-    _flush_folder(root)
+    flush_folder(root)
     return final
 
 
@@ -181,21 +182,6 @@ def prune(root: Path, keep: int, best: int | None) -> None:
     for folder in checkpoint_folders(root)[:-keep]:
         if best is None or folder.name != f"step-{best:08d}":
             folder.rename(root / f".tmp-old-{folder.name}-{os.getpid()}")
-    _flush_folder(root)
+    flush_folder(root)
     for leftover in root.glob(".tmp-*"):
         shutil.rmtree(leftover)
-
-
-def _flush_file(file: Path) -> None:
-    with file.open("rb+") as stream:
-        os.fsync(stream.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot flush a folder, and NTFS journals renames
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
