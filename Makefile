@@ -33,16 +33,16 @@ demo: $(VENV)/.train ## train the small rotary decoder for about two minutes, th
 quick: $(VENV)/.dev ## lint, types, and one scheme of each kernel kind through the contract: under a minute
 	@$(MAKE) --no-print-directory -j2 quick-static quick-tests
 
-test: $(VENV)/.dev ## the whole test suite, a sample of its random draws: about five minutes on two cores
-	@echo "Running the tests (about five minutes on two cores) ..."
+test: $(VENV)/.dev ## the whole test suite, a sample of its random draws: about nine minutes on two cores
+	@echo "Running the tests (about nine minutes on two cores) ..."
 	@$(TEST) $(PYTESTFLAGS)
 
 test-all: $(VENV)/.dev ## the whole test suite with every random draw
-	@echo "Running the tests with every draw (about ten minutes on two cores) ..."
+	@echo "Running the tests with every draw (longer than make test) ..."
 	@X_POSITIONAL_ALL_DRAWS=1 $(TEST) $(PYTESTFLAGS)
 
 fuzz: $(VENV)/.dev ## thousands of junk configs, inputs and model files: every answer right, or refused by a clear error
-	@echo "Feeding junk to everything that reads input (tens of minutes on two cores) ..."
+	@echo "Feeding junk to everything that reads input (a few minutes on two cores) ..."
 	@X_POSITIONAL_ALL_DRAWS=1 $(TEST) tests/fuzz $(PYTESTFLAGS)
 
 lint: $(VENV)/.dev ## ruff, formatting and spelling of everything
