@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from x_positional.attention.cache import CacheState, KVCache
-from x_positional.attention.cache_slots import SlotTable
+from x_positional.attention.ownership import UNKNOWN
 
 GROWTH = 256
 """Slots that a cache grows by. It reads at most so many slots that hold no token yet, and copies its tensors once in as many
@@ -70,18 +70,6 @@ def _repeat_rows(batch: int, rows: int) -> Callable[[Tensor], Tensor]:
     return more
 
 
-def leaves(state: CacheState) -> list[Tensor]:
-    """Every tensor of a state that has rows, in the order of `CacheState.map`."""
-    found: list[Tensor] = []
-
-    def take(t: Tensor) -> Tensor:
-        found.append(t)
-        return t
-
-    state.map(take)
-    return found
-
-
 class FixedCache:
     """The tensors of a fixed state, in two lists: what a step replaces, and what it writes to or reads.
 
@@ -93,13 +81,13 @@ class FixedCache:
     def __init__(self, cache: KVCache, state: CacheState):
         self.form = FixedForm(cache.without_limit(), *(part.map(_nothing) for part in _parts(state)))
         self.changing, self.stored = (leaves(part) for part in _parts(state))
+        self.weights = state.weights
         self.size = state.span + 1
         """Slots a row, of layers without a window."""
 
     def state(self, span: int) -> CacheState:
         """The state that the tensors make up. span: an upper bound of every index, exclusive."""
-        return self.form.state(self.changing, self.stored, span)
-
+        return replace(self.form.state(self.changing, self.stored, span), weights=self.weights)
 
     def sizes(self) -> Iterator[tuple[Tensor, int]]:
         """Each tensor's axes whose size depends on how many tokens there is room for."""
@@ -134,77 +122,6 @@ class FixedForm:
         return replace(
             state, span=span, tables=tables, layers=kept.layers, cross=kept.cross, cross_context=kept.cross_context
         )
-
-
-def leaves(state: CacheState) -> list[Tensor]:
-    """Every tensor of a state that has rows, in the order of `CacheState.map`."""
-    found: list[Tensor] = []
-
-    def take(t: Tensor) -> Tensor:
-        found.append(t)
-        return t
-
-    state.map(take)
-    return found
-
-
-class FixedCache:
-    """The tensors of a fixed state, in two lists: what a step replaces, and what it writes to or reads.
-
-    Args:
-        cache: whose sizes and windows hold; its state is not read.
-        state: from `fixed_state`.
-    """
-
-    def __init__(self, cache: KVCache, state: CacheState):
-        self.form = FixedForm(cache.without_limit(), *(part.map(_nothing) for part in _parts(state)))
-        self.changing, self.stored = (leaves(part) for part in _parts(state))
-        self.size = state.span + 1
-        """Slots a row, of layers without a window."""
-
-    def state(self, span: int) -> CacheState:
-        """The state that the tensors make up. span: an upper bound of every index, exclusive."""
-        return self.form.state(self.changing, self.stored, span)
-
-
-    def sizes(self) -> Iterator[tuple[Tensor, int]]:
-        """Each tensor's axes whose size depends on how many tokens there is room for."""
-        for tensor in (*self.changing, *self.stored):
-            yield from ((tensor, dim) for dim, size in enumerate(tensor.shape) if size == self.size + 1)
-
-    def signature(self) -> Hashable:
-        """All that distinguishes these tensors besides values and that size."""
-        growing = {(id(tensor), dim) for tensor, dim in self.sizes()}
-        tensors = tuple(
-            (t.dtype, *(0 if (id(t), dim) in growing else size for dim, size in enumerate(t.shape)))
-            for t in (*self.changing, *self.stored)
-        )
-        return tensors, str(self.form.changing), str(self.form.stored)
-
-
-@dataclass(frozen=True)
-class FixedForm:
-    """Everything of a fixed state but its tensors: what is constant in a compiled step."""
-
-    cache: KVCache
-    """An empty one for the same model."""
-    changing: CacheState
-    """Only which tensors it has counts."""
-    stored: CacheState
-    """Likewise."""
-
-    def state(self, changing: Sequence[Tensor], stored: Sequence[Tensor], span: int) -> CacheState:
-        """The state of these tensors. span: an upper bound of every index, exclusive."""
-        state, kept = _filled(self.changing, changing), _filled(self.stored, stored)
-        tables = tuple(replace(t, capacity=0 if t.index is None else t.index.shape[1] - 1) for t in state.tables)
-        return replace(
-            state, span=span, tables=tables, layers=kept.layers, cross=kept.cross, cross_context=kept.cross_context
-        )
-
-
-def capacity_of(table: SlotTable) -> int:
-    """Slots of a table, from its tensors: the last one is scratch."""
-    return table.capacity if table.index is None else table.index.shape[1] - 1
 
 
 def leaves(state: CacheState) -> list[Tensor]:
@@ -227,7 +144,9 @@ def changing_leaves(state: CacheState) -> list[Tensor]:
 def _parts(state: CacheState) -> tuple[CacheState, CacheState]:
     """What a step replaces, and keys, values, key states and contexts."""
     tables = tuple(replace(table, capacity=0) for table in state.tables)  # their tensors tell
-    changing = replace(state, span=0, tables=tables, layers=(), cross=(), cross_context=None, ending=None)
+    changing = replace(
+        state, span=0, tables=tables, layers=(), cross=(), cross_context=None, ending=None, weights=UNKNOWN
+    )
     stored = CacheState(
         batch_size=state.batch_size,
         tables=(),

@@ -297,7 +297,11 @@ class Slots:
             stored = self.room(stored, new, capacity)
             seen = None if write_first else torch.cat([stored[:, :, :capacity], new], dim=2)
             batch, heads = (torch.arange(n, device=slots.device) for n in stored.shape[:2])
-            where = (batch[:, None, None], heads[:, None], slots[:, None])  # not scatter, which compiles to a copy of all slots
+            where = (
+                batch[:, None, None],
+                heads[:, None],
+                slots[:, None],
+            )  # not scatter, which compiles to a copy of all slots
             if in_place and write_first:
                 stored.index_put_(where, new.to(stored.dtype))
             else:

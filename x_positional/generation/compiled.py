@@ -15,8 +15,7 @@ from torch import Tensor
 from x_positional.attention.cache import KVCache
 from x_positional.attention.cache_fixed import FixedCache, fixed_state, grown_size
 from x_positional.attention.cache_slots import SlotTable
-from x_positional.errors import InputError
-from x_positional.generation.graph import GRAPHS, Drawn, GraphDraw, fingerprint
+from x_positional.generation.graph import GRAPHS, CompileError, Drawn, GraphDraw, fingerprint
 from x_positional.generation.sampling import race_times, usable_temperature
 
 Compile = bool | Literal["auto"]
@@ -38,13 +37,23 @@ class CompiledSteps:
         temperature: of the draw.
         by_row: rows may end at different steps.
         stores: the cache outlives the call.
+        backend: of torch.compile; None is that of `GRAPHS`.
     """
 
     def __init__(
-        self, net: Any, cache: KVCache, draw: GraphDraw | None, temperature: float, *, by_row: bool, stores: bool
+        self,
+        net: Any,
+        cache: KVCache,
+        draw: GraphDraw | None,
+        temperature: float,
+        *,
+        by_row: bool,
+        stores: bool,
+        backend: Any = None,
     ):
         self.net, self.cache, self.draw = net, cache, draw
         self.by_row, self.stores = by_row, stores
+        self.backend = GRAPHS.backend if backend is None else backend
         self.before, self.span, self.batch = cache.state, cache.span, cache.batch_size
         self.rows = 1 << (self.batch - 1).bit_length()
         dtype = next(net.parameters()).dtype
@@ -72,23 +81,19 @@ class CompiledSteps:
 
         Returns:
             The hidden state [B M] that predicts the next token, and what the graph draws.
+
+        Raises:
+            CompileError: before anything is changed.
+            CacheError: parameters changed since the cache was filled.
         """
         self.cache.check(self.cache.owner, self.batch, token.device, self.net.stamp())
         if self.span == self.held.size:
             self._hold(self.cache.in_state(self.held.state(self.span)))
-        held, graph = self.held, GRAPHS.get(self.net, self.key)
-        x, drawn, held.changing = graph(
-            self.net,
-            held.form,
-            self.draw,
-            self._padded(token),
-            self._padded(alive) if self.by_row else None,
-            held.changing,
-            held.stored,
-            self.reach,
-            self.temperature,
-            self._times(token, generator, draws),
-        )
+        held, graph = self.held, GRAPHS.get(self.net, self.key, self.backend)
+        alive_rows = self._padded(alive) if self.by_row else None
+        inputs = self._padded(token), alive_rows, held.changing, held.stored
+        times = self._times(token, generator, draws)
+        x, drawn, held.changing = graph(self.net, held.form, self.draw, *inputs, self.reach, self.temperature, times)
         self.span += 1
         if self.stores:
             self._store()
@@ -100,9 +105,8 @@ class CompiledSteps:
         """Take the tensors of a cache, with room for more tokens."""
         self.held = FixedCache(cache, fixed_state(cache, grown_size(self.span), self.rows))
         self.reach = torch.empty(self.held.size, 0, device=cache.device)
-        for tensor, dim in self.held.sizes():
-            torch._dynamo.maybe_mark_dynamic(tensor, dim)
-        torch._dynamo.maybe_mark_dynamic(self.reach, 0)
+        for tensor, dim in (*self.held.sizes(), (self.reach, 0)):
+            torch._dynamo.maybe_mark_dynamic(tensor, dim)  # a symbol of the graph, where that is possible
 
     def _times(self, token: Tensor, generator: torch.Generator | None, draws: bool) -> Tensor | None:
         """[rows V] of `race`."""
@@ -130,7 +134,8 @@ class CompiledSteps:
 
     def _key(self) -> tuple[Any, ...]:
         """What the graph depends on."""
-        return fingerprint(self.net), self.rows, self.by_row, self.draw, self.temperature is None, self.held.signature()
+        how = self.rows, self.by_row, self.draw, self.temperature is None, self.backend
+        return fingerprint(self.net), self.held.signature(), how
 
 
 def refusals(net: Any, original: Any, cache: KVCache | None, length_dependent: Iterable[Any]) -> Iterator[str]:
@@ -147,10 +152,14 @@ def refusals(net: Any, original: Any, cache: KVCache | None, length_dependent: I
         yield "no C++ compiler was found. Install g++ or clang++, or set the environment variable CXX"
 
 
-def pays(steps: CompiledSteps, count: int) -> bool:
-    """Whether "auto" compiles: the graph exists, or the model has been asked for enough steps on a CPU, these `count` included."""
-    asked = GRAPHS.count_steps(steps.net, count)
-    return steps.ready or (asked >= PAYS_AFTER and steps.cache.device.type == "cpu")
+def worth_a_look(net: Any, count: int) -> bool:
+    """Whether "auto" may compile: there is a graph, or the model has been asked for enough steps, these `count` included."""
+    return GRAPHS.count_steps(net, count) >= PAYS_AFTER or GRAPHS.any_of(net)
+
+
+def pays(steps: CompiledSteps) -> bool:
+    """Whether "auto" compiles: the graph exists, or the model has been asked for enough steps on a CPU."""
+    return steps.ready or (GRAPHS.count_steps(steps.net, 0) >= PAYS_AFTER and steps.cache.device.type == "cpu")
 
 
 def announce() -> None:
@@ -161,14 +170,15 @@ def announce() -> None:
     )
 
 
-def compile_error(error: Exception) -> InputError:
-    """For a step that torch cannot compile."""
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return InputError(f"the decoding step of this model does not compile: {reason} Pass compile=False.")
+def give_up(error: CompileError) -> None:
+    """Log that decoding goes on without a graph."""
+    _log.warning("%s Decoding goes on without.", error)
 
 
 def _compilers() -> list[str]:
     """The C++ compilers that torch would try, of those that exist."""
-    wanted = torch._inductor.config.cpp.cxx
+    from torch._inductor.config import cpp  # takes seconds to import
+
+    wanted = cpp.cxx
     names = wanted if isinstance(wanted, list | tuple) else [wanted]
     return [name for name in names if name and shutil.which(name)]

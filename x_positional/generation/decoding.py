@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from x_positional.attention.cache import KVCache
 from x_positional.attention.inputs import INTEGERS, as_tensor, check_positions, following_positions, where_tokens
 from x_positional.errors import CacheError, InputError, listed
-from x_positional.generation.compiled import CompiledSteps, announce, pays, refusals
+from x_positional.generation.compiled import CompiledSteps, announce, give_up, pays, refusals, worth_a_look
 from x_positional.generation.eval_mode import in_eval_mode
-from x_positional.generation.graph import Drawn, GraphDraw
+from x_positional.generation.graph import CompileError, Drawn, GraphDraw
 from x_positional.generation.options import DecodeOptions
 from x_positional.generation.prompts import read_prompts
 from x_positional.generation.sampling import (
@@ -218,18 +218,28 @@ class DecodeLoop:
 
     def _feed(self, token: Tensor, *, draws: bool = False) -> Drawn | None:
         """Feed one more token per row, [B]. Returns what a compiled step draws, if it does and that is asked for."""
-        alive, drawn = ~self.ended, None
+        alive = ~self.ended
         if self.eos is not None:
             self.ended = self.ended | torch.isin(token, self.eos)
-        if self.compiled is None:
-            x = self._advance(token, alive)
-        else:
-            x, drawn = self.compiled.feed(token, alive, self.generator, draws=draws)
+        x, drawn = self._compiled_step(token, alive, draws=draws) or (self._advance(token, alive), None)
         if self.options.keeps_cache and self.cache is not None:
             x = torch.where(alive[:, None], x, self.x)  # rows that have ended stay as they are
             self.cache.remember_ending(x)
         self.x = x
         return drawn
+
+    def _compiled_step(self, token: Tensor, alive: Tensor, *, draws: bool) -> tuple[Tensor, Drawn | None] | None:
+        """As `CompiledSteps.feed`; None where steps are not compiled."""
+        if self.compiled is None:
+            return None
+        try:
+            return self.compiled.feed(token, alive, self.generator, draws=draws)
+        except CompileError as error:
+            if self.options.compile is True:
+                raise
+            give_up(error)
+            self.compiled = None
+            return None
 
     def _all_ended(self, token: Tensor) -> bool:
         """Whether every row has ended with these tokens [B]. The only device sync of a step, and only with an eos."""
@@ -247,20 +257,20 @@ class DecodeLoop:
 
     def _compile(self) -> CompiledSteps | None:
         """Compiled steps for the tokens after the first one, where `compile` allows them and they pay. Raises InputError."""
-        options, cache = self.options, self.cache
-        if options.compile is False or options.seq_len < 2:
+        options, cache, wanted = self.options, self.cache, self.options.compile
+        if wanted is False or options.seq_len < 2 or not (wanted is True or worth_a_look(self.given, options.seq_len)):
             return None
         reasons = list(refusals(self.net, self.given, cache, self.length_dependent))
-        if reasons and options.compile is True:
+        if reasons and wanted is True:
             raise InputError(listed("the decoding step cannot be compiled:", reasons))
         if reasons or cache is None:
             return None
         draw = None if self.seen is not None else GraphDraw.of(options.filters)
         by_row = options.keeps_cache and self.eos is not None
         steps = CompiledSteps(self.net, cache, draw, options.temperature, by_row=by_row, stores=options.keeps_cache)
+        if wanted is not True and not pays(steps):
+            return None
         if not steps.ready:
-            if options.compile == "auto" and not pays(steps, options.seq_len):
-                return None
             announce()
         return steps
 

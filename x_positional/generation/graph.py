@@ -11,7 +11,7 @@ import itertools
 import threading
 import types
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from x_positional.attention.cache_fixed import FixedForm, changing_leaves
+from x_positional.errors import InputError
 from x_positional.generation.sampling import FILTERS, LogitsFilter, race
+
+INDUCTOR = "inductor"
+"""The backend of torch.compile that generates code."""
 
 Drawn = tuple[Tensor, Tensor]
 """Tokens [B] and the largest filtered logits [B]."""
@@ -89,23 +93,28 @@ class Graph:
 
     _numbers = itertools.count()
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, backend: Any) -> None:
         # torch keeps its graphs with the code of a function, so each graph has a copy of that code
         code = decode_step.__code__.replace(co_name=f"decode_step_{next(self._numbers)}")
         step = types.FunctionType(code, decode_step.__globals__)
         options: dict[str, Any] = {"guard_filter_fn": _guards_of_sizes}
-        if device.type == "cpu":
+        if device.type == "cpu" and backend == INDUCTOR:
             options["cpp_wrapper"] = True
-        self._run = torch.compile(step, fullgraph=True, dynamic=False, options=options)
+        self._run = torch.compile(step, fullgraph=True, dynamic=False, backend=backend, options=options)
         self._lock = threading.Lock()
         self.ready = False
 
     def __call__(self, *inputs: Any) -> Any:
-        """Runs the step, compiled at the first call. Raises what torch.compile raises."""
+        """Runs the step, compiled at the first call. Raises CompileError."""
         if self.ready:
             return self._run(*inputs)
         with self._lock:
-            out = self._run(*inputs)
+            from torch._dynamo.exc import TorchDynamoException  # takes seconds, and by now torch.compile needs it
+
+            try:
+                out = self._run(*inputs)
+            except TorchDynamoException as error:
+                raise CompileError(_reason(error)) from error
             self.ready = True
         return out
 
@@ -115,26 +124,40 @@ def _guards_of_sizes(guards: Sequence[Any]) -> list[bool]:
     return [guard.guard_type == "SHAPE_ENV" for guard in guards]
 
 
+def _reason(error: Exception) -> str:
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"torch cannot compile the decoding step of this model: {line.rstrip('.')}. Pass compile=False."
+
+
+class CompileError(InputError):
+    """The decoding step of a model does not compile."""
+
+
 class Graphs:
     """The graphs of every model that is alive."""
 
     def __init__(self) -> None:
+        self.backend: Any = INDUCTOR
         self._of_model: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Graph]] = weakref.WeakKeyDictionary()
         self._steps: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def get(self, net: nn.Module, key: Hashable) -> Graph:
-        """The graph of a model with this key, compiled at its first call."""
+    def get(self, net: nn.Module, key: Hashable, backend: Any) -> Graph:
+        """The graph of a model with this key, compiled at its first call, by a backend of torch.compile."""
         with self._lock:
             known = self._of_model.setdefault(net, {})
             if key not in known:
-                known[key] = Graph(next(net.parameters()).device)
+                known[key] = Graph(next(net.parameters()).device, backend)
             return known[key]
 
     def has(self, net: nn.Module, key: Hashable) -> bool:
         """Whether that graph is compiled."""
         graph = self._of_model.get(net, {}).get(key)
         return graph is not None and graph.ready
+
+    def any_of(self, net: nn.Module) -> bool:
+        """Whether there is a graph of a model."""
+        return net in self._of_model
 
     def count_steps(self, net: nn.Module, steps: int) -> int:
         """How many steps were asked of a model so far, with these."""
