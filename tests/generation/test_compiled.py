@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-from x_positional import AutoregressiveWrapper, TransformerWrapper
+from x_positional import AutoregressiveWrapper, TransformerWrapper, XTransformer
 from x_positional.errors import CacheError, InputError
 from x_positional.generation import compiled as policy
 from x_positional.generation.graph import GRAPHS
@@ -123,6 +123,18 @@ def test_given_positions_and_a_longer_cache():
     assert torch.equal(*got)
 
 
+def test_cross_attention_reads_its_context(graphs: CompileCounter):
+    torch.manual_seed(0)
+    side = {"dim": 24, "enc_depth": 1, "dec_depth": 2, "enc_heads": 3, "dec_heads": 3}
+    sizes = {"enc_num_tokens": VOCAB, "enc_max_seq_len": 64, "dec_num_tokens": VOCAB, "dec_max_seq_len": 64}
+    m = XTransformer(**side, **sizes).eval()
+    source, mask = prompts(2, 9), torch.ones(2, 9, dtype=torch.bool)
+    mask[1, 5:] = False
+    got = [m.generate(source, prompts(2, 3), 12, mask=mask, temperature=0.0, compile=c) for c in (True, False)]
+    assert torch.equal(*got)
+    assert graphs.frame_count == 1
+
+
 def test_changed_parameters_are_used_and_changed_structure_is_compiled_anew(graphs: CompileCounter):
     m, tokens = model(), prompts(1, 6)
     m.generate(tokens, 6, temperature=0.0, compile=True)
@@ -153,7 +165,9 @@ def test_parameters_that_change_between_two_tokens_are_noticed():
 
 
 def test_what_cannot_be_compiled_is_refused_with_every_reason():
-    m = model({"kind": "rope", "scaling": {"rope_type": "dynamic", "factor": 2.0}})
+    m = model(
+        {"kind": "rope", "scaling": {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 64}}
+    )
     m.train()
     with pytest.raises(InputError, match=r"training mode[\s\S]*changes the keys of earlier tokens"):
         m.generate(prompts(1, 4), 3, compile=True)
