@@ -34,6 +34,8 @@ class Saveable(nn.Module):
     config: Any
     origin: Any = None
     """Family and config.json of a model that was loaded from a published checkpoint, otherwise None."""
+    quantized: str | None = None
+    """How `x_positional.quantize` stored its matrices; None if they are floats."""
 
     @classmethod
     def from_config(cls, config: Any) -> Self:

@@ -1,0 +1,178 @@
+"""Weight-only int8: matrices as 8-bit integers with one scale a row, multiplied without a copy in floats where a kernel allows it.
+
+A row w of a matrix is stored as integers q in [-127, 127] and a scale s: q = round(w / s) and s = max |w| / 127, so that
+|w - s q| <= s / 2 for every entry. Inputs, products and sums stay in the dtype of the input. Weights and scales are frozen;
+gradients of inputs flow, so adapters such as LoRA can be trained on top.
+
+N outputs or rows of a table, K inputs or channels of a table, R input rows, E experts.
+"""
+
+import platform
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STEPS = 127
+"""The largest integer. -128 is left out, so that w and -w are equally precise."""
+PACKED_ROWS = 8
+"""Most input rows for which torch's packed kernel beats a matrix product with the dequantised weight."""
+FUSED_ROWS = {"cpu": 8, "cuda": 1}
+"""Most input rows for which a compiled sum over products, which reads the weight as integers, beats a matrix product."""
+CHUNK = 2**18
+"""Entries that are dequantised at once on a CPU: in float32 1 MB, which stays in the cache of a core until it is read."""
+ALIGNED = 32
+"""The packed kernel loads as many bytes of the input at once, from addresses that are multiples of it."""
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix [... N K] -> int8 [... N K] and the scales [... N] of its rows, in the dtype of the matrix."""
+    largest = weight.detach().abs().amax(-1)
+    scale = largest / STEPS
+    # a scale that was rounded down, as subnormal numbers are, may leave the largest entry further away than half a step
+    short = scale.double() * (STEPS + 0.5) < largest.double()
+    scale = torch.where(short, torch.nextafter(scale, torch.full_like(scale, torch.inf)), scale)
+    scale = torch.where(scale > 0, scale, 1.0)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    steps = weight.detach().to(wide) / scale.to(wide)[..., None]
+    return steps.round_().clamp_(-STEPS, STEPS).to(torch.int8), scale
+
+
+def dequantize_rows(weight: Tensor, scale: Tensor) -> Tensor:
+    """int8 [... N K] and scales [... N] -> the matrix they stand for, in the dtype of the scales."""
+    return weight.to(scale.dtype) * scale[..., None]
+
+
+def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[... K] -> [... N]: `F.linear` with the matrix of `dequantize_rows`, whose rows are scaled after the product."""
+    differentiable = x.requires_grad and torch.is_grad_enabled()
+    out = _Product.apply(x, weight, scale) if differentiable else _product(x, weight, scale)
+    return out if bias is None else out + bias
+
+
+def _product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """[... K] x [N K] -> [... N], by whichever kernel is fastest for this number of rows."""
+    device, rows = x.device.type, x.numel() // weight.shape[1]
+    if not torch.is_autocast_enabled(device):
+        if torch.compiler.is_compiling():
+            if rows <= FUSED_ROWS.get(device, 0):
+                return _fused(x, weight, scale)
+        elif rows <= PACKED_ROWS and x.dtype == torch.bfloat16 and device == "cpu" and _HAS_PACKED:
+            flat = x.reshape(-1, weight.shape[1]).contiguous()
+            if weight.shape[1] % 16 == 0 and (flat.data_ptr() | weight.data_ptr()) % ALIGNED == 0:
+                out = torch._weight_int8pack_mm(flat, weight, scale.to(x.dtype))
+                return out.view(*x.shape[:-1], weight.shape[0])
+    return _dequantized(x, weight, scale)
+
+
+def _fused(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """A sum over products, in one loop over the integers once it is compiled."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    out = (weight.to(wide) * x[..., None, :].to(wide)).sum(-1) * scale.to(wide)
+    return out.to(x.dtype)
+
+
+def _dequantized(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """A matrix product with the integers as floats, which every float dtype holds exactly."""
+    if x.dtype == torch.float16:  # whose range the sums of unscaled integers could leave
+        return F.linear(x, weight.to(x.dtype) * 2.0**-7) * (scale * 2.0**7).to(x.dtype)
+    if x.device.type == "cpu" and weight.numel() > CHUNK and not torch.compiler.is_compiling():
+        parts = weight.split(max(1, CHUNK // weight.shape[1]))
+        out = torch.cat([F.linear(x, part.to(x.dtype)) for part in parts], dim=-1)
+    else:
+        out = F.linear(x, weight.to(x.dtype))
+    return out * scale.to(out.dtype)
+
+
+def _has_packed_kernel() -> bool:
+    """Whether torch has a vectorised int8 kernel for this processor: of bfloat16 alone, and not in its Windows builds."""
+    vectorised = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    return vectorised and platform.system() != "Windows" and "_weight_int8pack_mm" in dir(torch)
+
+
+_HAS_PACKED = _has_packed_kernel()
+
+
+class _Product(torch.autograd.Function):
+    """`_product` with the gradient of its input. Keeps the integers for the backward pass, not the matrix in floats."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, scale)
+        ctx.dtype = x.dtype
+        return _product(x, weight, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        weight, scale = ctx.saved_tensors
+        grad = grads[0]
+        return ((grad * scale.to(grad.dtype)) @ weight.to(grad.dtype)).to(ctx.dtype), None, None
+
+
+def frozen(tensor: Tensor) -> nn.Parameter:
+    """A parameter without a gradient."""
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+def refuse_floats(weights: list[str], state: dict[str, Any], errors: list[str]) -> bool:
+    """Whether a state dict holds floats for one of the int8 weights, which copying would truncate to integers."""
+    dtypes = {name: state[name].dtype for name in weights if isinstance(state.get(name), Tensor)}
+    wrong = {name: dtype for name, dtype in dtypes.items() if dtype != torch.int8}
+    errors += [
+        f"{name} has dtype {dtype}, but this model is quantized to int8. Load a model that is not, then quantize it."
+        for name, dtype in wrong.items()
+    ]
+    return bool(wrong)
+
+
+class Int8Linear(nn.Linear):
+    """`nn.Linear` with an int8 weight [N K] and scales [N].
+
+    A subclass, so that adapters recognize it. Its weight is no float matrix: `plain_weight` gives None.
+
+    Args:
+        layer: what it replaces. It shares the bias.
+    """
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
+        weight, scale = quantize_rows(layer.weight)
+        self.weight, self.scale, self.bias = frozen(weight), frozen(scale), layer.bias
+        self.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return int8_linear(input, self.weight, self.scale, self.bias)
+
+    def matrix(self) -> Tensor:
+        """[N K] in the dtype of the scales."""
+        return dequantize_rows(self.weight, self.scale)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if not refuse_floats([f"{prefix}weight"], state_dict, args[-1]):
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Int8Embedding(nn.Embedding):
+    """`nn.Embedding` with an int8 table [N K] and scales [N], for a table that is also the matrix of the logits.
+
+    Args:
+        layer: what it replaces.
+    """
+
+    def __init__(self, layer: nn.Embedding):
+        super().__init__(layer.num_embeddings, layer.embedding_dim, device="meta")
+        weight, scale = quantize_rows(layer.weight)
+        self.weight, self.scale = frozen(weight), frozen(scale)
+        self.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return dequantize_rows(F.embedding(input, self.weight), self.scale[input])
+
+    def unembed(self, x: Tensor) -> Tensor:
+        """[... K] -> the products with every row [... N]."""
+        return int8_linear(x, self.weight, self.scale)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if not refuse_floats([f"{prefix}weight"], state_dict, args[-1]):
+            super()._load_from_state_dict(state_dict, prefix, *args)
