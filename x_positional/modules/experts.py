@@ -5,7 +5,7 @@ N tokens, M model dim, E experts, K experts of a token, P = N * K (token, expert
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from x_positional.modules.feedforward import FeedForward, GatedActivation
-from x_positional.modules.quantized import frozen, int8_linear, quantize_rows, refuse_floats
+from x_positional.modules.quantized import IntegerWeights, frozen, int8_linear, quantize_rows
 
 ScoreKind = Literal["softmax", "sigmoid"]
 WeighKind = Literal["output", "input"]
@@ -189,12 +189,14 @@ def _of_each(x: Tensor, experts: Tensor, stacked: Tensor, scale: Tensor | None) 
     return out if scale is None else out * scale[experts].to(x.dtype)
 
 
-class Int8Experts(Experts):
+class Int8Experts(IntegerWeights, Experts):
     """`Experts` with int8 weights and scales up_scale [E F], down_scale [E M] of their rows: see `modules/quantized.py`.
 
     Args:
         layer: what it replaces. It shares the biases.
     """
+
+    integers = ("up", "down")
 
     def __init__(self, layer: Experts):
         nn.Module.__init__(self)
@@ -203,10 +205,6 @@ class Int8Experts(Experts):
         self.up, self.down, self.up_scale, self.down_scale = map(frozen, (up, down, up_scale, down_scale))
         self.up_bias, self.down_bias = layer.up_bias, layer.down_bias
         self.train(layer.training)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if not refuse_floats([f"{prefix}up", f"{prefix}down"], state_dict, args[-1]):
-            super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class MixtureOfExperts(nn.Module):

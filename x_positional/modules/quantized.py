@@ -8,7 +8,8 @@ N outputs or rows of a table, K inputs or channels of a table, R input rows, E e
 """
 
 import platform
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,23 +47,25 @@ def dequantize_rows(weight: Tensor, scale: Tensor) -> Tensor:
 
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """[... K] -> [... N]: `F.linear` with the matrix of `dequantize_rows`, whose rows are scaled after the product."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(device))
     differentiable = x.requires_grad and torch.is_grad_enabled()
     out = _Product.apply(x, weight, scale) if differentiable else _product(x, weight, scale)
-    return out if bias is None else out + bias
+    return out if bias is None else out + bias.to(out.dtype)
 
 
 def _product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """[... K] x [N K] -> [... N], by whichever kernel is fastest for this number of rows."""
     device, rows = x.device.type, x.numel() // weight.shape[1]
-    if not torch.is_autocast_enabled(device):
-        if torch.compiler.is_compiling():
-            if rows <= FUSED_ROWS.get(device, 0):
-                return _fused(x, weight, scale)
-        elif rows <= PACKED_ROWS and x.dtype == torch.bfloat16 and device == "cpu" and _HAS_PACKED:
-            flat = x.reshape(-1, weight.shape[1]).contiguous()
-            if weight.shape[1] % 16 == 0 and (flat.data_ptr() | weight.data_ptr()) % ALIGNED == 0:
-                out = torch._weight_int8pack_mm(flat, weight, scale.to(x.dtype))
-                return out.view(*x.shape[:-1], weight.shape[0])
+    if torch.compiler.is_compiling():
+        if rows <= FUSED_ROWS.get(device, 0):
+            return _fused(x, weight, scale)
+    elif rows <= PACKED_ROWS and x.dtype == torch.bfloat16 and device == "cpu" and HAS_PACKED:
+        flat = x.reshape(-1, weight.shape[1]).contiguous()
+        if weight.shape[1] % 16 == 0 and (flat.data_ptr() | weight.data_ptr()) % ALIGNED == 0:
+            out = torch._weight_int8pack_mm(flat, weight, scale.to(x.dtype))  # type: ignore[attr-defined]
+            return out.view(*x.shape[:-1], weight.shape[0])
     return _dequantized(x, weight, scale)
 
 
@@ -75,14 +78,24 @@ def _fused(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 def _dequantized(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """A matrix product with the integers as floats, which every float dtype holds exactly."""
-    if x.dtype == torch.float16:  # whose range the sums of unscaled integers could leave
-        return F.linear(x, weight.to(x.dtype) * 2.0**-7) * (scale * 2.0**7).to(x.dtype)
+    unit = _unit(x.dtype)
     if x.device.type == "cpu" and weight.numel() > CHUNK and not torch.compiler.is_compiling():
         parts = weight.split(max(1, CHUNK // weight.shape[1]))
-        out = torch.cat([F.linear(x, part.to(x.dtype)) for part in parts], dim=-1)
+        out = torch.cat([F.linear(x, _floats(part, x.dtype)) for part in parts], dim=-1)
     else:
-        out = F.linear(x, weight.to(x.dtype))
-    return out * scale.to(out.dtype)
+        out = F.linear(x, _floats(weight, x.dtype))
+    return out * (scale * unit).to(out.dtype)
+
+
+def _unit(dtype: torch.dtype) -> int:
+    """What integers are divided by in products. float16 would overflow in sums of integers up to 127."""
+    return 128 if dtype == torch.float16 else 1
+
+
+def _floats(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The integers as multiples of 1 / `_unit`, without rounding."""
+    floats, unit = weight.to(dtype), _unit(dtype)
+    return floats if unit == 1 else floats / unit
 
 
 def _has_packed_kernel() -> bool:
@@ -91,7 +104,8 @@ def _has_packed_kernel() -> bool:
     return vectorised and platform.system() != "Windows" and "_weight_int8pack_mm" in dir(torch)
 
 
-_HAS_PACKED = _has_packed_kernel()
+HAS_PACKED = _has_packed_kernel()
+"""Whether `torch._weight_int8pack_mm` is worth calling."""
 
 
 class _Product(torch.autograd.Function):
@@ -107,7 +121,8 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         weight, scale = ctx.saved_tensors
         grad = grads[0]
-        return ((grad * scale.to(grad.dtype)) @ weight.to(grad.dtype)).to(ctx.dtype), None, None
+        scaled = grad * (scale * _unit(grad.dtype)).to(grad.dtype)
+        return (scaled @ _floats(weight, grad.dtype)).to(ctx.dtype), None, None
 
 
 def frozen(tensor: Tensor) -> nn.Parameter:
@@ -115,18 +130,36 @@ def frozen(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
 
 
-def refuse_floats(weights: list[str], state: dict[str, Any], errors: list[str]) -> bool:
-    """Whether a state dict holds floats for one of the int8 weights, which copying would truncate to integers."""
-    dtypes = {name: state[name].dtype for name in weights if isinstance(state.get(name), Tensor)}
-    wrong = {name: dtype for name, dtype in dtypes.items() if dtype != torch.int8}
-    errors += [
-        f"{name} has dtype {dtype}, but this model is quantized to int8. Load a model that is not, then quantize it."
-        for name, dtype in wrong.items()
-    ]
-    return bool(wrong)
+class IntegerWeights(nn.Module):
+    """A module with int8 parameters, into which no floats are loaded: copying would truncate them."""
+
+    integers: ClassVar[tuple[str, ...]] = ("weight",)
+    """Names of the int8 parameters."""
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        given = [prefix + name for name in self.integers if isinstance(state_dict.get(prefix + name), Tensor)]
+        wrong = [name for name in given if state_dict[name].dtype != torch.int8]
+        error_msgs += [
+            f"{name} has dtype {state_dict[name].dtype}, but this model is quantized to int8. Load these weights into a "
+            "model that is not quantized, then quantize it."
+            for name in wrong
+        ]
+        if not wrong:
+            super()._load_from_state_dict(
+                state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            )
 
 
-class Int8Linear(nn.Linear):
+class Int8Linear(IntegerWeights, nn.Linear):
     """`nn.Linear` with an int8 weight [N K] and scales [N].
 
     A subclass, so that adapters recognize it. Its weight is no float matrix: `plain_weight` gives None.
@@ -148,12 +181,8 @@ class Int8Linear(nn.Linear):
         """[N K] in the dtype of the scales."""
         return dequantize_rows(self.weight, self.scale)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if not refuse_floats([f"{prefix}weight"], state_dict, args[-1]):
-            super()._load_from_state_dict(state_dict, prefix, *args)
 
-
-class Int8Embedding(nn.Embedding):
+class Int8Embedding(IntegerWeights, nn.Embedding):
     """`nn.Embedding` with an int8 table [N K] and scales [N], for a table that is also the matrix of the logits.
 
     Args:
@@ -172,7 +201,3 @@ class Int8Embedding(nn.Embedding):
     def unembed(self, x: Tensor) -> Tensor:
         """[... K] -> the products with every row [... N]."""
         return int8_linear(x, self.weight, self.scale)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if not refuse_floats([f"{prefix}weight"], state_dict, args[-1]):
-            super()._load_from_state_dict(state_dict, prefix, *args)
