@@ -114,10 +114,9 @@ class TransformerWrapper(CachingModule, Saveable):
         self.tied_bias = nn.Parameter(torch.zeros(config.num_tokens)) if tied_bias else None
         self.tie_scale = dim**-0.5 if config.tie_embedding_scale is None else config.tie_embedding_scale
 
-    @property
-    def ties_logits(self) -> bool:
-        """Whether the token embedding is the matrix of the logits."""
-        return self.has_head and self.to_logits is None
+    def logit_tables(self) -> tuple[nn.Module, ...]:
+        """The token embedding, where it is tied to the logits."""
+        return (self.token_emb,) if self.has_head and self.to_logits is None else ()
 
     def stamp(self) -> Stamp:
         """How often the parameters that cached keys depend on have been found changed."""

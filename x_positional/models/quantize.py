@@ -1,14 +1,12 @@
 """`quantize`: the matrices of a built model to 8-bit integers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
 
 from x_positional.errors import ArgumentError, did_you_mean, listed, shown
-from x_positional.models.language import TransformerWrapper
-from x_positional.models.saving import Saveable
 from x_positional.modules.experts import Experts, Int8Experts
 from x_positional.modules.plain import plain_weight
 from x_positional.modules.quantized import Int8Embedding, Int8Linear
@@ -19,6 +17,17 @@ QUANTIZED = (Int8Linear, Int8Embedding, Int8Experts)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+class Quantizable(nn.Module):
+    """A model that knows how its matrices are stored."""
+
+    quantized: Quantization | None = None
+    """What `quantize` made of its matrices; None if they are floats."""
+
+    def logit_tables(self) -> Iterable[nn.Module]:
+        """Embeddings that are also the matrix of the logits, which is read for every token."""
+        return ()
 
 
 def quantize(model: Model, quantization: Quantization = "int8") -> Model:
@@ -70,7 +79,7 @@ def replace_matrices(model: nn.Module) -> None:
                 if held is old:
                     setattr(parent, child, new)
     for module in model.modules():
-        if isinstance(module, Saveable):
+        if isinstance(module, Quantizable):
             module.quantized = "int8"
 
 
@@ -82,7 +91,7 @@ def _replacement(module: nn.Module) -> nn.Module:
 
 def _matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules to replace, by name."""
-    tied = {id(m.token_emb) for m in model.modules() if isinstance(m, TransformerWrapper) and m.ties_logits}
+    tied = {id(table) for m in model.modules() if isinstance(m, Quantizable) for table in m.logit_tables()}
     todo: list[tuple[str, nn.Module]] = [("", model)]
     seen: set[int] = set()
     while todo:

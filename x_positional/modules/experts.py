@@ -244,7 +244,9 @@ class MixtureOfExperts(nn.Module):
 
     def idle(self) -> int:
         """Parameters in the experts that a token does not use."""
-        return sum(p.numel() for p in self.experts.parameters()) // self.total * (self.total - self.used)
+        scales = sum(s.numel() for s in self.experts.scales()) if isinstance(self.experts, IntegerWeights) else 0
+        held = sum(p.numel() for p in self.experts.parameters()) - scales
+        return held // self.total * (self.total - self.used)
 
     def _routed(self, x: Tensor) -> Tensor:
         """[N M] -> [N M]."""

@@ -19,8 +19,9 @@ STEPS = 127
 """The largest integer. -128 is left out, so that w and -w are equally precise."""
 PACKED_ROWS = 8
 """Most input rows for which torch's packed kernel beats a matrix product with the dequantised weight."""
-FUSED_ROWS = {"cpu": 8, "cuda": 1}
-"""Most input rows for which a compiled sum over products, which reads the weight as integers, beats a matrix product."""
+FUSED_ROWS = {("cpu", 2): 2, ("cpu", 4): 8, ("cpu", 8): 8, ("cuda", 2): 1, ("cuda", 4): 1}
+"""Most input rows for which a compiled sum over products, which reads the weight as integers, beats a matrix product; by device
+and bytes of an input. Measured on CPUs; on CUDA a single row is never worth a matrix product."""
 CHUNK = 2**18
 """Entries that are dequantised at once on a CPU: in float32 1 MB, which stays in the cache of a core until it is read."""
 ALIGNED = 32
@@ -29,6 +30,8 @@ ALIGNED = 32
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A matrix [... N K] -> int8 [... N K] and the scales [... N] of its rows, in the dtype of the matrix."""
+    if weight.is_meta:
+        return torch.empty_like(weight, dtype=torch.int8), weight.new_empty(weight.shape[:-1])
     largest = weight.detach().abs().amax(-1)
     scale = largest / STEPS
     # a scale that was rounded down, as subnormal numbers are, may leave the largest entry further away than half a step
@@ -59,7 +62,7 @@ def _product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """[... K] x [N K] -> [... N], by whichever kernel is fastest for this number of rows."""
     device, rows = x.device.type, x.numel() // weight.shape[1]
     if torch.compiler.is_compiling():
-        if rows <= FUSED_ROWS.get(device, 0):
+        if rows <= FUSED_ROWS.get((device, x.dtype.itemsize), 0):
             return _fused(x, weight, scale)
     elif rows <= PACKED_ROWS and x.dtype == torch.bfloat16 and device == "cpu" and HAS_PACKED:
         flat = x.reshape(-1, weight.shape[1]).contiguous()
@@ -135,6 +138,11 @@ class IntegerWeights(nn.Module):
 
     integers: ClassVar[tuple[str, ...]] = ("weight",)
     """Names of the int8 parameters."""
+
+    def scales(self) -> list[nn.Parameter]:
+        """Their scales."""
+        names = ["scale" if name == "weight" else f"{name}_scale" for name in self.integers]
+        return [self.get_parameter(name) for name in names]
 
     def _load_from_state_dict(
         self,

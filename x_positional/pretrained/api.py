@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from x_positional.errors import PretrainedError, did_you_mean
+from x_positional.models.quantize import Quantization, check_quantization
+from x_positional.models.quantize import quantize as quantize_model
 from x_positional.pretrained.config_json.codecs import Fields
 from x_positional.pretrained.config_json.encoder_decoder import encoder_only
 from x_positional.pretrained.config_json.keys import ignored, overridden, refused_keys
@@ -41,6 +43,7 @@ def from_pretrained(
     device: torch.device | str | None = None,
     backend: str = "auto",
     ignore: Collection[str] = (),
+    quantize: Quantization | None = None,
     **overrides: Any,
 ) -> Any:
     """Load a published model.
@@ -58,14 +61,18 @@ def from_pretrained(
         backend: As in `Decoder`, for published models; x_positional's own format stores it.
         ignore: Keys of `config.json` to ignore, at any depth: their defaults apply. For keys that are refused although you
             know that they do not matter for your use.
+        quantize: "int8" stores matrices as integers of 8 bits once they are read: see `x_positional.quantize`.
         overrides: Keys of `config.json`, which override the file, as `rope_parameters={"rope_type": "yarn", ...}`.
 
     Raises:
         PretrainedError: With all problems: an unknown family, unsupported settings, damaged or missing files, pickles,
             tensors that are missing, unexpected or of the wrong shape.
+        ArgumentError: If `quantize` is unknown, or a weight is not finite.
         MissingExtra: If a GGUF file or the Hub needs a package that is not installed.
     """
-    return load_source(open_source(source), dtype, device, backend, ignore, **overrides)
+    if quantize is not None:
+        check_quantization(quantize)
+    return load_source(open_source(source), dtype, device, backend, ignore, quantize, **overrides)
 
 
 def load_source(
@@ -74,6 +81,7 @@ def load_source(
     device: torch.device | str | None = None,
     backend: str = "auto",
     ignore: Collection[str] = (),
+    quantize: Quantization | None = None,
     **overrides: Any,
 ) -> Any:
     """`from_pretrained` of an opened checkpoint."""
@@ -86,7 +94,8 @@ def load_source(
             changed.append(f"backend={backend!r}: the folder's {CONFIG} sets it. Change `backend` of its layers there.")
         if changed:
             raise PretrainedError(f"unsupported options for {source.path}:", changed)
-        return load_native(hf, source.tensors(), dtype, device)
+        model = load_native(hf, source.tensors(), dtype, device)
+        return model if quantize is None or hf.get("quantize") == quantize else quantize_model(model, quantize)
     with failures(f"unsupported {CONFIG} in {source.path}:"):
         hf = ignored(hf, ignore)
         if problems := refused_keys({**hf, **overrides}):
@@ -95,7 +104,8 @@ def load_source(
         family = family_of(hf, str(source.path))
         changes = family.resolve_aliases(overrides)
         hf = overridden(family.resolve_aliases(hf), changes, family.keys, family.known_keys, family.model_type)
-    return load(family, hf, tensors, dtype, device, backend)
+    model = load(family, hf, tensors, dtype, device, backend)
+    return model if quantize is None else quantize_model(model, quantize)
 
 
 def load(
