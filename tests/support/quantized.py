@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +27,11 @@ def floats_of(model: nn.Module) -> nn.Module:
         return layer
 
     replace_all(exact, plain)
-    for module in exact.modules():
-        if isinstance(module, Int8Experts):
-            up = dequantize_rows(module.up, module.up_scale)
-            down = dequantize_rows(module.down, module.down_scale)
-            module.__class__ = Experts
-            module.up_scale = module.down_scale = None
-            module.up, module.down = nn.Parameter(up), nn.Parameter(down)
+    stacked: list[Any] = [module for module in exact.modules() if isinstance(module, Int8Experts)]
+    for module in stacked:
+        up, down = dequantize_rows(module.up, module.up_scale), dequantize_rows(module.down, module.down_scale)
+        module.__class__, module.up_scale, module.down_scale = Experts, None, None
+        module.up, module.down = nn.Parameter(up), nn.Parameter(down)
     return exact
 
 
