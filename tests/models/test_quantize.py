@@ -34,6 +34,7 @@ from x_positional import (
     from_pretrained,
     quantize,
 )
+from x_positional.models import quantize as quantize_module
 from x_positional.modules import quantized
 from x_positional.modules.latent_attention import LatentAttention
 from x_positional.modules.quantized import Int8Embedding, Int8Linear
@@ -291,6 +292,21 @@ def test_from_pretrained(tmp_path: Path) -> None:
         read = from_pretrained(tmp_path / form, quantize="int8")
         close(read(tokens), want)
         assert read.quantized == "int8"
+
+
+@pytest.mark.parametrize("form", ["native", "hf"])
+def test_one_matrix_at_a_time_is_in_floats(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own(tie_embedding=True, tie_embedding_scale=1.0).save_pretrained(tmp_path, format=form)
+    replace, held = quantize_module._replace, []
+
+    def counted(model: nn.Module, old: nn.Module) -> None:
+        layers = [m for m in model.modules() if type(m) in (nn.Linear, nn.Embedding)]
+        held.append(sum(not m.weight.is_meta for m in layers))
+        replace(model, old)
+
+    monkeypatch.setattr(quantize_module, "_replace", counted)
+    from_pretrained(tmp_path, quantize="int8")
+    assert held == [1] * (1 + 3 * 4)
 
 
 def lora(model: TransformerWrapper) -> None:

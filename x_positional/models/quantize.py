@@ -1,12 +1,12 @@
 """`quantize`: the matrices of a built model to 8-bit integers."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from x_positional.errors import ArgumentError, did_you_mean, listed, shown
+from x_positional.errors import ArgumentError, PretrainedError, did_you_mean, listed, shown
 from x_positional.modules.experts import Experts, Int8Experts
 from x_positional.modules.plain import plain_weight
 from x_positional.modules.quantized import Int8Embedding, Int8Linear
@@ -55,7 +55,7 @@ def quantize(model: Model, quantization: Quantization = "int8") -> Model:
     check_quantization(quantization)
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"quantize needs a model; got {type(model).__name__}.")
-    found = list(_matrices(model))
+    found = _matrices(model)
     if problems := _problems(model, found):
         raise ArgumentError(listed("this model cannot be quantized:", problems))
     replace_matrices(model)
@@ -71,26 +71,55 @@ def check_quantization(name: Any) -> None:
 
 def replace_matrices(model: nn.Module) -> None:
     """Put quantized modules in place of those that hold matrices, one at a time, so that there is no second copy."""
-    for name, _ in list(_matrices(model)):
-        old = model.get_submodule(name)
-        new = _replacement(old)
-        for parent in list(model.modules()):
-            for child, held in list(parent._modules.items()):
-                if held is old:
-                    setattr(parent, child, new)
+    for _, module in _matrices(model):
+        _replace(model, module)
+    _mark(model)
+
+
+class QuantizeLoaded:
+    """Quantizes a model on the meta device while its parameters are read, so that one matrix at a time is in floats.
+
+    Args:
+        model: without values yet.
+        quantization: None does nothing.
+    """
+
+    def __init__(self, model: nn.Module, quantization: Quantization | None):
+        self.model = model
+        self.waiting = {} if quantization is None else {id(module): name for name, module in _matrices(model)}
+        if quantization is not None:
+            _mark(model)
+
+    def __call__(self, parameter: str) -> None:
+        """Call after a parameter got its value. Raises PretrainedError for weights that cannot be quantized."""
+        module = self.model.get_submodule(parameter.rpartition(".")[0])
+        if id(module) not in self.waiting or any(weight.is_meta for weight in _weights(module) or ()):
+            return
+        if problems := _module_problems(self.waiting.pop(id(module)), module):
+            raise PretrainedError("this model cannot be quantized:", problems)
+        _replace(self.model, module)
+
+
+def _replace(model: nn.Module, old: nn.Module) -> None:
+    """Put a quantized module wherever a model holds `old`."""
+    kinds: list[tuple[type[Any], Callable[[Any], nn.Module]]]
+    kinds = [(Experts, Int8Experts), (nn.Linear, Int8Linear), (nn.Embedding, Int8Embedding)]
+    new = next(make(old) for kind, make in kinds if isinstance(old, kind))
+    for parent in list(model.modules()):
+        for child, held in list(parent._modules.items()):
+            if held is old:
+                setattr(parent, child, new)
+
+
+def _mark(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Quantizable):
             module.quantized = "int8"
 
 
-def _replacement(module: nn.Module) -> nn.Module:
-    kinds: list[tuple[type[Any], Callable[[Any], nn.Module]]]
-    kinds = [(Experts, Int8Experts), (nn.Linear, Int8Linear), (nn.Embedding, Int8Embedding)]
-    return next(make(module) for kind, make in kinds if isinstance(module, kind))
-
-
-def _matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _matrices(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules to replace, by name."""
+    found = []
     tied = {id(table) for m in model.modules() if isinstance(m, Quantizable) for table in m.logit_tables()}
     todo: list[tuple[str, nn.Module]] = [("", model)]
     seen: set[int] = set()
@@ -100,8 +129,9 @@ def _matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         seen.add(id(module))
         if isinstance(module, nn.Linear | Experts) or id(module) in tied:
-            yield name, module
+            found.append((name, module))
         todo += [(f"{name}.{child}".lstrip("."), held) for child, held in module.named_children()]
+    return found
 
 
 def _problems(model: nn.Module, found: list[tuple[str, nn.Module]]) -> list[str]:
@@ -117,15 +147,19 @@ def _problems(model: nn.Module, found: list[tuple[str, nn.Module]]) -> list[str]
     return problems
 
 
+def _weights(module: nn.Module) -> list[Tensor] | None:
+    """The matrices of a module; None if it is modified."""
+    if not isinstance(module, Experts):
+        weight = plain_weight(module)
+        return None if weight is None else [weight]
+    modified = type(module) is not Experts or bool(module._forward_hooks or module._forward_pre_hooks)
+    return None if modified else [module.up, module.down]
+
+
 def _module_problems(name: str, module: nn.Module) -> list[str]:
     """Why a module cannot be replaced."""
-    if isinstance(module, Experts):
-        weights = [module.up, module.down]
-        modified = type(module) is not Experts or bool(module._forward_hooks or module._forward_pre_hooks)
-    else:
-        weight = plain_weight(module)
-        weights, modified = [] if weight is None else [weight], weight is None
-    if modified:
+    weights = _weights(module)
+    if weights is None:
         return [
             f"{name} is a modified {type(module).__name__}. Merge adapters, remove hooks and parametrizations first."
         ]

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from x_positional.errors import PretrainedError, did_you_mean
-from x_positional.models.quantize import Quantization, check_quantization
-from x_positional.models.quantize import quantize as quantize_model
+from x_positional.models.quantize import Quantization, QuantizeLoaded, check_quantization
 from x_positional.pretrained.config_json.codecs import Fields
 from x_positional.pretrained.config_json.encoder_decoder import encoder_only
 from x_positional.pretrained.config_json.keys import ignored, overridden, refused_keys
@@ -61,13 +60,13 @@ def from_pretrained(
         backend: As in `Decoder`, for published models; x_positional's own format stores it.
         ignore: Keys of `config.json` to ignore, at any depth: their defaults apply. For keys that are refused although you
             know that they do not matter for your use.
-        quantize: "int8" stores matrices as integers of 8 bits once they are read: see `x_positional.quantize`.
+        quantize: "int8" turns each matrix into integers of 8 bits once it is read: see `x_positional.quantize`.
         overrides: Keys of `config.json`, which override the file, as `rope_parameters={"rope_type": "yarn", ...}`.
 
     Raises:
         PretrainedError: With all problems: an unknown family, unsupported settings, damaged or missing files, pickles,
             tensors that are missing, unexpected or of the wrong shape.
-        ArgumentError: If `quantize` is unknown, or a weight is not finite.
+        ArgumentError: If `quantize` is unknown.
         MissingExtra: If a GGUF file or the Hub needs a package that is not installed.
     """
     if quantize is not None:
@@ -94,8 +93,7 @@ def load_source(
             changed.append(f"backend={backend!r}: the folder's {CONFIG} sets it. Change `backend` of its layers there.")
         if changed:
             raise PretrainedError(f"unsupported options for {source.path}:", changed)
-        model = load_native(hf, source.tensors(), dtype, device)
-        return model if quantize is None or hf.get("quantize") == quantize else quantize_model(model, quantize)
+        return load_native(hf, source.tensors(), dtype, device, quantize)
     with failures(f"unsupported {CONFIG} in {source.path}:"):
         hf = ignored(hf, ignore)
         if problems := refused_keys({**hf, **overrides}):
@@ -104,8 +102,7 @@ def load_source(
         family = family_of(hf, str(source.path))
         changes = family.resolve_aliases(overrides)
         hf = overridden(family.resolve_aliases(hf), changes, family.keys, family.known_keys, family.model_type)
-    model = load(family, hf, tensors, dtype, device, backend)
-    return model if quantize is None else quantize_model(model, quantize)
+    return load(family, hf, tensors, dtype, device, backend, quantize)
 
 
 def load(
@@ -115,6 +112,7 @@ def load(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     backend: str,
+    quantize: Quantization | None = None,
 ) -> nn.Module:
     """The model of a config and its tensors."""
     if family.kind == "seq2seq" and not any("decoder." in name for name in tensors.names()):
@@ -123,7 +121,8 @@ def load(
     with failures(f"unsupported {CONFIG} in {tensors.source}:"):
         model = _build(family, hf, names, backend)
     config: Any = model.config
-    fill(model, family, lambda name: layers_of(config, name), names, dtype=dtype, device=device)
+    loaded = QuantizeLoaded(model, quantize)
+    fill(model, family, lambda name: layers_of(config, name), names, dtype=dtype, device=device, loaded=loaded)
     model.origin = Origin(family, hf)  # type: ignore[assignment]
     return model.eval()
 

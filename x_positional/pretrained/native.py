@@ -12,7 +12,7 @@ from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.vision import VisionConfig
 from x_positional.errors import PretrainedError
 from x_positional.models.language import TokenEncoder, TransformerWrapper
-from x_positional.models.quantize import check_quantization, replace_matrices
+from x_positional.models.quantize import Quantization, QuantizeLoaded, check_quantization, replace_matrices
 from x_positional.models.saving import Saveable
 from x_positional.models.seq2seq import XTransformer
 from x_positional.models.vision import ViTransformerWrapper
@@ -50,7 +50,11 @@ def save_native(model: Saveable, folder: Path, model_type: str | None = None) ->
 
 
 def load_native(
-    hf: Mapping[str, Any], tensors: Tensors, dtype: torch.dtype | None, device: torch.device | str | None
+    hf: Mapping[str, Any],
+    tensors: Tensors,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    quantize: Quantization | None = None,
 ) -> nn.Module:
     """The model of a config.json in this format. Raises PretrainedError with every tensor that does not fit."""
     name = hf.get("class")
@@ -73,6 +77,7 @@ def load_native(
     ]
     if problems:
         raise PretrainedError(f"{tensors.source} does not fit its config.json:", problems)
+    loaded = QuantizeLoaded(model, None if hf.get("quantize") == quantize else quantize)
     scales = {id(p) for m in model.modules() if isinstance(m, IntegerWeights) for p in m.scales()}
     for name, parameter in parameters.items():
         # parameters without gradients keep the stored dtype, but for scales, which have that of the matrices they stand for
@@ -84,6 +89,7 @@ def load_native(
             )
         tensor = raw.to(device=device or "cpu", dtype=target, copy=True)
         replace_parameter(model, parameter, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
+        loaded(name)
     return model.eval()
 
 
