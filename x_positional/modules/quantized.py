@@ -32,13 +32,12 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A matrix [... N K] -> int8 [... N K] and the scales [... N] of its rows, in the dtype of the matrix."""
     if weight.is_meta:
         return torch.empty_like(weight, dtype=torch.int8), weight.new_empty(weight.shape[:-1])
-    largest = weight.detach().abs().amax(-1)
+    largest, wide = weight.detach().abs().amax(-1), torch.promote_types(weight.dtype, torch.float32)
     scale = largest / STEPS
     # a scale that was rounded down, as subnormal numbers are, may leave the largest entry further away than half a step
-    short = scale.double() * (STEPS + 0.5) < largest.double()
+    short = scale.to(wide) * (STEPS + 0.5) < largest.to(wide)
     scale = torch.where(short, torch.nextafter(scale, torch.full_like(scale, torch.inf)), scale)
     scale = torch.where(scale > 0, scale, 1.0)
-    wide = torch.promote_types(weight.dtype, torch.float32)
     steps = weight.detach().to(wide) / scale.to(wide)[..., None]
     return steps.round_().clamp_(-STEPS, STEPS).to(torch.int8), scale
 
