@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from x_positional.errors import PretrainedError, did_you_mean
+from x_positional.models.quantize import Quantization, QuantizeLoaded, check_quantization
 from x_positional.pretrained.config_json.codecs import Fields
 from x_positional.pretrained.config_json.encoder_decoder import encoder_only
 from x_positional.pretrained.config_json.keys import ignored, overridden, refused_keys
@@ -41,6 +42,7 @@ def from_pretrained(
     device: torch.device | str | None = None,
     backend: str = "auto",
     ignore: Collection[str] = (),
+    quantize: Quantization | None = None,
     **overrides: Any,
 ) -> Any:
     """Load a published model.
@@ -58,14 +60,18 @@ def from_pretrained(
         backend: As in `Decoder`, for published models; x_positional's own format stores it.
         ignore: Keys of `config.json` to ignore, at any depth: their defaults apply. For keys that are refused although you
             know that they do not matter for your use.
+        quantize: "int8" turns each matrix into integers of 8 bits once it is read: see `x_positional.quantize`.
         overrides: Keys of `config.json`, which override the file, as `rope_parameters={"rope_type": "yarn", ...}`.
 
     Raises:
         PretrainedError: With all problems: an unknown family, unsupported settings, damaged or missing files, pickles,
             tensors that are missing, unexpected or of the wrong shape.
+        ArgumentError: If `quantize` is unknown.
         MissingExtra: If a GGUF file or the Hub needs a package that is not installed.
     """
-    return load_source(open_source(source), dtype, device, backend, ignore, **overrides)
+    if quantize is not None:
+        check_quantization(quantize)
+    return load_source(open_source(source), dtype, device, backend, ignore, quantize, **overrides)
 
 
 def load_source(
@@ -74,6 +80,7 @@ def load_source(
     device: torch.device | str | None = None,
     backend: str = "auto",
     ignore: Collection[str] = (),
+    quantize: Quantization | None = None,
     **overrides: Any,
 ) -> Any:
     """`from_pretrained` of an opened checkpoint."""
@@ -86,7 +93,7 @@ def load_source(
             changed.append(f"backend={backend!r}: the folder's {CONFIG} sets it. Change `backend` of its layers there.")
         if changed:
             raise PretrainedError(f"unsupported options for {source.path}:", changed)
-        return load_native(hf, source.tensors(), dtype, device)
+        return load_native(hf, source.tensors(), dtype, device, quantize)
     with failures(f"unsupported {CONFIG} in {source.path}:"):
         hf = ignored(hf, ignore)
         if problems := refused_keys({**hf, **overrides}):
@@ -95,7 +102,7 @@ def load_source(
         family = family_of(hf, str(source.path))
         changes = family.resolve_aliases(overrides)
         hf = overridden(family.resolve_aliases(hf), changes, family.keys, family.known_keys, family.model_type)
-    return load(family, hf, tensors, dtype, device, backend)
+    return load(family, hf, tensors, dtype, device, backend, quantize)
 
 
 def load(
@@ -105,6 +112,7 @@ def load(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     backend: str,
+    quantize: Quantization | None = None,
 ) -> nn.Module:
     """The model of a config and its tensors."""
     if family.kind == "seq2seq" and not any("decoder." in name for name in tensors.names()):
@@ -113,7 +121,8 @@ def load(
     with failures(f"unsupported {CONFIG} in {tensors.source}:"):
         model = _build(family, hf, names, backend)
     config: Any = model.config
-    fill(model, family, lambda name: layers_of(config, name), names, dtype=dtype, device=device)
+    loaded = QuantizeLoaded(model, quantize)
+    fill(model, family, lambda name: layers_of(config, name), names, dtype=dtype, device=device, loaded=loaded)
     model.origin = Origin(family, hf)  # type: ignore[assignment]
     return model.eval()
 

@@ -89,6 +89,7 @@ def fill(
     *,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
+    loaded: Callable[[str], object] | None = None,
 ) -> None:
     """Load tensors into a model whose parameters are on the meta device.
 
@@ -99,17 +100,20 @@ def fill(
         names: The tensors of the checkpoint.
         dtype: None keeps the stored dtype. Parameters without gradients always keep it.
         device: None is the CPU.
+        loaded: Called with the name of each parameter that has got its value.
 
     Raises:
         PretrainedError: With every tensor that is missing, of the wrong shape, or unexpected.
     """
     problems: list[str] = []
     for name, parameter in list(model.named_parameters()):
-        loaded = _load(name, parameter, family, layers(name), names, problems)
-        if loaded is not None and not problems:
+        value = _load(name, parameter, family, layers(name), names, problems)
+        if value is not None and not problems:
             target = dtype if parameter.requires_grad else None
-            ready = loaded.to(device=device or "cpu", dtype=target or loaded.dtype, copy=True).contiguous()
+            ready = value.to(device=device or "cpu", dtype=target or value.dtype, copy=True).contiguous()
             replace_parameter(model, parameter, nn.Parameter(ready, requires_grad=parameter.requires_grad))
+            if loaded is not None:
+                loaded(name)
     problems += [f"unexpected tensor {name} in the checkpoint." for name in names.unused()]
     if problems:
         raise PretrainedError(f"{names.tensors.source} does not fit {family.model_type}:", problems)
