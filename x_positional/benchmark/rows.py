@@ -1,0 +1,165 @@
+"""The rows: what is measured, by whom. One entry a row; the identifiers are the keys of the record."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from x_positional.benchmark.models import OURS, Shape
+from x_positional.benchmark.work import Work
+
+DECODERS = ("x-transformers", "transformers", "transformers static", OURS)
+SMALL = Shape(dim=128, depth=4, heads=2, vocab=512)
+LARGE = Shape()
+BIASES = ("alibi", "t5", "dynamic", "forgetting", "polar", "cope")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a table."""
+
+    id: str
+    title: str
+    group: str
+    """The table it belongs to."""
+    work: Work
+    sides: tuple[str, ...]
+    scheme: str = "llama"
+    shape: Shape = field(default_factory=Shape)
+    dtype: str = "float32"
+    seconds: float = 15.0
+    """How long it may take after its warm-up; at least two rounds are measured."""
+
+
+def quick_rows() -> list[Row]:
+    """A few small rows, under a minute together."""
+    shape = Shape(dim=256, depth=4, heads=4, vocab=2048)
+    sides = ("x-transformers", "transformers", OURS)
+    decode, train = Work(kind="decode", length=32, new=32), Work(kind="train", length=256)
+    common = {"shape": shape, "seconds": 3.0}
+    return [
+        Row(id="decode-b1", title="decode, batch 1", group="decode", work=decode, sides=sides, **common),
+        Row(id="train-rotary", title="train, rotary", group="train", work=train, sides=sides, **common),
+        *(
+            Row(
+                id=f"train-{scheme}",
+                title=f"train, {scheme}",
+                group="train",
+                work=train,
+                sides=("x-transformers", OURS, f"{OURS} none"),
+                scheme=scheme,
+                **common,
+            )
+            for scheme in ("alibi", "t5")
+        ),
+        Row(
+            id="rotate",
+            title="rotate queries, 256 tokens",
+            group="rotate",
+            work=Work(kind="rotate", length=256),
+            sides=("rotary-embedding-torch", OURS),
+            **common,
+        ),
+    ]
+
+
+def full_rows() -> list[Row]:
+    """Every row of docs/performance.md, the quickest to show something first."""
+    return [*_decode_rows(), *_train_rows(), *_memory_rows(), *_growth_rows(), *_rotate_rows()]
+
+
+def _decode_rows() -> Iterator[Row]:
+    def row(id: str, title: str, work: Work, group: str = "decode", **other: object) -> Row:
+        return Row(id=id, title=title, group=group, work=work, sides=DECODERS, **other)  # type: ignore[arg-type]
+
+    one = Work(kind="decode", length=32, new=64)
+    yield row("decode-b1", "decode, batch 1", one)
+    yield row("decode-b8", "decode, batch 8", Work(kind="decode", batch=8, length=32, new=32))
+    yield row("decode-b1-bf16", "decode, batch 1, bfloat16", one, dtype="bfloat16")
+    yield row("decode-small", "decode, batch 1, 1 M parameters", one, shape=SMALL, seconds=8.0)
+    yield Row(
+        id="decode-smollm2",
+        title="decode, SmolLM2-135M",
+        group="decode",
+        work=Work(kind="decode", length=32, new=24),
+        sides=tuple(side for side in DECODERS if side != "x-transformers"),
+        scheme="smollm2",
+    )
+    for length in (256, 1024, 4096):
+        work = Work(kind="decode", length=length, new=32)
+        yield row(f"decode-context-{length}", f"decode after {length} tokens", work, "decode by context")
+    for depth in (2, 12):
+        shape = Shape(depth=depth)
+        yield row(f"decode-depth-{depth}", f"decode, depth {depth}", one, "decode by depth", shape=shape, seconds=8.0)
+
+
+def _train_rows() -> Iterator[Row]:
+    step = Work(kind="train", length=1024)
+    peers = ("x-transformers", "transformers", OURS)
+    yield Row(id="train-rotary", title="train, rotary", group="train", work=step, sides=peers)
+    for scheme in (*BIASES, "xpos", "scaled_sinusoidal", "absolute"):
+        yield Row(
+            id=f"train-{scheme}",
+            title=f"train, {scheme}",
+            group="train",
+            work=step,
+            sides=("x-transformers", OURS, f"{OURS} none"),
+            scheme=scheme,
+            seconds=10.0,
+        )
+    for scheme in BIASES:
+        yield Row(
+            id=f"train-4096-{scheme}",
+            title=f"train, {scheme}, 4096 tokens",
+            group="train, 4096 tokens",
+            work=Work(kind="train", length=4096),
+            sides=(OURS, f"{OURS} none"),
+            scheme=scheme,
+        )
+
+
+def _memory_rows() -> Iterator[Row]:
+    for scheme in ("t5", "dynamic", "alibi", "forgetting", "cope"):
+        for length, sides in ((1024, ("x-transformers", OURS)), (2048, (OURS,))):
+            yield Row(
+                id=f"memory-{scheme}-{length}",
+                title=f"peak memory of a training step, {scheme}, {length} tokens",
+                group="memory",
+                work=Work(kind="train", length=length),
+                sides=sides,
+                scheme=scheme,
+                seconds=10.0,
+            )
+
+
+def _growth_rows() -> Iterator[Row]:
+    for length in (512, 1024, 2048, 4096, 8192):
+        yield Row(
+            id=f"forward-rotary-{length}",
+            title=f"forward, rotary, {length} tokens",
+            group="forward by length",
+            work=Work(kind="forward", length=length),
+            sides=("x-transformers", "transformers", OURS),
+            seconds=8.0,
+        )
+    for scheme in ("alibi", "t5"):
+        for length in (512, 2048, 8192):
+            yield Row(
+                id=f"forward-{scheme}-{length}",
+                title=f"forward, {scheme}, {length} tokens",
+                group="forward by length",
+                work=Work(kind="forward", length=length),
+                sides=("x-transformers", OURS, f"{OURS} none"),
+                scheme=scheme,
+                seconds=8.0,
+            )
+
+
+def _rotate_rows() -> Iterator[Row]:
+    for length in (512, 4096):
+        yield Row(
+            id=f"rotate-{length}",
+            title=f"rotate queries, {length} tokens",
+            group="rotate",
+            work=Work(kind="rotate", length=length),
+            sides=("rotary-embedding-torch", OURS),
+            seconds=3.0,
+        )
