@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from x_positional.benchmark.record import Record, RowRecord
-from x_positional.benchmark.report import sheet, targets_of
+from x_positional.benchmark.report import count, sheet, targets_of
 from x_positional.benchmark.rows import full_rows
 from x_positional.benchmark.run import minutes
-from x_positional.benchmark.targets import counts, verdicts
+from x_positional.benchmark.targets import verdicts
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "performance.md"
@@ -68,8 +68,8 @@ def _machine(record: Record) -> Iterator[str]:
     yield f"{versions}.\n"
     found = verdicts(record.rows)
     yield "### Targets\n"
-    yield f"{', '.join(f'{count} {word}' for word, count in counts(found).items())}.\n"
-    yield targets_of(record.rows).markdown() + "\n"
+    yield f"{count(found)}.\n"
+    yield targets_of(found).markdown() + "\n"
     groups = dict.fromkeys(row.group for row in record.rows.values())
     for group in groups:
         rows = [row for row in record.rows.values() if row.group == group]

@@ -1,6 +1,6 @@
 """The models of a row: the same weights in every library.
 
-Two kinds. `llama` is a Llama of x_positional, written for transformers by `save_pretrained(format="hf")` and copied into
+`rotary` is a Llama of x_positional, written for transformers by `save_pretrained(format="hf")` and copied into
 x-transformers. Every other scheme is a model of x-transformers, converted by `from_x_transformers`; without x-transformers
 x_positional builds the same shape by itself. `smollm2` is read from the GGUF file of a package.
 """
@@ -71,7 +71,7 @@ class Recipe:
     """What identifies a model: whatever the library, these are the same weights."""
 
     scheme: str
-    """A key of SCHEMES, or "llama", or "smollm2"."""
+    """A key of SCHEMES, or "rotary", the Llama, or "smollm2"."""
     shape: Shape
     length: int
     """Tokens it is made for."""
@@ -88,7 +88,8 @@ class Models:
     def of(self, library: str) -> nn.Module:
         """A network without its wrapper. Raises MissingExtra."""
         recipe = self.recipe
-        model = _BUILDERS[recipe.scheme if recipe.scheme in ("llama", "smollm2") else "scheme", library](self)
+        build = _BUILDERS.get((recipe.scheme, library)) or _OF_A_SCHEME[library]
+        model = build(self)
         return model.to(recipe.device, DTYPES[recipe.dtype])
 
     @cached_property
@@ -244,11 +245,13 @@ def _transformers() -> Any:
 
 
 _BUILDERS: dict[tuple[str, str], Callable[[Models], nn.Module]] = {
-    ("llama", OURS): lambda models: models.llama,
-    ("llama", TRANSFORMERS): _transformers_of_llama,
-    ("llama", X_TRANSFORMERS): _x_transformers_of_llama,
+    ("rotary", OURS): lambda models: models.llama,
+    ("rotary", TRANSFORMERS): _transformers_of_llama,
+    ("rotary", X_TRANSFORMERS): _x_transformers_of_llama,
     ("smollm2", OURS): lambda models: models.smollm2,
     ("smollm2", TRANSFORMERS): _transformers_of_smollm2,
-    ("scheme", OURS): _ours_of_scheme,
-    ("scheme", X_TRANSFORMERS): lambda models: models.peer,
+}
+_OF_A_SCHEME: dict[str, Callable[[Models], nn.Module]] = {
+    OURS: _ours_of_scheme,
+    X_TRANSFORMERS: lambda models: models.peer,
 }

@@ -9,7 +9,7 @@ from rich.table import Table
 from x_positional.benchmark.models import OURS
 from x_positional.benchmark.profiling import Profile
 from x_positional.benchmark.record import Measured, RowRecord
-from x_positional.benchmark.targets import Rows, counts, verdicts
+from x_positional.benchmark.targets import Target, Verdict
 
 
 @dataclass(frozen=True)
@@ -74,21 +74,15 @@ def show_row(row: RowRecord, console: Console) -> None:
     console.print()
 
 
-def targets_of(rows: Rows) -> Sheet:
+def targets_of(found: Sequence[tuple[Target, Verdict]]) -> Sheet:
     """A line a target."""
-    found = verdicts(rows)
-    return Sheet(
-        ["work", "target", "measured", ""], [[t.work, t.wanted(), v.value, v.word] for t, v in found if t is not None]
-    )
+    return Sheet(["work", "target", "measured", ""], [[t.work, t.wanted(), v.value, v.word] for t, v in found])
 
 
-def show_targets(rows: Rows, console: Console) -> None:
-    """How many targets are met, and those that were measured and missed."""
-    found = verdicts(rows)
-    console.print("targets: " + ", ".join(f"{count} {word}" for word, count in counts(found).items()))
-    missed = [[t.work, t.wanted(), v.value] for t, v in found if v.met is False]
-    if missed:
-        Sheet(["missed", "target", "measured"], missed).show(console)
+def count(found: Sequence[tuple[Target, Verdict]]) -> str:
+    """How many targets are met, missed, and not measured."""
+    words = [verdict.word for _, verdict in found]
+    return ", ".join(f"{words.count(word)} {word}" for word in ("met", "missed", "not measured"))
 
 
 def profiles(found: Mapping[str, Profile]) -> Sheet:

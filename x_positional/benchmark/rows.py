@@ -22,7 +22,7 @@ class Row:
     """The table it belongs to."""
     work: Work
     sides: tuple[str, ...]
-    scheme: str = "llama"
+    scheme: str = "rotary"
     shape: Shape = field(default_factory=Shape)
     dtype: str = "float32"
     seconds: float = 15.0

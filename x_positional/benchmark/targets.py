@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from x_positional.benchmark.models import OURS
 from x_positional.benchmark.record import RowRecord
@@ -187,9 +186,3 @@ TARGETS = (*_decode_targets(), *_train_targets())
 def verdicts(rows: Rows) -> list[tuple[Target, Verdict]]:
     """Every target and what it came to."""
     return [(target, target.verdict(rows)) for target in TARGETS]
-
-
-def counts(found: list[tuple[Target, Verdict]]) -> dict[str, Any]:
-    """How many were met, missed, not measured."""
-    words = [verdict.word for _, verdict in found]
-    return {word: words.count(word) for word in ("met", "missed", "not measured")}

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import x_positional
+from x_positional import rotary as own_rotary
 from x_positional.benchmark.clock import Sample, seconds
 from x_positional.benchmark.machine import DTYPES
 from x_positional.benchmark.models import OURS, ROTARY, TRANSFORMERS, X_TRANSFORMERS, Models, Recipe
 from x_positional.errors import import_extra
-from x_positional.rotary import RotaryEmbedding
 
 Kind = Literal["train", "forward", "decode", "rotate"]
 
@@ -180,7 +180,7 @@ def _rotate(side: Side, work: Work, recipe: Recipe) -> Prepared:
     queries = torch.randn(work.batch, shape.heads, work.length, shape.dim // shape.heads, generator=generator)
     queries = queries.to(recipe.device, DTYPES[recipe.dtype])
     if side.library == OURS:
-        rotary: Any = RotaryEmbedding(queries.shape[-1])
+        rotary: Any = own_rotary.RotaryEmbedding(queries.shape[-1])
     else:
         peer = import_extra("rotary_embedding_torch", "rows of rotary-embedding-torch need", "bench")
         rotary = peer.RotaryEmbedding(queries.shape[-1])

@@ -13,9 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from x_positional.benchmark.machine import name_of
 from x_positional.benchmark.record import Record, record_path
-from x_positional.benchmark.report import largest, profiles, show_row, show_targets
+from x_positional.benchmark.report import count, largest, profiles, show_row, targets_of
 from x_positional.benchmark.rows import Row, full_rows, quick_rows
 from x_positional.benchmark.run import due, measure, minutes, profile_row
+from x_positional.benchmark.targets import verdicts
 from x_positional.errors import UserError, did_you_mean, printable
 from x_positional.progress import print_lines
 
@@ -97,8 +98,12 @@ def _measure(rows: list[Row], device: torch.device, console: Console, folder: Pa
             show_row(found, console)
             record.rows[row.id] = found
             failed += [line for line in found.failures() if line.startswith("x_positional") and "failed" in line]
-    show_targets(record.rows, console) if path is not None else None
     if path is not None:
+        found = verdicts(record.rows)
+        missed = [(target, verdict) for target, verdict in found if verdict.met is False]
+        print_lines(console, f"targets: {count(found)}")
+        if missed:
+            targets_of(missed).show(console)
         print_lines(console, f"kept in {path}")
     return not failed
 
