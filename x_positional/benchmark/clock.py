@@ -36,9 +36,8 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def rounds_within(budget: float, warm_up: Sequence[float], least: int = 2, most: int = 15) -> int:
-    """How many rounds fit in `budget` seconds, if one takes as long as the warm-up calls together."""
-    one = sum(warm_up)
+def rounds_within(budget: float, one: float, least: int = 2, most: int = 15) -> int:
+    """How many rounds fit in `budget` seconds, if one takes `one`."""
     return max(least, min(most, int(budget / one))) if one > 0 else most
 
 

@@ -19,6 +19,8 @@ from x_positional.benchmark.clock import synchronize
 PACKAGES = ("torch", "transformers", "x-transformers", "rotary-embedding-torch", "x-positional")
 LARGE = 512 * 2**20
 """Bytes of the buffer whose reading is the bandwidth: more than most caches hold."""
+MATRIX = 2048
+"""Rows and columns of the matrix whose product with itself is the matrix rate."""
 COLUMNS = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -53,8 +55,8 @@ def _bandwidth(size: int, device: torch.device, repeats: int) -> float:
     return matrix.nbytes / min(_fastest(read, device, repeats) for read in reads)
 
 
-def _matrix_rate(dtype: torch.dtype, device: torch.device, repeats: int, size: int = 2048) -> float:
-    size = size if device.type == "cpu" else 8192
+def _matrix_rate(dtype: torch.dtype, device: torch.device, repeats: int) -> float:
+    size = MATRIX if device.type == "cpu" else 4 * MATRIX
     matrix = torch.ones(size, size, dtype=dtype, device=device)
     return 2 * size**3 / _fastest(lambda: matrix @ matrix, device, repeats)
 

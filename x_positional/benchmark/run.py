@@ -22,8 +22,9 @@ from x_positional.errors import MissingExtra
 
 
 def spec_of(row: Row, device: torch.device) -> dict[str, Any]:
-    """A row as data. JSON has lists alone, so tuples become lists."""
-    return {**asdict(row), "sides": list(row.sides), "device": device.type, "threads": torch.get_num_threads()}
+    """What is measured, as data. JSON has lists alone, so tuples become lists."""
+    spec = {**asdict(row), "sides": list(row.sides), "device": device.type, "threads": torch.get_num_threads()}
+    return {name: value for name, value in spec.items() if name not in ("title", "seconds", "more")}
 
 
 def due(rows: Sequence[Row], record: Record, device: torch.device, again: bool) -> list[Row]:
@@ -53,9 +54,10 @@ def measure_row(row: Row, device: torch.device) -> RowRecord:
             sides[name].why_not = value
         else:
             running[name] = value
-    _compare(row, sides, running)
+    spent = _compare(sides, running)
     limits = measure_limits(max((side.demand.bytes_read for side in running.values()), default=0), row.dtype, device)
-    spent = _warm_up(row, sides, running)
+    if spent < row.seconds or row.work.kind == "decode":  # what takes longer than that needs no warm-up
+        spent = _warm_up(sides, running)
     samples = interleave({name: side.sample for name, side in running.items()}, rounds_within(row.seconds, spent))
     for name, side in running.items():
         sides[name].samples = samples[name]
@@ -92,24 +94,24 @@ def _tried(run: Callable[[], Any]) -> Any:
         return f"failed: {type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 
-def _compare(row: Row, sides: dict[str, Measured], running: dict[str, Prepared]) -> None:
-    """Record how far each side agrees with the first; drop those that fail."""
-    first = None
+def _compare(sides: dict[str, Measured], running: dict[str, Prepared]) -> float:
+    """Record how far each side agrees with the first, drop those that fail, and return the seconds that it took."""
+    first, total = None, 0.0
     for name in list(running):
         started = time.perf_counter()
         output = _tried(running[name].output)
+        spent = time.perf_counter() - started
+        total += spent
         if isinstance(output, str):
             sides[name].why_not = output
             del running[name]
             continue
         if SIDES[name].compiled:
-            sides[name].first = time.perf_counter() - started
-        if SIDES[name].scheme is not None:
-            continue
-        if first is None:
-            first = output
-        else:
-            sides[name].agrees = _agreement(output, first)
+            sides[name].first = spent
+        if SIDES[name].scheme is None:
+            sides[name].agrees = None if first is None else _agreement(output, first)
+            first = output if first is None else first
+    return total
 
 
 def _agreement(output: Tensor, first: Tensor) -> float:
@@ -119,18 +121,21 @@ def _agreement(output: Tensor, first: Tensor) -> float:
     return float((output.double() - first.double()).abs().max()) / scale
 
 
-def _warm_up(row: Row, sides: dict[str, Measured], running: dict[str, Prepared]) -> list[float]:
-    """Call every side once; returns how long each took, the calls of a sample together. Drops those that fail."""
-    spent = []
+def _warm_up(sides: dict[str, Measured], running: dict[str, Prepared]) -> float:
+    """Call every side once, or twice where it compiles; returns how long the last calls took. Drops those that fail."""
+    total = 0.0
     for name in list(running):
-        started = time.perf_counter()
-        value = _tried(running[name].sample)
+        value, spent = "", 0.0
+        for _ in range(1 + SIDES[name].compiled):
+            started = time.perf_counter()
+            value = _tried(running[name].sample)
+            spent = time.perf_counter() - started
         if isinstance(value, str):
             sides[name].why_not = value
             del running[name]
         else:
-            spent.append(time.perf_counter() - started)
-    return spent
+            total += spent
+    return total
 
 
 def _memory_row(row: Row, device: torch.device) -> RowRecord:

@@ -145,7 +145,7 @@ def _decode(side: Side, work: Work, model: nn.Module, recipe: Recipe) -> Prepare
         return max(seconds(lambda: generate(tokens, work.new + 1), recipe.device) - one, 1e-9) / work.new
 
     demand = Demand(step_bytes(model, work, recipe), step_operations(model, work, recipe))
-    return Prepared(sample, demand, lambda: generate(tokens, work.new), lambda new: generate(tokens, new))
+    return Prepared(sample, demand, lambda: generate(tokens, work.new + 1), lambda new: generate(tokens, new))
 
 
 def _generate(side: Side, model: nn.Module) -> Callable[[Tensor, int], Tensor]:

@@ -213,8 +213,14 @@ def verify(
 def bench(
     rows: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ROWS]...", help="Rows, or how their names begin: decode, train-alibi. Default: all."),
+        typer.Argument(
+            metavar="[ROWS]...",
+            help="Rows, or how their names begin: decode, train-alibi. Default: those with a target.",
+        ),
     ] = None,
+    more: Annotated[
+        bool, typer.Option("--all", help="Also the rows that no target of docs/performance.md needs.")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="A few small rows, under a minute; kept only with --out.")
     ] = False,
@@ -233,6 +239,7 @@ def bench(
     fine = run_bench(
         rows or [],
         quick=quick,
+        more=more,
         profile=profile,
         listing=listing,
         again=again,

@@ -27,6 +27,7 @@ def bench(
     names: Sequence[str],
     *,
     quick: bool,
+    more: bool,
     profile: bool,
     listing: bool,
     again: bool,
@@ -39,6 +40,7 @@ def bench(
     Args:
         names: Rows, or beginnings of their names; empty is all.
         quick: The small rows, which are kept only with `out`.
+        more: Also the rows that no target needs.
         profile: Instead of measuring, show where the time of a decoded token goes.
         listing: Print the names of the rows and do nothing.
         again: Measure rows that the record already holds.
@@ -50,7 +52,7 @@ def bench(
         UserError: An unknown row or device.
     """
     console = Console()
-    rows = chosen(quick_rows() if quick else full_rows(), names)
+    rows = chosen(quick_rows() if quick else full_rows(), names, more)
     if listing:
         print_lines(console, *(f"{row.id:<28} {row.title}" for row in rows))
         return True
@@ -58,17 +60,20 @@ def bench(
         torch.set_num_threads(threads)
     where = usable_device(device)
     if profile:
-        return _profile([row for row in rows if row.work.kind == "decode"], where, console)
+        return _profile([row for row in rows if row.work.kind == "decode"][: len(names) or 1], where, console)
     return _measure(rows, where, console, None if quick and out is None else out or KEPT, again)
 
 
-def chosen(rows: list[Row], names: Sequence[str]) -> list[Row]:
-    """The rows whose name is one of `names`, or begins with one. Raises UserError."""
+def chosen(rows: list[Row], names: Sequence[str], more: bool) -> list[Row]:
+    """The rows whose name is one of `names`, or begins with one; without names those that targets need, or all with `more`.
+    Raises UserError."""
     known = [row.id for row in rows]
     unknown = [name for name in names if not any(row.startswith(name) for row in known)]
     if unknown:
         raise UserError("\n".join(f"unknown row {name}: {did_you_mean(name, known)}" for name in unknown))
-    return [row for row in rows if not names or any(row.id.startswith(name) for name in names)]
+    if not names:
+        return [row for row in rows if more or not row.more]
+    return [row for row in rows if any(row.id.startswith(name) for name in names)]
 
 
 def usable_device(name: str) -> torch.device:
@@ -83,14 +88,24 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
+def plural(count: int, one: str, many: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count} {one if count == 1 else many}"
+
+
 def _measure(rows: list[Row], device: torch.device, console: Console, folder: Path | None, again: bool) -> bool:
     path = None if folder is None else record_path(folder, device)
     record = Record(Path()) if path is None else Record.open(path)
     left = due(rows, record, device, again) if path is not None else rows
     print_lines(console, f"{name_of(device)}, {torch.get_num_threads()} threads")
     if len(left) < len(rows):
-        print_lines(console, f"{len(rows) - len(left)} rows are in {path} already; --again measures them too")
-    print_lines(console, f"{len(left)} rows, about {minutes(left)} min; interrupted, the same command continues", "")
+        held = len(rows) - len(left)
+        print_lines(console, f"{plural(held, 'row is', 'rows are')} in {path} already; --again measures them too")
+    print_lines(
+        console,
+        f"{plural(len(left), 'row', 'rows')}, about {minutes(left)} min; interrupted, the same command continues",
+        "",
+    )
     failed = []
     with fresh_compilations(), _bar(console, left) as advance:
         for row, found in measure(left, record, device, keep=path is not None):
@@ -112,7 +127,7 @@ def _profile(rows: list[Row], device: torch.device, console: Console) -> bool:
     if not rows:
         raise UserError("--profile shows decode rows: pass one, as decode-b1, or none")
     with fresh_compilations():
-        for row in rows[:1] if len(rows) > 3 else rows:
+        for row in rows:
             with console.status(f"{row.title}: profiling"):
                 found, missing = profile_row(row, device)
             print_lines(console, row.title)
