@@ -7,6 +7,7 @@ from x_positional.benchmark.models import OURS, Shape
 from x_positional.benchmark.work import Work
 
 DECODERS = ("x-transformers", "transformers", OURS)
+COMPILED, INT8 = f"{OURS} compiled", f"{OURS} int8"
 SMALL = Shape(dim=128, depth=4, heads=2, vocab=512)
 LARGE = Shape()
 BIASES = ("alibi", "t5", "dynamic", "forgetting", "polar", "cope")
@@ -72,13 +73,15 @@ def _decode_rows() -> Iterator[Row]:
     def row(id: str, title: str, work: Work, group: str = "decode", **other: object) -> Row:
         return Row(**{"id": id, "title": title, "group": group, "work": work, "sides": DECODERS, **other})  # type: ignore[arg-type]
 
-    one, with_static = Work(kind="decode", length=32, new=64), (*DECODERS[:2], "transformers static", *DECODERS[2:])
-    yield row("decode-b1", "decode, batch 1", one, sides=with_static)
-    yield row("decode-b8", "decode, batch 8", Work(kind="decode", batch=8, length=32, new=32))
-    yield row("decode-b1-bf16", "decode, batch 1, bfloat16", one, dtype="bfloat16", seconds=8.0)
-    yield row("decode-small", "decode, batch 1, 1 M parameters", one, shape=SMALL, seconds=8.0)
+    one, eight = Work(kind="decode", length=32, new=64), Work(kind="decode", batch=8, length=32, new=32)
     smol = Work(kind="decode", length=32, new=24)
-    yield row("decode-smollm2", "decode, SmolLM2-135M", smol, scheme="smollm2", sides=DECODERS[1:])
+    both = (*DECODERS, COMPILED)
+    yield row("decode-b1", "decode, batch 1", one, sides=("transformers static", *both, INT8, f"{INT8} compiled"))
+    yield row("decode-b8", "decode, batch 8", eight, sides=(*both, f"{INT8} compiled"))
+    without_x_transformers = (*both[1:], INT8, f"{INT8} compiled")
+    yield row("decode-smollm2", "decode, SmolLM2-135M", smol, scheme="smollm2", sides=without_x_transformers)
+    yield row("decode-b1-bf16", "decode, batch 1, bfloat16", one, dtype="bfloat16", sides=both, more=True)
+    yield row("decode-small", "decode, batch 1, 1 M parameters", one, shape=SMALL, sides=both, seconds=8.0, more=True)
     for length in (256, 1024, 4096):
         work = Work(kind="decode", length=length, new=32)
         where = f"decode after {length} tokens"
@@ -138,7 +141,7 @@ def _growth_rows() -> Iterator[Row]:
             work=Work(kind="forward", length=length),
             sides=("x-transformers", "transformers", OURS),
             seconds=6.0,
-            more=length in (1024, 4096),
+            more=length != 1024,
         )
     for scheme in ("alibi", "t5"):
         for length in (512, 2048, 8192):
@@ -150,7 +153,7 @@ def _growth_rows() -> Iterator[Row]:
                 sides=("x-transformers", OURS, f"{OURS} none"),
                 scheme=scheme,
                 seconds=6.0,
-                more=length != 2048,
+                more=True,
             )
 
 

@@ -155,8 +155,18 @@ def _forget() -> None:
 
 
 def minutes(rows: Sequence[Row]) -> int:
-    """About how long rows take: what they are given, and the building and warming up before it."""
-    return math.ceil(sum(1.5 * row.seconds + 3 * len(row.sides) for row in rows) / 60)
+    """About how long rows take."""
+    return math.ceil(sum(expected_seconds(row) for row in rows) / 60)
+
+
+def expected_seconds(row: Row) -> float:
+    """What a row is given, and before it: building and warming up the sides, compiling those that compile."""
+    compiling = sum(SIDES[name].compiled and SIDES[name].needs() is None for name in row.sides)
+    return 1.5 * row.seconds + 3 * len(row.sides) + COMPILING * row.shape.depth * compiling
+
+
+COMPILING = 4.0
+"""Seconds a layer, about."""
 
 
 def profile_row(row: Row, device: torch.device) -> tuple[dict[str, Profile], list[str]]:

@@ -3,8 +3,9 @@
 B batch, T tokens, N new tokens, H heads, D head_dim.
 """
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from x_positional.benchmark.clock import Sample, seconds
 from x_positional.benchmark.machine import DTYPES
 from x_positional.benchmark.models import OURS, ROTARY, TRANSFORMERS, X_TRANSFORMERS, Models, Recipe
 from x_positional.errors import import_extra
+from x_positional.generation.options import GenerateOptions
 
 Kind = Literal["train", "forward", "decode", "rotate"]
 
@@ -57,7 +59,22 @@ SIDES = {
     "rotary-embedding-torch": Side(library=ROTARY),
     "x_positional": Side(library=OURS),
     "x_positional none": Side(library=OURS, scheme="none"),
+    "x_positional compiled": Side(library=OURS, compiled=True, needs=lambda: _compiles()),
+    "x_positional int8": Side(library=OURS, int8=True, needs=lambda: _quantizes()),
+    "x_positional int8 compiled": Side(
+        library=OURS, int8=True, compiled=True, needs=lambda: _quantizes() or _compiles()
+    ),
 }
+GENERATE = {field.name for field in fields(GenerateOptions)}
+"""Parameters of x_positional's `generate`."""
+
+
+def _compiles() -> str | None:
+    return None if "compile" in GENERATE else "this version's generate has no compile="
+
+
+def _quantizes() -> str | None:
+    return None if "quantize" in vars(x_positional) else "this version has no x_positional.quantize"
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,8 @@ def prepare(side: Side, work: Work, models: Models) -> Prepared:
     if work.kind == "rotate":
         return _rotate(side, work, models.recipe)
     model = models.of(side.library)
+    if side.int8:
+        model = vars(x_positional)["quantize"](copy.deepcopy(model), "int8")
     if work.kind == "decode":
         return _decode(side, work, model, models.recipe)
     tokens = _tokens(work, models.recipe)
@@ -155,7 +174,8 @@ def _generate(side: Side, model: nn.Module) -> Callable[[Tensor, int], Tensor]:
     wrapped = _wrapped(side, model)
     if side.library == X_TRANSFORMERS:
         return lambda tokens, new: wrapped.generate(tokens, new, temperature=0.0, cache_kv=True)
-    return lambda tokens, new: wrapped.generate(tokens, new, temperature=0.0)
+    compiling = {"compile": side.compiled} if "compile" in GENERATE else {}
+    return lambda tokens, new: wrapped.generate(tokens, new, temperature=0.0, **compiling)
 
 
 def _transformers_generate(side: Side, model: Any) -> Callable[[Tensor, int], Tensor]:
@@ -193,17 +213,20 @@ def _rotate(side: Side, work: Work, recipe: Recipe) -> Prepared:
     return Prepared(lambda: seconds(run, recipe.device), Demand(2 * queries.nbytes, 0), run)
 
 
-def weight_bytes(model: nn.Module) -> float:
-    """Bytes of parameters that every token reads: all but an embedding that is not also the head."""
+EMBEDDINGS, HEADS = ("token_emb.", "model.embed_tokens."), ("to_logits.", "lm_head.")
+"""How the parameters of an embedding, and of a head of its own, begin in the three libraries."""
+
+
+def _multiplied(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that every token reads: all but an embedding that is not also the head."""
     parameters = dict(model.named_parameters())
-    tables = [name for name in parameters if name in EMBEDDINGS]
-    untied = any(name in HEADS for name in parameters)
-    skipped = sum(parameters[name].nbytes for name in tables) if untied else 0
-    return float(sum(p.nbytes for p in parameters.values()) - skipped)
+    untied = any(name.startswith(HEADS) for name in parameters)
+    return {name: p for name, p in parameters.items() if not (untied and name.startswith(EMBEDDINGS))}
 
 
-EMBEDDINGS = ("token_emb.weight", "token_emb.emb.weight", "model.embed_tokens.weight")
-HEADS = ("to_logits.weight", "lm_head.weight")
+def weight_bytes(model: nn.Module) -> float:
+    """Bytes of the parameters that every token reads."""
+    return float(sum(p.nbytes for p in _multiplied(model).values()))
 
 
 def step_bytes(model: nn.Module, work: Work, recipe: Recipe) -> float:
@@ -232,9 +255,7 @@ def step_operations(model: nn.Module, work: Work, recipe: Recipe) -> float:
 
 def _matrices(model: nn.Module) -> int:
     """Weights that every token is multiplied with."""
-    parameters = dict(model.named_parameters())
-    tied = not any(name in HEADS for name in parameters)
-    return sum(p.numel() for name, p in parameters.items() if p.ndim == 2 and (tied or name not in EMBEDDINGS))
+    return sum(p.numel() for p in _multiplied(model).values() if p.ndim == 2)
 
 
 def operations(model: nn.Module, work: Work, recipe: Recipe) -> float:

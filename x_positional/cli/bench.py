@@ -15,7 +15,7 @@ from x_positional.benchmark.machine import name_of
 from x_positional.benchmark.record import Record, record_path
 from x_positional.benchmark.report import count, largest, profiles, show_row, targets_of
 from x_positional.benchmark.rows import Row, full_rows, quick_rows
-from x_positional.benchmark.run import due, measure, minutes, profile_row
+from x_positional.benchmark.run import due, expected_seconds, measure, minutes, profile_row
 from x_positional.benchmark.targets import verdicts
 from x_positional.errors import UserError, did_you_mean, printable
 from x_positional.progress import print_lines
@@ -156,7 +156,7 @@ def fresh_compilations() -> Iterator[None]:
 @contextmanager
 def _bar(console: Console, rows: Sequence[Row]) -> Iterator[Callable[[Row], object]]:
     """A bar with the time that is left; where there is no terminal, a line a row."""
-    weights, started, done = {row.id: row.seconds + 2 * len(row.sides) for row in rows}, time.monotonic(), 0.0
+    weights, started, done = {row.id: expected_seconds(row) for row in rows}, time.monotonic(), 0.0
     columns = TextColumn("{task.description}"), BarColumn(bar_width=30), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("measuring", total=sum(weights.values()))
