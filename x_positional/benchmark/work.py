@@ -104,7 +104,7 @@ def prepare(side: Side, work: Work, models: Models) -> Prepared:
         return _rotate(side, work, models.recipe)
     model = models.of(side.library)
     if side.int8:
-        model = vars(x_positional)["quantize"](copy.deepcopy(model), "int8")
+        model = vars(x_positional)["quantize"](copy.deepcopy(model).eval(), "int8")
     if work.kind == "decode":
         return _decode(side, work, model, models.recipe)
     tokens = _tokens(work, models.recipe)
