@@ -5,7 +5,9 @@ x-transformers. Every other scheme is a model of x-transformers, converted by `f
 x_positional builds the same shape by itself. `smollm2` is read from the GGUF file of a package.
 """
 
+import contextlib
 import importlib.util
+import io
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -162,11 +164,14 @@ def _transformers_of_smollm2(models: Models) -> nn.Module:
 
 
 def _quietly(transformers: Any, folder: str | Path, **where: Any) -> nn.Module:
+    """Read a folder or a GGUF file in float32, without progress bars."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa", **where
-    ).eval()
+    with contextlib.redirect_stderr(io.StringIO()):  # the bar of GGUF files does not ask that setting
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa", **where
+        )
+    return model.eval()
 
 
 def _x_transformers_of_llama(models: Models) -> nn.Module:

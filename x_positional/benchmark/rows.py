@@ -82,6 +82,8 @@ def _decode_rows() -> Iterator[Row]:
     yield row("decode-smollm2", "decode, SmolLM2-135M", smol, scheme="smollm2", sides=without_x_transformers)
     yield row("decode-b1-bf16", "decode, batch 1, bfloat16", one, dtype="bfloat16", sides=both, more=True)
     yield row("decode-small", "decode, batch 1, 1 M parameters", one, shape=SMALL, sides=both, seconds=8.0, more=True)
+    many = Work(kind="decode", batch=32, length=32, new=16)
+    yield row("decode-b32", "decode, batch 32", many, "decode", sides=both, more=True)
     for length in (256, 1024, 4096):
         work = Work(kind="decode", length=length, new=32)
         where = f"decode after {length} tokens"
@@ -119,6 +121,15 @@ def _train_rows() -> Iterator[Row]:
 
 
 def _memory_rows() -> Iterator[Row]:
+    yield Row(
+        id="memory-rotary-1024",
+        title="peak memory of a training step, rotary, 1024 tokens",
+        group="memory",
+        work=Work(kind="train", length=1024),
+        sides=("x-transformers", "transformers", OURS),
+        seconds=10.0,
+        more=True,
+    )
     for scheme in ("t5", "dynamic", "alibi", "forgetting", "cope"):
         for length, sides in ((1024, ("x-transformers", OURS)), (2048, (OURS,))):
             yield Row(
