@@ -32,11 +32,12 @@ DIM, DEPTH, HEADS, VOCAB, LENGTH, PROMPT, NEW = 128, 4, 4, 512, 256, 16, 48
 RESULTS = Path(__file__).parent / "results"
 
 WORKER = """
-import json, sys, time
+import inspect, json, sys, time
 import torch
 from x_positional import AutoregressiveWrapper, Decoder, TransformerWrapper
 torch.set_num_threads(int(sys.argv[1]))
 dim, depth, heads, vocab, length, prompt, new = json.loads(sys.argv[2])
+eager = {"compile": False} if "compile" in inspect.signature(AutoregressiveWrapper.generate).parameters else {}
 models = {}
 def model(scheme):
     if scheme not in models:
@@ -52,7 +53,7 @@ def forward(m):
     m.eval()
     with torch.no_grad(): m(tokens)
 def decode(m):
-    m.eval(); m.generate(tokens[:1, :prompt], new, temperature=0.0)
+    m.eval(); m.generate(tokens[:1, :prompt], new, temperature=0.0, **eager)
 def decode_compiled(m):
     m.eval(); m.generate(tokens[:1, :prompt], new, temperature=0.0, compile=True)
 print("ready", flush=True)

@@ -46,7 +46,7 @@ SIZES = "dim {dim}, depth {depth}, {heads} heads, vocab {vocab}"
 def render() -> str:
     """The whole page."""
     records = [Record.open(path) for path in sorted(RESULTS.glob("*.json"))]
-    parts = [INTRODUCTION.format(minutes=minutes([row for row in full_rows() if not row.more]))]
+    parts = [INTRODUCTION.format(minutes=minutes([row for row in full_rows() if not row.more and not row.cuda]))]
     for record in records:
         parts += _machine(record)
     if not records:
@@ -63,10 +63,10 @@ def _machine(record: Record) -> Iterator[str]:
     )
     bandwidth = max(values["bandwidth"] for values in machine["limits"].values())
     yield f"## {machine['name']}\n"
-    yield f"{machine['device']}, {machine['threads']} threads, {machine['instructions']};"
+    yield f"{machine['device']}, threads: {machine['threads']}, {machine['instructions']};"
     yield f"reads {bandwidth / 1e9:.1f} GB/s; {limits}."
     yield f"{versions}.\n"
-    found = verdicts(record.rows)
+    found = verdicts(record.rows, machine["device"])
     yield "### Targets\n"
     yield f"{count(found)}.\n"
     yield targets_of(found).markdown() + "\n"

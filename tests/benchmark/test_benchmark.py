@@ -18,7 +18,7 @@ from x_positional.benchmark.record import Measured, Record, RowRecord, record_pa
 from x_positional.benchmark.report import count, duration, sheet, targets_of
 from x_positional.benchmark.rows import Row, full_rows, quick_rows
 from x_positional.benchmark.run import due, measure, measure_row, minutes, spec_of
-from x_positional.benchmark.targets import TARGETS, Costs, Faster, Grows, NearLimit, verdicts
+from x_positional.benchmark.targets import CUDA_TARGETS, TARGETS, Costs, Faster, Grows, NearLimit, verdicts
 from x_positional.benchmark.work import SIDES, Side, Work, operations, step_bytes, weight_bytes
 from x_positional.errors import MissingExtra, UserError
 
@@ -240,18 +240,19 @@ def test_rows_have_names_of_their_own_and_sides_that_exist():
         for row in rows:
             assert set(row.sides) <= set(SIDES), row.id
             assert OURS in row.sides, row.id
-    assert minutes([row for row in full_rows() if not row.more]) <= 15
+    assert minutes([row for row in full_rows() if not row.more and not row.cuda]) <= 16
     assert minutes(quick_rows()) <= 2
 
 
 def test_targets_name_rows_that_are_measured_by_default():
     default = {row.id: row for row in full_rows() if not row.more}
-    for target in TARGETS:
+    for target in (*TARGETS, *CUDA_TARGETS):
         rows = [target.row, target.to] if isinstance(target, Grows) else [target.row]  # type: ignore[attr-defined]
         for name in rows:
             if name == "versus-decode":  # kept by benchmarks/versus.py
                 continue
             assert name in default, target
+            assert default[name].cuda == (target in CUDA_TARGETS)
             if isinstance(target, Faster | Costs):
                 assert target.than in default[name].sides, target
 

@@ -89,11 +89,14 @@ def _operators(generate: Callable[[int], object], new: int, device: torch.device
 
 
 def _parts(operators: Iterable[Part], each: float) -> list[Part]:
-    """Sums by kind. The host is what operators do not explain; the profiler slows them a little, so it is a lower bound."""
+    """Sums by kind. The host is what operators do not explain. The profiler slows them a little, so the host is a lower bound,
+    and sums beyond the time of a token are scaled down to it."""
+    operators = list(operators)
+    scale = min(1.0, each / max(sum(operator.seconds for operator in operators), 1e-12))
     sums = {name: [0.0, 0.0] for name in (*PARTS, OTHER)}
     for operator in operators:
         kind = kind_of(operator.name)
-        sums[kind][0] += operator.seconds
+        sums[kind][0] += operator.seconds * scale
         sums[kind][1] += operator.calls
     parts = [Part(name, total, calls) for name, (total, calls) in sums.items() if calls > 0]
     return [*parts, Part(HOST, max(0.0, each - sum(part.seconds for part in parts)), 0.0)]

@@ -51,7 +51,6 @@ def _line(row: RowRecord, name: str, side: Measured) -> list[str]:
     decode = work["kind"] == "decode"
     tokens = work["batch"] * (1 if decode else work["length"])
     against = None if name == OURS else row.ratio(name, OURS)
-    agrees = "" if side.agrees is None else f"{side.agrees:.0%}" if decode else f"{side.agrees:.0e}"
     return [
         row.title,
         name,
@@ -59,9 +58,15 @@ def _line(row: RowRecord, name: str, side: Measured) -> list[str]:
         "" if memory else f"{tokens / median:,.0f}",
         "" if against is None else f"{against.median:.2f} ({against.low:.2f} to {against.high:.2f})",
         "" if side.fraction is None else f"{side.fraction:.0%}",
-        agrees,
+        _agrees(side.agrees, decode),
         "" if side.first is None else duration(side.first),
     ]
+
+
+def _agrees(value: float | None, decode: bool) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0%} of tokens" if decode else f"{value:.0e}" if value else "equal"
 
 
 def show_row(row: RowRecord, console: Console) -> None:

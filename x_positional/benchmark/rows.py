@@ -9,7 +9,7 @@ from x_positional.benchmark.work import Work
 DECODERS = ("x-transformers", "transformers", OURS)
 COMPILED, INT8 = f"{OURS} compiled", f"{OURS} int8"
 SMALL = Shape(dim=128, depth=4, heads=2, vocab=512)
-LARGE = Shape()
+BILLION = Shape(dim=2048, depth=16, heads=32, vocab=32000)
 BIASES = ("alibi", "t5", "dynamic", "forgetting", "polar", "cope")
 
 
@@ -28,6 +28,8 @@ class Row:
     dtype: str = "float32"
     seconds: float = 15.0
     """How long it may take after its warm-up; at least two rounds are measured."""
+    cuda: bool = False
+    """Measured on CUDA alone; the other rows are those of a CPU."""
     more: bool = False
     """Left out by default: no target needs it."""
 
@@ -39,11 +41,11 @@ def quick_rows() -> list[Row]:
     decode, train = Work(kind="decode", length=32, new=32), Work(kind="train", length=256)
     common = {"shape": shape, "seconds": 3.0}
     return [
-        Row(id="decode-b1", title="decode, batch 1", group="decode", work=decode, sides=sides, **common),
-        Row(id="train-rotary", title="train, rotary", group="train", work=train, sides=sides, **common),
+        Row(id="quick-decode-b1", title="decode, batch 1", group="decode", work=decode, sides=sides, **common),
+        Row(id="quick-train-rotary", title="train, rotary", group="train", work=train, sides=sides, **common),
         *(
             Row(
-                id=f"train-{scheme}",
+                id=f"quick-train-{scheme}",
                 title=f"train, {scheme}",
                 group="train",
                 work=train,
@@ -54,7 +56,7 @@ def quick_rows() -> list[Row]:
             for scheme in ("alibi", "t5")
         ),
         Row(
-            id="rotate",
+            id="quick-rotate",
             title="rotate queries, 256 tokens",
             group="rotate",
             work=Work(kind="rotate", length=256),
@@ -66,7 +68,7 @@ def quick_rows() -> list[Row]:
 
 def full_rows() -> list[Row]:
     """Every row of docs/performance.md, the quickest to show something first."""
-    return [*_decode_rows(), *_train_rows(), *_memory_rows(), *_growth_rows(), *_rotate_rows()]
+    return [*_decode_rows(), *_train_rows(), *_memory_rows(), *_growth_rows(), *_rotate_rows(), *_cuda_rows()]
 
 
 def _decode_rows() -> Iterator[Row]:
@@ -178,3 +180,15 @@ def _rotate_rows() -> Iterator[Row]:
             sides=("rotary-embedding-torch", OURS),
             seconds=3.0,
         )
+
+
+def _cuda_rows() -> Iterator[Row]:
+    def row(name: str, title: str, work: Work, sides: tuple[str, ...], scheme: str = "rotary") -> Row:
+        what = {"id": f"cuda-{name}", "title": title, "group": "1 B parameters", "work": work, "sides": sides}
+        return Row(**what, scheme=scheme, shape=BILLION, dtype="bfloat16", cuda=True, seconds=10.0)  # type: ignore[arg-type]
+
+    one, step = Work(kind="decode", length=32, new=64), Work(kind="train", length=4096)
+    yield row("decode", "decode, batch 1", one, ("transformers", OURS, COMPILED))
+    yield row("train-rotary", "train, rotary", step, ("transformers", OURS))
+    for scheme in ("alibi", "t5"):
+        yield row(f"train-{scheme}", f"train, {scheme}", step, (OURS, f"{OURS} none"), scheme)

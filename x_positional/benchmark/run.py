@@ -24,7 +24,7 @@ from x_positional.errors import MissingExtra
 def spec_of(row: Row, device: torch.device) -> dict[str, Any]:
     """What is measured, as data. JSON has lists alone, so tuples become lists."""
     spec = {**asdict(row), "sides": list(row.sides), "device": device.type, "threads": torch.get_num_threads()}
-    return {name: value for name, value in spec.items() if name not in ("title", "seconds", "more")}
+    return {name: value for name, value in spec.items() if name not in ("title", "seconds", "more", "cuda")}
 
 
 def due(rows: Sequence[Row], record: Record, device: torch.device, again: bool) -> list[Row]:

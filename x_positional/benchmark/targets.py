@@ -114,7 +114,7 @@ class Grows(Target):
         below = None if small is None else small.sides.get(self.side)
         above = None if large is None else large.sides.get(self.side)
         if below is None or above is None or below.median is None or above.median is None:
-            return _missing(large, f"{self.row} and {self.to}", self.side)
+            return _missing(None, f"{self.row} or {self.to}", self.side)
         growth, bound = above.median / below.median, self.bound
         if not bound and small is not None and large is not None:
             bound = large.demand[self.side] / small.demand[self.side]
@@ -181,8 +181,23 @@ def _train_targets() -> list[Target]:
 
 
 TARGETS = (*_decode_targets(), *_train_targets())
+CUDA_TARGETS = (
+    NearLimit(work="decode, 1 B parameters, bfloat16", row="cuda-decode", side=COMPILED, bound=0.8),
+    NearLimit(
+        work="training step, 1 B parameters, 4096 tokens, bfloat16", row="cuda-train-rotary", side=OURS, bound=0.5
+    ),
+    *(
+        Costs(
+            work=f"training step, {s}, 1 B parameters, 4096 tokens, bfloat16",
+            row=f"cuda-train-{s}",
+            than=NONE,
+            bound=1.3,
+        )
+        for s in ("alibi", "t5")
+    ),
+)
 
 
-def verdicts(rows: Rows) -> list[tuple[Target, Verdict]]:
-    """Every target and what it came to."""
-    return [(target, target.verdict(rows)) for target in TARGETS]
+def verdicts(rows: Rows, device: str = "cpu") -> list[tuple[Target, Verdict]]:
+    """Every target of a kind of device, and what it came to."""
+    return [(target, target.verdict(rows)) for target in (CUDA_TARGETS if device == "cuda" else TARGETS)]

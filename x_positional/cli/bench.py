@@ -52,27 +52,27 @@ def bench(
         UserError: An unknown row or device.
     """
     console = Console()
-    rows = chosen(quick_rows() if quick else full_rows(), names, more)
+    where = usable_device(device)
+    rows = chosen(quick_rows() if quick else full_rows(), names, more, where.type == "cuda" and not quick)
     if listing:
         print_lines(console, *(f"{row.id:<28} {row.title}" for row in rows))
         return True
     if threads is not None:
         torch.set_num_threads(threads)
-    where = usable_device(device)
     if profile:
         return _profile([row for row in rows if row.work.kind == "decode"][: len(names) or 1], where, console)
     return _measure(rows, where, console, None if quick and out is None else out or KEPT, again)
 
 
-def chosen(rows: list[Row], names: Sequence[str], more: bool) -> list[Row]:
-    """The rows whose name is one of `names`, or begins with one; without names those that targets need, or all with `more`.
-    Raises UserError."""
+def chosen(rows: list[Row], names: Sequence[str], more: bool, cuda: bool) -> list[Row]:
+    """The rows whose name is one of `names`, or begins with one; without names those that the targets of the device need, or
+    all of them with `more`. Raises UserError."""
     known = [row.id for row in rows]
     unknown = [name for name in names if not any(row.startswith(name) for row in known)]
     if unknown:
         raise UserError("\n".join(f"unknown row {name}: {did_you_mean(name, known)}" for name in unknown))
     if not names:
-        return [row for row in rows if more or not row.more]
+        return [row for row in rows if row.cuda == cuda and (more or not row.more)]
     return [row for row in rows if any(row.id.startswith(name) for name in names)]
 
 
@@ -97,7 +97,7 @@ def _measure(rows: list[Row], device: torch.device, console: Console, folder: Pa
     path = None if folder is None else record_path(folder, device)
     record = Record(Path()) if path is None else Record.open(path)
     left = due(rows, record, device, again) if path is not None else rows
-    print_lines(console, f"{name_of(device)}, {torch.get_num_threads()} threads")
+    print_lines(console, f"{name_of(device)}, {plural(torch.get_num_threads(), 'thread', 'threads')}")
     if len(left) < len(rows):
         held = len(rows) - len(left)
         print_lines(console, f"{plural(held, 'row is', 'rows are')} in {path} already; --again measures them too")
@@ -114,7 +114,7 @@ def _measure(rows: list[Row], device: torch.device, console: Console, folder: Pa
             record.rows[row.id] = found
             failed += [line for line in found.failures() if line.startswith("x_positional") and "failed" in line]
     if path is not None:
-        found = verdicts(record.rows)
+        found = verdicts(record.rows, device.type)
         missed = [(target, verdict) for target, verdict in found if verdict.met is False]
         print_lines(console, f"targets: {count(found)}")
         if missed:
