@@ -241,7 +241,7 @@ def test_rows_have_names_of_their_own_and_sides_that_exist():
             assert set(row.sides) <= set(SIDES), row.id
             assert OURS in row.sides, row.id
     assert minutes([row for row in full_rows() if not row.more and not row.cuda]) <= 16
-    assert minutes(quick_rows()) <= 2
+    assert minutes(quick_rows()) == 1
 
 
 def test_targets_name_rows_that_are_measured_by_default():

@@ -39,7 +39,7 @@ def quick_rows() -> list[Row]:
     shape = Shape(dim=256, depth=4, heads=4, vocab=2048)
     sides = ("x-transformers", "transformers", OURS)
     decode, train = Work(kind="decode", length=32, new=32), Work(kind="train", length=256)
-    common = {"shape": shape, "seconds": 3.0}
+    common = {"shape": shape, "seconds": 2.5}
     return [
         Row(id="quick-decode-b1", title="decode, batch 1", group="decode", work=decode, sides=sides, **common),
         Row(id="quick-train-rotary", title="train, rotary", group="train", work=train, sides=sides, **common),

@@ -162,7 +162,8 @@ def minutes(rows: Sequence[Row]) -> int:
 def expected_seconds(row: Row) -> float:
     """What a row is given, and before it: building and warming up the sides, compiling those that compile."""
     compiling = sum(SIDES[name].compiled and SIDES[name].needs() is None for name in row.sides)
-    return 1.5 * row.seconds + 3 * len(row.sides) + COMPILING * row.shape.depth * compiling
+    size = min(1.0, row.shape.dim * row.shape.depth / 3072)  # 1 is the default shape
+    return 1.5 * row.seconds + (1 + 2 * size) * len(row.sides) + COMPILING * row.shape.depth * compiling
 
 
 COMPILING = 4.0
