@@ -30,7 +30,7 @@ LAYOUT = {
     "testing": "errors schemes attention modules generation config models",
     "training": "errors progress schemes attention modules generation config models pretrained",
     "plotting": "errors progress schemes attention modules generation config models",
-    "benchmark": f"errors models pretrained rotary {PACKAGE}",
+    "benchmark": f"errors generation models pretrained rotary {PACKAGE}",
     "cli": "errors progress schemes attention modules generation config models pretrained testing training plotting benchmark",
 }
 
