@@ -63,8 +63,8 @@ house: $(VENV)/.dev ## measure the layout: modules, import chains, functions
 docs: $(VENV)/.dev ## write the generated pages of docs/ again
 	@set -e; for page in docs/generate/[!_]*.py; do echo "$$page ..."; $(PY) $$page; done
 
-bench: $(VENV)/.dev ## compare speed and memory with x-transformers
-	@$(PY) -m benchmarks
+bench: $(VENV)/.dev ## measure speed and memory beside x-transformers and transformers; continues where it was interrupted
+	@$(PY) -m x_positional.cli.main bench
 
 clean: ## remove the environment and what tools left behind; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
