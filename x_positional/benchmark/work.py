@@ -5,7 +5,7 @@ B batch, T tokens, N new tokens, H heads, D head_dim.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,6 @@ from x_positional.benchmark.clock import Sample, seconds
 from x_positional.benchmark.machine import DTYPES
 from x_positional.benchmark.models import OURS, ROTARY, TRANSFORMERS, X_TRANSFORMERS, Models, Recipe
 from x_positional.errors import import_extra
-from x_positional.generation.options import GenerateOptions
 
 Kind = Literal["train", "forward", "decode", "rotate"]
 
@@ -59,22 +58,10 @@ SIDES = {
     "rotary-embedding-torch": Side(library=ROTARY),
     "x_positional": Side(library=OURS),
     "x_positional none": Side(library=OURS, scheme="none"),
-    "x_positional compiled": Side(library=OURS, compiled=True, needs=lambda: _compiles()),
-    "x_positional int8": Side(library=OURS, int8=True, needs=lambda: _quantizes()),
-    "x_positional int8 compiled": Side(
-        library=OURS, int8=True, compiled=True, needs=lambda: _quantizes() or _compiles()
-    ),
+    "x_positional compiled": Side(library=OURS, compiled=True),
+    "x_positional int8": Side(library=OURS, int8=True),
+    "x_positional int8 compiled": Side(library=OURS, int8=True, compiled=True),
 }
-GENERATE = {field.name for field in fields(GenerateOptions)}
-"""Parameters of x_positional's `generate`."""
-
-
-def _compiles() -> str | None:
-    return None if "compile" in GENERATE else "this version's generate has no compile="
-
-
-def _quantizes() -> str | None:
-    return None if "quantize" in vars(x_positional) else "this version has no x_positional.quantize"
 
 
 @dataclass(frozen=True)
@@ -174,8 +161,7 @@ def _generate(side: Side, model: nn.Module) -> Callable[[Tensor, int], Tensor]:
     wrapped = _wrapped(side, model)
     if side.library == X_TRANSFORMERS:
         return lambda tokens, new: wrapped.generate(tokens, new, temperature=0.0, cache_kv=True)
-    compiling = {"compile": side.compiled} if "compile" in GENERATE else {}
-    return lambda tokens, new: wrapped.generate(tokens, new, temperature=0.0, **compiling)
+    return lambda tokens, new: wrapped.generate(tokens, new, temperature=0.0, compile=side.compiled)
 
 
 def _transformers_generate(side: Side, model: Any) -> Callable[[Tensor, int], Tensor]:
