@@ -1,6 +1,6 @@
 """What cannot work, what deserves a second look, and which backend will run, before anything is built."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ def layers_report(
     windows = tuple(dict.fromkeys(kind.attention_window for _, kind in distinct))
     built = _built([kind for _, kind in distinct], dims)
     blind = config.kind == "encoder" and all(_is_blind(kind, *_parts(kind, built)) for _, kind in distinct)
+    partly_embedded = _partly_embedded([kind for _, kind in distinct], built)
     reports = []
     for written, kind in distinct:
         own = {name: getattr(written, name) for name in type(written).model_fields}
@@ -108,6 +109,7 @@ def layers_report(
             unbuilt=tuple(unbuilt),
             windows=windows,
             blind=blind,
+            partly_embedded=partly_embedded,
             max_seq_len=max_seq_len,
             embed_dim=embed_dim,
             model=model,
@@ -156,6 +158,22 @@ def _parts(kind: LayerConfig, built: Mapping[Any, tuple[Named, list[str]]]) -> t
     """The same for all parts of a layer."""
     found = [built[_key(part)] for part in kind.parts]
     return [scheme for named, _ in found for scheme in named], [problem for _, unbuilt in found for problem in unbuilt]
+
+
+def _partly_embedded(kinds: Sequence[LayerConfig], built: Mapping[Any, tuple[Named, list[str]]]) -> tuple[str, ...]:
+    """Names of the schemes that change the embeddings and are not one scheme, built once, of all kinds of layers."""
+    each = [
+        {
+            (place, _key(part)): name
+            for place, part in enumerate(kind.parts)
+            for name, scheme in built[_key(part)][0]
+            if scheme.overrides("embed")
+        }
+        for kind in kinds
+    ]
+    return tuple(
+        dict.fromkeys(name for own in each for at, name in own.items() if any(at not in other for other in each))
+    )
 
 
 def _key(value: Any) -> Any:
