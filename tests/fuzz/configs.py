@@ -109,7 +109,8 @@ def _flags(rng: Random) -> None:
         lambda: vision_from_flags({**flags, "kind": kind}),
         lambda: xtransformer_from_flags(junk(rng), {rng.choice(["enc_", "dec_", ""]) + k: v for k, v in flags.items()}),
     ]
-    if flags.get("depth", 1) in (1, 2) and flags.get("heads") in (2, 4):
+    depth, heads = flags.get("depth", 1), flags.get("heads")
+    if isinstance(depth, int) and depth in (1, 2) and isinstance(heads, int) and heads in (2, 4):
         calls.append(lambda: Decoder(**{name: value for name, value in flags.items() if name != "num_tokens"}))
     refused(rng.choice(calls))
 

@@ -103,8 +103,10 @@ def contradictions(outer: Hf, hf: Hf, fields_of: Callable[[Hf], Any]) -> list[st
         hf: The text config.
         fields_of: What a config describes, in a form that can be compared.
     """
+    if not outer:
+        return []
     inside = fields_of(hf)
-    if not outer or fields_of({**hf, **outer}) == inside:
+    if fields_of({**hf, **outer}) == inside:
         return []
     named = [key for key, value in outer.items() if fields_of({**hf, key: value}) != inside] or list(outer)
     return [

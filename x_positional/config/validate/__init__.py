@@ -13,6 +13,7 @@ from x_positional.config.layers import LayerConfig, LayersConfig
 from x_positional.config.models import ContinuousConfig, ModelConfig
 from x_positional.config.validate import rules_ignored, rules_parts, rules_stack, rules_use, rules_vision  # noqa: F401  (registers their rules)
 from x_positional.config.validate.case import CacheName, Case, Use, read_use
+from x_positional.config.validate.fields import invalid_fields
 from x_positional.config.validate.report import Report, across, merged, require
 from x_positional.config.validate.rule import RULES, Rule
 from x_positional.config.validate.target import AnyConfig, Stack, read_target
@@ -90,6 +91,8 @@ def layers_report(
     use: Use | None = None,
 ) -> Report:
     """The verdict on a stack of layers, with the length and the embedding width of the wrapper around it."""
+    if model is None and (problems := invalid_fields(config)):
+        return Report(errors=problems)
     dims, distinct = config.dims(max_seq_len, embed_dim), _distinct(config, max_seq_len)
     if problems := size_problems(config, [kind for _, kind in distinct]):
         return Report(errors=problems)
@@ -187,6 +190,8 @@ def _key(value: Any) -> Any:
 
 def model_report(config: ModelConfig | ContinuousConfig | VisionConfig, use: Use | None = None) -> Report:
     """The verdict on a model."""
+    if problems := invalid_fields(config):
+        return Report(errors=problems)
     if isinstance(config, VisionConfig):
         report = layers_report(config.stack, config.trained_patches, model=config, use=use)
         return rules_vision.with_table(report, config)
