@@ -1,7 +1,6 @@
 """Whether the fields of a config hold what validation would accept. `model_construct` and `model_copy` do not validate them."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from pydantic import ValidationError
 
