@@ -163,6 +163,7 @@ def latent(**settings: Any) -> dict[str, Any]:
 
 
 PARTS = [
+    error(rules_parts.a_feedforward_has_channels, ff={"mult": 0.01}),
     error(rules_parts.experts_can_be_chosen, ff=mixture(top_k=9)),
     error(rules_parts.experts_can_be_chosen, ff=mixture(groups=3, top_groups=2)),
     error(rules_parts.experts_can_be_chosen, ff=mixture(groups=8, top_groups=2)),
@@ -223,6 +224,11 @@ COMBINATIONS = [
     error(rules_stack.schemes_combine, position=["forgetting", {"kind": "forgetting", "bias_init": 1.0}]),
     error(rules_stack.schemes_combine, position=["cope", {"kind": "cope", "max_pos": 4}]),
     error(rules_stack.schemes_combine, position=Both(64)),
+    error(rules_stack.every_layer_reads_the_embeddings, pattern=[{"position": "sinusoidal"}, {"position": "rope"}]),
+    error(
+        rules_stack.every_layer_reads_the_embeddings, pattern=[{"position": ["absolute", "rope"]}, {"position": "rope"}]
+    ),
+    error(rules_stack.every_layer_reads_the_embeddings, pattern=[{"window": 64}, {"position": "rope"}]),
     error(rules_stack.causal_schemes_need_a_decoder, kind="encoder", position="cope"),
     error(rules_stack.an_encoder_needs_order, kind="encoder", position="none"),
     error(rules_stack.schemes_reach_max_seq_len, position={"kind": "absolute", "max_seq_len": 128}),

@@ -353,6 +353,18 @@ def _behaviour(config: ModelConfig, model: TransformerWrapper) -> tuple[dict[str
     return shapes, out
 
 
+def own_embeddings(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """What is added to the embeddings is what each layer's own scheme adds."""
+    stack, noise = model.attn_layers, torch.Generator().manual_seed(2)
+    layout = stack.layout(BATCH, min(full.shape[1], config.max_seq_len), full.device)
+    width = config.layers.dim if config.emb_dim is None else config.emb_dim
+    x = torch.randn(BATCH, layout.positions.shape[-1], width, generator=noise)
+    added = stack.embed(x, layout)
+    for layer, kind in enumerate(stack.kinds):
+        if far(kind.scheme.embed(x, layout.positions), added):
+            yield f"layer {layer} reads embeddings that are not those of its own scheme"
+
+
 ORACLES: list[Callable[..., Iterator[str]]] = [
     decoding,
     padding,
@@ -366,10 +378,19 @@ ORACLES: list[Callable[..., Iterator[str]]] = [
     choosing,
     both_sides,
     embedding,
+    own_embeddings,
     fusing,
     training,
     settings,
 ]
 
-OF_PATTERNS: list[Callable[..., Iterator[str]]] = [decoding, padding, reaching, choosing, training, settings]
+OF_PATTERNS: list[Callable[..., Iterator[str]]] = [
+    own_embeddings,
+    decoding,
+    padding,
+    reaching,
+    choosing,
+    training,
+    settings,
+]
 """Those that look at the whole model, whatever its layers are; the others look at one kind of layer."""

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from x_positional.pretrained.folder import CONFIG
 from x_positional.pretrained.limits import Limits, at_most, failures
 from x_positional.pretrained.model_kinds import MODEL_KINDS, build_on_meta, layers_of
 from x_positional.pretrained.native import NATIVE, load_native
-from x_positional.pretrained.nested import text_model
+from x_positional.pretrained.nested import contradictions, text_model
 from x_positional.pretrained.source import Source, open_source
 from x_positional.pretrained.tensors.files import Tensors
 from x_positional.pretrained.tensors.layouts import Same
@@ -98,11 +99,12 @@ def load_source(
         hf = ignored(hf, ignore)
         if problems := refused_keys({**hf, **overrides}):
             raise PretrainedError(f"unsupported {CONFIG} in {source.path}:", problems)
-        hf, tensors = text_model(hf, source.tensors(), NESTED)
+        hf, tensors, outer = text_model(hf, source.tensors(), NESTED)
         family = family_of(hf, str(source.path))
         changes = family.resolve_aliases(overrides)
         hf = overridden(family.resolve_aliases(hf), changes, family.keys, family.known_keys, family.model_type)
-    return load(family, hf, tensors, dtype, device, backend, quantize)
+        outer = {key: value for key, value in outer.items() if key not in overrides}
+    return load(family, hf, tensors, dtype, device, backend, quantize, outer)
 
 
 def load(
@@ -113,13 +115,14 @@ def load(
     device: torch.device | str | None,
     backend: str,
     quantize: Quantization | None = None,
+    outer: Mapping[str, Any] = MappingProxyType({}),
 ) -> nn.Module:
-    """The model of a config and its tensors."""
+    """The model of a config and its tensors. outer: keys of a text model that are set beside its config."""
     if family.kind == "seq2seq" and not any("decoder." in name for name in tensors.names()):
         family = encoder_only(family)
     names = TensorNames(tensors, family)
     with failures(f"unsupported {CONFIG} in {tensors.source}:"):
-        model = _build(family, hf, names, backend)
+        model = _build(family, hf, names, backend, outer)
     config: Any = model.config
     loaded = QuantizeLoaded(model, quantize)
     fill(model, family, lambda name: layers_of(config, name), names, dtype=dtype, device=device, loaded=loaded)
@@ -127,13 +130,16 @@ def load(
     return model.eval()
 
 
-def _build(family: Family, hf: Mapping[str, Any], names: TensorNames, backend: str) -> Any:
+def _build(family: Family, hf: Mapping[str, Any], names: TensorNames, backend: str, outer: Mapping[str, Any]) -> Any:
     """The model of a config on the meta device, after comparing its sizes with the tensors."""
     tensors = names.tensors
     limits = Limits.of(tensors)
     if problems := limits.config_problems(family, hf):
         raise PretrainedError(f"{CONFIG} of {tensors.source} does not fit its tensors:", problems)
     fields, problems = family.to_fields(hf)
+    problems += contradictions(
+        outer, hf, lambda given: limits.config_problems(family, given) or family.to_fields(given)
+    )
     problems = problems or limits.field_problems(fields)
     if problems:
         raise PretrainedError(f"unsupported {CONFIG} in {tensors.source}:", problems)
@@ -179,7 +185,10 @@ def resolve_head(family: Family, fields: Fields, names: TensorNames, hf: Mapping
         return False
     found_head, found_embedding = names.find(head), names.find(embedding)
     if found_head is None:
-        return not _is_body(family, names, hf, tied=bool(fields[kind.tied]))
+        headed = not _is_body(family, names, hf, tied=bool(fields[kind.tied]))
+        if headed and family.kind != "seq2seq":
+            _explain_body(family, names, hf, (kind.head, "head.linear.weight"))
+        return headed
     if fields[kind.tied] and found_embedding is None:
         names.alias(embedding, found_head)
     elif fields[kind.tied] and found_embedding is not None:
@@ -201,11 +210,24 @@ def _is_body(family: Family, names: TensorNames, hf: Mapping[str, Any], tied: bo
     """Whether a checkpoint without a stored head has none, according to its `architectures`, or else to its tensors.
 
     `architectures` may name the class with a head although only the body was saved (embedding models). Then the tensors lack
-    the prefix of the body, and an untied head cannot be made of them.
+    the prefix of the body, and an untied head cannot be made of them. Nor can it where `architectures` names nothing.
     """
     named = hf.get("architectures") or ()
+    without_prefix = bool(family.prefix) and not any(name.startswith(family.prefix) for name in names.stored)
+    if not tied and (without_prefix or not named):
+        return True
     if family.architecture in named:
-        return not tied and bool(family.prefix) and not any(name.startswith(family.prefix) for name in names.stored)
+        return False
     location = family.locate("head.linear.weight")
     bare = location is not None and names.find(location.names(None)[0]) is None  # type: ignore[arg-type]
     return bare or any(name.endswith(("Model", "Encoder", "Backbone")) for name in named)
+
+
+def _explain_body(family: Family, names: TensorNames, hf: Mapping[str, Any], parameters: tuple[str, ...]) -> None:
+    """How to read the body, for the messages about a missing head."""
+    for location in filter(None, map(family.locate, parameters)):
+        for tensor in location.names(None):  # type: ignore[arg-type]
+            names.advice[tensor] = (
+                f"architectures={list(hf.get('architectures') or ())} is read as a model with a head. For the body alone, "
+                "which returns hidden states, pass architectures=[]."
+            )

@@ -81,8 +81,10 @@ def refuse_second_derivative(out: Tensor, kernel: str, backend: str) -> None:
         kernel: prefix of the names of the kernel's nodes in the autograd graph. Others are differentiable twice.
         backend: the name of the backend.
     """
+    if torch.compiler.is_compiling() or inside_torch_func(out):  # first: reading grad_fn breaks the graph
+        return
     node = out.grad_fn
-    if node is None or torch.compiler.is_compiling() or inside_torch_func(out) or not node.name().startswith(kernel):
+    if node is None or not node.name().startswith(kernel):
         return
     message = (
         f"backend={backend!r} runs a fused kernel, which torch cannot differentiate twice. For second derivatives "

@@ -80,6 +80,8 @@ class Case:
     """What the model is meant to do."""
     blind: bool = False
     """An encoder none of whose layers can tell one order of tokens from another."""
+    partly_embedded: tuple[str, ...] = ()
+    """Names of the schemes that change the embeddings but do not belong to every layer of the stack."""
     named: tuple[tuple[str, PositionScheme], ...] = ()
     """The schemes that can be built, by name, without memory for parameters."""
     unbuilt: tuple[str, ...] = ()

@@ -98,6 +98,22 @@ def schemes_combine(case: Case) -> Iterator[str]:
 
 
 @rule(needs="schemes")
+def every_layer_reads_the_embeddings(case: Case) -> Iterator[str]:
+    """A scheme that changes the embeddings acts on every layer, so it belongs to every entry of a pattern."""
+    names = ", ".join(case.partly_embedded)
+    if names and case.whole.position is None and any(entry.position is None for entry in case.whole.pattern):
+        yield (
+            f"entries of pattern without a position get the default, position={names}, which changes the embeddings that "
+            "every layer reads. Set position in every entry; 'none' is no position."
+        )
+    elif names:
+        yield (
+            f"position={names} in some entries of pattern: it changes the embeddings, which every layer reads. Put it into "
+            "every entry, with the same settings and at the same place of the list, or into none."
+        )
+
+
+@rule(needs="schemes")
 def causal_schemes_need_a_decoder(case: Case) -> Iterator[str]:
     """A scheme that is undefined without a causal mask cannot run in bidirectional attention."""
     kind = case.layers.kind

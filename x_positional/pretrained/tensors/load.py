@@ -26,6 +26,7 @@ class TensorNames:
         self.tensors, self.prefix, self.used = tensors, family.prefix, set[str]()
         self.stored = _current_names(tensors.names(), family.legacy_names)
         self.aliases: dict[str, str] = {}
+        self.advice: dict[str, str] = {}  # tensor -> what to do where it is missing
         self.ignored = [re.compile(pattern) for pattern in family.ignored_tensors]
         self._resolve_copies(family.copies)
 
@@ -133,7 +134,7 @@ def _load(
     missing = [theirs for theirs, stored in zip(expected, found, strict=True) if stored is None]
     names.used |= {stored for stored in found if stored is not None}
     if missing:
-        problems += [f"{theirs} is missing (for {name})." for theirs in missing]
+        problems += [f"{theirs} is missing (for {name}). {names.advice.get(theirs, '')}".rstrip() for theirs in missing]
         return None
     parts = [names.read(stored) for stored in found if stored is not None]
     quantised = [f"{n} {_dtype(p)}" for n, p in zip(expected, parts, strict=True) if p.dtype not in FLOATS]
