@@ -214,6 +214,15 @@ def test_what_cannot_be_kept_is_refused() -> None:
         model(position="sinusoidal").new_cache(1, window=8, keep_first=2)
 
 
+def test_the_report_offers_no_positions_beside_kept_tokens() -> None:
+    kept = {"window": 8, "keep_first": 2, "position": "rope"}
+    for pattern in ([kept], [{"position": "t5"}, kept]):
+        report = check(dim=64, depth=2, heads=2, max_seq_len=256, pattern=pattern)
+        assert report.ok, report
+        assert "no positions=" in str(report)
+    assert "float positions" in str(check(dim=64, depth=2, heads=2, position="rope", window=8))
+
+
 def test_the_report_names_every_kind_of_layer() -> None:
     report = check(dim=64, depth=6, heads=2, max_seq_len=256, pattern=PATTERNS["gemma 3"], position=None)
     assert report.ok, report

@@ -2,7 +2,8 @@
 
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -11,10 +12,12 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from x_positional.attention.backends import Choice, choose
+from x_positional.attention.tokens import TokenLayout
 from x_positional.config.models import ModelConfig
 from x_positional.errors import BackendError
 from x_positional.models.language import TransformerWrapper, build_model
-from x_positional.schemes import Alibi, Axial, Mixed, Rope
+from x_positional.schemes import Absolute, Alibi, Axial, Mixed, Rope
+from x_positional.schemes.base import AttentionWindow
 
 BATCH, CONTEXT = 2, 5
 CLOSE = 1e-4
@@ -63,6 +66,24 @@ def forced(config: ModelConfig) -> TransformerWrapper:
     return model.eval()
 
 
+def caches_of_kept_tokens() -> AbstractContextManager[Any]:
+    """Inside it a model makes a cache of kept first tokens, whatever its schemes do to them."""
+    return patch("x_positional.modules.stack.keep_first_problem", lambda schemes, windows: None)
+
+
+def at_positions(model: TransformerWrapper, tokens: Tensor, positions: Tensor, context: dict[str, Tensor]) -> Tensor:
+    """The output at these positions, whether or not layers keep first tokens, which take no positions in a user's call."""
+    with patch("x_positional.attention.planner._moved", moved_as_given):
+        return model(tokens, positions=positions, **context)
+
+
+def moved_as_given(layout: TokenLayout, window: AttentionWindow) -> TokenLayout | None:
+    """Kept first tokens see a query at the position of the farthest query that they see where it is."""
+    if window.farthest_query is None or layout.span <= window.farthest_query + 1:
+        return None
+    return replace(layout, positions=layout.positions[:, layout.index[0].clamp(max=window.farthest_query)])
+
+
 def tokens_of(config: ModelConfig, length: int) -> Tensor:
     return torch.randint(config.num_tokens, (BATCH, length), generator=torch.Generator().manual_seed(length))
 
@@ -105,12 +126,14 @@ def has_no_effect_by_design(config: ModelConfig, path: Path) -> bool:
         "heads": (layers.heads,),
         "context_dim": (layers.dim,),
         "emb_dim": (layers.dim,),
+        "position": ((Absolute(),),),
         "final_norm": (layers.norm_place != "post",) if layers.norm.kind != "none" else (),
         "variant": natural,
         "gate_bias": (layers.ff.bias,) if layers.ff.glu else (),
         "cross_attend": (layers.kind == "cross_attender",),
     }
-    hidden = leaf == "max_distance" and (layers.window or layers.chunk) is not None  # no distance is as far
+    own = at(config, path[:3]) if path[1:2] == ("pattern",) and len(path) > 3 else layers
+    hidden = leaf == "max_distance" and (own.window or own.chunk) is not None  # no distance is as far
     part = at(config, path[:-1])
     if isinstance(part, Rope | Axial | Mixed):
         meant["dim"] = (layers.head_dim,)
@@ -149,6 +172,10 @@ def changed(config, before: Path = ()) -> Iterator[Path]:
         elif isinstance(value, BaseModel):
             yield from [] if field.is_required() else [path]
             yield from changed(value, path)
+        elif name == "pattern":
+            yield path
+            for i, entry in enumerate(value):
+                yield from changed(entry, (*path, i))
         elif not field.is_required():
             yield path
 

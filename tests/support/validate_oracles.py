@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from tests.support.validate_forced import (
     BATCH,
+    at_positions,
+    caches_of_kept_tokens,
     changed,
     context_of,
     default_at,
@@ -22,6 +24,7 @@ from tests.support.validate_forced import (
     tokens_of,
 )
 from x_positional.attention.backends.eager import Eager
+from x_positional.config.layers import LayersConfig
 from x_positional.config.models import ModelConfig
 from x_positional.config.validate import Use
 from x_positional.errors import PositionError
@@ -35,6 +38,7 @@ from x_positional.schemes import (
     CopeScores,
     DebertaBias,
     ForgettingBias,
+    NoPE,
     Rope,
     RopeEmbedding,
     T5Bias,
@@ -60,7 +64,8 @@ def faults(config: ModelConfig, use: Use, oracles: Sequence[Callable[..., Iterat
     found = []
     for oracle in ORACLES if oracles is None else oracles:
         try:
-            found += oracle(config, use, model, full)
+            with caches_of_kept_tokens():
+                found += oracle(config, use, model, full)
         except Exception as error:
             found.append(f"{oracle.__name__} fails: {type(error).__name__}: {error}")
     return found
@@ -113,13 +118,17 @@ def padding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tens
 
 def reaching(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
     """Every position below max_seq_len runs."""
+    with torch.no_grad():
+        out = model(tokens_of(config, config.max_seq_len), **context_of(config))
+    if not out.isfinite().all():
+        yield "not finite at the last positions"
     n = min(full.shape[1], config.max_seq_len)
     positions = torch.arange(config.max_seq_len - n, config.max_seq_len)
     if any(s.capabilities().uses_positions for s in model.attn_layers.position_schemes):
         with torch.no_grad():
-            out = model(tokens_of(config, n), positions=positions, **context_of(config))
+            out = at_positions(model, tokens_of(config, n), positions, context_of(config))
         if not out.isfinite().all():
-            yield "not finite at the last positions"
+            yield "not finite at the last positions, given as such"
 
 
 def order(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
@@ -147,13 +156,50 @@ def shifting(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
     tokens, context = tokens_of(config, n), context_of(config)
     with torch.no_grad():
         near = model(tokens, **context)
-        if not caps.absolute and far(near, model(tokens, positions=torch.arange(n) + 3, **context)):
+        if not caps.absolute and far(near, at_positions(model, tokens, torch.arange(n) + 3, context)):
             yield "moving all positions changes the output"
         step = 36.5 if caps.continuous else 37  # whole numbers turn pixel frequencies by multiples of pi
         spread = torch.arange(n) * step if caps.unbounded else torch.arange(n) * (config.max_seq_len - 1) // (n - 1)
         farther = config.max_seq_len > n or caps.unbounded
-        if farther and not far(near, model(tokens, positions=spread, **context), 1e-6):
+        if farther and not far(near, at_positions(model, tokens, spread, context), 1e-6):
             yield "positions change nothing"
+
+
+def keeping(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """In one layer, a query makes of a long text what it makes of the first tokens and its window alone, side by side.
+
+    After it both texts are filled up to one length, which frequencies may follow. What scales queries alone counts in the
+    whole text, so it is left out.
+    """
+    n = KEPT_IN
+    for layers in keeping_layers(config):
+        first, size = layers.keep_first, layers.window or 0
+        plain = layers.model_copy(update={"window": None, "chunk": None, "keep_first": 0})
+        one, near = (
+            forced(config.model_copy(update={"max_seq_len": n, "layers": layers})) for layers in (layers, plain)
+        )
+        tokens, context = tokens_of(config, n), context_of(config)
+        short = torch.cat([tokens[:, :first], tokens[:, n - size :], tokens], dim=1)[:, :n]
+        with torch.no_grad():
+            if far(one(tokens, **context)[:, -1], near(short, **context)[:, first + size - 1]):
+                yield "the first tokens are not seen next to the window"
+
+
+def keeping_layers(config: ModelConfig) -> Iterator[LayersConfig]:
+    """One layer of each kind that keeps first tokens beside a window, with everything that is added to the embeddings."""
+    layers = config.layers
+    if layers.kind == "cross_attender":
+        return  # there keep_first changes nothing, which `settings` sees
+    dims, kinds = layers.dims(config.max_seq_len, config.placed_dim), layers.resolved_layers(config.max_seq_len)
+    schemes = [(part, part.build(dims)) for kind in kinds for part in kind.parts]
+    added = [part for part, scheme in schemes if scheme.overrides("embed")]
+    scaling = [part for part, scheme in schemes if scheme.capabilities().acts_on == ("queries",)]
+    for kind in kinds:
+        parts = [part for part in kind.parts if part not in scaling]
+        position = (*parts, *(part for part in added if part not in parts)) or (NoPE(),)
+        own = {name: getattr(kind, name) for name in type(kind).model_fields}
+        if kind.keep_first and kind.window:
+            yield layers.model_copy(update={**own, "pattern": (), "depth": 1, "position": position})
 
 
 def listing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
@@ -339,7 +385,8 @@ def settings(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
         except Exception:
             continue  # without the setting it would not even run
         alike = all(before[0][name] == after[0][name] for name in before[0].keys() & after[0].keys())
-        if alike and not far(before[1], after[1], 1e-7):
+        rounding = 1e-5 if path[-1] == "keep_first" else 1e-7  # distances are computed in another way beside keep_first
+        if alike and not far(before[1], after[1], rounding):
             yield f"{'.'.join(map(str, path))} changes nothing"
 
 
@@ -353,11 +400,15 @@ def _behaviour(config: ModelConfig, model: TransformerWrapper) -> tuple[dict[str
     return shapes, out
 
 
+KEPT_IN = 16
+"""The length of a text whose first tokens are kept beside a window."""
+
 ORACLES: list[Callable[..., Iterator[str]]] = [
     decoding,
     padding,
     reaching,
     order,
+    keeping,
     shifting,
     listing,
     splitting,
@@ -371,5 +422,8 @@ ORACLES: list[Callable[..., Iterator[str]]] = [
     settings,
 ]
 
-OF_PATTERNS: list[Callable[..., Iterator[str]]] = [decoding, padding, reaching, choosing, training, settings]
-"""Those that look at the whole model, whatever its layers are; the others look at one kind of layer."""
+OF_PATTERNS: list[Callable[..., Iterator[str]]] = [decoding, padding, reaching, keeping, choosing, training, settings]
+"""Those that look at the whole model, whatever its layers are."""
+
+OF_ONE_KIND = [oracle for oracle in ORACLES if oracle not in OF_PATTERNS]
+"""Those that look at one kind of layer, so each entry of a pattern is asked alone."""

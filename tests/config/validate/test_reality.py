@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.support.draws import draws
+from tests.support.validate_claims import false_claims
 from tests.support.validate_oracles import faults
 from tests.support.validate_strategies import MODELS, SCHEMES, USES, models_with, with_scheme
 from x_positional import check
@@ -31,6 +32,8 @@ def test_the_verdict_is_true(position: str) -> None:
         report = check(config, **use)
         found = faults(config, Use(**use))
         assert report.ok == (not found), f"{report}\n\nin truth: {found}"
+        if report.ok:
+            assert not (false := false_claims(config, report)), f"{report}\n\nnot so: {false}"
 
     judge()
 
