@@ -212,6 +212,8 @@ IGNORED = [
     ignored(ff=mixture(top_groups=2)),
     ignored(ff=mixture(groups=4, top_groups=4)),
     ignored(ff=mixture(top_k=8, correction=True)),
+    ignored(ff=mixture(top_k=1, weigh="input")),
+    ignored(ff=mixture(top_k=1, score="sigmoid")),
     error_in(rules_ignored.no_setting_of_a_model_is_ignored, tie_embedding_scale=0.5),
     error_in(rules_ignored.no_setting_of_a_model_is_ignored, logits_proj=True),
 ]

@@ -214,6 +214,26 @@ def test_what_cannot_be_kept_is_refused() -> None:
         model(position="sinusoidal").new_cache(1, window=8, keep_first=2)
 
 
+@torch.no_grad()
+def test_forget_gates_may_stand_in_layers_that_drop_nothing() -> None:
+    """What adds up over every token is refused beside kept tokens only in the layer that keeps them."""
+    kept = {"position": "rope", "window": 4, "keep_first": 2}
+    net, tokens = model(depth=2, pattern=[{"position": "forgetting"}, kept], position=None), ids(2, 23)
+    full = net(tokens)
+    for chunk in (1, 5):
+        close(by_chunks(net, tokens, net.new_cache(2), chunk), full)
+    with pytest.raises(PositionError, match="keep_first is unsupported with ForgettingBias"):
+        net.new_cache(2, window=4, keep_first=2)
+    with pytest.raises(IncompatibleConfig, match="keep_first is unsupported with LearnedAbsolute"):
+        model(depth=2, pattern=[{"position": "absolute"}, kept], position=None)
+
+
+def test_a_window_that_hides_nothing_is_warned_of() -> None:
+    sizes = {"dim": 64, "depth": 2, "heads": 2, "position": "rope", "window": 5, "keep_first": 1}
+    assert any("hide nothing up to max_seq_len=6" in text for text in check(**sizes, max_seq_len=6).warnings)
+    assert not any("hide" in text for text in check(**sizes, max_seq_len=7).warnings)
+
+
 def test_the_report_offers_no_positions_beside_kept_tokens() -> None:
     kept = {"window": 8, "keep_first": 2, "position": "rope"}
     for pattern in ([kept], [{"position": "t5"}, kept]):

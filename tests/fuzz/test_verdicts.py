@@ -12,7 +12,7 @@ from x_positional.config.validate import Use
 
 
 @seed(1)
-@settings(max_examples=draws(10, 1500), deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=draws(10, 1600), deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(with_patterns(MODELS), USES)
 def test_the_verdict_is_true(model: dict, use: dict) -> None:
     """What is called fine builds, runs, trains and decodes through a cache; what is refused fails or is wrong."""

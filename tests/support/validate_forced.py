@@ -68,7 +68,7 @@ def forced(config: ModelConfig) -> TransformerWrapper:
 
 def caches_of_kept_tokens() -> AbstractContextManager[Any]:
     """Inside it a model makes a cache of kept first tokens, whatever its schemes do to them."""
-    return patch("x_positional.modules.stack.keep_first_problem", lambda schemes, windows: None)
+    return patch("x_positional.modules.stack.keep_first_problem", lambda layers: None)
 
 
 def at_positions(model: TransformerWrapper, tokens: Tensor, positions: Tensor, context: dict[str, Tensor]) -> Tensor:
@@ -134,6 +134,7 @@ def has_no_effect_by_design(config: ModelConfig, path: Path) -> bool:
     }
     own = at(config, path[:3]) if path[1:2] == ("pattern",) and len(path) > 3 else layers
     hidden = leaf == "max_distance" and (own.window or own.chunk) is not None  # no distance is as far
+    hidden |= leaf == "window" and own.window + own.keep_first >= config.max_seq_len  # which a warning of `check` tells
     part = at(config, path[:-1])
     if isinstance(part, Rope | Axial | Mixed):
         meant["dim"] = (layers.head_dim,)

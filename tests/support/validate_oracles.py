@@ -375,6 +375,11 @@ def training(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
 
 def settings(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
     """Every setting that is not at its default changes the parameters or the output."""
+    if (
+        config.layers.backend == "flex"
+    ):  # what a setting changes is no matter of kernels, and flex is traced at every call
+        config = replaced(config, ("layers", "backend"), "eager")
+        model = forced(config)
     before = _behaviour(config, model)
     for path in changed(config):
         if has_no_effect_by_design(config, path):
@@ -392,7 +397,7 @@ def settings(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
 
 def _behaviour(config: ModelConfig, model: TransformerWrapper) -> tuple[dict[str, torch.Size], Tensor]:
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     model.train()
     with torch.no_grad():
         out = model(tokens_of(config, min(config.max_seq_len, 9)), **context_of(config))

@@ -76,10 +76,11 @@ def bias_of_kept(scheme: PositionScheme, ctx: AttentionContext, moved: TokenLayo
     )
 
 
-def keep_first_problem(schemes: Sequence[PositionScheme], windows: Sequence[AttentionWindow]) -> str | None:
-    """Why keep_first cannot be combined with these schemes; None where it can, or is off."""
-    if not any(window.keep_first for window in windows):
-        return None
+def keep_first_problem(layers: Sequence[tuple[Sequence[PositionScheme], AttentionWindow]]) -> str | None:
+    """Why keep_first cannot be combined with the schemes of these layers; None where it can, or is off.
+
+    Embeddings are shared, so a scheme that changes them concerns every layer; other hooks concern their own layer.
+    """
     reasons = {
         "embed": "adds positions to the embeddings, before any layer could move them. Leave keep_first out, or use a scheme of "
         "distances: rope, alibi, t5.",
@@ -87,7 +88,10 @@ def keep_first_problem(schemes: Sequence[PositionScheme], windows: Sequence[Atte
         "key_state": "sums over every token between query and key, and keep_first drops those between the first tokens and the "
         "window. Leave keep_first out, or use rope, alibi, t5, cope.",
     }
+    anywhere = any(window.keep_first for _, window in layers)
     for hook, reason in reasons.items():
-        if names := [type(scheme).__name__ for scheme in schemes if scheme.overrides(hook)]:
-            return f"keep_first is unsupported with {', '.join(names)}, which {reason}"
+        concerned = [schemes for schemes, window in layers if window.keep_first or (anywhere and hook == "embed")]
+        names = [type(scheme).__name__ for schemes in concerned for scheme in schemes if scheme.overrides(hook)]
+        if names:
+            return f"keep_first is unsupported with {', '.join(dict.fromkeys(names))}, which {reason}"
     return None
