@@ -141,6 +141,7 @@ SETTINGS = [
     error(rules_stack.tied_logits_fit, tie_embedding=True, emb_dim=32),
     error_in(rules_stack.tied_logits_fit, tie_embedding=True, logits_dim=99),
     warning(rules_stack.a_window_is_shorter_than_the_sequence, window=512, position="rope"),
+    warning(rules_stack.a_window_is_shorter_than_the_sequence, window=254, keep_first=2, position="rope"),
     error(rules_stack.first_tokens_are_kept_beside_a_window, keep_first=4, position="rope"),
     error(rules_stack.first_tokens_are_kept_beside_a_window, kind="encoder", window=64, keep_first=4, position="rope"),
     error(rules_stack.first_tokens_are_kept_beside_a_window, window=16, chunk=32, keep_first=4, position="rope"),
