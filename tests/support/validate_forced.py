@@ -20,6 +20,8 @@ from x_positional.schemes import Absolute, Alibi, Axial, Mixed, Rope
 from x_positional.schemes.base import AttentionWindow
 
 BATCH, CONTEXT = 2, 5
+FORCED = "forced"
+"""The reason of a backend that does not support the layer."""
 CLOSE = 1e-4
 
 
@@ -47,7 +49,7 @@ def open_choose(requested: str, *rest) -> Choice:
     try:
         return choose(requested, *rest)
     except BackendError:
-        return Choice(requested, "forced")
+        return Choice(requested, FORCED)
 
 
 def forced(config: ModelConfig) -> TransformerWrapper:

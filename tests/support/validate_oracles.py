@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from tests.support.validate_forced import (
     BATCH,
+    FORCED,
     at_positions,
     caches_of_kept_tokens,
     changed,
