@@ -376,9 +376,8 @@ def training(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
 
 def settings(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
     """Every setting that is not at its default changes the parameters or the output."""
-    if (
-        config.layers.backend == "flex"
-    ):  # what a setting changes is no matter of kernels, and flex is traced at every call
+    supported = all(kind.choice.reason != FORCED for kind in model.attn_layers.kinds)
+    if config.layers.backend == "flex" and supported:  # the same numbers, without being traced at every call
         config = replaced(config, ("layers", "backend"), "eager")
         model = forced(config)
     before = _behaviour(config, model)

@@ -105,6 +105,7 @@ def layers_report(
             layers=config.model_copy(update={**own, "pattern": ()}),
             parts=kind.parts,
             named=tuple(named),
+            everywhere=tuple(pair for pairs, _ in built.values() for pair in pairs),
             unbuilt=tuple(unbuilt),
             windows=windows,
             blind=blind,

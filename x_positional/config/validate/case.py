@@ -82,6 +82,8 @@ class Case:
     """An encoder none of whose layers can tell one order of tokens from another."""
     named: tuple[tuple[str, PositionScheme], ...] = ()
     """The schemes that can be built, by name, without memory for parameters."""
+    everywhere: tuple[tuple[str, PositionScheme], ...] = ()
+    """The same of all kinds of layers in the stack, whose shortest table ends the model's positions."""
     unbuilt: tuple[str, ...] = ()
     """Why the others cannot."""
     backend: str | None = None
