@@ -134,7 +134,7 @@ def has_no_effect_by_design(config: ModelConfig, path: Path) -> bool:
         "gate_bias": (layers.ff.bias,) if layers.ff.glu else (),
         "cross_attend": (layers.kind == "cross_attender",),
     }
-    own = at(config, path[:3]) if path[1:2] == ("pattern",) and len(path) > 3 else layers
+    own: Any = at(config, path[:3]) if path[1:2] == ("pattern",) and len(path) > 3 else layers
     hidden = leaf == "max_distance" and (own.window or own.chunk) is not None  # no distance is as far
     hidden |= leaf == "window" and own.window + own.keep_first >= config.max_seq_len  # which a warning of `check` tells
     part = at(config, path[:-1])
