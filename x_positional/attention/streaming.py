@@ -16,6 +16,7 @@ from torch import Tensor
 
 from x_positional.attention.tokens import TokenLayout
 from x_positional.schemes.base import NO_TOKEN, AttentionContext, AttentionWindow, Bias, PositionScheme
+from x_positional.schemes.compose import Chain
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,14 @@ def as_kept_tokens_see(layout: TokenLayout, window: AttentionWindow) -> TokenLay
     if window.farthest_query is None or layout.span <= window.farthest_query + 1:
         return None
     return replace(layout, positions=layout.index.clamp(max=window.farthest_query))
+
+
+def tables_of_kept(scheme: PositionScheme, tables: Any, moved: Any) -> Any:
+    """The scheme's tables for queries as the kept first tokens see them: `moved`, except for a temperature. It scales a query
+    for all keys alike, so it stays the one of the query's own position, which is in `tables`."""
+    if isinstance(scheme, Chain):
+        return [tables_of_kept(*part) for part in zip(scheme.parts, tables, moved, strict=True)]
+    return tables if scheme.capabilities().acts_on == ("queries",) else moved
 
 
 def bias_of_kept(scheme: PositionScheme, ctx: AttentionContext, moved: TokenLayout) -> Bias | None:
