@@ -215,8 +215,8 @@ def test_what_cannot_be_kept_is_refused() -> None:
 
 
 @torch.no_grad()
-def test_forget_gates_may_stand_in_layers_that_drop_nothing() -> None:
-    """What adds up over every token is refused beside kept tokens only in the layer that keeps them."""
+def test_forget_gates_are_supported_in_layers_without_keep_first() -> None:
+    """They sum over every token, so only a layer that drops tokens between the first and the window refuses them."""
     kept = {"position": "rope", "window": 4, "keep_first": 2}
     net, tokens = model(depth=2, pattern=[{"position": "forgetting"}, kept], position=None), ids(2, 23)
     full = net(tokens)
@@ -228,13 +228,13 @@ def test_forget_gates_may_stand_in_layers_that_drop_nothing() -> None:
         model(depth=2, pattern=[{"position": "absolute"}, kept], position=None)
 
 
-def test_a_window_that_hides_nothing_is_warned_of() -> None:
+def test_check_warns_of_a_window_that_hides_nothing() -> None:
     sizes = {"dim": 64, "depth": 2, "heads": 2, "position": "rope", "window": 5, "keep_first": 1}
     assert any("hide nothing up to max_seq_len=6" in text for text in check(**sizes, max_seq_len=6).warnings)
     assert not any("hide" in text for text in check(**sizes, max_seq_len=7).warnings)
 
 
-def test_the_report_offers_no_positions_beside_kept_tokens() -> None:
+def test_the_report_offers_no_positions_with_keep_first() -> None:
     kept = {"window": 8, "keep_first": 2, "position": "rope"}
     for pattern in ([kept], [{"position": "t5"}, kept]):
         report = check(dim=64, depth=2, heads=2, max_seq_len=256, pattern=pattern)

@@ -1,4 +1,4 @@
-"""What a report that refuses nothing claims a model can do, asked of the model: positions, caches and lengths."""
+"""Tests what an accepting report claims against the model itself: positions, caches and lengths."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,7 +13,7 @@ from x_positional.errors import InputError, PositionError
 
 @torch.no_grad()
 def false_claims(config: ModelConfig, report: Report) -> list[str]:
-    """Every claim that does not hold, in both directions: what is claimed runs, what is not is refused."""
+    """The claims that do not hold. What is claimed must run, and what is not claimed must be refused."""
     return list(_false(config, report))
 
 
@@ -41,7 +41,7 @@ def _false(config: ModelConfig, report: Report) -> Iterator[str]:
 
 
 def runs(call: Callable[[], object]) -> bool:
-    """Whether it is not refused."""
+    """Whether a call is accepted."""
     try:
         call()
     except (InputError, PositionError):

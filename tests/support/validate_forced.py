@@ -69,18 +69,18 @@ def forced(config: ModelConfig) -> TransformerWrapper:
 
 
 def caches_of_kept_tokens() -> AbstractContextManager[Any]:
-    """Inside it a model makes a cache of kept first tokens, whatever its schemes do to them."""
+    """Inside it, `new_cache` accepts keep_first beside every scheme."""
     return patch("x_positional.modules.stack.keep_first_problem", lambda layers: None)
 
 
 def at_positions(model: TransformerWrapper, tokens: Tensor, positions: Tensor, context: dict[str, Tensor]) -> Tensor:
-    """The output at these positions, whether or not layers keep first tokens, which take no positions in a user's call."""
+    """The output at these positions, also for layers with keep_first, which refuse positions."""
     with patch("x_positional.attention.planner._moved", moved_as_given):
         return model(tokens, positions=positions, **context)
 
 
 def moved_as_given(layout: TokenLayout, window: AttentionWindow) -> TokenLayout | None:
-    """Kept first tokens see a query at the position of the farthest query that they see where it is."""
+    """With keep_first, positions stop growing at those of the farthest query that is not moved."""
     if window.farthest_query is None or layout.span <= window.farthest_query + 1:
         return None
     return replace(layout, positions=layout.positions[:, layout.index[0].clamp(max=window.farthest_query)])
@@ -136,7 +136,7 @@ def has_no_effect_by_design(config: ModelConfig, path: Path) -> bool:
     }
     own: Any = at(config, path[:3]) if path[1:2] == ("pattern",) and len(path) > 3 else layers
     hidden = leaf == "max_distance" and (own.window or own.chunk) is not None  # no distance is as far
-    hidden |= leaf == "window" and own.window + own.keep_first >= config.max_seq_len  # which a warning of `check` tells
+    hidden |= leaf == "window" and own.window + own.keep_first >= config.max_seq_len  # `check` warns
     part = at(config, path[:-1])
     if isinstance(part, Rope | Axial | Mixed):
         meant["dim"] = (layers.head_dim,)

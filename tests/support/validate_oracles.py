@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn import functional as F
 
+from tests.support.rounding import rounding
 from tests.support.validate_forced import (
     BATCH,
     FORCED,
@@ -167,30 +168,30 @@ def shifting(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
 
 
 def keeping(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
-    """In one layer, a query makes of a long text what it makes of the first tokens and its window alone, side by side.
+    """In one layer, the last token of a text attends as if the text were only the first tokens and its window.
 
-    After it both texts are filled up to one length, which frequencies may follow. What scales queries alone counts in the
-    whole text, so it is left out.
+    That short text is filled up to the length of the whole, which frequencies may depend on. Temperatures are left out: they
+    depend on the query's position in the whole text (tests/attention/test_kept_lengths.py).
     """
-    n = KEPT_IN
     for layers in keeping_layers(config):
         first, size = layers.keep_first, layers.window or 0
         plain = layers.model_copy(update={"window": None, "chunk": None, "keep_first": 0})
         one, near = (
-            forced(config.model_copy(update={"max_seq_len": n, "layers": layers})) for layers in (layers, plain)
+            forced(config.model_copy(update={"max_seq_len": KEPT_IN, "layers": own})) for own in (layers, plain)
         )
+        n = min([KEPT_IN, *(s.limit for s in one.attn_layers.position_schemes if s.limit is not None)])
         tokens, context = tokens_of(config, n), context_of(config)
         short = torch.cat([tokens[:, :first], tokens[:, n - size :], tokens], dim=1)[:, :n]
         with torch.no_grad():
             if far(one(tokens, **context)[:, -1], near(short, **context)[:, first + size - 1]):
-                yield "the first tokens are not seen next to the window"
+                yield "the first tokens are not attended to at the distances of the short text"
 
 
 def keeping_layers(config: ModelConfig) -> Iterator[LayersConfig]:
-    """One layer of each kind that keeps first tokens beside a window, with everything that is added to the embeddings."""
+    """One layer of each kind that has keep_first and a window, with every scheme that is added to the embeddings."""
     layers = config.layers
     if layers.kind == "cross_attender":
-        return  # there keep_first changes nothing, which `settings` sees
+        return  # it has no self-attention: `settings` finds that keep_first changes nothing
     dims, kinds = layers.dims(config.max_seq_len, config.placed_dim), layers.resolved_layers(config.max_seq_len)
     schemes = [(part, part.build(dims)) for kind in kinds for part in kind.parts]
     added = [part for part, scheme in schemes if scheme.overrides("embed")]
@@ -355,6 +356,19 @@ def embedding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Te
             yield "the embeddings are changed more than once"
 
 
+def agreeing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """The backend gives what eager gives."""
+    if config.layers.backend != "eager":
+        with torch.no_grad():
+            eager = forced(on_eager(config))(tokens_of(config, full.shape[1]), **context_of(config))
+        if far(full, eager):
+            yield f"{config.layers.backend} differs from eager"
+
+
+def on_eager(config: ModelConfig) -> ModelConfig:
+    return replaced(config, ("layers", "backend"), "eager")
+
+
 def fusing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
     """What asks for flash does not get full score matrices."""
     if config.layers.flash and isinstance(model.attn_layers.kinds[0].choice.backend, Eager):
@@ -376,9 +390,8 @@ def training(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
 
 def settings(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
     """Every setting that is not at its default changes the parameters or the output."""
-    supported = all(kind.choice.reason != FORCED for kind in model.attn_layers.kinds)
-    if config.layers.backend == "flex" and supported:  # the same numbers, without being traced at every call
-        config = replaced(config, ("layers", "backend"), "eager")
+    if _runs_on_flex(config, model):  # which traces every call; eager gives the same (`agreeing`)
+        config = on_eager(config)
         model = forced(config)
     before = _behaviour(config, model)
     for path in changed(config):
@@ -390,9 +403,14 @@ def settings(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
         except Exception:
             continue  # without the setting it would not even run
         alike = all(before[0][name] == after[0][name] for name in before[0].keys() & after[0].keys())
-        rounding = 1e-5 if path[-1] == "keep_first" else 1e-7  # distances are computed in another way beside keep_first
-        if alike and not far(before[1], after[1], rounding):
+        close = KEPT_ROUNDING if path[-1] == "keep_first" else 1e-7
+        if alike and not far(before[1], after[1], close):
             yield f"{'.'.join(map(str, path))} changes nothing"
+
+
+def _runs_on_flex(config: ModelConfig, model: TransformerWrapper) -> bool:
+    supported = all(kind.choice.reason != FORCED for kind in model.attn_layers.kinds)
+    return config.layers.backend == "flex" and supported
 
 
 def _behaviour(config: ModelConfig, model: TransformerWrapper) -> tuple[dict[str, torch.Size], Tensor]:
@@ -406,7 +424,10 @@ def _behaviour(config: ModelConfig, model: TransformerWrapper) -> tuple[dict[str
 
 
 KEPT_IN = 16
-"""The length of a text whose first tokens are kept beside a window."""
+"""The longest text of `keeping`."""
+KEPT_ROUNDING = rounding(torch.ones(()))
+"""With keep_first, scores of first tokens are corrected by a difference that rounds even where it is 0. So outputs that are
+equal may differ by the rounding of two float32 computations."""
 
 ORACLES: list[Callable[..., Iterator[str]]] = [
     decoding,
@@ -422,13 +443,23 @@ ORACLES: list[Callable[..., Iterator[str]]] = [
     choosing,
     both_sides,
     embedding,
+    agreeing,
     fusing,
     training,
     settings,
 ]
 
-OF_PATTERNS: list[Callable[..., Iterator[str]]] = [decoding, padding, reaching, keeping, choosing, training, settings]
-"""Those that look at the whole model, whatever its layers are."""
+OF_PATTERNS: list[Callable[..., Iterator[str]]] = [
+    decoding,
+    padding,
+    reaching,
+    keeping,
+    choosing,
+    agreeing,
+    training,
+    settings,
+]
+"""Oracles for a whole model, whose layers may differ."""
 
 OF_ONE_KIND = [oracle for oracle in ORACLES if oracle not in OF_PATTERNS]
-"""Those that look at one kind of layer, so each entry of a pattern is asked alone."""
+"""Oracles for a model whose layers are all alike: each entry of a pattern is tried alone."""

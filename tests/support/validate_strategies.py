@@ -186,8 +186,11 @@ def models_with(position):
 
 
 PLACED = st.one_of(*(scheme for kind, scheme in SCHEMES.items() if kind != "none"))
-DISTANCES = st.one_of(*(SCHEMES[kind] for kind in ("none", "rope", "xpos", "polar", "alibi", "t5", "dynamic", "cope")))
-"""Schemes that first tokens may be kept beside, unless their own settings are wrong."""
+SCALED = st.fixed_dictionaries({"kind": st.sampled_from(["rope", "xpos"]), "scaling": st.sampled_from(SCALINGS)})
+DISTANCES = st.one_of(
+    SCALED, *(SCHEMES[kind] for kind in ("none", "rope", "xpos", "polar", "alibi", "t5", "dynamic", "cope"))
+)
+"""Schemes that keep_first supports, unless their own settings are wrong."""
 KEPT = st.fixed_dictionaries(
     {
         "position": st.one_of(DISTANCES.map(lambda part: [part]), ANY.map(lambda part: [part])),
@@ -195,7 +198,7 @@ KEPT = st.fixed_dictionaries(
         "keep_first": st.sampled_from([1, 2]),
     }
 )
-"""First tokens that are kept beside a window, mostly as they may be."""
+"""Layers with keep_first, most of them supported."""
 ENTRIES = st.one_of(
     KEPT,
     st.fixed_dictionaries(
@@ -212,13 +215,13 @@ ENTRIES = st.one_of(
 
 
 def with_patterns(models):
-    """The same models with a pattern, or with kept first tokens in every layer."""
+    """The same models with a pattern, or with keep_first in every layer."""
 
     def add(model, pattern, keep_first, kept, bare):
         layers = {**model["layers"], "pattern": pattern}
-        if pattern:  # what looks at one kind of layer alone covers encoders
+        if pattern:  # models of one kind of layer cover encoders
             layers["kind"] = "decoder"
-            if bare:  # a window or a position of the stack beside a pattern is refused, which other draws see
+            if bare:  # otherwise a window or a position of the stack beside a pattern is refused
                 layers = {name: value for name, value in layers.items() if name not in ("window", "chunk", "position")}
         else:
             layers |= {"keep_first": keep_first, **({"chunk": None, **kept} if kept else {})}
