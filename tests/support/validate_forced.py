@@ -135,8 +135,7 @@ def has_no_effect_by_design(config: ModelConfig, path: Path) -> bool:
         "cross_attend": (layers.kind == "cross_attender",),
     }
     own: Any = at(config, path[:3]) if path[1:2] == ("pattern",) and len(path) > 3 else layers
-    hidden = leaf == "max_distance" and (own.window or own.chunk) is not None  # no distance is as far
-    hidden |= leaf == "window" and own.window + own.keep_first >= config.max_seq_len  # `check` warns
+    hidden = leaf == "window" and own.window + own.keep_first >= config.max_seq_len  # `check` warns
     part = at(config, path[:-1])
     if isinstance(part, Rope | Axial | Mixed):
         meant["dim"] = (layers.head_dim,)
@@ -158,8 +157,17 @@ def at(config, path: Path):
     return config
 
 
-def default_at(config, path: Path):
-    return type(at(config, path[:-1])).model_fields[path[-1]].default
+def at_default(config: ModelConfig, path: Path) -> ModelConfig:
+    """The config with the setting at its default. Entries of a pattern with equal schemes share one, and go on to share it."""
+    default = type(at(config, path[:-1])).model_fields[path[-1]].default
+    if path[1:2] != ("pattern",) or path[3:4] != ("position",) or len(path) < 6:
+        return replaced(config, path, default)
+    old, inside = at(config, path[:5]), path[5:]
+    for i, entry in enumerate(config.layers.pattern):
+        for j, part in enumerate(entry.position or ()):
+            if part == old:
+                config = replaced(config, ("layers", "pattern", i, "position", j, *inside), default)
+    return config
 
 
 def changed(config, before: Path = ()) -> Iterator[Path]:
@@ -181,6 +189,14 @@ def changed(config, before: Path = ()) -> Iterator[Path]:
                 yield from changed(entry, (*path, i))
         elif not field.is_required():
             yield path
+
+
+def unwindowed(config: ModelConfig) -> ModelConfig:
+    """The same model, whose layers see every earlier token."""
+    everything = {"window": None, "chunk": None, "keep_first": 0}
+    layers = config.layers.model_copy(update=everything)
+    entries = tuple(entry.model_copy(update=everything) for entry in layers.pattern or ())
+    return replaced(config, ("layers",), layers.model_copy(update={"pattern": entries}))
 
 
 def replaced(config: Any, path: Path, value: Any) -> Any:

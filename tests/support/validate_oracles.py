@@ -14,16 +14,17 @@ from tests.support.rounding import rounding
 from tests.support.validate_forced import (
     BATCH,
     FORCED,
+    at_default,
     at_positions,
     caches_of_kept_tokens,
     changed,
     context_of,
-    default_at,
     far,
     forced,
     has_no_effect_by_design,
     replaced,
     tokens_of,
+    unwindowed,
 )
 from x_positional.attention.backends.eager import Eager
 from x_positional.config.layers import LayersConfig
@@ -137,13 +138,12 @@ def order(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor
     """In one layer of an encoder, what a token makes of the others depends on their order."""
     if config.layers.kind == "encoder":
         one = forced(config.model_copy(update={"layers": config.layers.model_copy(update={"depth": 1})}))
-        others = 1 + torch.randperm(full.shape[1] - 1, generator=torch.Generator().manual_seed(1))
         tokens, context = tokens_of(config, full.shape[1]), context_of(config)
+        orders = (torch.cat([tokens[:, :1], tokens[:, 1:].roll(by, 1)], 1) for by in range(1, full.shape[1] - 1))
         with torch.no_grad():
-            said, shuffled = (
-                one(t, **context)[:, 0] for t in (tokens, torch.cat([tokens[:, :1], tokens[:, others]], 1))
-            )
-        if not far(said, shuffled):
+            first = one(tokens, **context)[:, 0]
+            depends = any(far(first, one(other, **context)[:, 0]) for other in orders)
+        if not depends:
             yield "blind to order"
 
 
@@ -393,12 +393,16 @@ def settings(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
     if _runs_on_flex(config, model):  # which traces every call; eager gives the same (`agreeing`)
         config = on_eager(config)
         model = forced(config)
-    before = _behaviour(config, model)
+    usual = config, _behaviour(config, model)
     for path in changed(config):
         if has_no_effect_by_design(config, path):
             continue
+        base, before = usual
         try:
-            other = replaced(config, path, default_at(config, path))
+            if path[-1] == "max_distance":  # a window may hide all distances on which it has an effect
+                base = unwindowed(config)
+                before = _behaviour(base, forced(base))
+            other = at_default(base, path)
             after = _behaviour(other, forced(other))
         except Exception:
             continue  # without the setting it would not even run
