@@ -159,7 +159,7 @@ def at(config, path: Path):
 
 def at_default(config: ModelConfig, path: Path) -> ModelConfig:
     """The config with the setting at its default. Entries of a pattern with equal schemes share one, and go on to share it."""
-    default = type(at(config, path[:-1])).model_fields[path[-1]].default
+    default = type(at(config, path[:-1])).model_fields[str(path[-1])].default
     if path[1:2] != ("pattern",) or path[3:4] != ("position",) or len(path) < 6:
         return replaced(config, path, default)
     old, inside = at(config, path[:5]), path[5:]

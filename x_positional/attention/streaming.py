@@ -67,7 +67,8 @@ def tables_of_kept(scheme: PositionScheme, tables: Any, moved: Any) -> Any:
     """The scheme's tables for queries as the kept first tokens see them: `moved`, except for a temperature. It scales a query
     for all keys alike, so it stays the one of the query's own position, which is in `tables`."""
     if isinstance(scheme, Chain):
-        return [tables_of_kept(*part) for part in zip(scheme.parts, tables, moved, strict=True)]
+        parts = zip(scheme.parts, tables, moved, strict=True)
+        return [tables_of_kept(part, *pair) for part, *pair in parts if isinstance(part, PositionScheme)]
     return tables if scheme.capabilities().acts_on == ("queries",) else moved
 
 
