@@ -141,6 +141,7 @@ SETTINGS = [
     error(rules_stack.tied_logits_fit, tie_embedding=True, emb_dim=32),
     error_in(rules_stack.tied_logits_fit, tie_embedding=True, logits_dim=99),
     warning(rules_stack.a_window_is_shorter_than_the_sequence, window=512, position="rope"),
+    warning(rules_stack.a_window_is_shorter_than_the_sequence, window=254, keep_first=2, position="rope"),
     error(rules_stack.first_tokens_are_kept_beside_a_window, keep_first=4, position="rope"),
     error(rules_stack.first_tokens_are_kept_beside_a_window, kind="encoder", window=64, keep_first=4, position="rope"),
     error(rules_stack.first_tokens_are_kept_beside_a_window, window=16, chunk=32, keep_first=4, position="rope"),
@@ -213,6 +214,8 @@ IGNORED = [
     ignored(ff=mixture(top_groups=2)),
     ignored(ff=mixture(groups=4, top_groups=4)),
     ignored(ff=mixture(top_k=8, correction=True)),
+    ignored(ff=mixture(top_k=1, weigh="input")),
+    ignored(ff=mixture(top_k=1, score="sigmoid")),
     error_in(rules_ignored.no_setting_of_a_model_is_ignored, tie_embedding_scale=0.5),
     error_in(rules_ignored.no_setting_of_a_model_is_ignored, logits_proj=True),
 ]

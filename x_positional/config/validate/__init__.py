@@ -109,6 +109,7 @@ def layers_report(
             layers=config.model_copy(update={**own, "pattern": ()}),
             parts=kind.parts,
             named=tuple(named),
+            everywhere=tuple(pair for pairs, _ in built.values() for pair in pairs),
             unbuilt=tuple(unbuilt),
             windows=windows,
             blind=blind,
@@ -216,10 +217,16 @@ def judge(case: Case) -> Report:
         report,
         backend=case.backend,
         reason=choice and _reason(case, choice),
-        capabilities=caps,
+        capabilities=_of_stack(case, caps),
         decodes=rules_use.decodes(case, caps),
         past=rules_use.past(case),
     )
+
+
+def _of_stack(case: Case, caps: Capabilities) -> Capabilities:
+    """What the schemes can do in this stack: kept first tokens take their positions from the cache, so none can be given."""
+    kept = any(window.keep_first for window in case.windows)
+    return replace(caps, uses_positions=False) if kept else caps
 
 
 def build_parts(parts: tuple[SchemeConfig, ...], dims: Dims) -> tuple[Named, list[str]]:
