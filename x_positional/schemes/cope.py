@@ -3,7 +3,8 @@
 B batch, T query tokens, S key tokens, H heads, D head dim, P counted positions.
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from x_positional.schemes.base import AttentionContext, Dims, PositionScheme
 from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.terms import ScoreBlock, ScoreTerm
 from x_positional.schemes.values import MAX_ROWS
 
 
@@ -46,6 +48,11 @@ class CopeScores(PositionScheme):
         above = per_count.gather(-1, counts.ceil().long())
         return scores + torch.lerp(below, above, counts - low)
 
+    def row_term(self, q: Tensor, ctx: AttentionContext) -> ScoreTerm | None:
+        if type(self).transform_scores is not CopeScores.transform_scores or not ctx.ordered:
+            return None
+        return CountTerm(q @ self.table.to(q.dtype).t())
+
     def _suffix_sums(self, gates: Tensor, order: Tensor | None) -> Tensor:
         """[B H T S]: the sum of gates from each key to the last, in token order."""
         if order is None:
@@ -53,6 +60,71 @@ class CopeScores(PositionScheme):
         index = order[:, None, None].expand_as(gates)
         sums = gates.gather(-1, index).flip(-1).cumsum(-1).flip(-1)
         return torch.zeros_like(gates).scatter(-1, index, sums)
+
+
+class Counted(NamedTuple):
+    """Some keys of a block, and what the gradient of their scores needs: each tensor is [H R keys]."""
+
+    keys: slice
+    gates: Tensor
+    low: Tensor
+    """The count, rounded down."""
+    fraction: Tensor
+    """The count minus `low`."""
+    slope: Tensor
+    """By how much the score grows with the count."""
+
+
+class CountTerm(ScoreTerm):
+    """Counts from the query leftwards, a few keys at a time, until every query of the block has counted P - 1: all keys
+    before that get the same score.
+
+    Args:
+        per_count: [B H T P], the score of each count.
+    """
+
+    width: ClassVar[int] = 128
+    """Keys at a time. Their gates are summed by a product with a triangle of ones."""
+
+    def __init__(self, per_count: Tensor):
+        self.inputs = (per_count,)
+
+    def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> list[Counted]:
+        values = inputs[0][block.row, :, block.queries.cut]
+        last, stop = values.shape[-1] - 1, scores.shape[-1]
+        sum_before, found = scores.new_zeros(()), []
+        while stop:
+            keys = slice(max(0, stop - self.width), stop)
+            gates = scores[..., keys].sigmoid()  # 0 where hidden
+            counts = (gates @ _ones(gates).tril()).add_(sum_before)
+            sum_before, stop = counts[..., :1].clone(), keys.start
+            low = counts.clamp_(max=last).floor()
+            below, fraction, low = values.gather(-1, low.long()), counts - low, low.long()
+            slope = values.gather(-1, (low + 1).clamp_(max=last)).sub_(below)
+            scores[..., keys].add_(below).addcmul_(slope, fraction)
+            found.append(Counted(keys, gates, low, fraction, slope))
+            if stop and bool(sum_before.min() >= last):
+                scores[..., :stop].add_(values[..., -1:])
+                break
+        return found
+
+    def differentiate(self, grad: Tensor, kept: list[Counted], sums: Sequence[Tensor], block: ScoreBlock) -> None:
+        values = sums[0][block.row, :, block.queries.cut]
+        values[..., -1:] += grad[..., : kept[-1].keys.start].sum(-1, keepdim=True)
+        sum_before, padded = grad.new_zeros(()), values.new_zeros(*values.shape[:-1], values.shape[-1] + 1)
+        for keys, gates, low, fraction, slope in reversed(kept):
+            above = grad[..., keys]
+            part = above * fraction
+            padded.scatter_add_(-1, low, above - part).scatter_add_(-1, low + 1, part)
+            of_gates = (slope.mul_(above) @ _ones(gates).triu()).add_(sum_before)
+            sum_before = of_gates[..., -1:].clone()
+            above.add_(of_gates.mul_(gates).mul_(1 - gates))
+        values += padded[..., :-1]  # a count of P - 1 has no fraction
+
+
+def _ones(gates: Tensor) -> Tensor:
+    """[keys keys]."""
+    return gates.new_ones(gates.shape[-1], gates.shape[-1])
 
 
 class Cope(SchemeConfig):
