@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from x_positional.schemes.spans import Span
-from x_positional.schemes.terms import ScoreTerm
+from x_positional.schemes.terms import ScoreTerm, SumTerm
 
 NO_TOKEN = -1
 """The index of padding, and of a cache slot that was never written."""
@@ -230,6 +230,10 @@ class SumBias(Bias):
         for part in self.parts[1:]:
             total = total + part.dense(ctx, rows, keys)
         return total
+
+    def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm | None:
+        terms = tuple(term for part in self.parts if (term := part.term(ctx, blocks)) is not None)
+        return SumTerm(terms) if len(terms) == len(self.parts) else None
 
 
 def add(biases: Sequence[Bias | None]) -> Bias | None:

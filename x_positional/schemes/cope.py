@@ -41,25 +41,30 @@ class CopeScores(PositionScheme):
         if visible is not None:
             gates = gates.masked_fill(~visible, 0)
         order = ctx.key_order()
-        counts = self._suffix_sums(gates, order).clamp(max=self.max_pos - 1)
-        per_count = (q @ self.table.to(q.dtype).t()).to(scores.dtype)  # [B H T P]
-        low = counts.floor()
-        below = per_count.gather(-1, low.long())
-        above = per_count.gather(-1, counts.ceil().long())
-        return scores + torch.lerp(below, above, counts - low)
+        return _counted(scores, _suffix_sums(gates, order), (q @ self.table.to(q.dtype).t()).to(scores.dtype))
 
     def row_term(self, q: Tensor, ctx: AttentionContext) -> ScoreTerm | None:
         if type(self).transform_scores is not CopeScores.transform_scores or not ctx.ordered:
             return None
         return CountTerm(q @ self.table.to(q.dtype).t())
 
-    def _suffix_sums(self, gates: Tensor, order: Tensor | None) -> Tensor:
-        """[B H T S]: the sum of gates from each key to the last, in token order."""
-        if order is None:
-            return gates.flip(-1).cumsum(-1).flip(-1)
-        index = order[:, None, None].expand_as(gates)
-        sums = gates.gather(-1, index).flip(-1).cumsum(-1).flip(-1)
-        return torch.zeros_like(gates).scatter(-1, index, sums)
+
+def _suffix_sums(gates: Tensor, order: Tensor | None = None) -> Tensor:
+    """[B H T S]: the sum of gates from each key to the last, in token order."""
+    if order is None:
+        return gates.flip(-1).cumsum(-1).flip(-1)
+    index = order[:, None, None].expand_as(gates)
+    sums = gates.gather(-1, index).flip(-1).cumsum(-1).flip(-1)
+    return torch.zeros_like(gates).scatter(-1, index, sums)
+
+
+def _counted(scores: Tensor, counts: Tensor, per_count: Tensor) -> Tensor:
+    """The scores [... T S] plus those of their counts, interpolated. per_count: [... T P]."""
+    counts = counts.clamp(max=per_count.shape[-1] - 1)
+    low = counts.floor()
+    below = per_count.gather(-1, low.long())
+    above = per_count.gather(-1, counts.ceil().long())
+    return scores + torch.lerp(below, above, counts - low)
 
 
 class Counted(NamedTuple):
@@ -108,18 +113,30 @@ class CountTerm(ScoreTerm):
                 break
         return found
 
-    def differentiate(self, grad: Tensor, kept: list[Counted], sums: Sequence[Tensor], block: ScoreBlock) -> None:
-        values = sums[0][block.row, :, block.queries.cut]
-        values[..., -1:] += grad[..., : kept[-1].keys.start].sum(-1, keepdim=True)
-        sum_before, padded = grad.new_zeros(()), values.new_zeros(*values.shape[:-1], values.shape[-1] + 1)
-        for keys, gates, low, fraction, slope in reversed(kept):
-            above = grad[..., keys]
-            part = above * fraction
-            padded.scatter_add_(-1, low, above - part).scatter_add_(-1, low + 1, part)
-            of_gates = (slope.mul_(above) @ _ones(gates).triu()).add_(sum_before)
+    def differentiate(
+        self, grad: Tensor, kept: list[Counted], sums: Sequence[Tensor | None], block: ScoreBlock
+    ) -> None:
+        sum_before = grad.new_zeros(())
+        for counted in reversed(kept):
+            above = grad[..., counted.keys]
+            self._sum_values(sums[0], above, counted, block)
+            of_gates = (counted.slope.mul_(above) @ _ones(above).triu()).add_(sum_before)
             sum_before = of_gates[..., -1:].clone()
-            above.add_(of_gates.mul_(gates).mul_(1 - gates))
-        values += padded[..., :-1]  # a count of P - 1 has no fraction
+            above.add_(of_gates.mul_(counted.gates).mul_(1 - counted.gates))
+        if sums[0] is not None:
+            of_rest = grad[..., : kept[-1].keys.start].sum(-1)
+            sums[0][block.row, :, block.queries.cut, -1] += of_rest
+
+    def _sum_values(self, values: Tensor | None, above: Tensor, counted: Counted, block: ScoreBlock) -> None:
+        """Adds the gradient of a few scores to that of the scores per count."""
+        if values is not None:
+            part, last = above * counted.fraction, values.shape[-1] - 1
+            here = values[block.row, :, block.queries.cut]
+            here.scatter_add_(-1, counted.low, above - part)
+            here.scatter_add_(-1, (counted.low + 1).clamp_(max=last), part)
+
+    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
+        return _counted(scores, _suffix_sums(scores.sigmoid()), inputs[0][block.row, :, block.queries.cut])
 
 
 def _ones(gates: Tensor) -> Tensor:

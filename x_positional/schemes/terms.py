@@ -3,7 +3,7 @@
 B batch, T query tokens, S key tokens, H heads; a block has R queries and W keys.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,38 @@ class ScoreTerm:
         """Change scores [H R W] in place. Returns what `differentiate` needs."""
         raise NotImplementedError
 
-    def differentiate(self, grad: Tensor, kept: Any, sums: Sequence[Tensor], block: ScoreBlock) -> None:
+    def differentiate(self, grad: Tensor, kept: Any, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
         """Turn the gradient [H R W] of the changed scores into that of the scores before, in place, and add the gradients of
-        the inputs to `sums`, which have their shapes."""
+        the inputs to `sums`, which have their shapes; None where an input needs none."""
         raise NotImplementedError
+
+    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
+        """`add` as a function that autograd records: for gradients of gradients."""
+        raise NotImplementedError
+
+
+class SumTerm(ScoreTerm):
+    """Several terms, one after the other."""
+
+    def __init__(self, parts: Sequence[ScoreTerm]):
+        self.parts = parts
+        self.inputs = tuple(t for part in parts for t in part.inputs)
+
+    def shares(self, tensors: Sequence[Any]) -> Iterator[tuple[ScoreTerm, Sequence[Any]]]:
+        """Each term with its share of the inputs, or of their gradients."""
+        at = 0
+        for part in self.parts:
+            yield part, tensors[at : at + len(part.inputs)]
+            at += len(part.inputs)
+
+    def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> list[Any]:
+        return [part.add(scores, own, block) for part, own in self.shares(inputs)]
+
+    def differentiate(self, grad: Tensor, kept: list[Any], sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
+        for (part, own), mine in reversed(list(zip(self.shares(sums), kept, strict=True))):
+            part.differentiate(grad, mine, own, block)
+
+    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
+        for part, own in self.shares(inputs):
+            scores = part.recorded(scores, own, block)
+        return scores

@@ -46,6 +46,8 @@ class Prepared:
     ctx: AttentionContext
     bias: Bias | None
     """The part of the bias that depends on positions alone."""
+    term: ScoreTerm | None = None
+    """The bias for blocks of queries, where it has such a form."""
     native: Any = None
     """The backend's own form of mask and bias."""
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, inside_torch_func
-from x_positional.attention.backends.rows import attend_by_rows
-from x_positional.schemes.base import Kernel, Span
+from x_positional.attention.backends.rows import attend_by_rows, shared_term
+from x_positional.schemes.base import AttentionContext, Bias, Kernel, Span
 
 ALL_KERNELS: frozenset[Kernel] = frozenset(("fused", "bias", "rows"))
 
@@ -73,10 +73,13 @@ class Blockwise(Backend):
     kernels = ALL_KERNELS
     block = 128
 
+    def prepare(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Prepared:
+        return Prepared(ctx=ctx, bias=bias, term=shared_term(ctx, bias, dtype))
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
         heads = q.shape[1]
         k, v = share_heads(k, heads), share_heads(v, heads)
-        found = attend_by_rows(q, k, v, prepared, ops, lambda: self._recorded(q, k, v, prepared, ops))
+        found = attend_by_rows(q, k, v, prepared, ops)
         return self._recorded(q, k, v, prepared, ops) if found is None else found
 
     def _recorded(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:

@@ -6,17 +6,18 @@ causal mask or in a window a block reads only the keys that some of its queries 
 B batch, T query tokens, S key tokens, H heads, D head dim, E value dim; a block has R queries and W keys.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from x_positional.attention.backends.base import Prepared, ScoreOps, blocks_of, inside_torch_func
-from x_positional.schemes.base import AttentionContext, Span
-from x_positional.schemes.terms import ScoreBlock, ScoreTerm
+from x_positional.schemes.base import AttentionContext, Bias, Span
+from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm
 
 DTYPES = (torch.float32, torch.float64)
 FEWEST = 64
@@ -33,6 +34,13 @@ def applies(tensors: Sequence[Tensor], queries: int) -> bool:
     return all(plain) and not any(map(inside_torch_func, tensors))
 
 
+def shared_term(ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> ScoreTerm | None:
+    """The bias of all layers of a kind, for blocks; None where it does not apply."""
+    if bias is None or dtype not in DTYPES or ctx.device.type != "cpu" or not applies((), ctx.T):
+        return None
+    return bias.term(ctx, blocks_for(ctx))
+
+
 def blocks_for(ctx: AttentionContext) -> list[tuple[Span, Span]]:
     """Blocks of queries, each with the range of keys visible to them."""
     return blocks_of(ctx, min(MOST_QUERIES, max(FEWEST_QUERIES, SCORES // (ctx.heads * ctx.S))))
@@ -45,21 +53,7 @@ class RowsPlan:
     ctx: AttentionContext
     blocks: list[tuple[Span, Span]]
     scale: float
-    terms: tuple[ScoreTerm, ...]
-    reference: Callable[[], Tensor]
-    """The same attention, recorded by autograd: for derivatives of derivatives."""
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """Of all terms."""
-        return tuple(t for term in self.terms for t in term.inputs)
-
-    def of_terms(self, tensors: Sequence[Tensor]) -> Iterator[tuple[ScoreTerm, Sequence[Tensor]]]:
-        """Each term with its share of the inputs, or of their gradients."""
-        at = 0
-        for term in self.terms:
-            yield term, tensors[at : at + len(term.inputs)]
-            at += len(term.inputs)
+    terms: SumTerm
 
     def edges(self, queries: Span, keys: Span) -> list[tuple[slice, Tensor]]:
         """Where keys are hidden: ranges of the block's keys, and [B|1 1 R ...] True for hidden."""
@@ -115,19 +109,25 @@ class Buffers:
 def _probabilities(
     plan: RowsPlan, q: Tensor, k: Tensor, inputs: Sequence[Tensor], at: Masked, scores: Tensor, out: Tensor
 ) -> list[Any]:
-    """Writes [H R W] to `out`. Returns what the terms keep. q: [H R D], scaled; k: [H W D]."""
+    """Writes [H R W] to `out`. Returns what the terms keep. q: [H R D], scaled; k: [H W D].
+
+    A steep bias makes probabilities near the smallest number of the dtype, and a processor multiplies what is below it a
+    hundred times slower. They become 0.
+    """
     torch.bmm(q, k.mT, out=scores)
     for cut, hidden in at.hidden:
         scores[..., cut].masked_fill_(hidden, torch.finfo(scores.dtype).min)
-    kept = [term.add(scores, own, at.block) for term, own in plan.of_terms(inputs)]
+    kept = plan.terms.add(scores, inputs, at.block)
     torch.softmax(scores, -1, out=out)
+    if plan.terms.parts:
+        torch.threshold_(out, torch.finfo(out.dtype).tiny * 2**24, 0.0)
     for cut, hidden in at.hidden:
         out[..., cut].masked_fill_(hidden, 0)  # also for a query that sees no key at all
     return kept
 
 
 class RowsAttention(torch.autograd.Function):
-    """[B H T D], [B H S D], [B H S E] -> [B H T E]."""
+    """[B H T D], [B H S D], [B H S E], inputs of the terms -> [B H T E]."""
 
     @staticmethod
     def forward(ctx: Any, plan: RowsPlan, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
@@ -145,50 +145,76 @@ class RowsAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         plan, (grad,), (q, k, v, *inputs) = ctx.plan, grads, ctx.saved_tensors
-        wanted = [t for t in (q, k, v, *inputs) if t.requires_grad]
         if torch.is_grad_enabled():  # create_graph=True
-            found = iter(torch.autograd.grad(plan.reference(), wanted, grad, create_graph=True, allow_unused=True))
-            return None, *(next(found) if t.requires_grad else None for t in (q, k, v, *inputs))
-        buffers, scaled = Buffers.of(q, plan), q * plan.scale
-        dq, dk, dv, *sums = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (q, k, v, *inputs))
-        for at in plan.each_block(len(q)):
-            block, row, queries, keys = at.block, at.block.row, at.block.queries.cut, at.block.keys.cut
-            scores, p = buffers.of_block(q.shape[1], block)
-            mine, theirs, above = scaled[row, :, queries], k[row, :, keys], grad[row, :, queries]
-            kept = _probabilities(plan, mine, theirs, inputs, at, scores, p)
-            dv[row, :, keys].baddbmm_(p.mT, above)
-            torch.bmm(above, v[row, :, keys].mT, out=scores)
-            torch.ops.aten._softmax_backward_data.out(scores, p, -1, p.dtype, grad_input=scores)
-            for (term, own), mine_kept in zip(reversed(list(plan.of_terms(sums))), reversed(kept), strict=True):
-                term.differentiate(scores, mine_kept, own, block)
-            dq[row, :, queries].baddbmm_(scores, theirs)
-            dk[row, :, keys].baddbmm_(scores.mT, mine)
-        return None, dq.mul_(plan.scale), dk, dv, *sums
+            return None, *_recorded_gradients(plan, (q, k, v, *inputs), grad)
+        return None, *_gradients(plan, q, k, v, inputs, grad)
 
 
-def attend_by_rows(
-    q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps, reference: Callable[[], Tensor]
-) -> Tensor | None:
-    """Attention by blocks, or None where they do not apply. Keys and values have the heads of the queries.
+def _recorded_gradients(plan: RowsPlan, tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:
+    """The gradients of all tensors, recorded by autograd. Views keep derivatives partial where one was computed from another."""
+    views = [t.view_as(t) for t in tensors]
+    wanted = [t for t in views if t.requires_grad]
+    found = iter(torch.autograd.grad(_recorded(plan, *views), wanted, grad, create_graph=True, allow_unused=True))
+    return [next(found) if t.requires_grad else None for t in views]
 
-    reference: the same attention, recorded by autograd.
-    """
+
+def _recorded(plan: RowsPlan, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
+    """The same attention as a function that autograd records, except the scores of each block, which it recomputes."""
+
+    def run(at: Masked, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
+        row, queries, keys = at.block.row, at.block.queries.cut, at.block.keys
+        hidden = q.new_zeros(1, queries.stop - queries.start, keys.stop - keys.start, dtype=torch.bool)
+        for cut, mask in at.hidden:
+            hidden[..., cut] = mask
+        scores = (q[row, :, queries] * plan.scale) @ k[row, :, keys.cut].mT
+        scores = plan.terms.recorded(scores.masked_fill(hidden, torch.finfo(q.dtype).min), inputs, at.block)
+        return scores.softmax(-1).masked_fill(hidden, 0) @ v[row, :, keys.cut]
+
+    out = [checkpoint(run, at, q, k, v, *inputs, use_reentrant=False) for at in plan.each_block(len(q))]
+    rows = [torch.cat(out[row :: len(q)], dim=1) for row in range(len(q))]
+    return torch.stack(rows)
+
+
+def _gradients(
+    plan: RowsPlan, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of q, k, v and inputs."""
+    buffers, scaled = Buffers.of(q, plan), q * plan.scale
+    dq, dk, dv = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+    sums = [torch.zeros_like(t, memory_format=torch.contiguous_format) if t.requires_grad else None for t in inputs]
+    for at in plan.each_block(len(q)):
+        row, queries, keys = at.block.row, at.block.queries.cut, at.block.keys.cut
+        scores, p = buffers.of_block(q.shape[1], at.block)
+        mine, theirs, above = scaled[row, :, queries], k[row, :, keys], grad[row, :, queries]
+        kept = _probabilities(plan, mine, theirs, inputs, at, scores, p)
+        dv[row, :, keys].baddbmm_(p.mT, above)
+        torch.bmm(above, v[row, :, keys].mT, out=scores)
+        torch.ops.aten._softmax_backward_data.out(scores, p, -1, p.dtype, grad_input=scores)
+        plan.terms.differentiate(scores, kept, sums, at.block)
+        dq[row, :, queries].baddbmm_(scores, theirs)
+        dk[row, :, keys].baddbmm_(scores.mT, mine)
+    return dq.mul_(plan.scale), dk, dv, *sums
+
+
+def attend_by_rows(q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor | None:
+    """Attention by blocks, or None where they do not apply. Keys and values have the heads of the queries."""
     if not applies((q, k, v), q.shape[2]) or ops.dropout or ops.softcap is not None or ops.sinks is not None:
         return None
     blocks = blocks_for(prepared.ctx)
     terms = _terms(prepared, ops, blocks)
-    if terms is None or not applies([t for term in terms for t in term.inputs], q.shape[2]):
+    if terms is None or not applies(terms.inputs, q.shape[2]):
         return None
-    plan = RowsPlan(prepared.ctx, blocks, ops.scale, terms, reference)
-    return RowsAttention.apply(plan, q, k, v, *plan.inputs)  # type: ignore[no-any-return]
+    plan = RowsPlan(prepared.ctx, blocks, ops.scale, terms)
+    return RowsAttention.apply(plan, q, k, v, *plan.terms.inputs)  # type: ignore[no-any-return]
 
 
-def _terms(prepared: Prepared, ops: ScoreOps, blocks: list[tuple[Span, Span]]) -> tuple[ScoreTerm, ...] | None:
+def _terms(prepared: Prepared, ops: ScoreOps, blocks: list[tuple[Span, Span]]) -> SumTerm | None:
     """What is added to the scores, in order; None where something has no form that blocks can use."""
     ctx = prepared.ctx
-    found = [bias.term(ctx, blocks) for bias in (prepared.bias, ops.content) if bias is not None]
+    found = [] if prepared.bias is None else [prepared.term]
+    found += [] if ops.content is None else [ops.content.term(ctx, blocks)]
     if ops.transform is not None:
         make, q = ops.row_term, ops.unrotated_q
         found.append(None if make is None or q is None else make(q, ctx))
     terms = tuple(term for term in found if term is not None)
-    return terms if len(terms) == len(found) else None
+    return SumTerm(terms) if len(terms) == len(found) else None
