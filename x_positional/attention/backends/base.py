@@ -13,6 +13,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor  # type: ignore[impo
 
 from x_positional.errors import BackendError
 from x_positional.schemes.base import AttentionContext, Bias, Kernel, Span
+from x_positional.schemes.terms import ScoreTerm
 
 RowFn = Callable[[Tensor, Tensor | None, Tensor, AttentionContext], Tensor]
 
@@ -26,8 +27,10 @@ class ScoreOps:
     """The part of the bias that depends on the layer's content."""
     transform: RowFn | None = None
     """(scores, visible, unrotated q, ctx) -> scores, on whole rows."""
+    row_term: Callable[[Tensor, AttentionContext], ScoreTerm | None] | None = None
+    """(unrotated q, ctx) -> `transform` in place and without autograd, or None."""
     unrotated_q: Tensor | None = None
-    """[B H T D], for `transform`."""
+    """[B H T D], for `transform` and `row_term`."""
     softcap: float | None = None
     """c: scores become c * tanh(score / c)."""
     sinks: Tensor | None = None
@@ -43,6 +46,8 @@ class Prepared:
     ctx: AttentionContext
     bias: Bias | None
     """The part of the bias that depends on positions alone."""
+    term: ScoreTerm | None = None
+    """The bias for blocks of queries, where it has such a form."""
     native: Any = None
     """The backend's own form of mask and bias."""
 
