@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor  # type: ignore[import-not-found]
 
@@ -58,6 +59,11 @@ def inside_torch_func(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(x)
 
 
+def drop(probabilities: Tensor, rate: float) -> Tensor:
+    """Dropout. A rate of 0 is decided in Python, since a compiler may hold rates as symbols, which F.dropout's flag cannot be."""
+    return F.dropout(probabilities, rate) if rate > 0 else probabilities
+
+
 class _OnceDifferentiable(torch.autograd.Function):
     """A gradient as it is, whose own gradient is refused."""
 
@@ -81,8 +87,10 @@ def refuse_second_derivative(out: Tensor, kernel: str, backend: str) -> None:
         kernel: prefix of the names of the kernel's nodes in the autograd graph. Others are differentiable twice.
         backend: the name of the backend.
     """
+    if torch.compiler.is_compiling():
+        return  # dynamo cannot read grad_fn, and aot_autograd refuses second derivatives itself
     node = out.grad_fn
-    if node is None or torch.compiler.is_compiling() or inside_torch_func(out) or not node.name().startswith(kernel):
+    if node is None or inside_torch_func(out) or not node.name().startswith(kernel):
         return
     message = (
         f"backend={backend!r} runs a fused kernel, which torch cannot differentiate twice. For second derivatives "

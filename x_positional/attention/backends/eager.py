@@ -4,12 +4,11 @@ B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head 
 """
 
 import torch
-import torch.nn.functional as F
 from einops import repeat
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, inside_torch_func
+from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, drop, inside_torch_func
 from x_positional.schemes.base import Kernel, Span
 
 ALL_KERNELS: frozenset[Kernel] = frozenset(("fused", "bias", "rows"))
@@ -60,7 +59,7 @@ class Eager(Backend):
         )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
-        probabilities = F.dropout(self.probabilities(q, k, prepared, ops), ops.dropout, ops.dropout > 0)
+        probabilities = drop(self.probabilities(q, k, prepared, ops), ops.dropout)
         return probabilities.to(v.dtype) @ share_heads(v, q.shape[1])
 
 
@@ -82,7 +81,7 @@ class Blockwise(Backend):
         self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps, rows: Span, keys: Span
     ) -> Tensor:
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            probabilities = F.dropout(_probabilities(q, k, prepared, ops, rows, keys), ops.dropout, ops.dropout > 0)
+            probabilities = drop(_probabilities(q, k, prepared, ops, rows, keys), ops.dropout)
             return probabilities.to(v.dtype) @ v
 
         args = (q[:, :, rows.cut], k[:, :, keys.cut], v[:, :, keys.cut])
