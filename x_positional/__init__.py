@@ -30,6 +30,7 @@ from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.models.seq2seq import XTransformer
 from x_positional.models.stacks import CrossAttender, Decoder, Encoder
 from x_positional.models.vision import ViTransformerWrapper
+from x_positional.modules.stack import set_activation_checkpointing
 from x_positional.pretrained import from_pretrained, load_tokenizer
 from x_positional.pretrained.x_transformers import form_of, from_x_transformers
 from x_positional.schemes import (
@@ -108,4 +109,5 @@ __all__ = [
     "from_pretrained",
     "from_x_transformers",
     "load_tokenizer",
+    "set_activation_checkpointing",
 ]

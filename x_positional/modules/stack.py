@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from x_positional.attention.backends.base import inside_torch_func
+from x_positional.attention.backends.base import torch_func_runs
 from x_positional.attention.cache import KVCache, whole_number
 from x_positional.attention.cross import NO_CONTEXT, ContextInputs, CrossAttentionKind
 from x_positional.attention.inputs import (
@@ -34,7 +34,6 @@ from x_positional.modules.block import Block
 from x_positional.modules.caching import CachingModule
 from x_positional.modules.norms import Norm
 from x_positional.schemes.base import AttentionWindow, Dims, PositionScheme
-
 
 Recomputed = Literal["none", "blocks"]
 """What backward computes again in place of keeping it: nothing, or everything inside each block."""
@@ -223,7 +222,7 @@ class AttentionLayers(CachingModule):
         """
         tracked = cache is not None and self._is_tracked(x, context)
         plan = plan_pass(self.kinds, self.dims, layout, x.shape[0], x.dtype, cache, self.cross, context, tracked)
-        run = self._recomputed if cache is None and self._recomputes(x) else self._block
+        run = self._recomputed if cache is None and self._recomputes() else self._block
         for i in range(len(self.blocks)):
             x = run(x, i, plan)
         x = x if self.final_norm is None else self.final_norm(x)
@@ -241,10 +240,10 @@ class AttentionLayers(CachingModule):
         block through the plan."""
         return checkpoint(lambda x: self._block(x, i, plan), x, use_reentrant=False)
 
-    def _recomputes(self, x: Tensor) -> bool:
+    def _recomputes(self) -> bool:
         """Whether backward computes blocks again. torch.func does not support checkpoints."""
         on = self.activation_checkpointing == "blocks" and self.training and torch.is_grad_enabled()
-        return on and not inside_torch_func(x)
+        return on and not torch_func_runs()
 
     def _is_tracked(self, x: Tensor, context: ContextInputs) -> bool:
         """Whether autograd records a pass, so that its graph holds tensors of the cache."""
@@ -326,7 +325,9 @@ def set_activation_checkpointing(model: Model, recomputed: Recomputed) -> Model:
     """
     known = get_args(Recomputed)
     if recomputed not in known:
-        raise ArgumentError(f"activation checkpointing must be {' or '.join(map(repr, known))}; got {shown(recomputed)}.")
+        raise ArgumentError(
+            f"activation checkpointing must be {' or '.join(map(repr, known))}; got {shown(recomputed)}."
+        )
     stacks = [module for module in model.modules() if isinstance(module, AttentionLayers)]
     if not stacks:
         raise ArgumentError(

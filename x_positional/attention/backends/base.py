@@ -10,7 +10,10 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor  # type: ignore[import-not-found]
+from torch._C._functorch import (  # type: ignore[import-not-found]
+    is_functorch_wrapped_tensor,
+    peek_interpreter_stack,
+)
 
 from x_positional.errors import BackendError
 from x_positional.schemes.base import AttentionContext, Bias, Kernel, Span
@@ -57,6 +60,11 @@ def blocks_of(ctx: AttentionContext, size: int) -> list[tuple[Span, Span]]:
 def inside_torch_func(x: Tensor) -> bool:
     """Whether a transform of torch.func (grad, vmap, ...) runs over a tensor."""
     return not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(x)
+
+
+def torch_func_runs() -> bool:
+    """Whether a transform of torch.func (grad, vmap, ...) is active, over whatever tensor: checkpoints fail there."""
+    return not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
 
 
 def drop(probabilities: Tensor, rate: float) -> Tensor:

@@ -8,7 +8,7 @@ from einops import repeat
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, drop, inside_torch_func
+from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, drop, torch_func_runs
 from x_positional.schemes.base import Kernel, Span
 
 ALL_KERNELS: frozenset[Kernel] = frozenset(("fused", "bias", "rows"))
@@ -85,6 +85,6 @@ class Blockwise(Backend):
             return probabilities.to(v.dtype) @ v
 
         args = (q[:, :, rows.cut], k[:, :, keys.cut], v[:, :, keys.cut])
-        if not torch.is_grad_enabled() or inside_torch_func(q):
+        if not torch.is_grad_enabled() or torch_func_runs():
             return run(*args)
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=ops.dropout > 0)
