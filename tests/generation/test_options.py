@@ -33,6 +33,7 @@ KEYWORDS = {
     "context": None,
     "context_mask": None,
     "positions": None,
+    "compile": "auto",
 }
 SOURCE_POSITIONAL = [("src", REQUIRED), ("start_tokens", REQUIRED), ("seq_len", REQUIRED), ("mask", None)]
 SOURCE_KEYWORDS = {
@@ -46,6 +47,7 @@ SOURCE_KEYWORDS = {
     "repetition_penalty": 1.0,
     "generator": None,
     "seed": None,
+    "compile": "auto",
 }
 
 

@@ -154,12 +154,12 @@ class KVCache:
         self.device, self.dtype = device, dtype
         self.owner = Identity() if owner is None else owner
         self.windows = tuple(windows)
-        self._distinct = tuple(dict.fromkeys(windows))
-        self._slots = tuple(Slots(device, self.max_len, window) for window in self._distinct)
+        self.distinct = tuple(dict.fromkeys(windows))
+        self.slots = tuple(Slots(device, self.max_len, window) for window in self.distinct)
         self.state = CacheState(
             batch_size=batch_size,
             final_lengths=final_lengths,
-            tables=tuple(SlotTable(capacity=slots.first_capacity) for slots in self._slots),
+            tables=tuple(SlotTable(capacity=slots.first_capacity) for slots in self.slots),
             layers=((None, None, None),) * len(self.windows),
             cross=(None,) * len(self.windows),
             inference=torch.is_inference_mode_enabled(),
@@ -194,7 +194,7 @@ class KVCache:
 
     def must_grow(self, span: int) -> bool:
         """Whether tokens below index `span` need more slots than there are now."""
-        return any(slots.must_grow(table, span) for slots, table in zip(self._slots, self.state.tables, strict=True))
+        return any(slots.must_grow(table, span) for slots, table in zip(self.slots, self.state.tables, strict=True))
 
     def check(self, owner: Identity, batch_size: int, device: torch.device, weights: Stamp) -> None:
         """Raises CacheError where this cache was made for another model, batch size or device, or where the model's
@@ -238,27 +238,48 @@ class KVCache:
         Raises:
             CacheError: the cache is full.
         """
-        state = self.state
-        if state.inference and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
-            state = replace(state.map(torch.clone), inference=False)
-        if self._pass_open:
-            state = self._without_leftovers(state)
+        state = self.settled()
         assigned = [
             slots.assign(table, tokens, state.span, state.batch_size)
-            for slots, table in zip(self._slots, state.tables, strict=True)
+            for slots, table in zip(self.slots, state.tables, strict=True)
         ]
         if self._memo_of is not schemes or not state.filled:
-            self._memo_of, self._memo = schemes, {window: {} for window in self._distinct}
+            self._memo_of, self._memo = schemes, {window: {} for window in self.distinct}
         self._pass_open = True
         return CachePass(
             self,
             state,
             tokens,
             tables=tuple(table for table, _ in assigned),
-            views={window: view for window, (_, view) in zip(self._distinct, assigned, strict=True)},
+            views={window: view for window, (_, view) in zip(self.distinct, assigned, strict=True)},
             memo=self._memo,
             tracked=tracked,
         )
+
+    def in_state(self, state: CacheState) -> "KVCache":
+        """A cache like this one in another state, which shares the state's tensors."""
+        new = object.__new__(type(self))
+        new.max_len, new.device, new.dtype, new.owner = self.max_len, self.device, self.dtype, self.owner
+        new.windows, new.distinct, new.slots = self.windows, self.distinct, self.slots
+        new.state, new._weights, new._pass_open = state, state.weights, False
+        new._memo, new._memo_of = {}, None
+        return new
+
+    def without_limit(self) -> "KVCache":
+        """An empty cache for the same model without max_len."""
+        state = self.state
+        return KVCache(self.windows, state.batch_size, None, self.device, self.dtype, self.owner)
+
+    def expect_writes(self) -> None:
+        """Until the next commit, slots that the state does not use may hold anything."""
+        self._pass_open = True
+
+    def settled(self) -> CacheState:
+        """The state with tensors that this call may write to, and without what a failed call left in unused slots."""
+        state = self.state
+        if state.inference and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
+            state = replace(state.map(torch.clone), inference=False)
+        return self._without_leftovers(state) if self._pass_open else state
 
     def commit(self, state: CacheState) -> None:
         """Adopts the state after a pass. One assignment, so that it happens wholly or not at all."""
@@ -313,7 +334,7 @@ class KVCache:
         count = state.span if state.lengths is None else state.lengths[:, None]
         used = {
             window: slots.used(table, state.span, count)
-            for window, slots, table in zip(self._distinct, self._slots, state.tables, strict=True)
+            for window, slots, table in zip(self.distinct, self.slots, state.tables, strict=True)
         }
         layers = [
             tuple(None if t is None else _only(t, used[window]) for t in layer)

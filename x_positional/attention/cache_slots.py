@@ -92,6 +92,10 @@ class Slots:
             return SlotTable(capacity=capacity), self._assign_ordered(tokens, tokens.start, capacity)
         return self._assign_by_row(self._by_row(table, tokens, before, batch, capacity), tokens, batch)
 
+    def capacity_for(self, size: int) -> int:
+        """Slots for `size` tokens a row; a window needs no more than it keeps."""
+        return size if self.most is None else min(size, self.most)
+
     def must_grow(self, table: SlotTable, span: int) -> bool:
         """Whether tokens below index `span` need more slots than there are now."""
         return self._too_small(table.capacity, span)
@@ -218,7 +222,25 @@ class Slots:
         return out
 
     def _by_row(self, table: SlotTable, tokens: TokenLayout, before: int, batch: int, capacity: int) -> SlotTable:
-        """Turn host knowledge into tensors, and make room: index, positions, documents per slot (the last is scratch)."""
+        """The table as tensors, with what the new tokens need: documents, custom positions."""
+        table = self.by_row(table, before, batch, capacity)
+        index, positions, documents = table.index, table.positions, table.documents
+        if index is not None:
+            if tokens.documents is not None and documents is None:
+                documents = torch.zeros_like(index)
+            if positions is not None or tokens.custom_positions:
+                positions = _matched(index if positions is None else positions, tokens.positions)
+        return SlotTable(capacity=capacity, index=index, positions=positions, documents=documents)
+
+    def by_row(self, table: SlotTable, before: int, batch: int, capacity: int) -> SlotTable:
+        """Turn host knowledge into tensors, and make room: index, positions, documents per slot (the last is scratch).
+
+        Args:
+            table: which token is in each slot, `before` tokens at most.
+            before: tokens that are stored, per row.
+            batch: rows.
+            capacity: slots a row, at least those of the table.
+        """
         wide = capacity + 1
         index, positions, documents = table.index, table.positions, table.documents
         if index is None:
@@ -231,14 +253,9 @@ class Slots:
                 None if t is None else torch.cat([t, t.new_full((batch, grow, *t.shape[2:]), NO_TOKEN)], dim=1)
                 for t in (index, positions, documents)
             )
-        if index is not None:
-            if tokens.documents is not None and documents is None:
-                documents = torch.zeros_like(index)
-            if positions is not None or tokens.custom_positions:
-                positions = _matched(index if positions is None else positions, tokens.positions)
         return SlotTable(capacity=capacity, index=index, positions=positions, documents=documents)
 
-    def _room(self, stored: Tensor | None, new: Tensor, capacity: int) -> Tensor:
+    def room(self, stored: Tensor | None, new: Tensor, capacity: int) -> Tensor:
         """The stored tensor of a layer, with capacity + 1 slots."""
         wide = capacity + 1
         if stored is None:
@@ -251,7 +268,7 @@ class Slots:
 
     def _writer(self, where: slice, stop: int, capacity: int) -> Exchange:
         def exchange(stored: Tensor | None, new: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
-            stored = self._room(stored, new, capacity)
+            stored = self.room(stored, new, capacity)
             if in_place:
                 stored[:, :, where] = new
             else:
@@ -269,7 +286,7 @@ class Slots:
         read, write = self._slot_of(kept), self._slot_of(stays)
 
         def exchange(stored: Tensor | None, new: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
-            stored = self._room(stored, new, capacity)
+            stored = self.room(stored, new, capacity)
             seen = torch.cat([stored[:, :, read], new], dim=2) if len(read) else new
             return stored.index_copy(2, write, new[:, :, stays - start].to(stored.dtype)), seen
 
@@ -277,13 +294,18 @@ class Slots:
 
     def _row_writer(self, slots: Tensor, stop: int, capacity: int, write_first: bool) -> Exchange:
         def exchange(stored: Tensor | None, new: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
-            stored = self._room(stored, new, capacity)
+            stored = self.room(stored, new, capacity)
             seen = None if write_first else torch.cat([stored[:, :, :capacity], new], dim=2)
-            where, new = slots[:, None, :, None].expand_as(new), new.to(stored.dtype)
+            batch, heads = (torch.arange(n, device=slots.device) for n in stored.shape[:2])
+            where = (
+                batch[:, None, None],
+                heads[:, None],
+                slots[:, None],
+            )  # not scatter, which compiles to a copy of all slots
             if in_place and write_first:
-                stored.scatter_(2, where, new)
+                stored.index_put_(where, new.to(stored.dtype))
             else:
-                stored = stored.scatter(2, where, new)
+                stored = stored.index_put(where, new.to(stored.dtype))
             return stored, stored[:, :, :stop] if seen is None else seen
 
         return exchange

@@ -16,7 +16,7 @@ from x_positional.attention.inputs import as_tensor, check_finite, check_mask, c
 from x_positional.attention.plan import CrossPlan
 from x_positional.attention.tokens import TokenLayout
 from x_positional.errors import InputError, PositionError
-from x_positional.schemes.base import NO_TOKEN, AttentionContext, PositionScheme
+from x_positional.schemes.base import NO_TOKEN, AttentionContext, AttentionWindow, PositionScheme
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,7 @@ def _attention_context(
         heads=heads,
         span=max(layout.span, keys.span),
         causal=False,
+        window=AttentionWindow(),  # torch.compile cannot read the default
         visible=visible,
         custom_positions=True,
     )

@@ -96,12 +96,24 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Use the key/value cache.")] = True,
     stop: Annotated[bool, typer.Option("--stop/--no-stop", help="Stop at the end token.")] = True,
+    compile: Annotated[
+        bool | None,
+        typer.Option(help="Compile the decoding step: half a minute, then faster tokens. By default where that pays."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, for a published model.")] = None,
 ) -> None:
     """Continue a prompt with a trained or published model, streaming the text."""
     options = GenerateOptions(
-        length=length, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, cache=cache, stop=stop
+        length=length,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        cache=cache,
+        stop=stop,
+        compile="auto" if compile is None else compile,
     )
     text = prompt_text(prompt)
     if is_published(model):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -40,6 +40,8 @@ class GenerateOptions:
     """Whether to use the key/value cache."""
     stop: bool = True
     """Whether to stop at an end token, if the tokenizer has one."""
+    compile: bool | Literal["auto"] = "auto"
+    """Whether to compile the decoding step."""
 
     @property
     def filters(self) -> tuple[list[str], list[dict[str, Any]]]:
@@ -164,6 +166,7 @@ def stream_pieces(
         filter_logits_fn=names or None,
         filter_kwargs=filter_options or None,
         cache_kv=options.cache,
+        compile=options.compile,
         seed=options.seed,
     )
     for token in tokens:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from x_positional.attention.cache import KVCache
 from x_positional.attention.inputs import INTEGERS, as_tensor, check_positions, following_positions, where_tokens
-from x_positional.errors import CacheError, InputError
+from x_positional.errors import CacheError, InputError, listed
+from x_positional.generation.compiled import CompiledSteps, announce, give_up, pays, refusals, worth_a_look
 from x_positional.generation.eval_mode import in_eval_mode
+from x_positional.generation.graph import CompileError, Drawn, GraphDraw
 from x_positional.generation.options import DecodeOptions
 from x_positional.generation.prompts import read_prompts
 from x_positional.generation.sampling import (
@@ -65,7 +67,7 @@ class DecodeLoop:
     """
 
     def __init__(self, net: LanguageModel, options: DecodeOptions, pad_value: int):
-        self.net, self.options, self.pad_value = in_eval_mode(net), options, pad_value
+        self.given, self.net, self.options, self.pad_value = net, in_eval_mode(net), options, pad_value
         device = next(net.parameters()).device
         self.prompts = read_prompts(options.prompts, options.prompt_lens, options.cache, device)
         self.eos = _eos_ids(options.eos_token, net.num_tokens, device)
@@ -87,6 +89,9 @@ class DecodeLoop:
         self.lengths = self._prompt_lengths() if self.length_dependent else []
         self.cache_key = self._cache_keys()
         self.ended = torch.zeros(len(self.sequence), dtype=torch.bool, device=device)
+        penalized = options.repetition_penalty != 1.0
+        self.seen = seen_tokens(self.sequence, net.num_tokens, self.mask) if penalized else None  # [B V] bool
+        self.compiled: CompiledSteps | None = None
 
     def _choose_cache(self) -> KVCache | None:
         """The cache passed in, if this call fits into it, or a new one of the final size; None if none is used."""
@@ -166,32 +171,75 @@ class DecodeLoop:
     @torch.no_grad()
     def stream(self) -> Iterator[Tensor]:
         """The new tokens, [B] at a time, as in eval mode. The model's own mode stays as it is."""
-        options, seen = self.options, None
-        if options.repetition_penalty != 1.0:
-            seen = seen_tokens(self.sequence, self.net.num_tokens, self.mask)
-        x = self._prefill()
+        options = self.options
+        self.x = self._prefill()
+        drawn = self._draw(self.net.logits(self.x)) if options.seq_len else None
+        self.compiled = self._compile()
         for step in range(options.seq_len):
-            logits = self.net.logits(x)
-            if seen is not None:
-                logits = repetition_penalty(logits, seen, options.repetition_penalty)
-            token, largest = draw(logits, options.temperature, options.filters, self.generator)
-            self.guard.add(largest)
-            if self.eos is not None:
-                token = torch.where(self.ended, self.pad_value, token)
-            if seen is not None:
-                seen = mark_seen(seen, token)
+            token = self._read(drawn)
             try:
                 yield token
             except GeneratorExit:  # the caller stops after this token, so a kept cache must hold it
                 if options.keeps_cache:
-                    self._advance(x, token)
+                    self._feed(token)
                 raise
             last = step + 1 == options.seq_len or self._all_ended(token)
-            if not last or options.keeps_cache:
-                x = self._advance(x, token)
+            if not last:
+                drawn = self._next(token)
+            elif options.keeps_cache:
+                self._feed(token)
             if last:
                 break
         self.guard.finish()
+
+    def _draw(self, logits: Tensor) -> Drawn:
+        """Logits [B V] -> the next tokens and the largest filtered logits, [B] each."""
+        options = self.options
+        if self.seen is not None:
+            logits = repetition_penalty(logits, self.seen, options.repetition_penalty)
+        return draw(logits, options.temperature, options.filters, self.generator)
+
+    def _read(self, drawn: Drawn | None) -> Tensor:
+        """The tokens [B] of a draw, checked, with padding after a row's eos."""
+        if drawn is None:
+            raise InputError("seq_len=0 draws no token.")
+        token, largest = drawn
+        self.guard.add(largest)
+        if self.eos is not None:
+            token = torch.where(self.ended, self.pad_value, token)
+        if self.seen is not None:
+            self.seen = mark_seen(self.seen, token)
+        return token
+
+    def _next(self, token: Tensor) -> Drawn:
+        """Feed one more token per row, [B], and draw the one after it."""
+        drawn = self._feed(token, draws=True)
+        return self._draw(self.net.logits(self.x)) if drawn is None else drawn
+
+    def _feed(self, token: Tensor, *, draws: bool = False) -> Drawn | None:
+        """Feed one more token per row, [B]. Returns what a compiled step draws, if it does and that is asked for."""
+        alive = ~self.ended
+        if self.eos is not None:
+            self.ended = self.ended | torch.isin(token, self.eos)
+        x, drawn = self._compiled_step(token, alive, draws=draws) or (self._advance(token, alive), None)
+        if self.options.keeps_cache and self.cache is not None:
+            x = torch.where(alive[:, None], x, self.x)  # rows that have ended stay as they are
+            self.cache.remember_ending(x)
+        self.x = x
+        return drawn
+
+    def _compiled_step(self, token: Tensor, alive: Tensor, *, draws: bool) -> tuple[Tensor, Drawn | None] | None:
+        """As `CompiledSteps.feed`; None where steps are not compiled."""
+        if self.compiled is None:
+            return None
+        try:
+            return self.compiled.feed(token, alive, self.generator, draws=draws)
+        except CompileError as error:
+            if self.options.compile is True:
+                raise
+            give_up(error)
+            self.compiled = None
+            return None
 
     def _all_ended(self, token: Tensor) -> bool:
         """Whether every row has ended with these tokens [B]. The only device sync of a step, and only with an eos."""
@@ -207,24 +255,36 @@ class DecodeLoop:
             cache.remember_ending(x)
         return x
 
-    def _advance(self, x: Tensor, token: Tensor) -> Tensor:
-        """Feed one more token per row, [B]; x [B M] predicted it, the result [B M] predicts the next one."""
+    def _compile(self) -> CompiledSteps | None:
+        """Compiled steps for the tokens after the first one, where `compile` allows them and they pay. Raises InputError."""
+        options, cache, wanted = self.options, self.cache, self.options.compile
+        if wanted is False or options.seq_len < 2 or not (wanted is True or worth_a_look(self.given, options.seq_len)):
+            return None
+        reasons = list(refusals(self.net, self.given, cache, self.length_dependent))
+        if reasons and wanted is True:
+            raise InputError(listed("the decoding step cannot be compiled:", reasons))
+        if reasons or cache is None:
+            return None
+        draw = None if self.seen is not None else GraphDraw.of(options.filters)
+        by_row = options.keeps_cache and self.eos is not None
+        steps = CompiledSteps(self.net, cache, draw, options.temperature, by_row=by_row, stores=options.keeps_cache)
+        if wanted is not True and not pays(steps):
+            return None
+        if not steps.ready:
+            announce()
+        return steps
+
+    def _advance(self, token: Tensor, alive: Tensor) -> Tensor:
+        """Feed one more token per row, [B], where rows [B] are alive -> [B M], which predicts the next one."""
         if self.net.training:  # the caller switched modes between two tokens
             self.net = in_eval_mode(self.net)
-        alive, options, cache = ~self.ended, self.options, self.cache
-        if self.eos is not None:
-            self.ended = self.ended | torch.isin(token, self.eos)
+        options = self.options
         if not options.cache_kv or self.length_dependent:
             self._append(token)
         if not options.cache_kv or self._cached_keys_expired():
             return self._recompute()
-        if not options.keeps_cache:
-            return self._forward(token[:, None], None, cache, None)[:, -1]
-        new = self._forward(token[:, None], None if self.eos is None else alive[:, None], cache, None)[:, -1]
-        x = torch.where(alive[:, None], new, x)  # rows that have ended stay as they are
-        if cache is not None:
-            cache.remember_ending(x)
-        return x
+        mask = alive[:, None] if options.keeps_cache and self.eos is not None else None
+        return self._forward(token[:, None], mask, self.cache, None)[:, -1]
 
     def _append(self, token: Tensor) -> None:
         self.sequence = torch.cat([self.sequence, token[:, None]], dim=1)

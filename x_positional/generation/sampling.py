@@ -288,13 +288,30 @@ def draw(
     if temperature == 0:
         largest, tokens = logits.max(-1)
         return tokens, largest
+    return race(logits, usable_temperature(temperature, logits.dtype), race_times(logits, generator))
+
+
+def usable_temperature(temperature: float, dtype: torch.dtype) -> float:
+    """Within the range of the dtype that logits are divided in, where it would round to 0 or infinity."""
+    number = torch.finfo(torch.promote_types(dtype, torch.float32))
+    return min(max(temperature, number.tiny), number.max)
+
+
+def race_times(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """[B V] independent standard exponentials, for `race`."""
+    times = torch.empty_like(logits, dtype=_wide_dtype(logits)).exponential_(generator=generator)
+    # a time of exactly 0 would give a removed token 0 / 0, and argmax takes NaN for the largest
+    return times.clamp_min_(torch.finfo(times.dtype).tiny)
+
+
+def race(logits: Tensor, temperature: float | Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    """One token per row from softmax(logits / temperature), and the largest logit of each row: logits [B V] -> [B], [B].
+
+    Exponential race: the smallest of independent exponentials with rates w is the i-th with probability w_i / sum(w).
+    """
     wide = logits.to(_wide_dtype(logits))
     largest = wide.amax(-1, keepdim=True)
-    number = torch.finfo(wide.dtype)  # a temperature outside its range would round to 0 or infinity
-    weights = ((wide - largest) / min(max(temperature, number.tiny), number.max)).exp()
-    # Exponential race: the smallest of independent exponentials with rates w is the i-th with probability w_i / sum(w).
-    # A time of exactly 0 would give a removed token 0 / 0, and argmax takes NaN for the largest.
-    times = torch.empty_like(weights).exponential_(generator=generator).clamp_min_(number.tiny)
+    weights = ((wide - largest) / temperature).exp()
     return (weights / times).argmax(-1), largest[..., 0]
 
 

@@ -5,7 +5,7 @@ B batch, S source tokens, T target tokens, N new tokens, M model dim.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -125,6 +125,7 @@ class XTransformer(Saveable):
         repetition_penalty: float = 1.0,
         generator: torch.Generator | None = None,
         seed: int | None = None,
+        compile: bool | Literal["auto"] = "auto",
     ) -> Tensor:
         """Source ids [B S] and target prompts [B T] -> new target tokens [B N].
 
@@ -151,10 +152,11 @@ class XTransformer(Saveable):
             repetition_penalty=repetition_penalty,
             generator=generator,
             seed=seed,
+            compile=compile,
         )
         model = in_eval_mode(self)
         options = replace(options, context=model.encoder(src, mask=mask), context_mask=mask)
-        return DecodeLoop(model.decoder.net, options, self.decoder.pad_value).generate()
+        return DecodeLoop(self.decoder.net, options, self.decoder.pad_value).generate()
 
 
 def seq2seq_problems(config: Seq2SeqConfig) -> list[str]:

@@ -74,7 +74,7 @@ class DistanceScheme(PositionScheme):
 
     def _table(self, ctx: AttentionContext, low: int, high: int) -> tuple[Tensor, int]:
         """The table for distances low..high and the distance it starts at; taken from the cache's memo if it covers them."""
-        if ctx.memo is None or torch.is_grad_enabled():
+        if ctx.memo is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.of_distance(torch.arange(low, high + 1, device=ctx.device)), low
         known = ctx.memo.get(id(self))
         if known is None or known[1] > low or known[1] + known[0].shape[-1] - 1 < high:

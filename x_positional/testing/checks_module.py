@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
+from x_positional.attention.cache import KVCache
+from x_positional.attention.cache_fixed import GROWTH
+from x_positional.generation.compiled import CompiledSteps
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.testing.checks_cache import need_cache
 from x_positional.testing.expect import Expect
 from x_positional.testing.subject import Kind, Subject
 
-LENGTH = 13
+LENGTH, WINDOW = 13, 5
 
 
 def no_buffers(subject: Subject, expect: Expect) -> None:
@@ -113,16 +116,29 @@ def compiles(subject: Subject, expect: Expect) -> None:
 
 @torch.no_grad()
 def compiles_decoding(subject: Subject, expect: Expect) -> None:
-    """A compiled decoding step has no graph break and gives the same logits; at most two graphs serve every step."""
+    """The compiled decoding step has no graph break and gives the logits of the full pass; one graph serves every length, ragged
+    rows and a cache that grows, with and without a window, and leaves the cache as the plain step does."""
     need_cache(subject)
-    model, tokens = subject.model("decoder", depth=1), subject.tokens(13 + STEPS)
     torch._dynamo.reset()
-    graphs = CompileCounter()
-    compiled = torch.compile(model, fullgraph=True, backend=graphs)
-    cache = model.new_cache(3)
-    steps = [model(tokens[:, :13], cache=cache), *(compiled(t, cache=cache) for t in tokens[:, 13:].split(1, 1))]
-    expect.equal(torch.cat(steps, 1), model(tokens), "compiled decoding")
-    expect.that(
-        graphs.frame_count <= 2, f"{graphs.frame_count} graphs were compiled for {STEPS} steps, instead of at most two."
-    )
+    model, graphs = subject.model("decoder", pattern=({"window": WINDOW}, {})), CompileCounter()
+    long = min(GROWTH - 2, (subject.scheme("decoder").limit or GROWTH) - STEPS)
+    for length in (LENGTH, long, LENGTH + 1):
+        tokens = subject.tokens(length + STEPS)
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        if length == LENGTH + 1:
+            mask[0, :2] = mask[1, 3:5] = False
+        cache = model.new_cache(len(tokens))
+        model(tokens[:, :length], mask=mask[:, :length], cache=cache)
+        got = _compiled_steps(model, cache, tokens[:, length:-1], graphs)
+        got.append(model(tokens[:, -1:], cache=cache))
+        want, bound = model(tokens, mask=mask)[:, length:], subject.rounding("decoder", length + STEPS)
+        expect.equal(torch.cat(got, 1), want, f"compiled decoding after {length} tokens", bound)
+    expect.that(graphs.frame_count == 1, f"{graphs.frame_count} graphs were compiled, instead of one.")
     torch._dynamo.reset()
+
+
+def _compiled_steps(model: TransformerWrapper, cache: KVCache, tokens: Tensor, backend: CompileCounter) -> list[Tensor]:
+    """Logits [B 1 V] of each of the tokens [B T]."""
+    steps = CompiledSteps(model, cache, None, 0.0, by_row=False, stores=True, backend=backend)
+    alive = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
+    return [model.logits(steps.feed(t[:, 0], alive, None, draws=False)[0])[:, None] for t in tokens.split(1, 1)]

@@ -1,0 +1,166 @@
+"""A cache in tensors alone, for a decoding step that is compiled once: where its tokens are is data, and so is its length.
+
+B batch, S key slots.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from x_positional.attention.cache import CacheState, KVCache
+from x_positional.attention.ownership import UNKNOWN
+
+GROWTH = 256
+"""Slots that a cache grows by. It reads at most so many slots that hold no token yet, and copies its tensors once in as many
+tokens."""
+
+
+def grown_size(tokens: int) -> int:
+    """Slots for this many tokens a row, and for at least one more."""
+    return (tokens // GROWTH + 1) * GROWTH
+
+
+def fixed_state(cache: KVCache, size: int, rows: int) -> CacheState:
+    """The state of a cache as a compiled step takes it: every row has its own index, and no number of tokens is a constant.
+
+    Tensors that have the room already are shared with the cache, which stays as it is: a step writes to slots that hold no token
+    that a later query sees.
+
+    Args:
+        cache: filled, for one pass after another of a single token a row.
+        size: slots a row, at least; a window needs no more than it keeps.
+        rows: B, at least those of the cache; further rows repeat the first one.
+
+    Returns:
+        A state whose span is the largest that its slots allow, which is an upper bound as any.
+    """
+    state = cache.settled()
+    cache.expect_writes()
+    if state.in_graph:
+        state = replace(state.map(torch.clone), in_graph=False)
+    batch, lengths = state.batch_size, state.lengths
+    if lengths is None:
+        lengths = torch.full((batch,), state.span, device=cache.device)
+    pairs = list(zip(cache.slots, state.tables, strict=True))
+    size = max(size, *(table.capacity for slots, table in pairs if table.capacity != slots.most), 0)
+    tables = tuple(
+        slots.by_row(table, state.span, batch, slots.capacity_for(size)).map(torch.Tensor.contiguous)
+        for slots, table in pairs
+    )
+    room = {
+        window: (slots, table.capacity)
+        for window, slots, table in zip(cache.distinct, cache.slots, tables, strict=True)
+    }
+    layers = []
+    for window, layer in zip(cache.windows, state.layers, strict=True):
+        slots, capacity = room[window]
+        layers.append(tuple(None if t is None else slots.room(t, t, capacity) for t in layer))
+    state = replace(state, span=size - 1, lengths=lengths, tables=tables, layers=tuple(layers), ending=None)
+    return state if rows == batch else replace(state.map(_repeat_rows(batch, rows)), batch_size=rows)
+
+
+def _repeat_rows(batch: int, rows: int) -> Callable[[Tensor], Tensor]:
+    """Appends copies of the first row to tensors of `batch` rows."""
+
+    def more(t: Tensor) -> Tensor:
+        return t if t.shape[0] != batch else torch.cat([t, t[:1].expand(rows - batch, *t.shape[1:])])
+
+    return more
+
+
+class FixedCache:
+    """The tensors of a fixed state, in two lists: what a step replaces, and what it writes to or reads.
+
+    Args:
+        cache: whose sizes and windows hold; its state is not read.
+        state: from `fixed_state`.
+    """
+
+    def __init__(self, cache: KVCache, state: CacheState):
+        self.form = FixedForm(cache.without_limit(), *(part.map(_nothing) for part in _parts(state)))
+        self.changing, self.stored = (leaves(part) for part in _parts(state))
+        self.weights = state.weights
+        self.size = state.span + 1
+        """Slots a row, of layers without a window."""
+
+    def state(self, span: int) -> CacheState:
+        """The state that the tensors make up. span: an upper bound of every index, exclusive."""
+        return replace(self.form.state(self.changing, self.stored, span), weights=self.weights)
+
+    def sizes(self) -> Iterator[tuple[Tensor, int]]:
+        """Each tensor's axes whose size depends on how many tokens there is room for."""
+        for tensor in (*self.changing, *self.stored):
+            yield from ((tensor, dim) for dim, size in enumerate(tensor.shape) if size == self.size + 1)
+
+    def signature(self) -> Hashable:
+        """All that distinguishes these tensors besides values and that size."""
+        growing = {(id(tensor), dim) for tensor, dim in self.sizes()}
+        tensors = tuple(
+            (t.dtype, *(0 if (id(t), dim) in growing else size for dim, size in enumerate(t.shape)))
+            for t in (*self.changing, *self.stored)
+        )
+        return tensors, str(self.form.changing), str(self.form.stored)
+
+
+@dataclass(frozen=True)
+class FixedForm:
+    """Everything of a fixed state but its tensors: what is constant in a compiled step."""
+
+    cache: KVCache
+    """An empty one for the same model."""
+    changing: CacheState
+    """Only which tensors it has counts."""
+    stored: CacheState
+    """Likewise."""
+
+    def state(self, changing: Sequence[Tensor], stored: Sequence[Tensor], span: int) -> CacheState:
+        """The state of these tensors. span: an upper bound of every index, exclusive."""
+        state, kept = _filled(self.changing, changing), _filled(self.stored, stored)
+        tables = tuple(replace(t, capacity=0 if t.index is None else t.index.shape[1] - 1) for t in state.tables)
+        return replace(
+            state, span=span, tables=tables, layers=kept.layers, cross=kept.cross, cross_context=kept.cross_context
+        )
+
+
+def leaves(state: CacheState) -> list[Tensor]:
+    """Every tensor of a state that has rows, in the order of `CacheState.map`."""
+    found: list[Tensor] = []
+
+    def take(t: Tensor) -> Tensor:
+        found.append(t)
+        return t
+
+    state.map(take)
+    return found
+
+
+def changing_leaves(state: CacheState) -> list[Tensor]:
+    """What a step replaces: lengths, positions, and which token is in each slot."""
+    return leaves(_parts(state)[0])
+
+
+def _parts(state: CacheState) -> tuple[CacheState, CacheState]:
+    """What a step replaces, and keys, values, key states and contexts."""
+    tables = tuple(replace(table, capacity=0) for table in state.tables)  # their tensors tell
+    changing = replace(
+        state, span=0, tables=tables, layers=(), cross=(), cross_context=None, ending=None, weights=UNKNOWN
+    )
+    stored = CacheState(
+        batch_size=state.batch_size,
+        tables=(),
+        layers=state.layers,
+        cross=state.cross,
+        cross_context=state.cross_context,
+    )
+    return changing, stored
+
+
+def _filled(form: CacheState, tensors: Iterable[Tensor]) -> CacheState:
+    given = iter(tensors)
+    return form.map(lambda _: next(given))
+
+
+def _nothing(t: Tensor) -> Tensor:
+    return t.new_empty(0)
