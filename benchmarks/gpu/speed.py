@@ -3,10 +3,10 @@
 B batch, T tokens.
 """
 
-import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,10 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu.record import Round, Row, attempt
 from x_positional import AutoregressiveWrapper, Decoder, TransformerWrapper
-from x_positional.generation.options import GenerateOptions
-
-CAN_COMPILE = "compile" in {option.name for option in dataclasses.fields(GenerateOptions)}
-NO_COMPILE = "this version has no generate(compile=)"
+from x_positional.generation.graph import GRAPHS
 
 
 def seconds(run: Callable[[], object], where: Round, repeats: int = 5) -> float:
@@ -75,9 +72,19 @@ def prompts(where: Round, batch: int, length: int, vocab: int) -> Tensor:
     return torch.randint(vocab, (batch, length), generator=torch.Generator().manual_seed(1)).to(where.device)
 
 
+@contextmanager
+def quick_graphs(where: Round) -> Iterator[None]:
+    """In the reduced form torch records graphs and generates no code for them, which would take half a minute each."""
+    before = GRAPHS.backend
+    GRAPHS.backend = "eager" if where.reduced else before
+    try:
+        yield
+    finally:
+        GRAPHS.backend = before
+
+
 def generated(of: AutoregressiveWrapper, prompt: Tensor, count: int, compile: bool) -> Tensor:
-    options: dict[str, Any] = {"compile": compile} if CAN_COMPILE else {}
-    return of.generate(prompt, count, temperature=0.0, **options)
+    return of.generate(prompt, count, temperature=0.0, compile=compile)
 
 
 def bytes_per_token(of: AutoregressiveWrapper, batch: int, length: int) -> int:
@@ -104,22 +111,19 @@ def decode_rate(row: str, of: AutoregressiveWrapper, prompt: Tensor, count: int,
 def decode_stage(where: Round) -> Iterator[Row]:
     """Compiled decoding against eager: equal greedy tokens in float32, tokens a second in bfloat16."""
     shape, count = (TINY, 4) if where.reduced else (SMALL, 128)
-    exact, prompt = model(where, torch.float32, **shape).eval(), prompts(where, 2, 8, shape["num_tokens"])
-    yield attempt("greedy tokens, compiled", lambda: same_tokens(exact, prompt, count))
+    exact, prompt = model(where, torch.float32, **shape).eval(), prompts(where, 1, 8, shape["num_tokens"])
+    yield attempt("greedy tokens, compiled", lambda: same_tokens(exact, prompt, count, where))
     timed = model(where, half(where), **shape)
     for batch in (1, 8):
         start = prompts(where, batch, 16 if where.reduced else 512, shape["num_tokens"])
-        for compile in (False, True) if CAN_COMPILE and not where.reduced else (False,):
+        for compile in (False,) if where.reduced else (False, True):
             row = f"decode b{batch}, {'compiled' if compile else 'eager'}"
             yield attempt(row, lambda: decode_rate(row, timed, start, count, compile, where))  # noqa: B023
-    if not CAN_COMPILE:
-        yield Row("decode, compiled", "n/a", detail=NO_COMPILE)
 
 
-def same_tokens(of: AutoregressiveWrapper, prompt: Tensor, count: int) -> Row:
-    if not CAN_COMPILE:
-        return Row("greedy tokens, compiled", "n/a", detail=NO_COMPILE)
-    plain, compiled = (generated(of, prompt, count, compile) for compile in (False, True))
+def same_tokens(of: AutoregressiveWrapper, prompt: Tensor, count: int, where: Round) -> Row:
+    with quick_graphs(where):
+        plain, compiled = (generated(of, prompt, count, compile) for compile in (False, True))
     equal = (plain == compiled).double().mean().item()
     return Row("greedy tokens, compiled", "pass" if equal == 1.0 else "fail", equal, "of tokens equal", 1)
 
@@ -154,7 +158,7 @@ def llama_stage(where: Round) -> Iterator[Row]:
     yield Row("bandwidth", value=bandwidth(where) / 1e9, unit="GB/s")
     yield from llama_decoding(where, shape, length // 8)
     tokens = prompts(where, 1, length + 1, shape["num_tokens"])
-    for compile in (False,) if where.reduced else (False, True):
+    for compile in (False,) if where.reduced else (False, True):  # inductor takes long
         row = f"training step, {'compiled' if compile else 'eager'}"
         yield attempt(row, lambda: training(row, shape, tokens, compile, rate, where))  # noqa: B023 (called at once)
     for scheme, backend in (("alibi", "flex"), ("alibi", "sdpa"), ("t5", "auto")):
@@ -170,7 +174,7 @@ def half(where: Round) -> torch.dtype:
 
 def llama_decoding(where: Round, shape: dict[str, Any], length: int) -> Iterator[Row]:
     of, prompt = model(where, half(where), **shape), prompts(where, 1, length, shape["num_tokens"])
-    for compile in (False, True) if CAN_COMPILE and not where.reduced else (False,):
+    for compile in (False,) if where.reduced else (False, True):
         row = f"decode b1, {'compiled' if compile else 'eager'}"
         yield attempt(row, lambda: decode_rate(row, of, prompt, 4 if where.reduced else 64, compile, where))  # noqa: B023
 

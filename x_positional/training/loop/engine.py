@@ -5,13 +5,13 @@ Shapes: B batch, T tokens in one window.
 
 import importlib.util
 import math
-import shutil
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from x_positional.errors import UserError
+from x_positional.generation.compiled import cpp_compilers
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.modules.experts import Experts, Router
 from x_positional.modules.stack import set_activation_checkpointing
@@ -125,14 +125,6 @@ def compiled(model: nn.Module, device: torch.device) -> Any:
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise UserError("run.compile on CUDA needs the package triton; install it, or leave run.compile out")
     return torch.compile(model)
-
-
-def cpp_compilers() -> list[str]:
-    """The C++ compilers that torch would try, of those that exist."""
-    from torch._inductor.config import cpp  # takes seconds to import
-
-    names = cpp.cxx if isinstance(cpp.cxx, list | tuple) else [cpp.cxx]
-    return [name for name in names if name and shutil.which(name)]
 
 
 def precision(run: RunConfig, device: torch.device) -> str:
