@@ -65,8 +65,8 @@ house: $(VENV)/.dev ## measure the layout: modules, import chains, functions
 docs: $(VENV)/.dev ## write the generated pages of docs/ again
 	@set -e; for page in docs/generate/[!_]*.py; do echo "$$page ..."; $(PY) $$page; done
 
-bench: $(VENV)/.dev ## compare speed and memory with x-transformers
-	@$(PY) -m benchmarks
+bench: $(VENV)/.dev ## measure speed and memory beside x-transformers and transformers; continues where it was interrupted
+	@$(PY) -m x_positional.cli.main bench
 
 gpu: ## check and time everything on a CUDA device, without a network (under eight minutes); GPUFLAGS="--wheels DIR"
 	@$(PYTHON) -m benchmarks.gpu $(GPUFLAGS)

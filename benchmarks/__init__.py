@@ -1,1 +1,1 @@
-"""Speed and memory against x-transformers on the same shapes, in one run."""
+"""Records of `x-positional bench`, one a machine, and the comparison of two checkouts."""

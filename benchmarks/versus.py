@@ -1,31 +1,43 @@
 """This checkout against another one: training step, forward pass and cached decoding, in interleaved pairs.
 
     python -m benchmarks.versus ../other-checkout [--schemes rope,alibi] [--pairs 15]
+    python -m benchmarks.versus ../other-checkout --record    # keeps the row "versus-decode" of docs/performance.md
 
 Each checkout runs in a process of its own; the two take turns, A B B A, so that drift of the machine cancels. What is printed is
 the median of the ratios this / other, with the 95 % interval of the median (bootstrap); below 1 this checkout is faster.
 """
 
 import argparse
+import inspect
 import json
 import os
-import random
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import torch
+
+from x_positional.benchmark.clock import Ratio, interleave, ratio
+from x_positional.benchmark.models import OURS, Shape
+from x_positional.benchmark.record import Measured, Record, RowRecord, record_path
+from x_positional.benchmark.rows import Row
+from x_positional.benchmark.run import spec_of
+from x_positional.benchmark.work import Work
+from x_positional.generation.options import GenerateOptions
+
 SCHEMES = ("rope", "alibi", "t5", "cope")
 WORKS = ("train", "forward", "decode")
-DIM, DEPTH, HEADS, VOCAB, LENGTH, NEW = 128, 4, 4, 512, 256, 48
+DIM, DEPTH, HEADS, VOCAB, LENGTH, PROMPT, NEW = 128, 4, 4, 512, 256, 16, 48
+RESULTS = Path(__file__).parent / "results"
 
 WORKER = """
-import json, sys, time
+import inspect, json, sys, time
 import torch
 from x_positional import AutoregressiveWrapper, Decoder, TransformerWrapper
 torch.set_num_threads(int(sys.argv[1]))
-dim, depth, heads, vocab, length, new = json.loads(sys.argv[2])
+dim, depth, heads, vocab, length, prompt, new = json.loads(sys.argv[2])
+eager = {"compile": False} if "compile" in inspect.signature(AutoregressiveWrapper.generate).parameters else {}
 models = {}
 def model(scheme):
     if scheme not in models:
@@ -41,7 +53,9 @@ def forward(m):
     m.eval()
     with torch.no_grad(): m(tokens)
 def decode(m):
-    m.eval(); m.generate(tokens[:1, :16], new, temperature=0.0)
+    m.eval(); m.generate(tokens[:1, :prompt], new, temperature=0.0, **eager)
+def decode_compiled(m):
+    m.eval(); m.generate(tokens[:1, :prompt], new, temperature=0.0, compile=True)
 print("ready", flush=True)
 for line in sys.stdin:
     work, scheme = line.split()
@@ -56,7 +70,8 @@ class Checkout:
     """A process that times work in one checkout."""
 
     def __init__(self, root: Path, threads: int):
-        sizes = json.dumps([DIM, DEPTH, HEADS, VOCAB, LENGTH, NEW])
+        self.root = root
+        sizes = json.dumps([DIM, DEPTH, HEADS, VOCAB, LENGTH, PROMPT, NEW])
         self.process = subprocess.Popen(
             [sys.executable, "-c", WORKER, str(threads), sizes],
             cwd=root,
@@ -73,6 +88,11 @@ class Checkout:
             raise SystemExit("a worker ended early; its error is above")
         return line.strip()
 
+    def commit(self) -> str:
+        """The short hash of what is checked out."""
+        command = ["git", "-C", str(self.root), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "another checkout"
+
     def seconds(self, work: str, scheme: str) -> float:
         """How long one unit of work takes."""
         if self.process.stdin:
@@ -81,22 +101,36 @@ class Checkout:
         return float(self._answer())
 
 
-def interval(ratios: list[float], draws: int = 2000) -> tuple[float, float]:
-    """The 95 % interval of the median, by bootstrap."""
-    rng = random.Random(0)
-    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(draws))
-    return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
+def compare(this: Checkout, other: Checkout, work: str, scheme: str, pairs: int) -> Ratio:
+    """this / other, after two pairs to warm up."""
+    samples = {"this": lambda: this.seconds(work, scheme), "other": lambda: other.seconds(work, scheme)}
+    interleave(samples, 2)
+    found = interleave(samples, pairs)
+    return ratio(found["this"], found["other"])
 
 
-def compare(this: Checkout, other: Checkout, work: str, scheme: str, pairs: int) -> list[float]:
-    """this / other for every pair, after two pairs to warm up."""
-    ratios = []
-    for pair in range(-2, pairs):
-        order = (this, other) if pair % 2 else (other, this)
-        spent = {checkout: checkout.seconds(work, scheme) for checkout in order}
-        if pair >= 0:
-            ratios.append(spent[this] / spent[other])
-    return ratios
+def record_decoding(this: Checkout, other: Checkout, pairs: int, threads: int) -> Path:
+    """Decode with a small model, also compiled where this checkout can, and keep the row that docs/performance.md shows."""
+    samples = {"before": lambda: other.seconds("decode", "rope"), OURS: lambda: this.seconds("decode", "rope")}
+    if "compile" in inspect.signature(GenerateOptions).parameters:
+        samples[f"{OURS} compiled"] = lambda: this.seconds("decode_compiled", "rope")
+    interleave(samples, 2)
+    found = interleave(samples, pairs)
+    sides = {name: Measured([value / NEW for value in values]) for name, values in found.items()}
+    work = Work(kind="decode", length=PROMPT, new=NEW)
+    row = Row(
+        id="versus-decode",
+        title=f"decode, 1 M parameters, against {other.commit()}",
+        group="against an earlier version",
+        work=work,
+        sides=tuple(sides),
+        shape=Shape(dim=DIM, depth=DEPTH, heads=HEADS, vocab=VOCAB),
+    )
+    device = torch.device("cpu")
+    torch.set_num_threads(threads)
+    record = Record.open(record_path(RESULTS, device))
+    record.add(row.id, RowRecord(row.title, row.group, spec_of(row, device), {}, sides), device)
+    return record.path
 
 
 def main() -> None:
@@ -105,15 +139,18 @@ def main() -> None:
     parser.add_argument("--schemes", default=",".join(SCHEMES))
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--record", action="store_true", help="keep a row of decoding for docs/performance.md instead")
     asked = parser.parse_args()
     this, other = (Checkout(root, asked.threads) for root in (Path.cwd(), asked.other.resolve()))
     print(f"{'scheme':<8} {'work':<8} {'median':>7}   95 % interval   ({asked.pairs} pairs, {asked.threads} thread)")
     start = time.perf_counter()
+    if asked.record:
+        print(f"kept in {record_decoding(this, other, asked.pairs, asked.threads)}")
+        return
     for scheme in asked.schemes.split(","):
         for work in WORKS:
-            ratios = compare(this, other, work, scheme, asked.pairs)
-            low, high = interval(ratios)
-            print(f"{scheme:<8} {work:<8} {statistics.median(ratios):7.3f}   {low:.3f} to {high:.3f}", flush=True)
+            found = compare(this, other, work, scheme, asked.pairs)
+            print(f"{scheme:<8} {work:<8} {found.median:7.3f}   {found.low:.3f} to {found.high:.3f}", flush=True)
     print(f"{time.perf_counter() - start:.0f} s")
 
 

@@ -27,6 +27,7 @@ from x_positional.errors import (
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.continuous import ContinuousTransformerWrapper
 from x_positional.models.language import TransformerWrapper, build_model
+from x_positional.models.quantize import quantize
 from x_positional.models.seq2seq import XTransformer
 from x_positional.models.stacks import CrossAttender, Decoder, Encoder
 from x_positional.models.vision import ViTransformerWrapper
@@ -109,5 +110,6 @@ __all__ = [
     "from_pretrained",
     "from_x_transformers",
     "load_tokenizer",
+    "quantize",
     "set_activation_checkpointing",
 ]

@@ -5,13 +5,16 @@ A message names the value, the reason and the way out. An error that can have se
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import chain, islice
 from typing import Any
 
 MAX_SHOWN = 12
 """Problems of a checkpoint that a message shows in full; a wrong checkpoint has one per tensor."""
 MAX_VALUE = 400
 """Characters of a value that a message shows."""
+MAX_VALUES = 50_000
+"""Values in a value whose text is made at all; nested lists may repeat one list a billion times."""
 MAX_WORD = 64
 """Longest word that is compared with known ones; no name is as long."""
 
@@ -123,14 +126,23 @@ class ContractError(XPositionalError, AssertionError):
 
 
 def shown(value: Any) -> str:
-    """`repr(value)` for a message: never raises, is never long, and can be printed."""
+    """`repr(value)` for a message: never raises, is never long, takes bounded time, and can be printed."""
     try:
-        text = repr(value)
+        large = next(islice(_values(value), MAX_VALUES, None), None) is not None
+        text = f"a {type(value).__name__} of more than {MAX_VALUES} values" if large else repr(value)
     except Exception:  # a foreign object, or an integer with thousands of digits
         text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else f"<{type(value).__name__}>"
     if len(text) > MAX_VALUE:
         text = f"{text[: MAX_VALUE // 2]} ... {text[-MAX_VALUE // 4 :]}"
     return printable(text)
+
+
+def _values(value: Any, around: tuple[int, ...] = ()) -> Iterator[int]:
+    """One item for each value that `repr` visits: a list inside that is used twice counts twice, a cycle ends."""
+    yield len(around)
+    if isinstance(value, Mapping | Set | list | tuple) and id(value) not in around:
+        for inner in chain(value, value.values()) if isinstance(value, Mapping) else value:
+            yield from _values(inner, (*around, id(value)))
 
 
 def printable(text: str) -> str:

@@ -141,6 +141,7 @@ SETTINGS = [
     error(rules_stack.tied_logits_fit, tie_embedding=True, emb_dim=32),
     error_in(rules_stack.tied_logits_fit, tie_embedding=True, logits_dim=99),
     warning(rules_stack.a_window_is_shorter_than_the_sequence, window=512, position="rope"),
+    warning(rules_stack.a_window_is_shorter_than_the_sequence, window=254, keep_first=2, position="rope"),
     error(rules_stack.first_tokens_are_kept_beside_a_window, keep_first=4, position="rope"),
     error(rules_stack.first_tokens_are_kept_beside_a_window, kind="encoder", window=64, keep_first=4, position="rope"),
     error(rules_stack.first_tokens_are_kept_beside_a_window, window=16, chunk=32, keep_first=4, position="rope"),
@@ -163,6 +164,7 @@ def latent(**settings: Any) -> dict[str, Any]:
 
 
 PARTS = [
+    error(rules_parts.a_feedforward_has_channels, ff={"mult": 0.01}),
     error(rules_parts.experts_can_be_chosen, ff=mixture(top_k=9)),
     error(rules_parts.experts_can_be_chosen, ff=mixture(groups=3, top_groups=2)),
     error(rules_parts.experts_can_be_chosen, ff=mixture(groups=8, top_groups=2)),
@@ -212,6 +214,8 @@ IGNORED = [
     ignored(ff=mixture(top_groups=2)),
     ignored(ff=mixture(groups=4, top_groups=4)),
     ignored(ff=mixture(top_k=8, correction=True)),
+    ignored(ff=mixture(top_k=1, weigh="input")),
+    ignored(ff=mixture(top_k=1, score="sigmoid")),
     error_in(rules_ignored.no_setting_of_a_model_is_ignored, tie_embedding_scale=0.5),
     error_in(rules_ignored.no_setting_of_a_model_is_ignored, logits_proj=True),
 ]
@@ -223,6 +227,11 @@ COMBINATIONS = [
     error(rules_stack.schemes_combine, position=["forgetting", {"kind": "forgetting", "bias_init": 1.0}]),
     error(rules_stack.schemes_combine, position=["cope", {"kind": "cope", "max_pos": 4}]),
     error(rules_stack.schemes_combine, position=Both(64)),
+    error(rules_stack.every_layer_reads_the_embeddings, pattern=[{"position": "sinusoidal"}, {"position": "rope"}]),
+    error(
+        rules_stack.every_layer_reads_the_embeddings, pattern=[{"position": ["absolute", "rope"]}, {"position": "rope"}]
+    ),
+    error(rules_stack.every_layer_reads_the_embeddings, pattern=[{"window": 64}, {"position": "rope"}]),
     error(rules_stack.causal_schemes_need_a_decoder, kind="encoder", position="cope"),
     error(rules_stack.an_encoder_needs_order, kind="encoder", position="none"),
     error(rules_stack.schemes_reach_max_seq_len, position={"kind": "absolute", "max_seq_len": 128}),

@@ -214,6 +214,35 @@ def test_what_cannot_be_kept_is_refused() -> None:
         model(position="sinusoidal").new_cache(1, window=8, keep_first=2)
 
 
+@torch.no_grad()
+def test_forget_gates_are_supported_in_layers_without_keep_first() -> None:
+    """They sum over every token, so only a layer that drops tokens between the first and the window refuses them."""
+    kept = {"position": "rope", "window": 4, "keep_first": 2}
+    net, tokens = model(depth=2, pattern=[{"position": "forgetting"}, kept], position=None), ids(2, 23)
+    full = net(tokens)
+    for chunk in (1, 5):
+        close(by_chunks(net, tokens, net.new_cache(2), chunk), full)
+    with pytest.raises(PositionError, match="keep_first is unsupported with ForgettingBias"):
+        net.new_cache(2, window=4, keep_first=2)
+    with pytest.raises(IncompatibleConfig, match="keep_first is unsupported with LearnedAbsolute"):
+        model(depth=2, pattern=[{"position": "absolute"}, kept], position=None)
+
+
+def test_check_warns_of_a_window_that_hides_nothing() -> None:
+    sizes = {"dim": 64, "depth": 2, "heads": 2, "position": "rope", "window": 5, "keep_first": 1}
+    assert any("hide nothing up to max_seq_len=6" in text for text in check(**sizes, max_seq_len=6).warnings)
+    assert not any("hide" in text for text in check(**sizes, max_seq_len=7).warnings)
+
+
+def test_the_report_offers_no_positions_with_keep_first() -> None:
+    kept = {"window": 8, "keep_first": 2, "position": "rope"}
+    for pattern in ([kept], [{"position": "t5"}, kept]):
+        report = check(dim=64, depth=2, heads=2, max_seq_len=256, pattern=pattern)
+        assert report.ok, report
+        assert "no positions=" in str(report)
+    assert "float positions" in str(check(dim=64, depth=2, heads=2, position="rope", window=8))
+
+
 def test_the_report_names_every_kind_of_layer() -> None:
     report = check(dim=64, depth=6, heads=2, max_seq_len=256, pattern=PATTERNS["gemma 3"], position=None)
     assert report.ok, report

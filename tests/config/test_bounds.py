@@ -1,16 +1,18 @@
 """Values that no model has, from Python and from YAML: refused by name, before any work that grows with them."""
 
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from x_positional import ConfigError, Decoder, ModelConfig, Rope, XPositionalError, check
+from x_positional import ConfigError, Decoder, ModelConfig, Rope, TransformerWrapper, XPositionalError, check
 from x_positional.config import validate
-from x_positional.config.layers import LayersConfig
+from x_positional.config.layers import AttentionConfig, LayerConfig, LayersConfig
 from x_positional.config.reading import MAX_BYTES, MAX_NODES, parse_yaml, read_yaml
+from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.validate.target import read_target
 from x_positional.errors import UserError, did_you_mean, nearest, shown
 from x_positional.schemes.alibi import _slopes
@@ -108,6 +110,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"attn_dropout": Hostile()}, "attn.dropout=<Hostile>: input should be a valid number."),
     ({"kind": Hostile()}, "kind=<Hostile> is unknown"),
     ({"heads": 9**9999}, "heads=an integer of 31697 bits is outside the range of 64-bit integers."),
+    ({"chunk": Decimal("1e999")}, "chunk=Decimal('1E+999'): 1000"),
+    ({"window": "9" * 400}, "9999 is outside the range of 64-bit integers."),
+    ({"position": {"kind": "rope", "theta": Decimal("1e100")}}, "1e+100 must be 0 or between 1e-30 and 1e+30"),
+    ({"position": {"kind": "alibi", "slopes": ["1e-300"]}, "heads": 1}, "1e-300 must be 0 or between"),
     ({"position": "\ud800"}, r"position='\ud800' contains a lone surrogate"),
     ({"heads": "x" * 70_000}, "heads is a string of 70000 characters"),
     (
@@ -320,6 +326,34 @@ def test_no_verdict_imports_the_compiler() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+GOOD = LayersConfig(dim=16, depth=1, heads=2)
+JUNK = LayersConfig.model_construct(dim="x", depth=Hostile())
+
+
+@pytest.mark.parametrize(
+    ("config", "answers"),
+    [
+        (JUNK, ["dim='x': input should be a valid integer", "depth=<Hostile>: input should be a valid integer."]),
+        (ModelConfig(num_tokens=4, max_seq_len=8, layers=JUNK), ["layers: dim='x'", "layers: depth=<Hostile>"]),
+        (ModelConfig.model_construct(num_tokens="q", layers=GOOD), ["num_tokens='q'", "max_seq_len is missing."]),
+        (ModelConfig.model_construct(num_tokens=4, max_seq_len=8, layers=3), ["layers=3: input should be a valid"]),
+        (GOOD.model_copy(update={"attn": AttentionConfig.model_construct(dropout=7)}), ["attn: dropout=7: input"]),
+        (GOOD.model_copy(update={"pattern": (LayerConfig.model_construct(window=-1),)}), ["pattern[0]: window=-1"]),
+        (GOOD.model_copy(update={"position": (Rope.model_construct(theta="x"),)}), ["position[0]: theta='x'"]),
+        (GOOD.model_copy(update={"position": bomb()}), [f"more than {MAX_VALUES} values"]),
+        (Seq2SeqConfig.model_construct(encoder=GOOD), ["decoder is missing."]),
+    ],
+)
+def test_configs_made_without_validation(config: Any, answers: list[str]) -> None:
+    report = check(config)
+    assert all(any(answer in error for error in report.errors) for answer in answers), report
+    if isinstance(config, LayersConfig | ModelConfig):
+        build = Decoder.from_config if isinstance(config, LayersConfig) else TransformerWrapper.from_config
+        with pytest.raises(XPositionalError) as raised:
+            build(config)
+        assert all(answer in str(raised.value) for answer in answers)
+
+
 def test_values_are_looked_into_everywhere() -> None:
     assert bound_problems({(1, 2): {"a": cyclic()}, 3: nested(50)})
     assert bound_problems({"a": [1, 2.5, "x", None, True, (1e30, -1e-30, 0.0)]}) == []
@@ -327,4 +361,9 @@ def test_values_are_looked_into_everywhere() -> None:
     assert bound_problems([shared] * 10) == []
     assert shown(Hostile()) == "<Hostile>"
     assert len(shown("x" * 10_000)) < 500
+    assert shown(bomb()) == "a list of more than 50000 values"
+    assert shown({"a": bomb()}) == "a dict of more than 50000 values"
+    assert shown(cyclic()) == repr(cyclic())
+    assert shown(nested(5_000)) == "<list>"
+    assert shown([Hostile()]) == "<list>"
     assert read_target({"dim": cyclic()}, {}).problems

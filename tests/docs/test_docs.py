@@ -53,3 +53,7 @@ def test_scheme_pages_are_up_to_date() -> None:
     assert (ROOT / "docs" / "schemes.md").read_text() == schemes.render(), "run make docs"
     readme = (ROOT / "README.md").read_text()
     assert readme == schemes.render_readme(readme), "run make docs"
+
+
+def test_performance_page_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "performance.md").read_text() == generator("performance").render(), "run make docs"

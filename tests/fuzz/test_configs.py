@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.fuzz.configs import Peak
 from tests.support.draws import draws
 
 ROOT = Path(__file__).parents[2]
@@ -19,4 +20,16 @@ def test_junk_is_refused_by_errors_of_the_package() -> None:
     found = json.loads(done.stdout)
     assert found["foreign"] == []
     assert found["slow"] == []
-    assert found["megabytes"] < 500
+    assert found["large"] == []
+    assert found["largest"] < 500
+
+
+def test_the_peak_of_a_case_is_seen_and_ends_with_it() -> None:
+    """Otherwise the limit on memory could not fail."""
+    peak, megabytes = Peak(), 64
+    peak.restart()
+    before = peak.kilobytes()
+    len(b"x" * (megabytes << 20))
+    assert peak.kilobytes() - before > (megabytes - 8) << 10
+    peak.restart()
+    assert peak.kilobytes() - before < 8 << 10 or not peak.resets

@@ -30,7 +30,8 @@ LAYOUT = {
     "testing": "errors schemes attention modules generation config models",
     "training": "errors progress schemes attention modules generation config models pretrained",
     "plotting": "errors progress schemes attention modules generation config models",
-    "cli": "errors progress schemes attention modules generation config models pretrained testing training plotting",
+    "benchmark": f"errors generation models pretrained rotary {PACKAGE}",
+    "cli": "errors progress schemes attention modules generation config models pretrained testing training plotting benchmark",
 }
 
 BASE = {"torch", "einops", "pydantic", "typing_extensions", "yaml", "safetensors", "rich"}  # always installed

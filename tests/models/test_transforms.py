@@ -103,12 +103,20 @@ GRAPHS = [
 ]
 
 
+@pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize(("position", "fields"), draws(GRAPHS[:1], GRAPHS))
-def test_a_default_device_does_not_break_the_graph(default_device, position, fields: dict) -> None:
+def test_a_default_device_does_not_break_the_graph(default_device, position, fields: dict, gradients: bool) -> None:
     torch._dynamo.reset()
     model = model_of(position, depth=1, **fields)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     mask = torch.ones_like(ids(), dtype=torch.bool)
     mask[0, 3:] = False
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(ids(), mask=mask), model(ids(), mask=mask))
+    with torch.set_grad_enabled(gradients):
+        found, expected = compiled(ids(), mask=mask), model(ids(), mask=mask)
+    torch.testing.assert_close(found, expected)
+    if gradients:
+        parameters = list(model.parameters())
+        for gradient, eager in zip(
+            *(torch.autograd.grad(out.sum(), parameters) for out in (found, expected)), strict=True
+        ):
+            torch.testing.assert_close(gradient, eager)

@@ -192,9 +192,30 @@ def test_a_head_that_should_be_there(folder: Path):
     tensors = load_file(folder / "model.safetensors")
     del tensors["lm_head.weight"]
     save_file(tensors, folder / "model.safetensors")
-    refused(folder, "lm_head.weight is missing")
+    refused(folder, "lm_head.weight is missing", "architectures=['LlamaForCausalLM'] is read", "pass architectures=[]")
+    assert not from_pretrained(folder, architectures=[]).has_head
     edit(folder, architectures=["LlamaModel"])
     assert not from_pretrained(folder).has_head
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+@pytest.mark.parametrize("named", [None, [], ["LlamaForCausalLM"], ["LlamaModel"], ["Custom"]])
+@torch.no_grad()
+def test_a_body_alone(folder: Path, whole: Path, prefixed: bool, named: list[str] | None):
+    """An untied head cannot be made of a body; whether it was lost or never there is decided by `architectures` and names."""
+    tensors = {name: t for name, t in load_file(folder / "model.safetensors").items() if name != "lm_head.weight"}
+    save_file(
+        tensors if prefixed else {name.removeprefix("model."): t for name, t in tensors.items()},
+        folder / "model.safetensors",
+    )
+    edit(folder, architectures=named)
+    if prefixed and named in (["LlamaForCausalLM"], ["Custom"]):
+        refused(folder, "lm_head.weight is missing")
+        return
+    tokens = torch.arange(9)[None] + 1
+    body, full = from_pretrained(folder), from_pretrained(whole)
+    assert not body.has_head
+    assert torch.equal(full.to_logits(body(tokens)), full(tokens))
 
 
 @pytest.mark.parametrize("add", [True, False], ids=["without the prefix", "with it"])

@@ -13,8 +13,9 @@ import transformers
 from tests.support.published.compare import ids, quietly, their_logits
 from tests.support.published.gguf_models import CONFIG, llama, small, write_gguf
 from tests.support.rounding import assert_same
-from x_positional import AutoregressiveWrapper, from_pretrained
+from x_positional import AutoregressiveWrapper, from_pretrained, quantize
 from x_positional.errors import MissingExtra, PretrainedError
+from x_positional.modules.quantized import Int8Embedding
 from x_positional.pretrained.gguf import architectures as gguf_architectures
 from x_positional.pretrained.gguf.file import GgufFile
 from x_positional.pretrained.gguf.header import read_header
@@ -126,6 +127,16 @@ def test_quantised_matrices_are_those_numbers_in_float32(kind: str, tmp_path: Pa
     assert_same(ours(ids(2, 20)), expected)
     assert {p.dtype for p in ours.parameters()} == {torch.float32}
     assert {p.dtype for p in from_pretrained(path, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+@torch.no_grad()
+def test_int8_of_a_file(tmp_path: Path):
+    """Equals the float model quantized in memory. The tied table is int8 too."""
+    path = write_gguf(tmp_path / "model.gguf", llama(tie_word_embeddings=True))
+    ours, tokens = from_pretrained(path, quantize="int8"), ids(2, 20)
+    assert torch.equal(ours(tokens), quantize(from_pretrained(path))(tokens))
+    assert isinstance(ours.token_emb, Int8Embedding)
+    assert "int8 with a scale per row" in ours.describe()
 
 
 @torch.no_grad()

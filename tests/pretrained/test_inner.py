@@ -13,6 +13,9 @@ from tests.support.published.compare import ids, left_padded, perturb, quietly, 
 from tests.support.published.decoders_gemma import GEMMA
 from tests.support.rounding import assert_same
 from x_positional import PretrainedError, TransformerWrapper, from_pretrained
+from x_positional.pretrained.config_json.ignored_keys import IGNORED_KEYS
+from x_positional.pretrained.families import NESTED
+from x_positional.pretrained.nested import contradictions
 
 TEXT = GEMMA | {"sliding_window": 5, "query_pre_attn_scalar": 3, "sliding_window_pattern": 3, "num_hidden_layers": 5}
 EYES = {
@@ -86,3 +89,57 @@ def test_what_is_wrong_inside_is_told(whole: tuple[Any, Path], tmp_path: Path):
     save_file(held, tmp_path / "model.safetensors")
     with pytest.warns(UserWarning, match="attention_gate_kind"):
         from_pretrained(tmp_path)
+
+
+def beside(whole: tuple[Any, Path], folder: Path, **keys: Any) -> Path:
+    """The same checkpoint with more keys beside the text config."""
+    _, stored = whole
+    config = json.loads((stored / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **keys}))
+    (folder / "model.safetensors").hardlink_to(stored / "model.safetensors")
+    return folder
+
+
+@torch.no_grad()
+def test_copies_beside_the_text_config_are_no_contradiction(
+    whole: tuple[Any, Path], tmp_path: Path, recwarn: pytest.WarningsRecorder
+):
+    text = json.loads((whole[1] / "config.json").read_text())["text_config"]
+    copies = {key: text[key] for key in ("hidden_size", "rms_norm_eps", "rope_parameters", "vocab_size") if key in text}
+    assert len(copies) >= 3
+    folder, tokens = beside(whole, tmp_path, **copies, mm_tokens_per_image=9, use_cache=False), ids(2, 9)
+    assert torch.equal(from_pretrained(folder)(tokens), from_pretrained(whole[1])(tokens))
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("rms_norm_eps", 0.5), ("hidden_activation", "relu"), ("num_hidden_layers", 10**9)]
+)
+def test_keys_beside_the_text_config_that_contradict_it(key: str, value: Any, whole: tuple[Any, Path], tmp_path: Path):
+    folder = beside(whole, tmp_path, **{key: value})
+    with pytest.raises(PretrainedError, match=rf"{key}={value!r} contradicts the text config, which sets "):
+        from_pretrained(folder)
+    text = json.loads((whole[1] / "config.json").read_text())["text_config"]
+    assert from_pretrained(folder, **{key: text[key]}) is not None
+
+
+def test_unknown_keys_beside_the_text_config_are_reported(whole: tuple[Any, Path], tmp_path: Path):
+    with pytest.warns(UserWarning, match="unknown keys, which are ignored: logit_gate"):
+        from_pretrained(beside(whole, tmp_path, logit_gate=2.0))
+
+
+def test_a_key_without_effect_is_no_contradiction():
+    """Older transformers wrote the stored window beside the text config, and none into it."""
+    family = NESTED["qwen2_5_vl"].family
+    text = {"use_sliding_window": False, "sliding_window": None}
+    assert not contradictions({"sliding_window": 32768}, text, family.to_fields)
+    both = {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 0}
+    assert contradictions(both, text, family.to_fields), "they change the model together"
+
+
+@pytest.mark.parametrize("model_type", NESTED)
+def test_every_key_beside_the_text_config_is_classified(model_type: str):
+    model = NESTED[model_type]
+    declared = set(quietly(transformers.CONFIG_MAPPING[model_type]).to_dict())
+    known = IGNORED_KEYS | model.ignored_keys | {model.key, *model.outer_keys}
+    assert not declared - known

@@ -103,9 +103,24 @@ def half_written(save: Callable[..., None]) -> Callable[..., None]:
 
 def contents(path: Path) -> dict[str, bytes]:
     """What our reader reads: config and tensors."""
+    return read(path)[0]
+
+
+@torch.no_grad()
+def read(path: Path) -> tuple[dict[str, bytes], torch.Tensor]:
+    """The same, and the logits of the model."""
     loaded = from_pretrained(path)
     named = {name: parameter.detach().numpy().tobytes() for name, parameter in loaded.named_parameters()}
-    return {"config": repr(loaded.config).encode(), **named}
+    return {"config": repr(loaded.config).encode(), **named}, loaded(torch.arange(9)[None])
+
+
+def which_of(
+    found: tuple[dict[str, bytes], torch.Tensor], whole: dict[str, tuple[dict[str, bytes], torch.Tensor]]
+) -> str:
+    """The one save that config, every tensor and the logits come from."""
+    which = next(which for which in whole if whole[which][0] == found[0])
+    torch.testing.assert_close(found[1], whole[which][1])
+    return which
 
 
 def by_names(path: Path) -> dict[str, Any] | None:
@@ -151,14 +166,16 @@ def test_a_save_killed_at_every_step(name: str, tmp_path: Path, monkeypatch: pyt
     new = model(2, dim)
     save(model(1), tmp_path / "old", old_shard, monkeypatch, **old_form)
     save(new, tmp_path / "new", new_shard, monkeypatch, **new_form)
-    whole = {which: (contents(tmp_path / which), by_names(tmp_path / which)) for which in ("old", "new")}
+    whole = {which: read(tmp_path / which) for which in ("old", "new")}
+    names = {which: by_names(tmp_path / which) for which in whole}
+    assert not torch.allclose(whole["old"][1], whole["new"][1])
     for note, text in NOTES.items():
         (tmp_path / "old" / note).write_bytes(text)
     steps, seen = 0, []
     while True:
         path = Path(shutil.copytree(tmp_path / "old", tmp_path / f"{steps}"))
         killed = kill_after(steps, partial(save, new, path, new_shard, monkeypatch, **new_form), monkeypatch)
-        seen.append(judge(path, whole, again=steps % 6 == 3))
+        seen.append(judge(path, whole, names, again=steps % 6 == 3))
         shutil.rmtree(path)
         if not killed:
             break
@@ -169,19 +186,19 @@ def test_a_save_killed_at_every_step(name: str, tmp_path: Path, monkeypatch: pyt
     assert seen[-1] == "new"
 
 
-def judge(path: Path, whole: dict[str, Any], again: bool) -> str:
+def judge(path: Path, whole: dict[str, Any], names: dict[str, Any], again: bool) -> str:
     """Which model a folder contains: read without writing, by transformers' names, recovered, and saved over."""
     others = {note: (path / note).read_bytes() for note in NOTES}
     assert others == NOTES
-    assert by_names(path) in (None, whole["old"][1], whole["new"][1])
+    assert by_names(path) in (None, names["old"], names["new"])
     with pytest.MonkeyPatch.context() as patch:  # as on a read-only file system
         patch.setattr(commit, "_complete", refuse)
         before = sorted(str(file) for file in path.rglob("*"))
-        read = contents(path)
+        found = read(path)
         assert sorted(str(file) for file in path.rglob("*")) == before
-    which = next(which for which in whole if whole[which][0] == read)
+    which = which_of(found, whole)
     open_folder(path)
-    assert by_names(path) == whole[which][1], "recovered for every reader"
+    assert by_names(path) == names[which], "recovered for every reader"
     assert not (path / COMMITTED).exists()
     if again:
         model(3).save_pretrained(path)
@@ -293,7 +310,9 @@ def test_kill_9_at_random_moments(tmp_path: Path, children: list[int]):
             old, new = model(1), model(2, dim)
             old.save_pretrained(tmp_path / "old", format=form)
             new.save_pretrained(tmp_path / "new", format=form)
-            whole = {which: contents(tmp_path / which) for which in ("old", "new")}
+            whole = {which: read(tmp_path / which) for which in ("old", "new")}
+            names = {which: by_names(tmp_path / which) for which in whole}
+            assert not torch.allclose(whole["old"][1], whole["new"][1])
             for _ in range(rounds):
                 path = Path(shutil.copytree(tmp_path / "old", tmp_path / "m"))
                 pid = os.fork()
@@ -306,8 +325,8 @@ def test_kill_9_at_random_moments(tmp_path: Path, children: list[int]):
                 time.sleep(draw.uniform(0, 0.02))
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(children.pop(), 0)
-                read = contents(path)
-                outcomes[next(which for which in whole if whole[which] == read)] += 1
+                assert by_names(path) in (None, *names.values())
+                outcomes[which_of(read(path), whole)] += 1
                 shutil.rmtree(path)
     assert sum(outcomes.values()) == 4 * rounds
 

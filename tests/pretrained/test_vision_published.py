@@ -16,25 +16,16 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests.support.published.compare import EPS, both, perturb, quietly
+from tests.support.published.compare import both, perturb, quietly
+from tests.support.published.config_keys import SEEING
 from tests.support.rounding import assert_same
 from x_positional import Encoder, PretrainedError, ViTransformerWrapper, from_pretrained
 from x_positional.pretrained import FAMILIES
 from x_positional.pretrained.model_kinds import vision_config
 from x_positional.pretrained.tensors.files import open_tensors
 
-SHARED = {
-    "hidden_size": 36,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "image_size": 20,
-    "patch_size": 4,
-    "num_channels": 2,
-    "layer_norm_eps": EPS,
-    "num_labels": 5,
-}
-VIT = {**SHARED, "intermediate_size": 50}
-DINO = {**SHARED, "mlp_ratio": 3, "layerscale_value": 0.5}
+VIT = {**SEEING, "intermediate_size": 50}
+DINO = {**SEEING, "mlp_ratio": 3, "layerscale_value": 0.5}
 SIZES = {
     "trained": (20, 20),
     "wider": (12, 28),
@@ -299,7 +290,7 @@ def test_models_of_ones_own(layers: dict[str, Any], settings: dict[str, Any], cl
     model.save_pretrained(tmp_path, format="hf")
     theirs = quietly(getattr(transformers, class_name).from_pretrained, tmp_path).eval()
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [class_name]
-    case = Imaged(name=class_name, model=class_name, config=SHARED)
+    case = Imaged(name=class_name, model=class_name, config=SEEING)
     pixels = images(case, "trained")
     assert_close(found(model, pixels), expected(theirs, case, pixels))
     assert_close(found(from_pretrained(tmp_path), pixels), expected(theirs, case, pixels))

@@ -2,7 +2,8 @@
 
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -11,12 +12,16 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from x_positional.attention.backends import Choice, choose
+from x_positional.attention.tokens import TokenLayout
 from x_positional.config.models import ModelConfig
 from x_positional.errors import BackendError
 from x_positional.models.language import TransformerWrapper, build_model
-from x_positional.schemes import Alibi, Axial, Mixed, Rope
+from x_positional.schemes import Absolute, Alibi, Axial, Mixed, Rope
+from x_positional.schemes.base import AttentionWindow
 
 BATCH, CONTEXT = 2, 5
+FORCED = "forced"
+"""The reason of a backend that does not support the layer."""
 CLOSE = 1e-4
 
 
@@ -44,7 +49,7 @@ def open_choose(requested: str, *rest) -> Choice:
     try:
         return choose(requested, *rest)
     except BackendError:
-        return Choice(requested, "forced")
+        return Choice(requested, FORCED)
 
 
 def forced(config: ModelConfig) -> TransformerWrapper:
@@ -61,6 +66,24 @@ def forced(config: ModelConfig) -> TransformerWrapper:
             if name.endswith("delta"):  # polar phases live in [-2 pi, 0]
                 parameter.copy_(-parameter.abs())
     return model.eval()
+
+
+def caches_of_kept_tokens() -> AbstractContextManager[Any]:
+    """Inside it, `new_cache` accepts keep_first beside every scheme."""
+    return patch("x_positional.modules.stack.keep_first_problem", lambda layers: None)
+
+
+def at_positions(model: TransformerWrapper, tokens: Tensor, positions: Tensor, context: dict[str, Tensor]) -> Tensor:
+    """The output at these positions, also for layers with keep_first, which refuse positions."""
+    with patch("x_positional.attention.planner._moved", moved_as_given):
+        return model(tokens, positions=positions, **context)
+
+
+def moved_as_given(layout: TokenLayout, window: AttentionWindow) -> TokenLayout | None:
+    """With keep_first, positions stop growing at those of the farthest query that is not moved."""
+    if window.farthest_query is None or layout.span <= window.farthest_query + 1:
+        return None
+    return replace(layout, positions=layout.positions[:, layout.index[0].clamp(max=window.farthest_query)])
 
 
 def tokens_of(config: ModelConfig, length: int) -> Tensor:
@@ -105,12 +128,14 @@ def has_no_effect_by_design(config: ModelConfig, path: Path) -> bool:
         "heads": (layers.heads,),
         "context_dim": (layers.dim,),
         "emb_dim": (layers.dim,),
+        "position": ((Absolute(),),),
         "final_norm": (layers.norm_place != "post",) if layers.norm.kind != "none" else (),
         "variant": natural,
         "gate_bias": (layers.ff.bias,) if layers.ff.glu else (),
         "cross_attend": (layers.kind == "cross_attender",),
     }
-    hidden = leaf == "max_distance" and (layers.window or layers.chunk) is not None  # no distance is as far
+    own: Any = at(config, path[:3]) if path[1:2] == ("pattern",) and len(path) > 3 else layers
+    hidden = leaf == "window" and own.window + own.keep_first >= config.max_seq_len  # `check` warns
     part = at(config, path[:-1])
     if isinstance(part, Rope | Axial | Mixed):
         meant["dim"] = (layers.head_dim,)
@@ -132,8 +157,17 @@ def at(config, path: Path):
     return config
 
 
-def default_at(config, path: Path):
-    return type(at(config, path[:-1])).model_fields[path[-1]].default
+def at_default(config: ModelConfig, path: Path) -> ModelConfig:
+    """The config with the setting at its default. Entries of a pattern with equal schemes share one, and go on to share it."""
+    default = type(at(config, path[:-1])).model_fields[str(path[-1])].default
+    if path[1:2] != ("pattern",) or path[3:4] != ("position",) or len(path) < 6:
+        return replaced(config, path, default)
+    old, inside = at(config, path[:5]), path[5:]
+    for i, entry in enumerate(config.layers.pattern):
+        for j, part in enumerate(entry.position or ()):
+            if part == old:
+                config = replaced(config, ("layers", "pattern", i, "position", j, *inside), default)
+    return config
 
 
 def changed(config, before: Path = ()) -> Iterator[Path]:
@@ -149,8 +183,20 @@ def changed(config, before: Path = ()) -> Iterator[Path]:
         elif isinstance(value, BaseModel):
             yield from [] if field.is_required() else [path]
             yield from changed(value, path)
+        elif name == "pattern":
+            yield path
+            for i, entry in enumerate(value):
+                yield from changed(entry, (*path, i))
         elif not field.is_required():
             yield path
+
+
+def unwindowed(config: ModelConfig) -> ModelConfig:
+    """The same model, whose layers see every earlier token."""
+    everything = {"window": None, "chunk": None, "keep_first": 0}
+    layers = config.layers.model_copy(update=everything)
+    entries = tuple(entry.model_copy(update=everything) for entry in layers.pattern or ())
+    return replaced(config, ("layers",), layers.model_copy(update={"pattern": entries}))
 
 
 def replaced(config: Any, path: Path, value: Any) -> Any:

@@ -10,18 +10,24 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn import functional as F
 
+from tests.support.rounding import rounding
 from tests.support.validate_forced import (
     BATCH,
+    FORCED,
+    at_default,
+    at_positions,
+    caches_of_kept_tokens,
     changed,
     context_of,
-    default_at,
     far,
     forced,
     has_no_effect_by_design,
     replaced,
     tokens_of,
+    unwindowed,
 )
 from x_positional.attention.backends.eager import Eager
+from x_positional.config.layers import LayersConfig
 from x_positional.config.models import ModelConfig
 from x_positional.config.validate import Use
 from x_positional.errors import PositionError
@@ -35,6 +41,7 @@ from x_positional.schemes import (
     CopeScores,
     DebertaBias,
     ForgettingBias,
+    NoPE,
     Rope,
     RopeEmbedding,
     T5Bias,
@@ -60,7 +67,8 @@ def faults(config: ModelConfig, use: Use, oracles: Sequence[Callable[..., Iterat
     found = []
     for oracle in ORACLES if oracles is None else oracles:
         try:
-            found += oracle(config, use, model, full)
+            with caches_of_kept_tokens():
+                found += oracle(config, use, model, full)
         except Exception as error:
             found.append(f"{oracle.__name__} fails: {type(error).__name__}: {error}")
     return found
@@ -113,26 +121,29 @@ def padding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tens
 
 def reaching(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
     """Every position below max_seq_len runs."""
+    with torch.no_grad():
+        out = model(tokens_of(config, config.max_seq_len), **context_of(config))
+    if not out.isfinite().all():
+        yield "not finite at the last positions"
     n = min(full.shape[1], config.max_seq_len)
     positions = torch.arange(config.max_seq_len - n, config.max_seq_len)
     if any(s.capabilities().uses_positions for s in model.attn_layers.position_schemes):
         with torch.no_grad():
-            out = model(tokens_of(config, n), positions=positions, **context_of(config))
+            out = at_positions(model, tokens_of(config, n), positions, context_of(config))
         if not out.isfinite().all():
-            yield "not finite at the last positions"
+            yield "not finite at the last positions, given as such"
 
 
 def order(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
     """In one layer of an encoder, what a token makes of the others depends on their order."""
     if config.layers.kind == "encoder":
         one = forced(config.model_copy(update={"layers": config.layers.model_copy(update={"depth": 1})}))
-        others = 1 + torch.randperm(full.shape[1] - 1, generator=torch.Generator().manual_seed(1))
         tokens, context = tokens_of(config, full.shape[1]), context_of(config)
+        orders = (torch.cat([tokens[:, :1], tokens[:, 1:].roll(by, 1)], 1) for by in range(1, full.shape[1] - 1))
         with torch.no_grad():
-            said, shuffled = (
-                one(t, **context)[:, 0] for t in (tokens, torch.cat([tokens[:, :1], tokens[:, others]], 1))
-            )
-        if not far(said, shuffled):
+            first = one(tokens, **context)[:, 0]
+            depends = any(far(first, one(other, **context)[:, 0]) for other in orders)
+        if not depends:
             yield "blind to order"
 
 
@@ -147,13 +158,50 @@ def shifting(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
     tokens, context = tokens_of(config, n), context_of(config)
     with torch.no_grad():
         near = model(tokens, **context)
-        if not caps.absolute and far(near, model(tokens, positions=torch.arange(n) + 3, **context)):
+        if not caps.absolute and far(near, at_positions(model, tokens, torch.arange(n) + 3, context)):
             yield "moving all positions changes the output"
         step = 36.5 if caps.continuous else 37  # whole numbers turn pixel frequencies by multiples of pi
         spread = torch.arange(n) * step if caps.unbounded else torch.arange(n) * (config.max_seq_len - 1) // (n - 1)
         farther = config.max_seq_len > n or caps.unbounded
-        if farther and not far(near, model(tokens, positions=spread, **context), 1e-6):
+        if farther and not far(near, at_positions(model, tokens, spread, context), 1e-6):
             yield "positions change nothing"
+
+
+def keeping(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """In one layer, the last token of a text attends as if the text were only the first tokens and its window.
+
+    That short text is filled up to the length of the whole, which frequencies may depend on. Temperatures are left out: they
+    depend on the query's position in the whole text (tests/attention/test_kept_lengths.py).
+    """
+    for layers in keeping_layers(config):
+        first, size = layers.keep_first, layers.window or 0
+        plain = layers.model_copy(update={"window": None, "chunk": None, "keep_first": 0})
+        one, near = (
+            forced(config.model_copy(update={"max_seq_len": KEPT_IN, "layers": own})) for own in (layers, plain)
+        )
+        n = min([KEPT_IN, *(s.limit for s in one.attn_layers.position_schemes if s.limit is not None)])
+        tokens, context = tokens_of(config, n), context_of(config)
+        short = torch.cat([tokens[:, :first], tokens[:, n - size :], tokens], dim=1)[:, :n]
+        with torch.no_grad():
+            if far(one(tokens, **context)[:, -1], near(short, **context)[:, first + size - 1]):
+                yield "the first tokens are not attended to at the distances of the short text"
+
+
+def keeping_layers(config: ModelConfig) -> Iterator[LayersConfig]:
+    """One layer of each kind that has keep_first and a window, with every scheme that is added to the embeddings."""
+    layers = config.layers
+    if layers.kind == "cross_attender":
+        return  # it has no self-attention: `settings` finds that keep_first changes nothing
+    dims, kinds = layers.dims(config.max_seq_len, config.placed_dim), layers.resolved_layers(config.max_seq_len)
+    schemes = [(part, part.build(dims)) for kind in kinds for part in kind.parts]
+    added = [part for part, scheme in schemes if scheme.overrides("embed")]
+    scaling = [part for part, scheme in schemes if scheme.capabilities().acts_on == ("queries",)]
+    for kind in kinds:
+        parts = [part for part in kind.parts if part not in scaling]
+        position = (*parts, *(part for part in added if part not in parts)) or (NoPE(),)
+        own = {name: getattr(kind, name) for name in type(kind).model_fields}
+        if kind.keep_first and kind.window:
+            yield layers.model_copy(update={**own, "pattern": (), "depth": 1, "position": position})
 
 
 def listing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
@@ -308,6 +356,19 @@ def embedding(config: ModelConfig, use: Use, model: TransformerWrapper, full: Te
             yield "the embeddings are changed more than once"
 
 
+def agreeing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """The backend gives what eager gives."""
+    if config.layers.backend != "eager":
+        with torch.no_grad():
+            eager = forced(on_eager(config))(tokens_of(config, full.shape[1]), **context_of(config))
+        if far(full, eager):
+            yield f"{config.layers.backend} differs from eager"
+
+
+def on_eager(config: ModelConfig) -> ModelConfig:
+    return replaced(config, ("layers", "backend"), "eager")
+
+
 def fusing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
     """What asks for flash does not get full score matrices."""
     if config.layers.flash and isinstance(model.attn_layers.kinds[0].choice.backend, Eager):
@@ -329,23 +390,36 @@ def training(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
 
 def settings(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
     """Every setting that is not at its default changes the parameters or the output."""
-    before = _behaviour(config, model)
+    if _runs_on_flex(config, model):  # which traces every call; eager gives the same (`agreeing`)
+        config = on_eager(config)
+        model = forced(config)
+    usual = config, _behaviour(config, model)
     for path in changed(config):
         if has_no_effect_by_design(config, path):
             continue
+        base, before = usual
         try:
-            other = replaced(config, path, default_at(config, path))
+            if path[-1] == "max_distance":  # a window may hide all distances on which it has an effect
+                base = unwindowed(config)
+                before = _behaviour(base, forced(base))
+            other = at_default(base, path)
             after = _behaviour(other, forced(other))
         except Exception:
             continue  # without the setting it would not even run
         alike = all(before[0][name] == after[0][name] for name in before[0].keys() & after[0].keys())
-        if alike and not far(before[1], after[1], 1e-7):
+        close = KEPT_ROUNDING if path[-1] == "keep_first" else 1e-7
+        if alike and not far(before[1], after[1], close):
             yield f"{'.'.join(map(str, path))} changes nothing"
+
+
+def _runs_on_flex(config: ModelConfig, model: TransformerWrapper) -> bool:
+    supported = all(kind.choice.reason != FORCED for kind in model.attn_layers.kinds)
+    return config.layers.backend == "flex" and supported
 
 
 def _behaviour(config: ModelConfig, model: TransformerWrapper) -> tuple[dict[str, torch.Size], Tensor]:
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     model.train()
     with torch.no_grad():
         out = model(tokens_of(config, min(config.max_seq_len, 9)), **context_of(config))
@@ -353,11 +427,31 @@ def _behaviour(config: ModelConfig, model: TransformerWrapper) -> tuple[dict[str
     return shapes, out
 
 
+KEPT_IN = 16
+"""The longest text of `keeping`."""
+KEPT_ROUNDING = rounding(torch.ones(()))
+"""With keep_first, scores of first tokens are corrected by a difference that rounds even where it is 0. So outputs that are
+equal may differ by the rounding of two float32 computations."""
+
+
+def own_embeddings(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
+    """What is added to the embeddings is what each layer's own scheme adds."""
+    stack, noise = model.attn_layers, torch.Generator().manual_seed(2)
+    layout = stack.layout(BATCH, min(full.shape[1], config.max_seq_len), full.device)
+    width = config.layers.dim if config.emb_dim is None else config.emb_dim
+    x = torch.randn(BATCH, layout.positions.shape[-1], width, generator=noise)
+    added = stack.embed(x, layout)
+    for layer, kind in enumerate(stack.kinds):
+        if far(kind.scheme.embed(x, layout.positions), added):
+            yield f"layer {layer} reads embeddings that are not those of its own scheme"
+
+
 ORACLES: list[Callable[..., Iterator[str]]] = [
     decoding,
     padding,
     reaching,
     order,
+    keeping,
     shifting,
     listing,
     splitting,
@@ -366,10 +460,25 @@ ORACLES: list[Callable[..., Iterator[str]]] = [
     choosing,
     both_sides,
     embedding,
+    own_embeddings,
+    agreeing,
     fusing,
     training,
     settings,
 ]
 
-OF_PATTERNS: list[Callable[..., Iterator[str]]] = [decoding, padding, reaching, choosing, training, settings]
-"""Those that look at the whole model, whatever its layers are; the others look at one kind of layer."""
+OF_PATTERNS: list[Callable[..., Iterator[str]]] = [
+    own_embeddings,
+    decoding,
+    padding,
+    reaching,
+    keeping,
+    choosing,
+    agreeing,
+    training,
+    settings,
+]
+"""Oracles for a whole model, whose layers may differ."""
+
+OF_ONE_KIND = [oracle for oracle in ORACLES if oracle not in OF_PATTERNS]
+"""Oracles for a model whose layers are all alike: each entry of a pattern is tried alone."""

@@ -186,34 +186,55 @@ def models_with(position):
 
 
 PLACED = st.one_of(*(scheme for kind, scheme in SCHEMES.items() if kind != "none"))
-ENTRIES = st.fixed_dictionaries(
-    {},
-    optional={
-        "position": st.one_of(ANY.map(lambda part: [part]), st.lists(PLACED, min_size=2, max_size=2)),
-        "window": maybe(2, 3, 5, weight=1),
-        "chunk": maybe(4, weight=3),
-        "keep_first": maybe(1, 2, usual=0, weight=1),
-    },
+SCALED = st.fixed_dictionaries({"kind": st.sampled_from(["rope", "xpos"]), "scaling": st.sampled_from(SCALINGS)})
+DISTANCES = st.one_of(
+    SCALED, *(SCHEMES[kind] for kind in ("none", "rope", "xpos", "polar", "alibi", "t5", "dynamic", "cope"))
+)
+"""Schemes that keep_first supports, unless their own settings are wrong."""
+KEPT = st.fixed_dictionaries(
+    {
+        "position": st.one_of(DISTANCES.map(lambda part: [part]), ANY.map(lambda part: [part])),
+        "window": st.sampled_from([2, 3, 5]),
+        "keep_first": st.sampled_from([1, 2]),
+    }
+)
+"""Layers with keep_first, most of them supported."""
+ENTRIES = st.one_of(
+    KEPT,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "position": st.one_of(ANY.map(lambda part: [part]), st.lists(PLACED, min_size=2, max_size=2)),
+            "window": maybe(2, 3, 5, weight=1),
+            "chunk": maybe(4, weight=3),
+            "keep_first": maybe(1, 2, usual=0, weight=2),
+        },
+    ),
 )
 """Entries of a pattern."""
 
 
 def with_patterns(models):
-    """The same models with a pattern, or with kept first tokens in every layer."""
+    """The same models with a pattern, or with keep_first in every layer."""
 
-    def add(model, pattern, keep_first):
+    def add(model, pattern, keep_first, kept, bare):
         layers = {**model["layers"], "pattern": pattern}
-        if not pattern:
-            layers["keep_first"] = keep_first
-        else:  # what looks at one kind of layer alone covers encoders
+        if pattern:  # models of one kind of layer cover encoders
             layers["kind"] = "decoder"
-        if not pattern:
-            return {**model, "layers": layers}
-        if keep_first:  # beside a pattern, a window of the stack is refused, which other draws see
-            layers = {name: value for name, value in layers.items() if name not in ("window", "chunk")}
+            if bare:  # otherwise a window or a position of the stack beside a pattern is refused
+                layers = {name: value for name, value in layers.items() if name not in ("window", "chunk", "position")}
+        else:
+            layers |= {"keep_first": keep_first, **({"chunk": None, **kept} if kept else {})}
         return {**model, "layers": layers}
 
-    return st.builds(add, models, st.lists(ENTRIES, max_size=2), maybe(1, 2, usual=0, weight=1))
+    return st.builds(
+        add,
+        models,
+        st.lists(ENTRIES, max_size=2),
+        maybe(1, 2, usual=0, weight=1),
+        st.one_of(st.none(), KEPT),
+        st.sampled_from([True, True, False]),
+    )
 
 
 POSITIONS = st.one_of(st.none(), st.lists(ANY, min_size=1, max_size=2))

@@ -63,7 +63,7 @@ def test_a_stage_ends_with_its_time_limit(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_the_command_runs_a_stage_in_its_own_process(tmp_path: Path):
-    assert gpu.main(["--stages", "llama", "--out", str(tmp_path), "--reduced"]) == 0
+    assert gpu.main(["--stages", "llama", "--out", str(tmp_path), "--reduced", "--scale", "5"]) == 0
     assert json.loads((tmp_path / "llama.json").read_text("utf-8"))["ended"] == "complete"
 
 

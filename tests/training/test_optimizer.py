@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 from x_positional import ModelConfig, build_model
 from x_positional.training import OptimizerConfig
@@ -45,6 +46,39 @@ def test_stacked_weights_of_experts_decay_and_their_biases_do_not():
     optimizer = make_optimizer(net, OptimizerConfig())
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert id(net.get_parameter(place + "router.correction")) not in held
+
+
+class Added(nn.Module):
+    """Adds a learned matrix to a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias_table = nn.Parameter(torch.ones(1))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight + self.bias_table
+
+
+@pytest.mark.parametrize(
+    ("parametrized", "sources"),
+    [
+        (parametrizations.weight_norm, {"original0", "original1"}),
+        (parametrizations.spectral_norm, {"original"}),
+        (lambda linear: parametrize.register_parametrization(linear, "weight", Added()), {"original"}),
+    ],
+)
+def test_what_a_parametrized_weight_is_computed_from_decays(parametrized, sources: set[str]):
+    net = model()
+    plain = decayed_parameters(net)
+    up = net.get_submodule("attn_layers.blocks.1.ff.up")
+    parametrized(up)
+    parametrize.register_parametrization(up, "bias", nn.Identity())
+    place = "attn_layers.blocks.1.ff.up."
+    expected = {f"{place}parametrizations.weight.{name}" for name in sources}
+    assert decayed_parameters(net) == plain - {f"{place}weight"} | expected
+    decayed, _ = make_optimizer(net, OptimizerConfig()).param_groups
+    assert {id(net.get_parameter(name)) for name in expected} <= {id(p) for p in decayed["params"]}
+    assert len(decayed["params"]) == len(plain) - 1 + len(sources)
 
 
 def test_a_tied_embedding_does_not_decay():

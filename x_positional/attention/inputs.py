@@ -316,8 +316,9 @@ def _restart(index: Tensor, documents: Tensor, cache: KVCache | None) -> tuple[T
     return positions, ending
 
 
-def check_final_lengths(lengths: Tensor, batch: int, schemes: list[PositionScheme]) -> Tensor:
-    """[B] or [1] integers. Raises InputError."""
+def check_final_lengths(lengths: Any, batch: int, schemes: list[PositionScheme]) -> Tensor:
+    """[B] or [1] positive integers. Raises InputError."""
+    lengths = as_tensor(lengths, "final_lengths")
     if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.shape not in ((batch,), (1,)):
         raise InputError(
             f"final_lengths must be {batch} integers, one a row, or a single one for all rows; got shape {list(lengths.shape)}, "
@@ -328,6 +329,12 @@ def check_final_lengths(lengths: Tensor, batch: int, schemes: list[PositionSchem
         raise InputError(
             f"final_lengths would be ignored: {names} does not depend on the final length. It is for RoPE scalings with "
             "length_policy='fixed' and no length of their own. Leave final_lengths out."
+        )
+    bounds = read_bounds(lengths)
+    if bounds is not None and bounds[0] < 1:
+        raise InputError(
+            f"final_lengths contains {bounds[0]}, but counts the tokens of a row once it is complete, so it must be at least 1. "
+            "Leave final_lengths out for max_seq_len."
         )
     return lengths.long()
 

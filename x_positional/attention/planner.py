@@ -15,7 +15,7 @@ from x_positional.attention.backends import Prepared
 from x_positional.attention.cache import CachePass, KeyView, KVCache
 from x_positional.attention.cross import NO_CONTEXT, ContextInputs, CrossAttentionKind, plan_cross, resolve_context
 from x_positional.attention.plan import LayerKind, LayerPlan, PassPlan
-from x_positional.attention.streaming import KeptTokens, as_kept_tokens_see, bias_of_kept
+from x_positional.attention.streaming import KeptTokens, as_kept_tokens_see, bias_of_kept, tables_of_kept
 from x_positional.attention.tokens import TokenLayout
 from x_positional.errors import InputError
 from x_positional.schemes.base import AttentionContext, AttentionWindow, Capabilities, Dims, IndexFn, PositionScheme
@@ -73,13 +73,13 @@ def plan_pass(
     contexts = {window: attention_context(run, window, views.get(window)) for window in moved}
     distinct = {id(kind.scheme): kind.scheme for kind in kinds}
     caps = {key: scheme.capabilities() for key, scheme in distinct.items()}
-    tables = {key: _tables(scheme, caps[key], layout, run.final_lengths) for key, scheme in distinct.items()}
+    tables = {key: _tables(run, scheme, caps[key], layout.positions) for key, scheme in distinct.items()}
     shared: dict[tuple[int, AttentionWindow], tuple[Prepared, KeptTokens | None]] = {}
     layers = []
     for layer, (kind, window) in enumerate(zip(kinds, windows, strict=True)):
         key = (id(kind.scheme), window)
         if key not in shared:
-            shared[key] = _share(run, kind, caps[key[0]], contexts[window], moved[window])
+            shared[key] = _share(run, kind, caps[key[0]], contexts[window], tables[key[0]], moved[window])
         prepared, kept_tokens = shared[key]
         layers.append(
             LayerPlan(
@@ -161,21 +161,22 @@ def _moved(layout: TokenLayout, window: AttentionWindow) -> TokenLayout | None:
 
 
 def _share(
-    run: Pass, kind: LayerKind, caps: Capabilities, ctx: AttentionContext, moved: TokenLayout | None
+    run: Pass, kind: LayerKind, caps: Capabilities, ctx: AttentionContext, tables: Any, moved: TokenLayout | None
 ) -> tuple[Prepared, KeptTokens | None]:
-    """What the layers of one scheme and window share."""
+    """What the layers of one scheme and window share. tables: the scheme's, for the queries where they are."""
     backend, scheme = kind.choice.backend, kind.scheme
     if moved is None:
         return backend.prepare(ctx, scheme.bias(ctx), run.dtype), None
     prepared = backend.prepare(ctx, bias_of_kept(scheme, ctx, moved), run.dtype)
-    return prepared, KeptTokens.of(ctx, _tables(scheme, caps, moved, run.final_lengths))
+    return prepared, KeptTokens.of(ctx, tables_of_kept(scheme, tables, _tables(run, scheme, caps, moved.positions)))
 
 
-def _tables(scheme: PositionScheme, caps: Capabilities, layout: TokenLayout, final_lengths: Tensor | None) -> Any:
-    """The scheme's tables for the new tokens, with the length of their texts where it depends on that."""
-    if final_lengths is not None and scheme.takes_final_length:
-        return scheme.length_tables(layout.positions, final_lengths[:, None])
+def _tables(run: Pass, scheme: PositionScheme, caps: Capabilities, positions: Tensor) -> Any:
+    """The scheme's tables for the new tokens at these positions, which may be moved. Lengths are those of the whole texts, so
+    queries and keys are rotated at the same frequencies."""
+    layout = run.layout
+    if run.final_lengths is not None and scheme.takes_final_length:
+        return scheme.length_tables(positions, run.final_lengths[:, None])
     if caps.prefix_consistent:
-        return scheme.tables(layout.positions)
-    lengths = masks.text_lengths(layout.index, layout.positions, layout.documents)
-    return scheme.length_tables(layout.positions, lengths)
+        return scheme.tables(positions)
+    return scheme.length_tables(positions, masks.text_lengths(layout.index, layout.positions, layout.documents))

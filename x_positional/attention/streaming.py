@@ -16,6 +16,7 @@ from torch import Tensor
 
 from x_positional.attention.tokens import TokenLayout
 from x_positional.schemes.base import NO_TOKEN, AttentionContext, AttentionWindow, Bias, PositionScheme
+from x_positional.schemes.compose import Chain
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,15 @@ def as_kept_tokens_see(layout: TokenLayout, window: AttentionWindow) -> TokenLay
     return replace(layout, positions=layout.index.clamp(max=window.farthest_query))
 
 
+def tables_of_kept(scheme: PositionScheme, tables: Any, moved: Any) -> Any:
+    """The scheme's tables for queries as the kept first tokens see them: `moved`, except for a temperature. It scales a query
+    for all keys alike, so it stays the one of the query's own position, which is in `tables`."""
+    if isinstance(scheme, Chain):
+        parts = zip(scheme.parts, tables, moved, strict=True)
+        return [tables_of_kept(part, *pair) for part, *pair in parts if isinstance(part, PositionScheme)]
+    return tables if scheme.capabilities().acts_on == ("queries",) else moved
+
+
 def bias_of_kept(scheme: PositionScheme, ctx: AttentionContext, moved: TokenLayout) -> Bias | None:
     """The scheme's bias; for the kept first tokens, at the distances at which they see the queries."""
     plain = scheme.bias(ctx)
@@ -76,10 +86,11 @@ def bias_of_kept(scheme: PositionScheme, ctx: AttentionContext, moved: TokenLayo
     )
 
 
-def keep_first_problem(schemes: Sequence[PositionScheme], windows: Sequence[AttentionWindow]) -> str | None:
-    """Why keep_first cannot be combined with these schemes; None where it can, or is off."""
-    if not any(window.keep_first for window in windows):
-        return None
+def keep_first_problem(layers: Sequence[tuple[Sequence[PositionScheme], AttentionWindow]]) -> str | None:
+    """Why keep_first cannot be combined with the schemes of these layers; None where it can, or is off.
+
+    Embeddings are shared, so a scheme that changes them concerns every layer; other hooks concern their own layer.
+    """
     reasons = {
         "embed": "adds positions to the embeddings, before any layer could move them. Leave keep_first out, or use a scheme of "
         "distances: rope, alibi, t5.",
@@ -87,7 +98,10 @@ def keep_first_problem(schemes: Sequence[PositionScheme], windows: Sequence[Atte
         "key_state": "sums over every token between query and key, and keep_first drops those between the first tokens and the "
         "window. Leave keep_first out, or use rope, alibi, t5, cope.",
     }
+    anywhere = any(window.keep_first for _, window in layers)
     for hook, reason in reasons.items():
-        if names := [type(scheme).__name__ for scheme in schemes if scheme.overrides(hook)]:
-            return f"keep_first is unsupported with {', '.join(names)}, which {reason}"
+        concerned = [schemes for schemes, window in layers if window.keep_first or (anywhere and hook == "embed")]
+        names = [type(scheme).__name__ for schemes in concerned for scheme in schemes if scheme.overrides(hook)]
+        if names:
+            return f"keep_first is unsupported with {', '.join(dict.fromkeys(names))}, which {reason}"
     return None

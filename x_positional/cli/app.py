@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 import typer
 
+from x_positional.cli.bench import bench as run_bench
 from x_positional.cli.convert import convert as write_converted
 from x_positional.cli.generate import GenerateOptions, generate_from_published, generate_from_run, prompt_text
 from x_positional.cli.plot import plot_model
@@ -27,7 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Check, train, sample, plot, convert and verify transformers with any position scheme.",
+    help="Check, train, sample, plot, convert, verify and measure transformers with any position scheme.",
 )
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -217,6 +218,48 @@ def verify(
 ) -> None:
     """Compare a model's logits with those of transformers. Exit code 1 if they differ."""
     if not compare(model, tolerance, dtype, max_tokens):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    rows: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ROWS]...",
+            help="Rows, or how their names begin: decode, train-alibi. Default: those with a target.",
+        ),
+    ] = None,
+    more: Annotated[
+        bool, typer.Option("--all", help="Also the rows that no target of docs/performance.md needs.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few small rows, under a minute; kept only with --out.")
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show where the time of a decoded token goes, in place of measuring.")
+    ] = False,
+    listing: Annotated[bool, typer.Option("--list", help="Print the names of the rows and exit.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also measure rows that the record holds already.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the record. Default: benchmarks/results.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: as torch chooses.")] = None,
+) -> None:
+    """Measure speed and memory beside x-transformers and transformers, with the limits of this machine."""
+    fine = run_bench(
+        rows or [],
+        quick=quick,
+        more=more,
+        profile=profile,
+        listing=listing,
+        again=again,
+        out=out,
+        device=device,
+        threads=threads,
+    )
+    if not fine:
         raise typer.Exit(1)
 
 

@@ -1,11 +1,13 @@
 """A model in words: what is applied where, which backend runs and why."""
 
+import torch
 from torch import nn
 
 from x_positional.config.layers import LayerConfig, LayersConfig
 from x_positional.config.models import ContinuousConfig, ModelConfig
 from x_positional.config.vision import VisionConfig
 from x_positional.modules.experts import MixtureOfExperts
+from x_positional.modules.quantized import IntegerWeights
 from x_positional.modules.stack import AttentionLayers
 
 
@@ -32,20 +34,34 @@ def _kind_words(kind: LayerConfig) -> str:
 def facts(model: nn.Module, layers: LayersConfig, max_seq_len: int | None) -> dict[str, str]:
     """What holds for any model around an AttentionLayers, by name."""
     stack = next(m for m in model.modules() if isinstance(m, AttentionLayers))
-    parameters = list(model.parameters())
+    integers = [m for m in model.modules() if isinstance(m, IntegerWeights)]
+    scales = {id(scale) for module in integers for scale in module.scales()}
+    parameters = [p for p in model.parameters() if id(p) not in scales]
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     backends = dict.fromkeys(f"{kind.choice.name} ({kind.choice.reason})" for kind in stack.kinds)
     heads = f"{layers.heads} heads of {layers.head_dim}" + (f", {layers.kv_heads} key heads" if layers.kv_heads else "")
     used = sum(p.numel() for p in parameters) - sum(
         m.idle() for m in model.modules() if isinstance(m, MixtureOfExperts)
     )
     total = f"{sum(p.numel() for p in parameters):,}"
+    quantized = {"weights": _quantized_words(model, parameters, dtype)} if integers else {}
     return {
         "layers": f"{layers.kind}, {layers.depth} blocks of width {layers.dim}, {heads}",
         "position": position_words(layers, max_seq_len),
         "backend": "; ".join(backends),
-        "dtype": f"{parameters[0].dtype} on {parameters[0].device}".replace("torch.", ""),
+        "dtype": f"{dtype} on {parameters[0].device}".replace("torch.", ""),
         "parameters": total if f"{used:,}" == total else f"{total}, {used:,} of them for one token",
+        **quantized,
     }
+
+
+def _quantized_words(model: nn.Module, parameters: list[nn.Parameter], dtype: torch.dtype) -> str:
+    """How much memory quantized weights take. parameters: without scales."""
+    held = sum(p.nbytes for p in model.parameters())
+    plain = sum(p.numel() * (dtype.itemsize if p.dtype == torch.int8 else p.itemsize) for p in parameters)
+    share = sum(p.numel() for p in parameters if p.dtype == torch.int8) / sum(p.numel() for p in parameters)
+    whole = str(dtype).removeprefix("torch.")
+    return f"{share:.0%} int8 with a scale per row: {held / 1e6:,.1f} MB, {plain / 1e6:,.1f} MB in {whole}"
 
 
 def written(facts: dict[str, str]) -> str:

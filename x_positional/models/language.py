@@ -29,6 +29,7 @@ from x_positional.modules.caching import CachingModule
 from x_positional.modules.feedforward import ACTIVATIONS, ActivationKind
 from x_positional.modules.norms import Norm
 from x_positional.modules.plain import plain_weight
+from x_positional.modules.quantized import Int8Embedding
 
 
 class PredictionHead(nn.Module):
@@ -112,6 +113,10 @@ class TransformerWrapper(CachingModule, Saveable):
         tied_bias = self.has_head and tied and config.logits_bias
         self.tied_bias = nn.Parameter(torch.zeros(config.num_tokens)) if tied_bias else None
         self.tie_scale = dim**-0.5 if config.tie_embedding_scale is None else config.tie_embedding_scale
+
+    def logit_tables(self) -> tuple[nn.Module, ...]:
+        """The token embedding, where it is tied to the logits."""
+        return (self.token_emb,) if self.has_head and self.to_logits is None else ()
 
     def stamp(self) -> Stamp:
         """How often the parameters that cached keys depend on have been found changed."""
@@ -258,16 +263,18 @@ class TransformerWrapper(CachingModule, Saveable):
             raise InputError(f"{needed}{low} to {high}.")
         return x + emb(types.long())
 
-    def _tied_matrix(self, device: torch.device) -> Tensor:
-        """[V E]: the embedding of every id, that of a wrapped table included."""
+    def _tied_logits(self, x: Tensor) -> Tensor:
+        """[... E] -> the products with the embedding of every id [... V], that of a wrapped table included."""
+        if isinstance(self.token_emb, Int8Embedding):
+            return self.token_emb.unembed(x)
         weight = plain_weight(self.token_emb)
-        return self.token_emb(torch.arange(self.num_tokens, device=device)) if weight is None else weight
+        return F.linear(x, self.token_emb(torch.arange(self.num_tokens, device=x.device)) if weight is None else weight)
 
     def logits(self, x: Tensor) -> Tensor:
         """Hidden states [... M] -> logits [... V]."""
         x = self.projected(x if self.head is None else self.head(x))
         if self.to_logits is None:
-            x = F.linear(x, self._tied_matrix(x.device)) * self.tie_scale
+            x = self._tied_logits(x) * self.tie_scale
             x = x if self.tied_bias is None else x + self.tied_bias
         else:
             x = self.to_logits(x)

@@ -9,6 +9,7 @@ from torch import nn
 from typing_extensions import Self
 
 from x_positional.errors import ArgumentError, PretrainedError
+from x_positional.models.quantize import Quantizable, replace_matrices
 from x_positional.schemes.base import PositionScheme
 
 Format = Literal["hf", "native"]
@@ -28,7 +29,7 @@ def register_writer(form: Format, writer: Writer) -> None:
     _WRITERS[form] = writer
 
 
-class Saveable(nn.Module):
+class Saveable(Quantizable):
     """A model that can be written to a folder."""
 
     config: Any
@@ -59,6 +60,14 @@ class Saveable(nn.Module):
         """
         if format not in _WRITERS:
             raise ArgumentError(f"unknown format={format!r}; supported: {', '.join(map(repr, _WRITERS))}.")
+        if format == "hf" and self.quantized is not None:
+            raise PretrainedError(
+                "this model cannot be written for transformers:",
+                [
+                    f"its weights are {self.quantized} with a scale per row, which no published family stores. Use "
+                    "format='native', or save the model before it is quantized."
+                ],
+            )
         check_matches_config(self)
         _WRITERS[format](self, Path(folder), model_type)
 
@@ -68,6 +77,8 @@ def check_matches_config(model: Saveable) -> None:
     exchanged, schemes were set or layers were wrapped by hand."""
     with torch.device("meta"):
         described = type(model).from_config(model.config)
+        if model.quantized is not None:
+            replace_matrices(described)
     own, expected = dict(model.named_parameters()), dict(described.named_parameters())
     shared = set(dict(model.named_parameters(remove_duplicate=False))) - own.keys()
     problems = [
@@ -79,6 +90,8 @@ def check_matches_config(model: Saveable) -> None:
         tensor, shape = own[name], expected[name].shape
         if tensor.shape != shape:
             problems.append(f"{name} has shape {list(tensor.shape)}; the config describes {list(shape)}.")
+        elif tensor.dtype == torch.int8 == expected[name].dtype:
+            continue
         elif not tensor.is_floating_point():
             problems.append(f"{name} has dtype {tensor.dtype}, as quantized weights do.")
     problems += _other_schemes(model, described)

@@ -111,6 +111,7 @@ class Heads(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             content=bias,
             transform=scheme.transform_scores if rows and scheme is not None else None,
+            row_term=scheme.row_term if rows and scheme is not None else None,
             unrotated_q=content if rows else None,
         )
 

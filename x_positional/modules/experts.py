@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from x_positional.modules.feedforward import FeedForward, GatedActivation
+from x_positional.modules.quantized import IntegerWeights, frozen, int8_linear, quantize_rows
 
 ScoreKind = Literal["softmax", "sigmoid"]
 WeighKind = Literal["output", "input"]
@@ -137,6 +138,7 @@ class Experts(nn.Module):
         self.down = nn.Parameter(torch.empty(experts, dim, width).uniform_(-(width**-0.5), width**-0.5))
         self.up_bias = nn.Parameter(torch.zeros(experts, rows)) if (bias if up_bias is None else up_bias) else None
         self.down_bias = nn.Parameter(torch.zeros(experts, dim)) if bias else None
+        self.up_scale = self.down_scale = None  # of int8 weights
 
     def forward(self, x: Tensor, experts: Tensor) -> Tensor:
         """[P M] rows and their experts [P] -> [P M].
@@ -149,9 +151,9 @@ class Experts(nn.Module):
         return self._gathered(x, experts) if few else self._sorted(x, experts)
 
     def _gathered(self, x: Tensor, experts: Tensor) -> Tensor:
-        x = (self.up[experts] @ x[..., None]).squeeze(-1)
+        x = _of_each(x, experts, self.up, self.up_scale)
         x = self.dropout(self.activation(x if self.up_bias is None else x + self.up_bias[experts]))
-        x = (self.down[experts] @ x[..., None]).squeeze(-1)
+        x = _of_each(x, experts, self.down, self.down_scale)
         return x if self.down_bias is None else x + self.down_bias[experts]
 
     def _sorted(self, x: Tensor, experts: Tensor) -> Tensor:
@@ -159,17 +161,50 @@ class Experts(nn.Module):
         pieces = x[order].split(experts.bincount(minlength=len(self.up)).tolist())
         # unbind once: its gradient is one stack, and not one per expert
         parts = zip(
-            pieces, self.up.unbind(), self.down.unbind(), *map(self._each, (self.up_bias, self.down_bias)), strict=True
+            pieces,
+            self.up.unbind(),
+            self.down.unbind(),
+            *map(self._each, (self.up_bias, self.down_bias, self.up_scale, self.down_scale)),
+            strict=True,
         )
         out = [
-            F.linear(self.dropout(self.activation(F.linear(rows, up, up_bias))), down, down_bias)
-            for rows, up, down, up_bias, down_bias in parts
+            _linear(self.dropout(self.activation(_linear(rows, up, up_bias, up_scale))), down, down_bias, down_scale)
+            for rows, up, down, up_bias, down_bias, up_scale, down_scale in parts
             if len(rows)
         ]
         return torch.cat([x[:0], *out])[order.argsort()]
 
-    def _each(self, bias: Tensor | None) -> tuple[Tensor, ...] | list[None]:
-        return [None] * len(self.up) if bias is None else bias.unbind()
+    def _each(self, stacked: Tensor | None) -> tuple[Tensor, ...] | list[None]:
+        return [None] * len(self.up) if stacked is None else stacked.unbind()
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+    """`F.linear`; `scale`: of the rows of an int8 weight."""
+    return F.linear(x, weight, bias) if scale is None else int8_linear(x, weight, scale, bias)
+
+
+def _of_each(x: Tensor, experts: Tensor, stacked: Tensor, scale: Tensor | None) -> Tensor:
+    """Rows [P K] times the matrices [P N K] of their experts -> [P N]."""
+    out = (stacked[experts].to(x.dtype) @ x[..., None]).squeeze(-1)
+    return out if scale is None else out * scale[experts].to(x.dtype)
+
+
+class Int8Experts(IntegerWeights, Experts):
+    """`Experts` with int8 weights and scales up_scale [E F], down_scale [E M] of their rows: see `modules/quantized.py`.
+
+    Args:
+        layer: what it replaces. It shares the biases.
+    """
+
+    integers = ("up", "down")
+
+    def __init__(self, layer: Experts):
+        nn.Module.__init__(self)
+        self.activation, self.dropout = layer.activation, layer.dropout
+        (up, up_scale), (down, down_scale) = quantize_rows(layer.up), quantize_rows(layer.down)
+        self.up, self.down, self.up_scale, self.down_scale = map(frozen, (up, down, up_scale, down_scale))
+        self.up_bias, self.down_bias = layer.up_bias, layer.down_bias
+        self.train(layer.training)
 
 
 class MixtureOfExperts(nn.Module):
@@ -209,7 +244,9 @@ class MixtureOfExperts(nn.Module):
 
     def idle(self) -> int:
         """Parameters in the experts that a token does not use."""
-        return sum(p.numel() for p in self.experts.parameters()) // self.total * (self.total - self.used)
+        scales = sum(s.numel() for s in self.experts.scales()) if isinstance(self.experts, IntegerWeights) else 0
+        held = sum(p.numel() for p in self.experts.parameters()) - scales
+        return held // self.total * (self.total - self.used)
 
     def _routed(self, x: Tensor) -> Tensor:
         """[N M] -> [N M]."""

@@ -14,6 +14,7 @@ from x_positional.attention.plan import LayerPlan
 from x_positional.modules.attention import Heads
 from x_positional.modules.norms import Norm
 from x_positional.modules.plain import plain_weight
+from x_positional.modules.quantized import Int8Linear
 from x_positional.schemes.base import PositionScheme
 from x_positional.schemes.context import add
 
@@ -34,8 +35,8 @@ class LatentAttention(Heads):
     the value come from the latent. The cache holds both as one head. Scores are computed in whichever of two equivalent ways is
     less work: keys and values of every head are expanded from the latents of all keys; or, with few queries and many keys, queries
     are projected into the latent space, where one key of R + C channels serves every head, and the output is projected back. The
-    second way reads the matrix of `to_kv`. Where that is wrapped (LoRA, quantized, hooked), all latents are expanded at each step,
-    which is exact but slow in long contexts: merge adapters before decoding.
+    second way reads the matrix of `to_kv`. Where that is wrapped (LoRA, hooks, a quantization of another package), all latents
+    are expanded at each step, which is exact but slow in long contexts: merge adapters before decoding.
 
     Args:
         dim: M.
@@ -111,7 +112,7 @@ class LatentAttention(Heads):
 
     def _from_latent(self) -> FromLatent | None:
         """The projections to absorb; None where `to_kv` is wrapped, which need not be linear, so that it is called instead."""
-        weight = plain_weight(self.to_kv)
+        weight = self.to_kv.matrix() if isinstance(self.to_kv, Int8Linear) else plain_weight(self.to_kv)
         if weight is None:
             return None
         return FromLatent(*torch.unflatten(weight, 0, (self.heads, -1)).split([self.key_dim, self.value_dim], dim=1))

@@ -134,7 +134,7 @@ class AttentionLayers(CachingModule):
             windows = [_narrowed(own, window, keep_first) for own in windows]
         elif keep_first:
             raise InputError(f"keep_first={keep_first} keeps tokens that a window would drop. Set window= too.")
-        if problem := keep_first_problem(self.position_schemes, windows):
+        if problem := keep_first_problem(list(zip(self._schemes_of_layers(), windows, strict=True))):
             raise PositionError(problem)
         device = next(self.parameters()).device
         if final_lengths is not None:
@@ -147,6 +147,11 @@ class AttentionLayers(CachingModule):
 
     def _blocks(self) -> list[Block]:
         return [b for b in self.blocks if isinstance(b, Block)]
+
+    def _schemes_of_layers(self) -> list[list[PositionScheme]]:
+        """The schemes of each layer, one by one."""
+        inside = [set(map(id, kind.scheme.modules())) for kind in self.kinds]
+        return [[scheme for scheme in self.position_schemes if id(scheme) in ids] for ids in inside]
 
     @property
     def has_schemes(self) -> bool:

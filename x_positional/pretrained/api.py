@@ -4,12 +4,14 @@ import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from x_positional.errors import PretrainedError, did_you_mean
+from x_positional.models.quantize import Quantization, QuantizeLoaded, check_quantization
 from x_positional.pretrained.config_json.codecs import Fields
 from x_positional.pretrained.config_json.encoder_decoder import encoder_only
 from x_positional.pretrained.config_json.keys import ignored, overridden, refused_keys
@@ -19,7 +21,7 @@ from x_positional.pretrained.folder import CONFIG
 from x_positional.pretrained.limits import Limits, at_most, failures
 from x_positional.pretrained.model_kinds import MODEL_KINDS, build_on_meta, layers_of
 from x_positional.pretrained.native import NATIVE, load_native
-from x_positional.pretrained.nested import text_model
+from x_positional.pretrained.nested import contradictions, text_model
 from x_positional.pretrained.source import Source, open_source
 from x_positional.pretrained.tensors.files import Tensors
 from x_positional.pretrained.tensors.layouts import Same
@@ -41,6 +43,7 @@ def from_pretrained(
     device: torch.device | str | None = None,
     backend: str = "auto",
     ignore: Collection[str] = (),
+    quantize: Quantization | None = None,
     **overrides: Any,
 ) -> Any:
     """Load a published model.
@@ -58,14 +61,18 @@ def from_pretrained(
         backend: As in `Decoder`, for published models; x_positional's own format stores it.
         ignore: Keys of `config.json` to ignore, at any depth: their defaults apply. For keys that are refused although you
             know that they do not matter for your use.
+        quantize: "int8" turns each matrix into integers of 8 bits once it is read: see `x_positional.quantize`.
         overrides: Keys of `config.json`, which override the file, as `rope_parameters={"rope_type": "yarn", ...}`.
 
     Raises:
         PretrainedError: With all problems: an unknown family, unsupported settings, damaged or missing files, pickles,
             tensors that are missing, unexpected or of the wrong shape.
+        ArgumentError: If `quantize` is unknown.
         MissingExtra: If a GGUF file or the Hub needs a package that is not installed.
     """
-    return load_source(open_source(source), dtype, device, backend, ignore, **overrides)
+    if quantize is not None:
+        check_quantization(quantize)
+    return load_source(open_source(source), dtype, device, backend, ignore, quantize, **overrides)
 
 
 def load_source(
@@ -74,6 +81,7 @@ def load_source(
     device: torch.device | str | None = None,
     backend: str = "auto",
     ignore: Collection[str] = (),
+    quantize: Quantization | None = None,
     **overrides: Any,
 ) -> Any:
     """`from_pretrained` of an opened checkpoint."""
@@ -86,16 +94,17 @@ def load_source(
             changed.append(f"backend={backend!r}: the folder's {CONFIG} sets it. Change `backend` of its layers there.")
         if changed:
             raise PretrainedError(f"unsupported options for {source.path}:", changed)
-        return load_native(hf, source.tensors(), dtype, device)
+        return load_native(hf, source.tensors(), dtype, device, quantize)
     with failures(f"unsupported {CONFIG} in {source.path}:"):
         hf = ignored(hf, ignore)
         if problems := refused_keys({**hf, **overrides}):
             raise PretrainedError(f"unsupported {CONFIG} in {source.path}:", problems)
-        hf, tensors = text_model(hf, source.tensors(), NESTED)
+        hf, tensors, outer = text_model(hf, source.tensors(), NESTED)
         family = family_of(hf, str(source.path))
         changes = family.resolve_aliases(overrides)
         hf = overridden(family.resolve_aliases(hf), changes, family.keys, family.known_keys, family.model_type)
-    return load(family, hf, tensors, dtype, device, backend)
+        outer = {key: value for key, value in outer.items() if key not in overrides}
+    return load(family, hf, tensors, dtype, device, backend, quantize, outer)
 
 
 def load(
@@ -105,26 +114,32 @@ def load(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     backend: str,
+    quantize: Quantization | None = None,
+    outer: Mapping[str, Any] = MappingProxyType({}),
 ) -> nn.Module:
-    """The model of a config and its tensors."""
+    """The model of a config and its tensors. outer: keys of a text model that are set beside its config."""
     if family.kind == "seq2seq" and not any("decoder." in name for name in tensors.names()):
         family = encoder_only(family)
     names = TensorNames(tensors, family)
     with failures(f"unsupported {CONFIG} in {tensors.source}:"):
-        model = _build(family, hf, names, backend)
+        model = _build(family, hf, names, backend, outer)
     config: Any = model.config
-    fill(model, family, lambda name: layers_of(config, name), names, dtype=dtype, device=device)
+    loaded = QuantizeLoaded(model, quantize)
+    fill(model, family, lambda name: layers_of(config, name), names, dtype=dtype, device=device, loaded=loaded)
     model.origin = Origin(family, hf)  # type: ignore[assignment]
     return model.eval()
 
 
-def _build(family: Family, hf: Mapping[str, Any], names: TensorNames, backend: str) -> Any:
+def _build(family: Family, hf: Mapping[str, Any], names: TensorNames, backend: str, outer: Mapping[str, Any]) -> Any:
     """The model of a config on the meta device, after comparing its sizes with the tensors."""
     tensors = names.tensors
     limits = Limits.of(tensors)
     if problems := limits.config_problems(family, hf):
         raise PretrainedError(f"{CONFIG} of {tensors.source} does not fit its tensors:", problems)
     fields, problems = family.to_fields(hf)
+    problems += contradictions(
+        outer, hf, lambda given: limits.config_problems(family, given) or family.to_fields(given)
+    )
     problems = problems or limits.field_problems(fields)
     if problems:
         raise PretrainedError(f"unsupported {CONFIG} in {tensors.source}:", problems)
@@ -170,7 +185,10 @@ def resolve_head(family: Family, fields: Fields, names: TensorNames, hf: Mapping
         return False
     found_head, found_embedding = names.find(head), names.find(embedding)
     if found_head is None:
-        return not _is_body(family, names, hf, tied=bool(fields[kind.tied]))
+        headed = not _is_body(family, names, hf, tied=bool(fields[kind.tied]))
+        if headed and family.kind != "seq2seq":
+            _explain_body(family, names, hf, (kind.head, "head.linear.weight"))
+        return headed
     if fields[kind.tied] and found_embedding is None:
         names.alias(embedding, found_head)
     elif fields[kind.tied] and found_embedding is not None:
@@ -192,11 +210,24 @@ def _is_body(family: Family, names: TensorNames, hf: Mapping[str, Any], tied: bo
     """Whether a checkpoint without a stored head has none, according to its `architectures`, or else to its tensors.
 
     `architectures` may name the class with a head although only the body was saved (embedding models). Then the tensors lack
-    the prefix of the body, and an untied head cannot be made of them.
+    the prefix of the body, and an untied head cannot be made of them. Nor can it where `architectures` names nothing.
     """
     named = hf.get("architectures") or ()
+    without_prefix = bool(family.prefix) and not any(name.startswith(family.prefix) for name in names.stored)
+    if not tied and (without_prefix or not named):
+        return True
     if family.architecture in named:
-        return not tied and bool(family.prefix) and not any(name.startswith(family.prefix) for name in names.stored)
+        return False
     location = family.locate("head.linear.weight")
     bare = location is not None and names.find(location.names(None)[0]) is None  # type: ignore[arg-type]
     return bare or any(name.endswith(("Model", "Encoder", "Backbone")) for name in named)
+
+
+def _explain_body(family: Family, names: TensorNames, hf: Mapping[str, Any], parameters: tuple[str, ...]) -> None:
+    """How to read the body, for the messages about a missing head."""
+    for location in filter(None, map(family.locate, parameters)):
+        for tensor in location.names(None):  # type: ignore[arg-type]
+            names.advice[tensor] = (
+                f"architectures={list(hf.get('architectures') or ())} is read as a model with a head. For the body alone, "
+                "which returns hidden states, pass architectures=[]."
+            )

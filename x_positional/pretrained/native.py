@@ -12,9 +12,11 @@ from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.vision import VisionConfig
 from x_positional.errors import PretrainedError
 from x_positional.models.language import TokenEncoder, TransformerWrapper
+from x_positional.models.quantize import Quantization, QuantizeLoaded, check_quantization, replace_matrices
 from x_positional.models.saving import Saveable
 from x_positional.models.seq2seq import XTransformer
 from x_positional.models.vision import ViTransformerWrapper
+from x_positional.modules.quantized import IntegerWeights
 from x_positional.pretrained.folder import CONFIG
 from x_positional.pretrained.limits import Limits, at_most, failures
 from x_positional.pretrained.tensors.files import Tensors
@@ -42,11 +44,17 @@ def save_native(model: Saveable, folder: Path, model_type: str | None = None) ->
     if name not in CLASSES:
         raise PretrainedError(f"a {name} cannot be written:", [f"supported classes: {', '.join(CLASSES)}."])
     config = {"model_type": NATIVE, "class": name, "model": plain(model.config)}
+    if model.quantized is not None:
+        config["quantize"] = model.quantized
     write_folder(folder, config, {n: p.detach().contiguous().cpu() for n, p in model.named_parameters()})
 
 
 def load_native(
-    hf: Mapping[str, Any], tensors: Tensors, dtype: torch.dtype | None, device: torch.device | str | None
+    hf: Mapping[str, Any],
+    tensors: Tensors,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    quantize: Quantization | None = None,
 ) -> nn.Module:
     """The model of a config.json in this format. Raises PretrainedError with every tensor that does not fit."""
     name = hf.get("class")
@@ -56,6 +64,9 @@ def load_native(
         )
     with failures(f"unsupported {CONFIG} in {tensors.source}:"):
         model = _build(*CLASSES[name], hf.get("model"), tensors)
+        if hf.get("quantize") is not None:
+            check_quantization(hf["quantize"])
+            replace_matrices(model)
     parameters, stored = dict(model.named_parameters()), tensors.names()
     problems = [f"{name} is missing." for name in parameters if name not in stored]
     problems += [f"unexpected tensor {name} in the checkpoint." for name in sorted(stored - set(parameters))]
@@ -66,15 +77,19 @@ def load_native(
     ]
     if problems:
         raise PretrainedError(f"{tensors.source} does not fit its config.json:", problems)
+    loaded = QuantizeLoaded(model, None if hf.get("quantize") == quantize else quantize)
+    scales = {id(p) for m in model.modules() if isinstance(m, IntegerWeights) for p in m.scales()}
     for name, parameter in parameters.items():
-        target = dtype if parameter.requires_grad else None  # parameters without gradients keep the stored dtype
+        # parameters without gradients keep the stored dtype, but for scales, which have that of the matrices they stand for
+        target = dtype if parameter.requires_grad or id(parameter) in scales else None
         raw = tensors.read(name)
-        if raw.dtype not in FLOATS:
+        if raw.dtype not in ((torch.int8,) if parameter.dtype == torch.int8 else FLOATS):
             raise PretrainedError(
                 f"{tensors.source} cannot be read:", [f"{name} has the unsupported dtype {raw.dtype}."]
             )
         tensor = raw.to(device=device or "cpu", dtype=target, copy=True)
         replace_parameter(model, parameter, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
+        loaded(name)
     return model.eval()
 
 

@@ -3,7 +3,7 @@ prefix. Only the text model is read, as if it had been published alone.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,15 +33,27 @@ class NestedModel:
     dropped: tuple[str, ...]
     """Patterns of tensors of the other parts."""
     ignored_keys: frozenset[str] = frozenset()
-    """Keys of the other parts, in a file with all keys side by side."""
+    """Keys of the other parts."""
 
     def text_config(self, hf: Hf) -> dict[str, Any]:
-        """`config.json` of the text model alone."""
-        side_by_side = {key: value for key, value in hf.items() if key not in self.ignored_keys}
-        text = {**(hf.get(self.key) or side_by_side), "model_type": self.family.model_type}
+        """`config.json` of the text model alone. It includes unknown keys of the whole model, so that they are reported."""
+        outside = self._outside(hf)
+        if hf.get(self.key):
+            unread = {key: value for key, value in outside.items() if key not in self.family.keys}
+            outside = {**unread, **hf[self.key]}
         outer = {key: hf[key] for key in self.outer_keys if hf.get(key) is not None}
         named = [self.family.architecture if n == self.architecture else n for n in hf.get("architectures") or ()]
-        return {**text, **outer, "architectures": named}
+        return {**outside, "model_type": self.family.model_type, **outer, "architectures": named}
+
+    def outer_config(self, hf: Hf) -> dict[str, Any]:
+        """Keys of the text model that are set beside its config."""
+        if not hf.get(self.key):
+            return {}
+        kept = {key: value for key, value in self._outside(hf).items() if key not in self.outer_keys}
+        return {key: value for key, value in kept.items() if key in self.family.keys and value is not None}
+
+    def _outside(self, hf: Hf) -> dict[str, Any]:
+        return {key: value for key, value in hf.items() if key not in self.ignored_keys and key != self.key}
 
     def text_tensors(self, tensors: Tensors) -> Tensors:
         """The tensors of the text model, under the names that they have alone."""
@@ -74,7 +86,35 @@ class _RenamedTensors:
 
 def text_model(
     hf: dict[str, Any], tensors: Tensors, nested: Mapping[str, NestedModel]
-) -> tuple[dict[str, Any], Tensors]:
-    """Config and tensors of the model to read: of its text model if `nested` (by model_type) lists the model."""
+) -> tuple[dict[str, Any], Tensors, dict[str, Any]]:
+    """Config and tensors of the model to read, and keys beside the config: of its text model if `nested` (by model_type)
+    lists the model."""
     found = nested.get(str(hf.get("model_type")))
-    return (hf, tensors) if found is None else (found.text_config(hf), found.text_tensors(tensors))
+    if found is None:
+        return hf, tensors, {}
+    return found.text_config(hf), found.text_tensors(tensors), found.outer_config(hf)
+
+
+def contradictions(outer: Hf, hf: Hf, fields_of: Callable[[Hf], Any]) -> list[str]:
+    """Problems of keys beside the text config that would change the model.
+
+    Args:
+        outer: These keys.
+        hf: The text config.
+        fields_of: What a config describes, in a form that can be compared.
+    """
+    if not outer:
+        return []
+    inside = fields_of(hf)
+    if fields_of({**hf, **outer}) == inside:
+        return []
+    named = [key for key, value in outer.items() if fields_of({**hf, key: value}) != inside] or list(outer)
+    return [
+        f"{key}={outer[key]!r} contradicts the text config, which {_sets(hf, key)}: versions of transformers differ in which "
+        "one they use. Keep one of them."
+        for key in named
+    ]
+
+
+def _sets(hf: Hf, key: str) -> str:
+    return f"sets {hf[key]!r}" if key in hf else "does not set it"

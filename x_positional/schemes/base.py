@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from x_positional.schemes.context import NO_TOKEN, AttentionContext, AttentionWindow, Bias, IndexFn, Span
+from x_positional.schemes.context import NO_TOKEN, AttentionContext, AttentionWindow, Bias, IndexFn
+from x_positional.schemes.spans import Span
+from x_positional.schemes.terms import ScoreTerm
 
 __all__ = [
     "NO_TOKEN",
@@ -218,6 +220,11 @@ class PositionScheme(nn.Module):
     def transform_scores(self, scores: Tensor, visible: Tensor | None, q: Tensor, ctx: AttentionContext) -> Tensor:
         """[B H T S] -> [B H T S], on whole rows, so no fused kernel can run it: CoPE. q is unrotated, [B H T D]."""
         return scores
+
+    def row_term(self, q: Tensor, ctx: AttentionContext) -> ScoreTerm | None:
+        """The same as `transform_scores`, in place and without autograd; None if there is no such form. A subclass that
+        overrides `transform_scores` overrides this too, or is computed without it."""
+        return None
 
     def capabilities(self) -> Capabilities:
         """What this instance can do. `acts_on` and `kernel` follow from the overridden hooks."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from x_positional.errors import ArgumentError
 from x_positional.schemes.base import AttentionContext, Bias, Capabilities, LayerView, PositionScheme
 from x_positional.schemes.context import add
+from x_positional.schemes.terms import ScoreTerm
 
 
 class Chain(PositionScheme):
@@ -87,6 +88,10 @@ class Chain(PositionScheme):
         for part in self._all():
             scores = part.transform_scores(scores, visible, q, ctx)
         return scores
+
+    def row_term(self, q: Tensor, ctx: AttentionContext) -> ScoreTerm | None:
+        transforming = [part for part in self._all() if part.overrides("transform_scores")]
+        return transforming[0].row_term(q, ctx) if transforming else None
 
 
 def chain_problems(parts: Sequence[PositionScheme]) -> list[str]:

@@ -5,30 +5,19 @@ B batch, T query tokens, S key tokens, H heads, A position axes. A leading 1 in 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+from x_positional.schemes.spans import Span
+from x_positional.schemes.terms import ScoreTerm, SumTerm
 
 NO_TOKEN = -1
 """The index of padding, and of a cache slot that was never written."""
 
 IndexFn: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """A function of broadcastable (b, h, q_idx, kv_idx), as FlexAttention calls it."""
-
-
-class Span(NamedTuple):
-    """Queries or keys start .. stop - 1. Not a `range`, for which torch.compile would recompile at each length."""
-
-    start: int
-    """The first."""
-    stop: int
-    """One after the last."""
-
-    @property
-    def cut(self) -> slice:
-        """The span as a slice."""
-        return slice(self.start, self.stop)
 
 
 def grid(batch: int, heads: int, rows: Span, keys: Span, device: torch.device) -> tuple[Tensor, ...]:
@@ -160,6 +149,27 @@ class AttentionContext:
             stop = min(stop, last + recent)
         return Span(max(0, min(start, self.S - 1)), max(1, min(stop, self.S)))
 
+    def earlier_than(self, rows: Span, keys: Span) -> int:
+        """How many of these keys, from the first on, the host knows to precede all of these queries."""
+        if not self.ordered:
+            return 0
+        own = self.q_start - self.kv_start + rows.start
+        return max(0, min(own, keys.stop) - keys.start)
+
+    def edges_of(self, rows: Span, keys: Span) -> list[Span]:
+        """The keys, in ranges, that may be hidden from some of these queries; all others are visible to each of them."""
+        if self.visible is None:
+            return []
+        window = self.window
+        if not self.ordered or self.q_documents is not None or window.chunk is not None or window.keep_first:
+            return [keys]
+        offset, size = self.q_start - self.kv_start, window.size
+        first, last = offset + rows.start, offset + rows.stop - 1  # the own keys of the first and the last query
+        left = keys.start if size is None else min(keys.stop, max(keys.start, last - size + 1))
+        right = first + 1 if self.causal else keys.stop if size is None else first + size
+        right = max(left, min(keys.stop, right))
+        return [span for span in (Span(keys.start, left), Span(right, keys.stop)) if span.start < span.stop]
+
     def visible_rows(self, rows: Span, keys: Span | None = None) -> Tensor | None:
         """[B|1 1 rows keys] bool, or None if every key is visible. keys: None is all."""
         if self.visible is None:
@@ -203,6 +213,10 @@ class Bias:
         visible = ctx.visible_rows(rows, keys)
         return bias if visible is None else torch.where(visible, bias, float("-inf"))
 
+    def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm | None:
+        """The same bias for these blocks of queries and keys, without autograd; None if there is no such form."""
+        return None
+
 
 @dataclass(frozen=True)
 class SumBias(Bias):
@@ -216,6 +230,10 @@ class SumBias(Bias):
         for part in self.parts[1:]:
             total = total + part.dense(ctx, rows, keys)
         return total
+
+    def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm | None:
+        terms = tuple(term for part in self.parts if (term := part.term(ctx, blocks)) is not None)
+        return SumTerm(terms) if len(terms) == len(self.parts) else None
 
 
 def add(biases: Sequence[Bias | None]) -> Bias | None:

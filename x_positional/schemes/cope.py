@@ -3,7 +3,8 @@
 B batch, T query tokens, S key tokens, H heads, D head dim, P counted positions.
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from x_positional.schemes.base import AttentionContext, Dims, PositionScheme
 from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.terms import ScoreBlock, ScoreTerm
 from x_positional.schemes.values import MAX_ROWS
 
 
@@ -39,20 +41,107 @@ class CopeScores(PositionScheme):
         if visible is not None:
             gates = gates.masked_fill(~visible, 0)
         order = ctx.key_order()
-        counts = self._suffix_sums(gates, order).clamp(max=self.max_pos - 1)
-        per_count = (q @ self.table.to(q.dtype).t()).to(scores.dtype)  # [B H T P]
-        low = counts.floor()
-        below = per_count.gather(-1, low.long())
-        above = per_count.gather(-1, counts.ceil().long())
-        return scores + torch.lerp(below, above, counts - low)
+        return _counted(scores, _suffix_sums(gates, order), (q @ self.table.to(q.dtype).t()).to(scores.dtype))
 
-    def _suffix_sums(self, gates: Tensor, order: Tensor | None) -> Tensor:
-        """[B H T S]: the sum of gates from each key to the last, in token order."""
-        if order is None:
-            return gates.flip(-1).cumsum(-1).flip(-1)
-        index = order[:, None, None].expand_as(gates)
-        sums = gates.gather(-1, index).flip(-1).cumsum(-1).flip(-1)
-        return torch.zeros_like(gates).scatter(-1, index, sums)
+    def row_term(self, q: Tensor, ctx: AttentionContext) -> ScoreTerm | None:
+        if type(self).transform_scores is not CopeScores.transform_scores or not ctx.ordered:
+            return None
+        return CountTerm(q @ self.table.to(q.dtype).t())
+
+
+def _suffix_sums(gates: Tensor, order: Tensor | None = None) -> Tensor:
+    """[B H T S]: the sum of gates from each key to the last, in token order."""
+    if order is None:
+        return gates.flip(-1).cumsum(-1).flip(-1)
+    index = order[:, None, None].expand_as(gates)
+    sums = gates.gather(-1, index).flip(-1).cumsum(-1).flip(-1)
+    return torch.zeros_like(gates).scatter(-1, index, sums)
+
+
+def _counted(scores: Tensor, counts: Tensor, per_count: Tensor) -> Tensor:
+    """The scores [... T S] plus those of their counts, interpolated. per_count: [... T P]."""
+    counts = counts.clamp(max=per_count.shape[-1] - 1)
+    low = counts.floor()
+    below = per_count.gather(-1, low.long())
+    above = per_count.gather(-1, counts.ceil().long())
+    return scores + torch.lerp(below, above, counts - low)
+
+
+class Counted(NamedTuple):
+    """Some keys of a block, and what the gradient of their scores needs: each tensor is [H R keys]."""
+
+    keys: slice
+    gates: Tensor
+    low: Tensor
+    """The count, rounded down."""
+    fraction: Tensor
+    """The count minus `low`."""
+    slope: Tensor
+    """By how much the score grows with the count."""
+
+
+class CountTerm(ScoreTerm):
+    """Counts from the query leftwards, a few keys at a time, until every query of the block has counted P - 1: all keys
+    before that get the same score.
+
+    Args:
+        per_count: [B H T P], the score of each count.
+    """
+
+    width: ClassVar[int] = 128
+    """Keys at a time. Their gates are summed by a product with a triangle of ones."""
+
+    def __init__(self, per_count: Tensor):
+        self.inputs = (per_count,)
+
+    def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> list[Counted]:
+        values = inputs[0][block.row, :, block.queries.cut]
+        last, stop = values.shape[-1] - 1, scores.shape[-1]
+        sum_before, found = scores.new_zeros(()), []
+        while stop:
+            keys = slice(max(0, stop - self.width), stop)
+            gates = scores[..., keys].sigmoid()  # 0 where hidden
+            counts = (gates @ _ones(gates).tril()).add_(sum_before)
+            sum_before, stop = counts[..., :1].clone(), keys.start
+            low = counts.clamp_(max=last).floor()
+            below, fraction, low = values.gather(-1, low.long()), counts - low, low.long()
+            slope = values.gather(-1, (low + 1).clamp_(max=last)).sub_(below)
+            scores[..., keys].add_(below).addcmul_(slope, fraction)
+            found.append(Counted(keys, gates, low, fraction, slope))
+            if stop and bool(sum_before.min() >= last):
+                scores[..., :stop].add_(values[..., -1:])
+                break
+        return found
+
+    def differentiate(
+        self, grad: Tensor, kept: list[Counted], sums: Sequence[Tensor | None], block: ScoreBlock
+    ) -> None:
+        sum_before = grad.new_zeros(())
+        for counted in reversed(kept):
+            above = grad[..., counted.keys]
+            self._sum_values(sums[0], above, counted, block)
+            of_gates = (counted.slope.mul_(above) @ _ones(above).triu()).add_(sum_before)
+            sum_before = of_gates[..., -1:].clone()
+            above.add_(of_gates.mul_(counted.gates).mul_(1 - counted.gates))
+        if sums[0] is not None:
+            of_rest = grad[..., : kept[-1].keys.start].sum(-1)
+            sums[0][block.row, :, block.queries.cut, -1] += of_rest
+
+    def _sum_values(self, values: Tensor | None, above: Tensor, counted: Counted, block: ScoreBlock) -> None:
+        """Adds the gradient of a few scores to that of the scores per count."""
+        if values is not None:
+            part, last = above * counted.fraction, values.shape[-1] - 1
+            here = values[block.row, :, block.queries.cut]
+            here.scatter_add_(-1, counted.low, above - part)
+            here.scatter_add_(-1, (counted.low + 1).clamp_(max=last), part)
+
+    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
+        return _counted(scores, _suffix_sums(scores.sigmoid()), inputs[0][block.row, :, block.queries.cut])
+
+
+def _ones(gates: Tensor) -> Tensor:
+    """[keys keys]."""
+    return gates.new_ones(gates.shape[-1], gates.shape[-1])
 
 
 class Cope(SchemeConfig):

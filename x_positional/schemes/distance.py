@@ -3,12 +3,16 @@
 B batch, T query tokens, S key tokens, H heads, N distances. A distance is query position minus key position.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from x_positional.schemes.base import AttentionContext, Bias, PositionScheme, Span
+from x_positional.schemes.terms import ScoreBlock, ScoreTerm
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,68 @@ class ToeplitzBias(Bias):
         if ctx.window.size is not None:
             hidden = hidden | (distance.abs() >= ctx.window.size)
         return table.masked_fill(hidden, float("-inf"))
+
+    def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm:
+        """Every block is a range of the same band: distances depend on where a key is relative to the block's first query."""
+        queries = max(rows.stop - rows.start for rows, _ in blocks)
+        first = min(keys.start - rows.start for rows, keys in blocks)
+        width = max(keys.stop - rows.start for rows, keys in blocks) - first
+        nearest = (
+            ctx.q_start - ctx.kv_start - first - (width - 1) - self.low
+        )  # of the first query, the last key; in the table
+        before, after = max(0, -nearest), max(0, nearest + width + queries - 1 - self.table.shape[-1])
+        table = F.pad(self.table, (before, after))[:, nearest + before :]  # what is padded, no query and key have
+        return BandTerm(_Band.apply(table, queries, width), first)
+
+
+class _Band(torch.autograd.Function):
+    """[H distances] -> [H R keys], where key c of query r has distance r - c + keys - 1, counted from the first."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(table: Tensor, queries: int, width: int) -> Tensor:  # type: ignore[override]
+        return table[:, : queries + width - 1].flip(-1).unfold(-1, width, 1).flip(-2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.distances = inputs[0].shape[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        heads, queries, width = grad.shape
+        # a row of R + keys numbers, read as one of R + keys - 1, begins one place further each time
+        skewed = F.pad(grad.flip(-2), (0, queries)).flatten(1)[:, : queries * (queries + width - 1)]
+        sums = skewed.view(heads, queries, -1).sum(1).flip(-1)
+        return F.pad(sums, (0, ctx.distances - sums.shape[-1])), None, None
+
+
+class BandTerm(ScoreTerm):
+    """A bias of distance.
+
+    Args:
+        band: [H R keys], the bias of the first R queries and all keys that any block has, relative to its first query.
+        first: the first key of the band, relative to the first query.
+    """
+
+    def __init__(self, band: Tensor, first: int):
+        self.inputs, self.first = (band,), first
+
+    def _of_block(self, band: Tensor, block: ScoreBlock) -> Tensor:
+        start = block.queries.start + self.first
+        queries = block.queries.stop - block.queries.start
+        return band[:, :queries, block.keys.start - start : block.keys.stop - start]
+
+    def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> None:
+        scores += self._of_block(inputs[0], block)
+
+    def differentiate(self, grad: Tensor, kept: None, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
+        if sums[0] is not None:
+            self._of_block(sums[0], block).add_(grad)
+
+    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
+        return scores + self._of_block(inputs[0], block)
 
 
 class DistanceScheme(PositionScheme):

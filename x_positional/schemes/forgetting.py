@@ -3,6 +3,7 @@
 B batch, T query tokens, S key tokens, H heads, M model dim.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from x_positional.errors import PositionError
 from x_positional.schemes.base import NO_TOKEN, AttentionContext, Bias, Dims, PositionScheme, Span
 from x_positional.schemes.registry import SchemeConfig
 from x_positional.schemes.rotary.frequencies import wide_dtype
+from x_positional.schemes.terms import ScoreBlock, ScoreTerm
 
 
 class _Difference(torch.autograd.Function):
@@ -66,6 +68,40 @@ class GateBias(Bias):
             return super().dense(ctx, rows, keys)  # the compiler fuses it
         at_query, at_key = self.at_query[..., rows.cut], self.at_key[..., keys.cut]
         return _Difference.apply(at_query, at_key, ctx.visible_rows(rows, keys), self.dtype)  # type: ignore[no-any-return]
+
+    def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm:
+        return GateTerm(self.at_query, self.at_key)
+
+
+class GateTerm(ScoreTerm):
+    """The same without autograd. For keys that precede every query of a block the difference is split at the first query:
+    both parts have the sign of the whole, so no digits cancel, and each is added in the dtype of the scores.
+
+    Args:
+        at_query, at_key: as in GateBias.
+    """
+
+    def __init__(self, at_query: Tensor, at_key: Tensor):
+        self.inputs = (at_query, at_key)
+
+    def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> None:
+        at_query = inputs[0][block.row, :, block.queries.cut, None]
+        at_key = inputs[1][block.row, :, None, block.keys.cut]
+        first, far = at_query[:, :1], block.earlier
+        scores[..., :far] += (first - at_key[..., :far]).to(scores.dtype)
+        scores[..., :far] += (at_query - first).to(scores.dtype)
+        scores[..., far:] += (at_query - at_key[..., far:]).to(scores.dtype)
+
+    def differentiate(self, grad: Tensor, kept: None, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
+        at_query, at_key = sums
+        if at_query is not None:
+            at_query[block.row, :, block.queries.cut] += grad.sum(-1)
+        if at_key is not None:
+            at_key[block.row, :, block.keys.cut] -= grad.sum(-2)
+
+    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
+        at_query = inputs[0][block.row, :, block.queries.cut, None]
+        return scores + (at_query - inputs[1][block.row, :, None, block.keys.cut]).to(scores.dtype)
 
 
 class ForgettingBias(PositionScheme):

@@ -4,13 +4,13 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from typing_extensions import Self
 
 from x_positional.errors import ArgumentError, ConfigError, did_you_mean, nearest, shown
 from x_positional.schemes.base import Dims, PositionScheme
 from x_positional.schemes.suggest import CHOSEN, TAG_WORDS, messages
-from x_positional.schemes.values import counted, require_bounded
+from x_positional.schemes.values import counted, leaf_problem, require_bounded
 
 T = TypeVar("T")
 
@@ -31,6 +31,16 @@ class Config(BaseModel):
         _worded(type(self), data, lambda: validator.validate_python(data, self_instance=self))
 
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # nested configs are validated without it
+
+    @field_validator("*")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        """Strings and foreign numbers (Decimal) are converted only after `require_bounded` has seen them."""
+        for number in value if isinstance(value, tuple) else (value,):
+            problem = leaf_problem(number) if isinstance(number, int | float) else None
+            if problem is not None:
+                raise ValueError(problem.removeprefix("="))
+        return value
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:

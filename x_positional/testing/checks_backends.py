@@ -103,10 +103,10 @@ def gradients_agree(subject: Subject, expect: Expect) -> None:
 
 
 def gradients(model: nn.Module, scenario: Scenario) -> dict[str, Tensor | None]:
-    """The gradient of a random projection of the logits, for every parameter."""
+    """The gradient of a random projection of the logits, for every parameter that can have one."""
     logits = model(**scenario.call)
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3)).to(logits)
-    named = dict(model.named_parameters())
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     loss = (logits * weights).sum() / logits.shape[1]
     return dict(zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True), strict=True))
 

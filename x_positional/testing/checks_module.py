@@ -43,10 +43,10 @@ def no_buffers(subject: Subject, expect: Expect) -> None:
 def on_meta(subject: Subject, kind: Kind) -> TransformerWrapper:
     """A model built on the meta device and materialized with NaN in every parameter."""
     with torch.device("meta"):
-        model = build_model(subject.config(kind))
-    model = model.to_empty(device=subject.device).eval()
+        model = subject.stored(build_model(subject.config(kind)).eval())
+    model = model.to_empty(device=subject.device)
     for parameter in model.parameters():
-        nn.init.constant_(parameter, float("nan"))
+        nn.init.constant_(parameter, float("nan") if parameter.is_floating_point() else 1)
     return model
 
 
@@ -79,7 +79,7 @@ def copies(subject: Subject, expect: Expect) -> None:
         twin = copy.deepcopy(model)
         expect.equal(twin(tokens), want, f"a deep copy, {kind}", bound=0)
         for parameter in twin.parameters():
-            parameter.add_(1.0)
+            parameter.add_(1)
         expect.equal(model(tokens), want, f"the original after its copy was changed, {kind}", bound=0)
         layers = model.attn_layers
         schemes, kinds = pickle.loads(pickle.dumps((list(layers.schemes), layers.kinds)))

@@ -162,7 +162,7 @@ def _nudged(model: TransformerWrapper) -> TransformerWrapper:
     logits are. Scaling scores with the position, for example, also scales their rounding errors."""
     model, random = copy.deepcopy(model), torch.Generator().manual_seed(17)
     for name, parameter in model.named_parameters():
-        if not name.startswith("attn_layers.schemes."):
+        if not name.startswith("attn_layers.schemes.") and parameter.is_floating_point():
             noise = torch.randn(parameter.shape, generator=random).to(parameter)
             parameter.mul_(1 + 2**-9 * noise)
     return model

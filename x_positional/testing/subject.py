@@ -16,6 +16,7 @@ from x_positional.config.models import ModelConfig
 from x_positional.config.validate import model_report
 from x_positional.errors import ArgumentError
 from x_positional.models.language import TransformerWrapper, build_model
+from x_positional.models.quantize import Quantization, quantize
 from x_positional.schemes.base import Capabilities, Dims, PositionScheme
 from x_positional.schemes.compose import Chain
 from x_positional.schemes.registry import SchemeConfig, scheme_config
@@ -49,9 +50,19 @@ class Sizes:
 
 
 class Subject:
-    """A scheme under test. Models made by `model(...)` have equal values in the parameters that they share."""
+    """A scheme under test. Models made by `model(...)` have equal values in the parameters that they share.
 
-    def __init__(self, scheme: Scheme | Sequence[Scheme], sizes: Sizes, device: torch.device):
+    quantization: of all models; see `x_positional.quantize`.
+    """
+
+    def __init__(
+        self,
+        scheme: Scheme | Sequence[Scheme],
+        sizes: Sizes,
+        device: torch.device,
+        quantization: Quantization | None = None,
+    ):
+        self.quantization: Quantization | None = quantization
         chain = isinstance(scheme, Sequence) and not isinstance(scheme, str)
         self.specs = tuple(_checked(s) for s in (scheme if chain else [scheme]))  # type: ignore[union-attr]
         self.sizes, self.device = sizes, device
@@ -96,7 +107,11 @@ class Subject:
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.add_(torch.randn_like(parameter) * NOISE)
-        return model.to(self.device).eval()
+        return self.stored(model.to(self.device).eval())
+
+    def stored(self, model: TransformerWrapper) -> TransformerWrapper:
+        """The same model in eval mode, quantized where the subject is."""
+        return model if self.quantization is None else quantize(model, self.quantization)
 
     def model(self, kind: Kind = "decoder", **fields: Any) -> TransformerWrapper:
         """The same model, shared between checks: do not modify it."""

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from x_positional.errors import ArgumentError, ContractError
+from x_positional.models.quantize import Quantization
 from x_positional.schemes.base import Capabilities
 from x_positional.testing.checks_backends import backends_agree, gradcheck, gradients_agree, hooks_run
 from x_positional.testing.checks_batch import batch_independent, packing, padding, prefix_consistent, ragged_decoding
@@ -128,6 +129,7 @@ def check_scheme(
     skip: Collection[str] = (),
     sizes: Sizes | None = None,
     device: str | torch.device = "cpu",
+    quantization: Quantization | None = None,
     strict: bool = True,
 ) -> ContractReport:
     """Run the contract suite on a scheme: what it declares must hold, and what it does not declare must fail.
@@ -139,6 +141,7 @@ def check_scheme(
         skip: names from `CHECKS` to leave out.
         sizes: sizes of the small models that the scheme is tested in.
         device: where to run the models.
+        quantization: "int8" quantizes their weights: see `x_positional.quantize`.
         strict: raise if a check fails; False returns the report instead.
 
     Returns:
@@ -152,7 +155,7 @@ def check_scheme(
     unknown = [name for name in (*names, *skip) if name not in CHECKS]
     if unknown:
         raise ArgumentError(f"no check named {', '.join(unknown)}; there are: {', '.join(CHECKS)}")
-    subject = Subject(scheme, sizes or Sizes(), torch.device(device))
+    subject = Subject(scheme, sizes or Sizes(), torch.device(device), quantization)
     results = tuple(run_check(name, subject) for name in names if name not in skip)
     report = ContractReport(capabilities=subject.capabilities(), results=results)
     if strict and not report.ok:

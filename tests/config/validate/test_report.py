@@ -312,3 +312,9 @@ def test_a_chain_is_judged_and_built_as_its_parts() -> None:
     assert [type(s).__name__ for s in model.attn_layers.schemes] == ["LearnedAbsolute", "CopeScores", "CopeScores"]
     assert model.attn_layers.schemes[1] is not model.attn_layers.schemes[2]
     assert check(model).position == "LearnedAbsolute + CopeScores"
+
+
+def test_the_shortest_table_of_a_pattern_ends_the_positions() -> None:
+    pattern = [{"position": {"kind": "absolute", "max_seq_len": 40}}, {"position": "absolute"}]
+    report = check(dim=64, depth=2, heads=2, max_seq_len=9, pattern=pattern)
+    assert report.past == "refused after 9 positions: absolute defines no more"

@@ -190,6 +190,12 @@ def test_what_is_refused() -> None:
     for lengths in (torch.tensor([3, 4, 5]), torch.tensor([3.0, 4.0]), torch.tensor([[3, 4]])):
         with pytest.raises(InputError, match="final_lengths must be 2 integers"):
             net.new_cache(2, final_lengths=lengths)
+    for lengths, value in (([0], 0), (torch.tensor([5, -3]), -3), (torch.tensor([-(2**62), 1]), -(2**62))):
+        with pytest.raises(InputError, match=f"final_lengths contains {value}, .* at least 1"):
+            net.new_cache(2, final_lengths=lengths)
+    with pytest.raises(InputError, match="final_lengths"):
+        net.new_cache(2, final_lengths="12")
+    assert torch.equal(net.new_cache(2, final_lengths=[1, 7]).final_lengths, torch.tensor([1, 7]))
     context = torch.randn(1, 4, 26, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     cache = net.new_cache(1, final_lengths=torch.tensor([9]))
     with pytest.raises(PositionError, match="context keys those for max_seq_len"):

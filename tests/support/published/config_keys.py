@@ -45,7 +45,7 @@ VISION = {"vision_aspect_ratio", "vision_feature_layer", "vision_feature_select_
 
 SEEING = {
     "hidden_size": 36,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "num_attention_heads": 3,
     "image_size": 20,
     "patch_size": 4,
@@ -53,6 +53,7 @@ SEEING = {
     "layer_norm_eps": EPS,
     "num_labels": 5,
 }
+"""A small model of images."""
 VISION_CASES = [
     Published(name="keys vit", model="ViTForImageClassification", config={**SEEING, "intermediate_size": 50}),
     Published(name="keys dinov2", model="Dinov2ForImageClassification", config={**SEEING, "mlp_ratio": 3}),

@@ -17,6 +17,7 @@ from torch._C._functorch import (  # type: ignore[import-not-found]
 
 from x_positional.errors import BackendError
 from x_positional.schemes.base import AttentionContext, Bias, Kernel, Span
+from x_positional.schemes.terms import ScoreTerm
 
 RowFn = Callable[[Tensor, Tensor | None, Tensor, AttentionContext], Tensor]
 
@@ -30,8 +31,10 @@ class ScoreOps:
     """The part of the bias that depends on the layer's content."""
     transform: RowFn | None = None
     """(scores, visible, unrotated q, ctx) -> scores, on whole rows."""
+    row_term: Callable[[Tensor, AttentionContext], ScoreTerm | None] | None = None
+    """(unrotated q, ctx) -> `transform` in place and without autograd, or None."""
     unrotated_q: Tensor | None = None
-    """[B H T D], for `transform`."""
+    """[B H T D], for `transform` and `row_term`."""
     softcap: float | None = None
     """c: scores become c * tanh(score / c)."""
     sinks: Tensor | None = None
@@ -47,6 +50,8 @@ class Prepared:
     ctx: AttentionContext
     bias: Bias | None
     """The part of the bias that depends on positions alone."""
+    term: ScoreTerm | None = None
+    """The bias for blocks of queries, where it has such a form."""
     native: Any = None
     """The backend's own form of mask and bias."""
 
@@ -95,10 +100,10 @@ def refuse_second_derivative(out: Tensor, kernel: str, backend: str) -> None:
         kernel: prefix of the names of the kernel's nodes in the autograd graph. Others are differentiable twice.
         backend: the name of the backend.
     """
-    if torch.compiler.is_compiling():
-        return  # dynamo cannot read grad_fn, and aot_autograd refuses second derivatives itself
+    if torch.compiler.is_compiling() or inside_torch_func(out):  # first: reading grad_fn breaks the graph
+        return
     node = out.grad_fn
-    if node is None or inside_torch_func(out) or not node.name().startswith(kernel):
+    if node is None or not node.name().startswith(kernel):
         return
     message = (
         f"backend={backend!r} runs a fused kernel, which torch cannot differentiate twice. For second derivatives "

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, drop, torch_func_runs
-from x_positional.schemes.base import Kernel, Span
+from x_positional.attention.backends.rows import attend_by_rows, shared_term
+from x_positional.schemes.base import AttentionContext, Bias, Kernel, Span
 
 ALL_KERNELS: frozenset[Kernel] = frozenset(("fused", "bias", "rows"))
 
@@ -65,17 +66,28 @@ class Eager(Backend):
 
 class Blockwise(Backend):
     """Exact and differentiable, holding the scores of one block of query rows at a time; backward recomputes them, except
-    inside torch.func, which does not support checkpoints."""
+    for a single block, as under torch.compile, and inside torch.func, which does not support checkpoints."""
 
     name = "blockwise"
     kernels = ALL_KERNELS
     block = 128
 
+    def prepare(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Prepared:
+        return Prepared(ctx=ctx, bias=bias, term=shared_term(ctx, bias, dtype))
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
         heads = q.shape[1]
         k, v = share_heads(k, heads), share_heads(v, heads)
-        blocks = blocks_of(prepared.ctx, self.block)
-        return torch.cat([self._block(q, k, v, prepared, ops, rows, keys) for rows, keys in blocks], dim=2)
+        found = attend_by_rows(q, k, v, prepared, ops)
+        return self._recorded(q, k, v, prepared, ops) if found is None else found
+
+    def _recorded(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
+        """Recorded by autograd, so that derivatives of any order and transforms of torch.func work."""
+        ctx = prepared.ctx
+        whole = torch.compiler.is_compiling()  # the compiler would recompile for every number of blocks
+        blocks = [(ctx.every_row, ctx.every_key)] if whole else blocks_of(ctx, self.block)
+        out = [self._block(q, k, v, prepared, ops, rows, keys) for rows, keys in blocks]
+        return out[0] if len(out) == 1 else torch.cat(out, dim=2)
 
     def _block(
         self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps, rows: Span, keys: Span
@@ -85,6 +97,6 @@ class Blockwise(Backend):
             return probabilities.to(v.dtype) @ v
 
         args = (q[:, :, rows.cut], k[:, :, keys.cut], v[:, :, keys.cut])
-        if not torch.is_grad_enabled() or torch_func_runs():
+        if not torch.is_grad_enabled() or torch_func_runs() or rows.stop - rows.start == prepared.ctx.T:
             return run(*args)
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=ops.dropout > 0)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, drop, refuse_second_derivative
 from x_positional.attention.backends.eager import share_heads
+from x_positional.attention.backends.rows import applies, attend_by_rows, shared_term
 from x_positional.schemes.base import AttentionContext, Bias, Span
 
 
@@ -46,11 +47,17 @@ class Sdpa(Backend):
     def prepare(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Prepared:
         if bias is None and (ctx.visible is None or ctx.plain_causal):
             return Prepared(ctx=ctx, bias=None, native=[Block(ctx.every_row, ctx.every_key, None)])
+        term = shared_term(ctx, bias, dtype)
+        if term is not None:
+            return Prepared(ctx=ctx, bias=bias, term=term)
+        return Prepared(ctx=ctx, bias=bias, native=self._masked_blocks(ctx, bias, dtype))
+
+    def _masked_blocks(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> list[Block]:
         blocks, autocast = [], autocasts(ctx.device.type)
         for rows, keys in self._blocks(ctx):
             mask = ctx.visible_rows(rows, keys) if bias is None else as_mask(bias.dense(ctx, rows, keys), dtype)
             blocks.append(Block(rows, keys, mask, autocast))
-        return Prepared(ctx=ctx, bias=bias, native=blocks)
+        return blocks
 
     def _blocks(self, ctx: AttentionContext) -> list[tuple[Span, Span]]:
         """A single block where more would gain little, and under torch.compile, which would recompile for every number of them."""
@@ -60,7 +67,20 @@ class Sdpa(Backend):
         return blocks_of(ctx, size)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
-        blocks: list[Block] = prepared.native
+        if self._lacks_kernel(q, v, prepared, ops) and applies((q,), q.shape[2]):
+            heads = q.shape[1]
+            found = attend_by_rows(q, share_heads(k, heads), share_heads(v, heads), prepared, ops)
+            if found is not None:
+                return found
+        return self._by_kernel(q, k, v, prepared, ops)
+
+    def _lacks_kernel(self, q: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> bool:
+        """Whether torch would run its math kernel on a CPU, which holds all scores, or needs a mask per layer."""
+        biased = prepared.term is not None or ops.content is not None
+        return q.device.type == "cpu" and (q.shape[-1] != v.shape[-1] or biased)
+
+    def _by_kernel(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
+        blocks: list[Block] = prepared.native or self._masked_blocks(prepared.ctx, prepared.bias, q.dtype)
         if ops.content is not None and prepared.bias is None:  # its dense form carries the mask
             blocks = [Block(rows, keys, None) for rows, keys in self._blocks(prepared.ctx)]
         if len(blocks) == 1:

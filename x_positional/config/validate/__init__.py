@@ -1,6 +1,6 @@
 """What cannot work, what deserves a second look, and which backend will run, before anything is built."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from x_positional.config.layers import LayerConfig, LayersConfig
 from x_positional.config.models import ContinuousConfig, ModelConfig
 from x_positional.config.validate import rules_ignored, rules_parts, rules_stack, rules_use, rules_vision  # noqa: F401  (registers their rules)
 from x_positional.config.validate.case import CacheName, Case, Use, read_use
+from x_positional.config.validate.fields import invalid_fields
 from x_positional.config.validate.report import Report, across, merged, require
 from x_positional.config.validate.rule import RULES, Rule
 from x_positional.config.validate.target import AnyConfig, Stack, read_target
@@ -90,12 +91,15 @@ def layers_report(
     use: Use | None = None,
 ) -> Report:
     """The verdict on a stack of layers, with the length and the embedding width of the wrapper around it."""
+    if model is None and (problems := invalid_fields(config)):
+        return Report(errors=problems)
     dims, distinct = config.dims(max_seq_len, embed_dim), _distinct(config, max_seq_len)
     if problems := size_problems(config, [kind for _, kind in distinct]):
         return Report(errors=problems)
     windows = tuple(dict.fromkeys(kind.attention_window for _, kind in distinct))
     built = _built([kind for _, kind in distinct], dims)
     blind = config.kind == "encoder" and all(_is_blind(kind, *_parts(kind, built)) for _, kind in distinct)
+    partly_embedded = _partly_embedded([kind for _, kind in distinct], built)
     reports = []
     for written, kind in distinct:
         own = {name: getattr(written, name) for name in type(written).model_fields}
@@ -105,9 +109,11 @@ def layers_report(
             layers=config.model_copy(update={**own, "pattern": ()}),
             parts=kind.parts,
             named=tuple(named),
+            everywhere=tuple(pair for pairs, _ in built.values() for pair in pairs),
             unbuilt=tuple(unbuilt),
             windows=windows,
             blind=blind,
+            partly_embedded=partly_embedded,
             max_seq_len=max_seq_len,
             embed_dim=embed_dim,
             model=model,
@@ -158,6 +164,22 @@ def _parts(kind: LayerConfig, built: Mapping[Any, tuple[Named, list[str]]]) -> t
     return [scheme for named, _ in found for scheme in named], [problem for _, unbuilt in found for problem in unbuilt]
 
 
+def _partly_embedded(kinds: Sequence[LayerConfig], built: Mapping[Any, tuple[Named, list[str]]]) -> tuple[str, ...]:
+    """Names of the schemes that change the embeddings and are not one scheme, built once, of all kinds of layers."""
+    each = [
+        {
+            (place, _key(part)): name
+            for place, part in enumerate(kind.parts)
+            for name, scheme in built[_key(part)][0]
+            if scheme.overrides("embed")
+        }
+        for kind in kinds
+    ]
+    return tuple(
+        dict.fromkeys(name for own in each for at, name in own.items() if any(at not in other for other in each))
+    )
+
+
 def _key(value: Any) -> Any:
     """The value as a key; the identity of a config whose own fields cannot be hashed, which then equals itself alone."""
     try:
@@ -169,6 +191,8 @@ def _key(value: Any) -> Any:
 
 def model_report(config: ModelConfig | ContinuousConfig | VisionConfig, use: Use | None = None) -> Report:
     """The verdict on a model."""
+    if problems := invalid_fields(config):
+        return Report(errors=problems)
     if isinstance(config, VisionConfig):
         report = layers_report(config.stack, config.trained_patches, model=config, use=use)
         return rules_vision.with_table(report, config)
@@ -193,10 +217,16 @@ def judge(case: Case) -> Report:
         report,
         backend=case.backend,
         reason=choice and _reason(case, choice),
-        capabilities=caps,
+        capabilities=_of_stack(case, caps),
         decodes=rules_use.decodes(case, caps),
         past=rules_use.past(case),
     )
+
+
+def _of_stack(case: Case, caps: Capabilities) -> Capabilities:
+    """What the schemes can do in this stack: kept first tokens take their positions from the cache, so none can be given."""
+    kept = any(window.keep_first for window in case.windows)
+    return replace(caps, uses_positions=False) if kept else caps
 
 
 def build_parts(parts: tuple[SchemeConfig, ...], dims: Dims) -> tuple[Named, list[str]]:

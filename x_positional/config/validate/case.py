@@ -80,8 +80,12 @@ class Case:
     """What the model is meant to do."""
     blind: bool = False
     """An encoder none of whose layers can tell one order of tokens from another."""
+    partly_embedded: tuple[str, ...] = ()
+    """Names of the schemes that change the embeddings but do not belong to every layer of the stack."""
     named: tuple[tuple[str, PositionScheme], ...] = ()
     """The schemes that can be built, by name, without memory for parameters."""
+    everywhere: tuple[tuple[str, PositionScheme], ...] = ()
+    """The same of all kinds of layers in the stack, whose shortest table ends the model's positions."""
     unbuilt: tuple[str, ...] = ()
     """Why the others cannot."""
     backend: str | None = None

@@ -41,6 +41,14 @@ def _crosses_alone(config: LayersConfig) -> bool:
     return config.kind == "cross_attender"
 
 
+def _weighs_one(config: LayersConfig) -> bool:
+    return config.ff.moe is not None and config.ff.moe.top_k == 1 and config.ff.moe.renorm
+
+
+_ONE_WEIGHT = (
+    "moe.top_k=1 with moe.renorm=True makes the weight of the only expert 1",
+    "Use renorm=False, or leave it out.",
+)
 _NO_SELF_ATTENTION = "it applies to self-attention, and a cross_attender has none"
 _NO_QK_NORM = ("there is no norm of queries and keys", "Set attn.qk_norm, or leave it out.")
 _NO_GLU = ("ff.glu is off, so there are no gates", "Set ff.glu, or leave it out.")
@@ -159,6 +167,16 @@ OF_LAYERS = (
         "ff.moe.correction",
         lambda config: config.ff.moe.top_k == config.ff.moe.experts,
         "it changes which experts are chosen, and all {config.ff.moe.experts} are",
+    ),
+    Ignored(
+        "ff.moe.weigh",
+        lambda config: _weighs_one(config) and config.ff.moe.scale == 1,
+        *_ONE_WEIGHT,
+    ),
+    Ignored(
+        "ff.moe.score",
+        lambda config: _weighs_one(config) and config.ff.moe.groups == 1 and not config.ff.moe.correction,
+        *_ONE_WEIGHT,
     ),
 )
 

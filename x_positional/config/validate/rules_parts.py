@@ -35,6 +35,17 @@ def experts_can_be_chosen(case: Case) -> Iterator[str]:
 
 
 @rule()
+def a_feedforward_has_channels(case: Case) -> Iterator[str]:
+    """The inner width is at least 1 after rounding down."""
+    dim, ff = case.layers.dim, case.layers.ff
+    if ff.dim is None and int(dim * ff.mult) < 1:
+        yield (
+            f"ff.mult={ff.mult:g} of dim={dim} is an inner width of {dim * ff.mult:g}, which rounds down to 0. Use at least "
+            "ff.dim=1, or a larger ff.mult."
+        )
+
+
+@rule()
 def latents_leave_room_for_values(case: Case) -> Iterator[str]:
     """The shared channels are fewer than a head has."""
     mla, head_dim = case.layers.attn.mla, case.layers.head_dim

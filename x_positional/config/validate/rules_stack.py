@@ -98,6 +98,22 @@ def schemes_combine(case: Case) -> Iterator[str]:
 
 
 @rule(needs="schemes")
+def every_layer_reads_the_embeddings(case: Case) -> Iterator[str]:
+    """A scheme that changes the embeddings acts on every layer, so it belongs to every entry of a pattern."""
+    names = ", ".join(case.partly_embedded)
+    if names and case.whole.position is None and any(entry.position is None for entry in case.whole.pattern):
+        yield (
+            f"entries of pattern without a position get the default, position={names}, which changes the embeddings that "
+            "every layer reads. Set position in every entry; 'none' is no position."
+        )
+    elif names:
+        yield (
+            f"position={names} in some entries of pattern: it changes the embeddings, which every layer reads. Put it into "
+            "every entry, with the same settings and at the same place of the list, or into none."
+        )
+
+
+@rule(needs="schemes")
 def causal_schemes_need_a_decoder(case: Case) -> Iterator[str]:
     """A scheme that is undefined without a causal mask cannot run in bidirectional attention."""
     kind = case.layers.kind
@@ -139,7 +155,8 @@ def schemes_reach_max_seq_len(case: Case) -> Iterator[str]:
 @rule(needs="schemes")
 def first_tokens_have_distances(case: Case) -> Iterator[str]:
     """keep_first moves the positions of the first tokens, which schemes in the embeddings cannot follow."""
-    problem = keep_first_problem(case.schemes, case.windows)
+    others = [([], window) for window in case.windows]
+    problem = keep_first_problem([(case.schemes, case.attention_window), *others])
     if problem is not None:
         yield problem
 
@@ -189,10 +206,17 @@ def cross_attention_reads_positions_if_given(case: Case) -> Iterator[str]:
 @rule("warning")
 def a_window_is_shorter_than_the_sequence(case: Case) -> Iterator[str]:
     """A window or chunk as long as the longest input hides nothing."""
-    length = case.max_seq_len
+    length, first = case.max_seq_len, case.layers.keep_first
     for name, size in (("window", case.layers.window), ("chunk", case.layers.chunk)):
-        if size is not None and length is not None and size >= length:
+        if size is None or length is None:
+            continue
+        if size >= length:
             yield f"{name}={size} hides nothing up to max_seq_len={length}. Use a shorter {name}, or leave it out."
+        elif name == "window" and size + first >= length:
+            yield (
+                f"window={size} and keep_first={first} hide nothing up to max_seq_len={length}. Use a shorter window, or leave "
+                "both out."
+            )
 
 
 @rule("warning")

@@ -201,8 +201,8 @@ def _query_width(case: Case) -> int:
 
 
 def _shortest(case: Case) -> tuple[str, int] | None:
-    """The scheme with the lowest limit of positions, and that limit."""
-    ends = [(scheme.limit, name) for name, scheme in case.named if scheme.limit is not None]
+    """The scheme of the stack with the lowest limit of positions, and that limit."""
+    ends = [(scheme.limit, name) for name, scheme in case.everywhere if scheme.limit is not None]
     return (min(ends)[1], min(ends)[0]) if ends else None
 
 

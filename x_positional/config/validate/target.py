@@ -21,6 +21,7 @@ from x_positional.config.layers import LayersConfig
 from x_positional.config.models import ContinuousConfig, ModelConfig
 from x_positional.config.reading import parse_yaml, read_text
 from x_positional.config.seq2seq import Seq2SeqConfig
+from x_positional.config.validate.fields import invalid_fields
 from x_positional.config.vision import VisionConfig
 from x_positional.errors import ConfigError, FlagError, nearest
 from x_positional.schemes.base import Dims
@@ -86,6 +87,8 @@ def read_target(target: Any, flags: Mapping[str, Any]) -> Reading:
     if isinstance(target, nn.Module):
         return _of_module(target)
     if isinstance(target, Seq2SeqConfig):
+        if problems := invalid_fields(target):
+            return Reading({}, problems)
         return Reading({"encoder": Stack(target.encoder), "decoder": Stack(target.decoder)}, [])
     if isinstance(target, AnyConfig):
         return Reading({"": Stack(target)}, [])

@@ -4,6 +4,7 @@ Gemma 3 is published alone and as the text model of a multimodal one.
 """
 
 from x_positional.pretrained.config_json.codecs import Custom, Fields, Fixed, Hf, Key, Nullable, Only, decimal, derived
+from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.config_json.layer_types import LayerTypesCodec, RopeCodec, full_every
 from x_positional.pretrained.families.llama import ACTIVATIONS, LLAMA, activations, qk_norms, sizes, tied
 from x_positional.pretrained.nested import NestedModel
@@ -94,4 +95,8 @@ GEMMA3 = NestedModel(
         r"model\.language_model\.": "model.",
     },
     dropped=(r"(^|\.)(vision_tower|multi_modal_projector)\.",),
+    ignored_keys=key_names(
+        "vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index boi_token_id eoi_token_id "
+        "image_token_id processor_class"
+    ),
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from x_positional.pretrained.config_json.causal import causal_only
 from x_positional.pretrained.config_json.codecs import Fields, Fixed, Hf
+from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.config_json.layer_types import CHUNKED, FULL, LayerTypesCodec, RopeCodec, no_rope_layers
 from x_positional.pretrained.config_json.moe_codec import AliasedKey, ExpertLayers, MoECodec, SharedExpert
 from x_positional.pretrained.families.llama import LLAMA, rms_norms, sizes
@@ -132,4 +133,8 @@ LLAMA4 = NestedModel(
     family=LLAMA4_TEXT,
     prefixes={r"language_model\.": ""},
     dropped=(r"^(vision_model|multi_modal_projector)\.",),
+    ignored_keys=key_names(
+        "vision_config boi_token_index eoi_token_index image_token_index boi_token_id eoi_token_id image_token_id "
+        "processor_class"
+    ),
 )

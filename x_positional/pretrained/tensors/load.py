@@ -26,6 +26,7 @@ class TensorNames:
         self.tensors, self.prefix, self.used = tensors, family.prefix, set[str]()
         self.stored = _current_names(tensors.names(), family.legacy_names)
         self.aliases: dict[str, str] = {}
+        self.advice: dict[str, str] = {}  # tensor -> what to do where it is missing
         self.ignored = [re.compile(pattern) for pattern in family.ignored_tensors]
         self._resolve_copies(family.copies)
 
@@ -89,6 +90,7 @@ def fill(
     *,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
+    loaded: Callable[[str], object] | None = None,
 ) -> None:
     """Load tensors into a model whose parameters are on the meta device.
 
@@ -99,17 +101,20 @@ def fill(
         names: The tensors of the checkpoint.
         dtype: None keeps the stored dtype. Parameters without gradients always keep it.
         device: None is the CPU.
+        loaded: Called with the name of each parameter that has got its value.
 
     Raises:
         PretrainedError: With every tensor that is missing, of the wrong shape, or unexpected.
     """
     problems: list[str] = []
     for name, parameter in list(model.named_parameters()):
-        loaded = _load(name, parameter, family, layers(name), names, problems)
-        if loaded is not None and not problems:
+        value = _load(name, parameter, family, layers(name), names, problems)
+        if value is not None and not problems:
             target = dtype if parameter.requires_grad else None
-            ready = loaded.to(device=device or "cpu", dtype=target or loaded.dtype, copy=True).contiguous()
+            ready = value.to(device=device or "cpu", dtype=target or value.dtype, copy=True).contiguous()
             replace_parameter(model, parameter, nn.Parameter(ready, requires_grad=parameter.requires_grad))
+            if loaded is not None:
+                loaded(name)
     problems += [f"unexpected tensor {name} in the checkpoint." for name in names.unused()]
     if problems:
         raise PretrainedError(f"{names.tensors.source} does not fit {family.model_type}:", problems)
@@ -129,7 +134,7 @@ def _load(
     missing = [theirs for theirs, stored in zip(expected, found, strict=True) if stored is None]
     names.used |= {stored for stored in found if stored is not None}
     if missing:
-        problems += [f"{theirs} is missing (for {name})." for theirs in missing]
+        problems += [f"{theirs} is missing (for {name}). {names.advice.get(theirs, '')}".rstrip() for theirs in missing]
         return None
     parts = [names.read(stored) for stored in found if stored is not None]
     quantised = [f"{n} {_dtype(p)}" for n, p in zip(expected, parts, strict=True) if p.dtype not in FLOATS]

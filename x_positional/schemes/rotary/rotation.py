@@ -34,7 +34,7 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> T
     partner = (
         torch.unflatten(first, -1, (-1, 2)).flip(-1).flatten(-2) if interleaved else first.roll(width // 2, dims=-1)
     )
-    rotated = (first * cos + partner * sin).to(x.dtype)
+    rotated = torch.addcmul(first * cos, partner, sin).to(x.dtype)
     return rotated if width == x.shape[-1] else torch.cat([rotated, x[..., width:]], dim=-1)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from x_positional.errors import UserError
 from x_positional.generation.compiled import cpp_compilers
@@ -135,7 +136,8 @@ def precision(run: RunConfig, device: torch.device) -> str:
 
 
 def decayed_parameters(model: nn.Module) -> set[str]:
-    """Names of the weights of linear maps, including the stacked weights of experts.
+    """Names of the weights of linear maps, including the stacked weights of experts. In place of a parametrized weight, the
+    tensors that it is computed from (its magnitude and direction under weight_norm).
 
     Norm gains, biases, slopes, bias tables and embeddings (even if tied to the output) do not decay: pulling them
     towards zero changes the function without regularizing a map.
@@ -145,8 +147,17 @@ def decayed_parameters(model: nn.Module) -> set[str]:
         for prefix, module in model.named_modules()
         for kind, names in LINEAR_WEIGHTS.items()
         if isinstance(module, kind)
-        for name in names
+        for weight in names
+        for name in _sources(module, weight)
     }
+
+
+def _sources(module: nn.Module, weight: str) -> list[str]:
+    """Names of the parameters that a weight of a module is computed from: its own, unless it is parametrized."""
+    if not parametrize.is_parametrized(module, weight):
+        return [weight]
+    originals = module.get_submodule(f"parametrizations.{weight}")
+    return [f"parametrizations.{weight}.{name}" for name, _ in originals.named_parameters(recurse=False)]
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -1,0 +1,76 @@
+"""What a scheme adds to scores, in a form that needs no autograd: in place, for one block of queries at a time.
+
+B batch, T query tokens, S key tokens, H heads; a block has R queries and W keys.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from x_positional.schemes.spans import Span
+
+
+@dataclass(frozen=True)
+class ScoreBlock:
+    """Some queries of one row of the batch, and the range of keys visible to them."""
+
+    row: int
+    """The row of the batch."""
+    queries: Span
+    """R queries."""
+    keys: Span
+    """W keys."""
+    earlier: int
+    """How many of these keys, from the first on, are known to precede every query."""
+
+
+class ScoreTerm:
+    """A term of the scores. What it reads with a gradient are its inputs; backends pass them to both methods.
+
+    Scores arrive with hidden keys at the lowest finite number, and with the terms before this one.
+    """
+
+    inputs: tuple[Tensor, ...]
+    """Tensors with a gradient."""
+
+    def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Any:
+        """Change scores [H R W] in place. Returns what `differentiate` needs."""
+        raise NotImplementedError
+
+    def differentiate(self, grad: Tensor, kept: Any, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
+        """Turn the gradient [H R W] of the changed scores into that of the scores before, in place, and add the gradients of
+        the inputs to `sums`, which have their shapes; None where an input needs none."""
+        raise NotImplementedError
+
+    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
+        """`add` as a function that autograd records: for gradients of gradients."""
+        raise NotImplementedError
+
+
+class SumTerm(ScoreTerm):
+    """Several terms, one after the other."""
+
+    def __init__(self, parts: Sequence[ScoreTerm]):
+        self.parts = parts
+        self.inputs = tuple(t for part in parts for t in part.inputs)
+
+    def shares(self, tensors: Sequence[Any]) -> Iterator[tuple[ScoreTerm, Sequence[Any]]]:
+        """Each term with its share of the inputs, or of their gradients."""
+        at = 0
+        for part in self.parts:
+            yield part, tensors[at : at + len(part.inputs)]
+            at += len(part.inputs)
+
+    def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> list[Any]:
+        return [part.add(scores, own, block) for part, own in self.shares(inputs)]
+
+    def differentiate(self, grad: Tensor, kept: list[Any], sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
+        for (part, own), mine in reversed(list(zip(self.shares(sums), kept, strict=True))):
+            part.differentiate(grad, mine, own, block)
+
+    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
+        for part, own in self.shares(inputs):
+            scores = part.recorded(scores, own, block)
+        return scores
