@@ -10,6 +10,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIPFLAGS    ?= -qq
 PYTESTFLAGS ?=
 WORKERS     ?= auto
+# `GPUFLAGS="--wheels wheels --out results"`: `python -m benchmarks.gpu --help` lists all.
+GPUFLAGS    ?=
 
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install $(PIPFLAGS)
@@ -22,7 +24,7 @@ export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo quick quick-static quick-tests test test-all fuzz lint types format house docs bench clean
+.PHONY: help demo quick quick-static quick-tests test test-all fuzz lint types format house docs bench gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +67,9 @@ docs: $(VENV)/.dev ## write the generated pages of docs/ again
 
 bench: $(VENV)/.dev ## measure speed and memory beside x-transformers and transformers; continues where it was interrupted
 	@$(PY) -m x_positional.cli.main bench
+
+gpu: ## check and time everything on a CUDA device, without a network (under eight minutes); GPUFLAGS="--wheels DIR"
+	@$(PYTHON) -m benchmarks.gpu $(GPUFLAGS)
 
 clean: ## remove the environment and what tools left behind; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

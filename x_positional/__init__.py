@@ -31,6 +31,7 @@ from x_positional.models.quantize import quantize
 from x_positional.models.seq2seq import XTransformer
 from x_positional.models.stacks import CrossAttender, Decoder, Encoder
 from x_positional.models.vision import ViTransformerWrapper
+from x_positional.modules.stack import set_activation_checkpointing
 from x_positional.pretrained import from_pretrained, load_tokenizer
 from x_positional.pretrained.x_transformers import form_of, from_x_transformers
 from x_positional.schemes import (
@@ -110,4 +111,5 @@ __all__ = [
     "from_x_transformers",
     "load_tokenizer",
     "quantize",
+    "set_activation_checkpointing",
 ]

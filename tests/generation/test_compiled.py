@@ -178,7 +178,7 @@ def test_what_cannot_be_compiled_is_refused_with_every_reason():
 
 
 def test_no_compiler_is_reported_before_the_first_token(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(policy, "_compilers", list)
+    monkeypatch.setattr(policy, "cpp_compilers", list)
     with pytest.raises(InputError, match=r"no C\+\+ compiler was found. Install g\+\+"):
         model().generate(prompts(1, 4), 3, compile=True)
 

@@ -148,7 +148,7 @@ def refusals(net: Any, original: Any, cache: KVCache | None, length_dependent: I
         yield f"{names} changes the keys of earlier tokens as the sequence grows, so the cache is recomputed on the way"
     if cache is not None and cache.state.weights_move:
         yield "a wrapper in the model changes its parameters at each call"
-    if next(net.parameters()).device.type == "cpu" and not _compilers():
+    if next(net.parameters()).device.type == "cpu" and not cpp_compilers():
         yield "no C++ compiler was found. Install g++ or clang++, or set the environment variable CXX"
 
 
@@ -175,7 +175,7 @@ def give_up(error: CompileError) -> None:
     _log.warning("%s Decoding goes on without.", error)
 
 
-def _compilers() -> list[str]:
+def cpp_compilers() -> list[str]:
     """The C++ compilers that torch would try, of those that exist."""
     from torch._inductor.config import cpp  # takes seconds to import
 

@@ -231,7 +231,7 @@ class TransformerWrapper(CachingModule, Saveable):
     def _embed(self, tokens: Tensor, token_types: Tensor | None, layout: TokenLayout) -> Tensor:
         """[B T] -> [B T M], positions included."""
         x = self.token_emb(tokens.long())
-        x = x if self.config.emb_scale is None else x * torch.tensor(self.config.emb_scale, dtype=x.dtype)
+        x = x if self.config.emb_scale is None else x * x.new_full((), self.config.emb_scale)  # rounded to the dtype
         if self.config.l2norm_embed:
             x = F.normalize(x, dim=-1)
         x = self._add_types(x, token_types)

@@ -5,11 +5,13 @@ B batch, T new tokens, M model dim, C context dim, A position axes.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from x_positional.attention.backends.base import torch_func_runs
 from x_positional.attention.cache import KVCache, whole_number
 from x_positional.attention.cross import NO_CONTEXT, ContextInputs, CrossAttentionKind
 from x_positional.attention.inputs import (
@@ -23,15 +25,18 @@ from x_positional.attention.inputs import (
     prepare_tokens,
 )
 from x_positional.attention.ownership import Identity
-from x_positional.attention.plan import LayerKind
+from x_positional.attention.plan import LayerKind, PassPlan
 from x_positional.attention.planner import plan_pass
 from x_positional.attention.streaming import keep_first_problem
 from x_positional.attention.tokens import TokenLayout
-from x_positional.errors import InputError, PositionError
+from x_positional.errors import ArgumentError, InputError, PositionError, shown
 from x_positional.modules.block import Block
 from x_positional.modules.caching import CachingModule
 from x_positional.modules.norms import Norm
 from x_positional.schemes.base import AttentionWindow, Dims, PositionScheme
+
+Recomputed = Literal["none", "blocks"]
+"""What backward computes again in place of keeping it: nothing, or everything inside each block."""
 
 
 class AttentionLayers(CachingModule):
@@ -47,6 +52,9 @@ class AttentionLayers(CachingModule):
         cross: what cross-attention reads, None for blocks without it.
         schemes, kinds: as in `set_positions`; a stack without them cannot run until it is called.
     """
+
+    activation_checkpointing: Recomputed = "none"
+    """What a training step computes twice; see `set_activation_checkpointing`."""
 
     def __init__(
         self,
@@ -219,12 +227,28 @@ class AttentionLayers(CachingModule):
         """
         tracked = cache is not None and self._is_tracked(x, context)
         plan = plan_pass(self.kinds, self.dims, layout, x.shape[0], x.dtype, cache, self.cross, context, tracked)
-        for i, block in enumerate(self.blocks):
-            x = block(x, self.kinds[i].scheme, plan.layers[i], None if plan.cross is None else plan.cross[i])
+        run = self._recomputed if cache is None and self._recomputes() else self._block
+        for i in range(len(self.blocks)):
+            x = run(x, i, plan)
         x = x if self.final_norm is None else self.final_norm(x)
         if plan.cache is not None:
             plan.cache.commit()
         return x
+
+    def _block(self, x: Tensor, i: int, plan: PassPlan) -> Tensor:
+        """[B T M] -> [B T M] through one block."""
+        cross = None if plan.cross is None else plan.cross[i]
+        return self.blocks[i](x, self.kinds[i].scheme, plan.layers[i], cross)
+
+    def _recomputed(self, x: Tensor, i: int, plan: PassPlan) -> Tensor:
+        """The same, keeping only the input for backward. Gradients of what layers share, such as bias tables, flow out of the
+        block through the plan."""
+        return checkpoint(lambda x: self._block(x, i, plan), x, use_reentrant=False)
+
+    def _recomputes(self) -> bool:
+        """Whether backward computes blocks again. torch.func does not support checkpoints."""
+        on = self.activation_checkpointing == "blocks" and self.training and torch.is_grad_enabled()
+        return on and not torch_func_runs()
 
     def _is_tracked(self, x: Tensor, context: ContextInputs) -> bool:
         """Whether autograd records a pass, so that its graph holds tensors of the cache."""
@@ -282,3 +306,38 @@ def _narrowed(window: AttentionWindow, size: int, keep_first: int) -> AttentionW
     if window.kept is not None and window.kept <= size:
         return window
     return replace(window, size=size, keep_first=max(window.keep_first, keep_first))
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def set_activation_checkpointing(model: Model, recomputed: Recomputed) -> Model:
+    """Trade time for memory in training, with torch.utils.checkpoint (Chen et al. 2016, arXiv:1604.06174).
+
+    With "blocks" a training step keeps only the input of each block, and backward computes the block a second time: about a
+    third more arithmetic. Gradients are the same, dropout included. It applies in train mode with gradients enabled and without
+    a cache, and has no effect elsewhere. It is no part of the config, so a saved model does not remember it.
+
+    Args:
+        model: any module with stacks of x_positional in it; all of them are set.
+        recomputed: "none" or "blocks".
+
+    Returns:
+        The model.
+
+    Raises:
+        ArgumentError: another value, or a model without a stack.
+    """
+    known = get_args(Recomputed)
+    if recomputed not in known:
+        raise ArgumentError(
+            f"activation checkpointing must be {' or '.join(map(repr, known))}; got {shown(recomputed)}."
+        )
+    stacks = [module for module in model.modules() if isinstance(module, AttentionLayers)]
+    if not stacks:
+        raise ArgumentError(
+            f"{type(model).__name__} holds no Encoder, Decoder or CrossAttender, whose blocks could be checkpointed."
+        )
+    for stack in stacks:
+        stack.activation_checkpointing = recomputed
+    return model

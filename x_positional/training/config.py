@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from x_positional.config.models import ModelConfig
+from x_positional.modules.stack import Recomputed
 from x_positional.schemes.registry import Config
 
 TokenDtype = Literal["uint8", "uint16", "uint32", "int16", "int32", "int64"]
@@ -83,7 +84,9 @@ class RunConfig(Config):
     """auto is bfloat16 autocast on CUDA (weights stay float32) and float32 elsewhere. fp64 is for comparisons: weights and
     activations are float64."""
     compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile the training step with torch.compile."""
+    activation_checkpointing: Recomputed = "none"
+    """`blocks` keeps only the input of each block and computes the block again in backward: less memory, more time."""
     log_every: int = Field(default=10, ge=1)
     """Steps between log lines."""
     eval_every: int = Field(default=200, ge=1)

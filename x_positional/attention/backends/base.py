@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor  # type: ignore[import-not-found]
+from torch._C._functorch import (  # type: ignore[import-not-found]
+    is_functorch_wrapped_tensor,
+    peek_interpreter_stack,
+)
 
 from x_positional.errors import BackendError
 from x_positional.schemes.base import AttentionContext, Bias, Kernel, Span
@@ -61,6 +65,16 @@ def blocks_of(ctx: AttentionContext, size: int) -> list[tuple[Span, Span]]:
 def inside_torch_func(x: Tensor) -> bool:
     """Whether a transform of torch.func (grad, vmap, ...) runs over a tensor."""
     return not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(x)
+
+
+def torch_func_runs() -> bool:
+    """Whether a transform of torch.func (grad, vmap, ...) is active, over whatever tensor: checkpoints fail there."""
+    return not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
+
+
+def drop(probabilities: Tensor, rate: float) -> Tensor:
+    """Dropout. A rate of 0 is decided in Python, since a compiler may hold rates as symbols, which F.dropout's flag cannot be."""
+    return F.dropout(probabilities, rate) if rate > 0 else probabilities
 
 
 class _OnceDifferentiable(torch.autograd.Function):

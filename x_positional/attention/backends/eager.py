@@ -4,12 +4,11 @@ B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head 
 """
 
 import torch
-import torch.nn.functional as F
 from einops import repeat
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, inside_torch_func
+from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, drop, torch_func_runs
 from x_positional.attention.backends.rows import attend_by_rows, shared_term
 from x_positional.schemes.base import AttentionContext, Bias, Kernel, Span
 
@@ -61,7 +60,7 @@ class Eager(Backend):
         )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
-        probabilities = F.dropout(self.probabilities(q, k, prepared, ops), ops.dropout, ops.dropout > 0)
+        probabilities = drop(self.probabilities(q, k, prepared, ops), ops.dropout)
         return probabilities.to(v.dtype) @ share_heads(v, q.shape[1])
 
 
@@ -94,10 +93,10 @@ class Blockwise(Backend):
         self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps, rows: Span, keys: Span
     ) -> Tensor:
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            probabilities = F.dropout(_probabilities(q, k, prepared, ops, rows, keys), ops.dropout, ops.dropout > 0)
+            probabilities = drop(_probabilities(q, k, prepared, ops, rows, keys), ops.dropout)
             return probabilities.to(v.dtype) @ v
 
         args = (q[:, :, rows.cut], k[:, :, keys.cut], v[:, :, keys.cut])
-        if not torch.is_grad_enabled() or inside_torch_func(q) or rows.stop - rows.start == prepared.ctx.T:
+        if not torch.is_grad_enabled() or torch_func_runs() or rows.stop - rows.start == prepared.ctx.T:
             return run(*args)
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=ops.dropout > 0)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, refuse_second_derivative
+from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, drop, refuse_second_derivative
 from x_positional.attention.backends.eager import share_heads
 from x_positional.attention.backends.rows import applies, attend_by_rows, shared_term
 from x_positional.schemes.base import AttentionContext, Bias, Span
@@ -150,5 +150,5 @@ def one_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, ops: ScoreOps) -> T
     """The same for a single query, whose scores are few: copies of all cached keys in float32 would cost more."""
     heads = q.shape[1]
     scores = (q @ share_heads(k, heads).mT).to(mask.dtype) * ops.scale + mask
-    probabilities = F.dropout(scores.softmax(-1), ops.dropout, ops.dropout > 0)
+    probabilities = drop(scores.softmax(-1), ops.dropout)
     return probabilities.to(v.dtype) @ share_heads(v, heads)

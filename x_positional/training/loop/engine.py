@@ -3,14 +3,19 @@
 Shapes: B batch, T tokens in one window.
 """
 
+import importlib.util
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from x_positional.errors import UserError
+from x_positional.generation.compiled import cpp_compilers
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.modules.experts import Experts, Router
+from x_positional.modules.stack import set_activation_checkpointing
 from x_positional.training.config import OptimizerConfig, RunConfig, TrainConfig
 from x_positional.training.data.windows import Windows
 from x_positional.training.loop.processes import Processes
@@ -45,7 +50,8 @@ class Engine:
         self._ignored, self._pad = wrapper.ignore_index, wrapper.pad_value
         net.to(self.device, torch.float64 if self.precision == "fp64" else None)
         self.optimizer = make_optimizer(net, config.optimizer)
-        model = torch.compile(wrapper) if run.compile else wrapper
+        set_activation_checkpointing(net, run.activation_checkpointing)
+        model = compiled(wrapper, self.device) if run.compile else wrapper
         self.net = net
         self._model, self._optimizer = self.processes.accelerator.prepare(model, self.optimizer)
 
@@ -108,6 +114,18 @@ class Engine:
             return [(batch, n * count / max(1, sum(targets))) for batch, n in zip(full, targets, strict=True)]
         total = self.processes.total(torch.tensor(sum(targets), dtype=torch.float64, device=self.device)).clamp(min=1)
         return [(batch, (n * count / total).to(dtype)) for batch, n in zip(full, targets, strict=True)]
+
+
+def compiled(model: nn.Module, device: torch.device) -> Any:
+    """The model under torch.compile. Raises UserError where torch finds no compiler for the device."""
+    if device.type == "cpu" and not cpp_compilers():
+        raise UserError(
+            "run.compile needs a C++ compiler, and none was found; install g++ or clang++, name one in the environment "
+            "variable CXX, or leave run.compile out"
+        )
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise UserError("run.compile on CUDA needs the package triton; install it, or leave run.compile out")
+    return torch.compile(model)
 
 
 def precision(run: RunConfig, device: torch.device) -> str:

@@ -61,8 +61,13 @@ class TrainingLoop:
         run = self._config.run
         self._restart_clock(start)
         done = start
+        if run.compile:
+            self._meter.print("compiling the training step, which can take minutes ...")
         for step in range(start, stop):
             loss, norm, rate = self._engine.step(step)
+            if run.compile and step == start:
+                self._meter.print(f"compiled in {time.monotonic() - self._clock:.0f} s")
+                self._restart_clock(start)
             self._unread.append((loss, norm))
             done = step + 1
             stopping = self._engine.processes.any(interrupt.requested)  # a launcher does not signal all at one step
