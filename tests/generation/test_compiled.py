@@ -166,7 +166,15 @@ def test_parameters_that_change_between_two_tokens_are_noticed():
 
 def test_what_cannot_be_compiled_is_refused_with_every_reason():
     m = model(
-        {"kind": "rope", "scaling": {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 64, "length_policy": "recompute"}}
+        {
+            "kind": "rope",
+            "scaling": {
+                "rope_type": "dynamic",
+                "factor": 2.0,
+                "original_max_position_embeddings": 64,
+                "length_policy": "recompute",
+            },
+        }
     )
     m.train()
     with pytest.raises(InputError, match=r"training mode[\s\S]*changes the keys of earlier tokens"):
