@@ -147,6 +147,7 @@ def test_every_option_of_a_source_model_arrives(monkeypatch) -> None:
         "repetition_penalty": 1.1,
         "generator": torch.Generator(),
         "seed": None,
+        "compile": False,
     }
     assert set(given) == set(SOURCE_KEYWORDS)
     mask = torch.ones(1, 5, dtype=torch.bool)
