@@ -28,7 +28,8 @@ CHECKS = ("backends_agree", "gradients_agree", "gradcheck", "cached_equals_full"
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of four queries for any length, and counts over three keys at a time."""
-    monkeypatch.setattr(rows, "FEWEST", 1)
+    for fewest in ("FEWEST", "FEWEST_TRAINING", "FEWEST_INFERENCE"):
+        monkeypatch.setattr(rows, fewest, 1)
     monkeypatch.setattr(rows, "MOST_QUERIES", 4)
     monkeypatch.setattr(rows, "FEWEST_QUERIES", 4)
     monkeypatch.setattr(CountTerm, "width", 3)

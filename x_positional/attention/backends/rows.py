@@ -22,6 +22,8 @@ from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm
 DTYPES = (torch.float32, torch.float64)
 FEWEST = 64
 """Queries below which one call of torch's kernel, or one matrix of scores, is at least as fast."""
+FEWEST_TRAINING, FEWEST_INFERENCE = 512, 2048
+"""The same for a bias, where torch's kernel takes masks of all queries, which count in memory only for many."""
 MOST_QUERIES, FEWEST_QUERIES, SCORES = 128, 32, 2**21
 """Queries in a block: as many as make this many scores."""
 
@@ -32,6 +34,11 @@ def applies(tensors: Sequence[Tensor], queries: int) -> bool:
         return False
     plain = (type(t) in (Tensor, torch.nn.Parameter) and t.dtype in DTYPES and t.device.type == "cpu" for t in tensors)
     return all(plain) and not any(map(inside_torch_func, tensors))
+
+
+def blocks_pay(queries: int) -> bool:
+    """Whether attention with a bias runs by blocks of queries although torch's kernel could run it with masks."""
+    return queries >= (FEWEST_TRAINING if torch.is_grad_enabled() else FEWEST_INFERENCE)
 
 
 def shared_term(ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> ScoreTerm | None:

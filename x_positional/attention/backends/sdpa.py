@@ -13,7 +13,7 @@ from torch import Tensor
 
 from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, drop, refuse_second_derivative
 from x_positional.attention.backends.eager import share_heads
-from x_positional.attention.backends.rows import applies, attend_by_rows, shared_term
+from x_positional.attention.backends.rows import applies, attend_by_rows, blocks_pay, shared_term
 from x_positional.schemes.base import AttentionContext, Bias, Span
 
 
@@ -47,7 +47,7 @@ class Sdpa(Backend):
     def prepare(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Prepared:
         if bias is None and (ctx.visible is None or ctx.plain_causal):
             return Prepared(ctx=ctx, bias=None, native=[Block(ctx.every_row, ctx.every_key, None)])
-        term = shared_term(ctx, bias, dtype)
+        term = shared_term(ctx, bias, dtype) if blocks_pay(ctx.T) else None
         if term is not None:
             return Prepared(ctx=ctx, bias=bias, term=term)
         return Prepared(ctx=ctx, bias=bias, native=self._masked_blocks(ctx, bias, dtype))
@@ -76,7 +76,7 @@ class Sdpa(Backend):
 
     def _lacks_kernel(self, q: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> bool:
         """Whether torch would run its math kernel on a CPU, which holds all scores, or needs a mask per layer."""
-        biased = prepared.term is not None or ops.content is not None
+        biased = prepared.term is not None or (ops.content is not None and blocks_pay(q.shape[2]))
         return q.device.type == "cpu" and (q.shape[-1] != v.shape[-1] or biased)
 
     def _by_kernel(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
