@@ -75,13 +75,13 @@ def in_half_precision(row: str, subject: Subject) -> Row:
     for name in ("sdpa", "varlen"):
         model = subject.fresh(kind, backend=name).to(HALF)
         off[name] = difference(model(tokens).double(), exact)
-    return Row(
-        row,
-        "pass" if off["varlen"] <= 2 * off["sdpa"] else "fail",
-        off["varlen"],
-        "off",
-        detail=f"sdpa {off['sdpa']:.1e}",
-    )
+    return varlen_beside_sdpa(row, off)
+
+
+def varlen_beside_sdpa(row: str, off: dict[str, float]) -> Row:
+    """Passes where varlen is no further from float64 than twice what sdpa is. off: the distance of each."""
+    verdict = "pass" if off["varlen"] <= 2 * off["sdpa"] else "fail"
+    return Row(row, verdict, off["varlen"], "off", detail=f"sdpa {off['sdpa']:.1e}")
 
 
 def gradient_stage(where: Round) -> Iterator[Row]:
@@ -126,13 +126,7 @@ def half_gradients(row: str, subject: Subject, scenario: Scenario) -> Row:
     for backend in ("sdpa", "varlen"):
         model = subject.fresh("decoder", backend=backend, **scenario.layers).to(HALF)
         off[backend] = largest_difference(gradients(model, scenario), exact, sizes)[1]
-    return Row(
-        row,
-        "pass" if off["varlen"] <= 2 * off["sdpa"] else "fail",
-        off["varlen"],
-        "off",
-        detail=f"sdpa {off['sdpa']:.1e}",
-    )
+    return varlen_beside_sdpa(row, off)
 
 
 def largest_difference(
