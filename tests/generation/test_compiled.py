@@ -209,6 +209,18 @@ def test_a_step_that_does_not_compile(caplog: pytest.LogCaptureFixture, monkeypa
         got = m.generate(tokens, 5, temperature=0.0)
     assert torch.equal(got, m.generate(tokens, 5, temperature=0.0, compile=False))
     assert "Decoding goes on without" in caplog.text
+    caplog.clear()
+    m.generate(tokens, 5, temperature=0.0)
+    assert not caplog.records, "a step that failed is not compiled again"
+
+
+def test_a_refused_stream_leaves_its_cache_as_it_was():
+    m = model()
+    cache = m.net.new_cache(1)
+    m.train()
+    with pytest.raises(InputError, match="training mode"):
+        m.stream(prompts(1, 4), 3, cache=cache, compile=True)
+    assert cache.span == 0
 
 
 def test_auto_compiles_once_the_model_was_asked_for_enough_tokens(

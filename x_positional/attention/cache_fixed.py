@@ -3,7 +3,7 @@
 B batch, S key slots.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,16 +58,14 @@ def fixed_state(cache: KVCache, size: int, rows: int) -> CacheState:
         slots, capacity = room[window]
         layers.append(tuple(None if t is None else slots.room(t, t, capacity) for t in layer))
     state = replace(state, span=size - 1, lengths=lengths, tables=tables, layers=tuple(layers), ending=None)
-    return state if rows == batch else replace(state.map(_repeat_rows(batch, rows)), batch_size=rows)
+    if rows == batch:
+        return state
+    return replace(state.map(lambda t: padded_rows(t, rows) if len(t) == batch else t), batch_size=rows)
 
 
-def _repeat_rows(batch: int, rows: int) -> Callable[[Tensor], Tensor]:
-    """Appends copies of the first row to tensors of `batch` rows."""
-
-    def more(t: Tensor) -> Tensor:
-        return t if t.shape[0] != batch else torch.cat([t, t[:1].expand(rows - batch, *t.shape[1:])])
-
-    return more
+def padded_rows(t: Tensor, rows: int) -> Tensor:
+    """[B ...] -> [rows ...], where further rows repeat the first one."""
+    return t if len(t) == rows else torch.cat([t, t[:1].expand(rows - len(t), *t.shape[1:])])
 
 
 class FixedCache:

@@ -7,15 +7,16 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from x_positional.attention.cache import KVCache
-from x_positional.attention.cache_fixed import FixedCache, fixed_state, grown_size
+from x_positional.attention.cache_fixed import FixedCache, fixed_state, grown_size, padded_rows
 from x_positional.attention.cache_slots import SlotTable
-from x_positional.generation.graph import GRAPHS, CompileError, Drawn, GraphDraw, fingerprint
+from x_positional.generation.graph import GRAPHS, CompileError, Drawn, Graph, GraphDraw, fingerprint
 from x_positional.generation.sampling import race_times, usable_temperature
 
 Compile = bool | Literal["auto"]
@@ -63,10 +64,22 @@ class CompiledSteps:
         self._hold(cache)
         self.key = self._key()
 
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph, compiled at the first step. Finding it hashes the whole fingerprint, so that happens once."""
+        return GRAPHS.get(self.net, self.key, self.backend)
+
     @property
     def ready(self) -> bool:
         """Whether the graph is compiled."""
-        return GRAPHS.has(self.net, self.key)
+        graph = GRAPHS.find(self.net, self.key)
+        return graph is not None and graph.ready
+
+    @property
+    def failed(self) -> bool:
+        """Whether torch could not compile the graph in an earlier call."""
+        graph = GRAPHS.find(self.net, self.key)
+        return graph is not None and graph.error is not None
 
     def feed(
         self, token: Tensor, alive: Tensor, generator: torch.Generator | None, *, draws: bool
@@ -89,11 +102,13 @@ class CompiledSteps:
         self.cache.check(self.cache.owner, self.batch, token.device, self.net.stamp())
         if self.span == self.held.size:
             self._hold(self.cache.in_state(self.held.state(self.span)))
-        held, graph = self.held, GRAPHS.get(self.net, self.key, self.backend)
-        alive_rows = self._padded(alive) if self.by_row else None
-        inputs = self._padded(token), alive_rows, held.changing, held.stored
+        held, rows = self.held, self.rows
+        alive_rows = padded_rows(alive, rows) if self.by_row else None
+        inputs = padded_rows(token, rows), alive_rows, held.changing, held.stored
         times = self._times(token, generator, draws)
-        x, drawn, held.changing = graph(self.net, held.form, self.draw, *inputs, self.reach, self.temperature, times)
+        x, drawn, held.changing = self.graph(
+            self.net, held.form, self.draw, *inputs, self.reach, self.temperature, times
+        )
         self.span += 1
         if self.stores:
             self._store()
@@ -113,11 +128,7 @@ class CompiledSteps:
         if self.temperature is None:
             return None
         logits = torch.empty(self.batch, self.net.num_tokens, dtype=self.temperature.dtype, device=token.device)
-        return self._padded(race_times(logits, generator) if draws else torch.ones_like(logits))
-
-    def _padded(self, t: Tensor) -> Tensor:
-        """[B ...] -> [rows ...]."""
-        return t if self.rows == self.batch else torch.cat([t, t[:1].expand(self.rows - self.batch, *t.shape[1:])])
+        return padded_rows(race_times(logits, generator) if draws else torch.ones_like(logits), self.rows)
 
     def _store(self) -> None:
         """Bring the cache up to date."""
@@ -158,7 +169,9 @@ def worth_a_look(net: Any, count: int) -> bool:
 
 
 def pays(steps: CompiledSteps) -> bool:
-    """Whether "auto" compiles: the graph exists, or the model has been asked for enough steps on a CPU."""
+    """Whether "auto" compiles: the graph exists, or the model has been asked for enough steps on a CPU and has not failed yet."""
+    if steps.failed:
+        return False
     return steps.ready or (GRAPHS.count_steps(steps.net, 0) >= PAYS_AFTER and steps.cache.device.type == "cpu")
 
 

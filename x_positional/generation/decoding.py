@@ -92,6 +92,8 @@ class DecodeLoop:
         penalized = options.repetition_penalty != 1.0
         self.seen = seen_tokens(self.sequence, net.num_tokens, self.mask) if penalized else None  # [B V] bool
         self.compiled: CompiledSteps | None = None
+        if options.compile is True:
+            self._reasons_not_to_compile()
 
     def _choose_cache(self) -> KVCache | None:
         """The cache passed in, if this call fits into it, or a new one of the final size; None if none is used."""
@@ -173,7 +175,9 @@ class DecodeLoop:
         """The new tokens, [B] at a time, as in eval mode. The model's own mode stays as it is."""
         options = self.options
         self.x = self._prefill()
-        drawn = self._draw(self.net.logits(self.x)) if options.seq_len else None
+        if not options.seq_len:
+            return
+        drawn = self._draw(self.net.logits(self.x))
         self.compiled = self._compile()
         for step in range(options.seq_len):
             token = self._read(drawn)
@@ -199,10 +203,8 @@ class DecodeLoop:
             logits = repetition_penalty(logits, self.seen, options.repetition_penalty)
         return draw(logits, options.temperature, options.filters, self.generator)
 
-    def _read(self, drawn: Drawn | None) -> Tensor:
+    def _read(self, drawn: Drawn) -> Tensor:
         """The tokens [B] of a draw, checked, with padding after a row's eos."""
-        if drawn is None:
-            raise InputError("seq_len=0 draws no token.")
         token, largest = drawn
         self.guard.add(largest)
         if self.eos is not None:
@@ -260,10 +262,7 @@ class DecodeLoop:
         options, cache, wanted = self.options, self.cache, self.options.compile
         if wanted is False or options.seq_len < 2 or not (wanted is True or worth_a_look(self.given, options.seq_len)):
             return None
-        reasons = list(refusals(self.net, self.given, cache, self.length_dependent))
-        if reasons and wanted is True:
-            raise InputError(listed("the decoding step cannot be compiled:", reasons))
-        if reasons or cache is None:
+        if self._reasons_not_to_compile() or cache is None:
             return None
         draw = None if self.seen is not None else GraphDraw.of(options.filters)
         by_row = options.keeps_cache and self.eos is not None
@@ -273,6 +272,13 @@ class DecodeLoop:
         if not steps.ready:
             announce()
         return steps
+
+    def _reasons_not_to_compile(self) -> list[str]:
+        """Raises InputError with them where compile=True."""
+        reasons = list(refusals(self.net, self.given, self.cache, self.length_dependent))
+        if reasons and self.options.compile is True:
+            raise InputError(listed("the decoding step cannot be compiled:", reasons))
+        return reasons
 
     def _advance(self, token: Tensor, alive: Tensor) -> Tensor:
         """Feed one more token per row, [B], where rows [B] are alive -> [B M], which predicts the next one."""

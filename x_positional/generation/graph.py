@@ -103,18 +103,23 @@ class Graph:
         self._run = torch.compile(step, fullgraph=True, dynamic=False, backend=backend, options=options)
         self._lock = threading.Lock()
         self.ready = False
+        self.error: CompileError | None = None
+        """Why it does not compile, once that was tried."""
 
     def __call__(self, *inputs: Any) -> Any:
         """Runs the step, compiled at the first call. Raises CompileError."""
         if self.ready:
             return self._run(*inputs)
         with self._lock:
+            if self.error is not None:
+                raise self.error
             from torch._dynamo.exc import TorchDynamoException  # takes seconds, and by now torch.compile needs it
 
             try:
                 out = self._run(*inputs)
             except TorchDynamoException as error:
-                raise CompileError(_reason(error)) from error
+                self.error = CompileError(_reason(error))
+                raise self.error from error
             self.ready = True
         return out
 
@@ -150,10 +155,9 @@ class Graphs:
                 known[key] = Graph(next(net.parameters()).device, backend)
             return known[key]
 
-    def has(self, net: nn.Module, key: Hashable) -> bool:
-        """Whether that graph is compiled."""
-        graph = self._of_model.get(net, {}).get(key)
-        return graph is not None and graph.ready
+    def find(self, net: nn.Module, key: Hashable) -> Graph | None:
+        """That graph, if somebody has asked for it."""
+        return self._of_model.get(net, {}).get(key)
 
     def any_of(self, net: nn.Module) -> bool:
         """Whether there is a graph of a model."""
