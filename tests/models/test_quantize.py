@@ -18,7 +18,7 @@ from tests.support.draws import draws
 from tests.support.export_models import own
 from tests.support.quantized import BROKEN, floats_of
 from tests.support.rounding import rounding
-from tests.support.small_models import NUM_TOKENS, close, decoder, ids
+from tests.support.small_models import SIDE, close, decoder, ids
 from tests.support.wrapped_layers import Scaled, targets
 from x_positional import (
     ArgumentError,
@@ -42,7 +42,6 @@ from x_positional.testing.cases import cases
 from x_positional.testing.subject import Sizes, Subject
 from x_positional.testing.suite import CHECKS, run_check
 
-SIDE = {"num_tokens": NUM_TOKENS, "depth": 1, "heads": 3, "attn_dim_head": 8, "max_seq_len": 32, "position": "rope"}
 SIDES = {f"{side}_{name}": value for side in ("enc", "dec") for name, value in SIDE.items()}
 SCHEMES = draws(["rope", "t5", "cope", "forgetting", "absolute + deberta"], list(cases()))
 CHECKED = [c for c in CHECKS if c not in ("compiles", "gradcheck")]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tests.support.small_models import NUM_TOKENS, decoder
+from tests.support.small_models import NUM_TOKENS, SIDE, decoder
 from tests.support.wrapped_layers import Scaled, targets
 from x_positional import (
     Decoder,
@@ -18,8 +18,6 @@ from x_positional import (
     from_pretrained,
 )
 from x_positional.schemes import AlibiBias
-
-SIDE = {"num_tokens": NUM_TOKENS, "depth": 1, "heads": 3, "attn_dim_head": 8, "max_seq_len": 32, "position": "rope"}
 
 
 def tied(position="rope") -> TransformerWrapper:

@@ -6,6 +6,8 @@ from tests.support.rounding import assert_same
 from x_positional import Decoder, TransformerWrapper
 
 NUM_TOKENS = 13
+SIDE = {"num_tokens": NUM_TOKENS, "depth": 1, "heads": 3, "attn_dim_head": 8, "max_seq_len": 32, "position": "rope"}
+"""Flags of either side of a small XTransformer, without their prefix."""
 
 
 def decoder(position="rope", *, kind=Decoder, depth: int = 2, max_seq_len: int = 300, noise: float = 0.3, **flags):
