@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from x_positional.attention.cache_slots import KeyView, Slots, SlotTable
+from x_positional.attention.cache_slots import KeyView, Slots, SlotTable, in_dtype
 from x_positional.attention.ownership import UNKNOWN, Identity, Stamp
 from x_positional.attention.tokens import TokenLayout
 from x_positional.errors import ArgumentError, CacheError
@@ -402,7 +402,7 @@ class CachePass:
         if state is not None:
             held_state, state = view.exchange(held[2], state, self.in_place)
         self.layers[layer] = (held_k, held_v, held_state)
-        return keys.to(k.dtype), values.to(v.dtype), state
+        return in_dtype(keys, k.dtype), in_dtype(values, v.dtype), state
 
     def commit(self) -> None:
         """Make the new tokens part of the cache: the last step of a forward pass."""

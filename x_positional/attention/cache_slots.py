@@ -311,6 +311,11 @@ class Slots:
         return exchange
 
 
+def in_dtype(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """`t.to(dtype)`, which takes a microsecond where there is nothing to do."""
+    return t if t.dtype == dtype else t.to(dtype)
+
+
 def _matched(held: Tensor, new: Tensor) -> Tensor:
     """Stored positions with the axes and the dtype that the new ones need."""
     if new.ndim > held.ndim:  # earlier tokens had one axis: the same value on each

@@ -39,6 +39,8 @@ class LayerPlan:
     kept_tokens: KeptTokens | None = None
     whole_rows: bool = False
     """The scheme transforms whole rows of scores."""
+    reads_layer: bool = False
+    """The scheme's bias reads the layer's keys and projections."""
 
 
 @dataclass(frozen=True, kw_only=True)

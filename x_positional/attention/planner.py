@@ -91,6 +91,7 @@ def plan_pass(
                 cache=filling,
                 kept_tokens=kept_tokens,
                 whole_rows=caps[key[0]].kernel == "rows",
+                reads_layer=caps[key[0]].reads_layer,
             )
         )
     if seen is None or cross is None:

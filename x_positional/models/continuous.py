@@ -20,6 +20,7 @@ from x_positional.config.validate import model_report, require
 from x_positional.models.describe import describe
 from x_positional.models.stacks import ConfiguredLayers, config_of, layers_of_model
 from x_positional.modules.caching import CachingModule
+from x_positional.modules.dropout import Dropout
 from x_positional.modules.norms import Norm
 
 
@@ -66,7 +67,7 @@ class ContinuousTransformerWrapper(CachingModule):
         self.dim_in = config.dim_in or dim
         self.project_in = None if config.dim_in is None else nn.Linear(config.dim_in, dim, bias=False)
         self.emb_norm = Norm(dim, unit_offset=False) if config.post_emb_norm else None
-        self.emb_dropout = nn.Dropout(config.emb_dropout)
+        self.emb_dropout = Dropout(config.emb_dropout)
         self.attn_layers = layers
         self.project_out = None if config.dim_out is None else nn.Linear(dim, config.dim_out, bias=False)
 

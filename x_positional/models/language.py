@@ -26,6 +26,7 @@ from x_positional.models.describe import describe
 from x_positional.models.saving import Saveable
 from x_positional.models.stacks import ConfiguredLayers, config_of, layers_of_model
 from x_positional.modules.caching import CachingModule
+from x_positional.modules.dropout import Dropout
 from x_positional.modules.feedforward import ACTIVATIONS, ActivationKind
 from x_positional.modules.norms import Norm
 from x_positional.modules.plain import plain_weight
@@ -93,7 +94,7 @@ class TransformerWrapper(CachingModule, Saveable):
         norm = config.emb_norm or NormConfig(unit_offset=False)
         normed = config.post_emb_norm or config.emb_norm is not None
         self.emb_norm = build_norm(config.layers, norm, positions_dim or dim) if normed else None
-        self.emb_dropout = nn.Dropout(config.emb_dropout)
+        self.emb_dropout = Dropout(config.emb_dropout)
         bias, projected = config.emb_proj_bias, config.projected
         self.project_emb = nn.Linear(emb_dim, dim, bias=bias) if projected else None
         self.project_out = nn.Linear(dim, emb_dim, bias=bias) if projected and config.logits_proj else None

@@ -17,6 +17,7 @@ from x_positional.config.vision import VisionConfig
 from x_positional.models.describe import describe_image
 from x_positional.models.saving import Saveable
 from x_positional.models.stacks import ConfiguredLayers, config_of, layers_of_model
+from x_positional.modules.dropout import Dropout
 from x_positional.modules.norms import Norm
 from x_positional.modules.patches import INIT_STD, PatchEmbedding, PatchTable, patch_positions
 
@@ -83,7 +84,7 @@ class ViTransformerWrapper(Saveable):
         self.patch_embedding = PatchEmbedding(config.channels, config.patch_size, dim, config.patch_norms)
         self.patch_table = _table(config)
         self.emb_norm = Norm(dim, unit_offset=False) if config.post_emb_norm else None
-        self.emb_dropout = nn.Dropout(config.emb_dropout)
+        self.emb_dropout = Dropout(config.emb_dropout)
         self.cls_token = nn.Parameter(torch.randn(1, dim) * INIT_STD) if config.has_cls else None
         registers = config.num_register_tokens
         self.register_tokens = nn.Parameter(torch.randn(registers, dim) * INIT_STD) if registers else None

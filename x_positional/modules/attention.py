@@ -4,7 +4,6 @@ B batch, T query tokens, S key tokens, H heads, G key/value heads, D head dim, M
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,10 +66,6 @@ class Heads(nn.Module):
         self.sinks = nn.Parameter(torch.zeros(heads)) if sinks else None
         self.to_out = nn.Linear(heads * (value_dim or head_dim), dim, bias=bias if out_bias is None else out_bias)
 
-    def clipped(self, x: Tensor) -> Tensor:
-        """Projections clamped to [-clip, clip] (OLMo, MPT)."""
-        return x if self.clip is None else x.clamp(-self.clip, self.clip)
-
     def rotate_and_norm(
         self, x: Tensor, norm: HeadNorm | None, rotate: Callable[[Tensor, Any], Tensor], tables: Any
     ) -> Tensor:
@@ -80,8 +75,12 @@ class Heads(nn.Module):
 
     def split_and_norm(self, x: Tensor, norm: HeadNorm | None) -> Tensor:
         """[B T H*D] -> [B H T D], normed if norms come before rotation, then clipped."""
-        x = self.split(x)
-        return self.clipped(x if norm is None or self.norm_after else norm(x))
+        return self.norm_and_clip(self.split(x), norm)
+
+    def norm_and_clip(self, x: Tensor, norm: HeadNorm | None) -> Tensor:
+        """[B H T D], normed if norms come before rotation, then clamped to [-clip, clip] (OLMo, MPT)."""
+        x = x if norm is None or self.norm_after else norm(x)
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
     def split(self, x: Tensor) -> Tensor:
         """[B T H*D] -> [B H T D]."""
@@ -135,6 +134,7 @@ class Attention(Heads):
     ):
         super().__init__(dim, heads, kv_heads, head_dim, bias=bias, **shared)
         self.widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+        self.counts = [heads, kv_heads, kv_heads]
         self.to_qkv = nn.Linear(dim, sum(self.widths), bias=bias)
         own = position_projections
         self.position_q = nn.Linear(dim, self.widths[0], bias=bias) if own else None
@@ -142,19 +142,22 @@ class Attention(Heads):
 
     def forward(self, x: Tensor, scheme: PositionScheme, plan: LayerPlan) -> Tensor:
         """[B T M] -> [B T M]."""
-        q, k, v = self.to_qkv(x).split(self.widths, dim=-1)
-        q, k, v = self.split_and_norm(q, self.q_norm), self.split_and_norm(k, self.k_norm), self.split_and_norm(v, None)
+        q_norm, k_norm = self.q_norm, self.k_norm
+        q, k, v = torch.split_with_sizes(self.split(self.to_qkv(x)), self.counts, 1)
+        q, k, v = self.norm_and_clip(q, q_norm), self.norm_and_clip(k, k_norm), self.norm_and_clip(v, None)
         content = q  # unrotated: what content-dependent terms read
-        q = self.rotate_and_norm(q, self.q_norm, scheme.rotate_q, plan.tables)
-        k = self.rotate_and_norm(k, self.k_norm, scheme.rotate_k, plan.tables)
+        q = self.rotate_and_norm(q, q_norm, scheme.rotate_q, plan.tables)
+        k = self.rotate_and_norm(k, k_norm, scheme.rotate_k, plan.tables)
         state = scheme.key_state(x)
         if plan.cache is not None and plan.view is not None:
             k, v, state = plan.cache.write(plan.layer, plan.view, k, v, state)
-        view = LayerView(q=content, k=k, scale=self.scale, to_q=self._queries_of, to_k=self._keys_of)
+        view = None
+        if plan.reads_layer:
+            view = LayerView(q=content, k=k, scale=self.scale, to_q=self._queries_of, to_k=self._keys_of)
         ops = self.ops(scheme, content, state, plan.prepared, view, plan.whole_rows)
         if plan.kept_tokens is not None:
-            moved = self.rotate_and_norm(content, self.q_norm, scheme.rotate_q, plan.kept_tokens.tables)
-            ops = replace(ops, content=add([ops.content, plan.kept_tokens.correction(moved, q, k, self.scale)]))
+            moved = self.rotate_and_norm(content, q_norm, scheme.rotate_q, plan.kept_tokens.tables)
+            ops = ops._replace(content=add([ops.content, plan.kept_tokens.correction(moved, q, k, self.scale)]))
         return self.join(plan.backend.attend(q, k, v, plan.prepared, ops))
 
     def _queries_of(self, vectors: Tensor) -> Tensor:

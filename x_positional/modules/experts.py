@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from x_positional.modules.dropout import Dropout
 from x_positional.modules.feedforward import FeedForward, GatedActivation
 from x_positional.modules.quantized import IntegerWeights, frozen, int8_linear, quantize_rows
 
@@ -133,7 +134,7 @@ class Experts(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.activation, self.dropout, rows = activation, nn.Dropout(dropout), activation.up_width(width)
+        self.activation, self.dropout, rows = activation, Dropout(dropout), activation.up_width(width)
         self.up = nn.Parameter(torch.empty(experts, rows, dim).uniform_(-(dim**-0.5), dim**-0.5))
         self.down = nn.Parameter(torch.empty(experts, dim, width).uniform_(-(width**-0.5), width**-0.5))
         self.up_bias = nn.Parameter(torch.zeros(experts, rows)) if (bias if up_bias is None else up_bias) else None

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from x_positional.modules.dropout import Dropout
+
 ActivationKind = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"]
 
 
@@ -93,7 +95,7 @@ class FeedForward(nn.Module):
         up_bias = bias if gate_bias is None or not activation.glu else gate_bias
         self.up = nn.Linear(dim, activation.up_width(width), bias=up_bias)
         self.down = nn.Linear(width, dim, bias=bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.dropout(self.activation(self.up(x))))

@@ -4,7 +4,6 @@ B batch, T query tokens, S key tokens, H heads, D head dim, R rotary channels, N
 M model dim.
 """
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -92,7 +91,7 @@ class LatentAttention(Heads):
         k, v = self._of_heads(key, latent) if absorbed is None else (torch.cat([key, latent], dim=-1), latent)
         if plan.kept_tokens is not None:
             moved = self._in_space(scheme.rotate_q(content, plan.kept_tokens.tables), absorbed)
-            ops = replace(ops, content=add([ops.content, plan.kept_tokens.correction(moved, q, k, self.scale)]))
+            ops = ops._replace(content=add([ops.content, plan.kept_tokens.correction(moved, q, k, self.scale)]))
         out = plan.backend.attend(q, k, v, plan.prepared, ops)
         return self.join(out if absorbed is None else out @ absorbed.to_values.mT)
 

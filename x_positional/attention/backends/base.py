@@ -5,7 +5,7 @@ B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,7 @@ from x_positional.schemes.terms import ScoreTerm
 RowFn = Callable[[Tensor, Tensor | None, Tensor, AttentionContext], Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoreOps:
+class ScoreOps(NamedTuple):
     """What is done to the scores of one layer, in this order: scale * q.k + biases, soft cap, transform, mask, sinks."""
 
     scale: float
@@ -100,8 +99,8 @@ def refuse_second_derivative(out: Tensor, kernel: str, backend: str) -> None:
         kernel: prefix of the names of the kernel's nodes in the autograd graph. Others are differentiable twice.
         backend: the name of the backend.
     """
-    if torch.compiler.is_compiling() or inside_torch_func(out):  # first: reading grad_fn breaks the graph
-        return
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or is_functorch_wrapped_tensor(out):
+        return  # first: reading grad_fn breaks the graph
     node = out.grad_fn
     if node is None or not node.name().startswith(kernel):
         return

@@ -67,7 +67,7 @@ class Sdpa(Backend):
         return blocks_of(ctx, size)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
-        if self._lacks_kernel(q, v, prepared, ops) and applies((q,), q.shape[2]):
+        if applies((q,), q.shape[2]) and self._lacks_kernel(q, v, prepared, ops):
             heads = q.shape[1]
             found = attend_by_rows(q, share_heads(k, heads), share_heads(v, heads), prepared, ops)
             if found is not None:

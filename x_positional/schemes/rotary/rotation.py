@@ -30,12 +30,14 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> T
         A tensor with the shape and dtype of x.
     """
     width = cos.shape[-1]
-    first = x[..., :width]
+    whole = width == x.shape[-1]
+    first = x if whole else x[..., :width]
     partner = (
         torch.unflatten(first, -1, (-1, 2)).flip(-1).flatten(-2) if interleaved else first.roll(width // 2, dims=-1)
     )
-    rotated = torch.addcmul(first * cos, partner, sin).to(x.dtype)
-    return rotated if width == x.shape[-1] else torch.cat([rotated, x[..., width:]], dim=-1)
+    rotated = torch.addcmul(first * cos, partner, sin)
+    rotated = rotated if rotated.dtype == x.dtype else rotated.to(x.dtype)
+    return rotated if whole else torch.cat([rotated, x[..., width:]], dim=-1)
 
 
 @dataclass(frozen=True)
