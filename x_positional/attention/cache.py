@@ -167,6 +167,7 @@ class KVCache:
         self._weights = UNKNOWN  # of the model that is being called
         self._pass_open = False  # a call has begun and not succeeded, so unused slots may hold anything
         self._memo: dict[AttentionWindow, dict[int, Any]] = {}
+        self._tables: dict[int, Any] = {}
         self._memo_of: Any = None
 
     @property
@@ -244,7 +245,7 @@ class KVCache:
             for slots, table in zip(self.slots, state.tables, strict=True)
         ]
         if self._memo_of is not schemes or not state.filled:
-            self._memo_of, self._memo = schemes, {window: {} for window in self.distinct}
+            self._memo_of, self._memo, self._tables = schemes, {window: {} for window in self.distinct}, {}
         self._pass_open = True
         return CachePass(
             self,
@@ -253,6 +254,7 @@ class KVCache:
             tables=tuple(table for table, _ in assigned),
             views={window: view for window, (_, view) in zip(self.distinct, assigned, strict=True)},
             memo=self._memo,
+            tables_memo=self._tables,
             tracked=tracked,
         )
 
@@ -262,7 +264,7 @@ class KVCache:
         new.max_len, new.device, new.dtype, new.owner = self.max_len, self.device, self.dtype, self.owner
         new.windows, new.distinct, new.slots = self.windows, self.distinct, self.slots
         new.state, new._weights, new._pass_open = state, state.weights, False
-        new._memo, new._memo_of = {}, None
+        new._memo, new._tables, new._memo_of = {}, {}, None
         return new
 
     def without_limit(self) -> "KVCache":
@@ -355,7 +357,7 @@ class KVCache:
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_memo": {}, "_memo_of": None}
+        return {**self.__dict__, "_memo": {}, "_tables": {}, "_memo_of": None}
 
 
 class CachePass:
@@ -368,6 +370,7 @@ class CachePass:
         tables: which token is in each slot after the pass, for each distinct window.
         views: the keys visible to the new tokens, for each window.
         memo: what schemes reuse between passes, for each window.
+        tables_memo: tables computed in advance, for each scheme.
         tracked: autograd records this pass; it does too where it recorded the passes before.
     """
 
@@ -380,10 +383,11 @@ class CachePass:
         tables: tuple[SlotTable, ...],
         views: dict[AttentionWindow, KeyView],
         memo: dict[AttentionWindow, dict[int, Any]],
+        tables_memo: dict[int, Any],
         tracked: bool,
     ):
         self.cache, self.before, self.tokens, self.tables = cache, before, tokens, tables
-        self.views, self.memo = views, memo
+        self.views, self.memo, self.tables_memo = views, memo, tables_memo
         self.tracked = tracked or (before.in_graph and torch.is_grad_enabled())
         self.final_lengths = before.final_lengths
         self.in_place = not (self.tracked or before.in_graph)

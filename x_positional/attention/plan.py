@@ -4,7 +4,7 @@ B batch, S context tokens, C context dim.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -24,8 +24,7 @@ class LayerKind:
     """The backend, and why."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerPlan:
+class LayerPlan(NamedTuple):
     """One layer's self-attention."""
 
     layer: int

@@ -20,6 +20,9 @@ from x_positional.attention.tokens import TokenLayout
 from x_positional.errors import InputError
 from x_positional.schemes.base import AttentionContext, AttentionWindow, Capabilities, Dims, IndexFn, PositionScheme
 
+IN_ADVANCE = 64
+"""Tokens whose tables are computed at once while decoding."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
@@ -179,5 +182,20 @@ def _tables(run: Pass, scheme: PositionScheme, caps: Capabilities, positions: Te
     if run.final_lengths is not None and scheme.takes_final_length:
         return scheme.length_tables(positions, run.final_lengths[:, None])
     if caps.prefix_consistent:
-        return scheme.tables(positions)
+        tables = _tables_in_advance(run, scheme) if positions is layout.index else None
+        return scheme.tables(positions) if tables is None else tables
     return scheme.length_tables(positions, masks.text_lengths(layout.index, layout.positions, layout.documents))
+
+
+def _tables_in_advance(run: Pass, scheme: PositionScheme) -> Any:
+    """The tables of a decoding step, taken from those of many tokens in the cache's memo; None where that does not apply."""
+    start, cache = run.layout.start, run.cache
+    if cache is None or start is None or run.layout.length > 1 or not scheme.splits_tables:
+        return None
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    known = cache.tables_memo.get(id(scheme))
+    if known is None or not known[0] <= start < known[0] + IN_ADVANCE:
+        index = torch.arange(start, start + IN_ADVANCE, device=run.layout.index.device)[None]
+        known = cache.tables_memo[id(scheme)] = start, scheme.tables(index)
+    return scheme.token_tables(known[1], start - known[0])

@@ -47,7 +47,8 @@ class Residual(nn.Module):
 
     def branch_output(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """What is added to x."""
-        out = branch(x if self.before is None else self.before(x))
+        before = self.before  # torch looks a module up in Python, so once
+        out = branch(x if before is None else before(x))
         out = out if self.after is None else self.after(out)
         out = out if self.gain is None else out * self.gain
         return out if self.scale == 1.0 else out * self.scale
@@ -109,20 +110,24 @@ class Block(nn.Module):
         self, x: Tensor, scheme: PositionScheme, plan: LayerPlan, cross_plan: CrossPlan | None = None
     ) -> Tensor:
         """[B T M] -> [B T M]."""
-        attn, cross, ff = self.attn, self.cross, self.ff
-        if attn is not None and self.attn_residual is not None:
-            x = self._attend(x, lambda n: attn(n, scheme, plan), self.attn_residual)
+        attn, cross, ff, residual = self.attn, self.cross, self.ff, self.attn_residual
+        if attn is not None and residual is not None:
+            x = self._attend(x, lambda n: attn(n, scheme, plan), residual, ff)
         if cross is not None and self.cross_residual is not None:
             if cross_plan is None:
                 raise InputError("this block has cross-attention: pass context=[batch, tokens, dim].")
             x = self.cross_residual(x, lambda n: cross(n, scheme, cross_plan))
-        if ff is not None and self.ff_residual is not None and not self.side_by_side:
-            x = self.ff_residual(x, ff)
-        return x
+        residual = None if self.side_by_side else self.ff_residual
+        return x if ff is None or residual is None else residual(x, ff)
 
-    def _attend(self, x: Tensor, attend: Callable[[Tensor], Tensor], residual: Residual) -> Tensor:
+    def _attend(
+        self,
+        x: Tensor,
+        attend: Callable[[Tensor], Tensor],
+        residual: Residual,
+        ff: FeedForward | MixtureOfExperts | None,
+    ) -> Tensor:
         """Attention, together with the feedforward where the two are side by side."""
-        ff = self.ff
         if ff is None or not self.side_by_side:
             return residual(x, attend)
         if self.ff_residual is None:

@@ -6,7 +6,6 @@ Tensors are [..., M]; the last axis is normalized, in float32 where the input is
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 NormKind = Literal["layer", "rms", "scale", "simple_rms", "none"]
@@ -52,7 +51,9 @@ class Norm(nn.Module):
         if gain is not None and self.unit_offset:
             gain = gain + 1.0
         if self.kind == "layer":
-            return F.layer_norm(x, (self.dim,), gain, self.shift, self.eps)
+            return torch.layer_norm(
+                x, (self.dim,), gain, self.shift, self.eps
+            )  # not F's, which reads settings of cuDNN
         if self.kind == "scale" and gain is not None:  # rms_norm takes a gain per channel only
-            return F.rms_norm(x, (self.dim,), None, self.eps) * gain
-        return F.rms_norm(x, (self.dim,), gain, self.eps)
+            return torch.rms_norm(x, (self.dim,), None, self.eps) * gain
+        return torch.rms_norm(x, (self.dim,), gain, self.eps)

@@ -228,22 +228,23 @@ class AttentionLayers(CachingModule):
         tracked = cache is not None and self._is_tracked(x, context)
         plan = plan_pass(self.kinds, self.dims, layout, x.shape[0], x.dtype, cache, self.cross, context, tracked)
         run = self._recomputed if cache is None and self._recomputes() else self._block
-        for i in range(len(self.blocks)):
-            x = run(x, i, plan)
-        x = x if self.final_norm is None else self.final_norm(x)
+        for i, block in enumerate(self.blocks):
+            x = run(x, block, i, plan)
+        norm = self.final_norm
+        x = x if norm is None else norm(x)
         if plan.cache is not None:
             plan.cache.commit()
         return x
 
-    def _block(self, x: Tensor, i: int, plan: PassPlan) -> Tensor:
-        """[B T M] -> [B T M] through one block."""
+    def _block(self, x: Tensor, block: nn.Module, i: int, plan: PassPlan) -> Tensor:
+        """[B T M] -> [B T M] through block i."""
         cross = None if plan.cross is None else plan.cross[i]
-        return self.blocks[i](x, self.kinds[i].scheme, plan.layers[i], cross)
+        return block(x, self.kinds[i].scheme, plan.layers[i], cross)
 
-    def _recomputed(self, x: Tensor, i: int, plan: PassPlan) -> Tensor:
+    def _recomputed(self, x: Tensor, block: nn.Module, i: int, plan: PassPlan) -> Tensor:
         """The same, keeping only the input for backward. Gradients of what layers share, such as bias tables, flow out of the
         block through the plan."""
-        return checkpoint(lambda x: self._block(x, i, plan), x, use_reentrant=False)
+        return checkpoint(lambda x: self._block(x, block, i, plan), x, use_reentrant=False)
 
     def _recomputes(self) -> bool:
         """Whether backward computes blocks again. torch.func does not support checkpoints."""

@@ -188,6 +188,16 @@ class PositionScheme(nn.Module):
         """
         return self.tables(positions)
 
+    def token_tables(self, tables: Any, i: int) -> Any:
+        """Token i of `tables`, as `tables` returns it for this token alone. Where it is defined, decoding computes the tables of
+        many tokens at once and takes those of each step from them."""
+        return tables
+
+    @property
+    def splits_tables(self) -> bool:
+        """Whether `token_tables` holds: it is defined, or there are no tables."""
+        return self.overrides("token_tables") or not self.overrides("tables")
+
     def cache_key(self, length: int) -> Hashable:
         """Keys cached at one sequence length are valid at another if both have the same cache key; otherwise generation
         recomputes the prefix."""

@@ -57,6 +57,13 @@ class Chain(PositionScheme):
             for part, ask in zip(self._all(), asked, strict=True)
         ]
 
+    def token_tables(self, tables: list[Any], i: int) -> list[Any]:
+        return [part.token_tables(table, i) for part, table in zip(self._all(), tables, strict=True)]
+
+    @property
+    def splits_tables(self) -> bool:
+        return all(part.splits_tables for part in self._all())
+
     def cache_key(self, length: int) -> Hashable:
         return tuple(part.cache_key(length) for part in self._all())
 

@@ -40,6 +40,9 @@ class QueryTemperature(PositionScheme):
         steps = ((positions.to(wide_dtype(positions.device)) + self.offset) / self.floor_scale).floor()
         return (1 + self.scale * torch.log1p(steps.clamp(min=0))).float()[:, None, :, None]
 
+    def token_tables(self, tables: Tensor, i: int) -> Tensor:
+        return tables.narrow(-2, i, 1)
+
     def rotate_q(self, q: Tensor, tables: Tensor) -> Tensor:
         return (q * tables).to(q.dtype)
 
@@ -63,6 +66,9 @@ class LogLengthTemperature(PositionScheme):
         """[B|1 T] -> [B|1 1 T 1] float32: the factor of each query."""
         seen = (positions.to(wide_dtype(positions.device)) + 1).clamp(min=1)
         return (seen.log() / math.log(self.trained)).clamp(min=1).float()[:, None, :, None]
+
+    def token_tables(self, tables: Tensor, i: int) -> Tensor:
+        return tables.narrow(-2, i, 1)
 
     def rotate_q(self, q: Tensor, tables: Tensor) -> Tensor:
         return (q * tables).to(q.dtype)

@@ -4,8 +4,7 @@ B batch, T tokens, H heads, G key heads, D head dim.
 """
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +16,7 @@ from x_positional.schemes.registry import SchemeConfig
 from x_positional.schemes.rotary.frequencies import angles, wide_dtype
 
 
-@dataclass(frozen=True)
-class PolarTables:
+class PolarTables(NamedTuple):
     """The rotation of each channel at each token, [B|1 1 T D] float32."""
 
     cos: Tensor
@@ -51,6 +49,9 @@ class PolarEmbedding(PositionScheme):
         channel = torch.arange(self.head_dim, device=positions.device, dtype=wide_dtype(positions.device))
         angle = angles(positions, self.theta ** -(channel / self.head_dim)).unsqueeze(-3)
         return PolarTables(angle.cos().float(), angle.sin().float())
+
+    def token_tables(self, tables: PolarTables, i: int) -> PolarTables:
+        return PolarTables(tables.cos.narrow(-2, i, 1), tables.sin.narrow(-2, i, 1))
 
     def rotate_q(self, q: Tensor, tables: PolarTables) -> Tensor:
         length = F.softplus(q.to(torch.promote_types(q.dtype, torch.float32)))

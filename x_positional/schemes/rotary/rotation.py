@@ -4,7 +4,7 @@ B batch, T tokens, H heads, D head dim, R rotated width, F = R/2 pairs, A positi
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,7 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> T
     return rotated if whole else torch.cat([rotated, x[..., width:]], dim=-1)
 
 
-@dataclass(frozen=True)
-class Rotation:
+class Rotation(NamedTuple):
     """The cosine and signed sine of every rotated channel at each token: [B|1 1 T R] float32, or [B|1 H T R] if the
     rotation differs between heads."""
 
@@ -84,6 +83,11 @@ class RotationScheme(PositionScheme):
         if self.interleaved:
             return torch.stack([cos, cos], -1).flatten(-2), torch.stack([-sin, sin], -1).flatten(-2)
         return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
+    def token_tables(self, tables: Rotation, i: int) -> Rotation:
+        q = tables.q_cos.narrow(-2, i, 1), tables.q_sin.narrow(-2, i, 1)
+        alike = tables.k_cos is tables.q_cos
+        return Rotation(*q, *(q if alike else (tables.k_cos.narrow(-2, i, 1), tables.k_sin.narrow(-2, i, 1))))
 
     def rotate_q(self, q: Tensor, tables: Rotation) -> Tensor:
         return self._some_heads(q, tables.q_cos, tables.q_sin)
