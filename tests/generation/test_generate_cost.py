@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.generation_models import NUM_TOKENS, SCHEMES, UNLIMITED, ids, language_model, ragged
 from x_positional import AutoregressiveWrapper
+from x_positional.attention.planner import IN_ADVANCE
 
 LOOKS = {
     "_local_scalar_dense",
@@ -160,7 +161,7 @@ def test_old_keys_are_not_rotated_again(monkeypatch) -> None:
     monkeypatch.setattr(scheme, "rotate_k", lambda k, t: lengths["k"].append(k.shape[2]) or rotate_k(k, t))
     monkeypatch.setattr(scheme, "tables", lambda p: lengths["tables"].append(p.shape[1]) or tables(p))
     wrapper.generate(ids(2, 5), 8)
-    assert lengths == {"k": [5, 5] + [1, 1] * 7, "tables": [5] + [1] * 7}
+    assert lengths == {"k": [5, 5] + [1, 1] * 7, "tables": [5, IN_ADVANCE]}
 
 
 @pytest.mark.parametrize("lengths", [(5, 5), (2, 7)])

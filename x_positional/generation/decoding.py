@@ -89,6 +89,7 @@ class DecodeLoop:
         self.lengths = self._prompt_lengths() if self.length_dependent else []
         self.cache_key = self._cache_keys()
         self.ended = torch.zeros(len(self.sequence), dtype=torch.bool, device=device)
+        self.alive = ~self.ended
         penalized = options.repetition_penalty != 1.0
         self.seen = seen_tokens(self.sequence, net.num_tokens, self.mask) if penalized else None  # [B V] bool
         self.compiled: CompiledSteps | None = None
@@ -162,7 +163,8 @@ class DecodeLoop:
         cache = self.options.cache
         before = None if cache is None else cache.snapshot(self.total)
         try:
-            new = list(self.stream())
+            with torch.no_grad():
+                new = list(self._tokens())
         except BaseException:
             if cache is not None and before is not None:
                 cache.restore(before)
@@ -173,6 +175,9 @@ class DecodeLoop:
     @torch.no_grad()
     def stream(self) -> Iterator[Tensor]:
         """The new tokens, [B] at a time, as in eval mode. The model's own mode stays as it is."""
+        yield from self._tokens()
+
+    def _tokens(self) -> Iterator[Tensor]:
         options = self.options
         self.x = self._prefill()
         if not options.seq_len:
@@ -220,9 +225,10 @@ class DecodeLoop:
 
     def _feed(self, token: Tensor, *, draws: bool = False) -> Drawn | None:
         """Feed one more token per row, [B]. Returns what a compiled step draws, if it does and that is asked for."""
-        alive = ~self.ended
+        alive = self.alive
         if self.eos is not None:
             self.ended = self.ended | torch.isin(token, self.eos)
+            self.alive = ~self.ended
         x, drawn = self._compiled_step(token, alive, draws=draws) or (self._advance(token, alive), None)
         if self.options.keeps_cache and self.cache is not None:
             x = torch.where(alive[:, None], x, self.x)  # rows that have ended stay as they are

@@ -269,6 +269,7 @@ def sample(
     Raises:
         ArgumentError: For a negative or infinite temperature, or a filter that changes the shape.
     """
+    NON_NEGATIVE.require("temperature", temperature)
     return draw(logits, temperature, filters, generator)[0]
 
 
@@ -278,11 +279,10 @@ def draw(
     filters: Iterable[LogitsFilter] = (),
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The tokens [B] of `sample`, and the largest filtered logit of each row [B], for `LogitsGuard`.
+    """The tokens [B] of `sample`, and the largest filtered logit of each row [B], for `LogitsGuard`. Options are not checked.
 
     The largest logit is NaN where any is NaN, and -inf where the filters leave no token.
     """
-    NON_NEGATIVE.require("temperature", temperature)
     for keep in filters:
         logits = _filtered(keep, logits)
     if temperature == 0:
@@ -342,7 +342,7 @@ class LogitsGuard:
 
     def add(self, largest: Tensor) -> None:
         """The largest filtered logit of each row [B] of the next step."""
-        if self._immediate and math.isfinite(float(largest.sum())):
+        if self._immediate and math.isfinite(float(largest if len(largest) == 1 else largest.sum())):
             self._step += 1
             return
         self._unread.append(largest)

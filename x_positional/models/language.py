@@ -29,7 +29,7 @@ from x_positional.modules.caching import CachingModule
 from x_positional.modules.dropout import Dropout
 from x_positional.modules.feedforward import ACTIVATIONS, ActivationKind
 from x_positional.modules.norms import Norm
-from x_positional.modules.plain import plain_weight
+from x_positional.modules.plain import linear, plain_weight
 from x_positional.modules.quantized import Int8Embedding
 
 
@@ -274,11 +274,12 @@ class TransformerWrapper(CachingModule, Saveable):
     def logits(self, x: Tensor) -> Tensor:
         """Hidden states [... M] -> logits [... V]."""
         x = self.projected(x if self.head is None else self.head(x))
-        if self.to_logits is None:
+        to_logits = self.to_logits
+        if to_logits is None:
             x = self._tied_logits(x) * self.tie_scale
             x = x if self.tied_bias is None else x + self.tied_bias
         else:
-            x = self.to_logits(x)
+            x = linear(to_logits, x)
         scale, cap = self.config.logits_scale, self.config.logits_softcap
         x = x if scale is None else x * scale
         return x if cap is None else cap * torch.tanh(x / cap)

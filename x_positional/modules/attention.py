@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from x_positional.attention.backends import Prepared, ScoreOps
 from x_positional.attention.plan import CrossPlan, LayerPlan
 from x_positional.errors import InputError
-from x_positional.modules.plain import plain_weight
+from x_positional.modules.plain import linear, plain_weight
 from x_positional.modules.qk_norm import HeadNorm
 from x_positional.schemes.base import LayerView, PositionScheme, Span
 from x_positional.schemes.context import add
@@ -88,7 +88,7 @@ class Heads(nn.Module):
 
     def join(self, x: Tensor) -> Tensor:
         """[B H T D] -> [B T M]."""
-        return self.to_out(x.transpose(1, 2).flatten(-2))
+        return linear(self.to_out, x.transpose(1, 2).flatten(-2))
 
     def ops(
         self,
@@ -143,7 +143,7 @@ class Attention(Heads):
     def forward(self, x: Tensor, scheme: PositionScheme, plan: LayerPlan) -> Tensor:
         """[B T M] -> [B T M]."""
         q_norm, k_norm = self.q_norm, self.k_norm
-        q, k, v = torch.split_with_sizes(self.split(self.to_qkv(x)), self.counts, 1)
+        q, k, v = torch.split_with_sizes(self.split(linear(self.to_qkv, x)), self.counts, 1)
         q, k, v = self.norm_and_clip(q, q_norm), self.norm_and_clip(k, k_norm), self.norm_and_clip(v, None)
         content = q  # unrotated: what content-dependent terms read
         q = self.rotate_and_norm(q, q_norm, scheme.rotate_q, plan.tables)

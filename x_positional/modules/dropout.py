@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, left out together with its hooks in eval mode and at a rate of 0: torch's takes as long as a small layer."""
+    """`nn.Dropout`, left out in eval mode and at a rate of 0 unless it has hooks: torch's takes as long as a small layer."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        return super().__call__(x) if self.training and self.p else x
+        acts = (self.training and self.p) or self._forward_hooks or self._forward_pre_hooks or self._backward_hooks
+        return super().__call__(x) if acts else x

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from x_positional.modules.dropout import Dropout
+from x_positional.modules.plain import linear
 
 ActivationKind = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"]
 
@@ -98,4 +99,4 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.dropout(self.activation(self.up(x))))
+        return linear(self.down, self.dropout(self.activation(linear(self.up, x))))

@@ -5,7 +5,10 @@ parametrizations, pruning. Such a module may have no weight, or one that is only
 places where reading the matrix is less work ask `plain_weight` first, and call the module where it gives None.
 """
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 
 def plain_weight(module: nn.Module) -> Tensor | None:
@@ -23,3 +26,16 @@ def plain_weight(module: nn.Module) -> Tensor | None:
         return None
     # pruning and weight_norm keep a plain tensor here, and quantization a subclass of Parameter
     return None if modified or type(module.weight) is not nn.Parameter else module.weight
+
+
+def linear(module: nn.Module, x: Tensor) -> Tensor:
+    """`module(x)`. Without gradients an `nn.Linear` that has no hooks is not called, but computed: a call takes half as long again
+    as the product of a single token."""
+    if type(module) is not nn.Linear or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return module(x)
+    state = vars(module)
+    hooks = state["_forward_hooks"] or state["_forward_pre_hooks"] or _global_forward_hooks or _global_forward_pre_hooks
+    if hooks or "forward" in state:
+        return module(x)
+    held = state["_parameters"]
+    return F.linear(x, held["weight"], held["bias"])

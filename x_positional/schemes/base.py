@@ -6,7 +6,7 @@ A leading 1 in place of B means that all rows are the same. Biases are in logits
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -169,6 +169,14 @@ class PositionScheme(nn.Module):
     half_limit: int | None = None
     """The same for float16, if it overflows earlier."""
 
+    _acts_on: ClassVar[tuple[ActsOn, ...]] = ()
+    _reads_positions: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._acts_on = tuple(place for place, hooks in HOOKS.items() if any(map(cls.overrides, hooks)))
+        cls._reads_positions = any(map(cls.overrides, ("embed", "tables", "bias")))
+
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """[B T M], [B|1 T] -> [B T M]. Once, on the token embeddings: learned, sinusoidal."""
         return x
@@ -238,8 +246,7 @@ class PositionScheme(nn.Module):
 
     def capabilities(self) -> Capabilities:
         """What this instance can do. `acts_on` and `kernel` follow from the overridden hooks."""
-        acts_on: tuple[ActsOn, ...] = tuple(place for place, hooks in HOOKS.items() if any(map(self.overrides, hooks)))
-        reads = any(map(self.overrides, ("embed", "tables", "bias")))
+        acts_on = self._acts_on
         return Capabilities(
             acts_on=acts_on,
             kernel=_kernel(acts_on),
@@ -248,11 +255,12 @@ class PositionScheme(nn.Module):
             absolute=self.absolute,
             causal_only=self.causal_only,
             continuous=self.continuous,
-            uses_positions=reads if self.uses_positions is None else self.uses_positions,
+            uses_positions=self._reads_positions if self.uses_positions is None else self.uses_positions,
             prefix_consistent=self.prefix_consistent,
             reads_layer=self.overrides("layer_bias"),
         )
 
-    def overrides(self, hook: str) -> bool:
-        """Whether this scheme's class defines the hook itself."""
-        return getattr(type(self), hook) is not getattr(PositionScheme, hook)
+    @classmethod
+    def overrides(cls, hook: str) -> bool:
+        """Whether this class of schemes defines the hook itself."""
+        return getattr(cls, hook) is not getattr(PositionScheme, hook)
