@@ -77,6 +77,7 @@ def plan_pass(
     distinct = {id(kind.scheme): kind.scheme for kind in kinds}
     caps = {key: scheme.capabilities() for key, scheme in distinct.items()}
     tables = {key: _tables(run, scheme, caps[key], layout.positions) for key, scheme in distinct.items()}
+    alike = {key: scheme.rotates_alike(tables[key]) for key, scheme in distinct.items()}
     shared: dict[tuple[int, AttentionWindow], tuple[Prepared, KeptTokens | None]] = {}
     layers = []
     for layer, (kind, window) in enumerate(zip(kinds, windows, strict=True)):
@@ -89,7 +90,8 @@ def plan_pass(
                 layer=layer,
                 prepared=prepared,
                 backend=kind.choice.backend,
-                tables=tables[id(kind.scheme)],
+                tables=tables[key[0]],
+                rotates_alike=alike[key[0]],
                 view=views.get(window),
                 cache=filling,
                 kept_tokens=kept_tokens,
