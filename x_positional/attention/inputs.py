@@ -231,7 +231,9 @@ def prepare_tokens(
     span = length if cache is None else cache.span + length
     start = first if mask is None and isinstance(first, int) else None
     shift = first if isinstance(first, int) else first[:, None]
-    if mask is None:
+    if start is not None:
+        index = torch.arange(start, start + length, device=device)[None]
+    elif mask is None:
         index = torch.arange(length, device=device)[None] + shift
     else:
         index = torch.where(mask, index_of(mask) + shift, NO_TOKEN)

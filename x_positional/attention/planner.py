@@ -77,28 +77,27 @@ def plan_pass(
     distinct = {id(kind.scheme): kind.scheme for kind in kinds}
     caps = {key: scheme.capabilities() for key, scheme in distinct.items()}
     tables = {key: _tables(run, scheme, caps[key], layout.positions) for key, scheme in distinct.items()}
-    alike = {key: scheme.rotates_alike(tables[key]) for key, scheme in distinct.items()}
-    shared: dict[tuple[int, AttentionWindow], tuple[Prepared, KeptTokens | None]] = {}
+    plans: dict[tuple[int, AttentionWindow, str], LayerPlan] = {}
     layers = []
     for layer, (kind, window) in enumerate(zip(kinds, windows, strict=True)):
-        key = (id(kind.scheme), window)
-        if key not in shared:
-            shared[key] = _share(run, kind, caps[key[0]], contexts[window], tables[key[0]], moved[window])
-        prepared, kept_tokens = shared[key]
-        layers.append(
-            LayerPlan(
+        scheme = id(kind.scheme)
+        key = scheme, window, kind.choice.name
+        plan = plans.get(key)
+        if plan is None:
+            prepared, kept_tokens = _share(run, kind, caps[scheme], contexts[window], tables[scheme], moved[window])
+            plan = plans[key] = LayerPlan(
                 layer=layer,
                 prepared=prepared,
                 backend=kind.choice.backend,
-                tables=tables[key[0]],
-                rotates_alike=alike[key[0]],
+                tables=tables[scheme],
+                rotates_alike=kind.scheme.rotates_alike(tables[scheme]),
                 view=views.get(window),
                 cache=filling,
                 kept_tokens=kept_tokens,
-                whole_rows=caps[key[0]].kernel == "rows",
-                reads_layer=caps[key[0]].reads_layer,
+                whole_rows=caps[scheme].kernel == "rows",
+                reads_layer=caps[scheme].reads_layer,
             )
-        )
+        layers.append(plan if plan.layer == layer else plan._replace(layer=layer))
     if seen is None or cross is None:
         return PassPlan(layers=layers, cross=None, cache=filling)
     of_layer = [(kind.scheme, tables[id(kind.scheme)]) for kind in kinds]

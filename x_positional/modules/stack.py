@@ -4,7 +4,6 @@ B batch, T new tokens, M model dim, C context dim, A position axes.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -306,7 +305,7 @@ def _narrowed(window: AttentionWindow, size: int, keep_first: int) -> AttentionW
     """A layer's window where a cache keeps only the last `size` tokens. A layer that sees fewer stays as it is."""
     if window.kept is not None and window.kept <= size:
         return window
-    return replace(window, size=size, keep_first=max(window.keep_first, keep_first))
+    return window._replace(size=size, keep_first=max(window.keep_first, keep_first))
 
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -5,7 +5,7 @@ B batch, T query tokens, S key tokens, H heads, A position axes. A leading 1 in 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,8 +28,7 @@ def grid(batch: int, heads: int, rows: Span, keys: Span, device: torch.device) -
     return b, h, i, torch.arange(keys.start, keys.stop, device=device)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttentionWindow:
+class AttentionWindow(NamedTuple):
     """Which tokens the queries of a layer see, besides causality and padding."""
 
     size: int | None = None
@@ -49,6 +48,9 @@ class AttentionWindow:
     def farthest_query(self) -> int | None:
         """The largest index of a query relative to the kept first tokens; None if it is not limited."""
         return self.keep_first + self.size - 1 if self.keep_first and self.size is not None else None
+
+
+NO_WINDOW = AttentionWindow()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ class AttentionContext:
     """An upper bound of every index, exclusive, known on the host."""
     causal: bool
     """Whether attention is causal."""
-    window: AttentionWindow = AttentionWindow()
+    window: AttentionWindow = NO_WINDOW
     """Which tokens are visible besides causality and padding."""
     visible: IndexFn | None = None
     """Which keys a query may see, as an index function over the whole batch; None if all are visible."""
