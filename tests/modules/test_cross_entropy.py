@@ -110,9 +110,9 @@ def test_autocast_keeps_the_gradients_of_float32_parameters(way: Any) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("bias", "cap"), FORMS)
+@pytest.mark.parametrize(("bias", "cap"), draws(FORMS[-1:], FORMS))
 def test_second_derivatives(way: Any, bias: bool, cap: float | None) -> None:
-    case = Case(torch.float64, bias, cap, SOME, rows=7)
+    case = Case(torch.float64, bias, cap, [2], rows=7)
     assert gradcheck(way.__get__(case), case.tensors)
     assert gradgradcheck(way.__get__(case), case.tensors)
 
@@ -129,13 +129,15 @@ def test_only_wanted_gradients_are_computed(monkeypatch: pytest.MonkeyPatch) -> 
     x, weight, bias = case.tensors
     case.chunked(x, weight.detach(), bias.detach()).backward()
     case.chunked(x.detach(), weight, bias.detach()).backward()
-    assert x.grad is not None and weight.grad is not None and bias.grad is None
+    assert x.grad is not None
+    assert weight.grad is not None
+    assert bias.grad is None
     with torch.no_grad():
         assert case.chunked(x, weight, bias).item() == pytest.approx(case.whole(x, weight, bias).item(), abs=1e-13)
     assert wanted == [(True, False, False), (False, True, False), (False, False, False)]
 
 
-def test_the_loss_can_be_differentiated_again_and_after_the_parameters_moved() -> None:
+def test_the_loss_can_be_differentiated_again() -> None:
     case = Case(torch.float64)
     value = case.chunked(*case.tensors)
     first = torch.autograd.grad(value, case.tensors, retain_graph=True)
@@ -156,7 +158,7 @@ def test_no_tensor_holds_the_logits_of_all_rows(columns: int, all_count: bool) -
     """Buffers have the rows of a chunk; everything else is as large as an input."""
     x, weight, targets = torch.randn(100, 4), torch.randn(columns, 4), torch.arange(100)
     with Largest() as largest:
-        cross_entropy._sum_of_chunks(x, weight, None, targets, 2.0, (True, True, True), all_count)
+        cross_entropy._sum_of_chunks(x, weight, None, targets, 2.0, (True, True, False), all_count)
     assert largest.elements == 5 * columns
 
 
