@@ -123,8 +123,9 @@ def _summed(
         rows = (targets >= 0).nonzero()[:, 0]
         if len(rows) == len(x):
             return _sum_of_chunks(x, weight, bias, targets, cap, wanted, all_count=True)
-        total, dx, *others = _sum_of_chunks(x[rows], weight, bias, targets[rows], cap, wanted, all_count=True)
-        return total, torch.zeros_like(x).index_copy_(0, rows, dx) if for_x else dx, *others
+        total, dx, dweight, dbias = _sum_of_chunks(x[rows], weight, bias, targets[rows], cap, wanted, all_count=True)
+        dx = torch.zeros_like(x).index_copy_(0, rows, dx) if for_x else dx
+        return total, dx, dweight, dbias
 
 
 def _sum_of_chunks(
@@ -192,11 +193,9 @@ def _empty_results(
     x: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sums of 0, in a wide dtype, and a gradient for x to be filled; empty where it is not wanted."""
-    sums = [
-        x.new_zeros(t.shape if asked and t is not None else 0, dtype=_wide(x.dtype if t is None else t.dtype))
-        for asked, t in zip(wanted[1:], (weight, bias), strict=True)
-    ]
-    return x.new_zeros((), dtype=_wide(x.dtype)), torch.empty_like(x) if wanted[0] else x.new_empty(0), *sums
+    dweight = weight.new_zeros(weight.shape if wanted[1] else 0, dtype=_wide(weight.dtype))
+    dbias = dweight.new_zeros(len(weight) if wanted[2] else 0)
+    return x.new_zeros((), dtype=_wide(x.dtype)), torch.empty_like(x) if wanted[0] else x.new_empty(0), dweight, dbias
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -210,32 +209,32 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
     if grad is None:
         return (None,) * 8
     x, weight, bias, targets, *gradients = ctx.saved_tensors
-    tensors = x, weight, bias
     if torch.is_grad_enabled():  # create_graph=True
-        found = _recorded_gradients(tensors, targets, ctx.cap, ctx.wanted, grad)
+        found = _recorded_gradients(x, weight, bias, targets, ctx.cap, ctx.wanted, grad)
     else:
-        found = [
-            (g * grad).to(t.dtype) if wanted else None
-            for g, t, wanted in zip(gradients, tensors, ctx.wanted, strict=True)
-        ]
+        of_each = zip(gradients, (x, weight, bias), ctx.wanted, strict=True)
+        found = [(g * grad).to(t.dtype) if wanted else None for g, t, wanted in of_each]
     return *found, None, None, None, None, None
 
 
 def _recorded_gradients(
-    tensors: tuple[Tensor, Tensor, Tensor | None],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
     targets: Tensor,
     cap: float | None,
     wanted: list[bool],
     grad: Tensor,
 ) -> list[Tensor | None]:
-    """The gradients of x, weight and bias, recorded by autograd."""
-    x, weight, bias = views = [None if t is None else t.view_as(t) for t in tensors]
+    """The gradients of x, weight and bias, recorded by autograd. Views keep them partial where one depends on another."""
+    x, weight, bias = x.view_as(x), weight.view_as(weight), None if bias is None else bias.view_as(bias)
 
     def logits(part: Tensor) -> Tensor:
         z = F.linear(part, weight.to(part.dtype), None if bias is None else bias.to(part.dtype))
         return z if cap is None else cap * torch.tanh(z / cap)
 
-    asked = [t for t, is_asked in zip(views, wanted, strict=True) if is_asked]
+    of_each = zip((x, weight, bias), wanted, strict=True)
+    asked = [t for t, is_asked in of_each if is_asked and t is not None]
     found = iter(torch.autograd.grad(_recomputed(x, targets, logits), asked, grad, create_graph=True))
     return [next(found) if is_asked else None for is_asked in wanted]
 
