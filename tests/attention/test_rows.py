@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.draws import draws
+from tests.support.largest import Largest
 from x_positional import Decoder, TransformerWrapper
 from x_positional.attention.backends import rows
 from x_positional.schemes.base import AttentionContext
@@ -148,21 +148,6 @@ def test_gradients_of_all_gradients_are_those_of_eager(position: object) -> None
         found.append([g for g in (*first, *second) if g is not None])
     for got, want in zip(*found, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
-
-
-class Largest(TorchDispatchMode):
-    """Records the elements of the largest tensor that any operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
-        return out
 
 
 def largest_and_saved(position: object, length: int) -> tuple[int, int]:

@@ -30,6 +30,8 @@ from x_positional.generation.options import DecodeOptions, GenerateAndReturnCach
 from x_positional.generation.prompts import as_ids
 from x_positional.generation.sampling import is_integer
 from x_positional.models.language import TransformerWrapper
+from x_positional.models.loss import sums_by_chunks
+from x_positional.modules.cross_entropy import NO_TARGET
 
 
 class AutoregressiveWrapper(nn.Module):
@@ -109,7 +111,10 @@ class AutoregressiveWrapper(nn.Module):
         documents = packed_documents(document_ids, seq_lens, batch, length)
         if documents is not None:
             documents = check_documents(documents, batch, length).to(tokens.device)
-        logits = self.net(
+        targets = self._targets(tokens, labels, present, documents)
+        by_chunks = sums_by_chunks(self.net, targets)
+        options = {"targets": targets.masked_fill(targets == self.ignore_index, NO_TARGET)} if by_chunks else {}
+        found = self.net(
             ids[:, :-1],
             mask=None if mask is None or present is None else present[:, :-1],
             positions=None if positions is None else positions[:, :-1],
@@ -117,8 +122,11 @@ class AutoregressiveWrapper(nn.Module):
             context=context,
             context_mask=context_mask,
             checked=True,
+            **options,
         )
-        return self._loss(logits, self._targets(tokens, labels, present, documents))
+        if by_chunks:
+            return found / (targets != self.ignore_index).sum().clamp(min=1)
+        return self._loss(found, targets)
 
     def _targets(self, tokens: Tensor, labels: Any, present: Tensor | None, documents: Tensor | None) -> Tensor:
         """[B T] -> [B T-1] targets, ignore_index where there is none. Raises InputError."""

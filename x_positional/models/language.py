@@ -26,6 +26,7 @@ from x_positional.models.describe import describe
 from x_positional.models.saving import Saveable
 from x_positional.models.stacks import ConfiguredLayers, config_of, layers_of_model
 from x_positional.modules.caching import CachingModule
+from x_positional.modules.cross_entropy import Unembedding, summed_cross_entropy
 from x_positional.modules.dropout import Dropout
 from x_positional.modules.feedforward import ACTIVATIONS, ActivationKind
 from x_positional.modules.norms import Norm
@@ -184,6 +185,7 @@ class TransformerWrapper(CachingModule, Saveable):
         checked: bool = False,
         seq_lens: SeqLens | None = None,
         token_types: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> Tensor:
         """Ids [B T] -> logits [B T V].
 
@@ -201,6 +203,8 @@ class TransformerWrapper(CachingModule, Saveable):
                 finite, and that the mask shows a token.
             seq_lens: the lengths of the documents, in place of document_ids: one list for all rows, or one a row.
             token_types: [B T], the type of each token; 0 where none are given.
+            targets: [B T] int64 ids, -100 where there is none: return the sum of their cross entropies (nats), in float32 or
+                float64, in place of logits, which are computed by chunks of tokens. The caller guarantees their range.
 
         Raises:
             InputError, PositionError, CacheError: before any kernel runs.
@@ -210,6 +214,8 @@ class TransformerWrapper(CachingModule, Saveable):
             self.check_tokens(tokens)
             if mask is not None and cache is None:
                 check_shows_a_token(as_tensor(mask, "mask"))
+        if targets is not None:
+            self._check_targets(targets, tokens, return_embeddings)
         layers = self.attn_layers
         layout = layers.layout(
             tokens.shape[0],
@@ -227,7 +233,21 @@ class TransformerWrapper(CachingModule, Saveable):
         x = layers.run(x, layout, cache, ContextInputs(context, context_mask, context_positions))
         if return_embeddings:
             return x
+        if targets is not None:
+            x = self._features(x).flatten(0, 1)
+            return summed_cross_entropy(x, targets.flatten(), self._logits_of_features, self.unembedding())
         return self.logits(x) if self.has_head else self.projected(x)
+
+    def _check_targets(self, targets: Tensor, tokens: Tensor, return_embeddings: bool) -> None:
+        """Raises InputError."""
+        if not self.has_head or return_embeddings:
+            reason = "return_embeddings=True leaves out" if self.has_head else f"{type(self).__name__} has none of"
+            raise InputError(f"targets are compared with logits, but {reason} them. Leave targets out.")
+        if targets.shape != tokens.shape or targets.dtype != torch.int64:
+            raise InputError(
+                f"targets must be torch.int64 of shape {list(tokens.shape)}, that of tokens; got {targets.dtype} of shape "
+                f"{list(targets.shape)}."
+            )
 
     def _embed(self, tokens: Tensor, token_types: Tensor | None, layout: TokenLayout) -> Tensor:
         """[B T] -> [B T M], positions included."""
@@ -273,7 +293,13 @@ class TransformerWrapper(CachingModule, Saveable):
 
     def logits(self, x: Tensor) -> Tensor:
         """Hidden states [... M] -> logits [... V]."""
-        x = self.projected(x if self.head is None else self.head(x))
+        return self._logits_of_features(self._features(x))
+
+    def _features(self, x: Tensor) -> Tensor:
+        """Hidden states [... M] -> what the matrix of the logits reads."""
+        return self.projected(x if self.head is None else self.head(x))
+
+    def _logits_of_features(self, x: Tensor) -> Tensor:
         to_logits = self.to_logits
         if to_logits is None:
             x = self._tied_logits(x) * self.tie_scale
@@ -283,6 +309,18 @@ class TransformerWrapper(CachingModule, Saveable):
         scale, cap = self.config.logits_scale, self.config.logits_softcap
         x = x if scale is None else x * scale
         return x if cap is None else cap * torch.tanh(x / cap)
+
+    def unembedding(self) -> Unembedding | None:
+        """What `_logits_of_features` computes, as tensors; None where its matrix is of a module that was wrapped or changed."""
+        head = self.to_logits
+        weight = plain_weight(self.token_emb if head is None else head)
+        if weight is None:
+            return None
+        bias, factor = (self.tied_bias, self.tie_scale) if head is None else (head.bias, 1.0)
+        scale, cap = self.config.logits_scale, self.config.logits_softcap
+        if scale is not None:
+            bias, factor = None if bias is None else bias * scale, factor * scale
+        return Unembedding(weight, bias, factor, cap)
 
 
 class TokenEncoder(TransformerWrapper):

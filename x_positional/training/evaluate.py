@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from x_positional.models.loss import sums_by_chunks
+from x_positional.modules.cross_entropy import NO_TARGET
 from x_positional.progress import Track, silent
 from x_positional.training.data.corpus import Split
 
@@ -83,21 +85,27 @@ def evaluate(
     batches = [windows.starts[i : i + batch_size] for i in range(0, len(windows.starts), batch_size)]
     for starts in track(batches, "validating"):
         inputs, targets = _read_windows(data.tokens, starts, windows)
-        with autocast:
-            logits = model(inputs.to(device))
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        flat = wide.flatten(0, 1), targets.to(device).flatten()
-        total += F.cross_entropy(*flat, ignore_index=-100, reduction="sum").cpu().double()
+        total += _summed_loss(model, inputs.to(device), targets.to(device), autocast).cpu().double()
         count += int((targets != -100).sum())
     model.train(was_training)
     return Score(float(total) / count, count, data.bytes_per_token)
+
+
+def _summed_loss(model: nn.Module, inputs: Tensor, targets: Tensor, autocast: torch.autocast) -> Tensor:
+    """Inputs and targets [B, T], -100 where there is none -> the sum of the cross entropies, in float32 or wider."""
+    with autocast:
+        if sums_by_chunks(model, targets):
+            return model(inputs, targets=targets)  # type: ignore[no-any-return]
+        logits = model(inputs)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET, reduction="sum")
 
 
 def _read_windows(tokens: np.ndarray, starts: np.ndarray, windows: EvalWindows) -> tuple[Tensor, Tensor]:
     """Inputs and targets [B, T]; targets of context tokens and past the end are -100 and not scored."""
     seq_len = windows.seq_len
     inputs = np.zeros((len(starts), seq_len), dtype=np.int64)
-    targets = np.full((len(starts), seq_len), -100, dtype=np.int64)
+    targets = np.full((len(starts), seq_len), NO_TARGET, dtype=np.int64)
     for row, start in enumerate(starts):
         window = np.asarray(tokens[start : start + seq_len + 1], dtype=np.int64)
         inputs[row, : len(window) - 1] = window[:-1]
