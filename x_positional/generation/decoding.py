@@ -149,8 +149,10 @@ class DecodeLoop:
         return positions if self.mask is None else where_tokens(positions, self.mask)
 
     def _prompt_lengths(self) -> list[int]:
-        """Tokens per row."""
+        """Tokens per row; with positions given, the next position, which the frequencies of a length follow."""
         tokens, mask = self.prompts.tokens, self.prompts.mask
+        if self.positions is not None:
+            return following_positions(self.positions).reshape(len(tokens), -1)[:, 0].tolist()
         return [tokens.shape[1]] * len(tokens) if mask is None else mask.sum(dim=-1).tolist()
 
     def _cache_keys(self) -> Hashable:
