@@ -42,6 +42,8 @@ class GenerateOptions:
     """Whether to stop at an end token, if the tokenizer has one."""
     compile: bool | Literal["auto"] = "auto"
     """Whether to compile the decoding step."""
+    prefill_chunk_size: int | None = None
+    """Tokens of the prompt that are read at a time; None reads them at once."""
 
     @property
     def filters(self) -> tuple[list[str], list[dict[str, Any]]]:
@@ -167,6 +169,7 @@ def stream_pieces(
         filter_kwargs=filter_options or None,
         cache_kv=options.cache,
         compile=options.compile,
+        prefill_chunk_size=options.prefill_chunk_size,
         seed=options.seed,
     )
     for token in tokens:

@@ -16,6 +16,7 @@ from x_positional.generation.compiled import CompiledSteps, announce, give_up, p
 from x_positional.generation.eval_mode import in_eval_mode
 from x_positional.generation.graph import CompileError, Drawn, GraphDraw
 from x_positional.generation.options import DecodeOptions
+from x_positional.generation.prefill import check_chunks, read_in_chunks
 from x_positional.generation.prompts import read_prompts
 from x_positional.generation.sampling import (
     LogitsFilter,
@@ -87,6 +88,8 @@ class DecodeLoop:
         self.final_lengths = self._final_lengths() if takes_final_length and options.cache is None else None
         self.cache = self._choose_cache()
         self.lengths = self._prompt_lengths() if self.length_dependent else []
+        longest = max(self.lengths, default=0) + options.seq_len
+        check_chunks(options.prefill_chunk_size, self.sequence.shape[1], longest, self.length_dependent)
         self.cache_key = self._cache_keys()
         self.ended = torch.zeros(len(self.sequence), dtype=torch.bool, device=device)
         penalized = options.repetition_penalty != 1.0
@@ -254,10 +257,26 @@ class DecodeLoop:
         cache, prompts = self.cache, self.prompts
         if cache is not None and cache.state.ending is not None and not prompts.tokens.shape[1]:
             return cache.state.ending[1]
-        x = prompts.last(self._forward(prompts.tokens, prompts.mask, cache, self.options.context, self.positions))
+        x = self._read_prompts()
         if cache is not None and self.options.keeps_cache:
             cache.remember_ending(x)
         return x
+
+    def _read_prompts(self) -> Tensor:
+        """[B M] of each row's last token. A kept cache reads all chunks or none."""
+        options, cache = self.options, self.cache
+        chunks = options.prefill_chunk_size is not None
+        before = cache.snapshot(self.total) if chunks and cache is not None else None
+
+        def read(tokens: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
+            return self._forward(tokens, mask, cache, options.context, positions)
+
+        try:
+            return read_in_chunks(read, self.prompts, self.positions, options.prefill_chunk_size)
+        except BaseException:
+            if cache is not None and before is not None:
+                cache.restore(before)
+            raise
 
     def _compile(self) -> CompiledSteps | None:
         """Compiled steps for the tokens after the first one, where `compile` allows them and they pay. Raises InputError."""

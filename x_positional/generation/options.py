@@ -16,6 +16,7 @@ from x_positional.attention.cache import KVCache
 from x_positional.errors import InputError
 from x_positional.generation.prompts import PromptsLike
 from x_positional.generation.sampling import (
+    COUNT,
     NON_NEGATIVE,
     POSITIVE,
     FilterChoice,
@@ -61,6 +62,8 @@ class DecodeOptions:
             model faster; False does not; "auto" does once a model on a CPU has been asked for 20,000 tokens.
         positions: [B T] or [B T A] positions of the prompts, -1 for no token; new tokens continue after the largest
             position of their row.
+        prefill_chunk_size: Read the prompts into the cache this many tokens at a time, which bounds the memory of a long
+            prompt; None reads them in one pass. The tokens are the same.
     """
 
     prompts: PromptsLike
@@ -81,6 +84,7 @@ class DecodeOptions:
     context_mask: Tensor | None = None
     positions: Tensor | None = None
     compile: bool | Literal["auto"] = "auto"
+    prefill_chunk_size: int | None = None
     filters: list[LogitsFilter] = field(init=False, repr=False)
     """The filters as functions [B V] -> [B V]; none where they have no effect."""
 
@@ -102,6 +106,10 @@ class DecodeOptions:
             yield f"cache={self.cache!r} must be a cache from model.new_cache(batch_size); return_cache=True returns a new one."
         if self.keeps_cache is True and self.cache_kv is False:
             yield "cache= and return_cache=True need cache_kv=True."
+        if self.prefill_chunk_size is not None:
+            yield from COUNT.problems("prefill_chunk_size", self.prefill_chunk_size)
+            if self.cache_kv is False:
+                yield "prefill_chunk_size needs cache_kv=True: chunks are read into the cache."
         if self.seed is not None and self.generator is not None:
             yield "seed= and generator= cannot be combined: each makes the draw reproducible. Pass one."
         if self.seed is not None and not (is_integer(self.seed) and -(2**63) <= self.seed < 2**64):
