@@ -320,6 +320,29 @@ class KVCache:
         state = self.state.map(lambda t: t if t.shape[0] == 1 and batch > 1 else t[rows])
         self.state = replace(state, batch_size=len(rows))
 
+    def fork(self, batch_size: int | None = None) -> "KVCache":
+        """An independent cache that continues from this one: for prompts with a common prefix, or several samples of one prompt.
+
+        Every tensor is copied, once for each row. This cache stays as it is, so it can be forked again.
+
+        Args:
+            batch_size: rows of the new cache, all of them copies of the only row here; None copies the rows that there are.
+
+        Raises:
+            ArgumentError: batch_size is not a positive integer.
+            CacheError: another number of rows than this cache has, which has several.
+        """
+        rows = self.batch_size if batch_size is None else whole_number("batch_size", batch_size)
+        if self.batch_size not in (1, rows):
+            raise CacheError(
+                f"fork({rows}) copies a single row {rows} times, but this cache has batch_size={self.batch_size}. Select rows of a "
+                "fork() with reorder(rows), or prefill one prompt alone."
+            )
+        new = copy.copy(self)
+        if rows != self.batch_size:
+            new.reorder([0] * rows)
+        return new
+
     def detach(self) -> "KVCache":
         """Cut the autograd graph: no gradient flows into the chunks so far. Changes this cache and returns it."""
         self.state = self.state.map(torch.detach)
