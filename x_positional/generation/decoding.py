@@ -27,6 +27,7 @@ from x_positional.generation.sampling import (
     seen_tokens,
     vocabulary_problems,
 )
+from x_positional.generation.speculative import Speculation, speculation_problems
 from x_positional.schemes.base import PositionScheme
 
 
@@ -95,6 +96,7 @@ class DecodeLoop:
         penalized = options.repetition_penalty != 1.0
         self.seen = seen_tokens(self.sequence, net.num_tokens, self.mask) if penalized else None  # [B V] bool
         self.compiled: CompiledSteps | None = None
+        self.speculation = self._speculation()
         if options.compile is True:
             self._reasons_not_to_compile()
 
@@ -183,6 +185,9 @@ class DecodeLoop:
         if not options.seq_len:
             return
         drawn = self._draw(self.net.logits(self.x))
+        if self.speculation is not None:
+            yield from self._speculative_stream(self.speculation, drawn)
+            return
         self.compiled = self._compile()
         for step in range(options.seq_len):
             token = self._read(drawn)
@@ -200,6 +205,50 @@ class DecodeLoop:
             if last:
                 break
         self.guard.finish()
+
+    def _speculation(self) -> Speculation | None:
+        """How this call speculates, if it does. Raises InputError."""
+        options, cache, how = self.options, self.cache, self.options.speculate
+        if how is None:
+            return None
+        reasons = [
+            f"keys of {type(scheme).__name__} depend on the length of the sequence, so rejected tokens change them"
+            for scheme in self.length_dependent
+        ]
+        reasons += speculation_problems(how, self.net, cache, len(self.sequence), self.total, options.filters)
+        if reasons or cache is None:
+            raise InputError(listed("speculative decoding is not possible here:", reasons))
+        tokens, penalty = self.sequence[0].tolist(), options.repetition_penalty
+        return Speculation(
+            how, cache, tokens, self.total, options.temperature, options.filters, self.generator, penalty
+        )
+
+    def _speculative_stream(self, speculation: Speculation, drawn: Drawn) -> Iterator[Tensor]:
+        """The tokens of `stream`, of which one pass may give several."""
+        run, left = [drawn], self.options.seq_len
+        while True:
+            for unread, drawn in zip(reversed(range(len(run))), run, strict=True):  # tokens of the run after this one
+                token, left = self._read(drawn), left - 1
+                last = not left or self._all_ended(token)
+                try:
+                    yield token
+                except GeneratorExit:
+                    self._end_run(token, unread)
+                    raise
+                if last:
+                    self._end_run(token, unread)
+                    self.guard.finish()
+                    speculation.finish()
+                    return
+            self.net = in_eval_mode(self.net)
+            run = speculation.next(self.net, token, left, self.seen)
+
+    def _end_run(self, token: Tensor, unread: int) -> None:
+        """Bring a kept cache to the last token that was handed out, before `unread` others of the same pass."""
+        if self.options.keeps_cache and self.cache is not None:
+            if unread:
+                self.cache.drop_last(unread)
+            self._feed(token)
 
     def _draw(self, logits: Tensor) -> Drawn:
         """Logits [B V] -> the next tokens and the largest filtered logits, [B] each."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from x_positional.attention.cache import KVCache
 from x_positional.errors import InputError
 from x_positional.generation.prompts import PromptsLike
+from x_positional.generation.proposals import DraftModel, PromptLookup
 from x_positional.generation.sampling import (
     COUNT,
     NON_NEGATIVE,
@@ -26,6 +27,7 @@ from x_positional.generation.sampling import (
     keep_the_largest,
     resolve_filters,
 )
+from x_positional.generation.speculative import Speculate
 
 Parameters = ParamSpec("Parameters")
 Model = TypeVar("Model")
@@ -64,6 +66,8 @@ class DecodeOptions:
             position of their row.
         prefill_chunk_size: Read the prompts into the cache this many tokens at a time, which bounds the memory of a long
             prompt; None reads them in one pass. The tokens are the same.
+        speculate: `PromptLookup()` or `DraftModel(net)` proposes several tokens, which one pass accepts or rejects: fewer
+            passes, and the same distribution of tokens. For a single row.
     """
 
     prompts: PromptsLike
@@ -85,6 +89,7 @@ class DecodeOptions:
     positions: Tensor | None = None
     compile: bool | Literal["auto"] = "auto"
     prefill_chunk_size: int | None = None
+    speculate: Speculate | None = None
     filters: list[LogitsFilter] = field(init=False, repr=False)
     """The filters as functions [B V] -> [B V]; none where they have no effect."""
 
@@ -110,6 +115,11 @@ class DecodeOptions:
             yield from COUNT.problems("prefill_chunk_size", self.prefill_chunk_size)
             if self.cache_kv is False:
                 yield "prefill_chunk_size needs cache_kv=True: chunks are read into the cache."
+        if self.speculate is not None:
+            if not isinstance(self.speculate, PromptLookup | DraftModel):
+                yield f"speculate={self.speculate!r} must be PromptLookup(...), DraftModel(net) or None."
+            if self.compile is True:
+                yield "speculate= and compile=True cannot be combined: the compiled step takes one token."
         if self.seed is not None and self.generator is not None:
             yield "seed= and generator= cannot be combined: each makes the draw reproducible. Pass one."
         if self.seed is not None and not (is_integer(self.seed) and -(2**63) <= self.seed < 2**64):
