@@ -35,6 +35,7 @@ KEYWORDS = {
     "positions": None,
     "compile": "auto",
     "prefill_chunk_size": None,
+    "speculate": None,
 }
 SOURCE_POSITIONAL = [("src", REQUIRED), ("start_tokens", REQUIRED), ("seq_len", REQUIRED), ("mask", None)]
 SOURCE_KEYWORDS = {

@@ -19,9 +19,9 @@ from tests.support.generation_models import (
     perturbed,
 )
 from tests.support.length_scalings import dynamic
-from x_positional import AutoregressiveWrapper, Decoder, TransformerWrapper
+from x_positional import AutoregressiveWrapper, Decoder, DraftModel, PromptLookup, TransformerWrapper
 from x_positional.errors import ArgumentError, InputError, SamplingError
-from x_positional.generation.proposals import DraftModel, LookupProposals, PromptLookup, Proposal
+from x_positional.generation.proposals import LookupProposals, Proposal
 from x_positional.generation.sampling import resolve_filters, sample
 from x_positional.generation.speculative import Speculation, acceptance, distribution, remainder
 
@@ -207,7 +207,7 @@ def test_frequencies_of_whole_passes(lookup: bool) -> None:
     counts = torch.zeros(3, 3, dtype=torch.float64)
     for _ in range(runs):
         how: Any = PromptLookup(2)
-        steps = Speculation(how, net, [0, 2, 1, 0, 1], 99, 1.0, (), generator, 1.0)  # type: ignore[arg-type]
+        steps = Speculation(how, net, [0, 2, 1, 0, 1], 99, 1.0, (), generator)  # type: ignore[arg-type]
         if not lookup:
             steps.proposals = Fixed(table(3, 3, 2), generator)  # type: ignore[assignment]
         tokens = [int(token) for token, _ in steps.next(net, torch.tensor([0]), 3, None)]

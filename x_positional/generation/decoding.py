@@ -218,9 +218,16 @@ class DecodeLoop:
         reasons += speculation_problems(how, self.net, cache, len(self.sequence), self.total, options.filters)
         if reasons or cache is None:
             raise InputError(listed("speculative decoding is not possible here:", reasons))
-        tokens, penalty = self.sequence[0].tolist(), options.repetition_penalty
         return Speculation(
-            how, cache, tokens, self.total, options.temperature, options.filters, self.generator, penalty
+            how,
+            cache,
+            self.sequence[0].tolist(),
+            self.total,
+            options.temperature,
+            options.filters,
+            self.generator,
+            penalty=options.repetition_penalty,
+            chunk=options.prefill_chunk_size,
         )
 
     def _speculative_stream(self, speculation: Speculation, drawn: Drawn) -> Iterator[Tensor]:
@@ -241,7 +248,7 @@ class DecodeLoop:
                     speculation.finish()
                     return
             self.net = in_eval_mode(self.net)
-            run = speculation.next(self.net, token, left, self.seen)
+            run = speculation.next(self.net, run[-1][0], left, self.seen)
 
     def _end_run(self, token: Tensor, unread: int) -> None:
         """Bring a kept cache to the last token that was handed out, before `unread` others of the same pass."""

@@ -140,10 +140,14 @@ class DraftProposals:
         distribution: from the draft's logits.
         pick: draws from it.
         device: of the model and the draft.
+        chunk: tokens to read at a time; None reads the prompt at once.
     """
 
-    def __init__(self, net: Any, total: int, distribution: Distribution, pick: Pick, device: torch.device):
+    def __init__(
+        self, net: Any, total: int, distribution: Distribution, pick: Pick, device: torch.device, chunk: int | None
+    ):
         self.net, self.distribution, self.pick, self.device = in_eval_mode(net), distribution, pick, device
+        self.chunk = total if chunk is None else chunk
         self.cache: KVCache = self.net.new_cache(1, max_len=total)
         self.held: list[int] = []
         """What the cache holds of the sequence, unless a token was rejected."""
@@ -160,8 +164,7 @@ class DraftProposals:
         new = torch.tensor([sequence[agreed:]], dtype=torch.long, device=self.device)
         tokens, probs = [], []
         for _ in range(count):
-            x = self.net(new, cache=self.cache, return_embeddings=True, checked=True)[:, -1]
-            row, largest = self.distribution(self.net.logits(x))
+            row, largest = self.distribution(self.net.logits(self._read(new)))
             self.guard.add(largest)
             tokens.append(self.pick(row))
             probs.append(row)
@@ -170,3 +173,10 @@ class DraftProposals:
         proposal = Proposal(torch.cat(tokens), torch.cat(probs))
         self.held, self.agreed = [*sequence, *proposal.tokens[:-1].tolist()], len(sequence)
         return proposal
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        """Tokens [1 N] -> the hidden state [1 M] of the last one."""
+        *earlier, last = tokens.split(self.chunk, 1)
+        for part in earlier:
+            self.net(part, cache=self.cache, return_embeddings=True, checked=True)
+        return self.net(last, cache=self.cache, return_embeddings=True, checked=True)[:, -1]

@@ -85,6 +85,7 @@ class Speculation:
         filters: of the draw, by name.
         generator: of the draw; None is torch's global one.
         penalty: the repetition penalty.
+        chunk: tokens that a draft model reads at a time; None reads the prompt at once.
     """
 
     def __init__(
@@ -96,7 +97,9 @@ class Speculation:
         temperature: float,
         filters: Sequence[LogitsFilter],
         generator: torch.Generator | None,
-        penalty: float,
+        *,
+        penalty: float = 1.0,
+        chunk: int | None = None,
     ):
         self.how, self.cache, self.sequence, self.penalty = how, cache, list(sequence), penalty
         self.generator, self.greedy = generator, temperature == 0
@@ -104,7 +107,7 @@ class Speculation:
         self.pick = partial(pick, generator=generator, greedy=self.greedy)
         self.report = how.report = SpeculationReport()
         if isinstance(how, DraftModel):
-            self.proposals = DraftProposals(how.net, total, self.distribution, self.pick, cache.device)
+            self.proposals = DraftProposals(how.net, total, self.distribution, self.pick, cache.device, chunk)
         else:
             self.proposals = LookupProposals(how.ngram, cache.device)
 
