@@ -247,7 +247,8 @@ class DecodeLoop:
                     self.guard.finish()
                     speculation.finish()
                     return
-            self.net = in_eval_mode(self.net)
+            if self.net.training:  # the caller switched modes between two tokens
+                self.net = in_eval_mode(self.net)
             run = speculation.next(self.net, run[-1][0], left, self.seen)
 
     def _end_run(self, token: Tensor, unread: int) -> None:
