@@ -24,6 +24,7 @@ from x_positional.errors import (
     UserError,
     XPositionalError,
 )
+from x_positional.generation.proposals import DraftModel, PromptLookup
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.continuous import ContinuousTransformerWrapper
 from x_positional.models.language import TransformerWrapper, build_model
@@ -75,6 +76,7 @@ __all__ = [
     "DamagedCheckpoint",
     "Decoder",
     "Dims",
+    "DraftModel",
     "Dynamic",
     "Encoder",
     "FlagError",
@@ -90,6 +92,7 @@ __all__ = [
     "PositionError",
     "PositionScheme",
     "PretrainedError",
+    "PromptLookup",
     "Report",
     "Rope",
     "RopeError",

@@ -152,6 +152,9 @@ def test_with_and_without_the_cache_the_text_is_the_same(call: Call, run_dir: Pa
     cached = call(*common)[1]
     assert len(set(cached)) > 10
     assert call(*common, "--no-cache")[1] == cached
+    assert call(*common, "--prefill-chunk-size", 3)[1] == cached
+    if "--seed" not in options:
+        assert call(*common, "--draft", run_dir)[1] == cached
 
 
 def test_filters_narrow_the_choice(call: Call, run_dir: Path):

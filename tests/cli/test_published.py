@@ -64,6 +64,12 @@ def test_generate_gives_the_same_text_from_a_file_and_a_folder(call: Call, gguf_
     assert "use --chat to get a reply" in err
     assert call("generate", folder, *common)[1] == out
     assert call("generate", folder, *common, "--no-cache")[1] == out
+    for speculate in (["--prompt-lookup", 4], ["--draft", gguf_file]):
+        code, text, err = call("generate", folder, *common, *speculate)
+        assert (code, text) == (0, out)
+        assert re.search(r"\[speculative decoding: \d+ of \d+ proposed tokens accepted", err)
+    code, _, err = call("generate", folder, *common, "--prompt-lookup", 4, "--draft", folder)
+    assert (code, "cannot be combined" in err) == (2, True)
 
 
 def test_generate_draws_repeatably(call: Call, gguf_file: Path):

@@ -34,6 +34,8 @@ KEYWORDS = {
     "context_mask": None,
     "positions": None,
     "compile": "auto",
+    "prefill_chunk_size": None,
+    "speculate": None,
 }
 SOURCE_POSITIONAL = [("src", REQUIRED), ("start_tokens", REQUIRED), ("seq_len", REQUIRED), ("mask", None)]
 SOURCE_KEYWORDS = {
@@ -48,6 +50,7 @@ SOURCE_KEYWORDS = {
     "generator": None,
     "seed": None,
     "compile": "auto",
+    "prefill_chunk_size": None,
 }
 
 
@@ -148,13 +151,14 @@ def test_every_option_of_a_source_model_arrives(monkeypatch) -> None:
         "generator": torch.Generator(),
         "seed": None,
         "compile": False,
+        "prefill_chunk_size": None,
     }
     assert set(given) == set(SOURCE_KEYWORDS)
     mask = torch.ones(1, 5, dtype=torch.bool)
     model.generate(ids(1, 5), ids(1, 2), 6, mask, **given)
-    model.generate(ids(1, 5), ids(1, 2), 6, seed=7)
+    model.generate(ids(1, 5), ids(1, 2), 6, seed=7, prefill_chunk_size=2)
     assert {name: getattr(arrived[0], name) for name in given} == given
-    assert (arrived[0].seq_len, arrived[1].seed) == (6, 7)
+    assert (arrived[0].seq_len, arrived[1].seed, arrived[1].prefill_chunk_size) == (6, 7, 2)
     assert torch.equal(arrived[0].prompts, ids(1, 2))
     assert arrived[0].context_mask is mask
     assert arrived[0].context.shape == (1, 5, 8)

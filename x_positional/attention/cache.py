@@ -6,6 +6,7 @@ B batch, T new tokens, S key slots, G key/value heads, H heads, D head dim, C ch
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -113,6 +114,23 @@ class CacheState:
             layers=tuple(each(layer) for layer in self.layers),
             cross=tuple(None if kv is None else each(kv) for kv in self.cross),
             cross_context=None if self.cross_context is None else self.cross_context.map(fn),
+        )
+
+    def shortened(self, count: int) -> "CacheState":
+        """The same without the last `count` tokens of every row. Their slots count as unused; no ring may have overwritten any."""
+        lengths = None if self.lengths is None else self.lengths - count
+        ends = self.span - count if lengths is None else lengths[:, None]
+        tables = []
+        for table in self.tables:
+            dropped = None if table.index is None else table.index >= ends
+            tables.append(table if dropped is None else table.map(partial(_without_tokens, dropped)))
+        return replace(
+            self,
+            span=self.span - count,
+            lengths=lengths,
+            following=None if self.following is None else self.following - count,
+            ending=None,
+            tables=tuple(tables),
         )
 
 
@@ -322,6 +340,49 @@ class KVCache:
         state = self.state.map(lambda t: t if t.shape[0] == 1 and batch > 1 else t[rows])
         self.state = replace(state, batch_size=len(rows))
 
+    def drop_last(self, count: int) -> None:
+        """Forget the last `count` tokens of every row, such as proposals that were rejected.
+
+        Each row must have read them without padding, without positions or documents of its own.
+
+        Raises:
+            ArgumentError: count is not a positive integer.
+            CacheError: there are fewer tokens, packed documents, or a window that dropped tokens which would be visible again.
+        """
+        count, state = whole_number("count", count), self.state
+        if count > state.span or state.last_document is not None:
+            held = "packed documents" if state.last_document is not None else f"only {state.span} tokens"
+            raise CacheError(f"drop_last({count}): this cache holds {held}.")
+        if any(slots.most is not None and state.span > slots.most for slots in self.slots):
+            raise CacheError(
+                f"drop_last({count}): the {state.span} tokens of this cache exceed a window, so tokens that would be visible again "
+                "are overwritten. Fork the cache before reading tokens that may be rejected."
+            )
+        self.state = state.shortened(count)
+
+    def fork(self, batch_size: int | None = None) -> "KVCache":
+        """An independent cache that continues from this one: for prompts with a common prefix, or several samples of one prompt.
+
+        Every tensor is copied, once for each row. This cache stays as it is, so it can be forked again.
+
+        Args:
+            batch_size: rows of the new cache, all of them copies of the only row here; None copies the rows that there are.
+
+        Raises:
+            ArgumentError: batch_size is not a positive integer.
+            CacheError: another number of rows than this cache has, which has several.
+        """
+        rows = self.batch_size if batch_size is None else whole_number("batch_size", batch_size)
+        if self.batch_size not in (1, rows):
+            raise CacheError(
+                f"fork({rows}) copies a single row {rows} times, but this cache has batch_size={self.batch_size}. Select rows of a "
+                "fork() with reorder(rows), or prefill one prompt alone."
+            )
+        new = copy.copy(self)
+        if rows != self.batch_size:
+            new.reorder([0] * rows)
+        return new
+
     def detach(self) -> "KVCache":
         """Cut the autograd graph: no gradient flows into the chunks so far. Changes this cache and returns it."""
         self.state = self.state.map(torch.detach)
@@ -433,6 +494,11 @@ class CachePass:
             inference=before.inference or (not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()),
         )
         self.cache.commit(after)
+
+
+def _without_tokens(dropped: Tensor, column: Tensor) -> Tensor:
+    """A column of a table [B S] or [B S A], with no token in the slots that are dropped [B S]."""
+    return column.masked_fill(dropped if column.ndim == 2 else dropped[..., None], NO_TOKEN)
 
 
 def _only(stored: Tensor, used: Tensor) -> Tensor:

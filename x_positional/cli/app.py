@@ -101,6 +101,16 @@ def generate(
         bool | None,
         typer.Option(help="Compile the decoding step: half a minute, then faster tokens. By default where that pays."),
     ] = None,
+    prefill_chunk_size: Annotated[
+        int | None, typer.Option(min=1, help="Read the prompt this many tokens at a time, to bound memory.")
+    ] = None,
+    prompt_lookup: Annotated[
+        int | None,
+        typer.Option(min=1, help="Speculate: propose this many tokens copied from earlier text, judged in one pass."),
+    ] = None,
+    draft: Annotated[
+        Path | None, typer.Option(help="Speculate: a smaller model with the same vocabulary that proposes tokens.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, for a published model.")] = None,
 ) -> None:
@@ -115,6 +125,9 @@ def generate(
         cache=cache,
         stop=stop,
         compile="auto" if compile is None else compile,
+        prefill_chunk_size=prefill_chunk_size,
+        prompt_lookup=prompt_lookup,
+        draft=draft,
     )
     text = prompt_text(prompt)
     if is_published(model):

@@ -13,8 +13,10 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from x_positional.cli.published import checkpoint_of, loaded, opened
+from x_positional.cli.published import checkpoint_of, is_published, loaded, opened
 from x_positional.errors import UserError
+from x_positional.generation.proposals import DraftModel, PromptLookup
+from x_positional.generation.speculative import Speculate
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.pretrained.tokenizers.text import TextTokenizer
@@ -42,6 +44,12 @@ class GenerateOptions:
     """Whether to stop at an end token, if the tokenizer has one."""
     compile: bool | Literal["auto"] = "auto"
     """Whether to compile the decoding step."""
+    prefill_chunk_size: int | None = None
+    """Tokens of the prompt that are read at a time; None reads them at once."""
+    prompt_lookup: int | None = None
+    """Tokens to propose per pass, copied from earlier text."""
+    draft: Path | None = None
+    """A smaller model that proposes tokens."""
 
     @property
     def filters(self) -> tuple[list[str], list[dict[str, Any]]]:
@@ -73,7 +81,10 @@ def generate_from_run(run: Path, prompt: str, options: GenerateOptions, device: 
     tokenizer = checkpoint_tokenizer(checkpoint)
     ids = prompt_ids(prompt, tokenizer)
     trained = parse_config(checkpoint.config_text(), str(checkpoint.path)).seq_len
-    print_stream(prompt, stream_text(net, ids, tokenizer, options), str(checkpoint.path), room=trained - len(ids))
+    speculate = speculation(options, device, None)
+    pieces = stream_text(net, ids, tokenizer, options, speculate)
+    print_stream(prompt, pieces, str(checkpoint.path), room=trained - len(ids))
+    print_report(speculate)
 
 
 def generate_from_published(
@@ -89,12 +100,37 @@ def generate_from_published(
         raise UserError(
             f"{source.path} contains a {source.config['model_type']} model, which does not predict the next token"
         )
-    pieces = stream_pieces(model, ids, tokenizer.ends, tokenizer.decoder(), options)
+    speculate = speculation(options, device, dtype)
+    pieces = stream_pieces(model, ids, tokenizer.ends, tokenizer.decoder(), options, speculate)
     trained = model.config.max_seq_len
     room = None if trained is None else trained - len(ids)
     print_stream("" if chat else prompt, pieces, source.path.name, room=room)
+    print_report(speculate)
     if tokenizer.template is not None and not chat:
         print("[this model has a chat template: use --chat to get a reply to the prompt]", file=sys.stderr)
+
+
+def speculation(options: GenerateOptions, device: str, dtype: str | None) -> Speculate | None:
+    """Where the options take proposals from, if they do. Raises UserError."""
+    if options.prompt_lookup is not None and options.draft is not None:
+        raise UserError("--prompt-lookup and --draft cannot be combined: each proposes the next tokens")
+    if options.prompt_lookup is not None:
+        return PromptLookup(options.prompt_lookup)
+    if options.draft is None:
+        return None
+    if not is_published(options.draft):
+        return DraftModel(load_net(checkpoint_of(options.draft), device))
+    console = Console(stderr=True)
+    model = loaded(opened(options.draft, console), console, dtype, resolve_device(device))
+    if not (isinstance(model, TransformerWrapper) and model.has_head):
+        raise UserError(f"--draft {options.draft} does not predict the next token")
+    return DraftModel(model)
+
+
+def print_report(speculate: Speculate | None) -> None:
+    """Print to stderr what was proposed and accepted."""
+    if speculate is not None:
+        print(f"[speculative decoding: {speculate.report}]", file=sys.stderr)
 
 
 def print_stream(prompt: str, pieces: Iterable[str], model: str, *, room: int | None) -> None:
@@ -132,12 +168,16 @@ def write_stream(pieces: Iterable[str], write: Callable[[str], object]) -> tuple
 
 
 def stream_text(
-    net: TransformerWrapper, ids: list[int], tokenizer: Tokenizer | None, options: GenerateOptions
+    net: TransformerWrapper,
+    ids: list[int],
+    tokenizer: Tokenizer | None,
+    options: GenerateOptions,
+    speculate: Speculate | None = None,
 ) -> Iterator[str]:
     """The text of each new token; "" while a character is incomplete."""
     end = tokenizer.document_end if tokenizer is not None else None
     decoder = None if tokenizer is None else tokenizer.decoder()
-    yield from stream_pieces(net, ids, () if end is None else (end,), decoder, options)
+    yield from stream_pieces(net, ids, () if end is None else (end,), decoder, options, speculate)
 
 
 def stream_pieces(
@@ -146,6 +186,7 @@ def stream_pieces(
     ends: Sequence[int],
     decoder: StreamDecoder | None,
     options: GenerateOptions,
+    speculate: Speculate | None = None,
 ) -> Iterator[str]:
     """The text of each new token, or its id if there is no decoder.
 
@@ -155,6 +196,7 @@ def stream_pieces(
         ends: Ids that end the text.
         decoder: Decodes ids to text.
         options: How to sample.
+        speculate: Where proposals come from, if tokens are proposed.
     """
     names, filter_options = options.filters
     ends = ends if options.stop else ()
@@ -167,6 +209,8 @@ def stream_pieces(
         filter_kwargs=filter_options or None,
         cache_kv=options.cache,
         compile=options.compile,
+        prefill_chunk_size=options.prefill_chunk_size,
+        speculate=speculate,
         seed=options.seed,
     )
     for token in tokens:

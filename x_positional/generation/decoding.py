@@ -16,6 +16,7 @@ from x_positional.generation.compiled import CompiledSteps, announce, give_up, p
 from x_positional.generation.eval_mode import in_eval_mode
 from x_positional.generation.graph import CompileError, Drawn, GraphDraw
 from x_positional.generation.options import DecodeOptions
+from x_positional.generation.prefill import check_chunks, read_in_chunks
 from x_positional.generation.prompts import read_prompts
 from x_positional.generation.sampling import (
     LogitsFilter,
@@ -26,6 +27,7 @@ from x_positional.generation.sampling import (
     seen_tokens,
     vocabulary_problems,
 )
+from x_positional.generation.speculative import Speculation, speculation_problems
 from x_positional.schemes.base import PositionScheme
 
 
@@ -87,12 +89,15 @@ class DecodeLoop:
         self.final_lengths = self._final_lengths() if takes_final_length and options.cache is None else None
         self.cache = self._choose_cache()
         self.lengths = self._prompt_lengths() if self.length_dependent else []
+        longest = max(self.lengths, default=0) + options.seq_len
+        check_chunks(options.prefill_chunk_size, self.sequence.shape[1], longest, self.length_dependent)
         self.cache_key = self._cache_keys()
         self.ended = torch.zeros(len(self.sequence), dtype=torch.bool, device=device)
         self.alive = ~self.ended
         penalized = options.repetition_penalty != 1.0
         self.seen = seen_tokens(self.sequence, net.num_tokens, self.mask) if penalized else None  # [B V] bool
         self.compiled: CompiledSteps | None = None
+        self.speculation = self._speculation()
         if options.compile is True:
             self._reasons_not_to_compile()
 
@@ -150,8 +155,10 @@ class DecodeLoop:
         return positions if self.mask is None else where_tokens(positions, self.mask)
 
     def _prompt_lengths(self) -> list[int]:
-        """Tokens per row."""
+        """Tokens per row; with positions given, the next position, which the frequencies of a length follow."""
         tokens, mask = self.prompts.tokens, self.prompts.mask
+        if self.positions is not None:
+            return following_positions(self.positions).reshape(len(tokens), -1)[:, 0].tolist()
         return [tokens.shape[1]] * len(tokens) if mask is None else mask.sum(dim=-1).tolist()
 
     def _cache_keys(self) -> Hashable:
@@ -183,6 +190,9 @@ class DecodeLoop:
         if not options.seq_len:
             return
         drawn = self._draw(self.net.logits(self.x))
+        if self.speculation is not None:
+            yield from self._speculative_stream(self.speculation, drawn)
+            return
         self.compiled = self._compile()
         for step in range(options.seq_len):
             token = self._read(drawn)
@@ -200,6 +210,58 @@ class DecodeLoop:
             if last:
                 break
         self.guard.finish()
+
+    def _speculation(self) -> Speculation | None:
+        """How this call speculates, if it does. Raises InputError."""
+        options, cache, how = self.options, self.cache, self.options.speculate
+        if how is None:
+            return None
+        reasons = [
+            f"keys of {type(scheme).__name__} depend on the length of the sequence, so rejected tokens change them"
+            for scheme in self.length_dependent
+        ]
+        reasons += speculation_problems(how, self.net, cache, len(self.sequence), self.total, options.filters)
+        if reasons or cache is None:
+            raise InputError(listed("speculative decoding is not possible here:", reasons))
+        return Speculation(
+            how,
+            cache,
+            self.sequence[0].tolist(),
+            self.total,
+            options.temperature,
+            options.filters,
+            self.generator,
+            penalty=options.repetition_penalty,
+            chunk=options.prefill_chunk_size,
+        )
+
+    def _speculative_stream(self, speculation: Speculation, drawn: Drawn) -> Iterator[Tensor]:
+        """The tokens of `stream`, of which one pass may give several."""
+        run, left = [drawn], self.options.seq_len
+        while True:
+            for unread, drawn in zip(reversed(range(len(run))), run, strict=True):  # tokens of the run after this one
+                token, left = self._read(drawn), left - 1
+                last = not left or self._all_ended(token)
+                try:
+                    yield token
+                except GeneratorExit:
+                    self._end_run(token, unread)
+                    raise
+                if last:
+                    self._end_run(token, unread)
+                    self.guard.finish()
+                    speculation.finish()
+                    return
+            if self.net.training:  # the caller switched modes between two tokens
+                self.net = in_eval_mode(self.net)
+            run = speculation.next(self.net, run[-1][0], left, self.seen)
+
+    def _end_run(self, token: Tensor, unread: int) -> None:
+        """Bring a kept cache to the last token that was handed out, before `unread` others of the same pass."""
+        if self.options.keeps_cache and self.cache is not None:
+            if unread:
+                self.cache.drop_last(unread)
+            self._feed(token)
 
     def _draw(self, logits: Tensor) -> Drawn:
         """Logits [B V] -> the next tokens and the largest filtered logits, [B] each."""
@@ -258,10 +320,26 @@ class DecodeLoop:
         cache, prompts = self.cache, self.prompts
         if cache is not None and cache.state.ending is not None and not prompts.tokens.shape[1]:
             return cache.state.ending[1]
-        x = prompts.last(self._forward(prompts.tokens, prompts.mask, cache, self.options.context, self.positions))
+        x = self._read_prompts()
         if cache is not None and self.options.keeps_cache:
             cache.remember_ending(x)
         return x
+
+    def _read_prompts(self) -> Tensor:
+        """[B M] of each row's last token. A kept cache reads all chunks or none."""
+        options, cache = self.options, self.cache
+        chunks = options.prefill_chunk_size is not None
+        before = cache.snapshot(self.total) if chunks and cache is not None else None
+
+        def read(tokens: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
+            return self._forward(tokens, mask, cache, options.context, positions)
+
+        try:
+            return read_in_chunks(read, self.prompts, self.positions, options.prefill_chunk_size)
+        except BaseException:
+            if cache is not None and before is not None:
+                cache.restore(before)
+            raise
 
     def _compile(self) -> CompiledSteps | None:
         """Compiled steps for the tokens after the first one, where `compile` allows them and they pay. Raises InputError."""

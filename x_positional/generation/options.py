@@ -15,7 +15,9 @@ from torch import Tensor
 from x_positional.attention.cache import KVCache
 from x_positional.errors import InputError
 from x_positional.generation.prompts import PromptsLike
+from x_positional.generation.proposals import DraftModel, PromptLookup
 from x_positional.generation.sampling import (
+    COUNT,
     NON_NEGATIVE,
     POSITIVE,
     FilterChoice,
@@ -25,6 +27,7 @@ from x_positional.generation.sampling import (
     keep_the_largest,
     resolve_filters,
 )
+from x_positional.generation.speculative import Speculate
 
 Parameters = ParamSpec("Parameters")
 Model = TypeVar("Model")
@@ -61,6 +64,10 @@ class DecodeOptions:
             model faster; False does not; "auto" does once a model on a CPU has been asked for 20,000 tokens.
         positions: [B T] or [B T A] positions of the prompts, -1 for no token; new tokens continue after the largest
             position of their row.
+        prefill_chunk_size: Read the prompts into the cache this many tokens at a time, which bounds the memory of a long
+            prompt; None reads them in one pass. The tokens are the same.
+        speculate: `PromptLookup()` or `DraftModel(net)` proposes several tokens, which one pass accepts or rejects: fewer
+            passes, and the same distribution of tokens. For a single row.
     """
 
     prompts: PromptsLike
@@ -81,6 +88,8 @@ class DecodeOptions:
     context_mask: Tensor | None = None
     positions: Tensor | None = None
     compile: bool | Literal["auto"] = "auto"
+    prefill_chunk_size: int | None = None
+    speculate: Speculate | None = None
     filters: list[LogitsFilter] = field(init=False, repr=False)
     """The filters as functions [B V] -> [B V]; none where they have no effect."""
 
@@ -102,6 +111,15 @@ class DecodeOptions:
             yield f"cache={self.cache!r} must be a cache from model.new_cache(batch_size); return_cache=True returns a new one."
         if self.keeps_cache is True and self.cache_kv is False:
             yield "cache= and return_cache=True need cache_kv=True."
+        if self.prefill_chunk_size is not None:
+            yield from COUNT.problems("prefill_chunk_size", self.prefill_chunk_size)
+            if self.cache_kv is False:
+                yield "prefill_chunk_size needs cache_kv=True: chunks are read into the cache."
+        if self.speculate is not None:
+            if not isinstance(self.speculate, PromptLookup | DraftModel):
+                yield f"speculate={self.speculate!r} must be PromptLookup(...), DraftModel(net) or None."
+            if self.compile is True:
+                yield "speculate= and compile=True cannot be combined: the compiled step takes one token."
         if self.seed is not None and self.generator is not None:
             yield "seed= and generator= cannot be combined: each makes the draw reproducible. Pass one."
         if self.seed is not None and not (is_integer(self.seed) and -(2**63) <= self.seed < 2**64):

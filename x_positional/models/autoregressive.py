@@ -3,7 +3,7 @@
 B batch, T prompt tokens, N new tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 import torch
@@ -27,7 +27,7 @@ from x_positional.config.models import ModelConfig
 from x_positional.errors import InputError
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.options import DecodeOptions, GenerateAndReturnCache, GenerateOptions, parameters_of
-from x_positional.generation.prompts import as_ids
+from x_positional.generation.prompts import PromptsLike, as_ids, read_prompts
 from x_positional.generation.sampling import is_integer
 from x_positional.models.language import TransformerWrapper
 from x_positional.models.loss import sums_by_chunks
@@ -193,6 +193,51 @@ class AutoregressiveWrapper(nn.Module):
         A `cache` holds every token that was handed out, also if the caller stops early.
         """
         return DecodeLoop(self.net, options, self.pad_value).stream()
+
+    def prefill(
+        self,
+        prompts: PromptsLike,
+        *,
+        prompt_lens: Tensor | Sequence[int] | None = None,
+        cache: KVCache | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        prefill_chunk_size: int | None = None,
+    ) -> KVCache:
+        """Read prompts into a cache, without new tokens: a prefix that several calls of `generate` continue.
+
+        `generate(prompts, seq_len, cache=prefix.fork(len(prompts)))` continues one prefix in every row, and
+        `generate(None, seq_len, cache=prefix.fork(4))` draws four samples of it.
+
+        Args:
+            prompts: One prompt [T], a right-padded batch [B T] with `prompt_lens`, or a list of prompts.
+            prompt_lens: [B] the number of tokens in each row of a padded batch.
+            cache: Filled and returned. By default a new one, in which each token attends to the last max_seq_len tokens.
+            context: [B S M] for the model's cross-attention.
+            context_mask: [B S] bool, True = keep.
+            positions: [B T] or [B T A] positions of the prompts, -1 for no token.
+            prefill_chunk_size: Tokens to read at a time; None reads them in one pass.
+
+        Raises:
+            InputError, PositionError, CacheError, ArgumentError: Before anything is computed.
+        """
+        if cache is None:
+            rows = read_prompts(prompts, prompt_lens, None, next(self.parameters()).device).tokens
+            cache = self.net.new_cache(len(rows), window=self.net.max_seq_len)
+        options = DecodeOptions(
+            prompts,
+            0,
+            prompt_lens=prompt_lens,
+            restrict_to_max_seq_len=False,  # the cache decides
+            cache=cache,
+            context=context,
+            context_mask=context_mask,
+            positions=positions,
+            prefill_chunk_size=prefill_chunk_size,
+        )
+        DecodeLoop(self.net, options, self.pad_value).generate()
+        return cache
 
 
 def _config_of(net: Any) -> ModelConfig:

@@ -126,6 +126,7 @@ class XTransformer(Saveable):
         generator: torch.Generator | None = None,
         seed: int | None = None,
         compile: bool | Literal["auto"] = "auto",
+        prefill_chunk_size: int | None = None,
     ) -> Tensor:
         """Source ids [B S] and target prompts [B T] -> new target tokens [B N].
 
@@ -153,6 +154,7 @@ class XTransformer(Saveable):
             generator=generator,
             seed=seed,
             compile=compile,
+            prefill_chunk_size=prefill_chunk_size,
         )
         model = in_eval_mode(self)
         options = replace(options, context=model.encoder(src, mask=mask), context_mask=mask)

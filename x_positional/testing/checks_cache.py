@@ -123,3 +123,26 @@ def cache_reorders(subject: Subject, expect: Expect) -> None:
             whole = None if mask is None else torch.cat([mask, torch.ones_like(more, dtype=torch.bool)], 1)[picked]
             want = model(torch.cat([prompt, more], 1)[picked], mask=whole)[:, 11:]
             expect.equal(got, want, f"rows {rows} of {'a plain' if mask is None else 'a padded'} batch")
+
+
+@torch.no_grad()
+def cache_drops(subject: Subject, expect: Expect) -> None:
+    """After cache.drop_last(n), as where speculative decoding rejects proposals, decoding continues as if the cache had never held
+    those tokens."""
+    need_cache(subject)
+    model, prompt, more = subject.model("decoder"), subject.tokens(11), subject.tokens(6, seed=2)
+    rejected = subject.tokens(4, seed=3)
+    keep = torch.arange(11, device=subject.device) >= torch.tensor([[0], [4], [7]], device=subject.device)
+    for mask in (None, keep):
+        cache = model.new_cache(3)
+        model(prompt, mask=mask, cache=cache)
+        for count in (4, 1):
+            model(rejected[:, :count], cache=cache)
+            cache.drop_last(count)
+        first = model(more[:, :2], cache=cache)
+        model(rejected, cache=cache)
+        cache.drop_last(4)
+        got = torch.cat([first, decode(model, cache, 3, more[:, 2:])], 1)
+        whole = None if mask is None else torch.cat([mask, torch.ones_like(more, dtype=torch.bool)], 1)
+        want = model(torch.cat([prompt, more], 1), mask=whole)[:, 11:]
+        expect.equal(got, want, f"5 tokens dropped, then 4, of {'a plain' if mask is None else 'a padded'} batch")

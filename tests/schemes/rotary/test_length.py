@@ -173,6 +173,20 @@ def test_custom_positions_count_and_not_tokens() -> None:
     assert torch.equal(scheme.tables(halves).q_sin, scheme.length_tables(halves, torch.tensor([[9.5]])).q_sin)
 
 
+@pytest.mark.parametrize("scaling", EACH.values(), ids=EACH)
+@torch.no_grad()
+def test_generation_counts_the_positions_that_were_given(scaling: RopeScaling) -> None:
+    """Positions beyond the number of tokens cross the trained length earlier, each row by itself."""
+    net, prompts, script = model_of(scaling), ids(2, 3), ids(2, 6, seed=3)
+    positions = torch.tensor([[0, 1, 2], [0, 4, 6]])
+    seen = Script(script)
+    AutoregressiveWrapper(net).generate(prompts, 6, filter_logits_fn=seen, positions=positions)
+    tokens = torch.cat([prompts, script], dim=1)
+    places = torch.cat([positions, positions[:, -1:] + torch.arange(1, 7)], dim=1)
+    for n in range(6):
+        equal(seen.logits[:, n], net(tokens[:, : 3 + n], positions=places[:, : 3 + n])[:, -1])
+
+
 @torch.no_grad()
 def test_fixed_takes_the_length_of_the_wrapper() -> None:
     tokens, bound, named = ids(2, 12), model_of(dynamic(), max_seq_len=30), model_of(dynamic(length=30), max_seq_len=30)
