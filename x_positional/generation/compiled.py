@@ -16,6 +16,7 @@ from torch import Tensor
 from x_positional.attention.cache import KVCache
 from x_positional.attention.cache_fixed import FixedCache, fixed_state, grown_size, padded_rows
 from x_positional.attention.cache_slots import SlotTable
+from x_positional.generation.captured import CapturedStep, step_of
 from x_positional.generation.graph import GRAPHS, CompileError, Drawn, Graph, GraphDraw, fingerprint
 from x_positional.generation.sampling import race_times, usable_temperature
 
@@ -106,9 +107,8 @@ class CompiledSteps:
         alive_rows = padded_rows(alive, rows) if self.by_row else None
         inputs = padded_rows(token, rows), alive_rows, held.changing, held.stored
         times = self._times(token, generator, draws)
-        x, drawn, held.changing = self.graph(
-            self.net, held.form, self.draw, *inputs, self.reach, self.temperature, times
-        )
+        step = self.step = self.step or step_of(self.graph, token.device, keeps=self.stores)
+        x, drawn, held.changing = step(self.net, held.form, self.draw, *inputs, self.reach, self.temperature, times)
         self.span += 1
         if self.stores:
             self._store()
@@ -119,6 +119,7 @@ class CompiledSteps:
     def _hold(self, cache: KVCache) -> None:
         """Take the tensors of a cache, with room for more tokens."""
         self.held = FixedCache(cache, fixed_state(cache, grown_size(self.span), self.rows))
+        self.step: Graph | CapturedStep | None = None
         self.reach = torch.empty(self.held.size, 0, device=cache.device)
         for tensor, dim in (*self.held.sizes(), (self.reach, 0)):
             torch._dynamo.maybe_mark_dynamic(tensor, dim)  # a symbol of the graph, where that is possible
