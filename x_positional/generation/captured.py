@@ -99,7 +99,7 @@ class CapturedStep:
         self._graph, self._recorder, self._keeps = graph, recorder, keeps
         self._runs = 0
         self._buffers: _Buffers | None = None
-        self._handed_out: Sequence[Tensor] | None = None
+        self._handed_out: list[Tensor] | None = None
 
     def __call__(
         self,
@@ -113,7 +113,7 @@ class CapturedStep:
         reach: Tensor,
         temperature: Tensor | None,
         times: Tensor | None,
-    ) -> tuple[Tensor, Drawn | None, Sequence[Tensor]]:
+    ) -> tuple[Tensor, Drawn | None, list[Tensor]]:
         """As `decode_step`. All but token, alive, changing and times are the same tensors at each call."""
         constant = net, form, draw, stored, reach, temperature
         if self._buffers is None and self._may_capture():
