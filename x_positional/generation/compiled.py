@@ -18,7 +18,7 @@ from x_positional.attention.cache_fixed import FixedCache, fixed_state, grown_si
 from x_positional.attention.cache_slots import SlotTable
 from x_positional.generation.captured import CapturedStep, step_of
 from x_positional.generation.graph import GRAPHS, CompileError, Drawn, Graph, GraphDraw, fingerprint
-from x_positional.generation.sampling import race_times, usable_temperature
+from x_positional.generation.sampling import race_times, usable_temperature, wide_dtype
 
 Compile = bool | Literal["auto"]
 """Whether to compile the decoding step: "auto" does where it pays."""
@@ -59,9 +59,8 @@ class CompiledSteps:
         self.before, self.span, self.batch = cache.state, cache.span, cache.batch_size
         self.rows = 1 << (self.batch - 1).bit_length()
         dtype = next(net.parameters()).dtype
-        wide = torch.promote_types(dtype, torch.float32)
-        usable = usable_temperature(temperature, dtype)
-        self.temperature = torch.tensor(usable, dtype=wide, device=cache.device) if temperature and draw else None
+        usable = torch.tensor(usable_temperature(temperature, dtype), dtype=wide_dtype(dtype), device=cache.device)
+        self.temperature = usable if temperature and draw else None
         self._hold(cache)
         self.key = self._key()
 
