@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu.record import Round, Row, attempt
 from x_positional import AutoregressiveWrapper, Decoder, TransformerWrapper
+from x_positional.generation.captured import RECORDERS
 from x_positional.generation.graph import GRAPHS
 
 
@@ -126,6 +128,59 @@ def same_tokens(of: AutoregressiveWrapper, prompt: Tensor, count: int, where: Ro
         plain, compiled = (generated(of, prompt, count, compile) for compile in (False, True))
     equal = (plain == compiled).double().mean().item()
     return Row("greedy tokens, compiled", "pass" if equal == 1.0 else "fail", equal, "of tokens equal", 1)
+
+
+@contextmanager
+def without_cuda_graphs() -> Iterator[None]:
+    """Compiled steps launch each kernel."""
+    before = dict(RECORDERS)
+    RECORDERS.clear()
+    try:
+        yield
+    finally:
+        RECORDERS.update(before)
+
+
+def graph_stage(where: Round) -> Iterator[Row]:
+    """Decoding with CUDA graphs: the tokens of eager decoding, in a cache that grows, and tokens a second with and without."""
+    shape, length, count = (TINY, 8, 8) if where.reduced else (SMALL, 240, 64)
+    exact, prompt = model(where, torch.float32, **shape).eval(), prompts(where, 3, length, shape["num_tokens"])
+    for row, options in (("greedy", {"temperature": 0.0}), ("sampled", {"seed": 3})):
+        yield attempt(f"{row} tokens, CUDA graph", lambda: replayed_tokens(row, exact, prompt, count, options, where))  # noqa: B023
+    if where.reduced:
+        return
+    for name, shape, length in (("27 M", SMALL, 512), ("1.2 B", LLAMA, 512)):
+        of, start = model(where, half(where), **shape), prompts(where, 1, length, shape["num_tokens"])
+        with without_cuda_graphs():
+            yield attempt(name, lambda: decode_rate(f"{name}, b1, compiled", of, start, 128, True, where))  # noqa: B023
+        yield attempt(name, lambda: replayed_rate(f"{name}, b1, CUDA graph", of, start, where))  # noqa: B023
+
+
+def replayed_tokens(
+    row: str, of: AutoregressiveWrapper, prompt: Tensor, count: int, options: dict[str, Any], where: Round
+) -> Row:
+    """Tokens with CUDA graphs and eager ones. Fails where they differ, or where nothing was captured on CUDA."""
+    with quick_graphs(where):
+        plain = of.generate(prompt, count, compile=False, **options)
+        replayed = of.generate(prompt, count, compile=True, cache=of.net.new_cache(len(prompt)), **options)
+    equal, captured = (plain == replayed).double().mean().item(), how_captured(of)
+    fine = equal == 1.0 and (captured.startswith("captured") or not where.on_cuda)
+    return Row(f"{row} tokens, CUDA graph", "pass" if fine else "fail", equal, "of tokens equal", 1, captured)
+
+
+def replayed_rate(row: str, of: AutoregressiveWrapper, prompt: Tensor, where: Round) -> Row:
+    """As `decode_rate`, and whether steps were captured. Each call captures once, which its time includes."""
+    found = decode_rate(row, of, prompt, 128, True, where)
+    return replace(found, detail=f"{found.detail}; {how_captured(of)}")
+
+
+def how_captured(of: AutoregressiveWrapper) -> str:
+    """How often a model's steps were captured, or why they were not."""
+    graphs = GRAPHS.of(of.net)
+    if reasons := [graph.capture_error for graph in graphs if graph.capture_error is not None]:
+        return f"ran without a CUDA graph: {reasons[0]}"
+    captures = sum(graph.captures for graph in graphs)
+    return f"captured {captures} times" if captures else "ran without a CUDA graph: this device has none"
 
 
 def step_of(of: nn.Module, tokens: Tensor, compile: bool) -> Callable[[], object]:

@@ -35,10 +35,11 @@ largest difference of logits. transformers runs sdpa; "static" is its static cac
 forward, backward and fused AdamW. A decoded token is a call for N + 1 tokens less a call for one, so the prompt and what is paid
 once are left out; the first call of a compiled side, which compiles, is shown apart.
 
-**The limit** is measured in the same run, just before the row. For a decoded token it is the time to read the weights (without
-the embedding) and the keys and values that are visible on average, at the bandwidth of a read of a large buffer, or of one of
-the same size where that is faster, with all threads. For training, a forward pass and large batches it is the time of the matrix
-products at the rate of a large one.
+**The limit** is measured in every round of a row, for some tens of milliseconds, since what a machine allows drifts: "of the
+limit" is the median over the rounds, and "machine reads" the bandwidth in them with its range. For a decoded token the limit is the
+time to read the weights (without the embedding) and the keys and values that are visible on average, at the bandwidth of a read
+of a large buffer, or of one of the same size where that is faster, with all threads. For training, a forward pass and large batches
+it is the time of the matrix products at the rate of a large one.
 """
 SIZES = "dim {dim}, depth {depth}, {heads} heads, vocab {vocab}"
 

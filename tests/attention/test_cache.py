@@ -65,6 +65,10 @@ def test_a_cache_keeps_to_the_context_it_has_seen() -> None:
     }.items():
         with pytest.raises(InputError, match=f"keys of a different {name}"):
             net(tokens[:, 2:3], **other, cache=cache)
+    with pytest.raises(
+        InputError, match="context_mask is on meta, but this cache holds the keys of a context_mask on cpu"
+    ):
+        net(tokens[:, 2:3], context=context, context_mask=mask.to("meta"), cache=cache)
     got = net(tokens[:, 2:], cache=cache)
     assert_same(got, want[:, 2:])
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from x_positional.benchmark import machine, models, run
 from x_positional.benchmark.clock import interleave, interval, ratio, rounds_within
-from x_positional.benchmark.machine import Limits
+from x_positional.benchmark.machine import Limits, Probe
 from x_positional.benchmark.memory import measure_memory
 from x_positional.benchmark.models import OURS, SCHEMES, TRANSFORMERS, X_TRANSFORMERS, Models, Recipe, Shape
 from x_positional.benchmark.profiling import HOST, Part, _parts, kind_of
@@ -18,8 +19,8 @@ from x_positional.benchmark.record import Measured, Record, RowRecord, record_pa
 from x_positional.benchmark.report import count, duration, sheet, targets_of
 from x_positional.benchmark.rows import Row, full_rows, quick_rows
 from x_positional.benchmark.run import due, measure, measure_row, minutes, spec_of
-from x_positional.benchmark.targets import CUDA_TARGETS, TARGETS, Costs, Faster, Grows, NearLimit, verdicts
-from x_positional.benchmark.work import SIDES, Side, Work, operations, step_bytes, weight_bytes
+from x_positional.benchmark.targets import CUDA_TARGETS, TARGETS, Compared, Grows, NearLimit, costs, faster, verdicts
+from x_positional.benchmark.work import SIDES, Demand, Prepared, Side, Work, operations, step_bytes, weight_bytes
 from x_positional.errors import MissingExtra, UserError
 
 CPU = torch.device("cpu")
@@ -64,6 +65,60 @@ def test_limits_are_the_slower_of_reading_and_computing():
     limits = Limits(bandwidth=10.0, matrix_rate=100.0)
     assert limits.seconds(20.0, 100.0) == 2.0
     assert limits.seconds(20.0, 1000.0) == 10.0
+
+
+def test_a_fraction_of_the_limit_is_that_of_its_round():
+    drifting = Measured([1.0, 4.0, 2.0], limits=[0.5, 2.0, 1.0])  # a machine that is up to four times slower
+    assert drifting.fraction == 0.5
+    assert Measured([1.0, 4.0, 2.0], limits=[0.5, 2.0, 2.0]).fraction == 0.5
+    assert Measured([1.0]).fraction is None
+
+
+def test_the_probe_takes_its_turn_in_every_round(monkeypatch: pytest.MonkeyPatch):
+    calls: list[str] = []
+
+    def sample(probe: Probe) -> float:
+        calls.append("limits")
+        probe.found.append(Limits(bandwidth=10.0 * len(calls), matrix_rate=1e9))
+        return 0.0
+
+    def prepared(row: Row, device: torch.device) -> dict[str, Prepared]:
+        def side(name: str, bytes_read: float) -> Prepared:
+            return Prepared(lambda: float(len(calls.append(name) or "x")), Demand(bytes_read, 0), lambda: torch.ones(1))  # type: ignore[func-returns-value]
+
+        return {"x-transformers": side("a", 60.0), OURS: side("b", 30.0)}
+
+    monkeypatch.setattr(Probe, "sample", sample)
+    monkeypatch.setattr(run, "_prepared", prepared)
+    monkeypatch.setattr(run, "rounds_within", lambda *_: 3)
+    row = measure_row(tiny(Work(kind="forward", length=8), ("x-transformers", OURS)), CPU)
+    assert "".join(call[0] for call in calls[-9:]) == "labballab"
+    bandwidth = row.limits["bandwidth"]
+    assert row.sides["x-transformers"].limits == [60.0 / rate for rate in bandwidth]
+    assert row.sides[OURS].limits == [30.0 / rate for rate in bandwidth]
+    shown = f"{bandwidth[1] / 1e9:.1f} GB/s ({bandwidth[0] / 1e9:.1f} to {bandwidth[2] / 1e9:.1f})"
+    found = sheet([row])
+    assert [line[found.headings.index("machine reads")] for line in found.lines] == [shown, ""]
+
+
+def test_a_probe_stays_within_its_budget(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "MATRIX", 4096)
+    seen: list[int] = []
+
+    def seconds(run: Callable[[], object], device: torch.device) -> float:
+        run()
+        seen.append(1)
+        return 0.05
+
+    monkeypatch.setattr(machine, "seconds", seconds)
+    monkeypatch.setattr(torch, "mm", lambda a, b: a)
+    probe = Probe(2**12, "float32", CPU, budget=0.1)
+    assert ([count for count, _ in probe._reads], probe._size) == ([2**12], machine.LEAST_MATRIX)
+    assert [count for count, _ in Probe(2**12, "float32", CPU, budget=1.0)._reads] == [2**12, 2**16]
+    seen.clear()
+    probe.sample()
+    assert len(seen) == 2  # one read, one product
+    assert probe.found == [Limits(2**12 / 0.05, 2 * machine.LEAST_MATRIX**3 / 0.05)]
 
 
 def test_the_rotary_model_has_the_same_logits_in_every_library():
@@ -130,8 +185,8 @@ def test_a_row_measures_every_side_and_their_outputs_agree(work: Work, sides: tu
     assert len(rounds) == 1
     assert min(rounds) >= 2
     for name, side in row.sides.items():
-        assert side.limit is not None
-        assert side.limit > 0
+        assert len(side.limits) == len(side.samples) == len(row.limits["bandwidth"])
+        assert min(side.limits) > 0
         if name == sides[0]:
             assert side.agrees is None
         else:
@@ -185,7 +240,9 @@ def a_row(
     work: Work | None = None, group: str = "some", demand: dict[str, float] | None = None, **samples: list[float]
 ) -> RowRecord:
     spec = spec_of(tiny(work or Work(kind="train", length=8), tuple(samples)), CPU)
-    return RowRecord("tiny", group, spec, {}, {n: Measured(v, limit=1.0) for n, v in samples.items()}, demand or {})
+    return RowRecord(
+        "tiny", group, spec, {}, {n: Measured(v, [1.0] * len(v)) for n, v in samples.items()}, demand or {}
+    )
 
 
 def test_a_record_is_read_as_it_was_written_and_is_not_left_half(tmp_path: Path):
@@ -199,6 +256,15 @@ def test_a_record_is_read_as_it_was_written_and_is_not_left_half(tmp_path: Path)
     found = read.rows["one"].ratio("b", "a")
     assert found is not None
     assert (found.median, found.low, found.high) == (2.5, 2.0, 3.0)
+
+
+def test_a_row_with_one_limit_for_all_rounds_is_measured_again(tmp_path: Path):
+    path = tmp_path / "record.json"
+    a_record(path, {"old": a_row(a=[1.0]), "new": a_row(a=[1.0])})
+    data = json.loads(path.read_text("utf-8"))
+    data["rows"]["old"]["sides"]["a"]["limit"] = data["rows"]["old"]["sides"]["a"].pop("limits")[0]
+    path.write_text(json.dumps(data))
+    assert list(Record.open(path).rows) == ["new"]
 
 
 def test_a_foreign_file_is_refused(tmp_path: Path):
@@ -253,7 +319,7 @@ def test_targets_name_rows_that_are_measured_by_default():
                 continue
             assert name in default, target
             assert default[name].cuda == (target in CUDA_TARGETS)
-            if isinstance(target, Faster | Costs):
+            if isinstance(target, Compared):
                 assert target.than in default[name].sides, target
 
 
@@ -264,10 +330,10 @@ def test_targets_are_judged_by_the_median():
         "large": a_row(demand={OURS: 150.0}, **{OURS: [2.0]}),
     }
     common = {"work": "some", "row": "row"}
-    assert Faster(**common, than="peer", bound=2.0).verdict(rows).met is True
-    assert Faster(**common, than="peer", bound=2.1).verdict(rows).met is False
-    assert Costs(**common, side="peer", than=OURS, bound=2.0).verdict(rows).met is True
-    assert Costs(**common, side="peer", than=OURS, bound=1.9).verdict(rows).met is False
+    assert faster(**common, than="peer", bound=2.0).verdict(rows).met is True
+    assert faster(**common, than="peer", bound=2.1).verdict(rows).met is False
+    assert costs(**common, side="peer", than=OURS, bound=2.0).verdict(rows).met is True
+    assert costs(**common, side="peer", than=OURS, bound=1.9).verdict(rows).met is False
     assert NearLimit(**common, side="peer", bound=0.5).verdict(rows).met is True
     assert NearLimit(**common, side="peer", bound=0.51).verdict(rows).met is False
     assert Grows(work="some", row="small", to="large", bound=2.0).verdict(rows).met is True
@@ -277,9 +343,9 @@ def test_targets_are_judged_by_the_median():
 
 def test_a_target_without_data_is_not_measured_and_says_why():
     rows = {"row": RowRecord("t", "g", {}, {}, {"peer": Measured(why_not="not installed"), OURS: Measured([1.0])})}
-    found = Faster(work="some", row="row", than="peer", bound=2.0).verdict(rows)
+    found = faster(work="some", row="row", than="peer", bound=2.0).verdict(rows)
     assert (found.met, found.value) == (None, "peer: not installed")
-    assert Faster(work="some", row="other", than="peer", bound=2.0).verdict(rows).value == "row other was not measured"
+    assert faster(work="some", row="other", than="peer", bound=2.0).verdict(rows).value == "row other was not measured"
     assert NearLimit(work="some", row="row", side="else", bound=0.5).verdict(rows).value == "else is not a side of row"
     everything = verdicts({})
     assert count(everything) == f"0 met, 0 missed, {len(TARGETS)} not measured"

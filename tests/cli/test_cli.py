@@ -15,6 +15,7 @@ from torch import nn
 
 from tests.support.command_line import Call
 from tests.support.training_runs import raw_config
+from x_positional import AutoregressiveWrapper, TransformerWrapper
 from x_positional.errors import UserError
 from x_positional.training import TrainConfig
 from x_positional.training.checkpoints.checkpoint import open_checkpoint
@@ -155,6 +156,25 @@ def test_with_and_without_the_cache_the_text_is_the_same(call: Call, run_dir: Pa
     assert call(*common, "--prefill-chunk-size", 3)[1] == cached
     if "--seed" not in options:
         assert call(*common, "--draft", run_dir)[1] == cached
+
+
+def test_a_run_is_quantized_on_request(call: Call, run_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[TransformerWrapper] = []
+    stream = AutoregressiveWrapper.stream
+    monkeypatch.setattr(AutoregressiveWrapper, "stream", lambda m, *a, **k: seen.append(m.net) or stream(m, *a, **k))
+    common = ["generate", run_dir, "--prompt", "7", "--length", 5, "--no-stop", "--quantize", "int8"]
+    assert call(*common)[0] == 0
+    assert seen[0].quantized == "int8"
+
+    def nothing_but_nan(net: nn.Module, *_: object) -> None:
+        for parameter in net.parameters():
+            nn.init.constant_(parameter, float("nan"))
+
+    monkeypatch.setattr("x_positional.cli.generate.load_model", nothing_but_nan)
+    code, _, err = call(*common)
+    assert code == 2
+    assert "error: --quantize int8: this model cannot be quantized" in err
+    assert "not finite" in err
 
 
 def test_filters_narrow_the_choice(call: Call, run_dir: Path):

@@ -17,7 +17,7 @@ from tests.support.published.encoders import PLAIN
 from tests.support.published.gguf_models import CONFIG, llama, write_gguf
 from tests.support.published.seq2seq_cases import T5
 from tests.support.rounding import assert_same
-from x_positional import Decoder, TransformerWrapper, from_pretrained, load_tokenizer
+from x_positional import AutoregressiveWrapper, Decoder, TransformerWrapper, from_pretrained, load_tokenizer
 from x_positional.pretrained.tokenizers.text import byte_letters, byte_tokenizer
 
 VIT = {
@@ -70,6 +70,22 @@ def test_generate_gives_the_same_text_from_a_file_and_a_folder(call: Call, gguf_
         assert re.search(r"\[speculative decoding: \d+ of \d+ proposed tokens accepted", err)
     code, _, err = call("generate", folder, *common, "--prompt-lookup", 4, "--draft", folder)
     assert (code, "cannot be combined" in err) == (2, True)
+
+
+def test_generate_with_int8_weights(call: Call, gguf_file: Path, folder: Path, tmp_path: Path):
+    common = ["--prompt", "hello", "--max-new-tokens", 12, "--temperature", 0, "--no-stop", "--quantize", "int8"]
+    code, out, _ = call("generate", gguf_file, *common)
+    assert code == 0
+    small = from_pretrained(gguf_file, quantize="int8")
+    words = load_tokenizer(gguf_file)
+    ids = torch.tensor([words.encode("hello")])
+    new = AutoregressiveWrapper(small).generate(ids, 12, temperature=0.0)
+    assert out == "hello" + words.decode(new[0]) + "\n"
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = float("inf")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = call("generate", folder, *common)
+    assert (code, "this model cannot be quantized" in err, "not finite" in err) == (2, True, True)
 
 
 def test_generate_draws_repeatably(call: Call, gguf_file: Path):
@@ -332,6 +348,7 @@ def test_verify_says_plainly_what_is_not_installed(call: Call, folder: Path, mon
         (["generate", "{bert}", "--prompt", "x"], ["no readable tokenizer", "tokenizer.json is missing"]),
         (["generate", "{folder}/config.json", "--prompt", "x"], ["neither a GGUF file nor a folder"]),
         (["generate", "{run}", "--prompt", "x", "--chat"], ["--chat needs a published model"]),
+        (["generate", "{folder}", "--prompt", "x", "--quantize", "int4"], ["'int4' is not", "int8"]),
         (["convert", "{folder}", "{bert}"], ["already contains a model"]),
         (["convert", "{folder}", "t", "--model-type", "lama"], ["unknown model_type='lama'", "llama"]),
         (["convert", "{folder}", "t", "--model-type", "bert"], ["cannot be written for transformers"]),

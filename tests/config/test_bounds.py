@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from x_positional import ConfigError, Decoder, ModelConfig, Rope, TransformerWrapper, XPositionalError, check
+from x_positional import (
+    ConfigError,
+    Decoder,
+    ModelConfig,
+    Rope,
+    TransformerWrapper,
+    XPositionalError,
+    XTransformer,
+    check,
+)
 from x_positional.config import validate
 from x_positional.config.layers import AttentionConfig, LayerConfig, LayersConfig
 from x_positional.config.reading import MAX_BYTES, MAX_NODES, parse_yaml, read_yaml
@@ -347,11 +356,10 @@ JUNK = LayersConfig.model_construct(dim="x", depth=Hostile())
 def test_configs_made_without_validation(config: Any, answers: list[str]) -> None:
     report = check(config)
     assert all(any(answer in error for error in report.errors) for answer in answers), report
-    if isinstance(config, LayersConfig | ModelConfig):
-        build = Decoder.from_config if isinstance(config, LayersConfig) else TransformerWrapper.from_config
-        with pytest.raises(XPositionalError) as raised:
-            build(config)
-        assert all(answer in str(raised.value) for answer in answers)
+    built = {LayersConfig: Decoder, ModelConfig: TransformerWrapper, Seq2SeqConfig: XTransformer}
+    with pytest.raises(XPositionalError) as raised:
+        built[type(config)].from_config(config)
+    assert all(answer in str(raised.value) for answer in answers)
 
 
 def test_values_are_looked_into_everywhere() -> None:

@@ -293,6 +293,8 @@ def test_context_of_a_wrong_type() -> None:
         model(ids(), context=context, context_positions=torch.tensor([0, float("nan"), 1]))
     with pytest.raises(InputError, match="context_mask must be bool"):
         model(ids(), context=context, context_mask=torch.ones(B, 3))
+    with pytest.raises(InputError, match="context_mask is on meta, but context is on cpu"):
+        model(ids(), context=context, context_mask=torch.ones(B, 3, dtype=torch.bool, device="meta"))
     with torch.no_grad():
         mask = torch.tensor([[True, True, False]] * B)
         assert torch.equal(

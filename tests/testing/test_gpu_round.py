@@ -13,7 +13,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import speed
 from benchmarks.gpu.checks import contract, gradient_stage, recompile_stage
 from benchmarks.gpu.record import Record, Round, Row, Stage, attempt, run_stage
-from benchmarks.gpu.speed import decode_stage, llama_stage
+from benchmarks.gpu.speed import decode_stage, graph_stage, llama_stage
 from benchmarks.gpu.wheels import fits, missing, unpack
 
 HERE = Round(torch.device("cpu"), reduced=True)
@@ -23,6 +23,7 @@ STAGES: dict[str, Stage] = {
     "recompiles": recompile_stage,
     "decode": decode_stage,
     "llama": llama_stage,
+    "graphs": graph_stage,
 }
 
 

@@ -90,6 +90,11 @@ def _refuse_another(given: ContextInputs, seen: CrossContext) -> None:
         if new is None or new is old:
             continue
         new = as_tensor(new, name)
+        if old is not None and new.device != old.device:
+            raise InputError(
+                f"{name} is on {new.device}, but this cache holds the keys of a {name} on {old.device}. Move it there, or leave it "
+                "out to continue with the cached one."
+            )
         if old is None or new.shape != old.shape or not torch.equal(new, old):
             raise InputError(
                 f"this cache already holds the keys of a different {name}; they are computed once. Pass the same {name}, leave it "
@@ -157,6 +162,11 @@ def _new_context(batch: int, width: int, given: ContextInputs, schemes: list[Pos
     if positions is not None:
         check_finite(check_positions(positions, batch, context.shape[1], "context_positions"), "context_positions")
     mask = None if given.mask is None else check_mask(given.mask, batch, context.shape[1], "context_mask")
+    for name, of_tokens in (("context_mask", mask), ("context_positions", positions)):
+        if of_tokens is not None and of_tokens.is_meta and not context.is_meta:  # from any other device it is copied
+            raise InputError(
+                f"{name} is on {of_tokens.device}, but context is on {context.device}. Pass a {name} with values."
+            )
     # checked: a context may be empty
     tokens = prepare_tokens(batch, context.shape[1], context.device, mask, positions, checked=True)
     return CrossContext(tokens, rotated, context, mask, positions)

@@ -7,27 +7,31 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from x_positional.benchmark.clock import synchronize
+from x_positional.benchmark.clock import seconds
 
 PACKAGES = ("torch", "transformers", "x-transformers", "rotary-embedding-torch", "x-positional")
 LARGE = 512 * 2**20
 """Bytes of the buffer whose reading is the bandwidth: more than most caches hold."""
 MATRIX = 2048
 """Rows and columns of the matrix whose product with itself is the matrix rate."""
+LEAST_MATRIX = 256
+PROBE = 0.1
+"""Seconds of one measurement of the limits, about, at most."""
+REPEATS = 5
 COLUMNS = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the machine did just before a row was measured."""
+    """What the machine did within some tens of milliseconds."""
 
     bandwidth: float
     """Bytes read a second: the faster of a large buffer, and one as large as what the work reads."""
@@ -39,38 +43,69 @@ class Limits:
         return max(bytes_read / self.bandwidth, operations / self.matrix_rate)
 
 
-def measure_limits(bytes_read: float, dtype: str, device: torch.device, repeats: int = 5) -> Limits:
-    """Measure both, in a fraction of a second. bytes_read: of the work, 0 if it is not limited by reading."""
-    sizes = {LARGE, max(COLUMNS * 4, int(bytes_read))} if bytes_read else {LARGE}
-    return Limits(
-        max(_bandwidth(size, device, repeats) for size in sizes), _matrix_rate(DTYPES[dtype], device, repeats)
-    )
+class Probe:
+    """Measures the limits again and again, since what a machine allows drifts with its neighbours.
 
+    What would take longer than `budget` allows is left out, or smaller: the larger of two buffers, and the matrices.
 
-def _bandwidth(size: int, device: torch.device, repeats: int) -> float:
-    """The fastest of several reads with all threads: a sum, and a product of a matrix and a vector."""
-    matrix = torch.ones(max(1, size // (4 * COLUMNS)), COLUMNS, device=device)
-    vector = torch.ones(COLUMNS, device=device)
-    reads: list[Callable[[], object]] = [matrix.sum, lambda: torch.mv(matrix, vector)]
-    return matrix.nbytes / min(_fastest(read, device, repeats) for read in reads)
+    Args:
+        bytes_read: of the work, 0 if it is not limited by reading.
+        dtype: of the work.
+        device: that it runs on.
+        budget: seconds that one measurement may take, about.
+    """
 
+    def __init__(self, bytes_read: float, dtype: str, device: torch.device, budget: float = PROBE) -> None:
+        self._device, self._part = device, budget / 3  # two reads at most, and a product
+        sizes = {LARGE, max(COLUMNS * 4, int(bytes_read))} if bytes_read else {LARGE}
+        self._reads: list[tuple[int, Callable[[], object]]] = []
+        for size in sorted(sizes):
+            count, read, spent = _reader(size, device)
+            if not self._reads or spent <= self._part:
+                self._reads.append((count, read))
+        self._size, self._product = self._matrix(DTYPES[dtype])
+        self.found: list[Limits] = []
+        """One a call of `sample`."""
 
-def _matrix_rate(dtype: torch.dtype, device: torch.device, repeats: int) -> float:
-    size = MATRIX if device.type == "cpu" else 4 * MATRIX
-    matrix = torch.ones(size, size, dtype=dtype, device=device)
-    return 2 * size**3 / _fastest(lambda: matrix @ matrix, device, repeats)
-
-
-def _fastest(run: Callable[[], object], device: torch.device, repeats: int) -> float:
-    run()
-    times = []
-    for _ in range(repeats):
-        synchronize(device)
+    def sample(self) -> float:
+        """Measure once. Returns the seconds that it took."""
         start = time.perf_counter()
-        run()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times)
+        bandwidth = max(count / self._fastest(read) for count, read in self._reads)
+        self.found.append(Limits(bandwidth, 2 * self._size**3 / self._fastest(self._product)))
+        return time.perf_counter() - start
+
+    def _matrix(self, dtype: torch.dtype) -> tuple[int, Callable[[], object]]:
+        """Rows and columns of a matrix whose product with itself fits the budget, and that product."""
+        size = MATRIX if self._device.type == "cpu" else 4 * MATRIX
+        while True:
+            matrix = torch.ones(size, size, dtype=dtype, device=self._device)
+            product = partial(torch.mm, matrix, matrix)
+            product()  # the first one starts threads and loads kernels
+            if size <= LEAST_MATRIX or seconds(product, self._device) <= self._part:
+                return size, product
+            size //= 2
+
+    def _fastest(self, run: Callable[[], object]) -> float:
+        """Of up to REPEATS calls, as the budget allows."""
+        times = [seconds(run, self._device)]
+        while len(times) < REPEATS and sum(times) + times[-1] <= self._part:
+            times.append(seconds(run, self._device))
+        return min(times)
+
+
+def _reader(size: int, device: torch.device) -> tuple[int, Callable[[], object], float]:
+    """Bytes of a buffer, the faster of two ways to read it with all threads, and its seconds."""
+    matrix = torch.ones(max(1, size // (4 * COLUMNS)), COLUMNS, device=device)
+    reads: list[Callable[[], object]] = [matrix.sum, partial(torch.mv, matrix, torch.ones(COLUMNS, device=device))]
+    times = [min(seconds(read, device) for _ in range(2)) for read in reads]
+    return matrix.nbytes, reads[times.index(min(times))], min(times)
+
+
+def measure_limits(dtype: str, device: torch.device) -> Limits:
+    """One measurement that takes its time: about a second."""
+    probe = Probe(0, dtype, device, budget=1.0)
+    probe.sample()
+    return probe.found[0]
 
 
 def name_of(device: torch.device) -> str:
@@ -119,5 +154,5 @@ def describe(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "instructions": capability,
         "versions": versions(),
-        "limits": {name: asdict(measure_limits(0, name, device)) for name in DTYPES},
+        "limits": {name: asdict(measure_limits(name, device)) for name in DTYPES},
     }

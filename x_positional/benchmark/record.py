@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,8 +26,8 @@ class Measured:
 
     samples: list[float] = field(default_factory=list)
     """One a round, in the order of the rounds: seconds, or bytes of a memory row. Empty if the side did not run."""
-    limit: float | None = None
-    """The least the machine needs for it, in the same unit; None for a memory row."""
+    limits: list[float] = field(default_factory=list)
+    """The least the machine needed for it in each round, in seconds; empty for a memory row."""
     first: float | None = None
     """Seconds of the first call, which compiles; of compiled sides."""
     agrees: float | None = None
@@ -36,27 +37,26 @@ class Measured:
 
     @property
     def median(self) -> float | None:
-        ordered = sorted(self.samples)
-        middle = len(ordered) // 2
-        if not ordered:
-            return None
-        return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+        return statistics.median(self.samples) if self.samples else None
 
     @property
     def fraction(self) -> float | None:
-        """Of the limit: 1 is all that the machine allows."""
-        return None if self.median is None or self.limit is None else self.limit / self.median
+        """Of the limit, the median over the rounds: 1 is all that the machine allows."""
+        if not self.limits:
+            return None
+        return statistics.median(least / spent for least, spent in zip(self.limits, self.samples, strict=True))
 
 
 @dataclass
 class RowRecord:
-    """One row: what it is, the limits measured just before it, its sides."""
+    """One row: what it is, the limits measured in each of its rounds, its sides."""
 
     title: str
     group: str
     spec: dict[str, Any]
     """Of the row, as data: a row is measured again when it changes."""
-    limits: dict[str, float]
+    limits: dict[str, list[float]]
+    """"bandwidth" and "matrix_rate", as in `Limits`; empty for a memory row."""
     sides: dict[str, Measured]
     demand: dict[str, float] = field(default_factory=dict)
     """Side -> bytes a token of a decode row, operations of the others."""
@@ -91,7 +91,7 @@ class Record:
             return cls(path)
         try:
             data = json.loads(path.read_text("utf-8"))
-            rows = {name: _row(row) for name, row in data["rows"].items()}
+            rows = {name: _row(row) for name, row in data["rows"].items() if not _outdated(row)}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is not a record of `bench`: {error!r}. Remove it, or pass another --out."
@@ -122,9 +122,14 @@ def record_path(folder: Path, device: torch.device) -> Path:
     return folder / f"{machine.slug(machine.name_of(device))}.json"
 
 
-def limits_of(limits: Limits) -> dict[str, float]:
-    """As data."""
-    return asdict(limits)
+def limits_of(found: Sequence[Limits]) -> dict[str, list[float]]:
+    """Of all rounds, as data."""
+    return {name: [getattr(limits, name) for limits in found] for name in ("bandwidth", "matrix_rate")}
+
+
+def _outdated(data: dict[str, Any]) -> bool:
+    """Whether a row has one limit for all of its rounds, as rows had; it is measured again."""
+    return any("limit" in side for side in data["sides"].values())
 
 
 def _row(data: dict[str, Any]) -> RowRecord:

@@ -1,5 +1,6 @@
 """Rows, targets and profiles as tables: on a console, and in Markdown for docs/performance.md."""
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ class Sheet:
         console.print(table)
 
 
-HEADINGS = ("row", "side", "time", "tokens/s", f"÷ {OURS}", "of the limit", "agrees", "first call")
+HEADINGS = ("row", "side", "time", "tokens/s", f"÷ {OURS}", "of the limit", "machine reads", "agrees", "first call")
 
 
 def sheet(rows: Sequence[RowRecord]) -> Sheet:
@@ -58,9 +59,16 @@ def _line(row: RowRecord, name: str, side: Measured) -> list[str]:
         "" if memory else f"{tokens / median:,.0f}",
         "" if against is None else f"{against.median:.2f} ({against.low:.2f} to {against.high:.2f})",
         "" if side.fraction is None else f"{side.fraction:.0%}",
+        _bandwidth(row) if name == next(iter(row.sides)) else "",
         _agrees(side.agrees, decode),
         "" if side.first is None else duration(side.first),
     ]
+
+
+def _bandwidth(row: RowRecord) -> str:
+    """The median of the rounds, and the range."""
+    found = [rate / 1e9 for rate in row.limits.get("bandwidth", ())]
+    return f"{statistics.median(found):.1f} GB/s ({min(found):.1f} to {max(found):.1f})" if found else ""
 
 
 def _agrees(value: float | None, decode: bool) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from x_positional.benchmark.clock import interleave, rounds_within
-from x_positional.benchmark.machine import measure_limits
+from x_positional.benchmark.machine import PROBE, Probe
 from x_positional.benchmark.memory import measure_memory
 from x_positional.benchmark.models import Models, Recipe
 from x_positional.benchmark.profiling import Profile, profile_decode
@@ -19,6 +19,9 @@ from x_positional.benchmark.record import Measured, Record, RowRecord, limits_of
 from x_positional.benchmark.rows import Row
 from x_positional.benchmark.work import SIDES, Prepared, prepare
 from x_positional.errors import MissingExtra
+
+LIMITS = "limits"
+"""What the probe is called among the sides: it takes its turn in every round."""
 
 
 def spec_of(row: Row, device: torch.device) -> dict[str, Any]:
@@ -55,16 +58,18 @@ def measure_row(row: Row, device: torch.device) -> RowRecord:
         else:
             running[name] = value
     spent = _compare(sides, running)
-    limits = measure_limits(max((side.demand.bytes_read for side in running.values()), default=0), row.dtype, device)
     if spent < row.seconds or row.work.kind == "decode":  # what takes longer than that needs no warm-up
         spent = _warm_up(sides, running)
-    samples = interleave({name: side.sample for name, side in running.items()}, rounds_within(row.seconds, spent))
+    most_read = max((side.demand.bytes_read for side in running.values()), default=0)
+    probe = Probe(most_read, row.dtype, device, min(PROBE, spent))
+    turns = {LIMITS: probe.sample, **{name: side.sample for name, side in running.items()}}
+    samples = interleave(turns, rounds_within(row.seconds, spent))
     for name, side in running.items():
         sides[name].samples = samples[name]
-        sides[name].limit = limits.seconds(side.demand.bytes_read, side.demand.operations)
+        sides[name].limits = [found.seconds(side.demand.bytes_read, side.demand.operations) for found in probe.found]
     demand = {name: side.demand.bytes_read or side.demand.operations for name, side in running.items()}
     _forget()
-    return RowRecord(row.title, row.group, spec_of(row, device), limits_of(limits), sides, demand)
+    return RowRecord(row.title, row.group, spec_of(row, device), limits_of(probe.found), sides, demand)
 
 
 def recipe_of(row: Row, scheme: str, device: torch.device) -> Recipe:

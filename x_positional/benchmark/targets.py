@@ -3,11 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 from x_positional.benchmark.models import OURS
 from x_positional.benchmark.record import RowRecord
 
 Rows = Mapping[str, RowRecord]
+Direction = Literal["≥", "≤"]
+"""At least so many times as fast as another side, or at most so many times its time or memory."""
 
 
 @dataclass(frozen=True)
@@ -42,41 +46,29 @@ class Target(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Faster(Target):
-    """At least `bound` times as fast as another side of the same row."""
+class Compared(Target):
+    """A bound on the ratio of two sides of the same row."""
 
+    direction: Direction
     row: str
     than: str
     side: str = OURS
 
     def wanted(self) -> str:
-        return f"≥ {self.bound:g}× {self.than}"
+        return f"{self.direction} {self.bound:g}× {self.than}"
 
     def verdict(self, rows: Rows) -> Verdict:
         row = rows.get(self.row)
-        ratio = None if row is None else row.ratio(self.than, self.side)
+        above, below = (self.than, self.side) if self.direction == "≥" else (self.side, self.than)
+        ratio = None if row is None else row.ratio(above, below)
         if ratio is None:
             return _missing(row, self.row, self.than, self.side)
-        return Verdict(f"{ratio.median:.2f}× ({ratio.low:.2f} to {ratio.high:.2f})", ratio.median >= self.bound)
+        met = ratio.median >= self.bound if self.direction == "≥" else ratio.median <= self.bound
+        return Verdict(f"{ratio.median:.2f}× ({ratio.low:.2f} to {ratio.high:.2f})", met)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Costs(Target):
-    """At most `bound` times the time, or the memory, of another side of the same row."""
-
-    row: str
-    than: str
-    side: str = OURS
-
-    def wanted(self) -> str:
-        return f"≤ {self.bound:g}× {self.than}"
-
-    def verdict(self, rows: Rows) -> Verdict:
-        row = rows.get(self.row)
-        ratio = None if row is None else row.ratio(self.side, self.than)
-        if ratio is None:
-            return _missing(row, self.row, self.than, self.side)
-        return Verdict(f"{ratio.median:.2f}× ({ratio.low:.2f} to {ratio.high:.2f})", ratio.median <= self.bound)
+faster = partial(Compared, direction="≥")
+costs = partial(Compared, direction="≤")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,16 +129,16 @@ STATIC, PEER = "transformers static", "x-transformers"
 def _decode_targets() -> list[Target]:
     one, eight, smol = "decode-b1", "decode-b8", "decode-smollm2"
     return [
-        Faster(work="decode, batch 1, float32, compiled", row=one, side=COMPILED, than="transformers", bound=2),
-        Faster(work="decode, batch 1, float32, eager", row=one, than="transformers", bound=1.3),
-        Faster(work="decode, batch 1, float32, compiled", row=one, side=COMPILED, than=STATIC, bound=1.3),
+        faster(work="decode, batch 1, float32, compiled", row=one, side=COMPILED, than="transformers", bound=2),
+        faster(work="decode, batch 1, float32, eager", row=one, than="transformers", bound=1.3),
+        faster(work="decode, batch 1, float32, compiled", row=one, side=COMPILED, than=STATIC, bound=1.3),
         NearLimit(work="decode, batch 1, float32, compiled", row=one, side=COMPILED, bound=0.6),
-        Faster(work="decode, batch 1, int8 weights", row=one, side=INT8, than="transformers", bound=5),
-        Faster(work="decode, batch 8, float32, compiled", row=eight, side=COMPILED, than="transformers", bound=2),
-        Faster(work="decode, 1 M parameters, eager", row="versus-decode", than="before", bound=1.5),
-        Faster(work="decode, 1 M parameters, compiled", row="versus-decode", side=COMPILED, than="before", bound=5),
-        Faster(work="SmolLM2-135M, float32, compiled", row=smol, side=COMPILED, than="transformers", bound=2),
-        Faster(work="SmolLM2-135M, int8 weights", row=smol, side=INT8, than="transformers", bound=5),
+        faster(work="decode, batch 1, int8 weights", row=one, side=INT8, than="transformers", bound=5),
+        faster(work="decode, batch 8, float32, compiled", row=eight, side=COMPILED, than="transformers", bound=2),
+        faster(work="decode, 1 M parameters, eager", row="versus-decode", than="before", bound=1.5),
+        faster(work="decode, 1 M parameters, compiled", row="versus-decode", side=COMPILED, than="before", bound=5),
+        faster(work="SmolLM2-135M, float32, compiled", row=smol, side=COMPILED, than="transformers", bound=2),
+        faster(work="SmolLM2-135M, int8 weights", row=smol, side=INT8, than="transformers", bound=5),
         Grows(work="a token after 4096 tokens, against 256", row="decode-context-256", to="decode-context-4096"),
     ]
 
@@ -160,15 +152,15 @@ def _train_targets() -> list[Target]:
     over_none = ("alibi", "t5", "dynamic", "forgetting", "polar", "cope")
     return [
         *(
-            Costs(work=f"training step, {s}, 1024 tokens", row=f"train-{s}", than=NONE, bound=SHORT.get(s, 1.1))
+            costs(work=f"training step, {s}, 1024 tokens", row=f"train-{s}", than=NONE, bound=SHORT.get(s, 1.1))
             for s in over_none
         ),
         *(
-            Costs(work=f"training step, {s}, 4096 tokens", row=f"train-4096-{s}", than=NONE, bound=LONG.get(s, 1.15))
+            costs(work=f"training step, {s}, 4096 tokens", row=f"train-4096-{s}", than=NONE, bound=LONG.get(s, 1.15))
             for s in over_none
         ),
         *(
-            Faster(work=f"training step, {s}, 1024 tokens", row=f"train-{s}", than=PEER, bound=bound)
+            faster(work=f"training step, {s}, 1024 tokens", row=f"train-{s}", than=PEER, bound=bound)
             for s, bound in AGAINST_PEER.items()
         ),
         *(
@@ -187,7 +179,7 @@ CUDA_TARGETS = (
         work="training step, 1 B parameters, 4096 tokens, bfloat16", row="cuda-train-rotary", side=OURS, bound=0.5
     ),
     *(
-        Costs(
+        costs(
             work=f"training step, {s}, 1 B parameters, 4096 tokens, bfloat16",
             row=f"cuda-train-{s}",
             than=NONE,

@@ -17,6 +17,7 @@ from x_positional.cli.train import run_training
 from x_positional.cli.verify import verify as compare
 from x_positional.config import validate
 from x_positional.errors import UserError
+from x_positional.models.quantize import Quantization
 from x_positional.models.saving import Format
 from x_positional.training.checkpoints.run_folder import load_run_config
 from x_positional.training.config import RunConfig, TrainConfig
@@ -113,6 +114,9 @@ def generate(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, for a published model.")] = None,
+    quantize: Annotated[
+        Quantization | None, typer.Option(help="Quantize the matrices: int8 is a quarter of the memory of float32.")
+    ] = None,
 ) -> None:
     """Continue a prompt with a trained or published model, streaming the text."""
     options = GenerateOptions(
@@ -131,13 +135,15 @@ def generate(
     )
     text = prompt_text(prompt)
     if is_published(model):
-        return generate_from_published(model, text, options, chat=chat, device=device, dtype=dtype)
+        return generate_from_published(
+            model, text, options, chat=chat, device=device, dtype=dtype, quantization=quantize
+        )
     for name, given in (("--chat", chat), ("--dtype", dtype)):
         if given:
             raise UserError(
                 f"{name} needs a published model, but {model} is neither a folder with config.json nor a GGUF file"
             )
-    return generate_from_run(model, text, options, device)
+    return generate_from_run(model, text, options, device, quantize)
 
 
 @app.command(context_settings=OVERRIDES, epilog="Every key of the model is an option: --model.layers.position alibi")

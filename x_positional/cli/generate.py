@@ -14,11 +14,12 @@ import torch
 from rich.console import Console
 
 from x_positional.cli.published import checkpoint_of, is_published, loaded, opened
-from x_positional.errors import UserError
+from x_positional.errors import ArgumentError, UserError
 from x_positional.generation.proposals import DraftModel, PromptLookup
 from x_positional.generation.speculative import Speculate
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.language import TransformerWrapper, build_model
+from x_positional.models.quantize import Quantization, quantize
 from x_positional.pretrained.tokenizers.text import TextTokenizer
 from x_positional.training.checkpoints.checkpoint import TOKENIZER, Checkpoint
 from x_positional.training.checkpoints.state import load_model
@@ -74,10 +75,12 @@ def prompt_text(prompt: str) -> str:
     return text
 
 
-def generate_from_run(run: Path, prompt: str, options: GenerateOptions, device: str) -> None:
+def generate_from_run(
+    run: Path, prompt: str, options: GenerateOptions, device: str, quantization: Quantization | None = None
+) -> None:
     """Write the prompt and its continuation to stdout, and the speed to stderr."""
     checkpoint = checkpoint_of(run)
-    net = load_net(checkpoint, device)
+    net = load_net(checkpoint, device, quantization)
     tokenizer = checkpoint_tokenizer(checkpoint)
     ids = prompt_ids(prompt, tokenizer)
     trained = parse_config(checkpoint.config_text(), str(checkpoint.path)).seq_len
@@ -88,14 +91,21 @@ def generate_from_run(run: Path, prompt: str, options: GenerateOptions, device: 
 
 
 def generate_from_published(
-    path: Path, prompt: str, options: GenerateOptions, *, chat: bool, device: str, dtype: str | None
+    path: Path,
+    prompt: str,
+    options: GenerateOptions,
+    *,
+    chat: bool,
+    device: str,
+    dtype: str | None,
+    quantization: Quantization | None = None,
 ) -> None:
     """Write the continuation of the prompt, or with `chat` the reply to it, to stdout, and the speed to stderr."""
     console = Console(stderr=True)
     source = opened(path, console)
     tokenizer = source.tokenizer()
     ids = published_prompt_ids(tokenizer, prompt, chat)
-    model = loaded(source, console, dtype, resolve_device(device))
+    model = loaded(source, console, dtype, resolve_device(device), quantization=quantization)
     if not (isinstance(model, TransformerWrapper) and model.has_head and model.config.layers.kind == "decoder"):
         raise UserError(
             f"{source.path} contains a {source.config['model_type']} model, which does not predict the next token"
@@ -230,16 +240,22 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def load_net(checkpoint: Checkpoint, device: str) -> TransformerWrapper:
-    """The model of a checkpoint on `device`; raises `UserError` if the device is unavailable."""
+def load_net(checkpoint: Checkpoint, device: str, quantization: Quantization | None = None) -> TransformerWrapper:
+    """The model of a checkpoint on `device`. Raises UserError if it cannot be quantized, or the device is unavailable."""
     device = resolve_device(device)
     config = parse_config(checkpoint.config_text(), str(checkpoint.path))
     tensors = checkpoint.model_tensors()
     wide = any(tensor.dtype == torch.float64 for tensor in tensors.values())  # run.precision=fp64
     net = build_model(config.model).to(torch.float64 if wide else None)
     load_model(net, tensors, checkpoint.path)
+    net.eval()
+    if quantization is not None:
+        try:
+            quantize(net, quantization)
+        except ArgumentError as error:
+            raise UserError(f"--quantize {quantization}: {error}") from error
     try:
-        return net.to(device).eval()
+        return net.to(device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for an unavailable device
         raise UserError(f"--device {device} cannot be used: {error}") from error
 

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
 from x_positional.errors import DamagedCheckpoint, UserError
+from x_positional.models.quantize import Quantization
 from x_positional.pretrained.api import load_source
 from x_positional.pretrained.folder import CONFIG, contains_model
 from x_positional.pretrained.source import Source, open_source
@@ -65,13 +66,20 @@ def dtype_of(name: str | None) -> torch.dtype | None:
     return None if name is None else DTYPES[name]
 
 
-def loaded(source: Source, console: Console, dtype: str | None, device: str, ignore: Collection[str] = ()) -> Any:
+def loaded(
+    source: Source,
+    console: Console,
+    dtype: str | None,
+    device: str,
+    ignore: Collection[str] = (),
+    quantization: Quantization | None = None,
+) -> Any:
     """Load the model of a source, with a progress bar. Raises PretrainedError, and UserError for dtype and device."""
     torch_dtype = dtype_of(dtype)
     with _bar(console, f"loading {source.path.name}") as (progress, task):
         watched = replace(source, tensors=lambda: WatchedTensors(source.tensors(), progress, task))
         try:
-            return load_source(watched, torch_dtype, device, ignore=ignore)
+            return load_source(watched, torch_dtype, device, ignore=ignore, quantize=quantization)
         except (RuntimeError, AssertionError) as error:  # torch raises either for a device it does not have
             raise UserError(f"--device {device} cannot be used: {error}") from error
 

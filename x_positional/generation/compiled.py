@@ -16,8 +16,9 @@ from torch import Tensor
 from x_positional.attention.cache import KVCache
 from x_positional.attention.cache_fixed import FixedCache, fixed_state, grown_size, padded_rows
 from x_positional.attention.cache_slots import SlotTable
+from x_positional.generation.captured import CapturedStep, step_of
 from x_positional.generation.graph import GRAPHS, CompileError, Drawn, Graph, GraphDraw, fingerprint
-from x_positional.generation.sampling import race_times, usable_temperature
+from x_positional.generation.sampling import race_times, usable_temperature, wide_dtype
 
 Compile = bool | Literal["auto"]
 """Whether to compile the decoding step: "auto" does where it pays."""
@@ -58,9 +59,8 @@ class CompiledSteps:
         self.before, self.span, self.batch = cache.state, cache.span, cache.batch_size
         self.rows = 1 << (self.batch - 1).bit_length()
         dtype = next(net.parameters()).dtype
-        wide = torch.promote_types(dtype, torch.float32)
-        usable = usable_temperature(temperature, dtype)
-        self.temperature = torch.tensor(usable, dtype=wide, device=cache.device) if temperature and draw else None
+        usable = torch.tensor(usable_temperature(temperature, dtype), dtype=wide_dtype(dtype), device=cache.device)
+        self.temperature = usable if temperature and draw else None
         self._hold(cache)
         self.key = self._key()
 
@@ -106,9 +106,8 @@ class CompiledSteps:
         alive_rows = padded_rows(alive, rows) if self.by_row else None
         inputs = padded_rows(token, rows), alive_rows, held.changing, held.stored
         times = self._times(token, generator, draws)
-        x, drawn, held.changing = self.graph(
-            self.net, held.form, self.draw, *inputs, self.reach, self.temperature, times
-        )
+        step = self.step = self.step or step_of(self.graph, token.device, keeps=self.stores)
+        x, drawn, held.changing = step(self.net, held.form, self.draw, *inputs, self.reach, self.temperature, times)
         self.span += 1
         if self.stores:
             self._store()
@@ -119,6 +118,7 @@ class CompiledSteps:
     def _hold(self, cache: KVCache) -> None:
         """Take the tensors of a cache, with room for more tokens."""
         self.held = FixedCache(cache, fixed_state(cache, grown_size(self.span), self.rows))
+        self.step: Graph | CapturedStep | None = None
         self.reach = torch.empty(self.held.size, 0, device=cache.device)
         for tensor, dim in (*self.held.sizes(), (self.reach, 0)):
             torch._dynamo.maybe_mark_dynamic(tensor, dim)  # a symbol of the graph, where that is possible

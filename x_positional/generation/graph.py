@@ -105,6 +105,10 @@ class Graph:
         self.ready = False
         self.error: CompileError | None = None
         """Why it does not compile, once that was tried."""
+        self.captures = 0
+        """How often it was captured as a CUDA graph (`captured.py`)."""
+        self.capture_error: str | None = None
+        """Why that failed, after which it is not tried again."""
 
     def __call__(self, *inputs: Any) -> Any:
         """Runs the step, compiled at the first call. Raises CompileError."""
@@ -158,6 +162,10 @@ class Graphs:
     def find(self, net: nn.Module, key: Hashable) -> Graph | None:
         """That graph, if somebody has asked for it."""
         return self._of_model.get(net, {}).get(key)
+
+    def of(self, net: nn.Module) -> list[Graph]:
+        """All graphs of a model."""
+        return list(self._of_model.get(net, {}).values())
 
     def any_of(self, net: nn.Module) -> bool:
         """Whether there is a graph of a model."""

@@ -89,8 +89,9 @@ def _value_where_mass_is_reached(ordered: Tensor, probs: Tensor, mass: float) ->
     return ordered.gather(-1, last)
 
 
-def _wide_dtype(logits: Tensor) -> torch.dtype:
-    return torch.promote_types(logits.dtype, torch.float32)
+def wide_dtype(logits: torch.dtype) -> torch.dtype:
+    """In which probabilities are computed, and logits divided by a temperature."""
+    return torch.promote_types(logits, torch.float32)
 
 
 def top_k(
@@ -132,7 +133,7 @@ def top_p(logits: Tensor, thres: Annotated[float, UNIT] = 0.9) -> Tensor:
     if thres == 1.0:  # a rounded sum may exceed 1 before the last token
         return logits
     ordered = logits.sort(dim=-1, descending=True).values
-    threshold = _value_where_mass_is_reached(ordered, ordered.softmax(-1, dtype=_wide_dtype(logits)), thres)
+    threshold = _value_where_mass_is_reached(ordered, ordered.softmax(-1, dtype=wide_dtype(logits.dtype)), thres)
     return logits.masked_fill(logits < threshold, -math.inf)
 
 
@@ -152,7 +153,7 @@ def min_p(logits: Tensor, min_p: Annotated[float, UNIT] = 0.1) -> Tensor:
     if min_p == 0.0:
         return logits
     # p < min_p * p_max, compared as logits: the normalizer of the softmax cancels
-    threshold = logits.amax(-1, keepdim=True).to(_wide_dtype(logits)) + math.log(min_p)
+    threshold = logits.amax(-1, keepdim=True).to(wide_dtype(logits.dtype)) + math.log(min_p)
     return logits.masked_fill(logits < threshold, -math.inf)
 
 
@@ -176,7 +177,7 @@ def top_a(
     UNIT.require("min_p_ratio", min_p_ratio)
     if min_p_ratio == 0.0:
         return logits
-    wide = logits.to(_wide_dtype(logits))
+    wide = logits.to(wide_dtype(logits.dtype))
     largest = wide.amax(-1, keepdim=True)
     surprise = (wide - largest).exp().sum(-1, keepdim=True).log()  # -log p_max
     below = ((1 - min_p_pow) * surprise + math.log(min_p_ratio)).clamp_max(0.0)
@@ -198,7 +199,7 @@ def typical(logits: Tensor, mass: Annotated[float, UNIT] = 0.9) -> Tensor:
     UNIT.require("mass", mass)
     if mass == 1.0:
         return logits
-    log_probs = logits.log_softmax(-1, dtype=_wide_dtype(logits))
+    log_probs = logits.log_softmax(-1, dtype=wide_dtype(logits.dtype))
     probs = log_probs.exp()
     entropy = torch.special.entr(probs).sum(-1, keepdim=True)  # entr(0) = 0: removed tokens add nothing
     distance = (log_probs + entropy).abs()
@@ -245,7 +246,7 @@ def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
         )
     if penalty == 1.0:
         return logits
-    wide = logits.to(_wide_dtype(logits))
+    wide = logits.to(wide_dtype(logits.dtype))
     return torch.where(seen, torch.where(wide > 0, wide / penalty, wide * penalty), wide).to(logits.dtype)
 
 
@@ -293,13 +294,13 @@ def draw(
 
 def usable_temperature(temperature: float, dtype: torch.dtype) -> float:
     """Within the range of the dtype that logits are divided in, where it would round to 0 or infinity."""
-    number = torch.finfo(torch.promote_types(dtype, torch.float32))
+    number = torch.finfo(wide_dtype(dtype))
     return min(max(temperature, number.tiny), number.max)
 
 
 def race_times(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """[B V] independent standard exponentials, for `race`."""
-    times = torch.empty_like(logits, dtype=_wide_dtype(logits)).exponential_(generator=generator)
+    times = torch.empty_like(logits, dtype=wide_dtype(logits.dtype)).exponential_(generator=generator)
     # a time of exactly 0 would give a removed token 0 / 0, and argmax takes NaN for the largest
     return times.clamp_min_(torch.finfo(times.dtype).tiny)
 
@@ -309,7 +310,7 @@ def race(logits: Tensor, temperature: float | Tensor, times: Tensor) -> tuple[Te
 
     Exponential race: the smallest of independent exponentials with rates w is the i-th with probability w_i / sum(w).
     """
-    wide = logits.to(_wide_dtype(logits))
+    wide = logits.to(wide_dtype(logits.dtype))
     largest = wide.amax(-1, keepdim=True)
     weights = ((wide - largest) / temperature).exp()
     return (weights / times).argmax(-1), largest[..., 0]

@@ -14,6 +14,7 @@ from typing_extensions import Self
 from x_positional.config.flags import xtransformer_from_flags
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.validate import Report, require
+from x_positional.config.validate.fields import invalid_fields
 from x_positional.errors import FlagError, InputError
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.eval_mode import in_eval_mode
@@ -43,7 +44,7 @@ class XTransformer(Saveable):
     def from_config(cls, config: Seq2SeqConfig | Mapping[str, Any]) -> Self:
         """The model of a `Seq2SeqConfig` (or of its fields as a dict). Raises IncompatibleConfig with every problem."""
         config = Seq2SeqConfig.model_validate(config)
-        require(Report(errors=seq2seq_problems(config)))
+        require(Report(errors=invalid_fields(config) or seq2seq_problems(config)))
         model = cls.__new__(cls)
         model._assemble(config)
         return model
