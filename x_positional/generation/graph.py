@@ -99,7 +99,9 @@ class Graph:
         step = types.FunctionType(code, decode_step.__globals__)
         options: dict[str, Any] = {"guard_filter_fn": _guards_of_sizes}
         if device.type == "cpu" and backend == INDUCTOR:
-            options["cpp_wrapper"] = True
+            from x_positional.generation.products import FewRows  # imports what torch.compile needs now, for seconds
+
+            options |= {"cpp_wrapper": True, "post_grad_custom_pre_pass": FewRows()}
         self._run = torch.compile(step, fullgraph=True, dynamic=False, backend=backend, options=options)
         self._lock = threading.Lock()
         self.ready = False
