@@ -154,8 +154,20 @@ def test_with_and_without_the_cache_the_text_is_the_same(call: Call, run_dir: Pa
     assert len(set(cached)) > 10
     assert call(*common, "--no-cache")[1] == cached
     assert call(*common, "--prefill-chunk-size", 3)[1] == cached
-    if "--seed" not in options:
-        assert call(*common, "--draft", run_dir)[1] == cached
+
+
+def test_a_draft_changes_no_greedy_text_and_stays_in_the_trained_length(call: Call, run_dir: Path):
+    perturb(run_dir, call)
+    common = ["generate", run_dir, "--prompt", "7 plus", "--no-stop", "--temperature", 0]
+    plain = call(*common, "--length", 6)[1]
+    for speculate in (["--draft", run_dir], ["--prompt-lookup", 3]):
+        code, out, err = call(*common, "--length", 6, *speculate)
+        assert (code, out) == (0, plain)
+        assert "proposed tokens accepted" in err
+        code, _, err = call(*common, "--length", 500, *speculate)
+        assert code == 2
+        assert "beyond a window of the model or the cache" in err
+        assert "Traceback" not in err
 
 
 def test_a_run_is_quantized_on_request(call: Call, run_dir: Path, monkeypatch: pytest.MonkeyPatch):
