@@ -142,10 +142,8 @@ class CapturedStep:
 
         try:
             self._result = self._recorder.capture(work)
-        except (
-            Exception
-        ) as error:  # whatever is wrong with the step itself is raised again when it runs without a capture
-            self._graph.capture_error = f"{type(error).__name__}: {error}"
+        except Exception as error:  # one of the step itself is raised again when it runs without a capture
+            self._graph.capture_error = _reason(error)
             _log.warning(
                 "the decoding step cannot be captured as a CUDA graph (%s); it runs compiled, without one.",
                 self._graph.capture_error,
@@ -155,6 +153,12 @@ class CapturedStep:
         # a replay reads these addresses, whoever else lets go of them
         self._held = constant, [t.detach() for t in (*constant[0].parameters(), *constant[0].buffers())]
         return buffers
+
+
+def _reason(error: BaseException) -> str:
+    """The first lines of an error and of the one that caused it: leaving a failed capture raises another error."""
+    causes = [error] if error.__context__ is None else [error.__context__, error]
+    return ", then ".join(f"{type(e).__name__}: {next(iter(str(e).splitlines()), '')}" for e in causes)
 
 
 _Constant = tuple[Any, FixedForm, GraphDraw | None, Sequence[Tensor], Tensor, Tensor | None]
