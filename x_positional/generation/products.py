@@ -37,7 +37,10 @@ def _few_rows_shape(x: Tensor, w: Tensor, threads: int) -> Tensor:
 
 @functools.cache
 def build() -> bool:
-    """Compile the kernel, or load it where it was compiled before. False, with a warning, where torch cannot."""
+    """Compile the kernel, or load it where it was compiled before. False, with a warning, where torch cannot.
+
+    Call it before a graph with the kernel runs: torch loads such graphs from disk too, without calling `FewRows`.
+    """
     try:
         CppCodeCache.load(SOURCE.read_text(encoding="utf-8"))
     except Exception as error:  # whatever the compiler or the loader reports: torch's own products are as exact
@@ -53,14 +56,14 @@ def few_rows(x: Tensor, w: Tensor) -> Tensor:
 
 
 class FewRows(CustomGraphPass):
-    """Replaces the products of at most MAX_ROWS rows with a parameter."""
+    """Replaces the products of at most MAX_ROWS rows with a parameter. `build` comes first."""
 
     def __call__(self, graph: Graph) -> None:
-        found = [(node, product) for node in graph.nodes if (product := _product(node)) is not None]
-        if found and build():
-            for node, product in found:
+        for node in list(graph.nodes):
+            product = _product(node)
+            if product is not None:
                 _replace(graph, node, *product)
-            graph.eliminate_dead_code()
+        graph.eliminate_dead_code()
 
     def uuid(self) -> Any:
         return get_hash_for_files((__file__, str(SOURCE))), torch.get_num_threads()
