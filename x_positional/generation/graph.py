@@ -99,9 +99,11 @@ class Graph:
         step = types.FunctionType(code, decode_step.__globals__)
         options: dict[str, Any] = {"guard_filter_fn": _guards_of_sizes}
         if device.type == "cpu" and backend == INDUCTOR:
-            from x_positional.generation.products import FewRows  # imports what torch.compile needs now, for seconds
+            from x_positional.generation import products  # imports what torch.compile needs now, for seconds
 
-            options |= {"cpp_wrapper": True, "post_grad_custom_pre_pass": FewRows()}
+            options["cpp_wrapper"] = True
+            if products.build():
+                options["post_grad_custom_pre_pass"] = products.FewRows()
         self._run = torch.compile(step, fullgraph=True, dynamic=False, backend=backend, options=options)
         self._lock = threading.Lock()
         self.ready = False

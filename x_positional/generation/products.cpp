@@ -7,8 +7,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <omp.h>
-
 #include <algorithm>
 #include <stdexcept>
 #include <vector>
@@ -105,27 +103,28 @@ static const float* packed(const torch::stable::Tensor& x, std::vector<float>& r
   return room.data();
 }
 
-// few_rows(Tensor x, Tensor w, int threads) -> Tensor, [B K] and [N K] -> [B N]. Shapes are checked where it is traced.
+// few_rows(Tensor x, Tensor w, int threads) -> Tensor, [B K] and [N K] -> [B N].
 static void few_rows(StableIValue* stack, uint64_t, uint64_t) {
   torch::stable::Tensor x(reinterpret_cast<AtenTensorHandle>(stack[0]));
   torch::stable::Tensor w(reinterpret_cast<AtenTensorHandle>(stack[1]));
   int threads = static_cast<int>(stack[2]);
-  int32_t type = -1, wide_type = -1;
-  aoti_torch_get_dtype(w.get(), &type), aoti_torch_get_dtype(x.get(), &wide_type);
-  int64_t rows = x.size(0), columns = x.size(1), height = w.size(0), wide = w.stride(0);
-  if (w.size(1) != columns || w.stride(1) != 1 || wide_type != aoti_torch_dtype_float32())
+  int32_t type = -1, x_type = -1;
+  if (aoti_torch_get_dtype(w.get(), &type) || aoti_torch_get_dtype(x.get(), &x_type))
+    throw std::runtime_error("few_rows: the inputs have no dtype.");
+  if (x.dim() != 2 || w.dim() != 2 || w.size(1) != x.size(1) || w.stride(1) != 1 || x_type != aoti_torch_dtype_float32())
     throw std::invalid_argument("few_rows needs x [B K] in float32 and w [N K] with contiguous rows.");
+  int64_t rows = x.size(0), columns = x.size(1), height = w.size(0), wide = w.stride(0);
   int64_t sizes[] = {rows, height}, strides[] = {height, 1};
   AtenTensorHandle out = nullptr;
   void* y = nullptr;
-  if (aoti_torch_empty_strided(2, sizes, strides, wide_type, aoti_torch_device_type_cpu(), 0, &out) ||
+  if (aoti_torch_empty_strided(2, sizes, strides, x_type, aoti_torch_device_type_cpu(), 0, &out) ||
       aoti_torch_get_data_ptr(out, &y))
     throw std::runtime_error("few_rows: no memory for the result.");
   std::vector<float> room;
+  const float* inputs = packed(x, room);
   auto run = [&](auto entry) {
-    using W = decltype(entry);
-    product(static_cast<const W*>(w.data_ptr()), wide, height, packed(x, room), rows, columns,
-            static_cast<float*>(y), threads);
+    const auto* matrix = static_cast<const decltype(entry)*>(w.data_ptr());
+    product(matrix, wide, height, inputs, rows, columns, static_cast<float*>(y), threads);
   };
   if (type == aoti_torch_dtype_float32()) run(float());
   else if (type == aoti_torch_dtype_bfloat16()) run(c10::BFloat16());
