@@ -82,7 +82,8 @@ class FixedCache:
         self.size = state.span + 1
         """Slots a row, of layers without a window."""
         growing = tuple(self._growing())
-        self.form = FixedForm(cache.without_limit(), *(part.map(_nothing) for part in _parts(state)), growing)
+        changing, stored = (part.map(_nothing) for part in _parts(state))
+        self.form = FixedForm(cache.without_limit(), changing, stored, growing)
 
     def state(self, span: int) -> CacheState:
         """The state that the tensors make up. span: an upper bound of every index, exclusive."""
