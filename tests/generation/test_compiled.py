@@ -31,7 +31,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
 
 def model(position: Any = "rope", seed: int = 0, **fields: Any) -> AutoregressiveWrapper:
     torch.manual_seed(seed)
-    layers = {"dim": 24, "depth": 2, "heads": 3, "head_dim": 8, "position": position, **fields}
+    layers = {"dim": 24, "depth": 1, "heads": 3, "head_dim": 8, "position": position, **fields}
     config = {"num_tokens": VOCAB, "max_seq_len": 600, "layers": layers}
     made = AutoregressiveWrapper(TransformerWrapper.from_config(config)).eval()
     with torch.no_grad():
@@ -86,7 +86,7 @@ def test_a_filter_of_the_caller_runs_outside_of_the_graph():
 
 
 def test_a_sliding_window_wraps_around(graphs: CompileCounter):
-    m = model("rope", pattern=({"window": 7}, {"window": 300}))
+    m = model("rope", depth=2, pattern=({"window": 7}, {"window": 300}))
     tokens = prompts(2, 290)
     got = m.generate(tokens, 40, temperature=0.0, compile=True)
     assert torch.equal(got, m.generate(tokens, 40, temperature=0.0, compile=False))
@@ -136,7 +136,7 @@ def test_cross_attention_reads_its_context(graphs: CompileCounter):
 
 
 def test_changed_parameters_are_used_and_changed_structure_is_compiled_anew(graphs: CompileCounter):
-    m, tokens = model(), prompts(1, 6)
+    m, tokens = model(depth=2), prompts(1, 6)
     m.generate(tokens, 6, temperature=0.0, compile=True)
     with torch.no_grad():
         for parameter in m.parameters():
@@ -268,7 +268,7 @@ def test_graphs_do_not_keep_a_model_alive():
 
 def test_generated_code_gives_the_same_tokens(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(GRAPHS, "backend", "inductor")
-    m = model(["rope", "alibi"])
+    m = model(["rope", "alibi"], depth=2)
     rows = [prompts(1, n)[0] for n in (3, 20, 7)]
     got = [m.generate(rows, 30, seed=2, compile=c) for c in (True, False)]
     assert torch.equal(*got)

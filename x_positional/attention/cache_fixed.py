@@ -77,11 +77,13 @@ class FixedCache:
     """
 
     def __init__(self, cache: KVCache, state: CacheState):
-        self.form = FixedForm(cache.without_limit(), *(part.map(_nothing) for part in _parts(state)))
         self.changing, self.stored = (leaves(part) for part in _parts(state))
         self.weights = state.weights
         self.size = state.span + 1
         """Slots a row, of layers without a window."""
+        growing = tuple(self._growing())
+        changing, stored = (part.map(_nothing) for part in _parts(state))
+        self.form = FixedForm(cache.without_limit(), changing, stored, growing)
 
     def state(self, span: int) -> CacheState:
         """The state that the tensors make up. span: an upper bound of every index, exclusive."""
@@ -89,8 +91,12 @@ class FixedCache:
 
     def sizes(self) -> Iterator[tuple[Tensor, int]]:
         """Each tensor's axes whose size depends on how many tokens there is room for."""
-        for tensor in (*self.changing, *self.stored):
-            yield from ((tensor, dim) for dim, size in enumerate(tensor.shape) if size == self.size + 1)
+        tensors = (*self.changing, *self.stored)
+        yield from ((tensors[i], dim) for i, dim in self.form.growing)
+
+    def _growing(self) -> Iterator[tuple[int, int]]:
+        for i, tensor in enumerate((*self.changing, *self.stored)):
+            yield from ((i, dim) for dim, size in enumerate(tensor.shape) if size == self.size + 1)
 
     def signature(self) -> Hashable:
         """All that distinguishes these tensors besides values and that size."""
@@ -112,6 +118,14 @@ class FixedForm:
     """Only which tensors it has counts."""
     stored: CacheState
     """Likewise."""
+    growing: tuple[tuple[int, int], ...]
+    """Which axes of which tensors have a size for each slot and one more."""
+
+    def unite_sizes(self, changing: Sequence[Tensor], stored: Sequence[Tensor], size: int) -> None:
+        """Tell a compiler that these axes are `size` + 1. Each would be a symbol of its own, which takes 10 microseconds a call."""
+        tensors = (*changing, *stored)
+        for i, dim in self.growing:
+            torch._check(tensors[i].shape[dim] == size + 1)
 
     def state(self, changing: Sequence[Tensor], stored: Sequence[Tensor], span: int) -> CacheState:
         """The state of these tensors. span: an upper bound of every index, exclusive."""

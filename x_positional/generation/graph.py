@@ -82,6 +82,7 @@ def decode_step(
     Returns:
         The hidden state [B M] that predicts the next token, what was drawn, and the tensors that replace `changing`.
     """
+    form.unite_sizes(changing, stored, reach.shape[0])
     cache = form.cache.in_state(form.state(changing, stored, reach.shape[0] - 1))
     mask = None if alive is None else alive[:, None]
     x = net(token[:, None], mask=mask, cache=cache, return_embeddings=True, checked=True)[:, -1]
