@@ -11,7 +11,13 @@ from x_positional.models.quantize import Quantization
 from x_positional.schemes.base import Capabilities
 from x_positional.testing.checks_backends import backends_agree, gradcheck, gradients_agree, hooks_run
 from x_positional.testing.checks_batch import batch_independent, packing, padding, prefix_consistent, ragged_decoding
-from x_positional.testing.checks_cache import cache_grows, cache_reorders, cached_equals_full, sliding_windows
+from x_positional.testing.checks_cache import (
+    cache_grows,
+    cache_reorders,
+    cached_equals_full,
+    int8_cache,
+    sliding_windows,
+)
 from x_positional.testing.checks_cross import cross_attention
 from x_positional.testing.checks_module import compiles, compiles_decoding, copies, meta_init, no_buffers, state_dict
 from x_positional.testing.checks_order import order
@@ -81,6 +87,7 @@ _ALL: tuple[Check, ...] = (
     cache_grows,
     sliding_windows,
     cache_reorders,
+    int8_cache,
     prefix_consistent,
     batch_independent,
     padding,
