@@ -23,6 +23,7 @@ __all__ = ["CachePass", "CacheState", "CrossContext", "KVCache", "KeyView"]
 Stored: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 """A layer's keys, values, key states, and the scales of keys and values, by slot; None before the first token, where a scheme has
 no key state, and where keys and values are no integers."""
+EMPTY: Stored = (None, None, None, None, None)
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8)
 """What keys and values can be stored in."""
@@ -162,7 +163,7 @@ class KVCache:
             batch_size=batch_size,
             final_lengths=final_lengths,
             tables=tuple(SlotTable(capacity=slots.first_capacity) for slots in self.slots),
-            layers=((None,) * 5,) * len(self.windows),
+            layers=(EMPTY,) * len(self.windows),
             cross=(None,) * len(self.windows),
             inference=torch.is_inference_mode_enabled(),
         )

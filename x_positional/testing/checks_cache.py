@@ -172,11 +172,10 @@ def int8_cache(subject: Subject, expect: Expect) -> None:
     exact, rounded = model.new_cache(3), model.new_cache(3, dtype=torch.int8)
     full = decode(model, exact, 7, tokens)
     decode(model, rounded, 7, tokens)
-    integers, scales = rounded.state.layers[0][:2], rounded.state.layers[0][3:]
-    for held, ints, scale in zip(exact.state.layers[0][:2], integers, scales, strict=True):
-        step = held.abs().amax(-1, keepdim=True) / STEPS
-        off = ((ints * scale - held).abs() / step.clamp(min=1e-30)).max().item()
-        expect.that(off <= 0.5 + 1e-3, f"an entry is stored {off:.3g} steps away; rounding explains half a step.")
+    k, v, *_ = exact.state.layers[0]
+    k_integers, v_integers, _, k_scale, v_scale = rounded.state.layers[0]
+    _stored_within_half_a_step(expect, k, k_integers, k_scale)
+    _stored_within_half_a_step(expect, v, v_integers, v_scale)
     noisy = [decode(model, NoisyCache.of(exact, seed), 7, tokens) for seed in range(3)]
     bound = SAFETY * max(difference(logits, full) for logits in noisy)
     for window in (None, WINDOW):
@@ -189,3 +188,13 @@ def int8_cache(subject: Subject, expect: Expect) -> None:
                     f"step explains at most {bound:.2g}.",
                     measured / bound,
                 )
+
+
+def _stored_within_half_a_step(
+    expect: Expect, exact: Tensor | None, integers: Tensor | None, scale: Tensor | None
+) -> None:
+    if exact is None or integers is None or scale is None:
+        raise CheckFailed("a cache in int8 stores no integers and scales.")
+    step = exact.abs().amax(-1, keepdim=True).clamp(min=1e-30) / STEPS
+    off = ((integers * scale - exact).abs() / step).max().item()
+    expect.that(off <= 0.5 + 1e-3, f"an entry is stored {off:.3g} steps away; rounding explains half a step.")
