@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from x_positional.attention.cache_slots import KeyView, Slots, SlotTable, in_dtype
+from x_positional.attention.integers import to_floats, to_integers
 from x_positional.attention.ownership import UNKNOWN, Identity, Stamp
 from x_positional.attention.tokens import TokenLayout
 from x_positional.errors import ArgumentError, CacheError
@@ -20,10 +21,12 @@ from x_positional.schemes.base import NO_TOKEN, AttentionWindow
 
 __all__ = ["CachePass", "CacheState", "CrossContext", "KVCache", "KeyView"]
 
-Stored: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
-"""A layer's keys, values and key states, by slot; None before the first token, or where a scheme has no key state."""
+Stored: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""A layer's keys, values, key states, and the scales of keys and values, by slot; None before the first token, where a scheme has
+no key state, and where keys and values are no integers."""
+EMPTY: Stored = (None, None, None, None, None)
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8)
 """What keys and values can be stored in."""
 
 
@@ -144,7 +147,7 @@ class KVCache:
         batch_size: rows.
         max_len: slots a row; None grows, by doubling.
         device: of its tensors.
-        dtype: of keys and values; None is the dtype they are computed in.
+        dtype: of keys and values; None is the dtype they are computed in. torch.int8 stores a scale per token and head too.
         owner: identifies the model it was made for, so that it cannot serve another one.
         final_lengths: [B|1] how long its rows will be, for schemes whose tables depend on it; None where that is unknown.
 
@@ -166,7 +169,7 @@ class KVCache:
         self.max_len = None if max_len is None else whole_number("max_len", max_len)
         if dtype is not None and dtype not in DTYPES:
             raise ArgumentError(
-                f"dtype={dtype!r} cannot store keys and values without scaling them. Use one of "
+                f"dtype={dtype!r} cannot store keys and values. Use one of "
                 f"{', '.join(map(str, DTYPES))}, or None for the dtype they are computed in."
             )
         self.device, self.dtype = device, dtype
@@ -178,7 +181,7 @@ class KVCache:
             batch_size=batch_size,
             final_lengths=final_lengths,
             tables=tuple(SlotTable(capacity=slots.first_capacity) for slots in self.slots),
-            layers=((None, None, None),) * len(self.windows),
+            layers=(EMPTY,) * len(self.windows),
             cross=(None,) * len(self.windows),
             inference=torch.is_inference_mode_enabled(),
         )
@@ -255,8 +258,13 @@ class KVCache:
             tracked: autograd records this pass.
 
         Raises:
-            CacheError: the cache is full.
+            CacheError: the cache is full, or autograd would record integers.
         """
+        if tracked and self.dtype == torch.int8:
+            raise CacheError(
+                "a cache with dtype=torch.int8 stores rounded keys and values, through which no gradient flows. Call the model "
+                "under torch.no_grad(), or make a cache of floats."
+            )
         state = self.settled()
         assigned = [
             slots.assign(table, tokens, state.span, state.batch_size)
@@ -460,14 +468,26 @@ class CachePass:
         self, layer: int, view: KeyView, k: Tensor, v: Tensor, state: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """New keys [B G T D], values [B G T D] and key state [B H T C] of a layer -> the same for every visible slot."""
-        dtype, held = self.cache.dtype, self.before.layers[layer]
-        held_k, keys = view.exchange(held[0], k if dtype is None else k.to(dtype), self.in_place)
-        held_v, values = view.exchange(held[1], v if dtype is None else v.to(dtype), self.in_place)
-        held_state = held[2]
+        k_held, v_held, state_held, k_scale, v_scale = self.before.layers[layer]
+        k_held, k_scale, k = self._exchange(view, k_held, k_scale, k)
+        v_held, v_scale, v = self._exchange(view, v_held, v_scale, v)
         if state is not None:
-            held_state, state = view.exchange(held[2], state, self.in_place)
-        self.layers[layer] = (held_k, held_v, held_state)
-        return in_dtype(keys, k.dtype), in_dtype(values, v.dtype), state
+            state_held, state = view.exchange(state_held, state, self.in_place)
+        self.layers[layer] = (k_held, v_held, state_held, k_scale, v_scale)
+        return k, v, state
+
+    def _exchange(
+        self, view: KeyView, held: Tensor | None, scale: Tensor | None, new: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """What is stored, with its scales, and what is visible, in the dtype of the new."""
+        dtype = self.cache.dtype
+        if dtype != torch.int8:
+            held, seen = view.exchange(held, new if dtype is None else new.to(dtype), self.in_place)
+            return held, None, in_dtype(seen, new.dtype)
+        integers, steps = to_integers(new)
+        held, seen = view.exchange(held, integers, self.in_place)
+        scale, steps = view.exchange(scale, steps, self.in_place)
+        return held, scale, to_floats(seen, steps, new.dtype)
 
     def commit(self) -> None:
         """Make the new tokens part of the cache: the last step of a forward pass."""

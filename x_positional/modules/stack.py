@@ -103,7 +103,7 @@ class AttentionLayers(CachingModule):
             batch_size: rows.
             max_len: slots a row, allocated at once; None grows.
             window: keep (and attend to) only the last `window` tokens, in layers without a smaller window of their own.
-            dtype: of cached keys and values; None is the dtype they are computed in.
+            dtype: of cached keys and values; None is the dtype they are computed in. torch.int8 adds a scale per token and head.
             keep_first: beside `window`, also keep the first tokens of each row, at distances within the cache (StreamingLLM).
             rereads: the caller recomputes the whole sequence in a new cache wherever a scheme's `cache_key` changes.
             final_lengths: [B] or [1] how long each row will be, for RoPE scalings with length_policy="fixed"; None is max_seq_len.

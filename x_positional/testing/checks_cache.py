@@ -3,16 +3,20 @@
 B batch, T tokens, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from x_positional.attention.cache import KVCache
+from x_positional.attention.cache import CachePass, KeyView, KVCache
 from x_positional.errors import PositionError
 from x_positional.models.language import TransformerWrapper
 from x_positional.schemes.base import PositionScheme
-from x_positional.testing.expect import Expect
+from x_positional.testing.expect import SAFETY, CheckFailed, Expect, difference
 from x_positional.testing.subject import Subject, forced, forced_cache
 
+STEPS = 127
+"""Of an int8 cache, from 0 to the largest entry."""
 LENGTH, WINDOW = 23, 5
 CHUNKS = (1, 3, 7, LENGTH)
 
@@ -146,3 +150,74 @@ def cache_drops(subject: Subject, expect: Expect) -> None:
         whole = None if mask is None else torch.cat([mask, torch.ones_like(more, dtype=torch.bool)], 1)
         want = model(torch.cat([prompt, more], 1), mask=whole)[:, 11:]
         expect.equal(got, want, f"5 tokens dropped, then 4, of {'a plain' if mask is None else 'a padded'} batch")
+
+
+class NoisyCache(KVCache):
+    """A cache of floats that adds noise to keys and values: as much as rounding to int8 does, and independent of them."""
+
+    @classmethod
+    def of(cls, cache: KVCache, seed: int) -> "NoisyCache":
+        """An empty one like `cache`."""
+        new = cls(cache.windows, cache.batch_size, cache.max_len, cache.device, cache.dtype, cache.owner)
+        new.random = torch.Generator().manual_seed(seed)
+        return new
+
+    random: torch.Generator
+
+    def begin(self, *args: Any, **options: Any) -> CachePass:
+        started = super().begin(*args, **options)
+        noisy = object.__new__(NoisyPass)
+        noisy.__dict__.update(vars(started), random=self.random)
+        return noisy
+
+
+class NoisyPass(CachePass):
+    """A pass over a NoisyCache."""
+
+    random: torch.Generator
+
+    def write(
+        self, layer: int, view: KeyView, k: Tensor, v: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        return super().write(layer, view, self._noisy(k), self._noisy(v), state)
+
+    def _noisy(self, x: Tensor) -> Tensor:
+        noise = torch.rand(x.shape, generator=self.random).to(x) - 0.5
+        return x + noise * x.abs().amax(-1, keepdim=True) / STEPS
+
+
+@torch.no_grad()
+def int8_cache(subject: Subject, expect: Expect) -> None:
+    """A cache in int8 keeps every entry of the first layer within half a step. It changes logits at most 4 times as much as
+    random noise of that size, for chunks of 1, 3, 7 and all tokens, with a window too."""
+    need_cache(subject)
+    model, tokens = subject.model("decoder"), subject.tokens(LENGTH)
+    exact, rounded = model.new_cache(3), model.new_cache(3, dtype=torch.int8)
+    full = decode(model, exact, 7, tokens)
+    decode(model, rounded, 7, tokens)
+    k, v, *_ = exact.state.layers[0]
+    k_integers, v_integers, _, k_scale, v_scale = rounded.state.layers[0]
+    _stored_within_half_a_step(expect, k, k_integers, k_scale)
+    _stored_within_half_a_step(expect, v, v_integers, v_scale)
+    noisy = [decode(model, NoisyCache.of(exact, seed), 7, tokens) for seed in range(3)]
+    bound = SAFETY * max(difference(logits, full) for logits in noisy)
+    for window in (None, WINDOW):
+        want = full if window is None else subject.model("decoder", window=window)(tokens)
+        for chunk in CHUNKS:
+            got = decode(model, model.new_cache(3, window=window, dtype=torch.int8), chunk, tokens)
+            if not (measured := difference(got, want)) <= bound:
+                raise CheckFailed(
+                    f"a cache in int8, window {window}, chunks of {chunk}: logits are off by {measured:.2g}; noise of half a "
+                    f"step explains at most {bound:.2g}.",
+                    measured / bound,
+                )
+
+
+def _stored_within_half_a_step(
+    expect: Expect, exact: Tensor | None, integers: Tensor | None, scale: Tensor | None
+) -> None:
+    if exact is None or integers is None or scale is None:
+        raise CheckFailed("a cache in int8 stores no integers and scales.")
+    step = exact.abs().amax(-1, keepdim=True).clamp(min=1e-30) / STEPS
+    off = ((integers * scale - exact).abs() / step).max().item()
+    expect.that(off <= 0.5 + 1e-3, f"an entry is stored {off:.3g} steps away; rounding explains half a step.")

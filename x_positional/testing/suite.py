@@ -16,6 +16,7 @@ from x_positional.testing.checks_cache import (
     cache_grows,
     cache_reorders,
     cached_equals_full,
+    int8_cache,
     sliding_windows,
 )
 from x_positional.testing.checks_cross import cross_attention
@@ -88,6 +89,7 @@ _ALL: tuple[Check, ...] = (
     sliding_windows,
     cache_reorders,
     cache_drops,
+    int8_cache,
     prefix_consistent,
     batch_independent,
     padding,
