@@ -30,6 +30,17 @@ static inline Vec as_floats(const W* p) {
   return at::vec::convert<float>(at::vec::Vectorized<W>::loadu(p, LANES));
 }
 
+#ifdef CPU_CAPABILITY_AVX2  // where torch's loads of less than a register go through memory
+static inline Vec as_floats(const int8_t* p) {
+  __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+}
+static inline Vec as_floats(const c10::BFloat16* p) {
+  __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+}
+#endif
+
 // Rows of w are `wide` entries apart, those of x `columns` and those of y `height`.
 template <int R, int B, typename W>
 static inline void tile(const W* w, int64_t wide, const float* x, int64_t columns, float* y, int64_t height) {
