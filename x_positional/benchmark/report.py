@@ -36,6 +36,7 @@ class Sheet:
 
 
 HEADINGS = ("row", "side", "time", "tokens/s", f"÷ {OURS}", "of the limit", "machine reads", "agrees", "first call")
+BANDWIDTH = HEADINGS.index("machine reads")
 
 
 def sheet(rows: Sequence[RowRecord]) -> Sheet:
@@ -78,10 +79,12 @@ def _agrees(value: float | None, decode: bool) -> str:
 
 
 def show_row(row: RowRecord, console: Console) -> None:
-    """The table of a row, and one line for each side that did not run."""
-    console.print(row.title, style="bold", markup=False, highlight=False)
+    """The table of a row under its title and the machine's bandwidth, and one line for each side that did not run."""
+    reads = f", the machine reads {_bandwidth(row)}" if row.limits else ""
+    console.print(row.title + reads, style="bold", markup=False, highlight=False)
     found = sheet([row])
-    Sheet(found.headings[1:], [line[1:] for line in found.lines]).show(console)
+    kept = [index for index, heading in enumerate(found.headings) if index and heading != HEADINGS[BANDWIDTH]]
+    Sheet([found.headings[i] for i in kept], [[line[i] for i in kept] for line in found.lines]).show(console)
     for line in row.failures():
         console.print(f"  not measured: {line}", markup=False, highlight=False, soft_wrap=True)
     console.print()
