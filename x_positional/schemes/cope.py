@@ -4,7 +4,7 @@ B batch, T query tokens, S key tokens, H heads, D head dim, P counted positions.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -44,9 +44,10 @@ class CopeScores(PositionScheme):
         return _counted(scores, _suffix_sums(gates, order), (q @ self.table.to(q.dtype).t()).to(scores.dtype))
 
     def row_term(self, q: Tensor, ctx: AttentionContext) -> ScoreTerm | None:
-        if type(self).transform_scores is not CopeScores.transform_scores or not ctx.ordered:
+        if type(self).transform_scores is not CopeScores.transform_scores:
             return None
-        return CountTerm(q @ self.table.to(q.dtype).t())
+        count, order = CountTerm(q @ self.table.to(q.dtype).t()), ctx.key_order()
+        return count if order is None else InTokenOrder(count, order)
 
 
 def _suffix_sums(gates: Tensor, order: Tensor | None = None) -> Tensor:
@@ -137,6 +138,47 @@ class CountTerm(ScoreTerm):
 
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
         return _counted(scores, _suffix_sums(scores.sigmoid()), inputs[0][block.row, :, block.queries.cut])
+
+
+class InTokenOrder(ScoreTerm):
+    """A term that reads keys in token order, where slots may be in another.
+
+    Args:
+        term: the term.
+        order: [B|1 S], the slots in token order.
+    """
+
+    def __init__(self, term: ScoreTerm, order: Tensor):
+        self.inputs, self.term, self.order = term.inputs, term, order
+
+    def _keys(self, block: ScoreBlock) -> Tensor | None:
+        """[W] the block's keys in token order; None if they are already."""
+        order = self.order[block.row % len(self.order)]
+        mine = order[(order >= block.keys.start) & (order < block.keys.stop)] - block.keys.start
+        return None if bool((mine.diff() == 1).all()) else mine
+
+    def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Any:
+        keys = self._keys(block)
+        if keys is None:
+            return None, self.term.add(scores, inputs, block)
+        sorted_scores = scores[..., keys]
+        kept = self.term.add(sorted_scores, inputs, block)
+        scores[..., keys] = sorted_scores
+        return keys, kept
+
+    def differentiate(self, grad: Tensor, kept: Any, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
+        keys, kept = kept
+        if keys is None:
+            return self.term.differentiate(grad, kept, sums, block)
+        sorted_grad = grad[..., keys]
+        self.term.differentiate(sorted_grad, kept, sums, block)
+        grad[..., keys] = sorted_grad
+
+    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
+        keys = self._keys(block)
+        if keys is None:
+            return self.term.recorded(scores, inputs, block)
+        return self.term.recorded(scores[..., keys], inputs, block)[..., keys.argsort()]
 
 
 def _ones(gates: Tensor) -> Tensor:

@@ -46,16 +46,45 @@ class ToeplitzBias(Bias):
         return table.masked_fill(hidden, float("-inf"))
 
     def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm:
-        """Every block is a range of the same band: distances depend on where a key is relative to the block's first query."""
-        queries = max(rows.stop - rows.start for rows, _ in blocks)
-        first = min(keys.start - rows.start for rows, keys in blocks)
-        width = max(keys.stop - rows.start for rows, keys in blocks) - first
-        nearest = (
-            ctx.q_start - ctx.kv_start - first - (width - 1) - self.low
-        )  # of the first query, the last key; in the table
-        before, after = max(0, -nearest), max(0, nearest + width + queries - 1 - self.table.shape[-1])
-        table = F.pad(self.table, (before, after))[:, nearest + before :]  # what is padded, no query and key have
-        return BandTerm(_Band.apply(table, queries, width), first)
+        return band_term(self.table, self.low, ctx.q_start - ctx.kv_start, blocks)
+
+
+@dataclass(frozen=True)
+class LookupBias(Bias):
+    """The bias of any whole positions, from a table of distances."""
+
+    table: Tensor
+    """[H N], the bias at distances low, low + 1, ..."""
+    low: int
+    """The smallest distance in the table."""
+
+    def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm:
+        offset = ctx.S - ctx.T  # without padding the last query is the last key
+        band = band_term(self.table, self.low, offset, blocks)
+        return LookupTerm(widened(self.table), self.low, ctx.q_positions, ctx.kv_positions, band, offset)
+
+
+def widened(table: Tensor) -> Tensor:
+    """In float32 or wider."""
+    return table.to(torch.promote_types(table.dtype, torch.float32))
+
+
+def band_term(table: Tensor, low: int, offset: int, blocks: Sequence[tuple[Span, Span]]) -> "BandTerm":
+    """Every block is a range of the same band: distances depend on where a key is relative to the block's first query.
+
+    Args:
+        table: [H N], the bias at distances low, low + 1, ...
+        low: the smallest distance in the table.
+        offset: the distance of the first query and the first key.
+        blocks: queries, and the keys visible to them.
+    """
+    queries = max(rows.stop - rows.start for rows, _ in blocks)
+    first = min(keys.start - rows.start for rows, keys in blocks)
+    width = max(keys.stop - rows.start for rows, keys in blocks) - first
+    nearest = offset - first - (width - 1) - low  # of the first query, the last key; in the table
+    before, after = max(0, -nearest), max(0, nearest + width + queries - 1 - table.shape[-1])
+    table = F.pad(widened(table), (before, after))[:, nearest + before :]  # what is padded, no query and key have
+    return BandTerm(_Band.apply(table, queries, width), first)
 
 
 class _Band(torch.autograd.Function):
@@ -108,6 +137,60 @@ class BandTerm(ScoreTerm):
         return scores + self._of_block(inputs[0], block)
 
 
+class LookupTerm(ScoreTerm):
+    """A bias of distance where rows are padded or packed: a range of the band in blocks whose keys and queries have consecutive
+    positions, otherwise a lookup for each pair.
+
+    Args:
+        table: [H N], the bias at distances low, low + 1, ...
+        low: the smallest distance in the table.
+        q, k: [B|1 T] and [B|1 S] positions of queries and keys.
+        band: the bias where distances are i - j + offset, for query i and key j.
+        offset: see `band`.
+    """
+
+    def __init__(self, table: Tensor, low: int, q: Tensor, k: Tensor, band: BandTerm, offset: int):
+        self.inputs = (*band.inputs, table)
+        self.low, self.high, self.band = low, low + table.shape[-1] - 1, band
+        self.q, self.k = q, k
+        slots = torch.arange(max(q.shape[1], k.shape[1]), device=q.device)
+        self.q_offset, self.k_offset = q - slots[: q.shape[1]] - offset, k - slots[: k.shape[1]]
+
+    def _consecutive(self, block: ScoreBlock) -> bool:
+        queries = self.q_offset[block.row % len(self.q), block.queries.cut]
+        keys = self.k_offset[block.row % len(self.k), block.keys.cut]
+        return bool((queries == keys[-1]).all()) and bool((keys == keys[-1]).all())
+
+    def _index(self, block: ScoreBlock) -> Tensor:
+        """[R W], the place of each pair in the table. Distances outside of it belong to hidden keys."""
+        q = self.q[block.row % len(self.q), block.queries.cut]
+        k = self.k[block.row % len(self.k), block.keys.cut]
+        return (q[:, None] - k).clamp_(self.low, self.high).sub_(self.low)
+
+    def _of_pairs(self, table: Tensor, index: Tensor) -> Tensor:
+        return table.index_select(1, index.flatten()).unflatten(1, index.shape)
+
+    def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor | None:
+        if self._consecutive(block):
+            return self.band.add(scores, inputs[:1], block)
+        index = self._index(block)
+        scores += self._of_pairs(inputs[1], index)
+        return index
+
+    def differentiate(
+        self, grad: Tensor, kept: Tensor | None, sums: Sequence[Tensor | None], block: ScoreBlock
+    ) -> None:
+        if kept is None:
+            self.band.differentiate(grad, None, sums[:1], block)
+        elif sums[1] is not None:
+            sums[1].index_add_(1, kept.flatten(), grad.flatten(1))
+
+    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
+        if self._consecutive(block):
+            return self.band.recorded(scores, inputs[:1], block)
+        return scores + self._of_pairs(inputs[1], self._index(block))
+
+
 class DistanceScheme(PositionScheme):
     """A bias that is a function of distance: override `of_distance`. Caches, padding and packing cannot change it.
 
@@ -136,7 +219,13 @@ class DistanceScheme(PositionScheme):
         table, low = self._table(ctx, shortest, bound - 1)
         q, k = self._columns(ctx)
         high = low + table.shape[-1] - 1
-        return Bias(lambda b, h, i, j: table[h, (q[b, i] - k[b, j]).clamp(low, high) - low], ctx.mask_batch, self.heads)
+        return LookupBias(
+            lambda b, h, i, j: table[h, (q[b, i] - k[b, j]).clamp(low, high) - low],
+            ctx.mask_batch,
+            self.heads,
+            table,
+            low,
+        )
 
     def _table(self, ctx: AttentionContext, low: int, high: int) -> tuple[Tensor, int]:
         """The table for distances low..high and the distance it starts at; taken from the cache's memo if it covers them."""

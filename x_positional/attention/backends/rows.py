@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from x_positional.attention.backends.base import Prepared, ScoreOps, blocks_of, inside_torch_func
 from x_positional.schemes.base import AttentionContext, Bias, Span
+from x_positional.schemes.context import grid
 from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm
 
 DTYPES = (torch.float32, torch.float64)
@@ -45,12 +46,72 @@ def shared_term(ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) ->
     """The bias of all layers of a kind, for blocks; None where it does not apply."""
     if bias is None or dtype not in DTYPES or ctx.device.type != "cpu" or not applies((), ctx.T):
         return None
-    return bias.term(ctx, blocks_for(ctx))
+    return bias.term(ctx, Blocks.of(ctx).spans)
 
 
-def blocks_for(ctx: AttentionContext) -> list[tuple[Span, Span]]:
-    """Blocks of queries, each with the range of keys visible to them."""
-    return blocks_of(ctx, min(MOST_QUERIES, max(FEWEST_QUERIES, SCORES // (ctx.heads * ctx.S))))
+class SeenKeys(NamedTuple):
+    """The keys that some queries see."""
+
+    keys: Span
+    """All of them, and perhaps others between them."""
+    edges: list[Span]
+    """Where a key may be hidden from some of these queries."""
+    earlier: int
+    """How many of the keys, from the first on, are known to precede every query."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of queries, each with the keys visible to them."""
+
+    spans: list[tuple[Span, Span]]
+    """Queries, and the keys that they see in some row of the batch."""
+    seen: list[list[SeenKeys]]
+    """What each block sees, in each row of the batch; a single entry where all rows are the same."""
+
+    @classmethod
+    def of(cls, ctx: AttentionContext) -> "Blocks":
+        """The blocks of a context. Where rows are padded or packed, this reads their masks."""
+        spans = blocks_of(ctx, min(MOST_QUERIES, max(FEWEST_QUERIES, SCORES // (ctx.heads * ctx.S))))
+        if ctx.simple_mask:
+            return cls(spans, [[SeenKeys(k, ctx.edges_of(q, k), ctx.earlier_than(q, k))] for q, k in spans])
+        seen = [seen_keys(ctx, queries, keys) for queries, keys in spans]
+        spans = [(queries, _around([s.keys for s in rows])) for (queries, _), rows in zip(spans, seen, strict=True)]
+        return cls(spans, seen)
+
+
+def _around(spans: Sequence[Span]) -> Span:
+    """The range that contains all of these."""
+    return Span(min(span.start for span in spans), max(span.stop for span in spans))
+
+
+def seen_keys(ctx: AttentionContext, queries: Span, keys: Span) -> list[SeenKeys]:
+    """What these queries see of these keys, in each row; a single entry where all rows are the same."""
+    visible = torch.cat([visible_to(ctx, row, queries, keys)[None] for row in range(ctx.mask_batch)])
+    of_some, of_all = visible.any(1), visible.all(1)
+    columns = torch.stack([c.long().argmax(-1) for m in (of_some, of_all) for c in (m, m.flip(-1))])
+    columns = torch.cat([columns, of_some.sum(-1)[None], of_all.sum(-1)[None]])
+    found = []
+    for first, from_end, full, full_from_end, any_key, count in columns.T.tolist():
+        if not any_key:  # one key, hidden from all
+            own = Span(keys.start, keys.start + 1)
+            found.append(SeenKeys(own, [own], 0))
+            continue
+        own = Span(keys.start + first, keys.stop - from_end)
+        middle = Span(keys.start + full, keys.stop - full_from_end)  # where all queries see all keys, if that is a range
+        whole = 0 < count == middle.stop - middle.start
+        edges = [Span(own.start, middle.start), Span(middle.stop, own.stop)] if whole else [own]
+        earlier = middle.stop - own.start if whole and ctx.causal and own.start == middle.start else 0
+        found.append(SeenKeys(own, [edge for edge in edges if edge.start < edge.stop], earlier))
+    return found
+
+
+def visible_to(ctx: AttentionContext, row: int, queries: Span, keys: Span) -> Tensor:
+    """[R keys] which keys the queries of a row of the batch see."""
+    if ctx.visible is None:
+        return torch.ones(queries.stop - queries.start, keys.stop - keys.start, dtype=torch.bool, device=ctx.device)
+    _, h, i, j = grid(1, 1, queries, keys, ctx.device)
+    return ctx.visible(torch.full_like(h, row)[None], h, i, j)[0, 0]
 
 
 @dataclass(frozen=True)
@@ -58,27 +119,30 @@ class RowsPlan:
     """What the computation reads besides tensors with a gradient."""
 
     ctx: AttentionContext
-    blocks: list[tuple[Span, Span]]
+    parts: Blocks
     scale: float
     terms: SumTerm
 
-    def edges(self, queries: Span, keys: Span) -> list[tuple[slice, Tensor]]:
-        """Where keys are hidden: ranges of the block's keys, and [B|1 1 R ...] True for hidden."""
-        found = []
-        for span in self.ctx.edges_of(queries, keys):
-            visible = self.ctx.visible_rows(queries, span)
-            if visible is not None:
-                found.append((slice(span.start - keys.start, span.stop - keys.start), ~visible[:, 0]))
-        return found
+    @property
+    def blocks(self) -> list[tuple[Span, Span]]:
+        """Queries, and the keys that they see in some row of the batch."""
+        return self.parts.spans
 
     def each_block(self, batch: int) -> Iterator["Masked"]:
         """Every block of every row of the batch."""
-        for queries, keys in self.blocks:
-            hidden, earlier = self.edges(queries, keys), self.ctx.earlier_than(queries, keys)
+        for (queries, _), rows in zip(self.parts.spans, self.parts.seen, strict=True):
+            hidden = [self._hidden(row, queries, seen) for row, seen in enumerate(rows)]
             for row in range(batch):
-                yield Masked(
-                    ScoreBlock(row, queries, keys, earlier), [(cut, mask[row % len(mask)]) for cut, mask in hidden]
-                )
+                seen = rows[row % len(rows)]
+                yield Masked(ScoreBlock(row, queries, seen.keys, seen.earlier), hidden[row % len(rows)])
+
+    def _hidden(self, row: int, queries: Span, seen: SeenKeys) -> list[tuple[slice, Tensor]]:
+        """Where keys are hidden: ranges of the block's keys, and [R ...] True for hidden."""
+        start = seen.keys.start
+        return [
+            (slice(edge.start - start, edge.stop - start), ~visible_to(self.ctx, row, queries, edge))
+            for edge in seen.edges
+        ]
 
 
 class Masked(NamedTuple):
@@ -207,8 +271,8 @@ def attend_by_rows(q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: Sco
     """Attention by blocks, or None where they do not apply. Keys and values have the heads of the queries."""
     if not applies((q, k, v), q.shape[2]) or ops.dropout or ops.softcap is not None or ops.sinks is not None:
         return None
-    blocks = blocks_for(prepared.ctx)
-    terms = _terms(prepared, ops, blocks)
+    blocks = Blocks.of(prepared.ctx)
+    terms = _terms(prepared, ops, blocks.spans)
     if terms is None or not applies(terms.inputs, q.shape[2]):
         return None
     plan = RowsPlan(prepared.ctx, blocks, ops.scale, terms)
