@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.draws import draws
+from tests.support.largest import largest_and_saved
 from x_positional import Decoder, TransformerWrapper
 from x_positional.attention.backends import rows
 from x_positional.schemes.base import AttentionContext
@@ -150,35 +150,10 @@ def test_gradients_of_all_gradients_are_those_of_eager(position: object) -> None
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
 
 
-class Largest(TorchDispatchMode):
-    """Records the elements of the largest tensor that any operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
-        return out
-
-
-def largest_and_saved(position: object, length: int) -> tuple[int, int]:
-    """Elements of the largest tensor of a training step, and of all tensors saved for its backward pass."""
-    net, saved = model(position, length=length), {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with Largest() as largest:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = net(torch.zeros(1, length, dtype=torch.long)).square().mean()
-        loss.backward()
-    return largest.elements, sum(saved.values())
+def largest(position: object, length: int) -> tuple[int, int]:
+    """Elements of the largest tensor of a training step, and the bytes that it saves."""
+    net = model(position, length=length)
+    return largest_and_saved(lambda: net(torch.zeros(1, length, dtype=torch.long)).square().mean())
 
 
 @pytest.mark.parametrize("position", SCHEMES)
@@ -186,7 +161,7 @@ def test_no_tensor_of_a_training_step_grows_with_the_square_of_the_length(
     monkeypatch: pytest.MonkeyPatch, position: object
 ) -> None:
     monkeypatch.setattr(rows, "MOST_QUERIES", 32)
-    (short, saved), (long, saved_long) = largest_and_saved(position, 512), largest_and_saved(position, 1024)
+    (short, saved), (long, saved_long) = largest(position, 512), largest(position, 1024)
     assert short < 512**2 / 2
     assert long <= 2.2 * short
     assert saved_long <= 2.2 * saved

@@ -144,8 +144,9 @@ class ForgettingBias(PositionScheme):
         else:
             index = order[:, None].expand_as(log_f)
             at_key = torch.zeros_like(log_f).scatter(-1, index, log_f.gather(-1, index).cumsum(-1))
-            own = (ctx.kv_index[:, None, :] == ctx.q_index[:, :, None]).long().argmax(-1)  # [B|1 T]
-            at_query = at_key.gather(-1, own[:, None].expand(log_f.shape[0], log_f.shape[1], -1))
+            order, queries = order.expand(ctx.batch, -1), ctx.q_index.expand(ctx.batch, -1).contiguous()
+            own = torch.searchsorted(ctx.kv_index.expand(ctx.batch, -1).gather(1, order), queries)
+            at_query = at_key.gather(-1, order.gather(1, own)[:, None].expand(-1, log_f.shape[1], -1))
 
         def difference(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return (at_query[b, h, i] - at_key[b, h, j]).to(narrow)

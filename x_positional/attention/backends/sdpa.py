@@ -50,7 +50,19 @@ class Sdpa(Backend):
         term = shared_term(ctx, bias, dtype) if blocks_pay(ctx.T) else None
         if term is not None:
             return Prepared(ctx=ctx, bias=bias, term=term)
+        if bias is None:  # masks are made by the first layer that needs them: by blocks of queries, none does
+            return Prepared(ctx=ctx, bias=None, native=[])
         return Prepared(ctx=ctx, bias=bias, native=self._masked_blocks(ctx, bias, dtype))
+
+    def _masks(self, prepared: Prepared, ops: ScoreOps, dtype: torch.dtype) -> list[Block]:
+        if prepared.native:
+            return prepared.native  # type: ignore[no-any-return]
+        if ops.content is not None and prepared.bias is None:  # its dense form carries the mask
+            return [Block(rows, keys, None) for rows, keys in self._blocks(prepared.ctx)]
+        blocks = self._masked_blocks(prepared.ctx, prepared.bias, dtype)
+        if prepared.native is not None:
+            prepared.native.extend(blocks)
+        return blocks
 
     def _masked_blocks(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> list[Block]:
         blocks, autocast = [], autocasts(ctx.device.type)
@@ -80,9 +92,7 @@ class Sdpa(Backend):
         return q.device.type == "cpu" and (q.shape[-1] != v.shape[-1] or biased)
 
     def _by_kernel(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
-        blocks: list[Block] = prepared.native or self._masked_blocks(prepared.ctx, prepared.bias, q.dtype)
-        if ops.content is not None and prepared.bias is None:  # its dense form carries the mask
-            blocks = [Block(rows, keys, None) for rows, keys in self._blocks(prepared.ctx)]
+        blocks = self._masks(prepared, ops, q.dtype)
         if len(blocks) == 1:
             return self._attend(q, k, v, blocks[0], prepared.ctx, ops)
         out = [
