@@ -121,6 +121,13 @@ class AttentionContext:
         return square and unlimited and self.causal and self.q_documents is None
 
     @property
+    def simple_mask(self) -> bool:
+        """Only causality and a window of a size hide keys, so the host knows which."""
+        return (
+            self.ordered and self.q_documents is None and self.window.chunk is None and not self.window.keep_first
+        ) or self.visible is None
+
+    @property
     def mask_batch(self) -> int:
         """1 if all rows share positions and masks, otherwise B."""
         per_row = (self.q_index, self.kv_index, self.q_positions, self.kv_positions)
@@ -160,10 +167,9 @@ class AttentionContext:
         """The keys, in ranges, that may be hidden from some of these queries; all others are visible to each of them."""
         if self.visible is None:
             return []
-        window = self.window
-        if not self.ordered or self.q_documents is not None or window.chunk is not None or window.keep_first:
+        if not self.simple_mask:
             return [keys]
-        offset, size = self.q_start - self.kv_start, window.size
+        offset, size = self.q_start - self.kv_start, self.window.size
         first, last = offset + rows.start, offset + rows.stop - 1  # the own keys of the first and the last query
         left = keys.start if size is None else min(keys.stop, max(keys.start, last - size + 1))
         right = first + 1 if self.causal else keys.stop if size is None else first + size

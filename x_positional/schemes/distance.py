@@ -95,7 +95,7 @@ class BandTerm(ScoreTerm):
     def _of_block(self, band: Tensor, block: ScoreBlock) -> Tensor:
         start = block.queries.start + self.first
         queries = block.queries.stop - block.queries.start
-        return band[:, :queries, block.keys.start - start : block.keys.stop - start]
+        return band[block.heads.cut, :queries, block.keys.start - start : block.keys.stop - start]
 
     def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> None:
         scores += self._of_block(inputs[0], block)
