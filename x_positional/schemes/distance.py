@@ -65,7 +65,8 @@ class _Band(torch.autograd.Function):
 
     @staticmethod
     def forward(table: Tensor, queries: int, width: int) -> Tensor:  # type: ignore[override]
-        return table[:, : queries + width - 1].flip(-1).unfold(-1, width, 1).flip(-2)
+        rows = table[:, : queries + width - 1].flip(-1).unfold(-1, width, 1)
+        return rows.contiguous().flip(-2)  # which would keep the order of the overlapping strides, and put queries last
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
