@@ -22,8 +22,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of five queries for any length, and counts over three keys at a time."""
     for fewest in ("FEWEST", "FEWEST_TRAINING", "FEWEST_INFERENCE"):
         monkeypatch.setattr(rows, fewest, 1)
-    monkeypatch.setattr(rows, "MOST_QUERIES", 5)
-    monkeypatch.setattr(rows, "FEWEST_QUERIES", 5)
+    monkeypatch.setattr(rows, "QUERIES", 5)
+    monkeypatch.setattr(rows, "KEYS", 7)
     monkeypatch.setattr(CountTerm, "width", 3)
 
 
@@ -94,7 +94,7 @@ MEMORY = [(s, c) for s in CAUSAL for c in ("left", "right", "packed")]
 def test_memory_of_padded_and_packed_rows_is_linear(
     monkeypatch: pytest.MonkeyPatch, position: object, case: str
 ) -> None:
-    monkeypatch.setattr(rows, "MOST_QUERIES", 32)
+    monkeypatch.setattr(rows, "QUERIES", 32)
     (short, saved), (long, saved_long) = (_step(position, case, length) for length in (512, 1024))
     assert short < 512**2 / 2
     assert long <= 2.2 * short

@@ -30,8 +30,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of four queries for any length, and counts over three keys at a time."""
     for fewest in ("FEWEST", "FEWEST_TRAINING", "FEWEST_INFERENCE"):
         monkeypatch.setattr(rows, fewest, 1)
-    monkeypatch.setattr(rows, "MOST_QUERIES", 4)
-    monkeypatch.setattr(rows, "FEWEST_QUERIES", 4)
+    monkeypatch.setattr(rows, "QUERIES", 4)
+    monkeypatch.setattr(rows, "KEYS", 6)
     monkeypatch.setattr(CountTerm, "width", 3)
 
 
@@ -160,7 +160,7 @@ def largest(position: object, length: int) -> tuple[int, int]:
 def test_no_tensor_of_a_training_step_grows_with_the_square_of_the_length(
     monkeypatch: pytest.MonkeyPatch, position: object
 ) -> None:
-    monkeypatch.setattr(rows, "MOST_QUERIES", 32)
+    monkeypatch.setattr(rows, "QUERIES", 32)
     (short, saved), (long, saved_long) = largest(position, 512), largest(position, 1024)
     assert short < 512**2 / 2
     assert long <= 2.2 * short

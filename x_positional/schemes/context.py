@@ -182,6 +182,13 @@ class AttentionContext:
             return None
         return self.visible(*grid(self.mask_batch, 1, rows, keys or self.every_key, self.device))
 
+    def visible_in_row(self, row: int, queries: Span, keys: Span) -> Tensor:
+        """[queries keys] bool, in one row of the batch."""
+        _, h, i, j = grid(1, 1, queries, keys, self.device)
+        if self.visible is None:
+            return torch.ones(len(i), len(j), dtype=torch.bool, device=self.device)
+        return self.visible(torch.full_like(h, row)[None], h, i, j)[0, 0]
+
     def block(self, rows: Span, keys: Span) -> "AttentionContext":
         """The same context for some of its queries and keys, for a transform of scores."""
         return replace(

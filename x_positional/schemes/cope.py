@@ -89,6 +89,7 @@ class CountTerm(ScoreTerm):
         per_count: [B H T P], the score of each count.
     """
 
+    whole_rows = True
     width: ClassVar[int] = 128
     """Keys at a time. Their gates are summed by a product with a triangle of ones."""
 
@@ -96,7 +97,7 @@ class CountTerm(ScoreTerm):
         self.inputs = (per_count,)
 
     def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> list[Counted]:
-        values = inputs[0][block.row, :, block.queries.cut]
+        values = inputs[0][block.row, block.heads.cut, block.queries.cut]
         last, stop = values.shape[-1] - 1, scores.shape[-1]
         sum_before, found = scores.new_zeros(()), []
         while stop:
@@ -126,18 +127,20 @@ class CountTerm(ScoreTerm):
             above.add_(of_gates.mul_(counted.gates).mul_(1 - counted.gates))
         if sums[0] is not None:
             of_rest = grad[..., : kept[-1].keys.start].sum(-1)
-            sums[0][block.row, :, block.queries.cut, -1] += of_rest
+            sums[0][block.row, block.heads.cut, block.queries.cut, -1] += of_rest
 
     def _sum_values(self, values: Tensor | None, above: Tensor, counted: Counted, block: ScoreBlock) -> None:
         """Adds the gradient of a few scores to that of the scores per count."""
         if values is not None:
             part, last = above * counted.fraction, values.shape[-1] - 1
-            here = values[block.row, :, block.queries.cut]
+            here = values[block.row, block.heads.cut, block.queries.cut]
             here.scatter_add_(-1, counted.low, above - part)
             here.scatter_add_(-1, (counted.low + 1).clamp_(max=last), part)
 
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
-        return _counted(scores, _suffix_sums(scores.sigmoid()), inputs[0][block.row, :, block.queries.cut])
+        return _counted(
+            scores, _suffix_sums(scores.sigmoid()), inputs[0][block.row, block.heads.cut, block.queries.cut]
+        )
 
 
 class InTokenOrder(ScoreTerm):
@@ -149,7 +152,7 @@ class InTokenOrder(ScoreTerm):
     """
 
     def __init__(self, term: ScoreTerm, order: Tensor):
-        self.inputs, self.term, self.order = term.inputs, term, order
+        self.inputs, self.whole_rows, self.term, self.order = term.inputs, term.whole_rows, term, order
 
     def _keys(self, block: ScoreBlock) -> Tensor | None:
         """[W] the block's keys in token order; None if they are already."""

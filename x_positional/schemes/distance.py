@@ -61,7 +61,7 @@ class LookupBias(Bias):
     def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm:
         offset = ctx.S - ctx.T  # without padding the last query is the last key
         band = band_term(self.table, self.low, offset, blocks)
-        return LookupTerm(widened(self.table), self.low, ctx.q_positions, ctx.kv_positions, band, offset)
+        return LookupTerm(widened(self.table), self.low, ctx, band, offset)
 
 
 def widened(table: Tensor) -> Tensor:
@@ -94,7 +94,8 @@ class _Band(torch.autograd.Function):
 
     @staticmethod
     def forward(table: Tensor, queries: int, width: int) -> Tensor:  # type: ignore[override]
-        return table[:, : queries + width - 1].flip(-1).unfold(-1, width, 1).flip(-2)
+        rows = table[:, : queries + width - 1].flip(-1).unfold(-1, width, 1)
+        return rows.contiguous().flip(-2)  # which would keep the order of the overlapping strides, and put queries last
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -124,7 +125,7 @@ class BandTerm(ScoreTerm):
     def _of_block(self, band: Tensor, block: ScoreBlock) -> Tensor:
         start = block.queries.start + self.first
         queries = block.queries.stop - block.queries.start
-        return band[:, :queries, block.keys.start - start : block.keys.stop - start]
+        return band[block.heads.cut, :queries, block.keys.start - start : block.keys.stop - start]
 
     def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> None:
         scores += self._of_block(inputs[0], block)
@@ -138,43 +139,46 @@ class BandTerm(ScoreTerm):
 
 
 class LookupTerm(ScoreTerm):
-    """A bias of distance where rows are padded or packed: a range of the band in blocks whose keys and queries have consecutive
-    positions, otherwise a lookup for each pair.
+    """A bias of distance where rows are padded or packed: a range of the band in blocks where distances are those of the slots,
+    as within a document, otherwise a lookup for each pair.
 
     Args:
         table: [H N], the bias at distances low, low + 1, ...
         low: the smallest distance in the table.
-        q, k: [B|1 T] and [B|1 S] positions of queries and keys.
-        band: the bias where distances are i - j + offset, for query i and key j.
+        ctx: where queries and keys are.
+        band: the bias where the distance of query i and key j is i - j + offset.
         offset: see `band`.
     """
 
-    def __init__(self, table: Tensor, low: int, q: Tensor, k: Tensor, band: BandTerm, offset: int):
+    def __init__(self, table: Tensor, low: int, ctx: AttentionContext, band: BandTerm, offset: int):
         self.inputs = (*band.inputs, table)
         self.low, self.high, self.band = low, low + table.shape[-1] - 1, band
-        self.q, self.k = q, k
-        slots = torch.arange(max(q.shape[1], k.shape[1]), device=q.device)
-        self.q_offset, self.k_offset = q - slots[: q.shape[1]] - offset, k - slots[: k.shape[1]]
+        self.ctx, self.offset = ctx, offset
+        self.known: dict[tuple[int, ...], bool] = {}
 
-    def _consecutive(self, block: ScoreBlock) -> bool:
-        queries = self.q_offset[block.row % len(self.q), block.queries.cut]
-        keys = self.k_offset[block.row % len(self.k), block.keys.cut]
-        return bool((queries == keys[-1]).all()) and bool((keys == keys[-1]).all())
+    def _distances(self, block: ScoreBlock) -> Tensor:
+        """[R W]."""
+        q, k = self.ctx.q_positions, self.ctx.kv_positions
+        return q[block.row % len(q), block.queries.cut, None] - k[block.row % len(k), block.keys.cut]
+
+    def _follows_slots(self, block: ScoreBlock) -> bool:
+        """Whether the distances of all visible keys of a block are those in the band."""
+        place = block.row % self.ctx.mask_batch, *block.queries, *block.keys
+        if place not in self.known:
+            i = torch.arange(block.queries.start + self.offset, block.queries.stop + self.offset)
+            others = self._distances(block) != i[:, None] - torch.arange(*block.keys)
+            self.known[place] = not (others & self.ctx.visible_in_row(block.row, block.queries, block.keys)).any()
+        return self.known[place]
 
     def _index(self, block: ScoreBlock) -> Tensor:
-        """[R W], the place of each pair in the table. Distances outside of it belong to hidden keys."""
-        q = self.q[block.row % len(self.q), block.queries.cut]
-        k = self.k[block.row % len(self.k), block.keys.cut]
-        return (q[:, None] - k).clamp_(self.low, self.high).sub_(self.low)
-
-    def _of_pairs(self, table: Tensor, index: Tensor) -> Tensor:
-        return table.index_select(1, index.flatten()).unflatten(1, index.shape)
+        """[R * W], the place of each pair in the table. Distances outside of it belong to hidden keys."""
+        return self._distances(block).clamp_(self.low, self.high).sub_(self.low).flatten()
 
     def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor | None:
-        if self._consecutive(block):
+        if self._follows_slots(block):
             return self.band.add(scores, inputs[:1], block)
         index = self._index(block)
-        scores += self._of_pairs(inputs[1], index)
+        scores += inputs[1][block.heads.cut].index_select(1, index).view_as(scores)
         return index
 
     def differentiate(
@@ -183,12 +187,12 @@ class LookupTerm(ScoreTerm):
         if kept is None:
             self.band.differentiate(grad, None, sums[:1], block)
         elif sums[1] is not None:
-            sums[1].index_add_(1, kept.flatten(), grad.flatten(1))
+            sums[1][block.heads.cut].index_add_(1, kept, grad.flatten(1))
 
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
-        if self._consecutive(block):
+        if self._follows_slots(block):
             return self.band.recorded(scores, inputs[:1], block)
-        return scores + self._of_pairs(inputs[1], self._index(block))
+        return scores + inputs[1][block.heads.cut].index_select(1, self._index(block)).view_as(scores)
 
 
 class DistanceScheme(PositionScheme):

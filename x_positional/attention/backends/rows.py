@@ -1,11 +1,14 @@
-"""Attention by blocks of queries on a CPU: the scores of one block at a time, and again in the backward pass.
+"""Attention by tiles of queries and keys on a CPU: the scores of one tile at a time, and again in the backward pass.
 
-Softmax, biases and whole-row transforms run in place on two buffers, whose size grows linearly with the number of keys. Under a
-causal mask or in a window a block reads only the keys that some of its queries see.
+Biases and the softmax run in place on two buffers that fit a core's cache. The forward pass goes through the tiles of a block of
+queries with a running maximum and sum (Dao et al. 2022, arXiv:2205.14135); the backward pass goes through the blocks of queries of a
+range of keys and recomputes probabilities from each row's logarithm of the sum. A transform of whole rows takes tiles of all keys.
+Under a causal mask or in a window only tiles that some query sees are computed.
 
-B batch, T query tokens, S key tokens, H heads, D head dim, E value dim; a block has R queries and W keys.
+B batch, T query tokens, S key tokens, H heads, D head dim, E value dim; a tile has G heads, R queries and W keys.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 
 from x_positional.attention.backends.base import Prepared, ScoreOps, blocks_of, inside_torch_func
 from x_positional.schemes.base import AttentionContext, Bias, Span
-from x_positional.schemes.context import grid
 from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm
 
 DTYPES = (torch.float32, torch.float64)
@@ -25,8 +27,10 @@ FEWEST = 64
 """Queries below which one call of torch's kernel, or one matrix of scores, is at least as fast."""
 FEWEST_TRAINING, FEWEST_INFERENCE = 512, 2048
 """The same for a bias, where torch's kernel takes masks of all queries, which count in memory only for many."""
-MOST_QUERIES, FEWEST_QUERIES, SCORES = 128, 32, 2**21
-"""Queries in a block: as many as make this many scores."""
+QUERIES, KEYS = 128, 512
+"""Of a tile."""
+SCORES_PER_THREAD, SCORES_OF_ROWS = 2**18, 2**21
+"""Of a tile: as many heads at a time as make this many scores. The second is for a transform of whole rows."""
 
 
 def applies(tensors: Sequence[Tensor], queries: int) -> bool:
@@ -46,72 +50,25 @@ def shared_term(ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) ->
     """The bias of all layers of a kind, for blocks; None where it does not apply."""
     if bias is None or dtype not in DTYPES or ctx.device.type != "cpu" or not applies((), ctx.T):
         return None
-    return bias.term(ctx, Blocks.of(ctx).spans)
+    return bias.term(ctx, blocks_for(ctx))
 
 
-class SeenKeys(NamedTuple):
-    """The keys that some queries see."""
+def blocks_for(ctx: AttentionContext) -> list[tuple[Span, Span]]:
+    """Blocks of queries, each with the range of keys visible to them."""
+    return blocks_of(ctx, QUERIES)
 
+
+class Tile(NamedTuple):
+    """Some queries and a range of keys visible to them."""
+
+    index: int
+    """The number of the block of queries."""
+    queries: Span
+    """R queries."""
     keys: Span
-    """All of them, and perhaps others between them."""
-    edges: list[Span]
-    """Where a key may be hidden from some of these queries."""
+    """W keys."""
     earlier: int
-    """How many of the keys, from the first on, are known to precede every query."""
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Blocks of queries, each with the keys visible to them."""
-
-    spans: list[tuple[Span, Span]]
-    """Queries, and the keys that they see in some row of the batch."""
-    seen: list[list[SeenKeys]]
-    """What each block sees, in each row of the batch; a single entry where all rows are the same."""
-
-    @classmethod
-    def of(cls, ctx: AttentionContext) -> "Blocks":
-        """The blocks of a context. Where rows are padded or packed, this reads their masks."""
-        spans = blocks_of(ctx, min(MOST_QUERIES, max(FEWEST_QUERIES, SCORES // (ctx.heads * ctx.S))))
-        if ctx.simple_mask:
-            return cls(spans, [[SeenKeys(k, ctx.edges_of(q, k), ctx.earlier_than(q, k))] for q, k in spans])
-        seen = [seen_keys(ctx, queries, keys) for queries, keys in spans]
-        spans = [(queries, _around([s.keys for s in rows])) for (queries, _), rows in zip(spans, seen, strict=True)]
-        return cls(spans, seen)
-
-
-def _around(spans: Sequence[Span]) -> Span:
-    """The range that contains all of these."""
-    return Span(min(span.start for span in spans), max(span.stop for span in spans))
-
-
-def seen_keys(ctx: AttentionContext, queries: Span, keys: Span) -> list[SeenKeys]:
-    """What these queries see of these keys, in each row; a single entry where all rows are the same."""
-    visible = torch.cat([visible_to(ctx, row, queries, keys)[None] for row in range(ctx.mask_batch)])
-    of_some, of_all = visible.any(1), visible.all(1)
-    columns = torch.stack([c.long().argmax(-1) for m in (of_some, of_all) for c in (m, m.flip(-1))])
-    columns = torch.cat([columns, of_some.sum(-1)[None], of_all.sum(-1)[None]])
-    found = []
-    for first, from_end, full, full_from_end, any_key, count in columns.T.tolist():
-        if not any_key:  # one key, hidden from all
-            own = Span(keys.start, keys.start + 1)
-            found.append(SeenKeys(own, [own], 0))
-            continue
-        own = Span(keys.start + first, keys.stop - from_end)
-        middle = Span(keys.start + full, keys.stop - full_from_end)  # where all queries see all keys, if that is a range
-        whole = 0 < count == middle.stop - middle.start
-        edges = [Span(own.start, middle.start), Span(middle.stop, own.stop)] if whole else [own]
-        earlier = middle.stop - own.start if whole and ctx.causal and own.start == middle.start else 0
-        found.append(SeenKeys(own, [edge for edge in edges if edge.start < edge.stop], earlier))
-    return found
-
-
-def visible_to(ctx: AttentionContext, row: int, queries: Span, keys: Span) -> Tensor:
-    """[R keys] which keys the queries of a row of the batch see."""
-    if ctx.visible is None:
-        return torch.ones(queries.stop - queries.start, keys.stop - keys.start, dtype=torch.bool, device=ctx.device)
-    _, h, i, j = grid(1, 1, queries, keys, ctx.device)
-    return ctx.visible(torch.full_like(h, row)[None], h, i, j)[0, 0]
+    """How many of these keys, from the first on, are known to precede every query."""
 
 
 @dataclass(frozen=True)
@@ -119,82 +76,144 @@ class RowsPlan:
     """What the computation reads besides tensors with a gradient."""
 
     ctx: AttentionContext
-    parts: Blocks
+    blocks: list[tuple[Span, Span]]
     scale: float
     terms: SumTerm
+    known: dict[tuple[int, ...], list["Hidden"]] = field(default_factory=dict)
+    """Results of `hidden` where they depend on the place of the keys relative to the queries alone."""
+    counts: dict[tuple[int, ...], int] = field(default_factory=dict)
+    """How many pairs of a query and a key are visible, by row of the batch, where the host does not know the mask."""
 
     @property
-    def blocks(self) -> list[tuple[Span, Span]]:
-        """Queries, and the keys that they see in some row of the batch."""
-        return self.parts.spans
+    def width(self) -> int:
+        """Keys in a tile, at most."""
+        return self.ctx.S if self.terms.whole_rows else KEYS
 
-    def each_block(self, batch: int) -> Iterator["Masked"]:
-        """Every block of every row of the batch."""
-        for (queries, _), rows in zip(self.parts.spans, self.parts.seen, strict=True):
-            hidden = [self._hidden(row, queries, seen) for row, seen in enumerate(rows)]
+    def tiles(self, index: int) -> list[Tile]:
+        """The tiles of a block of queries. Their edges are multiples of `width`."""
+        (queries, keys), width = self.blocks[index], self.width
+        starts = range(keys.start // width * width, keys.stop, width)
+        spans = [Span(max(start, keys.start), min(start + width, keys.stop)) for start in starts]
+        return [Tile(index, queries, span, self.ctx.earlier_than(queries, span)) for span in spans]
+
+    def by_keys(self) -> list[tuple[Span, list[Tile]]]:
+        """Ranges of `width` keys, each with its tiles."""
+        width = self.width
+        found = [(Span(start, min(start + width, self.ctx.S)), list[Tile]()) for start in range(0, self.ctx.S, width)]
+        for index in range(len(self.blocks)):
+            for tile in self.tiles(index):
+                found[tile.keys.start // width][1].append(tile)
+        return found
+
+    def parts(self, batch: int) -> list[tuple[int, Span]]:
+        """Rows of the batch and ranges of heads that are computed one after the other."""
+        heads = self.ctx.heads
+        scores = SCORES_OF_ROWS if self.terms.whole_rows else SCORES_PER_THREAD * torch.get_num_threads()
+        count = -(-heads // max(1, scores // self.largest))
+        size = -(-heads // count)
+        spans = [Span(start, min(start + size, heads)) for start in range(0, heads, size)]
+        return [(row, span) for row in range(batch) for span in spans]
+
+    @property
+    def largest(self) -> int:
+        """Scores of the largest tile, for one head."""
+        return max((rows.stop - rows.start) * min(self.width, keys.stop - keys.start) for rows, keys in self.blocks)
+
+    def hidden(self, row: int, queries: Span, keys: Span) -> list["Hidden"]:
+        """Where some of these keys are hidden in a row of the batch."""
+        if not self.ctx.simple_mask:
+            return self._hidden(row, queries, keys)
+        place = keys.start - queries.start, keys.stop - queries.start, queries.stop - queries.start
+        if place not in self.known:
+            self.known[place] = self._hidden(row, queries, keys)
+        return self.known[place]
+
+    def _hidden(self, row: int, queries: Span, keys: Span) -> list["Hidden"]:
+        found = []
+        for span in self.ctx.edges_of(queries, keys):
+            size = (queries.stop - queries.start) * (span.stop - span.start)
+            if not self.ctx.simple_mask and self._count(row, queries, span) == size:
+                continue
+            seen = self.ctx.visible_in_row(row, queries, span)
+            cut = slice(span.start - keys.start, span.stop - keys.start)
+            found.append(Hidden(cut, seen, torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))))
+        return found
+
+    def _count(self, row: int, queries: Span, keys: Span) -> int:
+        """How many pairs of these queries and keys are visible."""
+        place = row % self.ctx.mask_batch, *queries, *keys
+        if place not in self.counts:
+            self.counts[place] = int(self.ctx.visible_in_row(row, queries, keys).sum())
+        return self.counts[place]
+
+    def seen(self, row: int, tiles: list[Tile]) -> list[Tile]:
+        """The tiles in which some key is visible in a row of the batch; at least one."""
+        if self.ctx.simple_mask:
+            return tiles
+        return [tile for tile in tiles if self._count(row, tile.queries, tile.keys)] or tiles[:1]
+
+    def each_block(self, batch: int) -> Iterator[ScoreBlock]:
+        """Every block of every row of the batch, with all heads and keys."""
+        every_head = Span(0, self.ctx.heads)
+        for queries, keys in self.blocks:
             for row in range(batch):
-                seen = rows[row % len(rows)]
-                yield Masked(ScoreBlock(row, queries, seen.keys, seen.earlier), hidden[row % len(rows)])
-
-    def _hidden(self, row: int, queries: Span, seen: SeenKeys) -> list[tuple[slice, Tensor]]:
-        """Where keys are hidden: ranges of the block's keys, and [R ...] True for hidden."""
-        start = seen.keys.start
-        return [
-            (slice(edge.start - start, edge.stop - start), ~visible_to(self.ctx, row, queries, edge))
-            for edge in seen.edges
-        ]
+                yield ScoreBlock(row, every_head, queries, keys, self.ctx.earlier_than(queries, keys))
 
 
-class Masked(NamedTuple):
-    """A block, and where its keys are hidden."""
+class Hidden(NamedTuple):
+    """Where some of a tile's keys are hidden from some of its queries."""
 
-    block: ScoreBlock
-    hidden: list[tuple[slice, Tensor]]
+    keys: slice
+    """A range of the tile's keys."""
+    visible: Tensor
+    """[R keys] bool."""
+    mask: Tensor
+    """[R keys], -inf where hidden, 0 elsewhere."""
 
 
 @dataclass
-class Buffers:
-    """Two matrices of scores that every block uses again."""
+class Part:
+    """The tensors of one row of the batch and a range of heads, and a buffer for the scores of a tile."""
 
-    like: Tensor
-    size: int
-    first: Tensor = field(init=False)
-    second: Tensor = field(init=False)
+    plan: RowsPlan
+    row: int
+    heads: Span
+    inputs: Sequence[Tensor]
+    """Of the terms."""
+    buffer: Tensor
 
-    def __post_init__(self) -> None:
-        self.first, self.second = self.like.new_empty(self.size), self.like.new_empty(self.size)
+    def scores_like(self, tile: Tile) -> Tensor:
+        """The buffer as [G R W]."""
+        shape = (self.heads.stop - self.heads.start, *(span.stop - span.start for span in (tile.queries, tile.keys)))
+        return self.buffer[: shape[0] * shape[1] * shape[2]].view(shape)
 
-    @classmethod
-    def of(cls, q: Tensor, plan: RowsPlan) -> "Buffers":
-        """Large enough for the largest block."""
-        sizes = [(rows.stop - rows.start) * (keys.stop - keys.start) for rows, keys in plan.blocks]
-        return cls(q, q.shape[1] * max(sizes))
+    def block(self, tile: Tile) -> ScoreBlock:
+        """The tile, for terms."""
+        return ScoreBlock(self.row, self.heads, tile.queries, tile.keys, tile.earlier)
 
-    def of_block(self, heads: int, block: ScoreBlock) -> tuple[Tensor, Tensor]:
-        """Two [H R W]."""
-        shape = heads, block.queries.stop - block.queries.start, block.keys.stop - block.keys.start
-        size = shape[0] * shape[1] * shape[2]
-        return self.first[:size].view(shape), self.second[:size].view(shape)
+    def scores(self, tile: Tile, q: Tensor, k: Tensor) -> tuple[Tensor, list[Hidden], Any]:
+        """[G R W] in the buffer, where keys are hidden, and what the terms keep. q: [G R D], scaled; k: [G W D]."""
+        scores, hidden = (
+            torch.bmm(q, k.mT, out=self.scores_like(tile)),
+            self.plan.hidden(self.row, tile.queries, tile.keys),
+        )
+        for cut, _, mask in hidden:
+            scores[..., cut] += mask
+        return scores, hidden, self.plan.terms.add(scores, self.inputs, self.block(tile))
 
 
-def _probabilities(
-    plan: RowsPlan, q: Tensor, k: Tensor, inputs: Sequence[Tensor], at: Masked, scores: Tensor, out: Tensor
-) -> list[Any]:
-    """Writes [H R W] to `out`. Returns what the terms keep. q: [H R D], scaled; k: [H W D].
+def _exp_(scores: Tensor, hidden: list[Hidden], terms: SumTerm) -> Tensor:
+    """exp in place of what is at most about 0, and 0 for hidden keys.
 
-    A steep bias makes probabilities near the smallest number of the dtype, and a processor multiplies what is below it a
-    hundred times slower. They become 0.
+    A processor handles numbers below the smallest normal one a hundred times slower, also inside `exp`. So the results, and their
+    products with gradients, stay above: what is below the cube of the dtype's precision is as good as that.
     """
-    torch.bmm(q, k.mT, out=scores)
-    for cut, hidden in at.hidden:
-        scores[..., cut].masked_fill_(hidden, torch.finfo(scores.dtype).min)
-    kept = plan.terms.add(scores, inputs, at.block)
-    torch.softmax(scores, -1, out=out)
-    if plan.terms.parts:
-        torch.threshold_(out, torch.finfo(out.dtype).tiny * 2**24, 0.0)
-    for cut, hidden in at.hidden:
-        out[..., cut].masked_fill_(hidden, 0)  # also for a query that sees no key at all
-    return kept
+    if terms.parts or hidden:
+        scores.clamp_(min=3 * math.log(torch.finfo(scores.dtype).eps))
+    scores.exp_()
+    for cut, visible, _ in hidden:
+        scores[..., cut] *= visible
+    return scores
 
 
 class RowsAttention(torch.autograd.Function):
@@ -202,23 +221,50 @@ class RowsAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, plan: RowsPlan, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
-        ctx.plan = plan
-        ctx.save_for_backward(q, k, v, *inputs)
-        buffers, scaled = Buffers.of(q, plan), q * plan.scale
         out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)  # as heads are joined
-        for at in plan.each_block(len(q)):
-            row, queries, keys = at.block.row, at.block.queries.cut, at.block.keys.cut
-            scores, p = buffers.of_block(q.shape[1], at.block)
-            _probabilities(plan, scaled[row, :, queries], k[row, :, keys], inputs, at, scores, p)
-            out[row, :, queries] = p @ v[row, :, keys]
+        logsumexp, scaled = q.new_empty(*q.shape[:3], 1), q * plan.scale
+        buffer, tiles = _buffer(plan, q), [plan.tiles(index) for index in range(len(plan.blocks))]
+        for row, heads in plan.parts(len(q)):
+            part, mine = Part(plan, row, heads, inputs, buffer), (row, heads.cut)
+            keys, values = k[mine], v[mine]
+            for (queries, _), own in zip(plan.blocks, tiles, strict=True):
+                at = (*mine, queries.cut)
+                out[at], logsumexp[at] = _attend(part, scaled[at], keys, values, plan.seen(row, own))
+        ctx.plan = plan
+        ctx.save_for_backward(q, k, v, out, logsumexp, *inputs)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        plan, (grad,), (q, k, v, *inputs) = ctx.plan, grads, ctx.saved_tensors
+        plan, (grad,), (q, k, v, out, logsumexp, *inputs) = ctx.plan, grads, ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             return None, *_recorded_gradients(plan, (q, k, v, *inputs), grad)
-        return None, *_gradients(plan, q, k, v, inputs, grad)
+        return None, *_gradients(plan, (q, k, v, out, logsumexp), inputs, grad)
+
+
+def _buffer(plan: RowsPlan, like: Tensor) -> Tensor:
+    """As many numbers as the largest tile has scores."""
+    return like.new_empty(plan.largest * max(heads.stop - heads.start for _, heads in plan.parts(1)))
+
+
+def _attend(part: Part, q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[Tile]) -> tuple[Tensor, Tensor]:
+    """[G R E] of some queries, and the logarithm [G R 1] of the sum of exp(score); q: [G R D], k: [G S D], v: [G S E]."""
+    limits, terms = torch.finfo(q.dtype), part.plan.terms
+    total = sums = highest = None
+    for tile in tiles:
+        scores, hidden, _ = part.scores(tile, q, k[:, tile.keys.cut])
+        top = scores.amax(-1, keepdim=True).clamp_(min=limits.min)  # finite also where a query sees no key
+        top = top if highest is None else torch.maximum(top, highest)
+        _exp_(scores.sub_(top), hidden, terms)
+        if total is None or sums is None or highest is None:
+            total, sums = torch.bmm(scores, v[:, tile.keys.cut]), scores.sum(-1, keepdim=True)
+        else:
+            shrink = highest.sub_(top).exp_()
+            sums.mul_(shrink).add_(scores.sum(-1, keepdim=True))
+            total.mul_(shrink).baddbmm_(scores, v[:, tile.keys.cut])
+        highest = top
+    sums.clamp_(min=limits.tiny)
+    return total.div_(sums), sums.log_().add_(highest)
 
 
 def _recorded_gradients(plan: RowsPlan, tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:
@@ -232,13 +278,13 @@ def _recorded_gradients(plan: RowsPlan, tensors: Sequence[Tensor], grad: Tensor)
 def _recorded(plan: RowsPlan, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
     """The same attention as a function that autograd records, except the scores of each block, which it recomputes."""
 
-    def run(at: Masked, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
-        row, queries, keys = at.block.row, at.block.queries.cut, at.block.keys
+    def run(at: ScoreBlock, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
+        row, queries, keys = at.row, at.queries.cut, at.keys
         hidden = q.new_zeros(1, queries.stop - queries.start, keys.stop - keys.start, dtype=torch.bool)
-        for cut, mask in at.hidden:
-            hidden[..., cut] = mask
+        for cut, visible, _ in plan.hidden(row, at.queries, keys):
+            hidden[..., cut] = ~visible
         scores = (q[row, :, queries] * plan.scale) @ k[row, :, keys.cut].mT
-        scores = plan.terms.recorded(scores.masked_fill(hidden, torch.finfo(q.dtype).min), inputs, at.block)
+        scores = plan.terms.recorded(scores.masked_fill(hidden, torch.finfo(q.dtype).min), inputs, at)
         return scores.softmax(-1).masked_fill(hidden, 0) @ v[row, :, keys.cut]
 
     out = [checkpoint(run, at, q, k, v, *inputs, use_reentrant=False) for at in plan.each_block(len(q))]
@@ -246,33 +292,78 @@ def _recorded(plan: RowsPlan, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) 
     return torch.stack(rows)
 
 
+@dataclass
+class BlockGradients:
+    """What the gradients of a block of queries need: [G R D] scaled queries, the gradient [G R E] of the result, [G R 1] the
+    logarithm of the sum of exp(score), [G R 1] the sum of the gradient times the result, and the gradient of q."""
+
+    q: Tensor
+    grad: Tensor
+    logsumexp: Tensor
+    delta: Tensor
+    dq: Tensor
+
+
 def _gradients(
-    plan: RowsPlan, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], grad: Tensor
+    plan: RowsPlan, tensors: Sequence[Tensor], inputs: Sequence[Tensor], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of q, k, v and inputs."""
-    buffers, scaled = Buffers.of(q, plan), q * plan.scale
-    dq, dk, dv = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+    """The gradients of q, k, v and inputs. tensors: q, k, v, the result, and the logarithms of the sums."""
+    q, k, v, out, logsumexp = tensors
+    scaled, delta = q * plan.scale, (grad * out).sum(-1, keepdim=True)
+    dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
     sums = [torch.zeros_like(t, memory_format=torch.contiguous_format) if t.requires_grad else None for t in inputs]
-    for at in plan.each_block(len(q)):
-        row, queries, keys = at.block.row, at.block.queries.cut, at.block.keys.cut
-        scores, p = buffers.of_block(q.shape[1], at.block)
-        mine, theirs, above = scaled[row, :, queries], k[row, :, keys], grad[row, :, queries]
-        kept = _probabilities(plan, mine, theirs, inputs, at, scores, p)
-        dv[row, :, keys].baddbmm_(p.mT, above)
-        torch.bmm(above, v[row, :, keys].mT, out=scores)
-        torch.ops.aten._softmax_backward_data.out(scores, p, -1, p.dtype, grad_input=scores)
-        plan.terms.differentiate(scores, kept, sums, at.block)
-        dq[row, :, queries].baddbmm_(scores, theirs)
-        dk[row, :, keys].baddbmm_(scores.mT, mine)
-    return dq.mul_(plan.scale), dk, dv, *sums
+    first, second, by_keys = _buffer(plan, q), _buffer(plan, q), plan.by_keys()
+    for row, heads in plan.parts(len(q)):
+        part, other, mine = (
+            Part(plan, row, heads, inputs, first),
+            Part(plan, row, heads, inputs, second),
+            (row, heads.cut),
+        )
+        blocks = []
+        for queries, _ in plan.blocks:
+            at = (*mine, queries.cut)
+            own = scaled[at].contiguous()
+            blocks.append(BlockGradients(own, grad[at].contiguous(), logsumexp[at], delta[at], torch.zeros_like(own)))
+        for keys, tiles in by_keys:
+            at = (*mine, keys.cut)
+            dk[at], dv[at] = _of_keys(
+                part, other, k[at], v[at], [(tile, blocks[tile.index]) for tile in plan.seen(row, tiles)], keys, sums
+            )
+        for (queries, _), block in zip(plan.blocks, blocks, strict=True):
+            torch.mul(block.dq, plan.scale, out=dq[(*mine, queries.cut)])
+    return dq, dk, dv, *sums
+
+
+def _of_keys(
+    part: Part,
+    other: Part,
+    k: Tensor,
+    v: Tensor,
+    tiles: Sequence[tuple[Tile, BlockGradients]],
+    keys: Span,
+    sums: Sequence[Tensor | None],
+) -> tuple[Tensor, Tensor]:
+    """The gradients of some keys [G W D] and values [G W E]; adds those of queries and inputs to `tiles` and `sums`."""
+    k, v, terms = k.contiguous(), v.contiguous(), part.plan.terms  # a batched product is faster
+    dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+    for tile, block in tiles:
+        cut = slice(tile.keys.start - keys.start, tile.keys.stop - keys.start)
+        p, hidden, kept = part.scores(tile, block.q, k[:, cut])
+        _exp_(p.sub_(block.logsumexp), hidden, terms)
+        dv[:, cut].baddbmm_(p.mT, block.grad)
+        of_scores = torch.bmm(block.grad, v[:, cut].mT, out=other.scores_like(tile)).sub_(block.delta).mul_(p)
+        terms.differentiate(of_scores, kept, sums, part.block(tile))
+        block.dq.baddbmm_(of_scores, k[:, cut])
+        dk[:, cut].baddbmm_(of_scores.mT, block.q)
+    return dk, dv
 
 
 def attend_by_rows(q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor | None:
     """Attention by blocks, or None where they do not apply. Keys and values have the heads of the queries."""
     if not applies((q, k, v), q.shape[2]) or ops.dropout or ops.softcap is not None or ops.sinks is not None:
         return None
-    blocks = Blocks.of(prepared.ctx)
-    terms = _terms(prepared, ops, blocks.spans)
+    blocks = blocks_for(prepared.ctx)
+    terms = _terms(prepared, ops, blocks)
     if terms is None or not applies(terms.inputs, q.shape[2]):
         return None
     plan = RowsPlan(prepared.ctx, blocks, ops.scale, terms)
