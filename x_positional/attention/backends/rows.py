@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
@@ -27,8 +28,8 @@ FEWEST = 64
 """Queries below which one call of torch's kernel, or one matrix of scores, is at least as fast."""
 FEWEST_TRAINING, FEWEST_INFERENCE = 512, 2048
 """The same for a bias, where torch's kernel takes masks of all queries, which count in memory only for many."""
-QUERIES, KEYS = 128, 512
-"""Of a tile."""
+QUERIES, KEYS, KERNEL_QUERIES = 128, 512, 512
+"""Of a tile, and the queries that torch's kernel gets at a time."""
 SCORES_PER_THREAD, SCORES_OF_ROWS = 2**18, 2**21
 """Of a tile: as many heads at a time as make this many scores. The second is for a transform of whole rows."""
 
@@ -206,14 +207,12 @@ class RowsAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: RowsPlan, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
         out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)  # as heads are joined
-        logsumexp, scaled = q.new_empty(*q.shape[:3], 1), q * plan.scale
-        buffer, tiles = _buffer(plan, q), [plan.tiles(index) for index in range(len(plan.blocks))]
-        for row, heads in plan.parts(len(q)):
-            part, mine = Part(plan, row, heads, inputs, buffer), (row, heads.cut)
-            keys, values = k[mine], v[mine]
-            for (queries, _), own in zip(plan.blocks, tiles, strict=True):
-                at = (*mine, queries.cut)
-                out[at], logsumexp[at] = _attend(part, scaled[at], keys, values, own)
+        logsumexp = q.new_empty(*q.shape[:3], 1)
+        bias = _bias_by_distance(plan, q, v, inputs)
+        if bias is None:
+            _attend_by_tiles(plan, (q, k, v), inputs, out, logsumexp)
+        else:
+            _attend_by_kernel(plan, (q, k, v), *bias, out, logsumexp)
         ctx.plan = plan
         ctx.save_for_backward(q, k, v, out, logsumexp, *inputs)
         return out
@@ -229,6 +228,57 @@ class RowsAttention(torch.autograd.Function):
 def _buffer(plan: RowsPlan, like: Tensor) -> Tensor:
     """As many numbers as the largest tile has scores."""
     return like.new_empty(plan.largest * max(heads.stop - heads.start for _, heads in plan.parts(1)))
+
+
+def _bias_by_distance(plan: RowsPlan, q: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, int] | None:
+    """[H N] the bias of query i and key j at j - i = low, low + 1, ..., -inf where the key is hidden, and low. None where these
+    depend on more, or torch's kernel does not apply."""
+    ctx, found = plan.ctx, plan.terms.by_distance(inputs)
+    own = ctx.q_start - ctx.kv_start  # the own key of query 0
+    if found is None or not ctx.simple_mask or q.shape[-1] != v.shape[-1] or own < 0 or own + ctx.T > ctx.S:
+        return None
+    table, low = found
+    if ctx.visible is None:
+        return table, low
+    distance = own - torch.arange(low, low + table.shape[-1])
+    hidden = distance < 0 if ctx.causal else torch.zeros_like(distance, dtype=torch.bool)
+    if ctx.window.size is not None:
+        hidden |= distance.abs() >= ctx.window.size
+    return table.masked_fill(hidden, float("-inf")), low
+
+
+def _attend_by_kernel(
+    plan: RowsPlan, tensors: Sequence[Tensor], bias: Tensor, low: int, out: Tensor, logsumexp: Tensor
+) -> None:
+    """Fills out [B H T E] and logsumexp [B H T 1]. torch's kernel reads a mask by its strides: with queries in reverse order the
+    bias of a block is a view of `bias`, whose rows and columns both advance by one number."""
+    q, k, v = tensors
+    backwards, kernel = q.flip(2), torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    for queries, keys in blocks_of(
+        plan.ctx, KERNEL_QUERIES if plan.ctx.T >= 4 * KERNEL_QUERIES else KERNEL_QUERIES // 2
+    ):
+        rows, width = queries.stop - queries.start, keys.stop - keys.start
+        first = keys.start - queries.stop + 1 - low  # of the last query and the first key
+        before, after = max(0, -first), max(0, first + rows + width - 1 - bias.shape[-1])
+        table = F.pad(bias, (before, after), value=float("-inf"))
+        mask = table.as_strided((1, len(table), rows, width), (0, table.stride(0), 1, 1), first + before)
+        own = backwards[:, :, plan.ctx.T - queries.stop : plan.ctx.T - queries.start]
+        found, sums = kernel(own, k[:, :, keys.cut], v[:, :, keys.cut], attn_mask=mask, scale=plan.scale)
+        out[:, :, queries.cut], logsumexp[:, :, queries.cut, 0] = found.flip(2), sums.flip(2)
+
+
+def _attend_by_tiles(
+    plan: RowsPlan, tensors: Sequence[Tensor], inputs: Sequence[Tensor], out: Tensor, logsumexp: Tensor
+) -> None:
+    """Fills out [B H T E] and logsumexp [B H T 1]."""
+    q, k, v = tensors
+    scaled, buffer, tiles = q * plan.scale, _buffer(plan, q), [plan.tiles(index) for index in range(len(plan.blocks))]
+    for row, heads in plan.parts(len(q)):
+        part, mine = Part(plan, row, heads, inputs, buffer), (row, heads.cut)
+        keys, values = k[mine], v[mine]
+        for (queries, _), own in zip(plan.blocks, tiles, strict=True):
+            at = (*mine, queries.cut)
+            out[at], logsumexp[at] = _attend(part, scaled[at], keys, values, own)
 
 
 def _attend(part: Part, q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[Tile]) -> tuple[Tensor, Tensor]:
