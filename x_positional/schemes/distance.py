@@ -134,6 +134,10 @@ class BandTerm(ScoreTerm):
         if sums[0] is not None:
             self._of_block(sums[0], block).add_(grad)
 
+    def by_distance(self, inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
+        (band,) = inputs
+        return torch.cat([band[:, 1:, 0].flip(-1), band[:, 0]], -1), self.first - band.shape[1] + 1
+
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
         return scores + self._of_block(inputs[0], block)
 

@@ -48,6 +48,11 @@ class ScoreTerm:
         the inputs to `sums`, which have their shapes; None where an input needs none."""
         raise NotImplementedError
 
+    def by_distance(self, inputs: Sequence[Tensor]) -> tuple[Tensor, int] | None:
+        """[H N] what is added to the score of query i and key j, at j - i = low, low + 1, ..., and low; None where that depends on
+        more. What is beyond either end belongs to hidden keys."""
+        return None
+
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
         """`add` as a function that autograd records: for gradients of gradients."""
         raise NotImplementedError
@@ -74,6 +79,9 @@ class SumTerm(ScoreTerm):
     def differentiate(self, grad: Tensor, kept: list[Any], sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
         for (part, own), mine in reversed(list(zip(self.shares(sums), kept, strict=True))):
             part.differentiate(grad, mine, own, block)
+
+    def by_distance(self, inputs: Sequence[Tensor]) -> tuple[Tensor, int] | None:
+        return self.parts[0].by_distance(inputs) if len(self.parts) == 1 else None
 
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
         for part, own in self.shares(inputs):

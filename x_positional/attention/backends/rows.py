@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from x_positional.attention.backends.base import Prepared, ScoreOps, blocks_of, inside_torch_func
+from x_positional.attention.backends.base import Prepared, ScoreOps, SeededDropout, blocks_of, inside_torch_func
 from x_positional.schemes.base import AttentionContext, Bias, Span
 from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm
 
@@ -27,8 +28,8 @@ FEWEST = 64
 """Queries below which one call of torch's kernel, or one matrix of scores, is at least as fast."""
 FEWEST_TRAINING, FEWEST_INFERENCE = 512, 2048
 """The same for a bias, where torch's kernel takes masks of all queries, which count in memory only for many."""
-QUERIES, KEYS = 128, 512
-"""Of a tile."""
+QUERIES, KEYS, KERNEL_QUERIES = 128, 512, 512
+"""Of a tile, and the queries that torch's kernel gets at a time."""
 SCORES_PER_THREAD, SCORES_OF_ROWS = 2**18, 2**21
 """Of a tile: as many heads at a time as make this many scores. The second is for a transform of whole rows."""
 
@@ -79,6 +80,8 @@ class RowsPlan:
     blocks: list[tuple[Span, Span]]
     scale: float
     terms: SumTerm
+    dropout: SeededDropout | None = None
+    """Of the probabilities."""
     known: dict[tuple[int, ...], list["Hidden"]] = field(default_factory=dict)
     """Results of `hidden` where they depend on the place of the keys relative to the queries alone."""
     counts: dict[tuple[int, ...], int] = field(default_factory=dict)
@@ -152,6 +155,15 @@ class RowsPlan:
             return tiles
         return [tile for tile in tiles if self._count(row, tile.queries, tile.keys)] or tiles[:1]
 
+    def kept(self, row: int, heads: Span, tile: Tile) -> Tensor | None:
+        """[G R W] bool, which probabilities of a tile dropout keeps. Of its place alone: the same in every pass."""
+        if self.dropout is None:
+            return None
+        rows, width = tile.queries.stop - tile.queries.start, tile.keys.stop - tile.keys.start
+        ctx, own = self.ctx, range(row * self.ctx.heads + heads.start, row * self.ctx.heads + heads.stop)
+        places = [(head * ctx.T + tile.queries.start) * ctx.S + tile.keys.start for head in own]
+        return self.dropout.kept(places, rows * width).view(len(places), rows, width)
+
     def each_block(self, batch: int) -> Iterator[ScoreBlock]:
         """Every block of every row of the batch, with all heads and keys."""
         every_head = Span(0, self.ctx.heads)
@@ -222,14 +234,12 @@ class RowsAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: RowsPlan, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
         out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)  # as heads are joined
-        logsumexp, scaled = q.new_empty(*q.shape[:3], 1), q * plan.scale
-        buffer, tiles = _buffer(plan, q), [plan.tiles(index) for index in range(len(plan.blocks))]
-        for row, heads in plan.parts(len(q)):
-            part, mine = Part(plan, row, heads, inputs, buffer), (row, heads.cut)
-            keys, values = k[mine], v[mine]
-            for (queries, _), own in zip(plan.blocks, tiles, strict=True):
-                at = (*mine, queries.cut)
-                out[at], logsumexp[at] = _attend(part, scaled[at], keys, values, plan.seen(row, own))
+        logsumexp = q.new_empty(*q.shape[:3], 1)
+        bias = _bias_by_distance(plan, q, v, inputs)
+        if bias is None:
+            _attend_by_tiles(plan, (q, k, v), inputs, out, logsumexp)
+        else:
+            _attend_by_kernel(plan, (q, k, v), *bias, out, logsumexp)
         ctx.plan = plan
         ctx.save_for_backward(q, k, v, out, logsumexp, *inputs)
         return out
@@ -247,6 +257,59 @@ def _buffer(plan: RowsPlan, like: Tensor) -> Tensor:
     return like.new_empty(plan.largest * max(heads.stop - heads.start for _, heads in plan.parts(1)))
 
 
+def _bias_by_distance(plan: RowsPlan, q: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, int] | None:
+    """[H N] the bias of query i and key j at j - i = low, low + 1, ..., -inf where the key is hidden, and low. None where these
+    depend on more, or torch's kernel does not apply."""
+    ctx, found = plan.ctx, plan.terms.by_distance(inputs)
+    own = ctx.q_start - ctx.kv_start  # the own key of query 0
+    if plan.dropout is not None or found is None or not ctx.simple_mask:
+        return None
+    if q.shape[-1] != v.shape[-1] or own < 0 or own + ctx.T > ctx.S:
+        return None
+    table, low = found
+    if ctx.visible is None:
+        return table, low
+    distance = own - torch.arange(low, low + table.shape[-1])
+    hidden = distance < 0 if ctx.causal else torch.zeros_like(distance, dtype=torch.bool)
+    if ctx.window.size is not None:
+        hidden |= distance.abs() >= ctx.window.size
+    return table.masked_fill(hidden, float("-inf")), low
+
+
+def _attend_by_kernel(
+    plan: RowsPlan, tensors: Sequence[Tensor], bias: Tensor, low: int, out: Tensor, logsumexp: Tensor
+) -> None:
+    """Fills out [B H T E] and logsumexp [B H T 1]. torch's kernel reads a mask by its strides: with queries in reverse order the
+    bias of a block is a view of `bias`, whose rows and columns both advance by one number."""
+    q, k, v = tensors
+    backwards, kernel = q.flip(2), torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    for queries, keys in blocks_of(
+        plan.ctx, KERNEL_QUERIES if plan.ctx.T >= 4 * KERNEL_QUERIES else KERNEL_QUERIES // 2
+    ):
+        rows, width = queries.stop - queries.start, keys.stop - keys.start
+        first = keys.start - queries.stop + 1 - low  # of the last query and the first key
+        before, after = max(0, -first), max(0, first + rows + width - 1 - bias.shape[-1])
+        table = F.pad(bias, (before, after), value=float("-inf"))
+        mask = table.as_strided((1, len(table), rows, width), (0, table.stride(0), 1, 1), first + before)
+        own = backwards[:, :, plan.ctx.T - queries.stop : plan.ctx.T - queries.start]
+        found, sums = kernel(own, k[:, :, keys.cut], v[:, :, keys.cut], attn_mask=mask, scale=plan.scale)
+        out[:, :, queries.cut], logsumexp[:, :, queries.cut, 0] = found.flip(2), sums.flip(2)
+
+
+def _attend_by_tiles(
+    plan: RowsPlan, tensors: Sequence[Tensor], inputs: Sequence[Tensor], out: Tensor, logsumexp: Tensor
+) -> None:
+    """Fills out [B H T E] and logsumexp [B H T 1]."""
+    q, k, v = tensors
+    scaled, buffer, tiles = q * plan.scale, _buffer(plan, q), [plan.tiles(index) for index in range(len(plan.blocks))]
+    for row, heads in plan.parts(len(q)):
+        part, mine = Part(plan, row, heads, inputs, buffer), (row, heads.cut)
+        keys, values = k[mine], v[mine]
+        for (queries, _), own in zip(plan.blocks, tiles, strict=True):
+            at = (*mine, queries.cut)
+            out[at], logsumexp[at] = _attend(part, scaled[at], keys, values, plan.seen(row, own))
+
+
 def _attend(part: Part, q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[Tile]) -> tuple[Tensor, Tensor]:
     """[G R E] of some queries, and the logarithm [G R 1] of the sum of exp(score); q: [G R D], k: [G S D], v: [G S E]."""
     limits, terms = torch.finfo(q.dtype), part.plan.terms
@@ -256,15 +319,21 @@ def _attend(part: Part, q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[Tile]) 
         top = scores.amax(-1, keepdim=True).clamp_(min=limits.min)  # finite also where a query sees no key
         top = top if highest is None else torch.maximum(top, highest)
         _exp_(scores.sub_(top), hidden, terms)
+        own, kept = scores.sum(-1, keepdim=True), part.plan.kept(part.row, part.heads, tile)
+        if kept is not None:
+            scores.mul_(kept)
         if total is None or sums is None or highest is None:
-            total, sums = torch.bmm(scores, v[:, tile.keys.cut]), scores.sum(-1, keepdim=True)
+            total, sums = torch.bmm(scores, v[:, tile.keys.cut]), own
         else:
             shrink = highest.sub_(top).exp_()
-            sums.mul_(shrink).add_(scores.sum(-1, keepdim=True))
+            sums.mul_(shrink).add_(own)
             total.mul_(shrink).baddbmm_(scores, v[:, tile.keys.cut])
         highest = top
     sums.clamp_(min=limits.tiny)
-    return total.div_(sums), sums.log_().add_(highest)
+    total.div_(sums)
+    if part.plan.dropout is not None:
+        total.mul_(part.plan.dropout.factor)
+    return total, sums.log_().add_(highest)
 
 
 def _recorded_gradients(plan: RowsPlan, tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:
@@ -285,7 +354,12 @@ def _recorded(plan: RowsPlan, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) 
             hidden[..., cut] = ~visible
         scores = (q[row, :, queries] * plan.scale) @ k[row, :, keys.cut].mT
         scores = plan.terms.recorded(scores.masked_fill(hidden, torch.finfo(q.dtype).min), inputs, at)
-        return scores.softmax(-1).masked_fill(hidden, 0) @ v[row, :, keys.cut]
+        probabilities = scores.softmax(-1).masked_fill(hidden, 0)
+        if plan.dropout is not None:
+            tiles = plan.tiles([block for block, _ in plan.blocks].index(at.queries))
+            kept = torch.cat([plan.kept(row, at.heads, tile) for tile in tiles], -1)  # type: ignore[arg-type,misc]
+            probabilities = probabilities * kept * plan.dropout.factor
+        return probabilities @ v[row, :, keys.cut]
 
     out = [checkpoint(run, at, q, k, v, *inputs, use_reentrant=False) for at in plan.each_block(len(q))]
     rows = [torch.cat(out[row :: len(q)], dim=1) for row in range(len(q))]
@@ -323,7 +397,8 @@ def _gradients(
         for queries, _ in plan.blocks:
             at = (*mine, queries.cut)
             own = scaled[at].contiguous()
-            blocks.append(BlockGradients(own, grad[at].contiguous(), logsumexp[at], delta[at], torch.zeros_like(own)))
+            above = grad[at].contiguous() if plan.dropout is None else grad[at] * plan.dropout.factor
+            blocks.append(BlockGradients(own, above, logsumexp[at], delta[at], torch.zeros_like(own)))
         for keys, tiles in by_keys:
             at = (*mine, keys.cut)
             dk[at], dv[at] = _of_keys(
@@ -350,8 +425,12 @@ def _of_keys(
         cut = slice(tile.keys.start - keys.start, tile.keys.stop - keys.start)
         p, hidden, kept = part.scores(tile, block.q, k[:, cut])
         _exp_(p.sub_(block.logsumexp), hidden, terms)
-        dv[:, cut].baddbmm_(p.mT, block.grad)
-        of_scores = torch.bmm(block.grad, v[:, cut].mT, out=other.scores_like(tile)).sub_(block.delta).mul_(p)
+        kept_p, of_scores = part.plan.kept(part.row, part.heads, tile), other.scores_like(tile)
+        dv[:, cut].baddbmm_((p if kept_p is None else torch.mul(p, kept_p, out=of_scores)).mT, block.grad)
+        torch.bmm(block.grad, v[:, cut].mT, out=of_scores)
+        if kept_p is not None:
+            of_scores.mul_(kept_p)
+        of_scores.sub_(block.delta).mul_(p)
         terms.differentiate(of_scores, kept, sums, part.block(tile))
         block.dq.baddbmm_(of_scores, k[:, cut])
         dk[:, cut].baddbmm_(of_scores.mT, block.q)
@@ -360,13 +439,13 @@ def _of_keys(
 
 def attend_by_rows(q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor | None:
     """Attention by blocks, or None where they do not apply. Keys and values have the heads of the queries."""
-    if not applies((q, k, v), q.shape[2]) or ops.dropout or ops.softcap is not None or ops.sinks is not None:
+    if not applies((q, k, v), q.shape[2]) or ops.softcap is not None or ops.sinks is not None:
         return None
     blocks = blocks_for(prepared.ctx)
     terms = _terms(prepared, ops, blocks)
     if terms is None or not applies(terms.inputs, q.shape[2]):
         return None
-    plan = RowsPlan(prepared.ctx, blocks, ops.scale, terms)
+    plan = RowsPlan(prepared.ctx, blocks, ops.scale, terms, SeededDropout.drawn(ops.dropout) if ops.dropout else None)
     return RowsAttention.apply(plan, q, k, v, *plan.terms.inputs)  # type: ignore[no-any-return]
 
 

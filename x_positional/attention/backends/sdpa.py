@@ -79,7 +79,7 @@ class Sdpa(Backend):
         return blocks_of(ctx, size)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
-        if self._lacks_kernel(q, v, prepared, ops) and applies((q,), q.shape[2]):
+        if applies((q,), q.shape[2]) and self._lacks_kernel(q, v, prepared, ops):
             heads = q.shape[1]
             found = attend_by_rows(q, share_heads(k, heads), share_heads(v, heads), prepared, ops)
             if found is not None:
@@ -89,7 +89,7 @@ class Sdpa(Backend):
     def _lacks_kernel(self, q: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> bool:
         """Whether torch would run its math kernel on a CPU, which holds all scores, or needs a mask per layer."""
         biased = prepared.term is not None or (ops.content is not None and blocks_pay(q.shape[2]))
-        return q.device.type == "cpu" and (q.shape[-1] != v.shape[-1] or biased)
+        return q.device.type == "cpu" and (q.shape[-1] != v.shape[-1] or biased or ops.dropout > 0)
 
     def _by_kernel(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
         blocks = self._masks(prepared, ops, q.dtype)
