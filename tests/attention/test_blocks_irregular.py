@@ -60,9 +60,9 @@ def gradients(net: TransformerWrapper, call: dict[str, Any], length: int = LENGT
     """Logits, and the gradient of a projection of them for every parameter."""
     tokens = torch.arange(BATCH * length).reshape(BATCH, length) % 11
     logits = net(tokens, **call)
-    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=logits.dtype)
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     parameters = [p for p in net.parameters() if p.requires_grad]
-    found = torch.autograd.grad((logits * weights).sum(), parameters, allow_unused=True)
+    found = torch.autograd.grad((logits * weights.to(logits)).sum(), parameters, allow_unused=True)
     return [logits, *(g for g in found if g is not None)]
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from x_positional.schemes.base import AttentionContext, Bias, PositionScheme, Span
-from x_positional.schemes.terms import ScoreBlock, ScoreTerm
+from x_positional.schemes.terms import ScoreBlock, ScoreTerm, widened
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,6 @@ class LookupBias(Bias):
         offset = ctx.S - ctx.T  # without padding the last query is the last key
         band = band_term(self.table, self.low, offset, blocks)
         return LookupTerm(widened(self.table), self.low, ctx, band, offset)
-
-
-def widened(table: Tensor) -> Tensor:
-    """In float32 or wider."""
-    return table.to(torch.promote_types(table.dtype, torch.float32))
 
 
 def band_term(table: Tensor, low: int, offset: int, blocks: Sequence[tuple[Span, Span]]) -> "BandTerm":

@@ -62,6 +62,11 @@ def blocks_of(ctx: AttentionContext, size: int) -> list[tuple[Span, Span]]:
     return [(block, ctx.keys_of(block)) for block in rows]
 
 
+def autocasts(device: str) -> bool:
+    """Whether autocast is enabled on a type of device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def inside_torch_func(x: Tensor) -> bool:
     """Whether a transform of torch.func (grad, vmap, ...) runs over a tensor."""
     return not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(x)

@@ -10,6 +10,7 @@ B batch, T query tokens, S key tokens, H heads, D head dim, E value dim; a tile 
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,11 +20,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from x_positional.attention.backends.base import Prepared, ScoreOps, SeededDropout, blocks_of, inside_torch_func
+from x_positional.attention.backends.base import (
+    Prepared,
+    ScoreOps,
+    SeededDropout,
+    autocasts,
+    blocks_of,
+    inside_torch_func,
+)
 from x_positional.schemes.base import AttentionContext, Bias, Span
-from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm
+from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm, widened
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Half precision is computed in float32."""
 FEWEST = 64
 """Queries below which one call of torch's kernel, or one matrix of scores, is at least as fast."""
 FEWEST_TRAINING, FEWEST_INFERENCE = 512, 2048
@@ -35,7 +44,7 @@ SCORES_PER_THREAD, SCORES_OF_ROWS = 2**18, 2**21
 
 
 def applies(tensors: Sequence[Tensor], queries: int) -> bool:
-    """Whether attention can run by blocks: plain tensors on a CPU in a wide dtype, outside compilers and transforms."""
+    """Whether attention can run by blocks: plain tensors on a CPU, outside compilers and transforms."""
     if torch.compiler.is_compiling() or queries < FEWEST or forward_ad._current_level >= 0:
         return False
     plain = (type(t) in (Tensor, torch.nn.Parameter) and t.dtype in DTYPES and t.device.type == "cpu" for t in tensors)
@@ -228,6 +237,11 @@ def _exp_(scores: Tensor, hidden: list[Hidden], terms: SumTerm) -> Tensor:
     return scores
 
 
+def no_autocast() -> AbstractContextManager[object]:
+    """Disables autocast, under which products of float32 would be rounded."""
+    return torch.autocast("cpu", enabled=False) if autocasts("cpu") else nullcontext()
+
+
 class RowsAttention(torch.autograd.Function):
     """[B H T D], [B H S D], [B H S E], inputs of the terms -> [B H T E]."""
 
@@ -247,9 +261,10 @@ class RowsAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         plan, (grad,), (q, k, v, out, logsumexp, *inputs) = ctx.plan, grads, ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
-            return None, *_recorded_gradients(plan, (q, k, v, *inputs), grad)
-        return None, *_gradients(plan, (q, k, v, out, logsumexp), inputs, grad)
+        with no_autocast():
+            if torch.is_grad_enabled():  # create_graph=True
+                return None, *_recorded_gradients(plan, (q, k, v, *inputs), grad)
+            return None, *_gradients(plan, (q, k, v, out, logsumexp), inputs, grad)
 
 
 def _buffer(plan: RowsPlan, like: Tensor) -> Tensor:
@@ -446,7 +461,10 @@ def attend_by_rows(q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: Sco
     if terms is None or not applies(terms.inputs, q.shape[2]):
         return None
     plan = RowsPlan(prepared.ctx, blocks, ops.scale, terms, SeededDropout.drawn(ops.dropout) if ops.dropout else None)
-    return RowsAttention.apply(plan, q, k, v, *plan.terms.inputs)  # type: ignore[no-any-return]
+    dtype = torch.get_autocast_dtype("cpu") if autocasts("cpu") and q.dtype != torch.float64 else q.dtype
+    with no_autocast():
+        out: Tensor = RowsAttention.apply(plan, *map(widened, (q, k, v, *plan.terms.inputs)))
+    return out.to(dtype)
 
 
 def _terms(prepared: Prepared, ops: ScoreOps, blocks: list[tuple[Span, Span]]) -> SumTerm | None:

@@ -11,7 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, drop, refuse_second_derivative
+from x_positional.attention.backends.base import (
+    Backend,
+    Prepared,
+    ScoreOps,
+    autocasts,
+    blocks_of,
+    drop,
+    refuse_second_derivative,
+)
 from x_positional.attention.backends.eager import share_heads
 from x_positional.attention.backends.rows import applies, attend_by_rows, blocks_pay, shared_term
 from x_positional.schemes.base import AttentionContext, Bias, Span
@@ -127,11 +135,6 @@ class Sdpa(Backend):
                 return one_query(q, k, v, mask, ops)
             wide = mask.dtype
             return fused(q.to(wide), k.to(wide), v.to(wide), mask, ops).to(q.dtype)
-
-
-def autocasts(device: str) -> bool:
-    """Whether autocast is enabled on a type of device."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def as_mask(bias: Tensor, dtype: torch.dtype) -> Tensor:
