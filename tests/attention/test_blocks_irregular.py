@@ -14,7 +14,8 @@ from x_positional.schemes.cope import CountTerm
 
 BATCH, LENGTH = 3, 37
 CAUSAL: list[Any] = ["alibi", "t5", "dynamic", "forgetting", "cope", "polar", ["t5", "forgetting"], ["rope", "cope"]]
-BOTH_SIDES: list[Any] = ["t5", "dynamic", {"kind": "alibi", "learned": True, "variant": "asymmetric"}]
+DEBERTA: list[Any] = [{"kind": "deberta", "num_buckets": 6, "max_distance": 12, "terms": t} for t in ("both", "c2p", "p2c")]
+BOTH_SIDES: list[Any] = ["t5", "dynamic", {"kind": "alibi", "learned": True, "variant": "asymmetric"}, *DEBERTA[:1]]
 
 
 @pytest.fixture
@@ -43,6 +44,7 @@ def inputs(length: int, case: str) -> dict[str, Any]:
     index, amount = torch.arange(length).expand(BATCH, -1), torch.tensor([[0], [length // 5], [length // 2 + 1]])
     documents = torch.stack([index[0] // (length // parts + 1) for parts in (1, 3, 4)])
     return {
+        "none": {},
         "left": {"mask": index >= amount},
         "right": {"mask": index < length - amount},
         "holes": {"mask": (index % 7 != 3) | (amount == 0)},
@@ -74,6 +76,7 @@ def same_as_eager(position: object, call: dict[str, Any], **flags: Any) -> None:
 
 EVERY = [(s, c, {}) for s in CAUSAL for c in CASES]
 EVERY += [(s, c, {"kind": Encoder}) for s in BOTH_SIDES for c in (*CASES, "positions")]
+EVERY += [(s, c, {}) for s in DEBERTA for c in ("none", "right", "packed")]
 EVERY += [(s, "positions", {}) for s in ("alibi", "t5", "dynamic")]
 EVERY += [(s, c, {"window": 6}) for s in ("t5", "forgetting", "cope") for c in ("left", "packed")]
 EVERY += [(s, "left", {"chunk": 7}) for s in ("t5", "cope")]

@@ -194,6 +194,18 @@ class LookupTerm(ScoreTerm):
         return scores + inputs[1][block.heads.cut].index_select(1, self._index(block)).view_as(scores)
 
 
+def distance_bound(ctx: AttentionContext) -> int | None:
+    """An upper bound of |distance|, exclusive; None if it is unknown without a host sync, or positions are floats."""
+    if ctx.q_positions.is_floating_point() or ctx.kv_positions.is_floating_point():
+        return None
+    if not ctx.custom_positions:
+        return ctx.span + 1
+    if torch.compiler.is_compiling():
+        return None
+    spread = torch.cat([ctx.q_positions.reshape(-1), ctx.kv_positions.reshape(-1)])
+    return int(spread.max() - spread.min()) + 1
+
+
 class DistanceScheme(PositionScheme):
     """A bias that is a function of distance: override `of_distance`. Caches, padding and packing cannot change it.
 
@@ -215,7 +227,7 @@ class DistanceScheme(PositionScheme):
             table, low = self._table(ctx, low, ctx.q_start + ctx.T - 1 - ctx.kv_start)
             offset = ctx.q_start - ctx.kv_start - low
             return ToeplitzBias(lambda b, h, i, j: table[h, i - j + offset], 1, self.heads, table, low)
-        bound = self._bound(ctx)
+        bound = distance_bound(ctx)
         shortest = 0 if ctx.causal and not ctx.custom_positions else 1 - (bound or 0)  # shorter ones are masked
         if bound is None or bound - shortest > ctx.mask_batch * ctx.T * ctx.S + 64:
             return self._of_pairs(ctx)
@@ -240,17 +252,6 @@ class DistanceScheme(PositionScheme):
             known = (self.of_distance(torch.arange(low, ahead + 1, device=ctx.device)), low)
             ctx.memo[id(self)] = known
         return known
-
-    def _bound(self, ctx: AttentionContext) -> int | None:
-        """An upper bound of |distance|, exclusive; None if it is unknown without a host sync, or positions are floats."""
-        if ctx.q_positions.is_floating_point() or ctx.kv_positions.is_floating_point():
-            return None
-        if not ctx.custom_positions:
-            return ctx.span + 1
-        if torch.compiler.is_compiling():
-            return None
-        spread = torch.cat([ctx.q_positions.reshape(-1), ctx.kv_positions.reshape(-1)])
-        return int(spread.max() - spread.min()) + 1
 
     def _columns(self, ctx: AttentionContext) -> tuple[Tensor, Tensor]:
         return ctx.q_positions.expand(ctx.batch, -1), ctx.kv_positions.expand(ctx.batch, -1)
