@@ -5,7 +5,6 @@ B batch, T query tokens, S key tokens, H heads, N distances. A distance is query
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,71 +45,60 @@ class ToeplitzBias(Bias):
         return table.masked_fill(hidden, float("-inf"))
 
     def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm:
-        """Every block is a range of the same band: distances depend on where a key is relative to the block's first query."""
-        queries = max(rows.stop - rows.start for rows, _ in blocks)
-        first = min(keys.start - rows.start for rows, keys in blocks)
-        width = max(keys.stop - rows.start for rows, keys in blocks) - first
-        nearest = (
-            ctx.q_start - ctx.kv_start - first - (width - 1) - self.low
-        )  # of the first query, the last key; in the table
-        before, after = max(0, -nearest), max(0, nearest + width + queries - 1 - self.table.shape[-1])
-        table = F.pad(self.table, (before, after))[:, nearest + before :]  # what is padded, no query and key have
-        return BandTerm(_Band.apply(table, queries, width), first)
-
-
-class _Band(torch.autograd.Function):
-    """[H distances] -> [H R keys], where key c of query r has distance r - c + keys - 1, counted from the first."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(table: Tensor, queries: int, width: int) -> Tensor:  # type: ignore[override]
-        rows = table[:, : queries + width - 1].flip(-1).unfold(-1, width, 1)
-        return rows.contiguous().flip(-2)  # which would keep the order of the overlapping strides, and put queries last
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.distances = inputs[0].shape[-1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = grads
-        heads, queries, width = grad.shape
-        # a row of R + keys numbers, read as one of R + keys - 1, begins one place further each time
-        skewed = F.pad(grad.flip(-2), (0, queries)).flatten(1)[:, : queries * (queries + width - 1)]
-        sums = skewed.view(heads, queries, -1).sum(1).flip(-1)
-        return F.pad(sums, (0, ctx.distances - sums.shape[-1])), None, None
+        return BandTerm(self.table, self.low, ctx.q_start - ctx.kv_start)
 
 
 class BandTerm(ScoreTerm):
     """A bias of distance.
 
     Args:
-        band: [H R keys], the bias of the first R queries and all keys that any block has, relative to its first query.
-        first: the first key of the band, relative to the first query.
+        table: [H N], the bias at distances low, low + 1, ... Beyond either end keys are hidden.
+        low: the smallest distance in the table.
+        offset: the distance of the first query and the first key.
     """
 
-    def __init__(self, band: Tensor, first: int):
-        self.inputs, self.first = (band,), first
+    def __init__(self, table: Tensor, low: int, offset: int):
+        self.inputs, self.low, self.offset = (table,), low, offset
 
-    def _of_block(self, band: Tensor, block: ScoreBlock) -> Tensor:
-        start = block.queries.start + self.first
-        queries = block.queries.stop - block.queries.start
-        return band[block.heads.cut, :queries, block.keys.start - start : block.keys.stop - start]
+    def by_distance(self, inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
+        (table,) = inputs
+        return table.flip(-1), self.offset - self.low - table.shape[-1] + 1
+
+    def sum_distances(self, grad: Tensor, low: int, heads: Span, sums: Sequence[Tensor | None]) -> None:
+        (total,) = sums
+        if total is not None:
+            start = self.offset - low - grad.shape[-1] + 1 - self.low  # in the table, of the last column of grad
+            size = total.shape[-1]
+            first, last = max(0, start), min(size, start + grad.shape[-1])
+            total[heads.cut, first:last] += grad.flip(-1)[:, first - start : last - start]
+
+    def _of_block(self, table: Tensor, block: ScoreBlock) -> Tensor:
+        """[G R W]. Each row is a window of the table by key minus query, one place before that of the row above."""
+        by_key, low = self.by_distance((table[block.heads.cut],))
+        start, stop = block.keys.start - block.queries.stop + 1 - low, block.keys.stop - block.queries.start - low
+        before, after = max(0, -start), max(0, stop - by_key.shape[-1])
+        window = F.pad(by_key, (before, after))[:, start + before : stop + before]
+        return window.unfold(-1, block.keys.stop - block.keys.start, 1).flip(-2)
 
     def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> None:
         scores += self._of_block(inputs[0], block)
 
     def differentiate(self, grad: Tensor, kept: None, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
         if sums[0] is not None:
-            self._of_block(sums[0], block).add_(grad)
-
-    def by_distance(self, inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
-        (band,) = inputs
-        return torch.cat([band[:, 1:, 0].flip(-1), band[:, 0]], -1), self.first - band.shape[1] + 1
+            skewed = F.pad(grad.flip(-2), (0, grad.shape[-2]))
+            self.sum_distances(sum_skewed(skewed), block.keys.start - block.queries.stop + 1, block.heads, sums)
 
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
         return scores + self._of_block(inputs[0], block)
+
+
+def sum_skewed(rows: Tensor) -> Tensor:
+    """[H R W + R] -> [H W + R - 1], the sum of the rows, each shifted by one place more than the row before.
+
+    The last R numbers of a row must be 0: read with a stride of one less, a row begins among the zeros of the row before.
+    """
+    heads, count, length = rows.shape
+    return rows.as_strided((heads, count, length - 1), (count * length, length - 1, 1)).sum(1)
 
 
 class DistanceScheme(PositionScheme):

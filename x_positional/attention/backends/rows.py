@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from x_positional.attention.backends.base import Prepared, ScoreOps, blocks_of, inside_torch_func
 from x_positional.schemes.base import AttentionContext, Bias, Span
+from x_positional.schemes.distance import sum_skewed
 from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm
 
 DTYPES = (torch.float32, torch.float64)
@@ -279,23 +280,29 @@ class DistanceBias:
         first = (table > float("-inf")).to(torch.uint8).argmax(-1) + (self.low + queries.start)
         return table, [max(keys.start, key) for key in first.tolist()]
 
+    def rows(self, table: Tensor, queries: Span, keys: Span) -> Tensor:
+        """[G R W], a view of a table [G N] for queries in reverse order: rows and columns both advance by one number."""
+        rows, width = queries.stop - queries.start, keys.stop - keys.start
+        start = keys.start - queries.stop + 1 - self.low  # of the last query and the first key
+        before, after = max(0, -start), max(0, start + rows + width - 1 - table.shape[-1])
+        if before or after:
+            table = F.pad(table, (before, after), value=float("-inf"))
+        place = table.storage_offset() + start + before
+        return table.as_strided((len(table), rows, width), (table.stride(0), 1, 1), place)
+
 
 def _attend_by_kernel(
     plan: RowsPlan, tensors: Sequence[Tensor], bias: DistanceBias, out: Tensor, logsumexp: Tensor
 ) -> None:
-    """Fills out [B H T E] and logsumexp [B H T 1]. torch's kernel reads a mask by its strides: with queries in reverse order the
-    bias of a block is a view of a table, whose rows and columns both advance by one number."""
+    """Fills out [B H T E] and logsumexp [B H T 1]. torch's kernel reads a mask by its strides, so that it can be a view."""
     q, k, v = tensors
     backwards, kernel = q.flip(2), torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     size = KERNEL_QUERIES if plan.ctx.T >= 4 * KERNEL_QUERIES else KERNEL_QUERIES // 2
     for queries, seen in blocks_of(plan.ctx, size):
-        rows, (whole, firsts) = queries.stop - queries.start, bias.of_block(queries, seen)
+        whole, firsts = bias.of_block(queries, seen)
         for heads, first in _runs(firsts):
             keys = Span(first, seen.stop)
-            width, start = keys.stop - first, first - queries.stop + 1 - bias.low  # of the last query and the first key
-            before, after = max(0, -start), max(0, start + rows + width - 1 - whole.shape[-1])
-            table = F.pad(whole[heads.cut], (before, after), value=float("-inf"))
-            mask = table.as_strided((1, len(table), rows, width), (0, table.stride(0), 1, 1), start + before)
+            mask = bias.rows(whole[heads.cut], queries, keys)[None]
             own = backwards[:, heads.cut, plan.ctx.T - queries.stop : plan.ctx.T - queries.start]
             k_own, v_own, at = (
                 k[:, heads.cut, keys.cut],
@@ -399,19 +406,46 @@ def _gradients(
     sums = [torch.zeros_like(t, memory_format=torch.contiguous_format) if t.requires_grad else None for t in inputs]
     first, second, by_keys = _buffer(plan, q), _buffer(plan, q), plan.by_keys()
     firsts = None if bias is None or bias.margin is None else [bias.of_block(*spans)[1] for spans in plan.blocks]
+    band = None if bias is None or not any(t.requires_grad for t in inputs) else Band.of(plan, q)
     for row, heads in plan.parts(len(q)):
         blocks = []
         for queries, _ in plan.blocks:
             at = row, heads.cut, queries.cut
-            own, above = scaled[at].contiguous(), grad[at].contiguous()  # whose batched products are faster
-            blocks.append(BlockGradients(own, above, logsumexp[at], delta[at], torch.zeros_like(own)))
-        part = KeyGradients(Scores(plan, row, inputs, first), second, heads, blocks, firsts, sums)
+            found = [t[at].contiguous() if bias is None else t[at].flip(1) for t in (scaled, grad, logsumexp, delta)]
+            blocks.append(
+                BlockGradients(*found, torch.zeros_like(found[0]))
+            )  # batched products of contiguous ones are faster
+        part = KeyGradients(Scores(plan, row, inputs, first), second, heads, blocks, bias, firsts, band, sums)
         for keys, tiles in by_keys:
             at = row, heads.cut, keys.cut
             dk[at], dv[at] = part.of_keys(k[at].contiguous(), v[at].contiguous(), keys, tiles)
         for (queries, _), block in zip(plan.blocks, blocks, strict=True):
-            torch.mul(block.dq, plan.scale, out=dq[row, heads.cut, queries.cut])
+            dq[row, heads.cut, queries.cut] = (block.dq if bias is None else block.dq.flip(1)).mul_(plan.scale)
+    if band is not None:
+        plan.terms.sum_distances(sum_skewed(band.sums), band.first - QUERIES + 1, Span(0, q.shape[1]), sums)
     return dq, dk, dv, *sums
+
+
+@dataclass
+class Band:
+    """Sums of the gradients of scores, by the place of a key relative to the first query of its block."""
+
+    sums: Tensor
+    """[H QUERIES keys + QUERIES], with the last query of a block in the first row, and zeros at the end of each row."""
+    first: int
+    """The place of the first column."""
+
+    @classmethod
+    def of(cls, plan: RowsPlan, like: Tensor) -> "Band":
+        """Wide enough for all blocks."""
+        first = min(keys.start - queries.start for queries, keys in plan.blocks)
+        width = max(keys.stop - queries.start for queries, keys in plan.blocks) - first
+        return cls(like.new_zeros(like.shape[1], QUERIES, width + QUERIES), first)
+
+    def add(self, grad: Tensor, heads: Span, queries: Span, keys: Span) -> None:
+        """grad: [G R W], queries in reverse order."""
+        start, rows = queries.start + self.first, grad.shape[1]
+        self.sums[heads.cut, QUERIES - rows :, keys.start - start : keys.stop - start] += grad
 
 
 @dataclass
@@ -423,30 +457,48 @@ class KeyGradients:
     """For the gradients of the scores."""
     heads: Span
     blocks: Sequence[BlockGradients]
-    """Of queries; their `dq` grows."""
+    """Of queries, in reverse order where there is a bias of distance; their `dq` grows."""
+    bias: DistanceBias | None
     firsts: Sequence[Sequence[int]] | None
     """For each block, the first key that counts in each head of the model. None is all."""
+    band: Band | None
+    """Where there is a bias of distance, the place of its gradient, which grows; None where it needs none."""
     sums: Sequence[Tensor | None]
     """The gradients of the inputs, which grow."""
 
     def of_keys(self, k: Tensor, v: Tensor, keys: Span, tiles: Sequence[Tile]) -> tuple[Tensor, Tensor]:
         """The gradients of some keys [G W D] and values [G W E]."""
-        dk, dv, terms = torch.zeros_like(k), torch.zeros_like(v), self.scores.plan.terms
+        dk, dv = torch.zeros_like(k), torch.zeros_like(v)
         for tile in tiles:
             heads, cut = self.heads_of(tile), slice(tile.keys.start - keys.start, tile.keys.stop - keys.start)
             if heads.start == heads.stop:
                 continue
             mine = slice(heads.start - self.heads.start, heads.stop - self.heads.start)
             block, at = BlockGradients(*(t[mine] for t in self.blocks[tile.index])), (mine, cut)
-            p, hidden, kept = self.scores.of(tile, heads, block.q, k[at])
-            _exp_(p.sub_(block.logsumexp), hidden, terms)
+            p, kept = self.probabilities(tile, heads, block, k[at])
             dv[at].baddbmm_(p.mT, block.grad)
             of_scores = torch.bmm(block.grad, v[at].mT, out=self.buffer[: p.numel()].view(p.shape))
             of_scores.sub_(block.delta).mul_(p)
-            terms.differentiate(of_scores, kept, self.sums, self.scores.block(tile, heads))
+            if self.bias is None:
+                self.scores.plan.terms.differentiate(of_scores, kept, self.sums, self.scores.block(tile, heads))
+            elif self.band is not None:
+                self.band.add(of_scores, heads, tile.queries, tile.keys)
             block.dq.baddbmm_(of_scores, k[at])
             dk[at].baddbmm_(of_scores.mT, block.q)
         return dk, dv
+
+    def probabilities(self, tile: Tile, heads: Span, block: BlockGradients, k: Tensor) -> tuple[Tensor, Any]:
+        """[G R W], and what the terms keep."""
+        scores, plan = self.scores, self.scores.plan
+        if self.bias is None:
+            p, hidden, kept = scores.of(tile, heads, block.q, k)
+            return _exp_(p.sub_(block.logsumexp), hidden, plan.terms), kept
+        rows = self.bias.rows(self.bias.table[heads.cut], tile.queries, tile.keys)
+        p = torch.sub(rows, block.logsumexp, out=scores.buffer[: rows.numel()].view(rows.shape)).baddbmm_(block.q, k.mT)
+        hidden = [
+            found._replace(visible=found.visible.flip(0)) for found in plan.hidden(scores.row, tile.queries, tile.keys)
+        ]
+        return _exp_(p, hidden, plan.terms), None
 
     def heads_of(self, tile: Tile) -> Span:
         """The heads in which some key of a tile counts, and those between them."""
