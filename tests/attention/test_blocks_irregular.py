@@ -14,7 +14,9 @@ from x_positional.schemes.cope import CountTerm
 
 BATCH, LENGTH = 3, 37
 CAUSAL: list[Any] = ["alibi", "t5", "dynamic", "forgetting", "cope", "polar", ["t5", "forgetting"], ["rope", "cope"]]
-DEBERTA: list[Any] = [{"kind": "deberta", "num_buckets": 6, "max_distance": 12, "terms": t} for t in ("both", "c2p", "p2c")]
+DEBERTA: list[Any] = [
+    {"kind": "deberta", "num_buckets": 6, "max_distance": 12, "terms": t} for t in ("both", "c2p", "p2c")
+]
 BOTH_SIDES: list[Any] = ["t5", "dynamic", {"kind": "alibi", "learned": True, "variant": "asymmetric"}, *DEBERTA[:1]]
 
 

@@ -32,6 +32,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(rows, fewest, 1)
     monkeypatch.setattr(rows, "QUERIES", 4)
     monkeypatch.setattr(rows, "KEYS", 6)
+    monkeypatch.setattr(rows, "KERNEL_QUERIES", 4)
     monkeypatch.setattr(CountTerm, "width", 3)
 
 
@@ -66,6 +67,16 @@ def shifted_band(original: Callable[..., Any]) -> Callable[..., Any]:
         return found.roll(1, -1) if block.queries.start else found
 
     return of_block
+
+
+def next_distance(original: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's kernel reads the bias of the next distance."""
+
+    def by_distance(self: BandTerm, inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
+        table, low = original(self, inputs)
+        return table, low + 1
+
+    return by_distance
 
 
 def forgets_keys_of_other_blocks(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,12 +115,24 @@ def no_gradient_before_a_block(original: Callable[..., Any]) -> Callable[..., An
     return differentiate
 
 
+def no_gradient_of_most_keys(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The gradient of a bias of distance stops at a block's first query."""
+
+    def add(self: rows.Band, grad: Tensor, heads: Span, queries: Span, keys: Span) -> None:
+        if keys.stop > queries.start:
+            original(self, grad, heads, queries, keys)
+
+    return add
+
+
 BROKEN = [
     ("polar", "backends_agree", AttentionContext, "edges_of", forgets_the_edge),
-    ("alibi", "backends_agree", BandTerm, "_of_block", shifted_band),
+    (["alibi", "forgetting"], "backends_agree", BandTerm, "_of_block", shifted_band),
+    ("alibi", "backends_agree", BandTerm, "by_distance", next_distance),
     ("forgetting", "backends_agree", GateTerm, "add", forgets_keys_of_other_blocks),
     ("cope", "backends_agree", CountTerm, "add", counts_from_each_edge),
-    ("t5", "gradients_agree", BandTerm, "differentiate", no_gradient_before_a_block),
+    ("t5", "gradients_agree", rows.Band, "add", no_gradient_of_most_keys),
+    (["t5", "forgetting"], "gradients_agree", BandTerm, "differentiate", no_gradient_before_a_block),
     ("forgetting", "gradients_agree", GateTerm, "differentiate", no_gradient_before_a_block),
     ("cope", "gradients_agree", CountTerm, "_sum_values", lambda original: lambda *_: None),
 ]
@@ -117,7 +140,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("scheme", "check", "owner", "name", "broken"), BROKEN)
 def test_broken_edges_are_rejected(
-    small_blocks: None, monkeypatch: pytest.MonkeyPatch, scheme: str, check: str, owner: type, name: str, broken: Any
+    small_blocks: None, monkeypatch: pytest.MonkeyPatch, scheme: Any, check: str, owner: type, name: str, broken: Any
 ) -> None:
     monkeypatch.setattr(owner, name, broken(getattr(owner, name)))
     found = result(scheme, check)

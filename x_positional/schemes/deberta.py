@@ -166,7 +166,11 @@ class DebertaBias(PositionScheme):
         if self.terms != "c2p":
             queries = torch.unflatten(view.to_q(vectors), 0, (groups, -1))
             p2c = torch.einsum("bgsd,grnd->bgrsn", view.k, queries).flatten(1, 2) * view.scale
-        q, k, rows_of = ctx.q_positions.expand(ctx.batch, -1), ctx.kv_positions.expand(ctx.batch, -1), self._rows_of(ctx)
+        q, k, rows_of = (
+            ctx.q_positions.expand(ctx.batch, -1),
+            ctx.kv_positions.expand(ctx.batch, -1),
+            self._rows_of(ctx),
+        )
 
         def fn(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             row = rows_of(q[b, i] - k[b, j])

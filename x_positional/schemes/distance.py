@@ -5,14 +5,13 @@ B batch, T query tokens, S key tokens, H heads, N distances. A distance is query
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from x_positional.schemes.base import AttentionContext, Bias, PositionScheme, Span
-from x_positional.schemes.terms import ScoreBlock, ScoreTerm, widened
+from x_positional.schemes.terms import ScoreBlock, ScoreTerm
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class ToeplitzBias(Bias):
         return table.masked_fill(hidden, float("-inf"))
 
     def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm:
-        return band_term(self.table, self.low, ctx.q_start - ctx.kv_start, blocks)
+        return BandTerm(self.table, self.low, ctx.q_start - ctx.kv_start)
 
 
 @dataclass(frozen=True)
@@ -59,100 +58,67 @@ class LookupBias(Bias):
     """The smallest distance in the table."""
 
     def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm:
-        offset = ctx.S - ctx.T  # without padding the last query is the last key
-        band = band_term(self.table, self.low, offset, blocks)
-        return LookupTerm(widened(self.table), self.low, ctx, band, offset)
-
-
-def band_term(table: Tensor, low: int, offset: int, blocks: Sequence[tuple[Span, Span]]) -> "BandTerm":
-    """Every block is a range of the same band: distances depend on where a key is relative to the block's first query.
-
-    Args:
-        table: [H N], the bias at distances low, low + 1, ...
-        low: the smallest distance in the table.
-        offset: the distance of the first query and the first key.
-        blocks: queries, and the keys visible to them.
-    """
-    queries = max(rows.stop - rows.start for rows, _ in blocks)
-    first = min(keys.start - rows.start for rows, keys in blocks)
-    width = max(keys.stop - rows.start for rows, keys in blocks) - first
-    nearest = offset - first - (width - 1) - low  # of the first query, the last key; in the table
-    before, after = max(0, -nearest), max(0, nearest + width + queries - 1 - table.shape[-1])
-    table = F.pad(widened(table), (before, after))[:, nearest + before :]  # what is padded, no query and key have
-    return BandTerm(_Band.apply(table, queries, width), first)
-
-
-class _Band(torch.autograd.Function):
-    """[H distances] -> [H R keys], where key c of query r has distance r - c + keys - 1, counted from the first."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(table: Tensor, queries: int, width: int) -> Tensor:  # type: ignore[override]
-        rows = table[:, : queries + width - 1].flip(-1).unfold(-1, width, 1)
-        return rows.contiguous().flip(-2)  # which would keep the order of the overlapping strides, and put queries last
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.distances = inputs[0].shape[-1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = grads
-        heads, queries, width = grad.shape
-        # a row of R + keys numbers, read as one of R + keys - 1, begins one place further each time
-        skewed = F.pad(grad.flip(-2), (0, queries)).flatten(1)[:, : queries * (queries + width - 1)]
-        sums = skewed.view(heads, queries, -1).sum(1).flip(-1)
-        return F.pad(sums, (0, ctx.distances - sums.shape[-1])), None, None
+        return LookupTerm(self.table, self.low, ctx)
 
 
 class BandTerm(ScoreTerm):
     """A bias of distance.
 
     Args:
-        band: [H R keys], the bias of the first R queries and all keys that any block has, relative to its first query.
-        first: the first key of the band, relative to the first query.
+        table: [H N], the bias at distances low, low + 1, ... Beyond either end keys are hidden.
+        low: the smallest distance in the table.
+        offset: the distance of the first query and the first key.
     """
 
-    def __init__(self, band: Tensor, first: int):
-        self.inputs, self.first = (band,), first
+    def __init__(self, table: Tensor, low: int, offset: int):
+        self.inputs, self.low, self.offset = (table,), low, offset
 
-    def _of_block(self, band: Tensor, block: ScoreBlock) -> Tensor:
-        start = block.queries.start + self.first
-        queries = block.queries.stop - block.queries.start
-        return band[block.heads.cut, :queries, block.keys.start - start : block.keys.stop - start]
+    def by_distance(self, inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
+        (table,) = inputs
+        return table.flip(-1), self.offset - self.low - table.shape[-1] + 1
+
+    def sum_distances(self, grad: Tensor, low: int, heads: Span, sums: Sequence[Tensor | None]) -> None:
+        (total,) = sums
+        if total is not None:
+            start = self.offset - low - grad.shape[-1] + 1 - self.low  # in the table, of the last column of grad
+            size = total.shape[-1]
+            first, last = max(0, start), min(size, start + grad.shape[-1])
+            total[heads.cut, first:last] += grad.flip(-1)[:, first - start : last - start]
+
+    def _of_block(self, table: Tensor, block: ScoreBlock) -> Tensor:
+        """[G R W]. Each row is a window of the table by key minus query, one place before that of the row above."""
+        by_key, low = self.by_distance((table[block.heads.cut],))
+        start, stop = block.keys.start - block.queries.stop + 1 - low, block.keys.stop - block.queries.start - low
+        before, after = max(0, -start), max(0, stop - by_key.shape[-1])
+        window = F.pad(by_key, (before, after))[:, start + before : stop + before]
+        return window.unfold(-1, block.keys.stop - block.keys.start, 1).flip(-2)
 
     def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> None:
         scores += self._of_block(inputs[0], block)
 
     def differentiate(self, grad: Tensor, kept: None, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
         if sums[0] is not None:
-            self._of_block(sums[0], block).add_(grad)
-
-    def by_distance(self, inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
-        (band,) = inputs
-        return torch.cat([band[:, 1:, 0].flip(-1), band[:, 0]], -1), self.first - band.shape[1] + 1
+            skewed = F.pad(grad.flip(-2), (0, grad.shape[-2]))
+            self.sum_distances(sum_skewed(skewed), block.keys.start - block.queries.stop + 1, block.heads, sums)
 
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
         return scores + self._of_block(inputs[0], block)
 
 
 class LookupTerm(ScoreTerm):
-    """A bias of distance where rows are padded or packed: a range of the band in blocks where distances are those of the slots,
+    """A bias of distance where rows are padded or packed: a window of the table in blocks where distances are those of the slots,
     as within a document, otherwise a lookup for each pair.
 
     Args:
-        table: [H N], the bias at distances low, low + 1, ...
+        table: [H N], the bias at distances low, low + 1, ... Beyond either end keys are hidden.
         low: the smallest distance in the table.
         ctx: where queries and keys are.
-        band: the bias where the distance of query i and key j is i - j + offset.
-        offset: see `band`.
     """
 
-    def __init__(self, table: Tensor, low: int, ctx: AttentionContext, band: BandTerm, offset: int):
-        self.inputs = (*band.inputs, table)
-        self.low, self.high, self.band = low, low + table.shape[-1] - 1, band
-        self.ctx, self.offset = ctx, offset
+    def __init__(self, table: Tensor, low: int, ctx: AttentionContext):
+        self.inputs, self.low, self.high, self.ctx = (table,), low, low + table.shape[-1] - 1, ctx
+        self.offset = ctx.S - ctx.T  # without padding the last query is the last key
+        self.by_slot = BandTerm(table, low, self.offset)
         self.known: dict[tuple[int, ...], bool] = {}
 
     def _distances(self, block: ScoreBlock) -> Tensor:
@@ -161,37 +127,47 @@ class LookupTerm(ScoreTerm):
         return q[block.row % len(q), block.queries.cut, None] - k[block.row % len(k), block.keys.cut]
 
     def _follows_slots(self, block: ScoreBlock) -> bool:
-        """Whether the distances of all visible keys of a block are those in the band."""
+        """Whether the distances of all visible keys of a block are i - j + offset, of slot i and j."""
         place = block.row % self.ctx.mask_batch, *block.queries, *block.keys
         if place not in self.known:
             i = torch.arange(block.queries.start + self.offset, block.queries.stop + self.offset)
             others = self._distances(block) != i[:, None] - torch.arange(*block.keys)
-            self.known[place] = not (others & self.ctx.visible_in_row(block.row, block.queries, block.keys)).any()
+            visible = self.ctx.visible_in_row(block.row, block.queries, block.keys)
+            self.known[place] = not bool((others & visible).any())
         return self.known[place]
 
     def _index(self, block: ScoreBlock) -> Tensor:
-        """[R * W], the place of each pair in the table. Distances outside of it belong to hidden keys."""
+        """[R * W], the place of each pair in the table."""
         return self._distances(block).clamp_(self.low, self.high).sub_(self.low).flatten()
 
     def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor | None:
         if self._follows_slots(block):
-            return self.band.add(scores, inputs[:1], block)
+            return self.by_slot.add(scores, inputs, block)
         index = self._index(block)
-        scores += inputs[1][block.heads.cut].index_select(1, index).view_as(scores)
+        scores += inputs[0][block.heads.cut].index_select(1, index).view_as(scores)
         return index
 
     def differentiate(
         self, grad: Tensor, kept: Tensor | None, sums: Sequence[Tensor | None], block: ScoreBlock
     ) -> None:
         if kept is None:
-            self.band.differentiate(grad, None, sums[:1], block)
-        elif sums[1] is not None:
-            sums[1][block.heads.cut].index_add_(1, kept, grad.flatten(1))
+            self.by_slot.differentiate(grad, None, sums, block)
+        elif sums[0] is not None:
+            sums[0][block.heads.cut].index_add_(1, kept, grad.flatten(1))
 
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
         if self._follows_slots(block):
-            return self.band.recorded(scores, inputs[:1], block)
-        return scores + inputs[1][block.heads.cut].index_select(1, self._index(block)).view_as(scores)
+            return self.by_slot.recorded(scores, inputs, block)
+        return scores + inputs[0][block.heads.cut].index_select(1, self._index(block)).view_as(scores)
+
+
+def sum_skewed(rows: Tensor) -> Tensor:
+    """[H R W + R] -> [H W + R - 1], the sum of the rows, each shifted by one place more than the row before.
+
+    The last R numbers of a row must be 0: read with a stride of one less, a row begins among the zeros of the row before.
+    """
+    heads, count, length = rows.shape
+    return rows.as_strided((heads, count, length - 1), (count * length, length - 1, 1)).sum(1)
 
 
 def distance_bound(ctx: AttentionContext) -> int | None:

@@ -59,6 +59,10 @@ class ScoreTerm:
         more. What is beyond either end belongs to hidden keys."""
         return None
 
+    def sum_distances(self, grad: Tensor, low: int, heads: Span, sums: Sequence[Tensor | None]) -> None:
+        """Add to `sums` a gradient [G N] of the result of `by_distance`, for some heads, from j - i = low on."""
+        raise NotImplementedError
+
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
         """`add` as a function that autograd records: for gradients of gradients."""
         raise NotImplementedError
@@ -88,6 +92,9 @@ class SumTerm(ScoreTerm):
 
     def by_distance(self, inputs: Sequence[Tensor]) -> tuple[Tensor, int] | None:
         return self.parts[0].by_distance(inputs) if len(self.parts) == 1 else None
+
+    def sum_distances(self, grad: Tensor, low: int, heads: Span, sums: Sequence[Tensor | None]) -> None:
+        self.parts[0].sum_distances(grad, low, heads, sums)
 
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
         for part, own in self.shares(inputs):

@@ -1,8 +1,9 @@
 """Attention by tiles of queries and keys on a CPU: the scores of one tile at a time, and again in the backward pass.
 
 Biases and the softmax run in place on two buffers that fit a core's cache. The forward pass goes through the tiles of a block of
-queries with a running maximum and sum (Dao et al. 2022, arXiv:2205.14135); the backward pass goes through the blocks of queries of a
-range of keys and recomputes probabilities from each row's logarithm of the sum. A transform of whole rows takes tiles of all keys.
+queries with a running maximum and sum (Dao et al. 2022, arXiv:2205.14135), or calls torch's kernel; the backward pass goes through
+the blocks of queries that see a range of keys and recomputes probabilities from each row's logarithm of the sum. A transform of
+whole rows takes tiles of all keys.
 Under a causal mask or in a window only tiles that some query sees are computed.
 
 B batch, T query tokens, S key tokens, H heads, D head dim, E value dim; a tile has G heads, R queries and W keys.
@@ -12,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +31,7 @@ from x_positional.attention.backends.base import (
     inside_torch_func,
 )
 from x_positional.schemes.base import AttentionContext, Bias, Span
+from x_positional.schemes.distance import sum_skewed
 from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm, widened
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -193,34 +196,35 @@ class Hidden(NamedTuple):
 
 
 @dataclass
-class Part:
-    """The tensors of one row of the batch and a range of heads, and a buffer for the scores of a tile."""
+class Scores:
+    """Computes the scores of tiles of one row of the batch, in a buffer that every tile uses again."""
 
     plan: RowsPlan
     row: int
-    heads: Span
     inputs: Sequence[Tensor]
     """Of the terms."""
     buffer: Tensor
 
-    def scores_like(self, tile: Tile) -> Tensor:
-        """The buffer as [G R W]."""
-        shape = (self.heads.stop - self.heads.start, *(span.stop - span.start for span in (tile.queries, tile.keys)))
-        return self.buffer[: shape[0] * shape[1] * shape[2]].view(shape)
+    def block(self, tile: Tile, heads: Span) -> ScoreBlock:
+        """Some heads of a tile, for terms."""
+        return ScoreBlock(self.row, heads, tile.queries, tile.keys, tile.earlier)
 
-    def block(self, tile: Tile) -> ScoreBlock:
-        """The tile, for terms."""
-        return ScoreBlock(self.row, self.heads, tile.queries, tile.keys, tile.earlier)
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """a [G R D] times b [G W D], as [G R W] in the buffer."""
+        shape = a.shape[0], a.shape[1], b.shape[1]
+        return torch.bmm(a, b.mT, out=self.buffer[: shape[0] * shape[1] * shape[2]].view(shape))
 
-    def scores(self, tile: Tile, q: Tensor, k: Tensor) -> tuple[Tensor, list[Hidden], Any]:
-        """[G R W] in the buffer, where keys are hidden, and what the terms keep. q: [G R D], scaled; k: [G W D]."""
-        scores, hidden = (
-            torch.bmm(q, k.mT, out=self.scores_like(tile)),
-            self.plan.hidden(self.row, tile.queries, tile.keys),
-        )
+    def of(self, tile: Tile, heads: Span, q: Tensor, k: Tensor) -> tuple[Tensor, list[Hidden], Any]:
+        """[G R W], where keys are hidden, and what the terms keep. q: [G R D], scaled; k: [G W D]."""
+        scores, hidden = self.product(q, k), self.plan.hidden(self.row, tile.queries, tile.keys)
         for cut, _, mask in hidden:
             scores[..., cut] += mask
-        return scores, hidden, self.plan.terms.add(scores, self.inputs, self.block(tile))
+        return scores, hidden, self.plan.terms.add(scores, self.inputs, self.block(tile, heads))
+
+
+def _least(dtype: torch.dtype) -> float:
+    """The logarithm of probabilities that are as good as 0."""
+    return 3 * math.log(torch.finfo(dtype).eps)
 
 
 def _exp_(scores: Tensor, hidden: list[Hidden], terms: SumTerm) -> Tensor:
@@ -230,7 +234,7 @@ def _exp_(scores: Tensor, hidden: list[Hidden], terms: SumTerm) -> Tensor:
     products with gradients, stay above: what is below the cube of the dtype's precision is as good as that.
     """
     if terms.parts or hidden:
-        scores.clamp_(min=3 * math.log(torch.finfo(scores.dtype).eps))
+        scores.clamp_(min=_least(scores.dtype))
     scores.exp_()
     for cut, visible, _ in hidden:
         scores[..., cut] *= visible
@@ -249,12 +253,11 @@ class RowsAttention(torch.autograd.Function):
     def forward(ctx: Any, plan: RowsPlan, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
         out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)  # as heads are joined
         logsumexp = q.new_empty(*q.shape[:3], 1)
-        bias = _bias_by_distance(plan, q, v, inputs)
-        if bias is None:
+        ctx.plan, ctx.bias = plan, DistanceBias.of(plan, (q, k, v), inputs)
+        if ctx.bias is None:
             _attend_by_tiles(plan, (q, k, v), inputs, out, logsumexp)
         else:
-            _attend_by_kernel(plan, (q, k, v), *bias, out, logsumexp)
-        ctx.plan = plan
+            _attend_by_kernel(plan, (q, k, v), ctx.bias, out, logsumexp)
         ctx.save_for_backward(q, k, v, out, logsumexp, *inputs)
         return out
 
@@ -264,7 +267,7 @@ class RowsAttention(torch.autograd.Function):
         with no_autocast():
             if torch.is_grad_enabled():  # create_graph=True
                 return None, *_recorded_gradients(plan, (q, k, v, *inputs), grad)
-            return None, *_gradients(plan, (q, k, v, out, logsumexp), inputs, grad)
+            return None, *_gradients(plan, ctx.bias, (q, k, v, out, logsumexp), inputs, grad)
 
 
 def _buffer(plan: RowsPlan, like: Tensor) -> Tensor:
@@ -272,43 +275,95 @@ def _buffer(plan: RowsPlan, like: Tensor) -> Tensor:
     return like.new_empty(plan.largest * max(heads.stop - heads.start for _, heads in plan.parts(1)))
 
 
-def _bias_by_distance(plan: RowsPlan, q: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, int] | None:
-    """[H N] the bias of query i and key j at j - i = low, low + 1, ..., -inf where the key is hidden, and low. None where these
-    depend on more, or torch's kernel does not apply."""
-    ctx, found = plan.ctx, plan.terms.by_distance(inputs)
-    own = ctx.q_start - ctx.kv_start  # the own key of query 0
-    if plan.dropout is not None or found is None or not ctx.simple_mask:
-        return None
-    if q.shape[-1] != v.shape[-1] or own < 0 or own + ctx.T > ctx.S:
-        return None
-    table, low = found
-    if ctx.visible is None:
-        return table, low
-    distance = own - torch.arange(low, low + table.shape[-1])
-    hidden = distance < 0 if ctx.causal else torch.zeros_like(distance, dtype=torch.bool)
-    if ctx.window.size is not None:
-        hidden |= distance.abs() >= ctx.window.size
-    return table.masked_fill(hidden, float("-inf")), low
+@dataclass(frozen=True)
+class DistanceBias:
+    """The bias of query i and key j as a table of j - i."""
+
+    table: Tensor
+    """[H N], at j - i = low, low + 1, ...; -inf where the key is hidden."""
+    low: int
+    own: int
+    """j - i of a query and its own key."""
+    window: int
+    """How many keys a query sees at most, with its own."""
+    margin: Tensor | None
+    """[H 1] by how much a bias must be below another one, so that its key does not count beside the other one's; None where no two
+    biases differ that much."""
+
+    @classmethod
+    def of(cls, plan: RowsPlan, tensors: Sequence[Tensor], inputs: Sequence[Tensor]) -> "DistanceBias | None":
+        """None where the bias depends on more than distance, or torch's kernel does not apply."""
+        (q, k, v), ctx, found = tensors, plan.ctx, plan.terms.by_distance(inputs)
+        own = ctx.q_start - ctx.kv_start
+        if plan.dropout is not None or found is None or not ctx.simple_mask:
+            return None
+        if q.shape[-1] != v.shape[-1] or own < 0 or own + ctx.T > ctx.S:
+            return None
+        table, low = found
+        spread = table.amax(-1) - table.amin(-1)
+        least, margin = -_least(q.dtype), None
+        if float(spread.max()) > least:
+            lengths = [torch.linalg.vector_norm(t, dim=-1).amax(2) for t in (q, k)]
+            margin = (lengths[0] * lengths[1]).amax(0)[:, None].mul_(2 * abs(plan.scale)).add_(least)
+        if ctx.visible is not None:
+            distance = own - torch.arange(low, low + table.shape[-1])
+            hidden = distance < 0 if ctx.causal else torch.zeros_like(distance, dtype=torch.bool)
+            if ctx.window.size is not None:
+                hidden |= distance.abs() >= ctx.window.size
+            table = table.masked_fill(hidden, float("-inf"))
+        return cls(table, low, own, ctx.S if ctx.window.size is None else ctx.window.size, margin)
+
+    def of_block(self, queries: Span, keys: Span) -> tuple[Tensor, list[int]]:
+        """The table for some queries, -inf also where a key does not count, and the first key that counts in each head."""
+        if self.margin is None:
+            return self.table, [keys.start] * len(self.table)
+        nearest = self.own - self.low
+        farthest = nearest - min(self.own + queries.start, self.window - 1)  # that every query sees
+        highest = self.table[:, farthest : nearest + 1].amax(-1, keepdim=True)
+        table = self.table.masked_fill(self.table < highest - self.margin, float("-inf"))
+        first = (table > float("-inf")).to(torch.uint8).argmax(-1) + (self.low + queries.start)
+        return table, [max(keys.start, key) for key in first.tolist()]
+
+    def rows(self, table: Tensor, queries: Span, keys: Span) -> Tensor:
+        """[G R W], a view of a table [G N] for queries in reverse order: rows and columns both advance by one number."""
+        rows, width = queries.stop - queries.start, keys.stop - keys.start
+        start = keys.start - queries.stop + 1 - self.low  # of the last query and the first key
+        before, after = max(0, -start), max(0, start + rows + width - 1 - table.shape[-1])
+        if before or after:
+            table = F.pad(table, (before, after), value=float("-inf"))
+        place = table.storage_offset() + start + before
+        return table.as_strided((len(table), rows, width), (table.stride(0), 1, 1), place)
 
 
 def _attend_by_kernel(
-    plan: RowsPlan, tensors: Sequence[Tensor], bias: Tensor, low: int, out: Tensor, logsumexp: Tensor
+    plan: RowsPlan, tensors: Sequence[Tensor], bias: DistanceBias, out: Tensor, logsumexp: Tensor
 ) -> None:
-    """Fills out [B H T E] and logsumexp [B H T 1]. torch's kernel reads a mask by its strides: with queries in reverse order the
-    bias of a block is a view of `bias`, whose rows and columns both advance by one number."""
+    """Fills out [B H T E] and logsumexp [B H T 1]. torch's kernel reads a mask by its strides, so that it can be a view."""
     q, k, v = tensors
     backwards, kernel = q.flip(2), torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    for queries, keys in blocks_of(
-        plan.ctx, KERNEL_QUERIES if plan.ctx.T >= 4 * KERNEL_QUERIES else KERNEL_QUERIES // 2
-    ):
-        rows, width = queries.stop - queries.start, keys.stop - keys.start
-        first = keys.start - queries.stop + 1 - low  # of the last query and the first key
-        before, after = max(0, -first), max(0, first + rows + width - 1 - bias.shape[-1])
-        table = F.pad(bias, (before, after), value=float("-inf"))
-        mask = table.as_strided((1, len(table), rows, width), (0, table.stride(0), 1, 1), first + before)
-        own = backwards[:, :, plan.ctx.T - queries.stop : plan.ctx.T - queries.start]
-        found, sums = kernel(own, k[:, :, keys.cut], v[:, :, keys.cut], attn_mask=mask, scale=plan.scale)
-        out[:, :, queries.cut], logsumexp[:, :, queries.cut, 0] = found.flip(2), sums.flip(2)
+    size = KERNEL_QUERIES if plan.ctx.T >= 4 * KERNEL_QUERIES else KERNEL_QUERIES // 2
+    for queries, seen in blocks_of(plan.ctx, size):
+        whole, firsts = bias.of_block(queries, seen)
+        for heads, first in _runs(firsts):
+            keys = Span(first, seen.stop)
+            mask = bias.rows(whole[heads.cut], queries, keys)[None]
+            own = backwards[:, heads.cut, plan.ctx.T - queries.stop : plan.ctx.T - queries.start]
+            k_own, v_own, at = (
+                k[:, heads.cut, keys.cut],
+                v[:, heads.cut, keys.cut],
+                (slice(None), heads.cut, queries.cut),
+            )
+            found, sums = kernel(own, k_own, v_own, attn_mask=mask, scale=plan.scale)
+            out[at], logsumexp[(*at, 0)] = found.flip(2), sums.flip(2)
+
+
+def _runs(firsts: Sequence[int]) -> list[tuple[Span, int]]:
+    """Neighbouring heads that begin at about the same key, with the first of their keys."""
+    found: list[tuple[Span, int]] = []
+    for _, run in groupby(range(len(firsts)), key=lambda head: firsts[head] // KEYS):
+        heads = list(run)
+        found.append((Span(heads[0], heads[-1] + 1), min(firsts[head] for head in heads)))
+    return found
 
 
 def _attend_by_tiles(
@@ -318,23 +373,23 @@ def _attend_by_tiles(
     q, k, v = tensors
     scaled, buffer, tiles = q * plan.scale, _buffer(plan, q), [plan.tiles(index) for index in range(len(plan.blocks))]
     for row, heads in plan.parts(len(q)):
-        part, mine = Part(plan, row, heads, inputs, buffer), (row, heads.cut)
+        scores, mine = Scores(plan, row, inputs, buffer), (row, heads.cut)
         keys, values = k[mine], v[mine]
         for (queries, _), own in zip(plan.blocks, tiles, strict=True):
             at = (*mine, queries.cut)
-            out[at], logsumexp[at] = _attend(part, scaled[at], keys, values, plan.seen(row, own))
+            out[at], logsumexp[at] = _attend(scores, heads, scaled[at], keys, values, plan.seen(row, own))
 
 
-def _attend(part: Part, q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[Tile]) -> tuple[Tensor, Tensor]:
+def _attend(part: Scores, heads: Span, q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[Tile]) -> tuple[Tensor, Tensor]:
     """[G R E] of some queries, and the logarithm [G R 1] of the sum of exp(score); q: [G R D], k: [G S D], v: [G S E]."""
     limits, terms = torch.finfo(q.dtype), part.plan.terms
     total = sums = highest = None
     for tile in tiles:
-        scores, hidden, _ = part.scores(tile, q, k[:, tile.keys.cut])
+        scores, hidden, _ = part.of(tile, heads, q, k[:, tile.keys.cut])
         top = scores.amax(-1, keepdim=True).clamp_(min=limits.min)  # finite also where a query sees no key
         top = top if highest is None else torch.maximum(top, highest)
         _exp_(scores.sub_(top), hidden, terms)
-        own, kept = scores.sum(-1, keepdim=True), part.plan.kept(part.row, part.heads, tile)
+        own, kept = scores.sum(-1, keepdim=True), part.plan.kept(part.row, heads, tile)
         if kept is not None:
             scores.mul_(kept)
         if total is None or sums is None or highest is None:
@@ -381,75 +436,137 @@ def _recorded(plan: RowsPlan, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) 
     return torch.stack(rows)
 
 
-@dataclass
-class BlockGradients:
-    """What the gradients of a block of queries need: [G R D] scaled queries, the gradient [G R E] of the result, [G R 1] the
-    logarithm of the sum of exp(score), [G R 1] the sum of the gradient times the result, and the gradient of q."""
+class BlockGradients(NamedTuple):
+    """What the gradients of a block of queries and some heads need."""
 
     q: Tensor
+    """[G R D], scaled."""
     grad: Tensor
+    """[G R E], of the result."""
     logsumexp: Tensor
+    """[G R 1]."""
     delta: Tensor
+    """[G R 1], the sum of the result times its gradient."""
     dq: Tensor
+    """[G R D], the gradient of the scaled queries, so far."""
 
 
 def _gradients(
-    plan: RowsPlan, tensors: Sequence[Tensor], inputs: Sequence[Tensor], grad: Tensor
+    plan: RowsPlan, bias: DistanceBias | None, tensors: Sequence[Tensor], inputs: Sequence[Tensor], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The gradients of q, k, v and inputs. tensors: q, k, v, the result, and the logarithms of the sums."""
     q, k, v, out, logsumexp = tensors
     scaled, delta = q * plan.scale, (grad * out).sum(-1, keepdim=True)
+    grad = grad if plan.dropout is None else grad * plan.dropout.factor
     dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
     sums = [torch.zeros_like(t, memory_format=torch.contiguous_format) if t.requires_grad else None for t in inputs]
     first, second, by_keys = _buffer(plan, q), _buffer(plan, q), plan.by_keys()
+    firsts = None if bias is None or bias.margin is None else [bias.of_block(*spans)[1] for spans in plan.blocks]
+    band = None if bias is None or not any(t.requires_grad for t in inputs) else Band.of(plan, q)
     for row, heads in plan.parts(len(q)):
-        part, other, mine = (
-            Part(plan, row, heads, inputs, first),
-            Part(plan, row, heads, inputs, second),
-            (row, heads.cut),
-        )
         blocks = []
         for queries, _ in plan.blocks:
-            at = (*mine, queries.cut)
-            own = scaled[at].contiguous()
-            above = grad[at].contiguous() if plan.dropout is None else grad[at] * plan.dropout.factor
-            blocks.append(BlockGradients(own, above, logsumexp[at], delta[at], torch.zeros_like(own)))
+            at = row, heads.cut, queries.cut
+            found = [t[at].contiguous() if bias is None else t[at].flip(1) for t in (scaled, grad, logsumexp, delta)]
+            blocks.append(
+                BlockGradients(*found, torch.zeros_like(found[0]))
+            )  # batched products of contiguous ones are faster
+        part = KeyGradients(Scores(plan, row, inputs, first), second, heads, blocks, bias, firsts, band, sums)
         for keys, tiles in by_keys:
-            at = (*mine, keys.cut)
-            dk[at], dv[at] = _of_keys(
-                part, other, k[at], v[at], [(tile, blocks[tile.index]) for tile in plan.seen(row, tiles)], keys, sums
-            )
+            at = row, heads.cut, keys.cut
+            dk[at], dv[at] = part.of_keys(k[at].contiguous(), v[at].contiguous(), keys, tiles)
         for (queries, _), block in zip(plan.blocks, blocks, strict=True):
-            torch.mul(block.dq, plan.scale, out=dq[(*mine, queries.cut)])
+            dq[row, heads.cut, queries.cut] = (block.dq if bias is None else block.dq.flip(1)).mul_(plan.scale)
+    if band is not None:
+        plan.terms.sum_distances(sum_skewed(band.sums), band.first - QUERIES + 1, Span(0, q.shape[1]), sums)
     return dq, dk, dv, *sums
 
 
-def _of_keys(
-    part: Part,
-    other: Part,
-    k: Tensor,
-    v: Tensor,
-    tiles: Sequence[tuple[Tile, BlockGradients]],
-    keys: Span,
-    sums: Sequence[Tensor | None],
-) -> tuple[Tensor, Tensor]:
-    """The gradients of some keys [G W D] and values [G W E]; adds those of queries and inputs to `tiles` and `sums`."""
-    k, v, terms = k.contiguous(), v.contiguous(), part.plan.terms  # a batched product is faster
-    dk, dv = torch.zeros_like(k), torch.zeros_like(v)
-    for tile, block in tiles:
-        cut = slice(tile.keys.start - keys.start, tile.keys.stop - keys.start)
-        p, hidden, kept = part.scores(tile, block.q, k[:, cut])
-        _exp_(p.sub_(block.logsumexp), hidden, terms)
-        kept_p, of_scores = part.plan.kept(part.row, part.heads, tile), other.scores_like(tile)
-        dv[:, cut].baddbmm_((p if kept_p is None else torch.mul(p, kept_p, out=of_scores)).mT, block.grad)
-        torch.bmm(block.grad, v[:, cut].mT, out=of_scores)
-        if kept_p is not None:
-            of_scores.mul_(kept_p)
-        of_scores.sub_(block.delta).mul_(p)
-        terms.differentiate(of_scores, kept, sums, part.block(tile))
-        block.dq.baddbmm_(of_scores, k[:, cut])
-        dk[:, cut].baddbmm_(of_scores.mT, block.q)
-    return dk, dv
+@dataclass
+class Band:
+    """Sums of the gradients of scores, by the place of a key relative to the first query of its block."""
+
+    sums: Tensor
+    """[H QUERIES keys + QUERIES], with the last query of a block in the first row, and zeros at the end of each row."""
+    first: int
+    """The place of the first column."""
+
+    @classmethod
+    def of(cls, plan: RowsPlan, like: Tensor) -> "Band":
+        """Wide enough for all blocks."""
+        first = min(keys.start - queries.start for queries, keys in plan.blocks)
+        width = max(keys.stop - queries.start for queries, keys in plan.blocks) - first
+        return cls(like.new_zeros(like.shape[1], QUERIES, width + QUERIES), first)
+
+    def add(self, grad: Tensor, heads: Span, queries: Span, keys: Span) -> None:
+        """grad: [G R W], queries in reverse order."""
+        start, rows = queries.start + self.first, grad.shape[1]
+        self.sums[heads.cut, QUERIES - rows :, keys.start - start : keys.stop - start] += grad
+
+
+@dataclass
+class KeyGradients:
+    """Computes gradients of one row of the batch and some heads, a range of keys at a time."""
+
+    scores: Scores
+    buffer: Tensor
+    """For the gradients of the scores."""
+    heads: Span
+    blocks: Sequence[BlockGradients]
+    """Of queries, in reverse order where there is a bias of distance; their `dq` grows."""
+    bias: DistanceBias | None
+    firsts: Sequence[Sequence[int]] | None
+    """For each block, the first key that counts in each head of the model. None is all."""
+    band: Band | None
+    """Where there is a bias of distance, the place of its gradient, which grows; None where it needs none."""
+    sums: Sequence[Tensor | None]
+    """The gradients of the inputs, which grow."""
+
+    def of_keys(self, k: Tensor, v: Tensor, keys: Span, tiles: Sequence[Tile]) -> tuple[Tensor, Tensor]:
+        """The gradients of some keys [G W D] and values [G W E]."""
+        dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+        for tile in self.scores.plan.seen(self.scores.row, tiles):
+            heads, cut = self.heads_of(tile), slice(tile.keys.start - keys.start, tile.keys.stop - keys.start)
+            if heads.start == heads.stop:
+                continue
+            mine = slice(heads.start - self.heads.start, heads.stop - self.heads.start)
+            block, at = BlockGradients(*(t[mine] for t in self.blocks[tile.index])), (mine, cut)
+            p, kept = self.probabilities(tile, heads, block, k[at])
+            of_scores = self.buffer[: p.numel()].view(p.shape)
+            undropped = self.scores.plan.kept(self.scores.row, heads, tile)
+            dv[at].baddbmm_((p if undropped is None else torch.mul(p, undropped, out=of_scores)).mT, block.grad)
+            torch.bmm(block.grad, v[at].mT, out=of_scores)
+            if undropped is not None:
+                of_scores.mul_(undropped)
+            of_scores.sub_(block.delta).mul_(p)
+            if self.bias is None:
+                self.scores.plan.terms.differentiate(of_scores, kept, self.sums, self.scores.block(tile, heads))
+            elif self.band is not None:
+                self.band.add(of_scores, heads, tile.queries, tile.keys)
+            block.dq.baddbmm_(of_scores, k[at])
+            dk[at].baddbmm_(of_scores.mT, block.q)
+        return dk, dv
+
+    def probabilities(self, tile: Tile, heads: Span, block: BlockGradients, k: Tensor) -> tuple[Tensor, Any]:
+        """[G R W], and what the terms keep."""
+        scores, plan = self.scores, self.scores.plan
+        if self.bias is None:
+            p, hidden, kept = scores.of(tile, heads, block.q, k)
+            return _exp_(p.sub_(block.logsumexp), hidden, plan.terms), kept
+        rows = self.bias.rows(self.bias.table[heads.cut], tile.queries, tile.keys)
+        p = torch.sub(rows, block.logsumexp, out=scores.buffer[: rows.numel()].view(rows.shape)).baddbmm_(block.q, k.mT)
+        hidden = [
+            found._replace(visible=found.visible.flip(0)) for found in plan.hidden(scores.row, tile.queries, tile.keys)
+        ]
+        return _exp_(p, hidden, plan.terms), None
+
+    def heads_of(self, tile: Tile) -> Span:
+        """The heads in which some key of a tile counts, and those between them."""
+        if self.firsts is None:
+            return self.heads
+        firsts = self.firsts[tile.index]
+        found = [head for head in range(*self.heads) if firsts[head] < tile.keys.stop]
+        return Span(found[0], found[-1] + 1) if found else Span(self.heads.start, self.heads.start)
 
 
 def attend_by_rows(q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor | None:
