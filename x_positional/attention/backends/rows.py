@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 
 from x_positional.attention.backends.base import Prepared, ScoreOps, blocks_of, inside_torch_func
 from x_positional.schemes.base import AttentionContext, Bias, Span
-from x_positional.schemes.distance import sum_skewed
 from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm
 
 DTYPES = (torch.float32, torch.float64)
@@ -406,46 +405,45 @@ def _gradients(
     sums = [torch.zeros_like(t, memory_format=torch.contiguous_format) if t.requires_grad else None for t in inputs]
     first, second, by_keys = _buffer(plan, q), _buffer(plan, q), plan.by_keys()
     firsts = None if bias is None or bias.margin is None else [bias.of_block(*spans)[1] for spans in plan.blocks]
-    band = None if bias is None or not any(t.requires_grad for t in inputs) else Band.of(plan, q)
+    skewed = None if bias is None or not plan.terms.inputs[0].requires_grad else Skewed.of(q, q.shape[1])
     for row, heads in plan.parts(len(q)):
         blocks = []
         for queries, _ in plan.blocks:
             at = row, heads.cut, queries.cut
-            found = [t[at].contiguous() if bias is None else t[at].flip(1) for t in (scaled, grad, logsumexp, delta)]
-            blocks.append(
-                BlockGradients(*found, torch.zeros_like(found[0]))
-            )  # batched products of contiguous ones are faster
-        part = KeyGradients(Scores(plan, row, inputs, first), second, heads, blocks, bias, firsts, band, sums)
+            found = [t[at].contiguous() for t in (scaled, grad, logsumexp, delta)]  # their batched products are faster
+            found = found if bias is None else [t.flip(1) for t in found]
+            blocks.append(BlockGradients(*found, torch.zeros_like(found[0])))
+        part = KeyGradients(Scores(plan, row, inputs, first), second, heads, blocks, bias, firsts, skewed, sums)
         for keys, tiles in by_keys:
             at = row, heads.cut, keys.cut
             dk[at], dv[at] = part.of_keys(k[at].contiguous(), v[at].contiguous(), keys, tiles)
         for (queries, _), block in zip(plan.blocks, blocks, strict=True):
             dq[row, heads.cut, queries.cut] = (block.dq if bias is None else block.dq.flip(1)).mul_(plan.scale)
-    if band is not None:
-        plan.terms.sum_distances(sum_skewed(band.sums), band.first - QUERIES + 1, Span(0, q.shape[1]), sums)
     return dq, dk, dv, *sums
 
 
 @dataclass
-class Band:
-    """Sums of the gradients of scores, by the place of a key relative to the first query of its block."""
+class Skewed:
+    """Sums products of two tiles along distances."""
 
-    sums: Tensor
-    """[H QUERIES keys + QUERIES], with the last query of a block in the first row, and zeros at the end of each row."""
-    first: int
-    """The place of the first column."""
+    buffer: Tensor
+    """[G QUERIES KEYS + QUERIES], with zeros from `filled` on."""
+    filled: int = 0
 
     @classmethod
-    def of(cls, plan: RowsPlan, like: Tensor) -> "Band":
-        """Wide enough for all blocks."""
-        first = min(keys.start - queries.start for queries, keys in plan.blocks)
-        width = max(keys.stop - queries.start for queries, keys in plan.blocks) - first
-        return cls(like.new_zeros(like.shape[1], QUERIES, width + QUERIES), first)
+    def of(cls, like: Tensor, heads: int) -> "Skewed":
+        """For tiles of this many heads, or fewer."""
+        return cls(like.new_zeros(heads, QUERIES, KEYS + QUERIES))
 
-    def add(self, grad: Tensor, heads: Span, queries: Span, keys: Span) -> None:
-        """grad: [G R W], queries in reverse order."""
-        start, rows = queries.start + self.first, grad.shape[1]
-        self.sums[heads.cut, QUERIES - rows :, keys.start - start : keys.stop - start] += grad
+    def product(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """[G R W] a * b, and [G W + R - 1] its sums: of all rows, each shifted by one place more than the row before."""
+        heads, rows, width = a.shape
+        self.buffer[..., width : self.filled] = 0
+        self.filled = width
+        out = torch.mul(a, b, out=self.buffer[:heads, :rows, :width])
+        # read with a stride that is one less, a row begins among the zeros of the row before
+        shape = heads, rows, width + rows - 1
+        return out, out.as_strided(shape, (out.stride(0), out.stride(1) - 1, 1)).sum(1)
 
 
 @dataclass
@@ -461,8 +459,8 @@ class KeyGradients:
     bias: DistanceBias | None
     firsts: Sequence[Sequence[int]] | None
     """For each block, the first key that counts in each head of the model. None is all."""
-    band: Band | None
-    """Where there is a bias of distance, the place of its gradient, which grows; None where it needs none."""
+    skewed: Skewed | None
+    """For the gradient of a bias of distance; None where there is none, or it needs none."""
     sums: Sequence[Tensor | None]
     """The gradients of the inputs, which grow."""
 
@@ -470,22 +468,33 @@ class KeyGradients:
         """The gradients of some keys [G W D] and values [G W E]."""
         dk, dv = torch.zeros_like(k), torch.zeros_like(v)
         for tile in tiles:
-            heads, cut = self.heads_of(tile), slice(tile.keys.start - keys.start, tile.keys.stop - keys.start)
+            heads, block, found = self.heads_of(tile), self.blocks[tile.index], (k, v, dk, dv)
             if heads.start == heads.stop:
                 continue
-            mine = slice(heads.start - self.heads.start, heads.stop - self.heads.start)
-            block, at = BlockGradients(*(t[mine] for t in self.blocks[tile.index])), (mine, cut)
-            p, kept = self.probabilities(tile, heads, block, k[at])
-            dv[at].baddbmm_(p.mT, block.grad)
-            of_scores = torch.bmm(block.grad, v[at].mT, out=self.buffer[: p.numel()].view(p.shape))
-            of_scores.sub_(block.delta).mul_(p)
-            if self.bias is None:
-                self.scores.plan.terms.differentiate(of_scores, kept, self.sums, self.scores.block(tile, heads))
-            elif self.band is not None:
-                self.band.add(of_scores, heads, tile.queries, tile.keys)
-            block.dq.baddbmm_(of_scores, k[at])
-            dk[at].baddbmm_(of_scores.mT, block.q)
+            if heads != self.heads or tile.keys != keys:
+                mine = slice(heads.start - self.heads.start, heads.stop - self.heads.start)
+                cut = slice(tile.keys.start - keys.start, tile.keys.stop - keys.start)
+                block, found = BlockGradients(*(t[mine] for t in block)), tuple(t[mine, cut] for t in found)
+            self.of_tile(tile, heads, block, *found)
         return dk, dv
+
+    def of_tile(
+        self, tile: Tile, heads: Span, block: BlockGradients, k: Tensor, v: Tensor, dk: Tensor, dv: Tensor
+    ) -> None:
+        """Adds the gradients of a tile to those of its queries, keys, values and inputs."""
+        p, kept = self.probabilities(tile, heads, block, k)
+        dv.baddbmm_(p.mT, block.grad)
+        of_scores = torch.bmm(block.grad, v.mT, out=self.buffer[: p.numel()].view(p.shape)).sub_(block.delta)
+        terms = self.scores.plan.terms
+        if self.skewed is not None:
+            of_scores, by_distance = self.skewed.product(of_scores, p)
+            terms.sum_distances(by_distance, tile.keys.start - tile.queries.stop + 1, heads, self.sums)
+        else:
+            of_scores.mul_(p)
+        if self.bias is None:
+            terms.differentiate(of_scores, kept, self.sums, self.scores.block(tile, heads))
+        block.dq.baddbmm_(of_scores, k)
+        dk.baddbmm_(of_scores.mT, block.q)
 
     def probabilities(self, tile: Tile, heads: Span, block: BlockGradients, k: Tensor) -> tuple[Tensor, Any]:
         """[G R W], and what the terms keep."""
