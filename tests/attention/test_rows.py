@@ -118,9 +118,9 @@ def no_gradient_before_a_block(original: Callable[..., Any]) -> Callable[..., An
 def keeps_what_was_there(original: Callable[..., Any]) -> Callable[..., Any]:
     """Sums along distances include numbers of a wider tile before."""
 
-    def product(self: rows.Skewed, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    def product(self: rows.Skewed, *arguments: Any) -> Tensor:
         self.filled = 0
-        return original(self, a, b)
+        return original(self, *arguments)
 
     return product
 

@@ -30,8 +30,8 @@ FEWEST = 64
 """Queries below which one call of torch's kernel, or one matrix of scores, is at least as fast."""
 FEWEST_TRAINING, FEWEST_INFERENCE = 512, 2048
 """The same for a bias, where torch's kernel takes masks of all queries, which count in memory only for many."""
-QUERIES, KEYS, KERNEL_QUERIES = 128, 512, 512
-"""Of a tile, and the queries that torch's kernel gets at a time."""
+QUERIES, KEYS, KERNEL_QUERIES = 128, 512, 1024
+"""Of a tile, and the most queries that torch's kernel gets at a time."""
 SCORES_PER_THREAD, SCORES_OF_ROWS = 2**18, 2**21
 """Of a tile: as many heads at a time as make this many scores. The second is for a transform of whole rows."""
 
@@ -296,7 +296,7 @@ def _attend_by_kernel(
     """Fills out [B H T E] and logsumexp [B H T 1]. torch's kernel reads a mask by its strides, so that it can be a view."""
     q, k, v = tensors
     backwards, kernel = q.flip(2), torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    size = KERNEL_QUERIES if plan.ctx.T >= 4 * KERNEL_QUERIES else KERNEL_QUERIES // 2
+    size = min(KERNEL_QUERIES, max(KERNEL_QUERIES // 4, plan.ctx.T // (4 if bias.margin is None else 8)))
     for queries, seen in blocks_of(plan.ctx, size):
         whole, firsts = bias.of_block(queries, seen)
         for heads, first in _runs(firsts):
@@ -405,7 +405,7 @@ def _gradients(
     sums = [torch.zeros_like(t, memory_format=torch.contiguous_format) if t.requires_grad else None for t in inputs]
     first, second, by_keys = _buffer(plan, q), _buffer(plan, q), plan.by_keys()
     firsts = None if bias is None or bias.margin is None else [bias.of_block(*spans)[1] for spans in plan.blocks]
-    skewed = None if bias is None or not plan.terms.inputs[0].requires_grad else Skewed.of(q, q.shape[1])
+    skewed = None if bias is None or not plan.terms.inputs[0].requires_grad else Skewed.of(q, k)
     for row, heads in plan.parts(len(q)):
         blocks = []
         for queries, _ in plan.blocks:
@@ -419,31 +419,42 @@ def _gradients(
             dk[at], dv[at] = part.of_keys(k[at].contiguous(), v[at].contiguous(), keys, tiles)
         for (queries, _), block in zip(plan.blocks, blocks, strict=True):
             dq[row, heads.cut, queries.cut] = (block.dq if bias is None else block.dq.flip(1)).mul_(plan.scale)
+    if skewed is not None:
+        plan.terms.sum_distances(skewed.total, 1 - q.shape[2], Span(0, q.shape[1]), sums)
     return dq, dk, dv, *sums
 
 
 @dataclass
 class Skewed:
-    """Sums products of two tiles along distances."""
+    """Sums products of two tiles by distance."""
 
+    queries: int
+    """T."""
+    total: Tensor
+    """[H T + S - 1], at key minus query = 1 - T, 2 - T, ..."""
     buffer: Tensor
     """[G QUERIES KEYS + QUERIES], with zeros from `filled` on."""
     filled: int = 0
 
     @classmethod
-    def of(cls, like: Tensor, heads: int) -> "Skewed":
-        """For tiles of this many heads, or fewer."""
-        return cls(like.new_zeros(heads, QUERIES, KEYS + QUERIES))
+    def of(cls, q: Tensor, k: Tensor) -> "Skewed":
+        """For tiles of these queries and keys."""
+        heads, queries = q.shape[1:3]
+        total, buffer = q.new_zeros(heads, queries + k.shape[2] - 1), q.new_zeros(heads, QUERIES, KEYS + QUERIES)
+        return cls(queries, total, buffer)
 
-    def product(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """[G R W] a * b, and [G W + R - 1] its sums: of all rows, each shifted by one place more than the row before."""
-        heads, rows, width = a.shape
+    def product(self, a: Tensor, b: Tensor, tile: Tile, heads: Span) -> Tensor:
+        """[G R W] a * b, with queries in reverse order; adds it to `total`."""
+        count, rows, width = a.shape
         self.buffer[..., width : self.filled] = 0
         self.filled = width
-        out = torch.mul(a, b, out=self.buffer[:heads, :rows, :width])
-        # read with a stride that is one less, a row begins among the zeros of the row before
-        shape = heads, rows, width + rows - 1
-        return out, out.as_strided(shape, (out.stride(0), out.stride(1) - 1, 1)).sum(1)
+        out = torch.mul(a, b, out=self.buffer[:count, :rows, :width])
+        # each row is one place further from its keys: read with a stride of one less, it begins among the zeros of the row before
+        shape, first = (count, rows, width + rows - 1), tile.keys.start - tile.queries.stop
+        sums = out.as_strided(shape, (out.stride(0), out.stride(1) - 1, 1)).sum(1)
+        start = first + self.queries
+        self.total[heads.cut, start : start + shape[2]] += sums
+        return out
 
 
 @dataclass
@@ -487,8 +498,7 @@ class KeyGradients:
         of_scores = torch.bmm(block.grad, v.mT, out=self.buffer[: p.numel()].view(p.shape)).sub_(block.delta)
         terms = self.scores.plan.terms
         if self.skewed is not None:
-            of_scores, by_distance = self.skewed.product(of_scores, p)
-            terms.sum_distances(by_distance, tile.keys.start - tile.queries.stop + 1, heads, self.sums)
+            of_scores = self.skewed.product(of_scores, p, tile, heads)
         else:
             of_scores.mul_(p)
         if self.bias is None:
