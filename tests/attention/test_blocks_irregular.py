@@ -17,6 +17,7 @@ CAUSAL: list[Any] = ["alibi", "t5", "dynamic", "forgetting", "cope", "polar", ["
 DEBERTA: list[Any] = [
     {"kind": "deberta", "num_buckets": 6, "max_distance": 12, "terms": t} for t in ("both", "c2p", "p2c")
 ]
+ROUNDED: Any = {"kind": "alibi", "rounding": "bfloat16", "scale": 0.5}
 BOTH_SIDES: list[Any] = ["t5", "dynamic", {"kind": "alibi", "learned": True, "variant": "asymmetric"}, *DEBERTA[:1]]
 
 
@@ -79,6 +80,7 @@ def same_as_eager(position: object, call: dict[str, Any], **flags: Any) -> None:
 EVERY = [(s, c, {}) for s in CAUSAL for c in CASES]
 EVERY += [(s, c, {"kind": Encoder}) for s in BOTH_SIDES for c in (*CASES, "positions")]
 EVERY += [(s, c, {}) for s in DEBERTA for c in ("none", "right", "packed")]
+EVERY += [(ROUNDED, c, {}) for c in ("none", "right", "packed")]
 EVERY += [(s, "positions", {}) for s in ("alibi", "t5", "dynamic")]
 EVERY += [(s, c, {"window": 6}) for s in ("t5", "forgetting", "cope") for c in ("left", "packed")]
 EVERY += [(s, "left", {"chunk": 7}) for s in ("t5", "cope")]

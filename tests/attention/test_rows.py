@@ -115,14 +115,14 @@ def no_gradient_before_a_block(original: Callable[..., Any]) -> Callable[..., An
     return differentiate
 
 
-def no_gradient_of_most_keys(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The gradient of a bias of distance stops at a block's first query."""
+def keeps_what_was_there(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Sums along distances include numbers of a wider tile before."""
 
-    def add(self: rows.Band, grad: Tensor, heads: Span, queries: Span, keys: Span) -> None:
-        if keys.stop > queries.start:
-            original(self, grad, heads, queries, keys)
+    def product(self: rows.Skewed, *arguments: Any) -> Tensor:
+        self.filled = 0
+        return original(self, *arguments)
 
-    return add
+    return product
 
 
 BROKEN = [
@@ -131,7 +131,7 @@ BROKEN = [
     ("alibi", "backends_agree", BandTerm, "by_distance", next_distance),
     ("forgetting", "backends_agree", GateTerm, "add", forgets_keys_of_other_blocks),
     ("cope", "backends_agree", CountTerm, "add", counts_from_each_edge),
-    ("t5", "gradients_agree", rows.Band, "add", no_gradient_of_most_keys),
+    ("t5", "gradients_agree", rows.Skewed, "product", keeps_what_was_there),
     (["t5", "forgetting"], "gradients_agree", BandTerm, "differentiate", no_gradient_before_a_block),
     ("forgetting", "gradients_agree", GateTerm, "differentiate", no_gradient_before_a_block),
     ("cope", "gradients_agree", CountTerm, "_sum_values", lambda original: lambda *_: None),

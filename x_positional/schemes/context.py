@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from x_positional.schemes.spans import Span
-from x_positional.schemes.terms import ScoreTerm, SumTerm
+from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm
 
 NO_TOKEN = -1
 """The index of padding, and of a cache slot that was never written."""
@@ -228,7 +228,35 @@ class Bias:
 
     def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm | None:
         """The same bias for these blocks of queries and keys, without autograd; None if there is no such form."""
-        return None
+        first = Span(0, 1)
+        return None if self.fn(*grid(1, 1, first, first, ctx.device)).requires_grad else FixedTerm(self.fn)
+
+
+class FixedTerm(ScoreTerm):
+    """A bias that needs no gradient.
+
+    Args:
+        fn: the bias, pointwise in (b, h, q_idx, kv_idx).
+    """
+
+    inputs = ()
+
+    def __init__(self, fn: IndexFn):
+        self.fn = fn
+
+    def _of_block(self, block: ScoreBlock) -> Tensor:
+        b = torch.full((1, 1, 1, 1), block.row)
+        h = torch.arange(*block.heads)[:, None, None]
+        return self.fn(b, h, torch.arange(*block.queries)[:, None], torch.arange(*block.keys))[0]
+
+    def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> None:
+        scores += self._of_block(block).to(scores.dtype)
+
+    def differentiate(self, grad: Tensor, kept: None, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
+        """The gradient stays as it is."""
+
+    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
+        return scores + self._of_block(block).to(scores.dtype)
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,8 @@ class InTokenOrder(ScoreTerm):
     def differentiate(self, grad: Tensor, kept: Any, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
         keys, kept = kept
         if keys is None:
-            return self.term.differentiate(grad, kept, sums, block)
+            self.term.differentiate(grad, kept, sums, block)
+            return
         sorted_grad = grad[..., keys]
         self.term.differentiate(sorted_grad, kept, sums, block)
         grad[..., keys] = sorted_grad

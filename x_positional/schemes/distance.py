@@ -98,8 +98,11 @@ class BandTerm(ScoreTerm):
 
     def differentiate(self, grad: Tensor, kept: None, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
         if sums[0] is not None:
-            skewed = F.pad(grad.flip(-2), (0, grad.shape[-2]))
-            self.sum_distances(sum_skewed(skewed), block.keys.start - block.queries.stop + 1, block.heads, sums)
+            heads, rows, width = grad.shape
+            padded = F.pad(grad.flip(-2), (0, rows)).flatten(1)[:, : rows * (rows + width - 1)]
+            # a row of W + R numbers, read as one of W + R - 1, begins one place further each time
+            by_distance = padded.view(heads, rows, -1).sum(1)
+            self.sum_distances(by_distance, block.keys.start - block.queries.stop + 1, block.heads, sums)
 
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
         return scores + self._of_block(inputs[0], block)

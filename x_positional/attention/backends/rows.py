@@ -31,7 +31,6 @@ from x_positional.attention.backends.base import (
     inside_torch_func,
 )
 from x_positional.schemes.base import AttentionContext, Bias, Span
-from x_positional.schemes.distance import sum_skewed
 from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm, widened
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -40,8 +39,8 @@ FEWEST = 64
 """Queries below which one call of torch's kernel, or one matrix of scores, is at least as fast."""
 FEWEST_TRAINING, FEWEST_INFERENCE = 512, 2048
 """The same for a bias, where torch's kernel takes masks of all queries, which count in memory only for many."""
-QUERIES, KEYS, KERNEL_QUERIES = 128, 512, 512
-"""Of a tile, and the queries that torch's kernel gets at a time."""
+QUERIES, KEYS, KERNEL_QUERIES = 128, 512, 1024
+"""Of a tile, and the most queries that torch's kernel gets at a time."""
 SCORES_PER_THREAD, SCORES_OF_ROWS = 2**18, 2**21
 """Of a tile: as many heads at a time as make this many scores. The second is for a transform of whole rows."""
 
@@ -341,7 +340,7 @@ def _attend_by_kernel(
     """Fills out [B H T E] and logsumexp [B H T 1]. torch's kernel reads a mask by its strides, so that it can be a view."""
     q, k, v = tensors
     backwards, kernel = q.flip(2), torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    size = KERNEL_QUERIES if plan.ctx.T >= 4 * KERNEL_QUERIES else KERNEL_QUERIES // 2
+    size = min(KERNEL_QUERIES, max(KERNEL_QUERIES // 4, plan.ctx.T // (4 if bias.margin is None else 8)))
     for queries, seen in blocks_of(plan.ctx, size):
         whole, firsts = bias.of_block(queries, seen)
         for heads, first in _runs(firsts):
@@ -462,46 +461,56 @@ def _gradients(
     sums = [torch.zeros_like(t, memory_format=torch.contiguous_format) if t.requires_grad else None for t in inputs]
     first, second, by_keys = _buffer(plan, q), _buffer(plan, q), plan.by_keys()
     firsts = None if bias is None or bias.margin is None else [bias.of_block(*spans)[1] for spans in plan.blocks]
-    band = None if bias is None or not any(t.requires_grad for t in inputs) else Band.of(plan, q)
+    skewed = None if bias is None or not plan.terms.inputs[0].requires_grad else Skewed.of(q, k)
     for row, heads in plan.parts(len(q)):
         blocks = []
         for queries, _ in plan.blocks:
             at = row, heads.cut, queries.cut
-            found = [t[at].contiguous() if bias is None else t[at].flip(1) for t in (scaled, grad, logsumexp, delta)]
-            blocks.append(
-                BlockGradients(*found, torch.zeros_like(found[0]))
-            )  # batched products of contiguous ones are faster
-        part = KeyGradients(Scores(plan, row, inputs, first), second, heads, blocks, bias, firsts, band, sums)
+            found = [t[at].contiguous() for t in (scaled, grad, logsumexp, delta)]  # their batched products are faster
+            found = found if bias is None else [t.flip(1) for t in found]
+            blocks.append(BlockGradients(*found, torch.zeros_like(found[0])))
+        part = KeyGradients(Scores(plan, row, inputs, first), second, heads, blocks, bias, firsts, skewed, sums)
         for keys, tiles in by_keys:
             at = row, heads.cut, keys.cut
             dk[at], dv[at] = part.of_keys(k[at].contiguous(), v[at].contiguous(), keys, tiles)
         for (queries, _), block in zip(plan.blocks, blocks, strict=True):
             dq[row, heads.cut, queries.cut] = (block.dq if bias is None else block.dq.flip(1)).mul_(plan.scale)
-    if band is not None:
-        plan.terms.sum_distances(sum_skewed(band.sums), band.first - QUERIES + 1, Span(0, q.shape[1]), sums)
+    if skewed is not None:
+        plan.terms.sum_distances(skewed.total, 1 - q.shape[2], Span(0, q.shape[1]), sums)
     return dq, dk, dv, *sums
 
 
 @dataclass
-class Band:
-    """Sums of the gradients of scores, by the place of a key relative to the first query of its block."""
+class Skewed:
+    """Sums products of two tiles by distance."""
 
-    sums: Tensor
-    """[H QUERIES keys + QUERIES], with the last query of a block in the first row, and zeros at the end of each row."""
-    first: int
-    """The place of the first column."""
+    queries: int
+    """T."""
+    total: Tensor
+    """[H T + S - 1], at key minus query = 1 - T, 2 - T, ..."""
+    buffer: Tensor
+    """[G QUERIES KEYS + QUERIES], with zeros from `filled` on."""
+    filled: int = 0
 
     @classmethod
-    def of(cls, plan: RowsPlan, like: Tensor) -> "Band":
-        """Wide enough for all blocks."""
-        first = min(keys.start - queries.start for queries, keys in plan.blocks)
-        width = max(keys.stop - queries.start for queries, keys in plan.blocks) - first
-        return cls(like.new_zeros(like.shape[1], QUERIES, width + QUERIES), first)
+    def of(cls, q: Tensor, k: Tensor) -> "Skewed":
+        """For tiles of these queries and keys."""
+        heads, queries = q.shape[1:3]
+        total, buffer = q.new_zeros(heads, queries + k.shape[2] - 1), q.new_zeros(heads, QUERIES, KEYS + QUERIES)
+        return cls(queries, total, buffer)
 
-    def add(self, grad: Tensor, heads: Span, queries: Span, keys: Span) -> None:
-        """grad: [G R W], queries in reverse order."""
-        start, rows = queries.start + self.first, grad.shape[1]
-        self.sums[heads.cut, QUERIES - rows :, keys.start - start : keys.stop - start] += grad
+    def product(self, a: Tensor, b: Tensor, tile: Tile, heads: Span) -> Tensor:
+        """[G R W] a * b, with queries in reverse order; adds it to `total`."""
+        count, rows, width = a.shape
+        self.buffer[..., width : self.filled] = 0
+        self.filled = width
+        out = torch.mul(a, b, out=self.buffer[:count, :rows, :width])
+        # each row is one place further from its keys: read with a stride of one less, it begins among the zeros of the row before
+        shape, first = (count, rows, width + rows - 1), tile.keys.start - tile.queries.stop
+        sums = out.as_strided(shape, (out.stride(0), out.stride(1) - 1, 1)).sum(1)
+        start = first + self.queries
+        self.total[heads.cut, start : start + shape[2]] += sums
+        return out
 
 
 @dataclass
@@ -517,8 +526,8 @@ class KeyGradients:
     bias: DistanceBias | None
     firsts: Sequence[Sequence[int]] | None
     """For each block, the first key that counts in each head of the model. None is all."""
-    band: Band | None
-    """Where there is a bias of distance, the place of its gradient, which grows; None where it needs none."""
+    skewed: Skewed | None
+    """For the gradient of a bias of distance; None where there is none, or it needs none."""
     sums: Sequence[Tensor | None]
     """The gradients of the inputs, which grow."""
 
@@ -526,26 +535,35 @@ class KeyGradients:
         """The gradients of some keys [G W D] and values [G W E]."""
         dk, dv = torch.zeros_like(k), torch.zeros_like(v)
         for tile in self.scores.plan.seen(self.scores.row, tiles):
-            heads, cut = self.heads_of(tile), slice(tile.keys.start - keys.start, tile.keys.stop - keys.start)
+            heads, block, found = self.heads_of(tile), self.blocks[tile.index], (k, v, dk, dv)
             if heads.start == heads.stop:
                 continue
-            mine = slice(heads.start - self.heads.start, heads.stop - self.heads.start)
-            block, at = BlockGradients(*(t[mine] for t in self.blocks[tile.index])), (mine, cut)
-            p, kept = self.probabilities(tile, heads, block, k[at])
-            of_scores = self.buffer[: p.numel()].view(p.shape)
-            undropped = self.scores.plan.kept(self.scores.row, heads, tile)
-            dv[at].baddbmm_((p if undropped is None else torch.mul(p, undropped, out=of_scores)).mT, block.grad)
-            torch.bmm(block.grad, v[at].mT, out=of_scores)
-            if undropped is not None:
-                of_scores.mul_(undropped)
-            of_scores.sub_(block.delta).mul_(p)
-            if self.bias is None:
-                self.scores.plan.terms.differentiate(of_scores, kept, self.sums, self.scores.block(tile, heads))
-            elif self.band is not None:
-                self.band.add(of_scores, heads, tile.queries, tile.keys)
-            block.dq.baddbmm_(of_scores, k[at])
-            dk[at].baddbmm_(of_scores.mT, block.q)
+            if heads != self.heads or tile.keys != keys:
+                mine = slice(heads.start - self.heads.start, heads.stop - self.heads.start)
+                cut = slice(tile.keys.start - keys.start, tile.keys.stop - keys.start)
+                block, found = BlockGradients(*(t[mine] for t in block)), tuple(t[mine, cut] for t in found)
+            self.of_tile(tile, heads, block, *found)
         return dk, dv
+
+    def of_tile(
+        self, tile: Tile, heads: Span, block: BlockGradients, k: Tensor, v: Tensor, dk: Tensor, dv: Tensor
+    ) -> None:
+        """Adds the gradients of a tile to those of its queries, keys, values and inputs."""
+        plan, (p, kept) = self.scores.plan, self.probabilities(tile, heads, block, k)
+        of_scores, undropped = self.buffer[: p.numel()].view(p.shape), plan.kept(self.scores.row, heads, tile)
+        dv.baddbmm_((p if undropped is None else torch.mul(p, undropped, out=of_scores)).mT, block.grad)
+        torch.bmm(block.grad, v.mT, out=of_scores)
+        if undropped is not None:
+            of_scores.mul_(undropped)
+        of_scores.sub_(block.delta)
+        if self.skewed is not None:
+            of_scores = self.skewed.product(of_scores, p, tile, heads)
+        else:
+            of_scores.mul_(p)
+        if self.bias is None:
+            plan.terms.differentiate(of_scores, kept, self.sums, self.scores.block(tile, heads))
+        block.dq.baddbmm_(of_scores, k)
+        dk.baddbmm_(of_scores.mT, block.q)
 
     def probabilities(self, tile: Tile, heads: Span, block: BlockGradients, k: Tensor) -> tuple[Tensor, Any]:
         """[G R W], and what the terms keep."""
