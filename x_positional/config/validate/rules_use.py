@@ -157,8 +157,7 @@ def prefixes_stay_the_same(case: Case) -> Iterator[str]:
 
 @rule("warning", needs="backend")
 def sdpa_falls_back(case: Case) -> Iterator[str]:
-    """scaled_dot_product_attention falls back to its math kernel, silently, where no fused one supports the shapes. On a CPU long
-    sequences are computed by blocks of queries in its place."""
+    """scaled_dot_product_attention falls back to its math kernel, silently, where no fused one supports the shapes."""
     kernel, reasons = kernel_of(case)
     fewest = blocks_from(case)
     if kernel == "math" and (fewest is None or (case.max_seq_len or fewest) < fewest):
