@@ -136,7 +136,9 @@ class RowsPlan:
             if visible is not None:
                 seen = visible[row % len(visible), 0]
                 cut = slice(span.start - keys.start, span.stop - keys.start)
-                found.append(Hidden(cut, seen, torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))))
+                found.append(
+                    Hidden(cut, seen, torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, float("-inf")))
+                )
         return found
 
     def each_block(self, batch: int) -> Iterator[ScoreBlock]:
@@ -261,7 +263,7 @@ class DistanceBias:
             lengths = [torch.linalg.vector_norm(t, dim=-1).amax(2) for t in (q, k)]
             margin = (lengths[0] * lengths[1]).amax(0)[:, None].mul_(2 * abs(plan.scale)).add_(least)
         if ctx.visible is not None:
-            distance = own - torch.arange(low, low + table.shape[-1])
+            distance = own - torch.arange(low, low + table.shape[-1], device=table.device)
             hidden = distance < 0 if ctx.causal else torch.zeros_like(distance, dtype=torch.bool)
             if ctx.window.size is not None:
                 hidden |= distance.abs() >= ctx.window.size
