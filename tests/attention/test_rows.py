@@ -1,6 +1,7 @@
 """Attention by blocks of queries: exact at every edge of a block, differentiable twice, and linear in memory."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from tests.support.draws import draws
 from tests.support.largest import largest_and_saved
-from x_positional import Decoder, TransformerWrapper
+from x_positional import Alibi, Decoder, TransformerWrapper
 from x_positional.attention.backends import rows
 from x_positional.schemes.base import AttentionContext
 from x_positional.schemes.cope import CountTerm
@@ -171,6 +172,46 @@ def test_gradients_of_all_gradients_are_those_of_eager(position: object) -> None
         found.append([g for g in (*first, *second) if g is not None])
     for got, want in zip(*found, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+
+
+def steep_difference(monkeypatch: pytest.MonkeyPatch) -> tuple[float, set[int]]:
+    """ALiBi with steep heads beside eager: the largest difference of the result and the gradients, over float64's precision, and
+    the numbers of heads that tiles were computed for."""
+    for name, size in (("FEWEST_TRAINING", 1), ("QUERIES", 16), ("KEYS", 32), ("KERNEL_QUERIES", 64)):
+        monkeypatch.setattr(rows, name, size)
+    counts, heads_of = set(), rows.KeyGradients.heads_of
+
+    def counted(self: rows.KeyGradients, tile: rows.Tile) -> Span:
+        heads = heads_of(self, tile)
+        counts.add(heads.stop - heads.start)
+        return heads
+
+    monkeypatch.setattr(rows.KeyGradients, "heads_of", counted)
+    tokens, found = torch.arange(2 * 200).reshape(2, 200) % 11, []
+    for backend in ("auto", "eager"):
+        net = model(Alibi(slopes=(4.0, 2.0), learned=True), backend, length=200).double()
+        out = net(tokens)
+        found.append([out, *torch.autograd.grad(out.square().mean(), [p for p in net.parameters() if p.requires_grad])])
+    scale = max(float(want.detach().abs().max()) for want in found[1])
+    worst = max(float((got - want).detach().abs().max()) for got, want in zip(*found, strict=True))
+    return worst / scale / torch.finfo(torch.float64).eps, counts
+
+
+def test_keys_that_do_not_count_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    difference, heads = steep_difference(monkeypatch)
+    assert difference < 1000
+    assert heads == {0, 1, 2}
+
+
+def test_leaving_out_keys_that_count_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = rows.DistanceBias.of.__func__  # type: ignore[attr-defined]
+
+    def narrow(cls: Any, *arguments: Any) -> Any:
+        bias = of(cls, *arguments)
+        return replace(bias, margin=torch.full_like(bias.margin, 10.0))
+
+    monkeypatch.setattr(rows.DistanceBias, "of", classmethod(narrow))
+    assert steep_difference(monkeypatch)[0] > 10_000
 
 
 def largest(position: object, length: int) -> tuple[int, int]:

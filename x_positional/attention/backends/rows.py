@@ -150,7 +150,8 @@ class RowsPlan:
                 continue
             seen = self.ctx.visible_in_row(row, queries, span)
             cut = slice(span.start - keys.start, span.stop - keys.start)
-            found.append(Hidden(cut, seen, torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))))
+            mask = torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, float("-inf"))
+            found.append(Hidden(cut, seen, mask))
         return found
 
     def _count(self, row: int, queries: Span, keys: Span) -> int:
@@ -305,7 +306,7 @@ class DistanceBias:
             lengths = [torch.linalg.vector_norm(t, dim=-1).amax(2) for t in (q, k)]
             margin = (lengths[0] * lengths[1]).amax(0)[:, None].mul_(2 * abs(plan.scale)).add_(least)
         if ctx.visible is not None:
-            distance = own - torch.arange(low, low + table.shape[-1])
+            distance = own - torch.arange(low, low + table.shape[-1], device=table.device)
             hidden = distance < 0 if ctx.causal else torch.zeros_like(distance, dtype=torch.bool)
             if ctx.window.size is not None:
                 hidden |= distance.abs() >= ctx.window.size
