@@ -73,8 +73,8 @@ def blocks_for(ctx: AttentionContext) -> list[tuple[Span, Span]]:
 class Tile(NamedTuple):
     """Some queries and a range of keys visible to them."""
 
-    index: int
-    """The number of the block of queries."""
+    number: int
+    """Of the block of queries."""
     queries: Span
     """R queries."""
     keys: Span
@@ -161,7 +161,7 @@ class RowsPlan:
             self.counts[place] = int(self.ctx.visible_in_row(row, queries, keys).sum())
         return self.counts[place]
 
-    def seen(self, row: int, tiles: list[Tile]) -> list[Tile]:
+    def seen(self, row: int, tiles: Sequence[Tile]) -> Sequence[Tile]:
         """The tiles in which some key is visible in a row of the batch; at least one."""
         if self.ctx.simple_mask:
             return tiles
@@ -382,22 +382,18 @@ def _attend_by_tiles(
 
 def _attend(part: Scores, heads: Span, q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[Tile]) -> tuple[Tensor, Tensor]:
     """[G R E] of some queries, and the logarithm [G R 1] of the sum of exp(score); q: [G R D], k: [G S D], v: [G S E]."""
-    limits, terms = torch.finfo(q.dtype), part.plan.terms
-    total = sums = highest = None
+    limits, rows = torch.finfo(q.dtype), (*q.shape[:2], 1)
+    highest, sums, total = q.new_full(rows, limits.min), q.new_zeros(rows), q.new_zeros(*q.shape[:2], v.shape[2])
     for tile in tiles:
         scores, hidden, _ = part.of(tile, heads, q, k[:, tile.keys.cut])
-        top = scores.amax(-1, keepdim=True).clamp_(min=limits.min)  # finite also where a query sees no key
-        top = top if highest is None else torch.maximum(top, highest)
-        _exp_(scores.sub_(top), hidden, terms)
-        own, kept = scores.sum(-1, keepdim=True), part.plan.kept(part.row, heads, tile)
+        top = torch.maximum(highest, scores.amax(-1, keepdim=True))  # finite also where a query sees no key
+        _exp_(scores.sub_(top), hidden, part.plan.terms)
+        shrink = highest.sub_(top).exp_()
+        sums.mul_(shrink).add_(scores.sum(-1, keepdim=True))
+        kept = part.plan.kept(part.row, heads, tile)
         if kept is not None:
             scores.mul_(kept)
-        if total is None or sums is None or highest is None:
-            total, sums = torch.bmm(scores, v[:, tile.keys.cut]), own
-        else:
-            shrink = highest.sub_(top).exp_()
-            sums.mul_(shrink).add_(own)
-            total.mul_(shrink).baddbmm_(scores, v[:, tile.keys.cut])
+        total.mul_(shrink).baddbmm_(scores, v[:, tile.keys.cut])
         highest = top
     sums.clamp_(min=limits.tiny)
     total.div_(sums)
@@ -469,7 +465,7 @@ def _gradients(
             at = row, heads.cut, queries.cut
             found = [t[at].contiguous() for t in (scaled, grad, logsumexp, delta)]  # their batched products are faster
             found = found if bias is None else [t.flip(1) for t in found]
-            blocks.append(BlockGradients(*found, torch.zeros_like(found[0])))
+            blocks.append(BlockGradients._make([*found, torch.zeros_like(found[0])]))
         part = KeyGradients(Scores(plan, row, inputs, first), second, heads, blocks, bias, firsts, skewed, sums)
         for keys, tiles in by_keys:
             at = row, heads.cut, keys.cut
@@ -536,13 +532,13 @@ class KeyGradients:
         """The gradients of some keys [G W D] and values [G W E]."""
         dk, dv = torch.zeros_like(k), torch.zeros_like(v)
         for tile in self.scores.plan.seen(self.scores.row, tiles):
-            heads, block, found = self.heads_of(tile), self.blocks[tile.index], (k, v, dk, dv)
+            heads, block, found = self.heads_of(tile), self.blocks[tile.number], (k, v, dk, dv)
             if heads.start == heads.stop:
                 continue
             if heads != self.heads or tile.keys != keys:
                 mine = slice(heads.start - self.heads.start, heads.stop - self.heads.start)
                 cut = slice(tile.keys.start - keys.start, tile.keys.stop - keys.start)
-                block, found = BlockGradients(*(t[mine] for t in block)), tuple(t[mine, cut] for t in found)
+                block, found = BlockGradients._make(t[mine] for t in block), tuple(t[mine, cut] for t in found)
             self.of_tile(tile, heads, block, *found)
         return dk, dv
 
@@ -583,7 +579,7 @@ class KeyGradients:
         """The heads in which some key of a tile counts, and those between them."""
         if self.firsts is None:
             return self.heads
-        firsts = self.firsts[tile.index]
+        firsts = self.firsts[tile.number]
         found = [head for head in range(*self.heads) if firsts[head] < tile.keys.stop]
         return Span(found[0], found[-1] + 1) if found else Span(self.heads.start, self.heads.start)
 
