@@ -414,7 +414,10 @@ BACKENDS = [
     warning(rules_use.sdpa_falls_back, device="cuda", dtype="float64", window=64),
     warning(rules_use.sdpa_falls_back, device="cuda", dtype="bfloat16", window=64, kv_heads=2),
     warning(rules_use.sdpa_falls_back, device="cpu", position="t5", train=True),
-    warning(rules_use.sdpa_falls_back, device="cpu", attn={"dropout": 0.1}, train=True),
+    warning(rules_use.sdpa_falls_back, device="cpu", attn={"dropout": 0.1}, train=True, max_seq_len=48),
+    warning(
+        rules_use.sdpa_falls_back, device="cpu", position="t5", window=64, keep_first=4, train=True, max_seq_len=1024
+    ),
 ]
 
 USES = [

@@ -1,6 +1,7 @@
 """Attention by blocks of queries: exact at every edge of a block, differentiable twice, and linear in memory."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.support.draws import draws
-from tests.support.largest import Largest
-from x_positional import Decoder, TransformerWrapper
+from tests.support.largest import largest_and_saved
+from x_positional import Alibi, Decoder, TransformerWrapper
 from x_positional.attention.backends import rows
 from x_positional.schemes.base import AttentionContext
 from x_positional.schemes.cope import CountTerm
@@ -30,8 +31,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of four queries for any length, and counts over three keys at a time."""
     for fewest in ("FEWEST", "FEWEST_TRAINING", "FEWEST_INFERENCE"):
         monkeypatch.setattr(rows, fewest, 1)
-    monkeypatch.setattr(rows, "MOST_QUERIES", 4)
-    monkeypatch.setattr(rows, "FEWEST_QUERIES", 4)
+    monkeypatch.setattr(rows, "QUERIES", 4)
+    monkeypatch.setattr(rows, "KEYS", 6)
+    monkeypatch.setattr(rows, "KERNEL_QUERIES", 4)
     monkeypatch.setattr(CountTerm, "width", 3)
 
 
@@ -66,6 +68,16 @@ def shifted_band(original: Callable[..., Any]) -> Callable[..., Any]:
         return found.roll(1, -1) if block.queries.start else found
 
     return of_block
+
+
+def next_distance(original: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's kernel reads the bias of the next distance."""
+
+    def by_distance(self: BandTerm, inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
+        table, low = original(self, inputs)
+        return table, low + 1
+
+    return by_distance
 
 
 def forgets_keys_of_other_blocks(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,12 +116,24 @@ def no_gradient_before_a_block(original: Callable[..., Any]) -> Callable[..., An
     return differentiate
 
 
+def keeps_what_was_there(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Sums along distances include numbers of a wider tile before."""
+
+    def product(self: rows.Skewed, *arguments: Any) -> Tensor:
+        self.filled = 0
+        return original(self, *arguments)
+
+    return product
+
+
 BROKEN = [
     ("polar", "backends_agree", AttentionContext, "edges_of", forgets_the_edge),
-    ("alibi", "backends_agree", BandTerm, "_of_block", shifted_band),
+    (["alibi", "forgetting"], "backends_agree", BandTerm, "_of_block", shifted_band),
+    ("alibi", "backends_agree", BandTerm, "by_distance", next_distance),
     ("forgetting", "backends_agree", GateTerm, "add", forgets_keys_of_other_blocks),
     ("cope", "backends_agree", CountTerm, "add", counts_from_each_edge),
-    ("t5", "gradients_agree", BandTerm, "differentiate", no_gradient_before_a_block),
+    ("t5", "gradients_agree", rows.Skewed, "product", keeps_what_was_there),
+    (["t5", "forgetting"], "gradients_agree", BandTerm, "differentiate", no_gradient_before_a_block),
     ("forgetting", "gradients_agree", GateTerm, "differentiate", no_gradient_before_a_block),
     ("cope", "gradients_agree", CountTerm, "_sum_values", lambda original: lambda *_: None),
 ]
@@ -117,7 +141,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("scheme", "check", "owner", "name", "broken"), BROKEN)
 def test_broken_edges_are_rejected(
-    small_blocks: None, monkeypatch: pytest.MonkeyPatch, scheme: str, check: str, owner: type, name: str, broken: Any
+    small_blocks: None, monkeypatch: pytest.MonkeyPatch, scheme: Any, check: str, owner: type, name: str, broken: Any
 ) -> None:
     monkeypatch.setattr(owner, name, broken(getattr(owner, name)))
     found = result(scheme, check)
@@ -150,28 +174,58 @@ def test_gradients_of_all_gradients_are_those_of_eager(position: object) -> None
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
 
 
-def largest_and_saved(position: object, length: int) -> tuple[int, int]:
-    """Elements of the largest tensor of a training step, and of all tensors saved for its backward pass."""
-    net, saved = model(position, length=length), {}
+def steep_difference(monkeypatch: pytest.MonkeyPatch) -> tuple[float, set[int]]:
+    """ALiBi with steep heads beside eager: the largest difference of the result and the gradients, over float64's precision, and
+    the numbers of heads that tiles were computed for."""
+    for name, size in (("FEWEST_TRAINING", 1), ("QUERIES", 16), ("KEYS", 32), ("KERNEL_QUERIES", 64)):
+        monkeypatch.setattr(rows, name, size)
+    counts, heads_of = set(), rows.KeyGradients.heads_of
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def counted(self: rows.KeyGradients, tile: rows.Tile) -> Span:
+        heads = heads_of(self, tile)
+        counts.add(heads.stop - heads.start)
+        return heads
 
-    with Largest() as largest:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = net(torch.zeros(1, length, dtype=torch.long)).square().mean()
-        loss.backward()
-    return largest.elements, sum(saved.values())
+    monkeypatch.setattr(rows.KeyGradients, "heads_of", counted)
+    tokens, found = torch.arange(2 * 200).reshape(2, 200) % 11, []
+    for backend in ("auto", "eager"):
+        net = model(Alibi(slopes=(4.0, 2.0), learned=True), backend, length=200).double()
+        out = net(tokens)
+        found.append([out, *torch.autograd.grad(out.square().mean(), [p for p in net.parameters() if p.requires_grad])])
+    scale = max(float(want.detach().abs().max()) for want in found[1])
+    worst = max(float((got - want).detach().abs().max()) for got, want in zip(*found, strict=True))
+    return worst / scale / torch.finfo(torch.float64).eps, counts
+
+
+def test_keys_that_do_not_count_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    difference, heads = steep_difference(monkeypatch)
+    assert difference < 1000
+    assert heads == {0, 1, 2}
+
+
+def test_leaving_out_keys_that_count_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = rows.DistanceBias.of.__func__  # type: ignore[attr-defined]
+
+    def narrow(cls: Any, *arguments: Any) -> Any:
+        bias = of(cls, *arguments)
+        return replace(bias, margin=torch.full_like(bias.margin, 10.0))
+
+    monkeypatch.setattr(rows.DistanceBias, "of", classmethod(narrow))
+    assert steep_difference(monkeypatch)[0] > 10_000
+
+
+def largest(position: object, length: int) -> tuple[int, int]:
+    """Elements of the largest tensor of a training step, and the bytes that it saves."""
+    net = model(position, length=length)
+    return largest_and_saved(lambda: net(torch.zeros(1, length, dtype=torch.long)).square().mean())
 
 
 @pytest.mark.parametrize("position", SCHEMES)
 def test_no_tensor_of_a_training_step_grows_with_the_square_of_the_length(
     monkeypatch: pytest.MonkeyPatch, position: object
 ) -> None:
-    monkeypatch.setattr(rows, "MOST_QUERIES", 32)
-    (short, saved), (long, saved_long) = largest_and_saved(position, 512), largest_and_saved(position, 1024)
+    monkeypatch.setattr(rows, "QUERIES", 32)
+    (short, saved), (long, saved_long) = largest(position, 512), largest(position, 1024)
     assert short < 512**2 / 2
     assert long <= 2.2 * short
     assert saved_long <= 2.2 * saved

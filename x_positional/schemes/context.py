@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from x_positional.schemes.spans import Span
-from x_positional.schemes.terms import ScoreTerm, SumTerm
+from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm
 
 NO_TOKEN = -1
 """The index of padding, and of a cache slot that was never written."""
@@ -123,6 +123,13 @@ class AttentionContext:
         return square and unlimited and self.causal and self.q_documents is None
 
     @property
+    def simple_mask(self) -> bool:
+        """Only causality and a window of a size hide keys, so the host knows which."""
+        return (
+            self.ordered and self.q_documents is None and self.window.chunk is None and not self.window.keep_first
+        ) or self.visible is None
+
+    @property
     def mask_batch(self) -> int:
         """1 if all rows share positions and masks, otherwise B."""
         per_row = (self.q_index, self.kv_index, self.q_positions, self.kv_positions)
@@ -162,10 +169,9 @@ class AttentionContext:
         """The keys, in ranges, that may be hidden from some of these queries; all others are visible to each of them."""
         if self.visible is None:
             return []
-        window = self.window
-        if not self.ordered or self.q_documents is not None or window.chunk is not None or window.keep_first:
+        if not self.simple_mask:
             return [keys]
-        offset, size = self.q_start - self.kv_start, window.size
+        offset, size = self.q_start - self.kv_start, self.window.size
         first, last = offset + rows.start, offset + rows.stop - 1  # the own keys of the first and the last query
         left = keys.start if size is None else min(keys.stop, max(keys.start, last - size + 1))
         right = first + 1 if self.causal else keys.stop if size is None else first + size
@@ -177,6 +183,13 @@ class AttentionContext:
         if self.visible is None:
             return None
         return self.visible(*grid(self.mask_batch, 1, rows, keys or self.every_key, self.device))
+
+    def visible_in_row(self, row: int, queries: Span, keys: Span) -> Tensor:
+        """[queries keys] bool, in one row of the batch."""
+        _, h, i, j = grid(1, 1, queries, keys, self.device)
+        if self.visible is None:
+            return torch.ones(len(i), len(j), dtype=torch.bool, device=self.device)
+        return self.visible(torch.full_like(h, row)[None], h, i, j)[0, 0]
 
     def block(self, rows: Span, keys: Span) -> "AttentionContext":
         """The same context for some of its queries and keys, for a transform of scores."""
@@ -217,7 +230,35 @@ class Bias:
 
     def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm | None:
         """The same bias for these blocks of queries and keys, without autograd; None if there is no such form."""
-        return None
+        first = Span(0, 1)
+        return None if self.fn(*grid(1, 1, first, first, ctx.device)).requires_grad else FixedTerm(self.fn)
+
+
+class FixedTerm(ScoreTerm):
+    """A bias that needs no gradient.
+
+    Args:
+        fn: the bias, pointwise in (b, h, q_idx, kv_idx).
+    """
+
+    inputs = ()
+
+    def __init__(self, fn: IndexFn):
+        self.fn = fn
+
+    def _of_block(self, block: ScoreBlock) -> Tensor:
+        b = torch.full((1, 1, 1, 1), block.row)
+        h = torch.arange(*block.heads)[:, None, None]
+        return self.fn(b, h, torch.arange(*block.queries)[:, None], torch.arange(*block.keys))[0]
+
+    def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> None:
+        scores += self._of_block(block).to(scores.dtype)
+
+    def differentiate(self, grad: Tensor, kept: None, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
+        """The gradient stays as it is."""
+
+    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
+        return scores + self._of_block(block).to(scores.dtype)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ B batch, T query tokens, S key tokens, H heads, D head dim, P counted positions.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -44,9 +44,10 @@ class CopeScores(PositionScheme):
         return _counted(scores, _suffix_sums(gates, order), (q @ self.table.to(q.dtype).t()).to(scores.dtype))
 
     def row_term(self, q: Tensor, ctx: AttentionContext) -> ScoreTerm | None:
-        if type(self).transform_scores is not CopeScores.transform_scores or not ctx.ordered:
+        if type(self).transform_scores is not CopeScores.transform_scores:
             return None
-        return CountTerm(q @ self.table.to(q.dtype).t())
+        count, order = CountTerm(q @ self.table.to(q.dtype).t()), ctx.key_order()
+        return count if order is None else InTokenOrder(count, order)
 
 
 def _suffix_sums(gates: Tensor, order: Tensor | None = None) -> Tensor:
@@ -88,6 +89,7 @@ class CountTerm(ScoreTerm):
         per_count: [B H T P], the score of each count.
     """
 
+    whole_rows = True
     width: ClassVar[int] = 128
     """Keys at a time. Their gates are summed by a product with a triangle of ones."""
 
@@ -95,7 +97,7 @@ class CountTerm(ScoreTerm):
         self.inputs = (per_count,)
 
     def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> list[Counted]:
-        values = inputs[0][block.row, :, block.queries.cut]
+        values = inputs[0][block.row, block.heads.cut, block.queries.cut]
         last, stop = values.shape[-1] - 1, scores.shape[-1]
         sum_before, found = scores.new_zeros(()), []
         while stop:
@@ -125,18 +127,62 @@ class CountTerm(ScoreTerm):
             above.add_(of_gates.mul_(counted.gates).mul_(1 - counted.gates))
         if sums[0] is not None:
             of_rest = grad[..., : kept[-1].keys.start].sum(-1)
-            sums[0][block.row, :, block.queries.cut, -1] += of_rest
+            sums[0][block.row, block.heads.cut, block.queries.cut, -1] += of_rest
 
     def _sum_values(self, values: Tensor | None, above: Tensor, counted: Counted, block: ScoreBlock) -> None:
         """Adds the gradient of a few scores to that of the scores per count."""
         if values is not None:
             part, last = above * counted.fraction, values.shape[-1] - 1
-            here = values[block.row, :, block.queries.cut]
+            here = values[block.row, block.heads.cut, block.queries.cut]
             here.scatter_add_(-1, counted.low, above - part)
             here.scatter_add_(-1, (counted.low + 1).clamp_(max=last), part)
 
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
-        return _counted(scores, _suffix_sums(scores.sigmoid()), inputs[0][block.row, :, block.queries.cut])
+        return _counted(
+            scores, _suffix_sums(scores.sigmoid()), inputs[0][block.row, block.heads.cut, block.queries.cut]
+        )
+
+
+class InTokenOrder(ScoreTerm):
+    """A term that reads keys in token order, where slots may be in another.
+
+    Args:
+        term: the term.
+        order: [B|1 S], the slots in token order.
+    """
+
+    def __init__(self, term: ScoreTerm, order: Tensor):
+        self.inputs, self.whole_rows, self.term, self.order = term.inputs, term.whole_rows, term, order
+
+    def _keys(self, block: ScoreBlock) -> Tensor | None:
+        """[W] the block's keys in token order; None if they are already."""
+        order = self.order[block.row % len(self.order)]
+        mine = order[(order >= block.keys.start) & (order < block.keys.stop)] - block.keys.start
+        return None if bool((mine.diff() == 1).all()) else mine
+
+    def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Any:
+        keys = self._keys(block)
+        if keys is None:
+            return None, self.term.add(scores, inputs, block)
+        sorted_scores = scores[..., keys]
+        kept = self.term.add(sorted_scores, inputs, block)
+        scores[..., keys] = sorted_scores
+        return keys, kept
+
+    def differentiate(self, grad: Tensor, kept: Any, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
+        keys, kept = kept
+        if keys is None:
+            self.term.differentiate(grad, kept, sums, block)
+            return
+        sorted_grad = grad[..., keys]
+        self.term.differentiate(sorted_grad, kept, sums, block)
+        grad[..., keys] = sorted_grad
+
+    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
+        keys = self._keys(block)
+        if keys is None:
+            return self.term.recorded(scores, inputs, block)
+        return self.term.recorded(scores[..., keys], inputs, block)[..., keys.argsort()]
 
 
 def _ones(gates: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ B batch, T query tokens, S key tokens, H heads, N distances. A distance is query
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,66 +45,144 @@ class ToeplitzBias(Bias):
         return table.masked_fill(hidden, float("-inf"))
 
     def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm:
-        """Every block is a range of the same band: distances depend on where a key is relative to the block's first query."""
-        queries = max(rows.stop - rows.start for rows, _ in blocks)
-        first = min(keys.start - rows.start for rows, keys in blocks)
-        width = max(keys.stop - rows.start for rows, keys in blocks) - first
-        nearest = (
-            ctx.q_start - ctx.kv_start - first - (width - 1) - self.low
-        )  # of the first query, the last key; in the table
-        before, after = max(0, -nearest), max(0, nearest + width + queries - 1 - self.table.shape[-1])
-        table = F.pad(self.table, (before, after))[:, nearest + before :]  # what is padded, no query and key have
-        return BandTerm(_Band.apply(table, queries, width), first)
+        return BandTerm(self.table, self.low, ctx.q_start - ctx.kv_start)
 
 
-class _Band(torch.autograd.Function):
-    """[H distances] -> [H R keys], where key c of query r has distance r - c + keys - 1, counted from the first."""
+@dataclass(frozen=True)
+class LookupBias(Bias):
+    """The bias of any whole positions, from a table of distances."""
 
-    generate_vmap_rule = True
+    table: Tensor
+    """[H N], the bias at distances low, low + 1, ..."""
+    low: int
+    """The smallest distance in the table."""
 
-    @staticmethod
-    def forward(table: Tensor, queries: int, width: int) -> Tensor:  # type: ignore[override]
-        return table[:, : queries + width - 1].flip(-1).unfold(-1, width, 1).flip(-2)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.distances = inputs[0].shape[-1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = grads
-        heads, queries, width = grad.shape
-        # a row of R + keys numbers, read as one of R + keys - 1, begins one place further each time
-        skewed = F.pad(grad.flip(-2), (0, queries)).flatten(1)[:, : queries * (queries + width - 1)]
-        sums = skewed.view(heads, queries, -1).sum(1).flip(-1)
-        return F.pad(sums, (0, ctx.distances - sums.shape[-1])), None, None
+    def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm:
+        return LookupTerm(self.table, self.low, ctx)
 
 
 class BandTerm(ScoreTerm):
     """A bias of distance.
 
     Args:
-        band: [H R keys], the bias of the first R queries and all keys that any block has, relative to its first query.
-        first: the first key of the band, relative to the first query.
+        table: [H N], the bias at distances low, low + 1, ... Beyond either end keys are hidden.
+        low: the smallest distance in the table.
+        offset: the distance of the first query and the first key.
     """
 
-    def __init__(self, band: Tensor, first: int):
-        self.inputs, self.first = (band,), first
+    def __init__(self, table: Tensor, low: int, offset: int):
+        self.inputs, self.low, self.offset = (table,), low, offset
 
-    def _of_block(self, band: Tensor, block: ScoreBlock) -> Tensor:
-        start = block.queries.start + self.first
-        queries = block.queries.stop - block.queries.start
-        return band[:, :queries, block.keys.start - start : block.keys.stop - start]
+    def by_distance(self, inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
+        (table,) = inputs
+        return table.flip(-1), self.offset - self.low - table.shape[-1] + 1
+
+    def sum_distances(self, grad: Tensor, low: int, heads: Span, sums: Sequence[Tensor | None]) -> None:
+        (total,) = sums
+        if total is not None:
+            start = self.offset - low - grad.shape[-1] + 1 - self.low  # in the table, of the last column of grad
+            size = total.shape[-1]
+            first, last = max(0, start), min(size, start + grad.shape[-1])
+            total[heads.cut, first:last] += grad.flip(-1)[:, first - start : last - start]
+
+    def _of_block(self, table: Tensor, block: ScoreBlock) -> Tensor:
+        """[G R W]. Each row is a window of the table by key minus query, one place before that of the row above."""
+        by_key, low = self.by_distance((table[block.heads.cut],))
+        start, stop = block.keys.start - block.queries.stop + 1 - low, block.keys.stop - block.queries.start - low
+        before, after = max(0, -start), max(0, stop - by_key.shape[-1])
+        window = F.pad(by_key, (before, after))[:, start + before : stop + before]
+        return window.unfold(-1, block.keys.stop - block.keys.start, 1).flip(-2)
 
     def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> None:
         scores += self._of_block(inputs[0], block)
 
     def differentiate(self, grad: Tensor, kept: None, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
         if sums[0] is not None:
-            self._of_block(sums[0], block).add_(grad)
+            heads, rows, width = grad.shape
+            padded = F.pad(grad.flip(-2), (0, rows)).flatten(1)[:, : rows * (rows + width - 1)]
+            # a row of W + R numbers, read as one of W + R - 1, begins one place further each time
+            by_distance = padded.view(heads, rows, -1).sum(1)
+            self.sum_distances(by_distance, block.keys.start - block.queries.stop + 1, block.heads, sums)
 
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
         return scores + self._of_block(inputs[0], block)
+
+
+class LookupTerm(ScoreTerm):
+    """A bias of distance where rows are padded or packed: a window of the table in blocks where distances are those of the slots,
+    as within a document, otherwise a lookup for each pair.
+
+    Args:
+        table: [H N], the bias at distances low, low + 1, ... Beyond either end keys are hidden.
+        low: the smallest distance in the table.
+        ctx: where queries and keys are.
+    """
+
+    def __init__(self, table: Tensor, low: int, ctx: AttentionContext):
+        self.inputs, self.low, self.high, self.ctx = (table,), low, low + table.shape[-1] - 1, ctx
+        self.offset = ctx.S - ctx.T  # without padding the last query is the last key
+        self.by_slot = BandTerm(table, low, self.offset)
+        self.known: dict[tuple[int, ...], bool] = {}
+
+    def _distances(self, block: ScoreBlock) -> Tensor:
+        """[R W]."""
+        q, k = self.ctx.q_positions, self.ctx.kv_positions
+        return q[block.row % len(q), block.queries.cut, None] - k[block.row % len(k), block.keys.cut]
+
+    def _follows_slots(self, block: ScoreBlock) -> bool:
+        """Whether the distances of all visible keys of a block are i - j + offset, of slot i and j."""
+        place = block.row % self.ctx.mask_batch, *block.queries, *block.keys
+        if place not in self.known:
+            i = torch.arange(block.queries.start + self.offset, block.queries.stop + self.offset)
+            others = self._distances(block) != i[:, None] - torch.arange(*block.keys)
+            visible = self.ctx.visible_in_row(block.row, block.queries, block.keys)
+            self.known[place] = not bool((others & visible).any())
+        return self.known[place]
+
+    def _index(self, block: ScoreBlock) -> Tensor:
+        """[R * W], the place of each pair in the table."""
+        return self._distances(block).clamp_(self.low, self.high).sub_(self.low).flatten()
+
+    def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor | None:
+        if self._follows_slots(block):
+            return self.by_slot.add(scores, inputs, block)
+        index = self._index(block)
+        scores += inputs[0][block.heads.cut].index_select(1, index).view_as(scores)
+        return index
+
+    def differentiate(
+        self, grad: Tensor, kept: Tensor | None, sums: Sequence[Tensor | None], block: ScoreBlock
+    ) -> None:
+        if kept is None:
+            self.by_slot.differentiate(grad, None, sums, block)
+        elif sums[0] is not None:
+            sums[0][block.heads.cut].index_add_(1, kept, grad.flatten(1))
+
+    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
+        if self._follows_slots(block):
+            return self.by_slot.recorded(scores, inputs, block)
+        return scores + inputs[0][block.heads.cut].index_select(1, self._index(block)).view_as(scores)
+
+
+def sum_skewed(rows: Tensor) -> Tensor:
+    """[H R W + R] -> [H W + R - 1], the sum of the rows, each shifted by one place more than the row before.
+
+    The last R numbers of a row must be 0: read with a stride of one less, a row begins among the zeros of the row before.
+    """
+    heads, count, length = rows.shape
+    return rows.as_strided((heads, count, length - 1), (count * length, length - 1, 1)).sum(1)
+
+
+def distance_bound(ctx: AttentionContext) -> int | None:
+    """An upper bound of |distance|, exclusive; None if it is unknown without a host sync, or positions are floats."""
+    if ctx.q_positions.is_floating_point() or ctx.kv_positions.is_floating_point():
+        return None
+    if not ctx.custom_positions:
+        return ctx.span + 1
+    if torch.compiler.is_compiling():
+        return None
+    spread = torch.cat([ctx.q_positions.reshape(-1), ctx.kv_positions.reshape(-1)])
+    return int(spread.max() - spread.min()) + 1
 
 
 class DistanceScheme(PositionScheme):
@@ -129,14 +206,20 @@ class DistanceScheme(PositionScheme):
             table, low = self._table(ctx, low, ctx.q_start + ctx.T - 1 - ctx.kv_start)
             offset = ctx.q_start - ctx.kv_start - low
             return ToeplitzBias(lambda b, h, i, j: table[h, i - j + offset], 1, self.heads, table, low)
-        bound = self._bound(ctx)
+        bound = distance_bound(ctx)
         shortest = 0 if ctx.causal and not ctx.custom_positions else 1 - (bound or 0)  # shorter ones are masked
         if bound is None or bound - shortest > ctx.mask_batch * ctx.T * ctx.S + 64:
             return self._of_pairs(ctx)
         table, low = self._table(ctx, shortest, bound - 1)
         q, k = self._columns(ctx)
         high = low + table.shape[-1] - 1
-        return Bias(lambda b, h, i, j: table[h, (q[b, i] - k[b, j]).clamp(low, high) - low], ctx.mask_batch, self.heads)
+        return LookupBias(
+            lambda b, h, i, j: table[h, (q[b, i] - k[b, j]).clamp(low, high) - low],
+            ctx.mask_batch,
+            self.heads,
+            table,
+            low,
+        )
 
     def _table(self, ctx: AttentionContext, low: int, high: int) -> tuple[Tensor, int]:
         """The table for distances low..high and the distance it starts at; taken from the cache's memo if it covers them."""
@@ -148,17 +231,6 @@ class DistanceScheme(PositionScheme):
             known = (self.of_distance(torch.arange(low, ahead + 1, device=ctx.device)), low)
             ctx.memo[id(self)] = known
         return known
-
-    def _bound(self, ctx: AttentionContext) -> int | None:
-        """An upper bound of |distance|, exclusive; None if it is unknown without a host sync, or positions are floats."""
-        if ctx.q_positions.is_floating_point() or ctx.kv_positions.is_floating_point():
-            return None
-        if not ctx.custom_positions:
-            return ctx.span + 1
-        if torch.compiler.is_compiling():
-            return None
-        spread = torch.cat([ctx.q_positions.reshape(-1), ctx.kv_positions.reshape(-1)])
-        return int(spread.max() - spread.min()) + 1
 
     def _columns(self, ctx: AttentionContext) -> tuple[Tensor, Tensor]:
         return ctx.q_positions.expand(ctx.batch, -1), ctx.kv_positions.expand(ctx.batch, -1)

@@ -85,8 +85,8 @@ class GateTerm(ScoreTerm):
         self.inputs = (at_query, at_key)
 
     def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> None:
-        at_query = inputs[0][block.row, :, block.queries.cut, None]
-        at_key = inputs[1][block.row, :, None, block.keys.cut]
+        at_query = inputs[0][block.row, block.heads.cut, block.queries.cut, None]
+        at_key = inputs[1][block.row, block.heads.cut, None, block.keys.cut]
         first, far = at_query[:, :1], block.earlier
         scores[..., :far] += (first - at_key[..., :far]).to(scores.dtype)
         scores[..., :far] += (at_query - first).to(scores.dtype)
@@ -95,13 +95,13 @@ class GateTerm(ScoreTerm):
     def differentiate(self, grad: Tensor, kept: None, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
         at_query, at_key = sums
         if at_query is not None:
-            at_query[block.row, :, block.queries.cut] += grad.sum(-1)
+            at_query[block.row, block.heads.cut, block.queries.cut] += grad.sum(-1)
         if at_key is not None:
-            at_key[block.row, :, block.keys.cut] -= grad.sum(-2)
+            at_key[block.row, block.heads.cut, block.keys.cut] -= grad.sum(-2)
 
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
-        at_query = inputs[0][block.row, :, block.queries.cut, None]
-        return scores + (at_query - inputs[1][block.row, :, None, block.keys.cut]).to(scores.dtype)
+        at_query = inputs[0][block.row, block.heads.cut, block.queries.cut, None]
+        return scores + (at_query - inputs[1][block.row, block.heads.cut, None, block.keys.cut]).to(scores.dtype)
 
 
 class ForgettingBias(PositionScheme):
@@ -144,8 +144,9 @@ class ForgettingBias(PositionScheme):
         else:
             index = order[:, None].expand_as(log_f)
             at_key = torch.zeros_like(log_f).scatter(-1, index, log_f.gather(-1, index).cumsum(-1))
-            own = (ctx.kv_index[:, None, :] == ctx.q_index[:, :, None]).long().argmax(-1)  # [B|1 T]
-            at_query = at_key.gather(-1, own[:, None].expand(log_f.shape[0], log_f.shape[1], -1))
+            order, queries = order.expand(ctx.batch, -1), ctx.q_index.expand(ctx.batch, -1).contiguous()
+            own = torch.searchsorted(ctx.kv_index.expand(ctx.batch, -1).gather(1, order), queries)
+            at_query = at_key.gather(-1, order.gather(1, own)[:, None].expand(-1, log_f.shape[1], -1))
 
         def difference(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return (at_query[b, h, i] - at_key[b, h, j]).to(narrow)

@@ -1,23 +1,31 @@
 """What a scheme adds to scores, in a form that needs no autograd: in place, for one block of queries at a time.
 
-B batch, T query tokens, S key tokens, H heads; a block has R queries and W keys.
+B batch, T query tokens, S key tokens, H heads; a block has G heads, R queries and W keys.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from x_positional.schemes.spans import Span
 
 
+def widened(x: Tensor) -> Tensor:
+    """In float32 or wider: what blocks of scores are computed in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class ScoreBlock:
-    """Some queries of one row of the batch, and the range of keys visible to them."""
+    """Some heads and queries of one row of the batch, and a range of keys visible to them."""
 
     row: int
     """The row of the batch."""
+    heads: Span
+    """G heads."""
     queries: Span
     """R queries."""
     keys: Span
@@ -29,19 +37,30 @@ class ScoreBlock:
 class ScoreTerm:
     """A term of the scores. What it reads with a gradient are its inputs; backends pass them to both methods.
 
-    Scores arrive with hidden keys at the lowest finite number, and with the terms before this one.
+    Scores arrive with hidden keys at -inf, and with the terms before this one.
     """
 
+    whole_rows: bool = False
+    """Whether a score depends on other scores of its row, so that a block must hold all keys visible to its queries."""
     inputs: tuple[Tensor, ...]
     """Tensors with a gradient."""
 
     def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Any:
-        """Change scores [H R W] in place. Returns what `differentiate` needs."""
+        """Change scores [G R W] in place. Returns what `differentiate` needs."""
         raise NotImplementedError
 
     def differentiate(self, grad: Tensor, kept: Any, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
-        """Turn the gradient [H R W] of the changed scores into that of the scores before, in place, and add the gradients of
+        """Turn the gradient [G R W] of the changed scores into that of the scores before, in place, and add the gradients of
         the inputs to `sums`, which have their shapes; None where an input needs none."""
+        raise NotImplementedError
+
+    def by_distance(self, inputs: Sequence[Tensor]) -> tuple[Tensor, int] | None:
+        """[H N] what is added to the score of query i and key j, at j - i = low, low + 1, ..., and low; None where that depends on
+        more. What is beyond either end belongs to hidden keys."""
+        return None
+
+    def sum_distances(self, grad: Tensor, low: int, heads: Span, sums: Sequence[Tensor | None]) -> None:
+        """Add to `sums` a gradient [G N] of the result of `by_distance`, for some heads, from j - i = low on."""
         raise NotImplementedError
 
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
@@ -54,6 +73,7 @@ class SumTerm(ScoreTerm):
 
     def __init__(self, parts: Sequence[ScoreTerm]):
         self.parts = parts
+        self.whole_rows = any(part.whole_rows for part in parts)
         self.inputs = tuple(t for part in parts for t in part.inputs)
 
     def shares(self, tensors: Sequence[Any]) -> Iterator[tuple[ScoreTerm, Sequence[Any]]]:
@@ -69,6 +89,12 @@ class SumTerm(ScoreTerm):
     def differentiate(self, grad: Tensor, kept: list[Any], sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
         for (part, own), mine in reversed(list(zip(self.shares(sums), kept, strict=True))):
             part.differentiate(grad, mine, own, block)
+
+    def by_distance(self, inputs: Sequence[Tensor]) -> tuple[Tensor, int] | None:
+        return self.parts[0].by_distance(inputs) if len(self.parts) == 1 else None
+
+    def sum_distances(self, grad: Tensor, low: int, heads: Span, sums: Sequence[Tensor | None]) -> None:
+        self.parts[0].sum_distances(grad, low, heads, sums)
 
     def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
         for part, own in self.shares(inputs):

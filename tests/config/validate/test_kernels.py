@@ -165,3 +165,20 @@ def test_flex_trains_on_cuda_alone() -> None:
     assert check(**flags, device="cpu").ok
     assert not check(**flags, device="cpu", train=True).ok
     assert check(**flags, device="cuda", train=True).ok
+
+
+@pytest.mark.parametrize(
+    ("flags", "fewest"),
+    [({"position": "t5"}, 512), ({"position": "forgetting"}, 512), ({"attn": {"dropout": 0.25}}, 64)],
+    ids=str,
+)
+def test_long_sequences_on_cpu_run_by_blocks_and_are_not_warned_of(flags: dict, fewest: int) -> None:
+    for length, runs in ((fewest - 1, True), (fewest, False)):
+        report = check(**PLAIN | flags | {"max_seq_len": length}, device="cpu", train=True)
+        assert any("runs its math kernel" in warning for warning in report.warnings) == runs
+        assert f"below {fewest} tokens, blocks of queries from there on" in (report.reason or "")
+        layers = Decoder(dim=16, depth=1, heads=2, head_dim=8, **flags)
+        model = TransformerWrapper(num_tokens=7, max_seq_len=length, attn_layers=layers)
+        with patch.object(F, "scaled_dot_product_attention", side_effect=F.scaled_dot_product_attention) as kernel:
+            model(torch.zeros(1, length, dtype=torch.long))
+        assert kernel.called == runs

@@ -3,7 +3,7 @@
 B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head dim, E value dim.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -61,6 +61,11 @@ def blocks_of(ctx: AttentionContext, size: int) -> list[tuple[Span, Span]]:
     return [(block, ctx.keys_of(block)) for block in rows]
 
 
+def autocasts(device: str) -> bool:
+    """Whether autocast is enabled on a type of device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def inside_torch_func(x: Tensor) -> bool:
     """Whether a transform of torch.func (grad, vmap, ...) runs over a tensor."""
     return not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(x)
@@ -69,6 +74,43 @@ def inside_torch_func(x: Tensor) -> bool:
 def torch_func_runs() -> bool:
     """Whether a transform of torch.func (grad, vmap, ...) is active, over whatever tensor: checkpoints fail there."""
     return not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
+
+
+@dataclass(frozen=True)
+class SeededDropout:
+    """Dropout that is drawn for one part of the probabilities at a time, and is drawn again in the backward pass.
+
+    A probability has 16 random bits: the share that is kept is exact to 2^-17, and `factor` belongs to the share itself.
+    """
+
+    rate: float
+    """The share of probabilities to drop."""
+    seed: int
+
+    @classmethod
+    def drawn(cls, rate: float) -> "SeededDropout":
+        """With a seed of torch's default generator, which manual_seed and activation checkpointing repeat."""
+        return cls(rate, int(torch.randint(2**62, ())))
+
+    @property
+    def _dropped(self) -> int:
+        """Of 2^16 numbers."""
+        return round(self.rate * 2**16)
+
+    @property
+    def factor(self) -> float:
+        """One over the share that is kept; 0 where all are dropped."""
+        kept = 2**16 - self._dropped
+        return 2**16 / kept if kept else 0.0
+
+    def kept(self, places: Sequence[int], count: int) -> Tensor:
+        """[places, count] bool: each row depends on its place, a number, alone."""
+        bits, generator = torch.empty(len(places), -(-count // 4), dtype=torch.int64), torch.Generator()
+        for row, place in zip(bits, places, strict=True):
+            row.random_(torch.iinfo(torch.int64).min, None, generator=generator.manual_seed(self.seed + place))
+        if self._dropped == 2**16:
+            return torch.zeros(len(places), count, dtype=torch.bool)
+        return (bits.view(torch.int16) >= self._dropped - 2**15)[:, :count]
 
 
 def drop(probabilities: Tensor, rate: float) -> Tensor:

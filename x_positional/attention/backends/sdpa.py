@@ -11,7 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, drop, refuse_second_derivative
+from x_positional.attention.backends.base import (
+    Backend,
+    Prepared,
+    ScoreOps,
+    autocasts,
+    blocks_of,
+    drop,
+    refuse_second_derivative,
+)
 from x_positional.attention.backends.eager import share_heads
 from x_positional.attention.backends.rows import applies, attend_by_rows, blocks_pay, shared_term
 from x_positional.schemes.base import AttentionContext, Bias, Span
@@ -50,7 +58,19 @@ class Sdpa(Backend):
         term = shared_term(ctx, bias, dtype) if blocks_pay(ctx.T) else None
         if term is not None:
             return Prepared(ctx=ctx, bias=bias, term=term)
+        if bias is None:  # masks are made by the first layer that needs them: by blocks of queries, none does
+            return Prepared(ctx=ctx, bias=None, native=[])
         return Prepared(ctx=ctx, bias=bias, native=self._masked_blocks(ctx, bias, dtype))
+
+    def _masks(self, prepared: Prepared, ops: ScoreOps, dtype: torch.dtype) -> list[Block]:
+        if prepared.native:
+            return prepared.native  # type: ignore[no-any-return]
+        if ops.content is not None and prepared.bias is None:  # its dense form carries the mask
+            return [Block(rows, keys, None) for rows, keys in self._blocks(prepared.ctx)]
+        blocks = self._masked_blocks(prepared.ctx, prepared.bias, dtype)
+        if prepared.native is not None:
+            prepared.native.extend(blocks)
+        return blocks
 
     def _masked_blocks(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> list[Block]:
         blocks, autocast = [], autocasts(ctx.device.type)
@@ -77,12 +97,10 @@ class Sdpa(Backend):
     def _lacks_kernel(self, q: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> bool:
         """Whether torch would run its math kernel on a CPU, which holds all scores, or needs a mask per layer."""
         biased = prepared.term is not None or (ops.content is not None and blocks_pay(q.shape[2]))
-        return q.device.type == "cpu" and (q.shape[-1] != v.shape[-1] or biased)
+        return q.device.type == "cpu" and (q.shape[-1] != v.shape[-1] or biased or ops.dropout > 0)
 
     def _by_kernel(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
-        blocks: list[Block] = prepared.native or self._masked_blocks(prepared.ctx, prepared.bias, q.dtype)
-        if ops.content is not None and prepared.bias is None:  # its dense form carries the mask
-            blocks = [Block(rows, keys, None) for rows, keys in self._blocks(prepared.ctx)]
+        blocks = self._masks(prepared, ops, q.dtype)
         if len(blocks) == 1:
             return self._attend(q, k, v, blocks[0], prepared.ctx, ops)
         out = [
@@ -117,11 +135,6 @@ class Sdpa(Backend):
                 return one_query(q, k, v, mask, ops)
             wide = mask.dtype
             return fused(q.to(wide), k.to(wide), v.to(wide), mask, ops).to(q.dtype)
-
-
-def autocasts(device: str) -> bool:
-    """Whether autocast is enabled on a type of device."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def as_mask(bias: Tensor, dtype: torch.dtype) -> Tensor:

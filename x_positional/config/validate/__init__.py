@@ -280,7 +280,11 @@ def _reason(case: Case, choice: Choice) -> str:
     kernel, others = rules_use.kernel_of(case)
     if kernel is None:
         return choice.reason
-    return f"{choice.reason}; the {kernel} kernel on {case.use.device}{': ' if others else ''}{'; '.join(others)}"
+    fewest = rules_use.blocks_from(case) if kernel == "math" else None
+    short = "" if fewest is None else f" below {fewest} tokens, blocks of queries from there on"
+    return (
+        f"{choice.reason}; the {kernel} kernel on {case.use.device}{short}{': ' if others else ''}{'; '.join(others)}"
+    )
 
 
 def _stack_report(stack: Stack, use: Use) -> Report:

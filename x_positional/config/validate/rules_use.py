@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
+from x_positional.attention.backends import rows
 from x_positional.attention.backends.varlen import HALF, varlen_problems
 from x_positional.config.validate.case import Case
 from x_positional.config.validate.kernels import FLEX_MIN, Heads, sdpa_kernel
@@ -158,7 +159,8 @@ def prefixes_stay_the_same(case: Case) -> Iterator[str]:
 def sdpa_falls_back(case: Case) -> Iterator[str]:
     """scaled_dot_product_attention falls back to its math kernel, silently, where no fused one supports the shapes."""
     kernel, reasons = kernel_of(case)
-    if kernel == "math":
+    fewest = blocks_from(case)
+    if kernel == "math" and (fewest is None or (case.max_seq_len or fewest) < fewest):
         spared = ", except on GPUs with cuDNN attention" if case.use.device == "cuda" and case.use.dtype in HALF else ""
         yield (
             f"backend='sdpa' on {case.use.device} runs its math kernel, which holds the whole score matrix{spared}: "
@@ -179,7 +181,7 @@ def kernel_of(case: Case) -> tuple[str | None, list[str]]:
     if case.backend != "sdpa" or use.device not in ("cpu", "cuda"):
         return None, []
     biased = [s for s in case.schemes if s.capabilities().kernel == "bias"]
-    trained = any(s.overrides("content_bias") or list(s.parameters()) for s in biased)
+    trained = _moves_kept_tokens(case) or any(s.overrides("content_bias") or list(s.parameters()) for s in biased)
     heads = Heads(
         qk=_query_width(case),
         v=case.layers.value_dim,
@@ -190,6 +192,24 @@ def kernel_of(case: Case) -> tuple[str | None, list[str]]:
         grouped=case.dims.kv_heads < case.layers.heads,
     )
     return sdpa_kernel(use.device, heads)
+
+
+def blocks_from(case: Case) -> int | None:
+    """The number of tokens from which sdpa computes a CPU's attention by blocks of queries, where torch has no fused kernel; None
+    where it never does."""
+    use, attn = case.use, case.layers.attn
+    if use.device != "cpu" or (use.train and _moves_kept_tokens(case)):
+        return None
+    if any(s.overrides("bias") for s in case.schemes):
+        return rows.FEWEST_TRAINING if use.train else rows.FEWEST_INFERENCE
+    other = _query_width(case) != case.layers.value_dim or (use.train and attn.dropout > 0)
+    return rows.FEWEST if other else rows.FEWEST_TRAINING
+
+
+def _moves_kept_tokens(case: Case) -> bool:
+    """Whether a sequence can be so long that queries see the kept first tokens at other distances."""
+    farthest, length = case.attention_window.farthest_query, case.max_seq_len
+    return farthest is not None and (length is None or length > farthest + 1)
 
 
 def _query_width(case: Case) -> int:
