@@ -256,7 +256,7 @@ class DistanceBias:
         own = ctx.q_start - ctx.kv_start
         if found is None or not ctx.simple_mask or q.shape[-1] != v.shape[-1] or own < 0 or own + ctx.T > ctx.S:
             return None
-        table, low = found
+        table, low = found[0].contiguous(), found[1]  # `rows` makes views of it
         spread = table.amax(-1) - table.amin(-1)
         least, margin = -_least(q.dtype), None
         if float(spread.max()) > least:
