@@ -43,7 +43,10 @@ def result(scheme: object, check: str) -> Any:
 
 @pytest.mark.parametrize(
     ("scheme", "check"),
-    draws([(s, c) for s in SCHEMES[:4] for c in CHECKS[1:3]], [(s, c) for s in SCHEMES for c in CHECKS]),
+    draws(
+        [(s, c) for s in SCHEMES[:4] for c in CHECKS[1:3]] + [("dynamic", CHECKS[0])],
+        [(s, c) for s in SCHEMES for c in CHECKS],
+    ),
 )
 def test_small_blocks_pass_the_contract(small_blocks: None, scheme: object, check: str) -> None:
     found = result(scheme, check)

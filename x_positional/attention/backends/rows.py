@@ -299,7 +299,7 @@ class DistanceBias:
             return None
         if q.shape[-1] != v.shape[-1] or own < 0 or own + ctx.T > ctx.S:
             return None
-        table, low = found
+        table, low = found[0].contiguous(), found[1]  # `rows` makes views of it
         spread = table.amax(-1) - table.amin(-1)
         least, margin = -_least(q.dtype), None
         if float(spread.max()) > least:
