@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.support.draws import draws
 from tests.support.largest import largest_and_saved
 from x_positional import Decoder, Encoder, TransformerWrapper
-from x_positional.attention.backends import rows
+from x_positional.attention.backends.tiles import attend, geometry
 from x_positional.schemes.cope import CountTerm
 
 BATCH, LENGTH = 3, 37
@@ -25,9 +25,9 @@ BOTH_SIDES: list[Any] = ["t5", "dynamic", {"kind": "alibi", "learned": True, "va
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of five queries for any length, and counts over three keys at a time."""
     for fewest in ("FEWEST", "FEWEST_TRAINING", "FEWEST_INFERENCE"):
-        monkeypatch.setattr(rows, fewest, 1)
-    monkeypatch.setattr(rows, "QUERIES", 5)
-    monkeypatch.setattr(rows, "KEYS", 7)
+        monkeypatch.setattr(attend, fewest, 1)
+    monkeypatch.setattr(geometry, "QUERIES", 5)
+    monkeypatch.setattr(geometry, "KEYS", 7)
     monkeypatch.setattr(CountTerm, "width", 3)
 
 
@@ -101,8 +101,9 @@ MEMORY = [(s, c) for s in CAUSAL for c in ("left", "right", "packed")]
 def test_memory_of_padded_and_packed_rows_is_linear(
     monkeypatch: pytest.MonkeyPatch, position: object, case: str
 ) -> None:
-    for name, size in (("FEWEST_TRAINING", 256), ("QUERIES", 16), ("KEYS", 64)):
-        monkeypatch.setattr(rows, name, size)
+    monkeypatch.setattr(attend, "FEWEST_TRAINING", 256)
+    monkeypatch.setattr(geometry, "QUERIES", 16)
+    monkeypatch.setattr(geometry, "KEYS", 64)
     (short, saved), (long, saved_long) = (_step(position, case, length) for length in (256, 512))
     assert short < 256**2 / 2
     assert long <= 2.2 * short

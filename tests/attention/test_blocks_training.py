@@ -11,9 +11,9 @@ from tests.support.draws import draws
 from tests.support.largest import largest_and_saved
 from x_positional import Decoder, TransformerWrapper
 from x_positional.attention import masks
-from x_positional.attention.backends import rows
 from x_positional.attention.backends.base import Prepared, ScoreOps, SeededDropout
-from x_positional.attention.backends.rows import attend_by_rows
+from x_positional.attention.backends.tiles import attend as tiles
+from x_positional.attention.backends.tiles import geometry
 from x_positional.modules.stack import set_activation_checkpointing
 from x_positional.schemes.base import AttentionContext
 
@@ -26,9 +26,9 @@ HALF = (torch.bfloat16, torch.float16)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of five queries and seven keys, for any length."""
     for fewest in ("FEWEST", "FEWEST_TRAINING", "FEWEST_INFERENCE"):
-        monkeypatch.setattr(rows, fewest, 1)
-    monkeypatch.setattr(rows, "QUERIES", 5)
-    monkeypatch.setattr(rows, "KEYS", 7)
+        monkeypatch.setattr(tiles, fewest, 1)
+    monkeypatch.setattr(geometry, "QUERIES", 5)
+    monkeypatch.setattr(geometry, "KEYS", 7)
 
 
 def causal_context() -> AttentionContext:
@@ -41,7 +41,7 @@ def causal_context() -> AttentionContext:
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """With dropout, drawn from the same seed in each call."""
     torch.manual_seed(5)
-    out = attend_by_rows(q, k, v, Prepared(ctx=causal_context(), bias=None), ScoreOps(scale=0.5, dropout=0.3))
+    out = tiles.attend_by_tiles(q, k, v, Prepared(ctx=causal_context(), bias=None), ScoreOps(scale=0.5, dropout=0.3))
     assert out is not None
     return out
 
@@ -145,8 +145,9 @@ CASES: dict[str, Callable[[int], TransformerWrapper]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_memory_of_a_training_step_is_linear(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    for name, size in (("FEWEST_TRAINING", 256), ("QUERIES", 16), ("KEYS", 64)):
-        monkeypatch.setattr(rows, name, size)
+    monkeypatch.setattr(tiles, "FEWEST_TRAINING", 256)
+    monkeypatch.setattr(geometry, "QUERIES", 16)
+    monkeypatch.setattr(geometry, "KEYS", 64)
     found = []
     for length in (256, 512):
         net, tokens = CASES[case](length), torch.zeros(1, length, dtype=torch.long)

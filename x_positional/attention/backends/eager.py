@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, drop, torch_func_runs
-from x_positional.attention.backends.rows import attend_by_rows, shared_term
+from x_positional.attention.backends.tiles.attend import attend_by_tiles, shared_term
 from x_positional.schemes.base import AttentionContext, Bias, Kernel, Span
 
 ALL_KERNELS: frozenset[Kernel] = frozenset(("fused", "bias", "rows"))
@@ -78,7 +78,7 @@ class Blockwise(Backend):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
         heads = q.shape[1]
         k, v = share_heads(k, heads), share_heads(v, heads)
-        found = attend_by_rows(q, k, v, prepared, ops)
+        found = attend_by_tiles(q, k, v, prepared, ops)
         return self._recorded(q, k, v, prepared, ops) if found is None else found
 
     def _recorded(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:

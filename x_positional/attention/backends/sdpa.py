@@ -21,7 +21,7 @@ from x_positional.attention.backends.base import (
     refuse_second_derivative,
 )
 from x_positional.attention.backends.eager import share_heads
-from x_positional.attention.backends.rows import applies, attend_by_rows, blocks_pay, shared_term
+from x_positional.attention.backends.tiles.attend import applies, attend_by_tiles, blocks_pay, shared_term
 from x_positional.schemes.base import AttentionContext, Bias, Span
 
 
@@ -89,7 +89,7 @@ class Sdpa(Backend):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
         if applies((q,), q.shape[2]) and self._lacks_kernel(q, v, prepared, ops):
             heads = q.shape[1]
-            found = attend_by_rows(q, share_heads(k, heads), share_heads(v, heads), prepared, ops)
+            found = attend_by_tiles(q, share_heads(k, heads), share_heads(v, heads), prepared, ops)
             if found is not None:
                 return found
         return self._by_kernel(q, k, v, prepared, ops)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from x_positional.attention.backends import rows
+from x_positional.attention.backends.tiles import attend
 from x_positional.attention.backends.varlen import HALF, varlen_problems
 from x_positional.config.validate.case import Case
 from x_positional.config.validate.kernels import FLEX_MIN, Heads, sdpa_kernel
@@ -201,9 +201,9 @@ def blocks_from(case: Case) -> int | None:
     if use.device != "cpu" or (use.train and _moves_kept_tokens(case)):
         return None
     if any(s.overrides("bias") for s in case.schemes):
-        return rows.FEWEST_TRAINING if use.train else rows.FEWEST_INFERENCE
+        return attend.FEWEST_TRAINING if use.train else attend.FEWEST_INFERENCE
     other = _query_width(case) != case.layers.value_dim or (use.train and attn.dropout > 0)
-    return rows.FEWEST if other else rows.FEWEST_TRAINING
+    return attend.FEWEST if other else attend.FEWEST_TRAINING
 
 
 def _moves_kept_tokens(case: Case) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.support.draws import draws
 from tests.support.largest import largest_and_saved
 from x_positional import Alibi, Decoder, TransformerWrapper
-from x_positional.attention.backends import rows
+from x_positional.attention.backends.tiles import attend, distance, geometry, gradients
 from x_positional.schemes.base import AttentionContext
 from x_positional.schemes.cope import CountTerm
 from x_positional.schemes.distance import BandTerm
@@ -30,10 +30,10 @@ CHECKS = ("backends_agree", "gradients_agree", "gradcheck", "cached_equals_full"
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of four queries for any length, and counts over three keys at a time."""
     for fewest in ("FEWEST", "FEWEST_TRAINING", "FEWEST_INFERENCE"):
-        monkeypatch.setattr(rows, fewest, 1)
-    monkeypatch.setattr(rows, "QUERIES", 4)
-    monkeypatch.setattr(rows, "KEYS", 6)
-    monkeypatch.setattr(rows, "KERNEL_QUERIES", 4)
+        monkeypatch.setattr(attend, fewest, 1)
+    monkeypatch.setattr(geometry, "QUERIES", 4)
+    monkeypatch.setattr(geometry, "KEYS", 6)
+    monkeypatch.setattr(distance, "KERNEL_QUERIES", 4)
     monkeypatch.setattr(CountTerm, "width", 3)
 
 
@@ -122,7 +122,7 @@ def no_gradient_before_a_block(original: Callable[..., Any]) -> Callable[..., An
 def keeps_what_was_there(original: Callable[..., Any]) -> Callable[..., Any]:
     """Sums along distances include numbers of a wider tile before."""
 
-    def product(self: rows.Skewed, *arguments: Any) -> Tensor:
+    def product(self: gradients.Skewed, *arguments: Any) -> Tensor:
         self.filled = 0
         return original(self, *arguments)
 
@@ -135,7 +135,7 @@ BROKEN = [
     ("alibi", "backends_agree", BandTerm, "by_distance", next_distance),
     ("forgetting", "backends_agree", GateTerm, "add", forgets_keys_of_other_blocks),
     ("cope", "backends_agree", CountTerm, "add", counts_from_each_edge),
-    ("t5", "gradients_agree", rows.Skewed, "product", keeps_what_was_there),
+    ("t5", "gradients_agree", gradients.Skewed, "product", keeps_what_was_there),
     (["t5", "forgetting"], "gradients_agree", BandTerm, "differentiate", no_gradient_before_a_block),
     ("forgetting", "gradients_agree", GateTerm, "differentiate", no_gradient_before_a_block),
     ("cope", "gradients_agree", CountTerm, "_sum_values", lambda original: lambda *_: None),
@@ -180,16 +180,18 @@ def test_gradients_of_all_gradients_are_those_of_eager(position: object) -> None
 def steep_difference(monkeypatch: pytest.MonkeyPatch) -> tuple[float, set[int]]:
     """ALiBi with steep heads beside eager: the largest difference of the result and the gradients, over float64's precision, and
     the numbers of heads that tiles were computed for."""
-    for name, size in (("FEWEST_TRAINING", 1), ("QUERIES", 16), ("KEYS", 32), ("KERNEL_QUERIES", 64)):
-        monkeypatch.setattr(rows, name, size)
-    counts, heads_of = set(), rows.KeyGradients.heads_of
+    monkeypatch.setattr(attend, "FEWEST_TRAINING", 1)
+    monkeypatch.setattr(geometry, "QUERIES", 16)
+    monkeypatch.setattr(geometry, "KEYS", 32)
+    monkeypatch.setattr(distance, "KERNEL_QUERIES", 64)
+    counts, heads_of = set(), gradients.KeyGradients.heads_of
 
-    def counted(self: rows.KeyGradients, tile: rows.Tile) -> Span:
+    def counted(self: gradients.KeyGradients, tile: geometry.Tile) -> Span:
         heads = heads_of(self, tile)
         counts.add(heads.stop - heads.start)
         return heads
 
-    monkeypatch.setattr(rows.KeyGradients, "heads_of", counted)
+    monkeypatch.setattr(gradients.KeyGradients, "heads_of", counted)
     tokens, found = torch.arange(2 * 200).reshape(2, 200) % 11, []
     for backend in ("auto", "eager"):
         net = model(Alibi(slopes=(4.0, 2.0), learned=True), backend, length=200).double()
@@ -207,13 +209,13 @@ def test_keys_that_do_not_count_are_left_out(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_leaving_out_keys_that_count_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    of = rows.DistanceBias.of.__func__  # type: ignore[attr-defined]
+    of = distance.DistanceBias.of.__func__  # type: ignore[attr-defined]
 
     def narrow(cls: Any, *arguments: Any) -> Any:
         bias = of(cls, *arguments)
         return replace(bias, margin=torch.full_like(bias.margin, 10.0))
 
-    monkeypatch.setattr(rows.DistanceBias, "of", classmethod(narrow))
+    monkeypatch.setattr(distance.DistanceBias, "of", classmethod(narrow))
     assert steep_difference(monkeypatch)[0] > 10_000
 
 
@@ -227,7 +229,7 @@ def largest(position: object, length: int) -> tuple[int, int]:
 def test_no_tensor_of_a_training_step_grows_with_the_square_of_the_length(
     monkeypatch: pytest.MonkeyPatch, position: object
 ) -> None:
-    monkeypatch.setattr(rows, "QUERIES", 32)
+    monkeypatch.setattr(geometry, "QUERIES", 32)
     (short, saved), (long, saved_long) = largest(position, 512), largest(position, 1024)
     assert short < 512**2 / 2
     assert long <= 2.2 * short

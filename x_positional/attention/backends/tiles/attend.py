@@ -1,0 +1,133 @@
+"""Attention by tiles as other backends call it: where it applies, its autograd function, and second derivatives."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+from x_positional.attention.backends.base import Prepared, ScoreOps, SeededDropout, autocasts, inside_torch_func
+from x_positional.attention.backends.tiles.distance import DistanceBias, forward_by_kernel
+from x_positional.attention.backends.tiles.geometry import TilePlan, blocks_for
+from x_positional.attention.backends.tiles.gradients import tile_gradients
+from x_positional.attention.backends.tiles.online_softmax import forward_by_tiles
+from x_positional.schemes.base import AttentionContext, Bias, Span
+from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm, widened
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Half precision is computed in float32."""
+FEWEST = 64
+"""Queries below which one call of torch's kernel, or one matrix of scores, is at least as fast."""
+FEWEST_TRAINING, FEWEST_INFERENCE = 512, 2048
+"""The same for a bias: torch's kernel takes it as a mask for all queries, whose size matters only for long sequences."""
+
+
+def applies(tensors: Sequence[Tensor], queries: int) -> bool:
+    """Whether attention can run by tiles: plain tensors on a CPU, outside of torch.compile and torch.func."""
+    if torch.compiler.is_compiling() or queries < FEWEST or forward_ad._current_level >= 0:
+        return False
+    plain = (type(t) in (Tensor, torch.nn.Parameter) and t.dtype in DTYPES and t.device.type == "cpu" for t in tensors)
+    return all(plain) and not any(map(inside_torch_func, tensors))
+
+
+def blocks_pay(queries: int) -> bool:
+    """Whether attention with a bias runs by tiles although torch's kernel could take the bias as a mask."""
+    return queries >= (FEWEST_TRAINING if torch.is_grad_enabled() else FEWEST_INFERENCE)
+
+
+def shared_term(ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> ScoreTerm | None:
+    """The bias that all layers of a kind share, as a term for tiles; None where attention does not run by tiles."""
+    if bias is None or dtype not in DTYPES or ctx.device.type != "cpu" or not applies((), ctx.T):
+        return None
+    return bias.term(ctx, blocks_for(ctx))
+
+
+def attend_by_tiles(q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor | None:
+    """Attention by tiles, or None where it does not apply. Keys and values have as many heads as the queries."""
+    if not applies((q, k, v), q.shape[2]) or ops.softcap is not None or ops.sinks is not None:
+        return None
+    blocks = blocks_for(prepared.ctx)
+    terms = _terms(prepared, ops, blocks)
+    if terms is None or not applies(terms.inputs, q.shape[2]):
+        return None
+    plan = TilePlan(prepared.ctx, blocks, ops.scale, terms, SeededDropout.drawn(ops.dropout) if ops.dropout else None)
+    dtype = torch.get_autocast_dtype("cpu") if autocasts("cpu") and q.dtype != torch.float64 else q.dtype
+    with no_autocast():
+        out: Tensor = TiledAttention.apply(plan, *map(widened, (q, k, v, *plan.terms.inputs)))
+    return out.to(dtype)
+
+
+def _terms(prepared: Prepared, ops: ScoreOps, blocks: list[tuple[Span, Span]]) -> SumTerm | None:
+    """What is added to the scores, in order; None where a bias or transform has no ScoreTerm."""
+    ctx = prepared.ctx
+    found = [] if prepared.bias is None else [prepared.term]
+    found += [] if ops.content is None else [ops.content.term(ctx, blocks)]
+    if ops.transform is not None:
+        make, q = ops.row_term, ops.unrotated_q
+        found.append(None if make is None or q is None else make(q, ctx))
+    terms = tuple(term for term in found if term is not None)
+    return SumTerm(terms) if len(terms) == len(found) else None
+
+
+def no_autocast() -> AbstractContextManager[object]:
+    """Disables autocast, which would compute the products in half precision."""
+    return torch.autocast("cpu", enabled=False) if autocasts("cpu") else nullcontext()
+
+
+class TiledAttention(torch.autograd.Function):
+    """[B H T D], [B H S D], [B H S E], inputs of the terms -> [B H T E]."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: TilePlan, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
+        out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(
+            1, 2
+        )  # the layout in which heads are joined
+        logsumexp = q.new_empty(*q.shape[:3], 1)
+        ctx.plan, ctx.bias = plan, DistanceBias.of(plan, (q, k, v), inputs)
+        if ctx.bias is None:
+            forward_by_tiles(plan, (q, k, v), inputs, out, logsumexp)
+        else:
+            forward_by_kernel(plan, (q, k, v), ctx.bias, out, logsumexp)
+        ctx.save_for_backward(q, k, v, out, logsumexp, *inputs)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        plan, (grad,), (q, k, v, out, logsumexp, *inputs) = ctx.plan, grads, ctx.saved_tensors
+        with no_autocast():
+            if torch.is_grad_enabled():  # create_graph=True
+                return None, *_recorded_gradients(plan, (q, k, v, *inputs), grad)
+            return None, *tile_gradients(plan, ctx.bias, (q, k, v, out, logsumexp), inputs, grad)
+
+
+def _recorded_gradients(plan: TilePlan, tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:
+    """The gradients of all tensors, recorded by autograd. Views keep them partial where one tensor was computed from another."""
+    views = [t.view_as(t) for t in tensors]
+    wanted = [t for t in views if t.requires_grad]
+    found = iter(torch.autograd.grad(_recorded(plan, *views), wanted, grad, create_graph=True, allow_unused=True))
+    return [next(found) if t.requires_grad else None for t in views]
+
+
+def _recorded(plan: TilePlan, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
+    """The same attention by operations that autograd records; the scores of each block are recomputed (activation checkpoints)."""
+
+    def run(at: ScoreBlock, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
+        row, queries, keys = at.row, at.queries.cut, at.keys
+        hidden = q.new_zeros(1, queries.stop - queries.start, keys.stop - keys.start, dtype=torch.bool)
+        for cut, visible, _ in plan.hidden(row, at.queries, keys):
+            hidden[..., cut] = ~visible
+        scores = (q[row, :, queries] * plan.scale) @ k[row, :, keys.cut].mT
+        scores = plan.terms.recorded(scores.masked_fill(hidden, torch.finfo(q.dtype).min), inputs, at)
+        probabilities = scores.softmax(-1).masked_fill(hidden, 0)
+        if plan.dropout is not None:
+            tiles = plan.tiles([block for block, _ in plan.blocks].index(at.queries))
+            kept = torch.cat([plan.kept(row, at.heads, tile) for tile in tiles], -1)  # type: ignore[arg-type,misc]
+            probabilities = probabilities * kept * plan.dropout.factor
+        return probabilities @ v[row, :, keys.cut]
+
+    out = [checkpoint(run, at, q, k, v, *inputs, use_reentrant=False) for at in plan.each_block(len(q))]
+    rows = [torch.cat(out[row :: len(q)], dim=1) for row in range(len(q))]
+    return torch.stack(rows)
