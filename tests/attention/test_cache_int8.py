@@ -10,7 +10,7 @@ from tests.support.draws import draws
 from tests.support.generation_models import GREEDY, ids, language_model
 from x_positional import AutoregressiveWrapper
 from x_positional.attention import cache as cache_module
-from x_positional.attention.integers import to_floats, to_integers
+from x_positional.attention.integers import dequantize_rows, quantize_rows
 from x_positional.errors import CacheError
 from x_positional.testing import Sizes
 from x_positional.testing.subject import Subject
@@ -19,29 +19,29 @@ from x_positional.testing.suite import run_check
 
 def truncated(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rounds towards zero."""
-    scale = to_integers(x)[1]
-    return (x / scale).trunc().to(torch.int8), scale
+    scale = quantize_rows(x)[1]
+    return (x / scale[..., None]).trunc().to(torch.int8), scale
 
 
 def of_the_token_before(x: Tensor) -> tuple[Tensor, Tensor]:
-    integers, scale = to_integers(x)
+    integers, scale = quantize_rows(x)
     return integers, scale.roll(1, dims=2)
 
 
 def of_another_head(x: Tensor) -> tuple[Tensor, Tensor]:
-    integers, scale = to_integers(x)
+    integers, scale = quantize_rows(x)
     return integers, scale.roll(1, dims=1)
 
 
 def wide_steps(x: Tensor) -> tuple[Tensor, Tensor]:
     """Scales for 8 bits without a sign: large entries wrap around."""
-    scale = x.abs().amax(-1, keepdim=True) / 255
-    return (x / scale).round().to(torch.int16).to(torch.int8), scale
+    scale = x.abs().amax(-1) / 255
+    return (x / scale[..., None]).round().to(torch.int16).to(torch.int8), scale
 
 
 def narrow_scales(x: Tensor) -> tuple[Tensor, Tensor]:
     """Scales that were rounded to bfloat16 after the division."""
-    integers, scale = to_integers(x)
+    integers, scale = quantize_rows(x)
     return integers, scale.bfloat16().to(scale.dtype)
 
 
@@ -52,14 +52,14 @@ BROKEN = [truncated, of_the_token_before, of_another_head, wide_steps, narrow_sc
 def test_the_contract_rejects_a_wrong_rounding(
     monkeypatch: pytest.MonkeyPatch, broken: Callable[[Tensor], tuple[Tensor, Tensor]]
 ) -> None:
-    monkeypatch.setattr(cache_module, "to_integers", broken)
+    monkeypatch.setattr(cache_module, "quantize_rows", broken)
     result = run_check("int8_cache", Subject("rope", Sizes(), torch.device("cpu")))
     assert result.verdict == "fail"
     assert "rounding explains half a step" in result.detail
 
 
 def test_the_contract_rejects_reading_with_the_scale_of_another_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "to_floats", lambda x, scale, dtype: to_floats(x, scale.roll(1, dims=2), dtype))
+    monkeypatch.setattr(cache_module, "dequantize_rows", lambda x, scale: dequantize_rows(x, scale.roll(1, dims=2)))
     result = run_check("int8_cache", Subject("rope", Sizes(), torch.device("cpu")))
     assert result.verdict == "fail"
     assert result.margin is not None
@@ -70,11 +70,11 @@ def test_the_contract_rejects_reading_with_the_scale_of_another_token(monkeypatc
 def test_no_entry_moves_by_more_than_half_a_step(dtype: torch.dtype) -> None:
     x = torch.randn(2, 3, 5, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
     x[0, 0, 0] = 0
-    integers, scale = to_integers(x)
+    integers, scale = quantize_rows(x.to(torch.promote_types(dtype, torch.float32)))
     assert integers.dtype == torch.int8
-    assert scale.shape == (2, 3, 5, 1)
+    assert scale.shape == (2, 3, 5)
     step = x.double().abs().amax(-1, keepdim=True) / 127
-    back = to_floats(integers, scale, torch.float64)
+    back = dequantize_rows(integers, scale.double())
     assert ((back - x.double()).abs() <= step * (0.5 + 1e-4)).all()
     assert not back[0, 0, 0].any()
 
@@ -83,7 +83,7 @@ def test_no_entry_moves_by_more_than_half_a_step(dtype: torch.dtype) -> None:
 def test_numbers_that_are_none_are_not_hidden(bad: float) -> None:
     x = torch.ones(1, 1, 2, 4)
     x[0, 0, 1, 2] = bad
-    back = to_floats(*to_integers(x), torch.float32)
+    back = dequantize_rows(*quantize_rows(x))
     assert torch.equal(back[0, 0, 0], x[0, 0, 0])
     assert not back[0, 0, 1].isfinite().any()
 

@@ -15,10 +15,11 @@ from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.support.quantized import product_bound
+from x_positional.attention.integers import quantize_rows
 from x_positional.generation import products
 from x_positional.generation.compiled import cpp_compilers
 from x_positional.generation.products import MAX_ROWS, FewRows, build, few_rows
-from x_positional.modules.quantized import int8_linear, quantize_rows
+from x_positional.modules.quantized import int8_linear
 
 pytestmark = pytest.mark.skipif(not cpp_compilers(), reason="no C++ compiler")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]

@@ -15,7 +15,6 @@ HOUSE = House(Path(__file__).parents[2])
 MAX_ROOT, MAX_FOLDER, MAX_FLOORS, MAX_SKIPS, MAX_SINGLE, SMALL = 16, 16, 10, 20, 45, 60
 
 REASONS: dict[str, str] = {
-    "attention/integers.py": "rounding, apart from what is stored where",
     "cli/main.py": "the entry point: imports nothing that an extra brings, so that it can report a missing one",
     "cli/train.py": "one file a command",
 }

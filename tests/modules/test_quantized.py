@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from tests.support.quantized import BROKEN, product_bound
+from x_positional.attention.integers import dequantize_rows, quantize_rows
 from x_positional.modules import quantized
-from x_positional.modules.quantized import CHUNK, Int8Linear, dequantize_rows, int8_linear, quantize_rows
+from x_positional.modules.quantized import CHUNK, Int8Linear, int8_linear
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(5, 33), (7, 64), (96, 48), (3, 1), (CHUNK // 512 + 9, 512)]

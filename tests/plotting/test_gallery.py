@@ -12,8 +12,8 @@ from x_positional.config.layers import LayersConfig
 from x_positional.errors import MissingExtra
 from x_positional.plotting import Gallery, canvas, draw, draw_biases, draw_embeddings, draw_products, draw_rotation
 from x_positional.plotting.biases import bias_map, bias_of_distance
+from x_positional.plotting.draw_products import products
 from x_positional.plotting.gallery import NOTHING
-from x_positional.plotting.products import products
 from x_positional.plotting.schemes import PlottedScheme, plotted_schemes
 from x_positional.pretrained.rope import Linear, LongRope, NtkByParts, Proportional, Yarn
 from x_positional.schemes.base import PositionScheme

@@ -11,7 +11,7 @@ from x_positional.config.layers import LayersConfig
 from x_positional.plotting.biases import bias_map, bias_of_distance, farthest
 from x_positional.plotting.contexts import distance_grid
 from x_positional.plotting.draw_embeddings import similarity, table
-from x_positional.plotting.products import equal_heads, products, upper_bound
+from x_positional.plotting.draw_products import equal_heads, products, upper_bound
 from x_positional.plotting.rotation import cos_sin, find_pairs, frequencies, phasors
 from x_positional.plotting.schemes import PlottedScheme, plotted_schemes
 from x_positional.pretrained.rope import DynamicNtk, Linear, Proportional, Yarn

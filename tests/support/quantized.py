@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.wrapped_layers import replace_all
+from x_positional.attention.integers import STEPS, dequantize_rows
 from x_positional.modules.experts import Experts, Int8Experts
-from x_positional.modules.quantized import STEPS, Int8Embedding, Int8Linear, dequantize_rows
+from x_positional.modules.quantized import Int8Embedding, Int8Linear
 from x_positional.testing.expect import SAFETY
 
 

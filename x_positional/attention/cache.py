@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from x_positional.attention.cache_slots import KeyView, Slots, SlotTable, in_dtype
-from x_positional.attention.integers import to_floats, to_integers
+from x_positional.attention.integers import dequantize_rows, quantize_rows
 from x_positional.attention.ownership import UNKNOWN, Identity, Stamp
 from x_positional.attention.tokens import TokenLayout
 from x_positional.errors import ArgumentError, CacheError
@@ -484,10 +484,10 @@ class CachePass:
         if dtype != torch.int8:
             held, seen = view.exchange(held, new if dtype is None else new.to(dtype), self.in_place)
             return held, None, in_dtype(seen, new.dtype)
-        integers, steps = to_integers(new)
+        integers, steps = quantize_rows(new.to(torch.promote_types(new.dtype, torch.float32)))
         held, seen = view.exchange(held, integers, self.in_place)
-        scale, steps = view.exchange(scale, steps, self.in_place)
-        return held, scale, to_floats(seen, steps, new.dtype)
+        scale, steps = view.exchange(scale, steps[..., None], self.in_place)
+        return held, scale, dequantize_rows(seen, steps[..., 0]).to(new.dtype)
 
     def commit(self) -> None:
         """Make the new tokens part of the cache: the last step of a forward pass."""

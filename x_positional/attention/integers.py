@@ -1,9 +1,9 @@
-"""Keys and values as 8-bit integers: a cache of a quarter of the bytes of float32.
+"""Rows of numbers as 8-bit integers with one scale a row: of matrices, and of cached keys and values.
 
-Each head of each token has a scale s = max |x| / 127, so that |x - s q| <= s / 2 for every entry. A score q k then moves by at most
-s / 2 times the sum of |q|, and an output by at most half a step of the values.
+A row x is stored as integers q in [-127, 127] and a scale s: q = round(x / s) and s = max |x| / 127, so that |x - s q| <= s / 2
+for every entry.
 
-B batch, T tokens, G key/value heads, D head dim.
+N rows of K entries.
 """
 
 import torch
@@ -13,14 +13,20 @@ STEPS = 127
 """The largest integer. -128 is left out, so that x and -x are equally precise."""
 
 
-def to_integers(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[B G T D] -> int8 [B G T D] and scales [B G T 1], in float32 or wider. NaN and infinity stay so in the scale."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = wide.abs().amax(-1, keepdim=True) / STEPS
-    scale = torch.where(scale == 0, 1.0, scale)
-    return (wide / scale).round().clamp(-STEPS, STEPS).to(torch.int8), scale
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [... N K] -> int8 [... N K] and their scales [... N], in the dtype of the rows."""
+    if weight.is_meta:
+        return torch.empty_like(weight, dtype=torch.int8), weight.new_empty(weight.shape[:-1])
+    largest, wide = weight.detach().abs().amax(-1), torch.promote_types(weight.dtype, torch.float32)
+    scale = largest / STEPS
+    # a scale that was rounded down, as subnormal numbers are, may leave the largest entry further away than half a step
+    short = scale.to(wide) * (STEPS + 0.5) < largest.to(wide)
+    scale = torch.where(short, torch.nextafter(scale, torch.full_like(scale, torch.inf)), scale)
+    scale = torch.where(scale == 0, 1.0, scale)  # NaN and infinity stay so
+    steps = weight.detach().to(wide) / scale.to(wide)[..., None]
+    return steps.round_().clamp_(-STEPS, STEPS).to(torch.int8), scale
 
 
-def to_floats(integers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the integers stand for, in `dtype`."""
-    return (integers * scale).to(dtype)
+def dequantize_rows(weight: Tensor, scale: Tensor) -> Tensor:
+    """int8 [... N K] and scales [... N] -> the rows they stand for, in the dtype of the scales."""
+    return weight.to(scale.dtype) * scale[..., None]

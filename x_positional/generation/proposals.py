@@ -13,6 +13,8 @@ from torch import Tensor
 from x_positional.attention.cache import KVCache, whole_number
 from x_positional.errors import InputError
 from x_positional.generation.eval_mode import in_eval_mode
+from x_positional.generation.prefill import read_in_chunks
+from x_positional.generation.prompts import Prompts
 from x_positional.generation.sampling import LogitsGuard
 
 Distribution = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -147,7 +149,7 @@ class DraftProposals:
         self, net: Any, total: int, distribution: Distribution, pick: Pick, device: torch.device, chunk: int | None
     ):
         self.net, self.distribution, self.pick, self.device = in_eval_mode(net), distribution, pick, device
-        self.chunk = total if chunk is None else chunk
+        self.chunk = chunk
         self.cache: KVCache = self.net.new_cache(1, max_len=total)
         self.held: list[int] = []
         """What the cache holds of the sequence, unless a token was rejected."""
@@ -176,7 +178,8 @@ class DraftProposals:
 
     def _read(self, tokens: Tensor) -> Tensor:
         """Tokens [1 N] -> the hidden state [1 M] of the last one."""
-        *earlier, last = tokens.split(self.chunk, 1)
-        for part in earlier:
-            self.net(part, cache=self.cache, return_embeddings=True, checked=True)
-        return self.net(last, cache=self.cache, return_embeddings=True, checked=True)[:, -1]
+
+        def read(part: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
+            return self.net(part, cache=self.cache, return_embeddings=True, checked=True)  # type: ignore[no-any-return]
+
+        return read_in_chunks(read, Prompts(tokens, None, single=True), None, self.chunk)

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from x_positional.attention.integers import quantize_rows
 from x_positional.modules.dropout import Dropout
 from x_positional.modules.feedforward import FeedForward, GatedActivation
-from x_positional.modules.quantized import IntegerWeights, frozen, int8_linear, quantize_rows
+from x_positional.modules.quantized import IntegerWeights, frozen, int8_linear
 
 ScoreKind = Literal["softmax", "sigmoid"]
 WeighKind = Literal["output", "input"]

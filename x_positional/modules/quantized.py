@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STEPS = 127
-"""The largest integer. -128 is left out, so that w and -w are equally precise."""
+from x_positional.attention.integers import dequantize_rows, quantize_rows
+
 PACKED_ROWS = 8
 """Most input rows for which torch's packed kernel beats a matrix product with the dequantized weight."""
 FUSED_ROWS = {("cpu", 2): 2, ("cpu", 4): 8, ("cpu", 8): 8, ("cuda", 2): 1, ("cuda", 4): 1}
@@ -27,25 +27,6 @@ CHUNK = 2**18
 """Entries that are dequantized at once on a CPU: in float32 1 MB, which stays in the cache of a core until it is read."""
 ALIGNED = 32
 """The packed kernel loads as many bytes of the input at once, from addresses that are multiples of it."""
-
-
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix [... N K] -> int8 [... N K] and the scales [... N] of its rows, in the dtype of the matrix."""
-    if weight.is_meta:
-        return torch.empty_like(weight, dtype=torch.int8), weight.new_empty(weight.shape[:-1])
-    largest, wide = weight.detach().abs().amax(-1), torch.promote_types(weight.dtype, torch.float32)
-    scale = largest / STEPS
-    # a scale that was rounded down, as subnormal numbers are, may leave the largest entry further away than half a step
-    short = scale.to(wide) * (STEPS + 0.5) < largest.to(wide)
-    scale = torch.where(short, torch.nextafter(scale, torch.full_like(scale, torch.inf)), scale)
-    scale = torch.where(scale > 0, scale, 1.0)
-    steps = weight.detach().to(wide) / scale.to(wide)[..., None]
-    return steps.round_().clamp_(-STEPS, STEPS).to(torch.int8), scale
-
-
-def dequantize_rows(weight: Tensor, scale: Tensor) -> Tensor:
-    """int8 [... N K] and scales [... N] -> the matrix they stand for, in the dtype of the scales."""
-    return weight.to(scale.dtype) * scale[..., None]
 
 
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:

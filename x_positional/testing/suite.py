@@ -21,8 +21,7 @@ from x_positional.testing.checks_cache import (
 )
 from x_positional.testing.checks_cross import cross_attention
 from x_positional.testing.checks_module import compiles, compiles_decoding, copies, meta_init, no_buffers, state_dict
-from x_positional.testing.checks_order import order
-from x_positional.testing.checks_positions import axes, custom_positions, float_positions, limit, shift
+from x_positional.testing.checks_positions import axes, custom_positions, float_positions, limit, order, shift
 from x_positional.testing.checks_precision import precision
 from x_positional.testing.expect import CheckFailed, Expect, NotApplicable
 from x_positional.testing.subject import Scheme, Sizes, Subject
