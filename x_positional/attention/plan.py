@@ -33,8 +33,6 @@ class LayerPlan(NamedTuple):
     backend: Backend
     tables: Any
     """What the scheme's `rotate_q` and `rotate_k` read."""
-    rotates_alike: bool = False
-    """`rotate_q` serves queries and keys."""
     view: KeyView | None = None
     cache: CachePass | None = None
     kept_tokens: KeptTokens | None = None

@@ -90,7 +90,6 @@ def plan_pass(
                 prepared=prepared,
                 backend=kind.choice.backend,
                 tables=tables[scheme],
-                rotates_alike=kind.scheme.rotates_alike(tables[scheme]),
                 view=views.get(window),
                 cache=filling,
                 kept_tokens=kept_tokens,

@@ -143,18 +143,11 @@ class Attention(Heads):
     def forward(self, x: Tensor, scheme: PositionScheme, plan: LayerPlan) -> Tensor:
         """[B T M] -> [B T M]."""
         q_norm, k_norm = self.q_norm, self.k_norm
-        heads = self.split(linear(self.to_qkv, x))
-        q, k, v = torch.split_with_sizes(heads, self.counts, 1)
-        plain = q_norm is None and k_norm is None and self.clip is None
-        if not plain:
-            q, k, v = self.norm_and_clip(q, q_norm), self.norm_and_clip(k, k_norm), self.norm_and_clip(v, None)
+        q, k, v = torch.split_with_sizes(self.split(linear(self.to_qkv, x)), self.counts, 1)
+        q, k, v = self.norm_and_clip(q, q_norm), self.norm_and_clip(k, k_norm), self.norm_and_clip(v, None)
         content = q  # unrotated: what content-dependent terms read
-        if plain and plan.rotates_alike:
-            both = scheme.rotate_q(heads[:, : self.heads + self.kv_heads], plan.tables)
-            q, k = torch.split_with_sizes(both, self.counts[:2], 1)
-        else:
-            q = self.rotate_and_norm(q, q_norm, scheme.rotate_q, plan.tables)
-            k = self.rotate_and_norm(k, k_norm, scheme.rotate_k, plan.tables)
+        q = self.rotate_and_norm(q, q_norm, scheme.rotate_q, plan.tables)
+        k = self.rotate_and_norm(k, k_norm, scheme.rotate_k, plan.tables)
         state = scheme.key_state(x)
         if plan.cache is not None and plan.view is not None:
             k, v, state = plan.cache.write(plan.layer, plan.view, k, v, state)

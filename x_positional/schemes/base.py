@@ -219,11 +219,6 @@ class PositionScheme(nn.Module):
         """[B G T D] -> [B G T D']. New keys of one layer, before they are cached."""
         return k
 
-    def rotates_alike(self, tables: Any) -> bool:
-        """Whether `rotate_q` and `rotate_k` do the same with these tables for any number of heads, so that a layer calls `rotate_q`
-        once for both."""
-        return False
-
     def key_state(self, x: Tensor) -> Tensor | None:
         """[B T M] -> [B H T C]. Extra state of each key, cached with k and v: forget gates."""
         return None

@@ -89,11 +89,6 @@ class RotationScheme(PositionScheme):
         alike = tables.k_cos is tables.q_cos
         return Rotation(*q, *(q if alike else (tables.k_cos.narrow(-2, i, 1), tables.k_sin.narrow(-2, i, 1))))
 
-    def rotates_alike(self, tables: Rotation) -> bool:
-        cls, shared = type(self), tables.k_cos is tables.q_cos and tables.k_sin is tables.q_sin
-        own = cls.rotate_q is RotationScheme.rotate_q and cls.rotate_k is RotationScheme.rotate_k
-        return own and shared and self.heads is None and tables.q_cos.shape[1] == 1
-
     def rotate_q(self, q: Tensor, tables: Rotation) -> Tensor:
         return self._some_heads(q, tables.q_cos, tables.q_sin)
 
