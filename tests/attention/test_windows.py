@@ -169,7 +169,11 @@ def test_layers_that_slide_keep_little() -> None:
 @pytest.mark.parametrize("position", [*SCHEMES, *GATED], ids=str)
 @pytest.mark.parametrize("flags", [{}, {"window": 90}, {"chunk": 200}, {"window": 40, "keep_first": 3}], ids=str)
 def test_blocks_of_rows_change_nothing(position, flags: dict) -> None:
-    """600 tokens are more than one block of scaled_dot_product_attention: values and gradients equal the reference."""
+    """600 tokens are more than one block of scaled_dot_product_attention: values and gradients equal the reference.
+
+    Blocks recompute probabilities from a log-sum-exp below 8, rounded by 2^-22, twice that with the row's delta. So the gradient of
+    a bias is off by 5e-7 of its terms, and the MLP of `dynamic` multiplies that by distances up to 600.
+    """
     if "cope" in position:
         pytest.skip("CoPE needs whole rows: it does not run through scaled_dot_product_attention")
     if position in GATED and "keep_first" in flags:
@@ -185,7 +189,8 @@ def test_blocks_of_rows_change_nothing(position, flags: dict) -> None:
             module.zero_grad()
             (out * weights).sum().backward()
         for (name, p), r in zip(net.named_parameters(), reference.parameters(), strict=True):
-            torch.testing.assert_close(p.grad, r.grad, atol=2e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+            atol = 600 * 5e-7 if position == "dynamic" and "mlp" in name else 2e-5
+            torch.testing.assert_close(p.grad, r.grad, atol=atol, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_what_cannot_be_kept_is_refused() -> None:

@@ -29,9 +29,9 @@ FEWEST_RECOMPUTED = 2**28
 
 @dataclass(frozen=True)
 class Unembedding:
-    """Logits as a function of tensors: cap * tanh(z / cap) of z = factor * weight x + bias."""
+    """Logits as a function of tensors: cap * tanh(z / cap) of z = factor * matrix x + bias."""
 
-    weight: Tensor
+    matrix: Tensor
     """[V M]."""
     bias: Tensor | None = None
     """[V]."""
@@ -70,10 +70,10 @@ def summed_cross_entropy(
         return _recomputed(x, targets, logits)
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
-    elif x.dtype != unembedding.weight.dtype:
+    elif x.dtype != unembedding.matrix.dtype:
         return _recomputed(x, targets, logits)  # raises torch's error
     x = x if unembedding.factor == 1 else x * unembedding.factor
-    tensors = x, unembedding.weight, unembedding.bias
+    tensors = x, unembedding.matrix, unembedding.bias
     wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors]
     return _summed(*tensors, targets, unembedding.cap, *wanted)[0]
 

@@ -82,9 +82,8 @@ class TiledAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, plan: TilePlan, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
-        out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(
-            1, 2
-        )  # the layout in which heads are joined
+        joined = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])  # the layout in which heads are joined
+        out = joined.transpose(1, 2)
         logsumexp = q.new_empty(*q.shape[:3], 1)
         ctx.plan, ctx.bias = plan, DistanceBias.of(plan, (q, k, v), inputs)
         if ctx.bias is None:
