@@ -122,7 +122,7 @@ def _missing(row: RowRecord | None, name: str, *sides: str) -> Verdict:
     return Verdict("; ".join([*reasons, *absent]) or f"row {name} was not measured", None)
 
 
-COMPILED, INT8, NONE = f"{OURS} compiled", f"{OURS} int8", f"{OURS} none"
+COMPILED, INT8, NONE = f"{OURS} compiled", f"{OURS} int8 compiled", f"{OURS} none"
 STATIC, PEER = "transformers static", "x-transformers"
 
 
@@ -133,12 +133,12 @@ def _decode_targets() -> list[Target]:
         faster(work="decode, batch 1, float32, eager", row=one, than="transformers", bound=1.3),
         faster(work="decode, batch 1, float32, compiled", row=one, side=COMPILED, than=STATIC, bound=1.3),
         NearLimit(work="decode, batch 1, float32, compiled", row=one, side=COMPILED, bound=0.6),
-        faster(work="decode, batch 1, int8 weights", row=one, side=INT8, than="transformers", bound=5),
+        faster(work="decode, batch 1, int8 weights, compiled", row=one, side=INT8, than="transformers", bound=5),
         faster(work="decode, batch 8, float32, compiled", row=eight, side=COMPILED, than="transformers", bound=2),
         faster(work="decode, 1 M parameters, eager", row="versus-decode", than="before", bound=1.5),
         faster(work="decode, 1 M parameters, compiled", row="versus-decode", side=COMPILED, than="before", bound=5),
         faster(work="SmolLM2-135M, float32, compiled", row=smol, side=COMPILED, than="transformers", bound=2),
-        faster(work="SmolLM2-135M, int8 weights", row=smol, side=INT8, than="transformers", bound=5),
+        faster(work="SmolLM2-135M, int8 weights, compiled", row=smol, side=INT8, than="transformers", bound=5),
         Grows(work="a token after 4096 tokens, against 256", row="decode-context-256", to="decode-context-4096"),
     ]
 
