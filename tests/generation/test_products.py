@@ -112,7 +112,7 @@ def rewritten(function: Callable[..., Tensor], *inputs: Any) -> tuple[int, Tenso
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 1, 33), (8, 1, 33), (3, 33)])
+@pytest.mark.parametrize("shape", [(2, 1, 33), (8, 1, 33), (3, 33)])
 def test_linear_layers_use_it(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     assert build()
     x, w, bias = torch.randn(shape).to(dtype), torch.randn(12, 33).to(dtype), torch.randn(12).to(dtype)
@@ -129,6 +129,8 @@ def with_a_computed_matrix(x: Tensor, w: Tensor) -> Tensor:
 def test_other_products_stay() -> None:
     w = torch.randn(12, 33)
     assert rewritten(F.linear, torch.randn(MAX_ROWS + 1, 33), w)[0] == 0
+    assert rewritten(F.linear, torch.randn(1, 33), w)[0] == 0, "torch's product of one row in float32 is faster"
+    assert rewritten(F.linear, torch.randn(1, 33).bfloat16(), w.bfloat16())[0] == 1
     assert rewritten(F.linear, torch.randn(2, 33).double(), w.double())[0] == 0
     assert rewritten(with_a_computed_matrix, torch.randn(2, 33), w)[0] == 0
     assert rewritten(torch.mm, torch.randn(2, 12), w)[0] == 0, "its rows are not contiguous"

@@ -1,8 +1,9 @@
 """Products of a few rows with a parameter, in the compiled decoding step on a CPU: a kernel that reads the parameter once.
 
-A product of one row takes as long as reading its matrix, and one of 8 rows need not take much longer. torch's products take
-twice as long for 8 rows, and four times as long with int8 weights; see benchmarks/notes.md. `products.cpp` is compiled by torch's
-own builder, which keeps the result on disk. `FewRows` puts it into a graph in place of linear layers, int8 ones included.
+A product of one row takes as long as reading its matrix, and one of 8 rows need not take much longer. torch's products do the
+first in float32, but take twice as long for 8 rows, and four times as long with int8 weights; see benchmarks/notes.md.
+`products.cpp` is compiled by torch's own builder, which keeps the result on disk. `FewRows` puts it into a graph in place of
+linear layers, int8 ones included.
 
 B rows of the input, K inputs, N outputs.
 """
@@ -115,7 +116,8 @@ def _suits(x: Node, w: Node) -> bool:
         return False
     rows = functools.reduce(operator.mul, inputs.shape[:-1], 1)
     sizes_known = isinstance(rows, int) and all(isinstance(size, int) for size in matrix.shape)
-    return sizes_known and 0 < rows <= MAX_ROWS and matrix.ndim == 2 and matrix.stride(1) == 1
+    fewest = 2 if matrix.dtype == torch.float32 else 1  # torch's product of one row in float32 is faster
+    return sizes_known and fewest <= rows <= MAX_ROWS and matrix.ndim == 2 and matrix.stride(1) == 1
 
 
 def _replace(graph: Graph, node: Node, x: Node, w: Node, bias: Node | None) -> None:
