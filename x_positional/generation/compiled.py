@@ -59,8 +59,10 @@ class CompiledSteps:
         self.before, self.span, self.batch = cache.state, cache.span, cache.batch_size
         self.rows = 1 << (self.batch - 1).bit_length()
         dtype = next(net.parameters()).dtype
-        usable = torch.tensor(usable_temperature(temperature, dtype), dtype=wide_dtype(dtype), device=cache.device)
-        self.temperature = usable if temperature and draw else None
+        self.temperature: Tensor | None = None
+        if temperature and draw:
+            usable = usable_temperature(temperature, dtype)
+            self.temperature = torch.tensor(usable, dtype=wide_dtype(dtype), device=cache.device)
         self._hold(cache)
         self.key = self._key()
 
