@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 NO_TARGET = -100
 """The target of a row that does not count."""
 ROWS, ROWS_ON_A_GPU = 256, 1024
-"""Rows of a chunk. Fewer take longer (on a CPU by a quarter with 64): each chunk reads the matrix and the sum of its gradients,
-for which arithmetic must leave time."""
+"""Rows of a chunk; the second is an estimate. Fewer take longer (on a CPU by a quarter with 64): each chunk reads the matrix and
+the sum of its gradients, for which arithmetic must leave time."""
 FEWEST = 2**25
 """Logits above which chunks are used: 128 MB in float32, and twice as much again in backward."""
 FEWEST_RECOMPUTED = 2**28
