@@ -21,10 +21,12 @@ SHOWN = {
     "docs/validator.md": "report",
 }
 """Pages whose Python blocks are one program, and a name that it defines; other pages are run by tests of their own."""
+HOW_TO = [page.relative_to(ROOT).as_posix() for page in sorted(ROOT.glob("docs/how-to/*.md"))]
+"""Pages of one job each. Their Python blocks are one program that prints what it shows."""
 PAGES = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md"]
 
 
-@pytest.mark.parametrize("page", SHOWN)
+@pytest.mark.parametrize("page", [*SHOWN, *HOW_TO])
 def test_snippets_run_in_order(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -39,7 +41,7 @@ def test_snippets_run_in_order(
     finally:
         for extra in set(REGISTRY) - set(known):
             del REGISTRY[extra]
-    assert SHOWN[page] in vars(module)
+    assert SHOWN.get(page, "torch") in vars(module)
     assert capsys.readouterr().out
 
 
