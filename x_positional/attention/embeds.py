@@ -107,7 +107,7 @@ def with_prepended(value: Any, name: str, parts: Sequence[Part], filler: int) ->
 
 
 def check_covers_prepended(parts: Sequence[Part], **values: Any) -> None:
-    """Raises InputError where positions or documents are given for the tokens alone, which leaves open those of prepended places."""
+    """Raises InputError where positions or documents cover the tokens alone, which leaves those of prepended places open."""
     tokens, whole = parts[-1].shape[1], places(parts)
     for name, value in values.items():
         if value is None or len(parts) == 1:

@@ -28,7 +28,7 @@ from x_positional.config.models import ModelConfig
 from x_positional.errors import InputError
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.options import DecodeOptions, GenerateAndReturnCache, GenerateOptions, parameters_of
-from x_positional.generation.prompts import PromptsLike, as_ids, read_prompts
+from x_positional.generation.prompts import EmbedsLike, PromptsLike, as_ids, read_prompts
 from x_positional.generation.sampling import is_integer
 from x_positional.models.language import TransformerWrapper
 from x_positional.models.loss import sums_by_chunks, targets_after
@@ -149,15 +149,15 @@ class AutoregressiveWrapper(nn.Module):
             raise InputError(f"a loss needs at least two places a row; inputs_embeds has shape {list(last.shape)}.")
         if labels is not None:
             labels = self._checked_labels(labels, last.shape[:2], last.device)
-        elif tokens is None:
+        if tokens is not None:
+            ids = tokens.masked_fill(tokens == self.ignore_index, self.pad_value)
+            self.net.check_tokens(ids)
+            return (*row[:-1], ids), tokens if labels is None else labels
+        if labels is None:
             raise InputError(
                 "inputs_embeds contain no ids to predict. Pass labels=[batch, places], the target of each place."
             )
-        if tokens is None:
-            return row, labels
-        ids = tokens.masked_fill(tokens == self.ignore_index, self.pad_value)
-        self.net.check_tokens(ids)
-        return (*row[:-1], ids), tokens if labels is None else labels
+        return row, labels
 
     def _checked_labels(self, labels: Any, shape: Sequence[int], device: torch.device) -> Tensor:
         """[B T] int64. Raises InputError."""
@@ -224,6 +224,7 @@ class AutoregressiveWrapper(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         positions: Tensor | None = None,
+        prepend_embeds: EmbedsLike = None,
         prefill_chunk_size: int | None = None,
     ) -> KVCache:
         """Read prompts into a cache, without new tokens: a prefix that several calls of `generate` continue.
@@ -238,13 +239,15 @@ class AutoregressiveWrapper(nn.Module):
             context: [B S M] for the model's cross-attention.
             context_mask: [B S] bool, True = keep.
             positions: [B T] or [B T A] positions of the prompts, -1 for no token.
+            prepend_embeds: [B P E] before the prompts, as in `generate`.
             prefill_chunk_size: Tokens to read at a time; None reads them in one pass.
 
         Raises:
             InputError, PositionError, CacheError, ArgumentError: Before anything is computed.
         """
         if cache is None:
-            rows = read_prompts(prompts, prompt_lens, None, next(self.parameters()).device).tokens
+            device = next(self.parameters()).device
+            rows = read_prompts(prompts, prompt_lens, None, device, prepend_embeds, self.net.check_embeds).tokens
             cache = self.net.new_cache(len(rows), window=self.net.max_seq_len)
         options = DecodeOptions(
             prompts,
@@ -255,6 +258,7 @@ class AutoregressiveWrapper(nn.Module):
             context=context,
             context_mask=context_mask,
             positions=positions,
+            prepend_embeds=prepend_embeds,
             prefill_chunk_size=prefill_chunk_size,
         )
         DecodeLoop(self.net, options, self.pad_value).generate()
