@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from x_positional.attention.cache import KVCache
 from x_positional.attention.embeds import check_covers_prepended
-from x_positional.attention.inputs import INTEGERS, as_tensor, check_positions, following_positions, where_tokens
+from x_positional.attention.inputs import INTEGERS, as_tensor, check_positions, where_tokens
+from x_positional.attention.tokens import following_positions
 from x_positional.errors import CacheError, InputError, listed
 from x_positional.generation.compiled import CompiledSteps, announce, give_up, pays, refusals, worth_a_look
 from x_positional.generation.eval_mode import in_eval_mode
@@ -272,7 +273,7 @@ class DecodeLoop:
         """Bring a kept cache to the last token that was handed out, before `unread` others of the same pass."""
         if self.options.keeps_cache and self.cache is not None:
             if unread:
-                self.cache.drop_last(unread)
+                self.cache.crop(-unread)
             self._feed(token)
 
     def _draw(self, logits: Tensor) -> Drawn:

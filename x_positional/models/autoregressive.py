@@ -229,8 +229,8 @@ class AutoregressiveWrapper(nn.Module):
     ) -> KVCache:
         """Read prompts into a cache, without new tokens: a prefix that several calls of `generate` continue.
 
-        `generate(prompts, seq_len, cache=prefix.fork(len(prompts)))` continues one prefix in every row, and
-        `generate(None, seq_len, cache=prefix.fork(4))` draws four samples of it.
+        `generate(prompts, seq_len, cache=prefix.copy().repeat(len(prompts)))` continues one prefix in every row, and
+        `generate(None, seq_len, cache=prefix.copy().repeat(4))` draws four samples of it.
 
         Args:
             prompts: One prompt [T], a right-padded batch [B T] with `prompt_lens`, or a list of prompts.
