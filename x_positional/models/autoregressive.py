@@ -24,18 +24,23 @@ from x_positional.attention.inputs import (
     read_bounds,
     token_mask,
 )
+from x_positional.config.flags.answers import answers
 from x_positional.config.models import ModelConfig
 from x_positional.errors import InputError
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.options import DecodeOptions, GenerateAndReturnCache, GenerateOptions, parameters_of
 from x_positional.generation.prompts import EmbedsLike, PromptsLike, as_ids, read_prompts
 from x_positional.generation.sampling import is_integer
+from x_positional.models.absent import ExplainsAbsent
 from x_positional.models.language import TransformerWrapper
 from x_positional.models.loss import sums_by_chunks, targets_after
 from x_positional.modules.cross_entropy import NO_TARGET
 
+NET_CALL = ("TransformerWrapper.forward", "AttentionLayers.forward")
+"""The tables of the calls that x-transformers passes further keywords on to."""
 
-class AutoregressiveWrapper(nn.Module):
+
+class AutoregressiveWrapper(ExplainsAbsent):
     """Next-token loss and sampling for a `TransformerWrapper` of a Decoder.
 
     Args:
@@ -44,6 +49,7 @@ class AutoregressiveWrapper(nn.Module):
         pad_value: The id that fills rows after their eos.
     """
 
+    @answers("AutoregressiveWrapper")
     def __init__(self, net: TransformerWrapper, ignore_index: int = -100, pad_value: int = 0):
         super().__init__()
         config = _config_of(net)
@@ -65,6 +71,7 @@ class AutoregressiveWrapper(nn.Module):
             )
         self.net, self.ignore_index, self.pad_value = net, ignore_index, pad_value
 
+    @answers("AutoregressiveWrapper.forward", *NET_CALL)
     def forward(
         self,
         tokens: Tensor | None = None,
@@ -190,6 +197,7 @@ class AutoregressiveWrapper(nn.Module):
     @overload
     @parameters_of(GenerateOptions)
     def generate(self, options: GenerateOptions) -> Tensor: ...
+    @answers("AutoregressiveWrapper.generate", *NET_CALL)
     @parameters_of(GenerateOptions)
     def generate(self, options: GenerateOptions) -> Tensor | tuple[Tensor, KVCache]:
         """Continue prompts by up to `seq_len` tokens. The parameters are the fields of `GenerateOptions`.
@@ -207,6 +215,7 @@ class AutoregressiveWrapper(nn.Module):
         tokens = loop.generate()
         return (tokens, loop.cache) if options.return_cache and loop.cache is not None else tokens
 
+    @answers("AutoregressiveWrapper.stream", "AutoregressiveWrapper.generate", *NET_CALL)
     @parameters_of(DecodeOptions)
     def stream(self, options: DecodeOptions) -> Iterator[Tensor]:
         """The tokens of `generate`, [B] at a time as they are drawn. The parameters are the fields of `DecodeOptions`.
@@ -215,6 +224,7 @@ class AutoregressiveWrapper(nn.Module):
         """
         return DecodeLoop(self.net, options, self.pad_value).stream()
 
+    @answers("AutoregressiveWrapper.prefill", "AutoregressiveWrapper.generate", *NET_CALL)
     def prefill(
         self,
         prompts: PromptsLike,

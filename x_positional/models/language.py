@@ -18,10 +18,12 @@ from x_positional.attention.inputs import INTEGERS, SeqLens, as_tensor, check_sh
 from x_positional.attention.ownership import Stamp
 from x_positional.attention.tokens import TokenLayout
 from x_positional.config.flags import model_from_flags
+from x_positional.config.flags.answers import answers
 from x_positional.config.layers import NormConfig
 from x_positional.config.models import ModelConfig
 from x_positional.config.validate import model_report, require
 from x_positional.errors import InputError
+from x_positional.models.absent import ExplainsAbsent
 from x_positional.models.build import build_norm
 from x_positional.models.describe import describe
 from x_positional.models.saving import Saveable
@@ -48,7 +50,7 @@ class PredictionHead(nn.Module):
         return self.norm(self.activation(self.linear(x)))
 
 
-class TransformerWrapper(CachingModule, Saveable):
+class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
     """Token ids -> logits.
 
     A learned absolute table of `max_seq_len` rows is on only where it is asked for or where no scheme was chosen.
@@ -182,6 +184,7 @@ class TransformerWrapper(CachingModule, Saveable):
         self.check_tokens(tokens)
         return self._lookup(tokens)
 
+    @answers("TransformerWrapper.forward", "AttentionLayers.forward")
     def forward(
         self,
         tokens: Tensor | None = None,

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
 from x_positional.config.flags import vision_from_flags
+from x_positional.config.flags.answers import answers
 from x_positional.config.validate import model_report, require
 from x_positional.config.validate.rules_vision import position_axes
 from x_positional.config.vision import VisionConfig
@@ -206,6 +207,7 @@ class ViTransformerWrapper(Saveable):
             return mean
         return encoded.cls if self.config.pool == "cls" else torch.cat([encoded.cls, mean], dim=-1)
 
+    @answers("ViTransformerWrapper.forward")
     def forward(
         self,
         pixel_values: Images,
