@@ -40,7 +40,7 @@ class EncodedImage(NamedTuple):
     registers: Tensor
     """[B R M]."""
     grids: list[tuple[int, int]]
-    """Rows and columns of each image. With all patches of images of one size patches.unflatten(1, grids[0]) is [B rows columns M]."""
+    """Rows and columns of each image. With all patches of equal images, patches.unflatten(1, grids[0]) is [B rows columns M]."""
     kept: Tensor | None = None
     """[B K] the numbers of the patches in raster order; None where all patches entered, in order."""
     mask: Tensor | None = None
