@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from tests.support.draws import draws
 from tests.support.largest import Largest
 from x_positional.modules import cross_entropy
-from x_positional.modules.cross_entropy import NO_TARGET, Unembedding, chunks_pay, summed_cross_entropy
+from x_positional.modules.cross_entropy import NO_TARGET, Unembedding, chunks_pay, cross_entropy_by_chunks
 
 M, V = 6, 11
 SOME, FIRST_CHUNK, NONE, ALL = [2, 9, 16], [0, 1, 2, 3, 4], list(range(17)), []
@@ -53,10 +53,10 @@ class Case:
         def no_function(x: Tensor) -> Tensor:
             raise AssertionError("logits come from the tensors")
 
-        return summed_cross_entropy(x, self.targets, no_function, Unembedding(weight, bias, 0.5, self.cap))
+        return cross_entropy_by_chunks(x, self.targets, no_function, Unembedding(weight, bias, 0.5, self.cap))
 
     def recomputed(self, x: Tensor, *others: Tensor) -> Tensor:
-        return summed_cross_entropy(x, self.targets, lambda part: self.logits(part, *others), None)
+        return cross_entropy_by_chunks(x, self.targets, lambda part: self.logits(part, *others), None)
 
     def results(self, loss: Callable[..., Tensor]) -> list[Tensor]:
         """The loss, and the gradients of a multiple of it."""
@@ -148,7 +148,7 @@ def test_without_autocast_dtypes_must_agree_as_in_a_linear_layer() -> None:
     x, weight = Case(torch.float64).tensors[0], Case(torch.float32).tensors[1]
     case = Case(torch.float64)
     with pytest.raises(RuntimeError, match="same dtype"):
-        summed_cross_entropy(x, case.targets, lambda part: F.linear(part, weight), Unembedding(weight))
+        cross_entropy_by_chunks(x, case.targets, lambda part: F.linear(part, weight), Unembedding(weight))
 
 
 @pytest.mark.parametrize("columns", [512, 1024])

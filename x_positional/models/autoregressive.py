@@ -4,23 +4,19 @@ B batch, T prompt tokens, N new tokens.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, overload
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from x_positional.attention.cache import KVCache
 from x_positional.attention.inputs import (
-    INTEGERS,
     SeqLens,
-    as_tensor,
     check_documents,
     check_finite,
     check_positions,
     check_shows_a_token,
     packed_documents,
-    read_bounds,
     token_mask,
 )
 from x_positional.config.models import ModelConfig
@@ -30,8 +26,22 @@ from x_positional.generation.options import DecodeOptions, GenerateAndReturnCach
 from x_positional.generation.prompts import PromptsLike, as_ids, read_prompts
 from x_positional.generation.sampling import is_integer
 from x_positional.models.language import TransformerWrapper
-from x_positional.models.loss import sums_by_chunks
+from x_positional.models.loss import LossOptions, Reduction, next_tokens, sums_by_chunks
 from x_positional.modules.cross_entropy import NO_TARGET
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The checked inputs of a loss."""
+
+    ids: Tensor
+    """[B T]."""
+    present: Tensor | None
+    """[B T] bool; None where every place holds a token."""
+    positions: Tensor | None
+    documents: Tensor | None
+    targets: Tensor
+    """[B T-1]."""
 
 
 class AutoregressiveWrapper(nn.Module):
@@ -72,11 +82,16 @@ class AutoregressiveWrapper(nn.Module):
         document_ids: Tensor | None = None,
         *,
         labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        reduction: Reduction = "mean",
+        num_targets: float | Tensor | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         seq_lens: SeqLens | None = None,
     ) -> Tensor:
-        """Mean cross entropy (nats) of tokens 1 .. T-1, each predicted from those before it.
+        """Mean cross entropy (nats) of tokens 1 .. T-1, each predicted from those before it, in float32 or wider.
 
         Padding, the token after left padding, ignore_index and the first token of a packed document are not targets. Without
         any target the loss is 0, and so is its gradient.
@@ -88,14 +103,73 @@ class AutoregressiveWrapper(nn.Module):
             document_ids: [B T], the document that each token of a packed row belongs to.
             labels: [B T] the target of each place, ignore_index for a token that is read but is no target, such as the prompt
                 in instruction tuning. They align with tokens and are shifted here, as in transformers. Defaults to tokens.
+            loss_mask: [B T] bool, True = this token is a target, unless labels or padding exclude it. Shifted like labels.
+            reduction: "mean" over the targets, "sum", or "none": [B T-1], 0 where there is no target.
+            num_targets: What the mean divides by in place of the targets of this batch: their number in all micro-batches of a
+                step, from `count_targets`. Then the losses and gradients of the micro-batches add up to those of one batch.
+            label_smoothing: Share of each target that is spread evenly over the vocabulary, as in torch's cross_entropy
+                (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+            z_loss: Weight of logsumexp(logits)^2, added for each target (PaLM: Chowdhery et al. 2022, arXiv:2204.02311,
+                section 5, with 1e-4).
             context: [B S M] for cross-attention.
             context_mask: [B S] bool, True = keep.
             seq_lens: The lengths of packed documents, in place of `document_ids`.
 
         Raises:
-            InputError: For fewer than two tokens, a mask that hides all of them, and ids, labels, masks, positions or
-                documents that do not fit.
+            InputError: For fewer than two tokens, a mask that hides all of them, and ids, labels, masks, positions, documents
+                or options that do not fit.
         """
+        options = LossOptions(reduction, num_targets, label_smoothing, z_loss)
+        batch = self._read(tokens, mask, positions, document_ids, labels, loss_mask, seq_lens, options)
+        targets, token_loss = batch.targets, options.token_loss()
+        by_chunks = sums_by_chunks(self.net, targets, token_loss.reduction)
+        inner = {"targets": targets, "token_loss": token_loss} if by_chunks else {}
+        found = self.net(
+            batch.ids[:, :-1],
+            mask=None if mask is None or batch.present is None else batch.present[:, :-1],
+            positions=None if batch.positions is None else batch.positions[:, :-1],
+            document_ids=None if batch.documents is None else batch.documents[:, :-1],
+            context=context,
+            context_mask=context_mask,
+            checked=True,
+            **inner,
+        )
+        if not by_chunks:
+            found = token_loss.of_logits(found.flatten(0, 1), targets.flatten())
+            found = found if token_loss.reduction == "sum" else found.view_as(targets)
+        return options.reduced(found, targets)
+
+    def count_targets(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        seq_lens: SeqLens | None = None,
+    ) -> Tensor:
+        """The number of targets of `forward` with these arguments, as a tensor [] on the device of the tokens.
+
+        `total = sum(model.count_targets(part) for part in parts)`, then `model(part, num_targets=total).backward()` for each
+        part, gives the gradients of one batch with the rows of all parts. Raises InputError as `forward` does.
+        """
+        batch = self._read(tokens, mask, positions, document_ids, labels, loss_mask, seq_lens, LossOptions())
+        return (batch.targets != NO_TARGET).sum()
+
+    def _read(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        document_ids: Tensor | None,
+        labels: Tensor | None,
+        loss_mask: Tensor | None,
+        seq_lens: SeqLens | None,
+        options: LossOptions,
+    ) -> "_Batch":
+        """Raises InputError."""
         tokens = as_ids(self.net.as_ids(tokens))
         if tokens.ndim != 2 or tokens.shape[1] < 2:
             raise InputError(f"a loss needs [batch, tokens] with at least two tokens; got {list(tokens.shape)}.")
@@ -111,57 +185,17 @@ class AutoregressiveWrapper(nn.Module):
         documents = packed_documents(document_ids, seq_lens, batch, length)
         if documents is not None:
             documents = check_documents(documents, batch, length).to(tokens.device)
-        targets = self._targets(tokens, labels, present, documents)
-        by_chunks = sums_by_chunks(self.net, targets)
-        options = {"targets": targets.masked_fill(targets == self.ignore_index, NO_TARGET)} if by_chunks else {}
-        found = self.net(
-            ids[:, :-1],
-            mask=None if mask is None or present is None else present[:, :-1],
-            positions=None if positions is None else positions[:, :-1],
-            document_ids=None if documents is None else documents[:, :-1],
-            context=context,
-            context_mask=context_mask,
-            checked=True,
-            **options,
+        targets = next_tokens(
+            tokens,
+            labels,
+            loss_mask,
+            present,
+            documents,
+            ignore_index=self.ignore_index,
+            num_tokens=self.net.num_tokens,
+            options=options,
         )
-        if by_chunks:
-            return found / (targets != self.ignore_index).sum().clamp(min=1)
-        return self._loss(found, targets)
-
-    def _targets(self, tokens: Tensor, labels: Any, present: Tensor | None, documents: Tensor | None) -> Tensor:
-        """[B T] -> [B T-1] targets, ignore_index where there is none. Raises InputError."""
-        targets = (tokens if labels is None else self._checked_labels(labels, tokens))[:, 1:]
-        if present is not None:
-            present = present.to(tokens.device)
-            targets = torch.where(present[:, 1:] & present[:, :-1], targets, self.ignore_index)
-        if documents is not None:
-            targets = torch.where(documents[:, 1:] == documents[:, :-1], targets, self.ignore_index)
-        return targets
-
-    def _checked_labels(self, labels: Any, tokens: Tensor) -> Tensor:
-        """[B T] int64. Raises InputError."""
-        labels = as_tensor(labels, "labels").to(tokens.device)
-        if labels.shape != tokens.shape or labels.dtype not in INTEGERS:
-            raise InputError(
-                f"labels must be integers of shape {list(tokens.shape)}, that of tokens; got {labels.dtype} of shape "
-                f"{list(labels.shape)}. They are shifted here: pass the tokens, with {self.ignore_index} where there is no target."
-            )
-        labels = labels.long()
-        low, high = read_bounds(labels.masked_fill(labels == self.ignore_index, 0)) or (0, 0)
-        if low < 0 or high >= self.net.num_tokens:
-            raise InputError(
-                f"label {low if low < 0 else high} is outside 0..{self.net.num_tokens - 1} (num_tokens={self.net.num_tokens}). "
-                f"Where there is no target, pass ignore_index={self.ignore_index}."
-            )
-        return labels
-
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Logits [B T-1 V], targets [B T-1] -> the mean cross entropy of the targets; 0 without any, at no device sync."""
-        targets = targets.flatten()
-        found = (targets != self.ignore_index).any()
-        some = torch.where(found, targets[:1], 0 if self.ignore_index else 1)  # the mean of nothing is NaN
-        loss = F.cross_entropy(logits.flatten(0, 1), torch.cat([some, targets[1:]]), ignore_index=self.ignore_index)
-        return loss * found
+        return _Batch(ids, present, positions, documents, targets)
 
     @overload
     @parameters_of(GenerateAndReturnCache)
