@@ -26,7 +26,7 @@ from x_positional.generation.options import DecodeOptions, GenerateAndReturnCach
 from x_positional.generation.prompts import PromptsLike, as_ids, read_prompts
 from x_positional.generation.sampling import is_integer
 from x_positional.models.language import TransformerWrapper
-from x_positional.models.loss import LossOptions, Reduction, next_tokens, sums_by_chunks
+from x_positional.models.loss import LossOptions, Reduction, marked_labels, next_tokens, sums_by_chunks
 from x_positional.modules.cross_entropy import NO_TARGET
 
 
@@ -185,16 +185,8 @@ class AutoregressiveWrapper(nn.Module):
         documents = packed_documents(document_ids, seq_lens, batch, length)
         if documents is not None:
             documents = check_documents(documents, batch, length).to(tokens.device)
-        targets = next_tokens(
-            tokens,
-            labels,
-            loss_mask,
-            present,
-            documents,
-            ignore_index=self.ignore_index,
-            num_tokens=self.net.num_tokens,
-            options=options,
-        )
+        known = {"ignore_index": self.ignore_index, "num_tokens": self.net.num_tokens}
+        targets = next_tokens(marked_labels(tokens, labels, loss_mask, options=options, **known), present, documents)
         return _Batch(ids, present, positions, documents, targets)
 
     @overload

@@ -89,54 +89,50 @@ class LossOptions:
         return loss / torch.where(count == 0, 1, total)
 
 
-def next_tokens(
-    tokens: Tensor,
-    labels: Any,
-    loss_mask: Any,
-    present: Tensor | None,
-    documents: Tensor | None,
-    *,
-    ignore_index: int,
-    num_tokens: int,
-    options: LossOptions,
+def marked_labels(
+    tokens: Tensor, labels: Any, loss_mask: Any, *, ignore_index: int, num_tokens: int, options: LossOptions
 ) -> Tensor:
-    """[B T] -> [B T-1] targets, NO_TARGET where there is none.
+    """[B T] int64 ids -> [B T] the id that each place has as a target, NO_TARGET where it is none.
 
     Args:
         tokens: [B T] int64 ids.
-        labels: as in `AutoregressiveWrapper.forward`.
-        loss_mask: the same.
-        present: [B T] bool, False at padding.
-        documents: [B T].
-        ignore_index: the label of no target.
+        labels: As in `AutoregressiveWrapper.forward`.
+        loss_mask: As there.
+        ignore_index: The label of no target.
         num_tokens: V.
-        options: checked here too, so that all problems are reported at once.
+        options: Checked here too, so that all problems are reported at once.
 
     Raises:
-        InputError: with every problem of labels, loss_mask and options.
+        InputError: With every problem of labels, loss_mask and options.
     """
-    device = tokens.device
-    labels = tokens if labels is None else as_tensor(labels, "labels").to(device)
-    loss_mask = None if loss_mask is None else as_tensor(loss_mask, "loss_mask").to(device)
-    problems = options.problems() + _mask_problems(loss_mask, tokens)
-    if labels is not tokens:
+    problems = options.problems()
+    if labels is not None:
+        labels = as_tensor(labels, "labels").to(tokens.device)
         problems += _label_problems(labels, tokens, ignore_index, num_tokens)
+    if loss_mask is not None:
+        loss_mask = as_tensor(loss_mask, "loss_mask").to(tokens.device)
+        problems += _mask_problems(loss_mask, tokens)
     if problems:
         raise InputError(problems[0] if len(problems) == 1 else listed("the loss cannot be computed:", problems))
-    targets = labels[:, 1:].long()
-    targets = targets.masked_fill(targets == ignore_index, NO_TARGET)
-    if loss_mask is not None:
-        targets = torch.where(loss_mask[:, 1:], targets, NO_TARGET)
+    labels = tokens if labels is None else labels.long()
+    labels = labels.masked_fill(labels == ignore_index, NO_TARGET)
+    return labels if loss_mask is None else torch.where(loss_mask, labels, NO_TARGET)
+
+
+def next_tokens(labels: Tensor, present: Tensor | None, documents: Tensor | None) -> Tensor:
+    """`marked_labels` [B T] -> [B T-1] targets: NO_TARGET also where this place or the next is padding [B T], and where the next
+    begins another document [B T]."""
+    targets = labels[:, 1:]
     if present is not None:
-        present = present.to(device)
+        present = present.to(labels.device)
         targets = torch.where(present[:, 1:] & present[:, :-1], targets, NO_TARGET)
     if documents is not None:
         targets = torch.where(documents[:, 1:] == documents[:, :-1], targets, NO_TARGET)
     return targets
 
 
-def _mask_problems(loss_mask: Tensor | None, tokens: Tensor) -> list[str]:
-    if loss_mask is None or (loss_mask.dtype == torch.bool and loss_mask.shape == tokens.shape):
+def _mask_problems(loss_mask: Tensor, tokens: Tensor) -> list[str]:
+    if loss_mask.dtype == torch.bool and loss_mask.shape == tokens.shape:
         return []
     return [
         f"loss_mask must be torch.bool of shape {list(tokens.shape)}, that of tokens, True = this token is a target; got "
