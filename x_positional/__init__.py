@@ -28,6 +28,7 @@ from x_positional.errors import (
     UserError,
     XPositionalError,
 )
+from x_positional.generation.contrast import ContrastWith
 from x_positional.generation.proposals import DraftModel, PromptLookup
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.continuous import ContinuousTransformerWrapper
@@ -74,6 +75,7 @@ __all__ = [
     "ConfigError",
     "ContinuousTransformerWrapper",
     "ContractError",
+    "ContrastWith",
     "ConversionError",
     "Cope",
     "CrossAttender",

@@ -240,7 +240,7 @@ GENERATE = (
         [
             *_SAMPLING,
             *_all(
-                "One model decodes. Combine the logits of two models in your own `filter_logits_fn`.",
+                "Renamed. Use `contrast=ContrastWith(amateur, alpha=0.1, beta=0.5)`.",
                 amateur_model=None,
                 contrastive_decode_kwargs={"beta": 0.5, "alpha": 0.1},
             ),
