@@ -66,7 +66,13 @@ def alone(net: TransformerWrapper, how: ContrastWith, prompt: Tensor, steps: int
 
 @pytest.mark.parametrize("cache_kv", [True, False])
 @pytest.mark.parametrize(
-    "positions", [("rope", "alibi"), ("absolute", "rope"), ("alibi", Rope(scaling=dynamic())), ("forgetting", "t5")]
+    "positions",
+    [
+        ("rope", "alibi"),
+        ("absolute", "rope"),
+        ("alibi", Rope(scaling=dynamic(length_policy="recompute"))),
+        ("forgetting", "t5"),
+    ],
 )
 def test_ragged_prompts_equal_each_alone(positions: tuple[str, str | Rope], cache_kv: bool) -> None:
     net, how = language_model(positions[0]), ContrastWith(amateur(positions[1]), beta=None)
