@@ -48,7 +48,7 @@ class ContrastWith:
                 f"the amateur must be a TransformerWrapper of a Decoder; got {type(amateur).__name__}. Of an "
                 "AutoregressiveWrapper pass .net."
             )
-        if layers.cross_attend:
+        if config is not None and config.layers.cross_attend:
             raise InputError("the amateur has cross-attention, and there is no context for it. Use a model without.")
         self.amateur, self.alpha, self.beta, self.temperature = amateur, alpha, beta, temperature
 
