@@ -1,5 +1,6 @@
 """Contrastive decoding against its formula, written out with one full pass per token."""
 
+import inspect
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from tests.support.generation_models import GREEDY, NUM_TOKENS, ids, language_mo
 from tests.support.length_scalings import dynamic
 from x_positional import AutoregressiveWrapper, ContrastWith, Decoder, Encoder, Rope, TransformerWrapper
 from x_positional.errors import ArgumentError, InputError
+from x_positional.generation.options import GenerateOptions
 
 STEPS = 9
 
@@ -141,8 +143,17 @@ def test_amateurs_that_do_not_fit() -> None:
     with pytest.raises(InputError, match="num_tokens=7, the model 29"):
         wrapper.generate(prompts, 3, contrast=ContrastWith(other))
     with pytest.raises(InputError) as refusal:
-        wrapper.generate(prompts, 3, contrast=3, return_cache=True, compile=True)
-    assert [line.split(" ")[0] for line in str(refusal.value).splitlines()] == ["contrast=3", "contrast=", "contrast="]
+        wrapper.generate(prompts, 3, contrast=3, return_cache=True, compile=True, prepend_embeds=prompts)
+    assert [line.split(" ")[0] for line in str(refusal.value).splitlines()] == ["contrast=3", *["contrast="] * 3]
+
+
+def test_every_option_is_either_part_of_these_tests_or_refused() -> None:
+    """A new option of decoding is judged here: whatever moves the rows of a cache has to move those of the amateur's."""
+    works = {"eos_token", "temperature", "prompt_lens", "filter_logits_fn", "restrict_to_max_seq_len", "filter_kwargs"}
+    works |= {"cache_kv", "repetition_penalty", "generator", "seed", "context", "context_mask", "positions"}
+    works |= {"prefill_chunk_size", "contrast", "prompts", "seq_len"}
+    refused = {"cache", "return_cache", "speculate", "compile", "prepend_embeds"}
+    assert set(inspect.signature(GenerateOptions).parameters) == works | refused
 
 
 def test_alpha_is_a_share_of_the_largest_probability() -> None:

@@ -223,7 +223,7 @@ def test_a_kept_cache_continues_with_its_source(decoder: str) -> None:
     source, mask = padded(sources)
     want = model.generate(source, prompts, STEPS, mask=mask, **GREEDY)
     first, cache = model.generate(source, prompts, 3, mask=mask, return_cache=True, **GREEDY)
-    again = cache.fork(3)
+    again = cache.copy()
     rest = model.generate(None, None, STEPS - 3, cache=cache, **GREEDY)
     assert torch.equal(torch.cat([first, rest], dim=1), want)
     rest = torch.stack(list(model.stream(source, None, STEPS - 3, mask, cache=again, **GREEDY)), dim=1)

@@ -104,6 +104,10 @@ class Contrasted(nn.Module):
         """Raises InputError for ids outside of the vocabulary. Forces a device sync."""
         self.model.check_tokens(tokens)
 
+    def check_embeds(self, x: Any, name: str, batch: int | None = None) -> Tensor:
+        """Raises InputError for embeddings that do not fit the model."""
+        return self.model.check_embeds(x, name, batch)
+
     def new_cache(
         self,
         batch_size: int,

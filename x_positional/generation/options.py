@@ -16,7 +16,7 @@ from torch import Tensor
 from x_positional.attention.cache import KVCache
 from x_positional.errors import InputError
 from x_positional.generation.contrast import ContrastWith
-from x_positional.generation.prompts import PromptsLike
+from x_positional.generation.prompts import EmbedsLike, PromptsLike
 from x_positional.generation.proposals import DraftModel, PromptLookup
 from x_positional.generation.sampling import (
     COUNT,
@@ -43,7 +43,7 @@ class DecodeOptions:
 
     Args:
         prompts: One prompt [T], a right-padded batch [B T] with `prompt_lens`, or a list of prompts of any lengths; None
-            continues from `cache` without new tokens. Each row gives the tokens it would give alone.
+            continues from `cache` or `prepend_embeds` without tokens. Each row gives the tokens it would give alone.
         seq_len: The largest number of new tokens per row.
         eos_token: One end-of-sequence id or several. After its eos a row is filled with `pad_value`; decoding stops
             once every row has ended.
@@ -66,6 +66,9 @@ class DecodeOptions:
             model faster; False does not; "auto" does once a model on a CPU has been asked for 20,000 tokens.
         positions: [B T] or [B T A] positions of the prompts, -1 for no token; new tokens continue after the largest
             position of their row.
+        prepend_embeds: [B P E], or a list of [P E] of any lengths, one a row: embeddings that are read before the prompts, such
+            as a soft prompt or an image, as in `TransformerWrapper.forward`. `positions` then cover P + T places, and
+            max_seq_len counts them. With prompts=None they are the whole prompt.
         prefill_chunk_size: Read the prompts into the cache this many tokens at a time, which bounds the memory of a long
             prompt; None reads them in one pass. The tokens are the same.
         speculate: `PromptLookup()` or `DraftModel(net)` proposes several tokens, which one pass accepts or rejects: fewer
@@ -90,6 +93,7 @@ class DecodeOptions:
     context: Tensor | None = None
     context_mask: Tensor | None = None
     positions: Tensor | None = None
+    prepend_embeds: EmbedsLike = None
     compile: bool | Literal["auto"] = "auto"
     prefill_chunk_size: int | None = None
     speculate: Speculate | None = None
@@ -146,6 +150,8 @@ class DecodeOptions:
             yield "contrast= and cache= or return_cache=True cannot be combined: the amateur's cache ends with the call."
         if self.speculate is not None:
             yield "contrast= and speculate= cannot be combined: proposals are judged by one model."
+        if self.prepend_embeds is not None:
+            yield "contrast= and prepend_embeds= cannot be combined: embeddings are those of one model."
         if self.compile is True:
             yield "contrast= and compile=True cannot be combined: the compiled step runs one model."
 

@@ -19,6 +19,7 @@ from x_positional import (
     Decoder,
     Encoder,
     FlagError,
+    InputError,
     TransformerWrapper,
     ViTransformerWrapper,
     XTransformer,
@@ -124,7 +125,7 @@ def test_typos_get_the_nearest_parameter() -> None:
     )
     with pytest.raises(TypeError, match="multiple values for argument 'tokens'"):
         model(tokens, input_ids=tokens)
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'tokens'"):
+    with pytest.raises(InputError, match="exactly one of tokens and inputs_embeds"):
         model()
 
 
