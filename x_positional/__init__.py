@@ -28,9 +28,11 @@ from x_positional.errors import (
     UserError,
     XPositionalError,
 )
+from x_positional.generation.contrast import ContrastWith
 from x_positional.generation.proposals import DraftModel, PromptLookup
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.continuous import ContinuousTransformerWrapper
+from x_positional.models.continuous_autoregressive import ContinuousAutoregressiveWrapper
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.models.quantize import quantize
 from x_positional.models.seq2seq import XTransformer
@@ -72,8 +74,10 @@ __all__ = [
     "Capabilities",
     "Chain",
     "ConfigError",
+    "ContinuousAutoregressiveWrapper",
     "ContinuousTransformerWrapper",
     "ContractError",
+    "ContrastWith",
     "ConversionError",
     "Cope",
     "CrossAttender",

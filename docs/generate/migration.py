@@ -144,6 +144,8 @@ print(form_of(theirs))  # the keywords, recovered from a model instance
   are rotated.
 - **`temperature=0`** takes the most likely token that the filters keep; x-transformers runs no filter then. It makes a
   difference for functions of the caller and for `typical`.
+- **`ContinuousAutoregressiveWrapper`** counts a target where it and the token before it are real; x-transformers counts the
+  first padding token too, and divides by no channels with `equal_loss_weight_batch=True`.
 - **`l2norm_embed=True`** normalises token embeddings to unit length; x-transformers normalises the learned position table
   too. With a scheme without a table the two agree.
 - **`polar_bias_uniform_init=True`** works; it crashes in x-transformers. An odd `rotary_emb_dim` is an error; in

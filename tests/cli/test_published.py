@@ -392,3 +392,42 @@ def test_an_encoder_gives_no_next_token(call: Call, folder: Path, tmp_path: Path
     code, _, err = call("generate", bert, "--prompt", "hello")
     assert code == 2
     assert "does not predict the next token" in err
+
+
+@pytest.mark.parametrize("model", ["T5ForConditionalGeneration", "BartForConditionalGeneration"])
+def test_an_encoder_decoder_reads_the_prompt_as_its_source(call: Call, gguf_file: Path, tmp_path: Path, model: str):
+    tokenizer = load_tokenizer(gguf_file)
+    words = tokenizer.backend.get_vocab_size()
+    t5 = {**T5, "vocab_size": words, "decoder_start_token_id": 3, "eos_token_id": 5}
+    bart = {"vocab_size": words, "d_model": 36, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 3}
+    bart |= {"decoder_attention_heads": 3, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40, "max_position_embeddings": 40}
+    bart |= {"decoder_start_token_id": 3, "forced_bos_token_id": 4, "eos_token_id": 5, "pad_token_id": 1}
+    path = saved(tmp_path / model, model, **(t5 if model.startswith("T5") else bart))
+    tokenizer.save(path)
+    common = ["--prompt", "hello", "--max-new-tokens", 8, "--temperature", 0, "--no-stop", "--dtype", "float32"]
+    code, out, err = call("generate", path, *common)
+    assert code == 0, err
+    theirs = getattr(transformers, model).from_pretrained(path)
+    source = torch.tensor([load_tokenizer(path).encode("hello")])
+    steps = {"max_new_tokens": 8 + (not model.startswith("T5")), "do_sample": False, "num_beams": 1, "eos_token_id": -1}
+    new = theirs.generate(source, **steps, forced_eos_token_id=None)[0, -8:].tolist()
+    assert out.rstrip("\n") == load_tokenizer(path).decode(new).rstrip("\n")
+    assert "8 tokens" in err
+    own = tmp_path / "own"
+    from_pretrained(path).save_pretrained(own)
+    tokenizer.save(own)
+    code, _, err = call("generate", own, *common)
+    assert code == 2
+    assert "pass --start-token ID" in err
+    code, again, _ = call("generate", own, *common, "--start-token", 3)
+    assert code == 0
+    assert model.startswith("Bart") or again == out
+    code, _, err = call("generate", path, *common, "--draft", path)
+    assert code == 2
+    assert "use --prompt-lookup" in err
+
+
+def test_a_start_token_is_for_encoder_decoders(call: Call, gguf_file: Path):
+    code, _, err = call("generate", gguf_file, "--prompt", "hello", "--start-token", 1)
+    assert code == 2
+    assert "--start-token is for encoder-decoders" in err

@@ -3,7 +3,9 @@
 rotary-embedding-torch is called on a fresh module, without earlier calls in its cache, in cases where it is correct.
 """
 
+import copy
 import inspect
+import pickle
 
 import pytest
 import rotary_embedding_torch as theirs
@@ -105,7 +107,20 @@ def test_angles(name: str) -> None:
     mine, other = pair(config)
     for positions in (torch.arange(T), torch.rand(2, 3, T) * 50 - 25, torch.tensor(3.5)):
         near(mine(positions), other(positions).detach(), 50 * fastest_angle(config))
-    near(mine.freqs.float(), other.freqs.detach(), fastest_angle(config))
+    near(mine.freqs.detach(), other.freqs.detach(), fastest_angle(config))
+
+
+def test_frequencies_are_float32_and_angles_are_exact() -> None:
+    module, positions = ours.RotaryEmbedding(16, theta=77), torch.tensor([1e6], dtype=torch.float64)
+    exact = 77.0 ** (-torch.arange(8, dtype=torch.float64) / 8)
+    assert module.freqs.dtype == torch.float32
+    assert torch.equal(module.freqs, exact.float())
+    for same in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module)), module.half().to("cpu")):
+        torch.testing.assert_close(same(positions)[0, ::2], 1e6 * exact, atol=1e-8, rtol=0)
+    module.freqs = torch.ones(8)
+    assert torch.equal(module(positions), positions[:, None].expand(1, 16))
+    module.reset_parameters()
+    torch.testing.assert_close(module(positions)[0, ::2], 1e6 * exact, atol=1e-8, rtol=0)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

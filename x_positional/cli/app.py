@@ -80,7 +80,9 @@ def generate(
             show_default=False,
         ),
     ],
-    prompt: Annotated[str, typer.Option(help="Text to continue; '-' reads it from stdin.")],
+    prompt: Annotated[
+        str, typer.Option(help="Text to continue, or the source of an encoder-decoder; '-' reads it from stdin.")
+    ],
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")] = False,
     length: Annotated[
         int, typer.Option("--max-new-tokens", "--length", min=1, help="Maximum number of new tokens.")
@@ -112,6 +114,12 @@ def generate(
     draft: Annotated[
         Path | None, typer.Option(help="Speculate: a smaller model with the same vocabulary that proposes tokens.")
     ] = None,
+    start_token: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="First token of an encoder-decoder's target. By default the one that the model names."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, for a published model.")] = None,
     quantize: Annotated[
@@ -132,13 +140,14 @@ def generate(
         prefill_chunk_size=prefill_chunk_size,
         prompt_lookup=prompt_lookup,
         draft=draft,
+        start_token=start_token,
     )
     text = prompt_text(prompt)
     if is_published(model):
         return generate_from_published(
             model, text, options, chat=chat, device=device, dtype=dtype, quantization=quantize
         )
-    for name, given in (("--chat", chat), ("--dtype", dtype)):
+    for name, given in (("--chat", chat), ("--dtype", dtype), ("--start-token", start_token is not None)):
         if given:
             raise UserError(
                 f"{name} needs a published model, but {model} is neither a folder with config.json nor a GGUF file"

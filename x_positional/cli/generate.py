@@ -20,6 +20,7 @@ from x_positional.generation.speculative import Speculate
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.models.quantize import Quantization, quantize
+from x_positional.models.seq2seq import XTransformer
 from x_positional.pretrained.tokenizers.text import TextTokenizer
 from x_positional.training.checkpoints.checkpoint import TOKENIZER, Checkpoint
 from x_positional.training.checkpoints.state import load_model
@@ -51,6 +52,8 @@ class GenerateOptions:
     """Tokens to propose per pass, copied from earlier text."""
     draft: Path | None = None
     """A smaller model that proposes tokens."""
+    start_token: int | None = None
+    """The id that the target of an encoder-decoder begins with; None for the one that the model names."""
 
     @property
     def filters(self) -> tuple[list[str], list[dict[str, Any]]]:
@@ -106,6 +109,11 @@ def generate_from_published(
     tokenizer = source.tokenizer()
     ids = published_prompt_ids(tokenizer, prompt, chat)
     model = loaded(source, console, dtype, resolve_device(device), quantization=quantization)
+    if isinstance(model, XTransformer):
+        generate_from_source(model, ids, tokenizer, options, source.path.name)
+        return
+    if options.start_token is not None:
+        raise UserError("--start-token is for encoder-decoders; put the token into --prompt")
     if not (isinstance(model, TransformerWrapper) and model.has_head and model.config.layers.kind == "decoder"):
         raise UserError(
             f"{source.path} contains a {source.config['model_type']} model, which does not predict the next token"
@@ -118,6 +126,29 @@ def generate_from_published(
     print_report(speculate)
     if tokenizer.template is not None and not chat:
         print("[this model has a chat template: use --chat to get a reply to the prompt]", file=sys.stderr)
+
+
+def generate_from_source(
+    model: XTransformer, ids: Sequence[int], tokenizer: TextTokenizer, options: GenerateOptions, name: str
+) -> None:
+    """Write what an encoder-decoder makes of a source to stdout, and the speed to stderr. Raises UserError."""
+    if options.draft is not None:
+        raise UserError(
+            "--draft proposes tokens without the source, which this encoder-decoder attends to; use --prompt-lookup"
+        )
+    if options.start_token is None and not tokenizer.starts:
+        raise UserError("this encoder-decoder does not name the token that a target begins with; pass --start-token ID")
+    starts = tokenizer.starts if options.start_token is None else (options.start_token,)
+    speculate, device = speculation(options, "cpu", None), next(model.parameters()).device
+    ends = tokenizer.ends if options.stop else ()
+    tokens = model.stream(
+        torch.tensor([ids], device=device),
+        torch.tensor([starts], device=device),
+        options.length,
+        **sampling(options, ends, speculate),
+    )
+    print_stream("", text_of(tokens, ends, tokenizer.decoder()), name, room=None)
+    print_report(speculate)
 
 
 def speculation(options: GenerateOptions, device: str, dtype: str | None) -> Speculate | None:
@@ -208,21 +239,30 @@ def stream_pieces(
         options: How to sample.
         speculate: Where proposals come from, if tokens are proposed.
     """
-    names, filter_options = options.filters
     ends = ends if options.stop else ()
-    tokens = AutoregressiveWrapper(net).stream(
-        torch.tensor([ids], device=next(net.parameters()).device),
-        options.length,
-        eos_token=ends or None,
-        temperature=options.temperature,
-        filter_logits_fn=names or None,
-        filter_kwargs=filter_options or None,
-        cache_kv=options.cache,
-        compile=options.compile,
-        prefill_chunk_size=options.prefill_chunk_size,
-        speculate=speculate,
-        seed=options.seed,
-    )
+    prompt = torch.tensor([ids], device=next(net.parameters()).device)
+    tokens = AutoregressiveWrapper(net).stream(prompt, options.length, **sampling(options, ends, speculate))
+    yield from text_of(tokens, ends, decoder)
+
+
+def sampling(options: GenerateOptions, ends: Sequence[int], speculate: Speculate | None) -> dict[str, Any]:
+    """The options of the command line as those of `stream`."""
+    names, filter_options = options.filters
+    return {
+        "eos_token": ends or None,
+        "temperature": options.temperature,
+        "filter_logits_fn": names or None,
+        "filter_kwargs": filter_options or None,
+        "cache_kv": options.cache,
+        "compile": options.compile,
+        "prefill_chunk_size": options.prefill_chunk_size,
+        "speculate": speculate,
+        "seed": options.seed,
+    }
+
+
+def text_of(tokens: Iterable[torch.Tensor], ends: Sequence[int], decoder: StreamDecoder | None) -> Iterator[str]:
+    """The text of each token [1] up to an end, or its id if there is no decoder."""
     for token in tokens:
         number = int(token[0])
         if number in ends:

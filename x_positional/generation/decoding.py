@@ -18,6 +18,7 @@ from x_positional.attention.inputs import INTEGERS, as_tensor, check_positions, 
 from x_positional.attention.tokens import following_positions
 from x_positional.errors import CacheError, InputError, listed
 from x_positional.generation.compiled import CompiledSteps, announce, give_up, pays, refusals, worth_a_look
+from x_positional.generation.contrast import Contrasted
 from x_positional.generation.eval_mode import in_eval_mode
 from x_positional.generation.graph import CompileError, Drawn, GraphDraw
 from x_positional.generation.options import DecodeOptions
@@ -76,6 +77,8 @@ class DecodeLoop:
     """
 
     def __init__(self, net: LanguageModel, options: DecodeOptions, pad_value: int):
+        if options.contrast is not None:
+            net = Contrasted(net, options.contrast, options.restrict_to_max_seq_len)
         self.given, self.net, self.options, self.pad_value = net, in_eval_mode(net), options, pad_value
         device = next(net.parameters()).device
         given = options.prompts, options.prompt_lens, options.cache, device, options.prepend_embeds
@@ -368,7 +371,9 @@ class DecodeLoop:
     def _compile(self) -> CompiledSteps | None:
         """Compiled steps for the tokens after the first one, where `compile` allows them and they pay. Raises InputError."""
         options, cache, wanted = self.options, self.cache, self.options.compile
-        if wanted is False or options.seq_len < 2 or not (wanted is True or worth_a_look(self.given, options.seq_len)):
+        if wanted is False or options.contrast is not None or options.seq_len < 2:
+            return None
+        if not (wanted is True or worth_a_look(self.given, options.seq_len)):
             return None
         if self._reasons_not_to_compile() or cache is None:
             return None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from x_positional.attention.cache import KVCache
 from x_positional.errors import InputError
+from x_positional.generation.contrast import ContrastWith
 from x_positional.generation.prompts import EmbedsLike, PromptsLike
 from x_positional.generation.proposals import DraftModel, PromptLookup
 from x_positional.generation.sampling import (
@@ -72,6 +73,7 @@ class DecodeOptions:
             prompt; None reads them in one pass. The tokens are the same.
         speculate: `PromptLookup()` or `DraftModel(net)` proposes several tokens, which one pass accepts or rejects: fewer
             passes, and the same distribution of tokens. For a single row.
+        contrast: `ContrastWith(amateur)` draws tokens that the model finds likelier than a weaker model does.
     """
 
     prompts: PromptsLike
@@ -95,6 +97,7 @@ class DecodeOptions:
     compile: bool | Literal["auto"] = "auto"
     prefill_chunk_size: int | None = None
     speculate: Speculate | None = None
+    contrast: ContrastWith | None = None
     filters: list[LogitsFilter] = field(init=False, repr=False)
     """The filters as functions [B V] -> [B V]; none where they have no effect."""
 
@@ -125,6 +128,7 @@ class DecodeOptions:
                 yield f"speculate={self.speculate!r} must be PromptLookup(...), DraftModel(net) or None."
             if self.compile is True:
                 yield "speculate= and compile=True cannot be combined: the compiled step takes one token."
+        yield from self._contrast_problems()
         if self.seed is not None and self.generator is not None:
             yield "seed= and generator= cannot be combined: each makes the draw reproducible. Pass one."
         if self.seed is not None and not (is_integer(self.seed) and -(2**63) <= self.seed < 2**64):
@@ -135,6 +139,21 @@ class DecodeOptions:
             yield f"compile={self.compile!r} must be True, False or 'auto'."
         yield from NON_NEGATIVE.problems("temperature", self.temperature)
         yield from POSITIVE.problems("repetition_penalty", self.repetition_penalty)
+
+    def _contrast_problems(self) -> Iterator[str]:
+        """Options that contrastive decoding cannot be combined with."""
+        if self.contrast is None:
+            return
+        if not isinstance(self.contrast, ContrastWith):
+            yield f"contrast={self.contrast!r} must be ContrastWith(amateur, ...) or None."
+        if self.keeps_cache:
+            yield "contrast= and cache= or return_cache=True cannot be combined: the amateur's cache ends with the call."
+        if self.speculate is not None:
+            yield "contrast= and speculate= cannot be combined: proposals are judged by one model."
+        if self.prepend_embeds is not None:
+            yield "contrast= and prepend_embeds= cannot be combined: embeddings are those of one model."
+        if self.compile is True:
+            yield "contrast= and compile=True cannot be combined: the compiled step runs one model."
 
     def _switch_problems(self) -> Iterator[str]:
         """Options that are True or False."""

@@ -134,7 +134,7 @@ def read_prompts(
         )
     single = tokens.ndim == 1
     tokens = as_ids(torch.atleast_2d(tokens).to(device))
-    mask = None if prompt_lens is None else _mask_of_lengths(as_tensor(prompt_lens, "prompt_lens"), tokens)
+    mask = None if prompt_lens is None else mask_of_lengths(as_tensor(prompt_lens, "prompt_lens"), tokens)
     return Prompts(tokens, mask, single)
 
 
@@ -166,7 +166,8 @@ def _no_new_tokens(cache: KVCache | None) -> Prompts:
     return Prompts(ids, None, False)
 
 
-def _mask_of_lengths(lengths: Tensor, tokens: Tensor) -> Tensor | None:
+def mask_of_lengths(lengths: Tensor, tokens: Tensor) -> Tensor | None:
+    """The lengths [B] of right-padded rows [B T ...] -> [B T] bool; None where no row is padded. Raises InputError."""
     if lengths.shape != (len(tokens),) or lengths.dtype not in INTEGERS:
         raise InputError(
             f"prompt_lens must be {len(tokens)} integers, one per row; these are {list(lengths.shape)} of {lengths.dtype}."

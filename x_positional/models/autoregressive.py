@@ -322,7 +322,7 @@ def _config_of(net: Any) -> ModelConfig:
         reason = "" if not isinstance(net, nn.Module) else ", which has no logits of a vocabulary"
         raise InputError(
             f"AutoregressiveWrapper needs a TransformerWrapper; got {type(net).__name__}{reason}. For continuous outputs "
-            "compute a loss of your own, as in F.mse_loss(net(x[:, :-1]), x[:, 1:])."
+            "use ContinuousAutoregressiveWrapper."
         )
     if not net.has_head:
         raise InputError(

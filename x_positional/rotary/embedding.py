@@ -24,9 +24,10 @@ class RotaryEmbedding(nn.Module):
     every call, so no call affects a later one.
 
     State dict: `freqs` [F], compatible with 0.9.1 in both directions. Frequencies that are not learned are a plain tensor,
-    not a parameter: casts and meta-device initialisation do not affect them. If a loaded `freqs` is only a rounding of the
-    exact frequencies, the exact ones stay; otherwise it replaces them. Learned frequencies are a parameter that stays
-    float32 when the module is cast to half precision; call `reset_parameters` after `to_empty`.
+    not a parameter: casts and meta-device initialisation do not affect them. `freqs` is float32, and what its rounding
+    leaves off is kept beside it and added where angles are computed. If a loaded `freqs` is only a rounding of the exact
+    frequencies, the exact ones stay; otherwise it replaces them, as does a tensor assigned to `freqs`. Learned frequencies
+    are a parameter that stays float32 when the module is cast to half precision; call `reset_parameters` after `to_empty`.
 
     Args:
         dim: rotated channels, R.
@@ -93,10 +94,27 @@ class RotaryEmbedding(nn.Module):
         else:
             freqs = torch.ones(num_freqs, device=device, dtype=wide_dtype(device))
         self.initial_freqs = freqs
-        self.freqs = nn.Parameter(freqs.to(target, torch.float32)) if learned_freq else freqs.clone()
+        if learned_freq:
+            self.freqs = nn.Parameter(freqs.to(target, torch.float32))
+        else:
+            self._keep(freqs)
+
+    def _keep(self, exact: Tensor) -> None:
+        """Set frequencies that are not learned: rounded to float32, and the rest."""
+        self.freqs = self._rounded = exact.to(torch.float32, copy=True)
+        self._rest = exact - self.freqs.to(exact.dtype)
+
+    @property
+    def _exact(self) -> Tensor:
+        """[F] the frequencies that angles are computed from. The sum of the rounding and the rest is exact."""
+        wide = self.freqs.to(wide_dtype(self.freqs.device))
+        return wide + self._rest if not self.learned_freq and self.freqs is self._rounded else wide
 
     def reset_parameters(self) -> None:
         """Reset the frequencies to their initial values."""
+        if not self.learned_freq:
+            self._keep(self.initial_freqs)
+            return
         with torch.no_grad():
             self.freqs.copy_(self.initial_freqs)
 
@@ -236,7 +254,7 @@ class RotaryEmbedding(nn.Module):
 
     def _angles(self, positions: Tensor) -> Tensor:
         """[...] -> [... F]"""
-        return angles(positions, self.freqs.to(positions.device, wide_dtype(positions.device)))
+        return angles(positions, self._exact.to(positions.device, wide_dtype(positions.device)))
 
     def _decay(self, positions: Tensor, center: int) -> Tensor:
         """xPos: [T] -> [T R]"""
@@ -290,7 +308,7 @@ class RotaryEmbedding(nn.Module):
         if device.type != "meta":
             self.initial_freqs = self.initial_freqs.to(device, wide_dtype(device))
             if not self.learned_freq:
-                self.freqs = self.freqs.to(device, wide_dtype(device))
+                self._keep(self._exact.to(device, wide_dtype(device)))
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -316,8 +334,8 @@ class RotaryEmbedding(nn.Module):
                     f"{prefix}freqs has shape {tuple(saved.shape)} in the state dict, {tuple(self.freqs.shape)} in this module: "
                     "make it with the same dim and frequencies."
                 )
-            elif saved is not None and not saved.is_meta and not is_rounding(saved, self.freqs):
-                self.freqs = saved.to(self.freqs)
+            elif saved is not None and not saved.is_meta and not is_rounding(saved, exact := self._exact):
+                self._keep(saved.to(exact))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -85,7 +85,7 @@ def test_every_keyword_of_x_transformers_is_answered(place: str) -> None:
 
 @pytest.mark.parametrize("place", PARAMETERS)
 def test_the_signature_is_that_of_the_method(place: str) -> None:
-    call = AutoregressiveWrapper.__init__ if "." not in place else method(place)
+    call = method(place if "." in place else f"{place}.__init__")
     assert inspect.signature(call) == inspect.signature(call.__wrapped__)
     assert set(inspect.signature(call).parameters) == PARAMETERS[place]
     assert call.__doc__ == call.__wrapped__.__doc__

@@ -192,6 +192,26 @@ VISION = table(
     ],
 )
 
+CONTINUOUS_WRAPPER = table(
+    "ContinuousAutoregressiveWrapper.forward",
+    [
+        translated("x", REQUIRED, "x", "[B, T, dim_in]; each token is predicted from those before it."),
+        *_all("There is no loss of rollouts. Use `generate`, or the model in a loop of your own.", rollout_steps=1),
+        *_all(_NAMES, kwargs=REQUIRED),
+    ],
+) + table(
+    "ContinuousAutoregressiveWrapper.generate",
+    [
+        translated(
+            "start_tokens", REQUIRED, "start_tokens", "[T, dim_in], [B, T, dim_in], or a list of ragged prompts."
+        ),
+        translated("seq_len", REQUIRED, "seq_len", "Number of new tokens."),
+        *_all("Outputs are no distributions, so nothing is drawn. Leave it out.", temperature=1.0),
+        translated("cache_kv", True, "cache_kv", "Use a KV cache."),
+        *_all(_NAMES, kwargs=REQUIRED),
+    ],
+)
+
 XTRANSFORMER = table(
     "XTransformer.forward",
     [
@@ -240,7 +260,7 @@ GENERATE = (
         [
             *_SAMPLING,
             *_all(
-                "One model decodes. Combine the logits of two models in your own `filter_logits_fn`.",
+                "Renamed. Use `contrast=ContrastWith(amateur, alpha=0.1, beta=0.5)`.",
                 amateur_model=None,
                 contrastive_decode_kwargs={"beta": 0.5, "alpha": 0.1},
             ),
@@ -279,4 +299,6 @@ GENERATE = (
     )
 )
 
-ENTRIES: tuple[Flag, ...] = LAYERS + PREFIX + ATTENTION + TRANSFORMER + CONTINUOUS + VISION + XTRANSFORMER + GENERATE
+ENTRIES: tuple[Flag, ...] = (
+    LAYERS + PREFIX + ATTENTION + TRANSFORMER + CONTINUOUS + CONTINUOUS_WRAPPER + VISION + XTRANSFORMER + GENERATE
+)

@@ -669,6 +669,16 @@ AUTOREGRESSIVE = table(
     ],
 )
 
+CONTINUOUS_WRAPPER = table(
+    "ContinuousAutoregressiveWrapper",
+    [
+        translated("net", REQUIRED, "net", "The model."),
+        translated("loss_fn", None, "loss_fn", "A loss of each number; the squared error if not given."),
+        translated("use_l1_loss", False, "use_l1_loss", "The absolute error."),
+        translated("equal_loss_weight_batch", False, "equal_loss_weight_batch", "Each sequence counts the same."),
+    ],
+)
+
 VISION = table(
     "ViTransformerWrapper",
     [
@@ -723,4 +733,6 @@ LAYERS: tuple[Flag, ...] = (
     + table("AttentionLayers", FEEDFORWARD, prefix="ff_")
 )
 
-ENTRIES: tuple[Flag, ...] = LAYERS + TRANSFORMER + CONTINUOUS + XTRANSFORMER + AUTOREGRESSIVE + VISION
+ENTRIES: tuple[Flag, ...] = (
+    LAYERS + TRANSFORMER + CONTINUOUS + XTRANSFORMER + AUTOREGRESSIVE + CONTINUOUS_WRAPPER + VISION
+)

@@ -18,7 +18,6 @@ CLASSES: dict[str, str] = {
     "AttentionLayers": "It has no use without a kind of attention. Use `Encoder`, `Decoder` or `CrossAttender`.",
     "AttentionPool": "Pooling by attention is not supported. Use a mean over the tokens of `return_embeddings=True`.",
     "BeliefStateWrapper": f"Prediction in both directions is not supported. {_LOSS}",
-    "ContinuousAutoregressiveWrapper": "Floats are generated in a loop of your own. Use `ContinuousTransformerWrapper`.",
     "ContinuousTransformerAutoencoder": _LATENT,
     "DPO": "There is no preference loss. Compute it from the log-probabilities of `TransformerWrapper`'s logits.",
     "DiscoverDecoder": "Not supported. Use `Decoder`.",

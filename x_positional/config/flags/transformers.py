@@ -184,7 +184,10 @@ _SAMPLING = [
     *_all(
         "Each prompt gives one row. Repeat it, as in `prompts.repeat_interleave(n, 0)`.", "num_return_sequences", off=1
     ),
-    *_all("Contrastive search is not supported. Leave it out.", "penalty_alpha"),
+    *_all(
+        "Contrastive search is not supported. Use `contrast=ContrastWith(amateur)` for contrastive decoding.",
+        "penalty_alpha",
+    ),
     *_all("Positions follow the prompts. Use `positions=`.", "position_ids"),
     *_all("Prompts have no token types in generation. Leave it out.", "token_type_ids"),
     *_all("It has no effect here. Leave it out.", "synced_gpus", "tokenizer", "low_memory"),

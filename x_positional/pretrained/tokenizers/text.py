@@ -72,6 +72,8 @@ class TextTokenizer:
     """The chat template, if there is one."""
     source: str
     """Where it comes from, for messages."""
+    starts: tuple[int, ...] = ()
+    """Ids that a target begins with, as `start_tokens` of `XTransformer.generate`; none if the model names none."""
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Ids of a text. special: add the tokens that begin or end every text, if the model has them."""
@@ -143,6 +145,7 @@ def folder_tokenizer(folder: Folder) -> TextTokenizer:
         config.get("eos_token_id"),
         backend.token_to_id(special.get("eos_token", "")),
     ]
+    starts = [generation.get(name, config.get(name)) for name in ("decoder_start_token_id", "forced_bos_token_id")]
     template = _template(folder, settings)
     return TextTokenizer(
         backend,
@@ -150,6 +153,7 @@ def folder_tokenizer(folder: Folder) -> TextTokenizer:
         _ids(ends),
         None if template is None else ChatTemplate(template, special, str(folder.path)),
         str(folder.path),
+        _ids(starts),
     )
 
 
