@@ -24,6 +24,7 @@ from x_positional.errors import (
     UserError,
     XPositionalError,
 )
+from x_positional.generation.exported import ExportedStep, export_step
 from x_positional.generation.proposals import DraftModel, PromptLookup
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.continuous import ContinuousTransformerWrapper
@@ -79,6 +80,7 @@ __all__ = [
     "DraftModel",
     "Dynamic",
     "Encoder",
+    "ExportedStep",
     "FlagError",
     "Forgetting",
     "IncompatibleConfig",
@@ -109,6 +111,7 @@ __all__ = [
     "XTransformer",
     "build_model",
     "check",
+    "export_step",
     "form_of",
     "from_pretrained",
     "from_x_transformers",

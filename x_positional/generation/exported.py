@@ -81,9 +81,9 @@ class ExportedStep:
             if found.get(name) != wanted.get(name)
         ]
         if problems:
-            problems.append(
-                f"Make it with the same new_cache arguments as the one exported with (max_len={step.max_len})"
-            )
+            more = [f"and {len(problems) - 4} more"] if len(problems) > 4 else []
+            way_out = f"Make it with the same new_cache arguments as the one exported with (max_len={step.max_len})"
+            problems = [*problems[:4], *more, way_out]
             raise CacheError(listed("this cache does not have the form of the exported one:", problems))
         return given
 
