@@ -29,6 +29,7 @@ from x_positional.errors import (
     XPositionalError,
 )
 from x_positional.generation.contrast import ContrastWith
+from x_positional.generation.exported import ExportedStep, export_step
 from x_positional.generation.proposals import DraftModel, PromptLookup
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.continuous import ContinuousTransformerWrapper
@@ -87,6 +88,7 @@ __all__ = [
     "DraftModel",
     "Dynamic",
     "Encoder",
+    "ExportedStep",
     "FlagError",
     "Forgetting",
     "IncompatibleConfig",
@@ -117,6 +119,7 @@ __all__ = [
     "XTransformer",
     "build_model",
     "check",
+    "export_step",
     "form_of",
     "from_pretrained",
     "from_x_transformers",

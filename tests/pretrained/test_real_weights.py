@@ -25,11 +25,16 @@ def smollm2(request: pytest.FixtureRequest) -> Path:
     return weights(request.config, *SMOLLM2)
 
 
+@pytest.fixture(scope="module")
+def loaded(smollm2: Path):
+    source = open_source(smollm2)
+    return load_source(source), source.tokenizer()
+
+
 @pytest.mark.slow
 @torch.no_grad()
-def test_smollm2_says_what_transformers_says(smollm2: Path):
-    source = open_source(smollm2)
-    ours, words = load_source(source), source.tokenizer()
+def test_smollm2_says_what_transformers_says(smollm2: Path, loaded):
+    ours, words = loaded
     with contextlib.redirect_stderr(io.StringIO()):
         theirs = transformers.AutoModelForCausalLM.from_pretrained(
             smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32
@@ -44,6 +49,23 @@ def test_smollm2_says_what_transformers_says(smollm2: Path):
         assert_same(ours(expected), theirs(expected).logits, terms=30 * 4 * 1536)  # layers, and sums over at most 1536
     assert "Paris" in words.decode(new[0])
     assert "sea" in words.decode(new[1])
+
+
+@pytest.mark.slow
+def test_smollm2_answers_alike_from_a_repeated_and_a_cropped_cache(loaded):
+    model, words = loaded
+    wrapper, options = AutoregressiveWrapper(model), {"eos_token": words.ends, "temperature": 0.0}
+    prompts = [words.encode_chat([{"role": "user", "content": question}]) for question in QUESTIONS]
+    shared = next(i for i, (a, b) in enumerate(zip(*prompts, strict=False)) if a != b)
+    rest = [torch.tensor(prompt[shared:]) for prompt in prompts]
+    plain = wrapper.generate(prompts, 12, **options)
+    prefix = wrapper.prefill(torch.tensor(prompts[0][:shared]))
+    assert torch.equal(wrapper.generate(rest, 12, cache=prefix.copy().repeat(2), **options), plain)
+    for question, row in zip(rest, plain, strict=True):
+        answer = wrapper.generate(question, 12, cache=prefix, **options)
+        assert torch.equal(answer, row[: len(answer)])
+        assert prefix.span > shared
+        prefix.crop(shared)  # the next question instead
 
 
 SENTENCES = [

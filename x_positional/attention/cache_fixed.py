@@ -5,6 +5,7 @@ B batch, S key slots.
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,7 +130,7 @@ class FixedForm:
 
     def state(self, changing: Sequence[Tensor], stored: Sequence[Tensor], span: int) -> CacheState:
         """The state of these tensors. span: an upper bound of every index, exclusive."""
-        state, kept = _filled(self.changing, changing), _filled(self.stored, stored)
+        state, kept = filled(self.changing, changing), filled(self.stored, stored)
         tables = tuple(replace(t, capacity=0 if t.index is None else t.index.shape[1] - 1) for t in state.tables)
         return replace(
             state, span=span, tables=tables, layers=kept.layers, cross=kept.cross, cross_context=kept.cross_context
@@ -169,7 +170,28 @@ def _parts(state: CacheState) -> tuple[CacheState, CacheState]:
     return changing, stored
 
 
-def _filled(form: CacheState, tensors: Iterable[Tensor]) -> CacheState:
+def leaf_names(state: CacheState) -> list[str]:
+    """A name for each of `leaves`, in their order: keys_0 are the keys of the first layer."""
+    parts: list[tuple[str, Any]] = [(name, getattr(state, name)) for name in ("lengths", "following", "final_lengths")]
+    parts += zip(("last_document", "last_document_start"), state.last_document or (), strict=False)
+    parts += [] if state.ending is None else [("ending", state.ending[1])]
+    for i, table in enumerate(state.tables):  # a table for each distinct window
+        parts += [(f"index_{i}", table.index), (f"positions_{i}", table.positions), (f"documents_{i}", table.documents)]
+    for i, layer in enumerate(state.layers):
+        names = ("keys", "values", "key_states", "key_scales", "value_scales")
+        parts += [(f"{name}_{i}", t) for name, t in zip(names, layer, strict=True)]
+    for i, pair in enumerate(state.cross):
+        parts += zip((f"context_keys_{i}", f"context_values_{i}"), pair or (), strict=False)
+    if (seen := state.cross_context) is not None:
+        at, given = seen.tokens, seen.positions
+        parts += [("context_index", at.index), ("context_at", at.positions if at.custom_positions else None)]
+        parts += [("context_positions", given if given is not None and given.ndim > 1 else None)]
+        parts += [("context", seen.context), ("context_mask", seen.mask)]
+    return [name for name, t in parts if t is not None]
+
+
+def filled(form: CacheState, tensors: Iterable[Any]) -> CacheState:
+    """The state of this form with these `leaves`."""
     given = iter(tensors)
     return form.map(lambda _: next(given))
 
