@@ -79,6 +79,8 @@ class CacheState:
     """[B|1] how long the rows will be, for schemes whose tables depend on it; None where that is unknown."""
     ending: tuple[int, Tensor] | None = None
     """The span, and the hidden state [B M] that predicts the token after it."""
+    ahead: int = 0
+    """Every token that an earlier one saw has an index below it: a row keeps all of them, or none."""
     tables: tuple[SlotTable, ...]
     """Which token is in each slot, for each distinct window."""
     layers: tuple[Stored, ...]
@@ -361,12 +363,28 @@ class KVCache:
         if count > state.span or state.last_document is not None:
             held = "packed documents" if state.last_document is not None else f"only {state.span} tokens"
             raise CacheError(f"drop_last({count}): this cache holds {held}.")
+        self._check_ahead(count)
         if any(slots.most is not None and state.span > slots.most for slots in self.slots):
             raise CacheError(
                 f"drop_last({count}): the {state.span} tokens of this cache exceed a window, so tokens that would be visible again "
                 "are overwritten. Fork the cache before reading tokens that may be rejected."
             )
         self.state = state.shortened(count)
+
+    def _check_ahead(self, count: int) -> None:
+        """Raises CacheError where the keys of remaining tokens were computed from some of the last `count` tokens of a row.
+        Forces a device sync where rows differ and some token saw a later one."""
+        state = self.state
+        if not state.ahead:
+            return
+        left = [state.span - count] if state.lengths is None else (state.lengths - count).tolist()
+        stale = [n for n in left if 0 < n < state.ahead]
+        if stale:
+            raise CacheError(
+                f"drop_last({count}) would leave {stale[0]} tokens, but prefix_len or attention_mask let tokens see later ones up "
+                f"to token {state.ahead}, so the keys of the remaining ones would be stale. Fork the cache before reading tokens "
+                "that may be dropped."
+            )
 
     def fork(self, batch_size: int | None = None) -> "KVCache":
         """An independent cache that continues from this one: for prompts with a common prefix, or several samples of one prompt.
@@ -504,6 +522,7 @@ class CachePass:
             following=tokens.following,
             final_lengths=before.final_lengths,
             ending=before.ending,
+            ahead=max(before.ahead, tokens.ahead),
             tables=self.tables,
             layers=tuple(self.layers),
             cross=tuple(self.cross),
