@@ -216,6 +216,19 @@ def check_prefix_len(
     return lengths
 
 
+def after_prefix(targets: Tensor, prefix_len: int | Tensor, index: Tensor | None, ignored: int) -> Tensor:
+    """[B T-1] targets of tokens 1 .. T-1, `ignored` for those of a prefix. index: [B T], None where nothing is padded."""
+    if index is None:
+        index = torch.arange(targets.shape[1] + 1, device=targets.device)[None]
+    prefix = prefix_len if isinstance(prefix_len, int) else prefix_len.to(targets.device)[:, None]
+    return torch.where(index[:, 1:].to(targets.device) < prefix, ignored, targets)
+
+
+def shorter(prefix_len: int | Tensor, length: int) -> int | Tensor:
+    """The prefix of rows that are cut to their first `length` tokens."""
+    return min(prefix_len, length) if isinstance(prefix_len, int) else prefix_len.clamp(max=length)
+
+
 def _check_rows(lengths: int | Tensor, index: Tensor) -> None:
     """Raises InputError where a row [B T] has fewer tokens than its prefix."""
     counts = (index != NO_TOKEN).sum(-1)

@@ -84,13 +84,14 @@ class DecodeLoop:
         self.length_dependent = [s for s in schemes if not s.capabilities().kv_cacheable]  # their keys change with S
         self.sequence, self.mask = self.prompts.tokens, self.prompts.mask  # [B S], extended only if read again
         self.positions = None if options.positions is None else self._prompt_positions(options.positions)
+        self.prefix = self.prompts.prefix(options.prefix_len)
         takes_final_length = any(s.takes_final_length for s in schemes)
         # a cache that is passed in brings its own final lengths
         self.final_lengths = self._final_lengths() if takes_final_length and options.cache is None else None
         self.cache = self._choose_cache()
         self.lengths = self._prompt_lengths() if self.length_dependent else []
         longest = max(self.lengths, default=0) + options.seq_len
-        check_chunks(options.prefill_chunk_size, self.sequence.shape[1], longest, self.length_dependent)
+        check_chunks(options.prefill_chunk_size, self.sequence.shape[1], longest, self.length_dependent, self.prefix)
         self.cache_key = self._cache_keys()
         self.ended = torch.zeros(len(self.sequence), dtype=torch.bool, device=device)
         self.alive = ~self.ended
@@ -331,11 +332,11 @@ class DecodeLoop:
         chunks = options.prefill_chunk_size is not None
         before = cache.snapshot(self.total) if chunks and cache is not None else None
 
-        def read(tokens: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
-            return self._forward(tokens, mask, cache, options.context, positions)
+        def read(tokens: Tensor, mask: Tensor | None, positions: Tensor | None, prefix: Any) -> Tensor:
+            return self._forward(tokens, mask, cache, options.context, positions, prefix)
 
         try:
-            return read_in_chunks(read, self.prompts, self.positions, options.prefill_chunk_size)
+            return read_in_chunks(read, self.prompts, self.positions, options.prefill_chunk_size, self.prefix)
         except BaseException:
             if cache is not None and before is not None:
                 cache.restore(before)
@@ -393,7 +394,8 @@ class DecodeLoop:
     def _recompute(self) -> Tensor:
         """One pass over the whole sequence so far -> [B M] of its last token."""
         self.cache = None if self.cache is None else self._new_cache()
-        return self._forward(self.sequence, self.mask, self.cache, self.options.context, self.positions)[:, -1]
+        given = self.options.context, self.positions, self.prefix
+        return self._forward(self.sequence, self.mask, self.cache, *given)[:, -1]
 
     def _forward(
         self,
@@ -402,8 +404,10 @@ class DecodeLoop:
         cache: KVCache | None,
         context: Tensor | None,
         positions: Tensor | None = None,
+        prefix: int | Tensor | None = None,
     ) -> Tensor:
         context_mask = None if context is None else self.options.context_mask
+        prefixed = {} if prefix is None else {"prefix_len": prefix}
         return self.net(
             tokens,
             mask=mask,
@@ -413,6 +417,7 @@ class DecodeLoop:
             checked=True,
             context=context,
             context_mask=context_mask,
+            **prefixed,
         )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from x_positional.attention.cache import KVCache
+from x_positional.attention.visibility import PrefixLen
 from x_positional.errors import InputError
 from x_positional.generation.prompts import PromptsLike
 from x_positional.generation.proposals import DraftModel, PromptLookup
@@ -68,6 +69,8 @@ class DecodeOptions:
             prompt; None reads them in one pass. The tokens are the same.
         speculate: `PromptLookup()` or `DraftModel(net)` proposes several tokens, which one pass accepts or rejects: fewer
             passes, and the same distribution of tokens. For a single row.
+        prefix_len: For prefix LMs: the first `prefix_len` tokens of each prompt see each other, one number or [B]; "prompt"
+            is the whole prompt. New tokens are causal.
     """
 
     prompts: PromptsLike
@@ -90,6 +93,7 @@ class DecodeOptions:
     compile: bool | Literal["auto"] = "auto"
     prefill_chunk_size: int | None = None
     speculate: Speculate | None = None
+    prefix_len: PrefixLen | Literal["prompt"] | None = None
     filters: list[LogitsFilter] = field(init=False, repr=False)
     """The filters as functions [B V] -> [B V]; none where they have no effect."""
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from x_positional.attention.cache import KVCache
 from x_positional.attention.inputs import INTEGERS, as_tensor
+from x_positional.attention.masks import index_of
+from x_positional.attention.visibility import check_prefix_len
 from x_positional.errors import InputError
 from x_positional.generation.sampling import is_integer
 
@@ -25,6 +27,21 @@ class Prompts:
     """[B T] bool, True = a token; None if all rows are equally long."""
     single: bool
     """The caller passed one prompt [T], and gets one row back."""
+
+    def prefix(self, prefix_len: Any) -> int | Tensor | None:
+        """How many first tokens of each prompt see each other: one number, or [B]; "prompt" is all of them. Raises InputError."""
+        if prefix_len is None:
+            return None
+        batch, length = self.tokens.shape
+        if not length:
+            raise InputError(
+                "prefix_len was given, but prompts=None adds no tokens that could see each other. Leave it out."
+            )
+        if isinstance(prefix_len, str):
+            if prefix_len != "prompt":
+                raise InputError(f"prefix_len={prefix_len!r} must be an integer, one a row, 'prompt' or None.")
+            return length if self.mask is None else self.mask.sum(-1)
+        return check_prefix_len(prefix_len, batch, length, None if self.mask is None else index_of(self.mask))
 
     def last(self, x: Tensor) -> Tensor:
         """[B T M] -> [B M]: at each row's last token."""

@@ -4,7 +4,7 @@ B batch, T prompt tokens, N new tokens.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,8 @@ from x_positional.attention.inputs import (
     read_bounds,
     token_mask,
 )
+from x_positional.attention.masks import index_of
+from x_positional.attention.visibility import PrefixLen, after_prefix, check_prefix_len, shorter
 from x_positional.config.models import ModelConfig
 from x_positional.errors import InputError
 from x_positional.generation.decoding import DecodeLoop
@@ -75,6 +77,7 @@ class AutoregressiveWrapper(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         seq_lens: SeqLens | None = None,
+        prefix_len: PrefixLen | None = None,
     ) -> Tensor:
         """Mean cross entropy (nats) of tokens 1 .. T-1, each predicted from those before it.
 
@@ -91,6 +94,8 @@ class AutoregressiveWrapper(nn.Module):
             context: [B S M] for cross-attention.
             context_mask: [B S] bool, True = keep.
             seq_lens: The lengths of packed documents, in place of `document_ids`.
+            prefix_len: The first `prefix_len` tokens of each row see each other (a prefix LM): one number, or [B]. They are
+                context and no targets, whatever `labels` are, since the model sees them; the loss is on the tokens after them.
 
         Raises:
             InputError: For fewer than two tokens, a mask that hides all of them, and ids, labels, masks, positions or
@@ -112,6 +117,10 @@ class AutoregressiveWrapper(nn.Module):
         if documents is not None:
             documents = check_documents(documents, batch, length).to(tokens.device)
         targets = self._targets(tokens, labels, present, documents)
+        if prefix_len is not None:
+            index = None if present is None else index_of(present)
+            prefix_len = check_prefix_len(prefix_len, batch, length, index)
+            targets = after_prefix(targets, prefix_len, index, self.ignore_index)
         by_chunks = sums_by_chunks(self.net, targets)
         options = {"targets": targets.masked_fill(targets == self.ignore_index, NO_TARGET)} if by_chunks else {}
         found = self.net(
@@ -121,6 +130,7 @@ class AutoregressiveWrapper(nn.Module):
             document_ids=None if documents is None else documents[:, :-1],
             context=context,
             context_mask=context_mask,
+            prefix_len=None if prefix_len is None else shorter(prefix_len, length - 1),
             checked=True,
             **options,
         )
@@ -204,6 +214,7 @@ class AutoregressiveWrapper(nn.Module):
         context_mask: Tensor | None = None,
         positions: Tensor | None = None,
         prefill_chunk_size: int | None = None,
+        prefix_len: PrefixLen | Literal["prompt"] | None = None,
     ) -> KVCache:
         """Read prompts into a cache, without new tokens: a prefix that several calls of `generate` continue.
 
@@ -218,6 +229,7 @@ class AutoregressiveWrapper(nn.Module):
             context_mask: [B S] bool, True = keep.
             positions: [B T] or [B T A] positions of the prompts, -1 for no token.
             prefill_chunk_size: Tokens to read at a time; None reads them in one pass.
+            prefix_len: How many first tokens of each prompt see each other; "prompt" is all of them.
 
         Raises:
             InputError, PositionError, CacheError, ArgumentError: Before anything is computed.
@@ -235,6 +247,7 @@ class AutoregressiveWrapper(nn.Module):
             context_mask=context_mask,
             positions=positions,
             prefill_chunk_size=prefill_chunk_size,
+            prefix_len=prefix_len,
         )
         DecodeLoop(self.net, options, self.pad_value).generate()
         return cache
