@@ -274,11 +274,12 @@ def _by_index(pairs: Tensor, layout: TokenLayout) -> Tensor:
     if layout.start is not None:
         return pairs
     batch, length, total = pairs.shape
-    index = layout.index.expand(batch, -1)
-    slots = torch.arange(total - length, total, device=pairs.device).expand(batch, -1)
-    column = torch.arange(total + 1, device=pairs.device).repeat(batch, 1)  # the last one takes the padding
-    column = column.scatter(1, torch.where(index == NO_TOKEN, total, index.clamp(max=total)), slots)
-    return pairs.gather(2, column[:, None, :total].expand(-1, length, -1))
+    index, columns = layout.index.expand(batch, -1), torch.arange(total + 1, device=pairs.device)
+    slots = columns[total - length : total].expand(batch, -1)
+    place = torch.where(index == NO_TOKEN, total, index.clamp(max=total))  # the last column takes the padding
+    column = columns.repeat(batch, 1).scatter(1, place, slots)[:, :total]
+    exists = columns[:total] <= index.amax(-1, keepdim=True)
+    return pairs.gather(2, column[:, None].expand(-1, length, -1)) & exists[:, None]
 
 
 def _looks_ahead(

@@ -208,7 +208,7 @@ class TransformerWrapper(CachingModule, Saveable):
             attention_mask: [B S] bool or 0/1 integers is padding, as `mask`; with a cache S may also cover the earlier tokens.
                 [B T S] or [B 1 T S] bool is who sees whom, True = may attend, in place of the causal mask; padding, documents and
                 windows (|distance| < size) still hide. Its columns are the cached tokens by index, then the T tokens of this
-                call. A token that may see nothing gets zeros from attention.
+                call. A token that may see nothing gets zeros from attention; forget gates count hidden tokens too.
             prefix_len: the first `prefix_len` tokens of each row see each other, the rest is causal (a prefix LM): one number, or
                 [B]. It counts tokens, not padding. With a cache, they must be read in the call that starts the row.
             token_types: [B T], the type of each token; 0 where none are given.
