@@ -178,7 +178,7 @@ def with_visibility(
     longest = _longest(lengths, layout.span)
     if longest < 2:  # a single token sees itself in any case
         return layout
-    _check_starts(lengths, cache, checked=checked)
+    check_starts(lengths, cache, checked=checked)
     device = layout.index.device
     prefix = torch.full((1,), lengths, device=device) if isinstance(lengths, int) else lengths.to(device)
     return replace(layout, prefix=prefix, ahead=longest)
@@ -254,9 +254,11 @@ def _longest(lengths: int | Tensor, span: int) -> int:
     return span if bounds is None else bounds[1]
 
 
-def _check_starts(lengths: int | Tensor, cache: KVCache | None, *, checked: bool) -> None:
+def check_starts(lengths: int | Tensor, cache: KVCache | None, *, checked: bool = False) -> None:
     """Raises InputError where a row with a prefix is in the cache already."""
-    starts = 0 if cache is None else cache.starts()
+    if cache is None or (isinstance(lengths, int) and lengths < 2):
+        return
+    starts = cache.starts()
     if isinstance(starts, Tensor):
         late = starts > 0 if isinstance(lengths, int) else (starts > 0) & (lengths.to(starts.device) > 1)
         started = not checked and read_value(late.any()) is True

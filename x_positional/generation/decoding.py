@@ -84,7 +84,7 @@ class DecodeLoop:
         self.length_dependent = [s for s in schemes if not s.capabilities().kv_cacheable]  # their keys change with S
         self.sequence, self.mask = self.prompts.tokens, self.prompts.mask  # [B S], extended only if read again
         self.positions = None if options.positions is None else self._prompt_positions(options.positions)
-        self.prefix = self.prompts.prefix(options.prefix_len)
+        self.prefix = self.prompts.prefix(options.prefix_len, options.cache)
         takes_final_length = any(s.takes_final_length for s in schemes)
         # a cache that is passed in brings its own final lengths
         self.final_lengths = self._final_lengths() if takes_final_length and options.cache is None else None

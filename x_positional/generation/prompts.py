@@ -10,7 +10,7 @@ from torch import Tensor
 from x_positional.attention.cache import KVCache
 from x_positional.attention.inputs import INTEGERS, as_tensor
 from x_positional.attention.masks import index_of
-from x_positional.attention.visibility import check_prefix_len
+from x_positional.attention.visibility import check_prefix_len, check_starts
 from x_positional.errors import InputError
 from x_positional.generation.sampling import is_integer
 
@@ -28,7 +28,7 @@ class Prompts:
     single: bool
     """The caller passed one prompt [T], and gets one row back."""
 
-    def prefix(self, prefix_len: Any) -> int | Tensor | None:
+    def prefix(self, prefix_len: Any, cache: KVCache | None) -> int | Tensor | None:
         """How many first tokens of each prompt see each other: one number, or [B]; "prompt" is all of them. Raises InputError."""
         if prefix_len is None:
             return None
@@ -40,8 +40,11 @@ class Prompts:
         if isinstance(prefix_len, str):
             if prefix_len != "prompt":
                 raise InputError(f"prefix_len={prefix_len!r} must be an integer, one a row, 'prompt' or None.")
-            return length if self.mask is None else self.mask.sum(-1)
-        return check_prefix_len(prefix_len, batch, length, None if self.mask is None else index_of(self.mask))
+            lengths = length if self.mask is None else self.mask.sum(-1)
+        else:
+            lengths = check_prefix_len(prefix_len, batch, length, None if self.mask is None else index_of(self.mask))
+        check_starts(lengths, cache)
+        return lengths
 
     def last(self, x: Tensor) -> Tensor:
         """[B T M] -> [B M]: at each row's last token."""
