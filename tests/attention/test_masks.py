@@ -196,17 +196,17 @@ def test_a_prefix_is_kept_whole():
     net, ids = model(), tokens()
     cache = net.new_cache(3)
     net(ids[:, :9], prefix_len=6, cache=cache)
-    cache.drop_last(3)
+    cache.crop(-3)
     close(net(ids[:, 6:], cache=cache), net(ids, prefix_len=6)[:, 6:])
     with pytest.raises(CacheError, match="would leave 5 tokens"):
-        cache.drop_last(8)
-    cache.drop_last(13)
+        cache.crop(5)
+    cache.crop(0)
     close(net(ids, cache=cache), net(ids))
     masked = net.new_cache(3)
     net(ids, attention_mask=of_prefix([3, 4, 1]), cache=masked)
-    masked.drop_last(9)
+    masked.crop(4)
     with pytest.raises(CacheError, match="up to token 4"):
-        masked.drop_last(1)
+        masked.crop([4, 3, 0])
 
 
 @torch.no_grad()
@@ -282,7 +282,7 @@ def test_refusals_with_a_cache():
         ({"prefix_len": [0, 1, 0]}, None),
     ):
         if message is None:
-            net(new, cache=cache.fork(), **given)
+            net(new, cache=cache.copy(), **given)
             continue
         with pytest.raises(InputError, match=message):
             net(new, cache=cache, **given)

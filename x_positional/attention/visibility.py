@@ -12,6 +12,7 @@ from torch import Tensor
 
 from x_positional.attention.cache import KVCache
 from x_positional.attention.inputs import INTEGERS, as_tensor, check_shows_a_token, read_bounds, read_value
+from x_positional.attention.masks import index_of
 from x_positional.attention.tokens import TokenLayout
 from x_positional.errors import InputError, PositionError
 from x_positional.schemes.base import NO_TOKEN, Capabilities, PositionScheme
@@ -216,17 +217,17 @@ def check_prefix_len(
     return lengths
 
 
-def after_prefix(targets: Tensor, prefix_len: int | Tensor, index: Tensor | None, ignored: int) -> Tensor:
-    """[B T-1] targets of tokens 1 .. T-1, `ignored` for those of a prefix. index: [B T], None where nothing is padded."""
-    if index is None:
-        index = torch.arange(targets.shape[1] + 1, device=targets.device)[None]
-    prefix = prefix_len if isinstance(prefix_len, int) else prefix_len.to(targets.device)[:, None]
-    return torch.where(index[:, 1:].to(targets.device) < prefix, ignored, targets)
-
-
-def shorter(prefix_len: int | Tensor, length: int) -> int | Tensor:
-    """The prefix of rows that are cut to their first `length` tokens."""
-    return min(prefix_len, length) if isinstance(prefix_len, int) else prefix_len.clamp(max=length)
+def prefix_of_loss(
+    prefix_len: PrefixLen, batch: int, length: int, present: Tensor | None
+) -> tuple[int | Tensor, Tensor]:
+    """The prefix of rows without their last place, which a model reads, and which of places 1 .. T-1 belong to a prefix
+    [B|1 T-1]. present: [B T] bool, False at padding; None where there is none. Raises InputError."""
+    index = None if present is None else index_of(present)
+    lengths = check_prefix_len(prefix_len, batch, length, index)
+    index = torch.arange(length)[None] if index is None else index
+    if isinstance(lengths, int):
+        return min(lengths, length - 1), index[:, 1:] < lengths
+    return lengths.clamp(max=length - 1), index[:, 1:] < lengths.to(index.device)[:, None]
 
 
 def _check_rows(lengths: int | Tensor, index: Tensor) -> None:

@@ -12,8 +12,8 @@ from x_positional.errors import InputError
 from x_positional.generation.prompts import Prompts
 from x_positional.schemes.base import PositionScheme
 
-Read = Callable[[Tensor, Tensor | None, Tensor | None, int | Tensor | None], Tensor]
-"""(tokens [B N], mask [B N] or None, positions [B N] or None, prefix lengths or None) -> hidden states [B N M]: one forward pass
+Read = Callable[[Prompts, Tensor | None, int | Tensor | None], Tensor]
+"""(Some places of the prompts, their positions [B N] or None, prefix lengths or None) -> hidden states [B N M]: one forward pass
 over new tokens."""
 
 
@@ -25,21 +25,20 @@ def read_in_chunks(
     Args:
         read: the forward pass, which keeps what it reads in a cache.
         prompts: may be ragged; a row that has ended takes part in later passes without tokens.
-        positions: [B T] or [B T A] of the prompts, if they were given.
+        positions: [B P+T] or [B P+T A] of all places, if they were given.
         size: None reads everything in one pass.
         prefix: how many first tokens of each row see each other; all of them are read in the first pass.
     """
-    tokens, mask = prompts.tokens, prompts.mask
-    if size is None or size >= tokens.shape[1]:
-        return prompts.last(read(tokens, mask, positions, prefix))
-    rows = torch.arange(len(tokens), device=tokens.device)
-    ends = torch.full_like(rows, tokens.shape[1] - 1) if mask is None else mask.sum(dim=-1) - 1
+    places = prompts.places
+    if size is None or size >= places:
+        return prompts.last(read(prompts, positions, prefix))
+    ends = prompts.ends()
+    rows = torch.arange(len(ends), device=ends.device)
     found = []
-    for start in range(0, tokens.shape[1], size):
-        part = slice(start, start + size)
-        masks = None if mask is None else mask[:, part]
-        at = None if positions is None else positions[:, part]
-        x = read(tokens[:, part], masks, at, None if start else prefix)
+    for start in range(0, places, size):
+        part = prompts.cut(start, start + size)
+        at = None if positions is None else positions[:, start : start + size]
+        x = read(part, at, None if start else prefix)
         found.append(x[rows, (ends - start).clamp(0, x.shape[1] - 1)])
     return torch.stack(found)[ends // size, rows]
 
@@ -55,7 +54,7 @@ def check_chunks(
 
     Args:
         size: tokens a chunk; None reads everything in one pass.
-        width: tokens of the longest prompt.
+        width: places of the longest prompt.
         total: the largest length, in positions, that a row of this call comes to.
         length_dependent: schemes whose keys change with the length of the sequence.
         prefix: how many first tokens of each row see each other.
