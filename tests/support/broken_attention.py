@@ -181,6 +181,14 @@ class LeakyCope(PlainCope):
         return super().transform_scores(scores, None, q, ctx)
 
 
+class LeftOnly(PlainAlibi):
+    """Hides later keys, although it declares causal_only=False."""
+
+    def bias(self, ctx: AttentionContext) -> Bias:
+        (q, k), plain = pairs(ctx), super().bias(ctx)
+        return Bias(lambda b, h, i, j: plain.fn(b, h, i, j) - 1e4 * (k[b, j] > q[b, i]).float(), ctx.batch, ctx.heads)
+
+
 class NarrowSums(PlainForgetting):
     """Sums in float32, so earlier documents change the rounding within a document."""
 

@@ -79,6 +79,8 @@ class CacheState:
     """[B|1] how long the rows will be, for schemes whose tables depend on it; None where that is unknown."""
     ending: tuple[int, Tensor] | None = None
     """The span, and the hidden state [B M] that predicts the token after it."""
+    ahead: int = 0
+    """Every token that an earlier one saw has an index below it: a row keeps all of them, or none."""
     tables: tuple[SlotTable, ...]
     """Which token is in each slot, for each distinct window."""
     layers: tuple[Stored, ...]
@@ -362,8 +364,8 @@ class KVCache:
 
         Raises:
             ArgumentError: length is no integer, or not one for each row.
-            CacheError: there are fewer tokens, packed documents, or a window that overwrote tokens which would be visible again.
-                The cache is left as it was.
+            CacheError: there are fewer tokens, packed documents, a window that overwrote tokens which would be visible again, or
+                part of a prefix whose tokens see each other. The cache is left as it was.
         """
         state, held = self.state, self.starts()
         kept = kept_lengths(length, state.batch_size, held)
@@ -375,8 +377,28 @@ class KVCache:
                 "earlier tokens. copy() the cache before it reads tokens that may be dropped."
             )
         self._check_not_overwritten(length, kept, held)
+        self._check_keys_stay(length, kept, held)
         self.state = replace(state.cropped(self.slots, kept), inference=self._in_inference())
         return self
+
+    def _check_keys_stay(self, length: Any, kept: int | Tensor, held: int | Tensor) -> None:
+        """Raises CacheError where the keys of tokens that stay were computed from tokens after them, some of which go."""
+        ahead = self.state.ahead
+        if not ahead:
+            return
+        rows = [(kept, held)] if isinstance(kept, int) and isinstance(held, int) else self._by_row(kept, held)
+        stale = [left for left, before in rows if 0 < left < min(ahead, before)]
+        if stale:
+            raise CacheError(
+                f"crop({length}) would leave {stale[0]} tokens, but prefix_len or attention_mask let tokens see later ones up to "
+                f"token {ahead}, so the keys of those that stay would be stale. copy() the cache before it reads tokens that may "
+                "be dropped."
+            )
+
+    def _by_row(self, *numbers: int | Tensor) -> list[tuple[int, ...]]:
+        """One tuple for each row, of numbers that are the same in every row or [B]."""
+        rows = [[n] * self.batch_size if isinstance(n, int) else n.tolist() for n in numbers]
+        return list(zip(*rows, strict=True))
 
     def _check_not_overwritten(self, length: Any, kept: int | Tensor, held: int | Tensor) -> None:
         """Raises CacheError if a ring has overwritten tokens of a row that loses some."""
@@ -544,6 +566,7 @@ class CachePass:
             following=tokens.following,
             final_lengths=before.final_lengths,
             ending=before.ending,
+            ahead=max(before.ahead, tokens.ahead),
             tables=self.tables,
             layers=tuple(self.layers),
             cross=tuple(self.cross),

@@ -79,7 +79,7 @@ class FixedCache:
 
     def __init__(self, cache: KVCache, state: CacheState):
         self.changing, self.stored = (leaves(part) for part in _parts(state))
-        self.weights = state.weights
+        self.weights, self.ahead = state.weights, state.ahead
         self.size = state.span + 1
         """Slots a row, of layers without a window."""
         growing = tuple(self._growing())
@@ -88,7 +88,7 @@ class FixedCache:
 
     def state(self, span: int) -> CacheState:
         """The state that the tensors make up. span: an upper bound of every index, exclusive."""
-        return replace(self.form.state(self.changing, self.stored, span), weights=self.weights)
+        return replace(self.form.state(self.changing, self.stored, span), weights=self.weights, ahead=self.ahead)
 
     def sizes(self) -> Iterator[tuple[Tensor, int]]:
         """Each tensor's axes whose size depends on how many tokens there is room for."""
@@ -158,7 +158,7 @@ def _parts(state: CacheState) -> tuple[CacheState, CacheState]:
     """What a step replaces, and keys, values, key states and contexts."""
     tables = tuple(replace(table, capacity=0) for table in state.tables)  # their tensors tell
     changing = replace(
-        state, span=0, tables=tables, layers=(), cross=(), cross_context=None, ending=None, weights=UNKNOWN
+        state, span=0, ahead=0, tables=tables, layers=(), cross=(), cross_context=None, ending=None, weights=UNKNOWN
     )
     stored = CacheState(
         batch_size=state.batch_size,

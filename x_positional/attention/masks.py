@@ -19,9 +19,21 @@ def causal(q_index: Tensor, kv_index: Tensor) -> IndexFn:
     return lambda b, h, i, j: kv_index[b, j] <= q_index[b, i]
 
 
+def causal_after_prefix(q_index: Tensor, kv_index: Tensor, prefix: Tensor) -> IndexFn:
+    """Keys [B S] at or before their query [B T], and the first `prefix` [B] of their row: those tokens see each other."""
+    return lambda b, h, i, j: (kv_index[b, j] <= q_index[b, i]) | (kv_index[b, j] < prefix[b])
+
+
+def given_pairs(pairs: Tensor, kv_index: Tensor) -> IndexFn:
+    """Keys [B S] that a mask [B T N] shows, N tokens of a row by index."""
+    return lambda b, h, i, j: pairs[b, i, kv_index[b, j].clamp(min=0)]
+
+
 def sliding_window(q_index: Tensor, kv_index: Tensor, size: int, causal: bool, first: int = 0) -> IndexFn:
     """The last `size` keys, the query's own included; to both sides (|distance| < size) without a causal mask. And the
     `first` keys of the row."""
+    if not causal and first:
+        return lambda b, h, i, j: ((q_index[b, i] - kv_index[b, j]).abs() < size) | (kv_index[b, j] < first)
     if not causal:
         return lambda b, h, i, j: (q_index[b, i] - kv_index[b, j]).abs() < size
     if first:

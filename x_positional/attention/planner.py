@@ -121,7 +121,9 @@ def attention_context(run: Pass, window: AttentionWindow, view: KeyView | None) 
         batch=batch,
         heads=run.dims.heads,
         span=layout.span,
-        causal=run.dims.causal,
+        causal=run.dims.causal and not layout.ahead,
+        ahead=layout.ahead,
+        custom_mask=layout.prefix if layout.pairs is None else layout.pairs,
         window=window,
         ordered=layout.start is not None if view is None else view.ordered,
         q_start=layout.start or 0 if view is None else view.q_start,
@@ -131,7 +133,7 @@ def attention_context(run: Pass, window: AttentionWindow, view: KeyView | None) 
         kv_documents=kv_documents,
         memo=memo,
     )
-    only_visible = view is not None and view.only_visible and q_documents is None
+    only_visible = view is not None and view.only_visible and q_documents is None and layout.pairs is None
     rules = [] if only_visible else _mask_rules(ctx, layout)
     return replace(ctx, visible=masks.all_of(rules, ctx.q_index.expand(batch, -1))) if rules else ctx
 
@@ -145,6 +147,10 @@ def _mask_rules(ctx: AttentionContext, layout: TokenLayout) -> list[IndexFn]:
         rules.append(masks.filled(kv_index))
     if ctx.causal:
         rules.append(masks.causal(q_index, kv_index))
+    if layout.prefix is not None:
+        rules.append(masks.causal_after_prefix(q_index, kv_index, layout.prefix.expand(ctx.batch)))
+    if layout.pairs is not None:
+        rules.append(masks.given_pairs(layout.pairs, kv_index))
     if size is not None:
         rules.append(masks.sliding_window(q_index, kv_index, size, ctx.causal, ctx.window.keep_first))
     if chunk is not None:

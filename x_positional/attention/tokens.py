@@ -29,6 +29,12 @@ class TokenLayout:
     """[B|1] or [B|1 A] the position after these tokens, once positions were given."""
     last_document: tuple[Tensor, Tensor] | None = None
     """After these tokens: the id of the last document [B], and its first token's index [B]."""
+    pairs: Tensor | None = None
+    """[B T S] bool, which tokens of its row, by index, each new one may see; None where the model's own rule decides."""
+    prefix: Tensor | None = None
+    """[B|1] int64, how many first tokens of a row see each other; None where attention is causal throughout."""
+    ahead: int = 0
+    """In a decoder, every token that an earlier one sees has an index below it; 0 where none does. Known on the host."""
 
     @property
     def length(self) -> int:

@@ -96,13 +96,14 @@ class DecodeLoop:
         # tokens [B S], mask and positions [B P+S], extended only if read again
         self.sequence, self.mask = self.prompts.tokens, self.prompts.mask
         self.positions = None if options.positions is None else self._prompt_positions(options.positions)
+        self.prefix = self.prompts.prefix(options.prefix_len, options.cache)
         takes_final_length = any(s.takes_final_length for s in schemes)
         # a cache that is passed in brings its own final lengths
         self.final_lengths = self._final_lengths() if takes_final_length and options.cache is None else None
         self.cache = self._choose_cache()
         self.lengths = self._prompt_lengths() if self.length_dependent else []
         longest = max(self.lengths, default=0) + options.seq_len
-        check_chunks(options.prefill_chunk_size, self.prompts.places, longest, self.length_dependent)
+        check_chunks(options.prefill_chunk_size, self.prompts.places, longest, self.length_dependent, self.prefix)
         self.cache_key = self._cache_keys()
         self.ended = torch.zeros(len(self.sequence), dtype=torch.bool, device=device)
         self.alive = ~self.ended
@@ -357,12 +358,12 @@ class DecodeLoop:
         chunks = options.prefill_chunk_size is not None
         before = cache.snapshot(self.total) if chunks and cache is not None else None
 
-        def read(part: Prompts, positions: Tensor | None) -> Tensor:
+        def read(part: Prompts, positions: Tensor | None, prefix: int | Tensor | None) -> Tensor:
             tokens, given = part.arguments()
-            return self._forward(tokens, part.mask, cache, options.context, positions, given)
+            return self._forward(tokens, part.mask, cache, options.context, positions, prefix, given)
 
         try:
-            return read_in_chunks(read, self.prompts, self.positions, options.prefill_chunk_size)
+            return read_in_chunks(read, self.prompts, self.positions, options.prefill_chunk_size, self.prefix)
         except BaseException:
             if cache is not None and before is not None:
                 cache.restore(before)
@@ -423,7 +424,8 @@ class DecodeLoop:
         """One pass over the whole sequence so far -> [B M] of its last token."""
         self.cache = None if self.cache is None else self._new_cache()
         tokens, given = replace(self.prompts, tokens=self.sequence).arguments()
-        return self._forward(tokens, self.mask, self.cache, self.options.context, self.positions, given)[:, -1]
+        context, positions = self.options.context, self.positions
+        return self._forward(tokens, self.mask, self.cache, context, positions, self.prefix, given)[:, -1]
 
     def _forward(
         self,
@@ -432,9 +434,11 @@ class DecodeLoop:
         cache: KVCache | None,
         context: Tensor | None,
         positions: Tensor | None = None,
+        prefix: int | Tensor | None = None,
         given: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Tensor:
         context_mask = None if context is None else self.options.context_mask
+        prefixed = {} if prefix is None else {"prefix_len": prefix}
         return self.net(
             tokens,
             mask=mask,
@@ -444,6 +448,7 @@ class DecodeLoop:
             checked=True,
             context=context,
             context_mask=context_mask,
+            **prefixed,
             **given,
         )
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from x_positional.attention.cache import KVCache
+from x_positional.attention.visibility import PrefixLen
 from x_positional.errors import InputError
 from x_positional.generation.contrast import ContrastWith
 from x_positional.generation.prompts import EmbedsLike, PromptsLike
@@ -74,6 +75,8 @@ class DecodeOptions:
         speculate: `PromptLookup()` or `DraftModel(net)` proposes several tokens, which one pass accepts or rejects: fewer
             passes, and the same distribution of tokens. For a single row.
         contrast: `ContrastWith(amateur)` draws tokens that the model finds likelier than a weaker model does.
+        prefix_len: For prefix LMs: the first `prefix_len` tokens of each prompt see each other, one number or [B]; "prompt"
+            is the whole prompt. New tokens are causal.
     """
 
     prompts: PromptsLike
@@ -98,6 +101,7 @@ class DecodeOptions:
     prefill_chunk_size: int | None = None
     speculate: Speculate | None = None
     contrast: ContrastWith | None = None
+    prefix_len: PrefixLen | Literal["prompt"] | None = None
     filters: list[LogitsFilter] = field(init=False, repr=False)
     """The filters as functions [B V] -> [B V]; none where they have no effect."""
 

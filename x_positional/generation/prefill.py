@@ -12,11 +12,14 @@ from x_positional.errors import InputError
 from x_positional.generation.prompts import Prompts
 from x_positional.schemes.base import PositionScheme
 
-Read = Callable[[Prompts, Tensor | None], Tensor]
-"""(Some places of the prompts, their positions [B N] or None) -> hidden states [B N M]: one forward pass over new tokens."""
+Read = Callable[[Prompts, Tensor | None, int | Tensor | None], Tensor]
+"""(Some places of the prompts, their positions [B N] or None, prefix lengths or None) -> hidden states [B N M]: one forward pass
+over new tokens."""
 
 
-def read_in_chunks(read: Read, prompts: Prompts, positions: Tensor | None, size: int | None) -> Tensor:
+def read_in_chunks(
+    read: Read, prompts: Prompts, positions: Tensor | None, size: int | None, prefix: int | Tensor | None = None
+) -> Tensor:
     """Read the prompts, `size` tokens a pass -> [B M] of each row's last token.
 
     Args:
@@ -24,21 +27,29 @@ def read_in_chunks(read: Read, prompts: Prompts, positions: Tensor | None, size:
         prompts: may be ragged; a row that has ended takes part in later passes without tokens.
         positions: [B P+T] or [B P+T A] of all places, if they were given.
         size: None reads everything in one pass.
+        prefix: how many first tokens of each row see each other; all of them are read in the first pass.
     """
     places = prompts.places
     if size is None or size >= places:
-        return prompts.last(read(prompts, positions))
+        return prompts.last(read(prompts, positions, prefix))
     ends = prompts.ends()
     rows = torch.arange(len(ends), device=ends.device)
     found = []
     for start in range(0, places, size):
         part = prompts.cut(start, start + size)
-        x = read(part, None if positions is None else positions[:, start : start + size])
+        at = None if positions is None else positions[:, start : start + size]
+        x = read(part, at, None if start else prefix)
         found.append(x[rows, (ends - start).clamp(0, x.shape[1] - 1)])
     return torch.stack(found)[ends // size, rows]
 
 
-def check_chunks(size: int | None, width: int, total: int, length_dependent: Sequence[PositionScheme]) -> None:
+def check_chunks(
+    size: int | None,
+    width: int,
+    total: int,
+    length_dependent: Sequence[PositionScheme],
+    prefix: int | Tensor | None = None,
+) -> None:
     """Raises InputError where keys of a chunk would depend on tokens that come after it.
 
     Args:
@@ -46,9 +57,16 @@ def check_chunks(size: int | None, width: int, total: int, length_dependent: Seq
         width: places of the longest prompt.
         total: the largest length, in positions, that a row of this call comes to.
         length_dependent: schemes whose keys change with the length of the sequence.
+        prefix: how many first tokens of each row see each other.
     """
     if size is None or size >= width:
         return
+    longest = 0 if prefix is None else int(prefix.max()) if isinstance(prefix, Tensor) else prefix
+    if size < longest:
+        raise InputError(
+            f"prefill_chunk_size={size} would cut a prefix of {longest} tokens, which see each other, so they must be read in one "
+            f"pass. Leave prefill_chunk_size out, or pass {longest} or more."
+        )
     changing = [s for s in length_dependent if len({s.cache_key(length) for length in range(1, total + 1)}) > 1]
     if changing:
         names = ", ".join(dict.fromkeys(type(scheme).__name__ for scheme in changing))

@@ -13,6 +13,8 @@ from torch import Tensor
 from x_positional.attention.cache import KVCache
 from x_positional.attention.embeds import Checks, arguments_of
 from x_positional.attention.inputs import INTEGERS, as_tensor
+from x_positional.attention.masks import index_of
+from x_positional.attention.visibility import check_prefix_len, check_starts
 from x_positional.errors import InputError
 from x_positional.generation.sampling import is_integer
 
@@ -57,6 +59,24 @@ class Prompts:
         """[B] the last place of each row that is no padding."""
         rows, places = len(self.tokens), torch.arange(self.places, device=self.tokens.device)
         return places[-1:].expand(rows) if self.mask is None else torch.where(self.mask, places, 0).amax(-1)
+
+    def prefix(self, prefix_len: Any, cache: KVCache | None) -> int | Tensor | None:
+        """How many first tokens of each prompt see each other: one number, or [B]; "prompt" is all of them. Raises InputError."""
+        if prefix_len is None:
+            return None
+        batch, length = len(self.tokens), self.places
+        if not length:
+            raise InputError(
+                "prefix_len was given, but prompts=None adds no tokens that could see each other. Leave it out."
+            )
+        if isinstance(prefix_len, str):
+            if prefix_len != "prompt":
+                raise InputError(f"prefix_len={prefix_len!r} must be an integer, one a row, 'prompt' or None.")
+            lengths = self.lengths
+        else:
+            lengths = check_prefix_len(prefix_len, batch, length, None if self.mask is None else index_of(self.mask))
+        check_starts(lengths, cache)
+        return lengths
 
     def last(self, x: Tensor) -> Tensor:
         """[B P+T M] -> [B M]: at each row's last token."""

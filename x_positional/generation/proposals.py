@@ -180,7 +180,7 @@ class DraftProposals:
     def _read(self, tokens: Tensor) -> Tensor:
         """Tokens [1 N] -> the hidden state [1 M] of the last one."""
 
-        def read(part: Prompts, positions: Tensor | None) -> Tensor:
+        def read(part: Prompts, positions: Tensor | None, prefix: int | Tensor | None) -> Tensor:
             return self.net(part.tokens, cache=self.cache, return_embeddings=True, checked=True)  # type: ignore[no-any-return]
 
         return read_in_chunks(read, Prompts(tokens, None, single=True), None, self.chunk)

@@ -5,7 +5,7 @@ B batch, T prompt tokens, N new tokens.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from x_positional.attention.inputs import (
     packed_documents,
     token_mask,
 )
+from x_positional.attention.visibility import PrefixLen, prefix_of_loss
 from x_positional.config.flags.answers import answers
 from x_positional.config.models import ModelConfig
 from x_positional.errors import InputError
@@ -36,6 +37,22 @@ NET_CALL = ("TransformerWrapper.forward", "AttentionLayers.forward")
 """The tables of the calls that x-transformers passes further keywords on to."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Given:
+    """The arguments of a call that say what is read and what is predicted."""
+
+    tokens: Tensor | None
+    mask: Tensor | None
+    positions: Tensor | None
+    document_ids: Tensor | None
+    labels: Tensor | None
+    loss_mask: Tensor | None
+    inputs_embeds: Tensor | None
+    prepend_embeds: Tensor | None
+    seq_lens: SeqLens | None
+    prefix_len: PrefixLen | None
+
+
 @dataclass(frozen=True)
 class _Batch:
     """The checked inputs of a loss: rows of P prepended places and T tokens."""
@@ -48,13 +65,15 @@ class _Batch:
     documents: Tensor | None
     targets: Tensor
     """[B P+T-1]."""
+    prefix_len: int | Tensor | None
+    """How many of the first places see each other."""
 
     def all_but_last(self) -> tuple[Tensor | None, dict[str, Any]]:
         """The tokens of a model's call that predicts every place but the first, and its keyword arguments."""
         tokens, given = arguments_of([*self.row[:-1], self.row[-1][:, :-1]])
         of_places = {"mask": self.present, "positions": self.positions, "document_ids": self.documents}
         cut = {name: None if value is None else value[:, :-1] for name, value in of_places.items()}
-        return tokens, {**given, **cut}
+        return tokens, {**given, **cut, "prefix_len": self.prefix_len}
 
 
 class AutoregressiveWrapper(ExplainsAbsent):
@@ -107,6 +126,7 @@ class AutoregressiveWrapper(ExplainsAbsent):
         inputs_embeds: Tensor | None = None,
         prepend_embeds: Tensor | None = None,
         seq_lens: SeqLens | None = None,
+        prefix_len: PrefixLen | None = None,
     ) -> Tensor:
         """Mean cross entropy (nats) of tokens 1 .. T-1, each predicted from those before it, in float32 or wider.
 
@@ -135,20 +155,32 @@ class AutoregressiveWrapper(ExplainsAbsent):
             prepend_embeds: [B P E] before the tokens, such as a soft prompt. Positions, documents and seq_lens then cover P + T
                 places; labels cover the T tokens, and so may a mask: see `TransformerWrapper.forward`.
             seq_lens: The lengths of packed documents, in place of `document_ids`.
+            prefix_len: The first `prefix_len` tokens of each row see each other (a prefix LM): one number, or [B]. They are
+                context and no targets, whatever `labels` are, since the model sees them; the loss is on the tokens after them.
 
         Raises:
             InputError: For fewer than two tokens, a mask that hides all of them, and ids, labels, masks, positions, documents
                 or options that do not fit.
         """
-        options = LossOptions(reduction, num_targets, label_smoothing, z_loss)
-        batch = self._read(
-            tokens, mask, positions, document_ids, labels, loss_mask, inputs_embeds, prepend_embeds, seq_lens, options
+        given = _Given(
+            tokens=tokens,
+            mask=mask,
+            positions=positions,
+            document_ids=document_ids,
+            labels=labels,
+            loss_mask=loss_mask,
+            inputs_embeds=inputs_embeds,
+            prepend_embeds=prepend_embeds,
+            seq_lens=seq_lens,
+            prefix_len=prefix_len,
         )
+        options = LossOptions(reduction, num_targets, label_smoothing, z_loss)
+        batch = self._read(given, options)
         targets, token_loss = batch.targets, options.token_loss()
         by_chunks = sums_by_chunks(self.net, targets, token_loss.reduction)
         inner = {"targets": targets, "token_loss": token_loss} if by_chunks else {}
-        read, given = batch.all_but_last()
-        found = self.net(read, context=context, context_mask=context_mask, checked=True, **given, **inner)
+        read, places_given = batch.all_but_last()
+        found = self.net(read, context=context, context_mask=context_mask, checked=True, **places_given, **inner)
         if not by_chunks:
             found = token_loss.of_logits(found.flatten(0, 1), targets.flatten())
             found = found if token_loss.reduction == "sum" else found.view_as(targets)
@@ -166,65 +198,61 @@ class AutoregressiveWrapper(ExplainsAbsent):
         inputs_embeds: Tensor | None = None,
         prepend_embeds: Tensor | None = None,
         seq_lens: SeqLens | None = None,
+        prefix_len: PrefixLen | None = None,
     ) -> Tensor:
         """The number of targets of `forward` with these arguments, as a tensor [] on the device of the tokens.
 
         `total = sum(model.count_targets(part) for part in parts)`, then `model(part, num_targets=total).backward()` for each
         part, gives the gradients of one batch with the rows of all parts. Raises InputError as `forward` does.
         """
-        given = labels, loss_mask, inputs_embeds, prepend_embeds, seq_lens
-        batch = self._read(tokens, mask, positions, document_ids, *given, LossOptions())
-        return (batch.targets != NO_TARGET).sum()
+        given = _Given(
+            tokens=tokens,
+            mask=mask,
+            positions=positions,
+            document_ids=document_ids,
+            labels=labels,
+            loss_mask=loss_mask,
+            inputs_embeds=inputs_embeds,
+            prepend_embeds=prepend_embeds,
+            seq_lens=seq_lens,
+            prefix_len=prefix_len,
+        )
+        return (self._read(given, LossOptions()).targets != NO_TARGET).sum()
 
-    def _read(
-        self,
-        tokens: Tensor | None,
-        mask: Tensor | None,
-        positions: Tensor | None,
-        document_ids: Tensor | None,
-        labels: Tensor | None,
-        loss_mask: Tensor | None,
-        inputs_embeds: Tensor | None,
-        prepend_embeds: Tensor | None,
-        seq_lens: SeqLens | None,
-        options: LossOptions,
-    ) -> _Batch:
+    def _read(self, given: _Given, options: LossOptions) -> _Batch:
         """Raises InputError."""
-        row, labels = self._row(tokens, inputs_embeds, prepend_embeds, labels, loss_mask, options)
+        row, labels = self._row(given, options)
         batch, length, device = row[0].shape[0], places(row), row[0].device
-        mask = with_prepended(mask, "mask", row, 1)
-        check_covers_prepended(row, positions=positions, document_ids=document_ids)
+        mask, positions = with_prepended(given.mask, "mask", row, 1), given.positions
+        check_covers_prepended(row, positions=positions, document_ids=given.document_ids)
         positions = None if positions is None else check_positions(positions, batch, length)
         if positions is not None:
             check_finite(positions)
         present = token_mask(batch, length, mask, positions)
         if present is not None:
             check_shows_a_token(present)
-        documents = packed_documents(document_ids, seq_lens, batch, length)
+        documents = packed_documents(given.document_ids, given.seq_lens, batch, length)
         if documents is not None:
             documents = check_documents(documents, batch, length).to(device)
         targets = targets_after(labels, length - labels.shape[1], present, documents)
-        return _Batch(row, None if mask is None else present, positions, documents, targets)
+        prefix = None
+        if given.prefix_len is not None:
+            prefix, hidden = prefix_of_loss(given.prefix_len, batch, length, present)
+            targets = targets.masked_fill(hidden.to(device), NO_TARGET)
+        return _Batch(row, None if given.mask is None else present, positions, documents, targets, prefix)
 
-    def _row(
-        self,
-        tokens: Any,
-        inputs_embeds: Any,
-        prepend_embeds: Any,
-        labels: Any,
-        loss_mask: Any,
-        options: LossOptions,
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+    def _row(self, given: _Given, options: LossOptions) -> tuple[tuple[Tensor, ...], Tensor]:
         """The parts of a row, as in `parts_of`, with ids that the model can read, and marked labels [B T]. Raises InputError."""
+        tokens, prepend_embeds = given.tokens, given.prepend_embeds
         if tokens is not None:
             tokens = as_ids(self.net.as_ids(tokens))
             if tokens.ndim != 2 or tokens.shape[1] < 2 - (prepend_embeds is not None):
                 raise InputError(f"a loss needs [batch, tokens] with at least two tokens; got {list(tokens.shape)}.")
-        row = parts_of(tokens, inputs_embeds, prepend_embeds, self.net.check_embeds)
+        row = parts_of(tokens, given.inputs_embeds, prepend_embeds, self.net.check_embeds)
         if places(row) < 2:
             raise InputError(f"a loss needs at least two places a row; inputs_embeds has shape {list(row[-1].shape)}.")
         known = {"ignore_index": self.ignore_index, "num_tokens": self.net.num_tokens}
-        marked = marked_labels(row[-1], labels, loss_mask, options=options, **known)
+        marked = marked_labels(row[-1], given.labels, given.loss_mask, options=options, **known)
         if tokens is None:
             return row, marked
         ids = tokens.masked_fill(tokens == self.ignore_index, self.pad_value)
@@ -276,6 +304,7 @@ class AutoregressiveWrapper(ExplainsAbsent):
         positions: Tensor | None = None,
         prepend_embeds: EmbedsLike = None,
         prefill_chunk_size: int | None = None,
+        prefix_len: PrefixLen | Literal["prompt"] | None = None,
     ) -> KVCache:
         """Read prompts into a cache, without new tokens: a prefix that several calls of `generate` continue.
 
@@ -291,6 +320,7 @@ class AutoregressiveWrapper(ExplainsAbsent):
             positions: [B T] or [B T A] positions of the prompts, -1 for no token.
             prepend_embeds: [B P E] before the prompts, as in `generate`.
             prefill_chunk_size: Tokens to read at a time; None reads them in one pass.
+            prefix_len: How many first tokens of each prompt see each other; "prompt" is all of them.
 
         Raises:
             InputError, PositionError, CacheError, ArgumentError: Before anything is computed.
@@ -310,6 +340,7 @@ class AutoregressiveWrapper(ExplainsAbsent):
             positions=positions,
             prepend_embeds=prepend_embeds,
             prefill_chunk_size=prefill_chunk_size,
+            prefix_len=prefix_len,
         )
         DecodeLoop(self.net, options, self.pad_value).generate()
         return cache

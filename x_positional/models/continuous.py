@@ -14,6 +14,7 @@ from x_positional.attention.cache import KVCache
 from x_positional.attention.cross import ContextInputs
 from x_positional.attention.inputs import SeqLens, check_floats
 from x_positional.attention.ownership import Stamp
+from x_positional.attention.visibility import PrefixLen
 from x_positional.config.flags import continuous_from_flags
 from x_positional.config.flags.answers import answers
 from x_positional.config.models import ContinuousConfig
@@ -109,6 +110,8 @@ class ContinuousTransformerWrapper(CachingModule):
         context_mask: Tensor | None = None,
         context_positions: Tensor | None = None,
         seq_lens: SeqLens | None = None,
+        attention_mask: Tensor | None = None,
+        prefix_len: PrefixLen | None = None,
     ) -> Tensor:
         """Floats [B T I] -> [B T O], or hidden states [B T M] with return_embeddings. The rest is as in
         `TransformerWrapper.forward`."""
@@ -122,6 +125,8 @@ class ContinuousTransformerWrapper(CachingModule):
             positions=positions,
             document_ids=document_ids,
             seq_lens=seq_lens,
+            attention_mask=attention_mask,
+            prefix_len=prefix_len,
             cache=cache,
             around=self,
         )

@@ -17,6 +17,7 @@ from x_positional.attention.embeds import Part, check_covers_prepended, check_em
 from x_positional.attention.inputs import INTEGERS, SeqLens, as_tensor, check_shows_a_token, read_bounds
 from x_positional.attention.ownership import Stamp
 from x_positional.attention.tokens import TokenLayout
+from x_positional.attention.visibility import PrefixLen
 from x_positional.config.flags import model_from_flags
 from x_positional.config.flags.answers import answers
 from x_positional.config.layers import NormConfig
@@ -201,6 +202,8 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
         prepend_embeds: Tensor | None = None,
         checked: bool = False,
         seq_lens: SeqLens | None = None,
+        attention_mask: Tensor | None = None,
+        prefix_len: PrefixLen | None = None,
         token_types: Tensor | None = None,
         targets: Tensor | None = None,
         token_loss: TokenLoss = PLAIN,
@@ -227,6 +230,12 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
             checked: skip the checks that force a device sync; the caller guarantees that ids are in range, float positions
                 finite, and that the mask shows a token.
             seq_lens: the lengths of the documents, in place of document_ids: one list for all rows, or one a row.
+            attention_mask: [B S] bool or 0/1 integers is padding, as `mask`; with a cache S may also cover the earlier tokens.
+                [B T S] or [B 1 T S] bool is who sees whom, True = may attend, in place of the causal mask; padding, documents and
+                windows (|distance| < size) still hide. Its columns are the cached tokens by index, then the T tokens of this
+                call. A token that may see nothing gets zeros from attention; forget gates count hidden tokens too.
+            prefix_len: the first `prefix_len` tokens of each row see each other, the rest is causal (a prefix LM): one number, or
+                [B]. It counts tokens, not padding. With a cache, they must be read in the call that starts the row.
             token_types: [B T], the type of each token; 0 where none are given.
             targets: [B T] int64 ids, -100 where there is none: return the sum of their cross entropies (nats), in float32 or
                 float64, in place of logits, which are computed by chunks of tokens. The caller guarantees their range.
@@ -259,6 +268,8 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
             positions=positions,
             document_ids=document_ids,
             seq_lens=seq_lens,
+            attention_mask=attention_mask,
+            prefix_len=prefix_len,
             cache=cache,
             around=self,
             checked=checked,

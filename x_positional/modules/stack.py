@@ -29,6 +29,7 @@ from x_positional.attention.plan import LayerKind, PassPlan
 from x_positional.attention.planner import plan_pass
 from x_positional.attention.streaming import keep_first_problem
 from x_positional.attention.tokens import TokenLayout
+from x_positional.attention.visibility import PrefixLen, read_attention_mask, with_visibility
 from x_positional.errors import ArgumentError, InputError, PositionError, shown
 from x_positional.modules.block import Block
 from x_positional.modules.caching import CachingModule
@@ -173,6 +174,8 @@ class AttentionLayers(CachingModule):
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
         seq_lens: SeqLens | None = None,
+        attention_mask: Tensor | None = None,
+        prefix_len: PrefixLen | None = None,
         cache: KVCache | None = None,
         around: CachingModule | None = None,
         checked: bool = False,
@@ -183,7 +186,7 @@ class AttentionLayers(CachingModule):
             batch: B.
             length: T, new tokens of each row.
             device: of the inputs.
-            mask, positions, document_ids, seq_lens, cache: as in `forward`.
+            mask, positions, document_ids, seq_lens, attention_mask, prefix_len, cache: as in `forward`.
             around: the model that computes the embeddings; a cache depends on its parameters too.
             checked: the caller guarantees that float positions are finite, which takes a device sync to check, and that the
                 mask shows a token.
@@ -201,9 +204,31 @@ class AttentionLayers(CachingModule):
         if cache is not None:
             check_cache(cache)
             cache.check(self.identity, batch, device, (self if around is None else around).stamp())
+        pairs = None
+        if attention_mask is not None:
+            mask, pairs = read_attention_mask(attention_mask, mask, batch, length, cache, checked=checked)
         layout = prepare_tokens(batch, length, device, mask, positions, document_ids, cache, checked=checked)
+        if pairs is not None or prefix_len is not None:
+            layout = self._with_visibility(layout, batch, pairs, prefix_len, cache, checked=checked)
         check_positions_fit(layout, self.position_schemes)
         return layout
+
+    def _with_visibility(
+        self,
+        layout: TokenLayout,
+        batch: int,
+        pairs: Tensor | None,
+        prefix_len: PrefixLen | None,
+        cache: KVCache | None,
+        *,
+        checked: bool,
+    ) -> TokenLayout:
+        """As `with_visibility`, for this stack."""
+        if all(block.attn is None for block in self._blocks()):
+            given = "prefix_len" if pairs is None else "attention_mask"
+            raise InputError(f"{given} would be ignored: this stack has no self-attention. Leave it out.")
+        schemes, causal = self.position_schemes, self.dims.causal
+        return with_visibility(layout, batch, pairs, prefix_len, schemes, cache, causal=causal, checked=checked)
 
     def embed(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """[B T M] -> [B T M]: what schemes add to the embeddings (absolute, sinusoidal)."""
@@ -270,6 +295,8 @@ class AttentionLayers(CachingModule):
         context_positions: Tensor | None = None,
         cache: KVCache | None = None,
         seq_lens: SeqLens | None = None,
+        attention_mask: Tensor | None = None,
+        prefix_len: PrefixLen | None = None,
     ) -> Tensor:
         """Embeddings [B T M] -> hidden states [B T M].
 
@@ -283,6 +310,7 @@ class AttentionLayers(CachingModule):
             context_positions: [B S], to apply positions in cross-attention too.
             cache: from `new_cache`.
             seq_lens: the documents' lengths, in place of document_ids.
+            attention_mask, prefix_len: as in `TransformerWrapper.forward`.
 
         Raises:
             InputError, PositionError, CacheError.
@@ -296,6 +324,8 @@ class AttentionLayers(CachingModule):
             positions=positions,
             document_ids=document_ids,
             seq_lens=seq_lens,
+            attention_mask=attention_mask,
+            prefix_len=prefix_len,
             cache=cache,
         )
         context_inputs = ContextInputs(context, context_mask, context_positions)

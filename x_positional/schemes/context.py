@@ -75,7 +75,7 @@ class AttentionContext:
     span: int
     """An upper bound of every index, exclusive, known on the host."""
     causal: bool
-    """Whether attention is causal."""
+    """Whether attention is causal: no query sees a later key."""
     window: AttentionWindow = NO_WINDOW
     """Which tokens are visible besides causality and padding."""
     visible: IndexFn | None = None
@@ -88,6 +88,11 @@ class AttentionContext:
     """The first key's index, if `ordered`."""
     custom_positions: bool = False
     """Positions were given, or restart per document, so they differ from the index."""
+    custom_mask: Tensor | None = None
+    """What the caller says about who sees whom, so that the host does not know it: which keys each query may see [B T N], or how
+    many first tokens of a row see each other [B|1]."""
+    ahead: int = 0
+    """In a decoder with a custom mask, every key that an earlier query sees has an index below it; 0 where none does."""
     q_documents: Tensor | None = None
     """[B T], the document of each query in packed rows."""
     kv_documents: Tensor | None = None
@@ -120,21 +125,22 @@ class AttentionContext:
         """The mask is just the lower triangle, so a kernel needs no mask tensor."""
         square = self.ordered and self.q_start == self.kv_start and self.T == self.S
         unlimited = self.window.kept is None or self.window.kept >= self.S
-        return square and unlimited and self.causal and self.q_documents is None
+        return square and unlimited and self.causal and self.q_documents is None and self.custom_mask is None
 
     @property
     def simple_mask(self) -> bool:
         """Only causality and a window of a size hide keys, so the host knows which."""
-        return (
-            self.ordered and self.q_documents is None and self.window.chunk is None and not self.window.keep_first
-        ) or self.visible is None
+        plain_window = self.window.chunk is None and not self.window.keep_first
+        plain = self.ordered and self.q_documents is None and self.custom_mask is None and plain_window
+        return plain or self.visible is None
 
     @property
     def mask_batch(self) -> int:
         """1 if all rows share positions and masks, otherwise B."""
         per_row = (self.q_index, self.kv_index, self.q_positions, self.kv_positions)
         rows_differ = any(t.shape[0] > 1 for t in per_row) or self.q_documents is not None
-        return self.batch if rows_differ else 1
+        masks_differ = self.custom_mask is not None and self.custom_mask.shape[0] > 1
+        return self.batch if rows_differ or masks_differ else 1
 
     @property
     def every_row(self) -> Span:
@@ -152,7 +158,8 @@ class AttentionContext:
             return self.every_key
         offset = self.q_start - self.kv_start  # from a query's row to its own key
         first, last, recent = offset + rows.start, offset + rows.stop - 1, self.window.kept
-        start, stop = 0, last + 1 if self.causal else self.S
+        seen_ahead = self.ahead - self.kv_start if self.ahead else self.S
+        start, stop = 0, last + 1 if self.causal else max(last + 1, seen_ahead)
         if recent is not None and not self.window.keep_first:
             start = first - recent + 1
             stop = min(stop, last + recent)
@@ -204,6 +211,7 @@ class AttentionContext:
             q_start=self.q_start + rows.start,
             kv_start=self.kv_start + keys.start,
             visible=None,
+            custom_mask=None,
         )
 
     def key_order(self) -> Tensor | None:

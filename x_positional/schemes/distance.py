@@ -25,8 +25,9 @@ class ToeplitzBias(Bias):
 
     def dense(self, ctx: AttentionContext, rows: Span, keys: Span) -> Tensor:
         """[1 H rows keys]. Every row is a window of the reversed table, so nothing is gathered and the mask costs nothing."""
-        if torch.compiler.is_compiling() or ctx.window.chunk is not None or ctx.window.keep_first:
-            # unfold would recompile for each length; chunks and kept tokens do not depend on distance alone
+        by_pair = ctx.window.chunk is not None or ctx.window.keep_first or ctx.custom_mask is not None
+        if torch.compiler.is_compiling() or by_pair:
+            # unfold would recompile for each length; chunks, kept tokens and given masks do not depend on distance alone
             return super().dense(ctx, rows, keys)
         table = self._hide(self.table, ctx)
         last = (

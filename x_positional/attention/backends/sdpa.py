@@ -110,15 +110,24 @@ class Sdpa(Backend):
         return torch.cat(out, dim=2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block, ctx: AttentionContext, ops: ScoreOps) -> Tensor:
-        mask = block.mask
-        if mask is not None and mask.dtype == q.dtype and not block.autocast and ops.content is None:
+        mask, custom = block.mask, ctx.custom_mask
+        if mask is not None and mask.dtype == q.dtype and not block.autocast and ops.content is None and custom is None:
             return fused(q, k, v, mask, ops)
         if ops.content is not None:
             content = as_mask(ops.content.dense(ctx, block.rows, block.keys), q.dtype)
             mask = content if mask is None else mask + content
-        if mask is not None and mask.dtype != torch.bool:
-            return self._biased(q, k, v, mask, ops)
-        return fused(q, k, v, mask, ops, is_causal=mask is None and ctx.visible is not None)
+        if mask is None:
+            return fused(q, k, v, None, ops, is_causal=ctx.visible is not None)
+        if custom is None or custom.ndim < 3:
+            return self._masked(q, k, v, mask, ops)
+        seen = mask if mask.dtype == torch.bool else mask > float("-inf")
+        blind = ~seen.any(-1, keepdim=True)  # a given mask may hide every key, which not every kernel of torch defines
+        mask = mask | blind if mask.dtype == torch.bool else mask.masked_fill(blind, 0.0)
+        return self._masked(q, k, v, mask, ops).masked_fill(blind, 0.0)
+
+    def _masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, ops: ScoreOps) -> Tensor:
+        """Attention with a boolean mask, or with one that is added to the scores."""
+        return fused(q, k, v, mask, ops) if mask.dtype == torch.bool else self._biased(q, k, v, mask, ops)
 
     def _biased(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, ops: ScoreOps) -> Tensor:
         """Attention with an additive mask, which may be wider than q, k and v."""

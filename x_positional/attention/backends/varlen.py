@@ -81,7 +81,7 @@ def pack(ctx: AttentionContext) -> Packed | None:
 
 class Varlen(Backend):
     """Self-attention over whole sequences. Everything else runs on sdpa, with the same result: decoding with a cache,
-    cross-attention, and documents that continue after another one.
+    cross-attention, documents that continue after another one, attention_mask and prefix_len.
 
     Args:
         kernel: called like torch's `varlen_attn`, which is the default.
@@ -104,7 +104,7 @@ class Varlen(Backend):
 
     def prepare(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Prepared:
         packed = None
-        if ctx.q_index is ctx.kv_index:  # self-attention of a whole pass
+        if ctx.q_index is ctx.kv_index and ctx.custom_mask is None:  # self-attention of a whole pass
             self._refuse(
                 {
                     "chunk": ctx.window.chunk is not None,
