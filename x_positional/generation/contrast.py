@@ -129,7 +129,7 @@ class Contrasted(nn.Module):
             batch_size, window=window, rereads=rereads, final_lengths=_taken(self.amateur, final_lengths)
         )
 
-    def forward(
+    def __call__(
         self,
         tokens: Tensor,
         *,
