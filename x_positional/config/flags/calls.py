@@ -11,6 +11,9 @@ _MEMS = "There is no memory of earlier segments. Use `cache=model.new_cache(batc
 _MAPS = "Fused attention never holds the attention maps, so they cannot be returned. Leave it out."
 _SCHEME = "Positions belong to the model's scheme. Use `position=` when building it, and `positions=` in the call."
 _MASKS = "Masks follow from tokens and positions. Use `mask=`, `document_ids=`, `window=`, or a scheme with a bias."
+_WHO_SEES_WHOM = (
+    "x-transformers adds the causal mask to it. Use `attention_mask=` [B, T, T] bool, which replaces the causal mask."
+)
 _MIX = "Hidden states cannot be modified inside the stack. Write your own block around `Encoder` or `Decoder`."
 _KV = "Keys and values come from the input. Use `context=` with `cross_attend=True`."
 _LOOP = "The blocks run once. Leave it out."
@@ -39,7 +42,8 @@ LAYERS = table(
     [
         translated("x", REQUIRED, "x", "Embeddings, [B, T, M]."),
         *_COMMON,
-        *_all(_MASKS, attn_mask=None, self_attn_kv_mask=None, attn_bias=None),
+        *_all(_WHO_SEES_WHOM, attn_mask=None),
+        *_all(_MASKS, self_attn_kv_mask=None, attn_bias=None),
         *_all(_MEMS, mems=None, mem_masks=None),
         *_all(_LEFT, seq_start_pos=None),
         *_all(
@@ -76,7 +80,7 @@ LAYERS = table(
 PREFIX = table(
     "PrefixDecoder.forward",
     _all(
-        "There is no prefix decoder. Use `XTransformer`, whose encoder is bidirectional over the prefix.",
+        "A prefix is an argument of a call here. Use a `Decoder` and `prefix_len=` of the model around it.",
         x=REQUIRED,
         attn_mask=None,
         prefix_attn_len=None,

@@ -37,7 +37,7 @@ CLASSES: dict[str, str] = {
     "NonAutoregressiveWrapper": (
         "Tokens are decoded from left to right. For masked tokens use `TransformerWrapper` around an `Encoder`."
     ),
-    "PrefixDecoder": "There is no prefix decoder. Use `XTransformer`, whose encoder is bidirectional over the prefix.",
+    "PrefixDecoder": "A prefix is an argument of a call here. Use a `Decoder` and `prefix_len=` of the model around it.",
     "RMSNorm": _NORM.format("use_rmsnorm=True"),
     "LayerNorm": _NORM.format("norm='layer'"),
     "Recirculation": "The blocks run once. Use `Decoder` with more layers.",
