@@ -348,6 +348,26 @@ class KVCache:
         state = self.state.map(lambda t: t if t.shape[0] == 1 and batch > 1 else t[rows])
         self.state = replace(state, batch_size=len(rows))
 
+    def follow_rows(self, rows: Tensor, start: int) -> None:
+        """Row i continues as row rows[i] did, where both are equal before index `start`, as beams of one prompt are.
+
+        Keys are copied in place, and only those of later tokens. Nothing is checked: no host sync.
+
+        Args:
+            rows: [B] int64, on the device of the cache. Rows that exchange tokens have equal lengths and positions.
+            start: of the first token in which they differ.
+        """
+        state = self.settled()
+        ranges = {
+            window: slots.written(start, state.span) for window, slots in zip(self.distinct, self.slots, strict=True)
+        }
+        for window, layer in zip(self.windows, state.layers, strict=True):
+            for stored in layer:
+                if stored is not None:
+                    part = stored[:, :, ranges[window]]
+                    part.copy_(part.index_select(0, rows))
+        self.state = state
+
     def drop_last(self, count: int) -> None:
         """Forget the last `count` tokens of every row, such as proposals that were rejected.
 

@@ -26,6 +26,11 @@ class Prompts:
     single: bool
     """The caller passed one prompt [T], and gets one row back."""
 
+    @classmethod
+    def of_rows(cls, tokens: Tensor, lengths: Tensor) -> "Prompts":
+        """Rows [B T] with these lengths [B], right-padded. Forces a device sync."""
+        return cls(tokens, _mask(lengths, tokens.shape[1]), single=False)
+
     def last(self, x: Tensor) -> Tensor:
         """[B T M] -> [B M]: at each row's last token."""
         if self.mask is None:
