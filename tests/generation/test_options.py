@@ -9,7 +9,14 @@ import torch
 from tests.support.generation_models import NUM_TOKENS, ids, language_model
 from x_positional import AutoregressiveWrapper, XTransformer
 from x_positional.errors import ArgumentError, InputError
-from x_positional.generation.options import DecodeOptions, GenerateAndReturnCache, GenerateOptions
+from x_positional.generation.options import (
+    NOT_STREAMED,
+    DecodeOptions,
+    GenerateAndReturnAll,
+    GenerateAndReturnCache,
+    GenerateAndReturnLogProbs,
+    GenerateOptions,
+)
 
 REQUIRED = inspect.Parameter.empty
 
@@ -36,6 +43,16 @@ KEYWORDS = {
     "compile": "auto",
     "prefill_chunk_size": None,
     "speculate": None,
+    "num_return_sequences": 1,
+    "logits_processors": None,
+    "stopping_criteria": None,
+}
+GENERATE_ONLY = {
+    "num_beams": 1,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "return_log_probs": False,
+    "return_cache": False,
 }
 SOURCE_POSITIONAL = [("src", REQUIRED), ("start_tokens", REQUIRED), ("seq_len", REQUIRED), ("mask", None)]
 SOURCE_KEYWORDS = {
@@ -70,19 +87,22 @@ def wrapper() -> AutoregressiveWrapper:
 
 def test_signatures_are_the_known_ones(wrapper) -> None:
     assert parameters(AutoregressiveWrapper.stream) == (POSITIONAL, KEYWORDS)
-    assert parameters(AutoregressiveWrapper.generate) == (POSITIONAL, {**KEYWORDS, "return_cache": False})
+    assert parameters(AutoregressiveWrapper.generate) == (POSITIONAL, KEYWORDS | GENERATE_ONLY)
     assert parameters(XTransformer.generate) == (SOURCE_POSITIONAL, SOURCE_KEYWORDS)
     assert parameters(wrapper.generate) == parameters(AutoregressiveWrapper.generate)
     assert next(iter(inspect.signature(AutoregressiveWrapper.generate).parameters)) == "self"
 
 
-@pytest.mark.parametrize("options", [DecodeOptions, GenerateOptions, GenerateAndReturnCache])
+@pytest.mark.parametrize(
+    "options",
+    [DecodeOptions, GenerateOptions, GenerateAndReturnCache, GenerateAndReturnLogProbs, GenerateAndReturnAll],
+)
 def test_the_options_are_exactly_the_parameters(options: type) -> None:
     method = AutoregressiveWrapper.stream if options is DecodeOptions else AutoregressiveWrapper.generate
     positional, keywords = parameters(method)
     names = {field.name for field in fields(options) if field.init}
     assert names == {name for name, _ in positional} | set(keywords)
-    if options is not GenerateAndReturnCache:  # that one exists for type checkers, and requires return_cache
+    if options in (DecodeOptions, GenerateOptions):  # the others exist for type checkers, and require what is returned
         assert parameters(options) == (positional, keywords)
 
 
@@ -95,8 +115,8 @@ def test_every_parameter_is_described_and_shown_by_help() -> None:
     for method in (AutoregressiveWrapper.generate, AutoregressiveWrapper.stream):
         text = inspect.getdoc(method)
         described = [line.split(":")[0].strip() for line in text[text.index("Args:") :].splitlines() if ": " in line]
-        assert {name for name, _ in POSITIONAL} | set(KEYWORDS) <= set(described)
-    assert "return_cache" in inspect.getdoc(AutoregressiveWrapper.generate)
+        only = GENERATE_ONLY if method is AutoregressiveWrapper.generate else {}
+        assert {*dict(POSITIONAL), *KEYWORDS, *only} <= set(described)
 
 
 def test_types_of_the_parameters_are_kept(wrapper) -> None:
@@ -115,6 +135,13 @@ def test_unknown_missing_and_repeated_arguments_are_type_errors(wrapper, verb: s
         method(ids(1, 3))
     with pytest.raises(TypeError, match="seq_len"):
         method(ids(1, 3), 4, seq_len=4)
+
+
+def test_stream_gives_the_reason_for_what_only_generate_has(wrapper) -> None:
+    assert NOT_STREAMED.keys() == GENERATE_ONLY.keys()
+    for name, value in GENERATE_ONLY.items():
+        with pytest.raises(InputError, match=f"{name}= is an option of generate: {NOT_STREAMED[name]}"):
+            wrapper.stream(ids(1, 3), 4, **{name: value})
 
 
 def test_arguments_by_position_and_by_name_are_the_same_call(wrapper) -> None:

@@ -20,6 +20,7 @@ from tests.support.broken_attention import (
     StaleCacheKey,
     StashedGates,
     UncachedGates,
+    UnorderedGates,
     ZeroedTable,
 )
 from tests.support.broken_positions import (
@@ -83,6 +84,7 @@ BROKEN = [
     BrokenCase(SlotAlibi, "padding", "padding between"),
     BrokenCase(ColumnSinusoidal, "padding", "padding left"),
     BrokenCase(SlotAlibi, "ragged_decoding", "padding"),
+    BrokenCase(UnorderedGates, "beams", "beam search found"),
     BrokenCase(LeakyCope, "packing", "packed documents"),
     BrokenCase(NarrowSums, "packing", "changing the first document changed the others"),
     BrokenCase(FalselyAbsolute, "shift", "no shift changes"),
