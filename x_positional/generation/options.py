@@ -90,7 +90,8 @@ class DecodeOptions:
             num_beams beams of each prompt in turn. N counts the tokens of this call, which are 0 at first; prompts are not
             included.
         stopping_criteria: A function of the new tokens [R N], the last one included, or a list of them. It returns a bool
-            for all rows or [R] bool; a row that stops is filled with `pad_value`, as after an eos.
+            for all rows or [R] bool; a row that stops is filled with `pad_value`, as after an eos. With beams, R rows are
+            the candidates of a step, and those that stop are finished.
     """
 
     prompts: PromptsLike
