@@ -71,13 +71,19 @@ def search(
     return finished
 
 
-def whole_pass(model: TransformerWrapper, prompt: Tensor) -> Predict:
-    """Log-probabilities after a prompt [T], by one pass over all tokens of each sequence."""
+def whole_pass(model: TransformerWrapper, prompt: Tensor, steps: int = STEPS) -> Predict:
+    """Log-probabilities after a prompt [T], by one pass over all tokens of each sequence, which `steps` tokens will have.
+
+    The number is for schemes that depend on the final length, which a cache tells them: theirs is empty before each pass.
+    """
+    final = any(scheme.takes_final_length for scheme in model.attn_layers.position_schemes)
 
     def predict(sequences: list[list[int]]) -> Tensor:
-        new = torch.tensor(sequences, dtype=torch.long, device=prompt.device)
-        tokens = torch.cat([prompt.expand(len(sequences), -1), new], 1)
-        return model(tokens)[:, -1].log_softmax(-1)
+        rows, new = len(sequences), torch.tensor(sequences, dtype=torch.long, device=prompt.device)
+        tokens = torch.cat([prompt.expand(rows, -1), new], 1)
+        lengths = torch.full((rows,), len(prompt) + steps, device=prompt.device) if final else None
+        cache = model.new_cache(rows, final_lengths=lengths) if final else None
+        return model(tokens, cache=cache)[:, -1].log_softmax(-1)
 
     return predict
 
