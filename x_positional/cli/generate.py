@@ -26,6 +26,9 @@ from x_positional.training.checkpoints.state import load_model
 from x_positional.training.data.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 from x_positional.training.load import parse_config
 
+SEPARATOR = "\n\n---\n\n"
+"""Between several continuations."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
@@ -51,6 +54,10 @@ class GenerateOptions:
     """Tokens to propose per pass, copied from earlier text."""
     draft: Path | None = None
     """A smaller model that proposes tokens."""
+    num_beams: int = 1
+    """Above 1, beam search."""
+    num_return_sequences: int = 1
+    """Continuations of the prompt, printed one after the other."""
 
     @property
     def filters(self) -> tuple[list[str], list[dict[str, Any]]]:
@@ -111,7 +118,7 @@ def generate_from_published(
             f"{source.path} contains a {source.config['model_type']} model, which does not predict the next token"
         )
     speculate = speculation(options, device, dtype)
-    pieces = stream_pieces(model, ids, tokenizer.ends, tokenizer.decoder(), options, speculate)
+    pieces = stream_pieces(model, ids, tokenizer.ends, tokenizer.decoder, options, speculate)
     trained = model.config.max_seq_len
     room = None if trained is None else trained - len(ids)
     print_stream("" if chat else prompt, pieces, source.path.name, room=room)
@@ -186,7 +193,7 @@ def stream_text(
 ) -> Iterator[str]:
     """The text of each new token; "" while a character is incomplete."""
     end = tokenizer.document_end if tokenizer is not None else None
-    decoder = None if tokenizer is None else tokenizer.decoder()
+    decoder = None if tokenizer is None else tokenizer.decoder
     yield from stream_pieces(net, ids, () if end is None else (end,), decoder, options, speculate)
 
 
@@ -194,37 +201,60 @@ def stream_pieces(
     net: TransformerWrapper,
     ids: Sequence[int],
     ends: Sequence[int],
-    decoder: StreamDecoder | None,
+    decoder: Callable[[], StreamDecoder] | None,
     options: GenerateOptions,
     speculate: Speculate | None = None,
 ) -> Iterator[str]:
-    """The text of each new token, or its id if there is no decoder.
+    """The text of each new token, or its id if there is no decoder; of several sequences, one after the other.
 
     Args:
         net: The model.
         ids: The prompt.
         ends: Ids that end the text.
-        decoder: Decodes ids to text.
+        decoder: Makes a decoder of ids to text.
         options: How to sample.
         speculate: Where proposals come from, if tokens are proposed.
     """
-    names, filter_options = options.filters
     ends = ends if options.stop else ()
-    tokens = AutoregressiveWrapper(net).stream(
-        torch.tensor([ids], device=next(net.parameters()).device),
-        options.length,
-        eos_token=ends or None,
-        temperature=options.temperature,
-        filter_logits_fn=names or None,
-        filter_kwargs=filter_options or None,
-        cache_kv=options.cache,
-        compile=options.compile,
-        prefill_chunk_size=options.prefill_chunk_size,
-        speculate=speculate,
-        seed=options.seed,
-    )
-    for token in tokens:
-        number = int(token[0])
+    gap = ""
+    for row in sequences(net, ids, ends, options, speculate):
+        for piece in decoded(row, ends, None if decoder is None else decoder()):
+            yield gap + piece
+            gap = ""
+        gap = SEPARATOR
+
+
+def sequences(
+    net: TransformerWrapper,
+    ids: Sequence[int],
+    ends: Sequence[int],
+    options: GenerateOptions,
+    speculate: Speculate | None,
+) -> Iterator[Iterable[int]]:
+    """The new ids of each sequence; those of a single one as they are drawn."""
+    names, filter_options = options.filters
+    wrapper, prompt = AutoregressiveWrapper(net), torch.tensor([ids], device=next(net.parameters()).device)
+    given: dict[str, Any] = {
+        "eos_token": ends or None,
+        "temperature": options.temperature,
+        "filter_logits_fn": names or None,
+        "filter_kwargs": filter_options or None,
+        "cache_kv": options.cache,
+        "compile": options.compile,
+        "prefill_chunk_size": options.prefill_chunk_size,
+        "speculate": speculate,
+        "seed": options.seed,
+    }
+    if options.num_beams == 1 and options.num_return_sequences == 1:
+        yield (int(token[0]) for token in wrapper.stream(prompt, options.length, **given))
+        return
+    given |= {"num_beams": options.num_beams, "num_return_sequences": options.num_return_sequences}
+    yield from wrapper.generate(prompt, options.length, **given).tolist()
+
+
+def decoded(row: Iterable[int], ends: Sequence[int], decoder: StreamDecoder | None) -> Iterator[str]:
+    """The text of each id up to an end, or the ids if there is no decoder."""
+    for number in row:
         if number in ends:
             break
         yield f" {number}" if decoder is None else decoder.feed(number)
