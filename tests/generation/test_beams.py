@@ -9,11 +9,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.support.generation_models import equal, ids, language_model, ragged
+from tests.support.generation_models import equal, ids, language_model, perturbed, ragged
 from tests.support.length_scalings import TRAINED, dynamic
-from x_positional import AutoregressiveWrapper, Decoder, TransformerWrapper, from_pretrained
+from x_positional import AutoregressiveWrapper, Decoder, TransformerWrapper, XTransformer, from_pretrained
 from x_positional.attention.cache import KVCache
-from x_positional.errors import ArgumentError, InputError, SamplingError
+from x_positional.errors import ArgumentError, FlagError, InputError, SamplingError
 from x_positional.testing.checks_generation import Found, Predict, as_rows, search, whole_pass
 
 EOS = [3, 7, 11, 12, 19]
@@ -223,6 +223,26 @@ def test_every_kind_of_cache(scheme: str, kind: dict) -> None:
         assert torch.equal(wrapper.generate(None, 4, temperature=0.0, cache=cache), want)
 
 
+@pytest.mark.parametrize("options", [{}, {"cache_kv": False}, {"return_cache": True}])
+def test_embeddings_before_the_prompts(options: dict) -> None:
+    """Embeddings of tokens are these tokens."""
+    wrapper, prompts, before = wrap(), ragged(3, 5), ids(2, 2, seed=5)
+    embeds = wrapper.net.token_emb(before).detach()
+    asked = {"num_beams": 3, "num_return_sequences": 2, "return_log_probs": True, **options}
+    tokens, log_probs, *cache = wrapper.generate(prompts, 4, prepend_embeds=embeds, **asked)
+    whole = [torch.cat([first, prompt]) for first, prompt in zip(before, prompts, strict=True)]
+    want = wrapper.generate(whole, 4, **asked)
+    assert torch.equal(tokens, want[0])
+    equal(log_probs, want[1])
+    samples = wrapper.generate(prompts, 4, seed=1, num_return_sequences=2, prepend_embeds=embeds, **options)
+    again = wrapper.generate(whole, 4, seed=1, num_return_sequences=2, **options)
+    if not cache:
+        assert torch.equal(samples, again)
+        return
+    assert torch.equal(samples[0], again[0])
+    assert torch.equal(*(wrapper.generate(None, 3, temperature=0.0, cache=c) for c in (cache[0], want[2])))
+
+
 def test_beyond_the_trained_length() -> None:
     wrapper, prompts = wrap(max_seq_len=6), ragged(5, 2)
 
@@ -263,6 +283,21 @@ def test_cross_attention() -> None:
         assert tokens.tolist() == [each[0].tokens for each in found]
 
 
+def test_an_encoder_decoder() -> None:
+    sizes = {"num_tokens": 29, "max_seq_len": 16, "depth": 1, "heads": 2, "attn_dim_head": 8, "rotary_pos_emb": True}
+    sides = {f"{side}_{name}": value for side in ("enc", "dec") for name, value in sizes.items()}
+    model, src = perturbed(XTransformer(dim=16, **sides)), ids(2, 5)
+    options = {"num_beams": 3, "num_return_sequences": 2, "return_log_probs": True, "return_cache": True}
+    tokens, log_probs, cache = model.generate(src, ids(2, 1), 4, **options)
+    with torch.no_grad():
+        found = model.decoder.generate(ids(2, 1), 4, context=model.encoder(src), **options)
+    assert torch.equal(tokens, found[0])
+    equal(log_probs, found[1])
+    logits = model.logits(src.repeat_interleave(2, 0), torch.cat([ids(2, 1).repeat_interleave(2, 0), tokens], 1))
+    equal(log_probs, logits[:, :-1].log_softmax(-1).gather(2, tokens[..., None])[..., 0])
+    assert cache.batch_size == 4
+
+
 def test_given_positions_continue() -> None:
     wrapper, prompt = wrap(), ids(2, 4)
     positions = torch.tensor([[0, 2, 5, 9], [1, 2, 3, 4]])
@@ -278,7 +313,7 @@ def test_given_positions_continue() -> None:
 def test_a_cache_continues_with_beams() -> None:
     wrapper, prompts = wrap(), ragged(3, 5)
     cache = wrapper.prefill(prompts)
-    tokens = wrapper.generate(None, 5, num_beams=3, cache=cache.fork())
+    tokens = wrapper.generate(None, 5, num_beams=3, cache=cache.copy())
     assert torch.equal(tokens, wrapper.generate(prompts, 5, num_beams=3))
     more = wrapper.generate([[1, 2], [3]], 5, num_beams=3, cache=cache)
     whole = [torch.cat([p, torch.tensor(new)]) for p, new in zip(prompts, ([1, 2], [3]), strict=True)]
@@ -378,7 +413,7 @@ def test_what_does_not_go_together_is_refused(options: dict, message: str) -> No
 
 
 def test_stream_refuses_beams() -> None:
-    with pytest.raises(InputError, match="num_beams= is an option of generate: which sequence is best is known after"):
+    with pytest.raises(FlagError, match="The best sequence is known after the last token"):
         wrap().stream(ids(4), 4, num_beams=2)
 
 
@@ -386,7 +421,7 @@ def test_nan_is_an_error_and_a_failed_call_leaves_the_cache() -> None:
     wrapper, prompt = wrap(), ids(2, 4)
     cache = wrapper.net.new_cache(2, window=6)
     wrapper.generate(prompt, 4, temperature=0.0, cache=cache)
-    copy = cache.fork()
+    copy = cache.copy()
 
     def broken(tokens: Tensor, logits: Tensor) -> Tensor:
         return logits * math.nan if tokens.shape[1] == 3 else logits

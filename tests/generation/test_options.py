@@ -8,9 +8,8 @@ import torch
 
 from tests.support.generation_models import NUM_TOKENS, ids, language_model
 from x_positional import AutoregressiveWrapper, XTransformer
-from x_positional.errors import ArgumentError, InputError
+from x_positional.errors import ArgumentError, FlagError, InputError
 from x_positional.generation.options import (
-    NOT_STREAMED,
     DecodeOptions,
     GenerateAndReturnAll,
     GenerateAndReturnCache,
@@ -40,6 +39,7 @@ KEYWORDS = {
     "context": None,
     "context_mask": None,
     "positions": None,
+    "prepend_embeds": None,
     "compile": "auto",
     "prefill_chunk_size": None,
     "speculate": None,
@@ -55,20 +55,8 @@ GENERATE_ONLY = {
     "return_cache": False,
 }
 SOURCE_POSITIONAL = [("src", REQUIRED), ("start_tokens", REQUIRED), ("seq_len", REQUIRED), ("mask", None)]
-SOURCE_KEYWORDS = {
-    "eos_token": None,
-    "temperature": 1.0,
-    "prompt_lens": None,
-    "filter_logits_fn": "top_k",
-    "filter_kwargs": None,
-    "restrict_to_max_seq_len": True,
-    "cache_kv": True,
-    "repetition_penalty": 1.0,
-    "generator": None,
-    "seed": None,
-    "compile": "auto",
-    "prefill_chunk_size": None,
-}
+FROM_CONTEXT = ("context", "context_mask")
+SOURCE_KEYWORDS = dict(POSITIONAL[2:]) | {name: value for name, value in KEYWORDS.items() if name not in FROM_CONTEXT}
 
 
 def parameters(function) -> tuple[list[tuple[str, object]], dict[str, object]]:
@@ -88,7 +76,8 @@ def wrapper() -> AutoregressiveWrapper:
 def test_signatures_are_the_known_ones(wrapper) -> None:
     assert parameters(AutoregressiveWrapper.stream) == (POSITIONAL, KEYWORDS)
     assert parameters(AutoregressiveWrapper.generate) == (POSITIONAL, KEYWORDS | GENERATE_ONLY)
-    assert parameters(XTransformer.generate) == (SOURCE_POSITIONAL, SOURCE_KEYWORDS)
+    assert parameters(XTransformer.stream) == (SOURCE_POSITIONAL, SOURCE_KEYWORDS)
+    assert parameters(XTransformer.generate) == (SOURCE_POSITIONAL, SOURCE_KEYWORDS | GENERATE_ONLY)
     assert parameters(wrapper.generate) == parameters(AutoregressiveWrapper.generate)
     assert next(iter(inspect.signature(AutoregressiveWrapper.generate).parameters)) == "self"
 
@@ -138,10 +127,12 @@ def test_unknown_missing_and_repeated_arguments_are_type_errors(wrapper, verb: s
 
 
 def test_stream_gives_the_reason_for_what_only_generate_has(wrapper) -> None:
-    assert NOT_STREAMED.keys() == GENERATE_ONLY.keys()
-    for name, value in GENERATE_ONLY.items():
-        with pytest.raises(InputError, match=f"{name}= is an option of generate: {NOT_STREAMED[name]}"):
-            wrapper.stream(ids(1, 3), 4, **{name: value})
+    for options in ({"num_beams": 2}, {"length_penalty": 2.0}, {"early_stopping": "never"}):
+        with pytest.raises(FlagError, match=r"best sequence is known after the last token.*Use `generate`"):
+            wrapper.stream(ids(1, 3), 4, **options)
+    for name in ("return_log_probs", "return_cache"):
+        with pytest.raises(FlagError, match=f"{name} is not a parameter"):
+            wrapper.stream(ids(1, 3), 4, **{name: True})
 
 
 def test_arguments_by_position_and_by_name_are_the_same_call(wrapper) -> None:
@@ -162,7 +153,7 @@ def test_every_option_of_a_source_model_arrives(monkeypatch) -> None:
         def __init__(self, net, options, pad_value):
             arrived.append(options)
 
-        def generate(self):
+        def results(self):
             return ids(1, 1)
 
     monkeypatch.setattr("x_positional.models.seq2seq.DecodeLoop", Loop)
@@ -178,9 +169,21 @@ def test_every_option_of_a_source_model_arrives(monkeypatch) -> None:
         "generator": torch.Generator(),
         "seed": None,
         "compile": False,
+        "prepend_embeds": torch.zeros(1, 1, 8),
         "prefill_chunk_size": None,
+        "cache": None,
+        "positions": torch.tensor([[0, 2]]),
+        "speculate": None,
+        "num_return_sequences": 2,
+        "logits_processors": lambda tokens, logits: logits,
+        "stopping_criteria": lambda tokens: False,
+        "num_beams": 1,
+        "length_penalty": 1.0,
+        "early_stopping": False,
+        "return_log_probs": True,
+        "return_cache": False,
     }
-    assert set(given) == set(SOURCE_KEYWORDS)
+    assert set(given) == {*SOURCE_KEYWORDS, *GENERATE_ONLY}
     mask = torch.ones(1, 5, dtype=torch.bool)
     model.generate(ids(1, 5), ids(1, 2), 6, mask, **given)
     model.generate(ids(1, 5), ids(1, 2), 6, seed=7, prefill_chunk_size=2)

@@ -6,6 +6,7 @@ B batch, T prompt tokens, S context tokens, M model dim, A axes.
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -17,7 +18,7 @@ from x_positional.attention.cache import KVCache
 from x_positional.errors import InputError
 from x_positional.generation.beams import BeamRules, EarlyStopping
 from x_positional.generation.callbacks import LogitsProcessor, StoppingCriterion, callable_problems
-from x_positional.generation.prompts import PromptsLike
+from x_positional.generation.prompts import EmbedsLike, PromptsLike
 from x_positional.generation.proposals import DraftModel, PromptLookup
 from x_positional.generation.sampling import (
     COUNT,
@@ -36,15 +37,6 @@ AT_LEAST_ONE = Range(1, integer=True)
 POWER = Range(-30, 30)
 MAX_POWER = 30
 """Decimal digits of length ** length_penalty, at most: float32 holds 38."""
-NOT_STREAMED = {
-    "num_beams": "which sequence is best is known after the last token",
-    "length_penalty": "it ranks the sequences of beam search, which are known after the last token",
-    "early_stopping": "it ends beam search, whose sequences are known after the last token",
-    "return_log_probs": "stream hands out tokens alone",
-    "return_cache": "pass cache= to stream, which it fills",
-}
-"""Parameters of `generate` that `stream` has not, and why."""
-
 Parameters = ParamSpec("Parameters")
 Model = TypeVar("Model")
 Options = TypeVar("Options")
@@ -57,7 +49,7 @@ class DecodeOptions:
 
     Args:
         prompts: One prompt [T], a right-padded batch [B T] with `prompt_lens`, or a list of prompts of any lengths; None
-            continues from `cache` without new tokens. Each row gives the tokens it would give alone.
+            continues from `cache` or `prepend_embeds` without tokens. Each row gives the tokens it would give alone.
         seq_len: The largest number of new tokens per row.
         eos_token: One end-of-sequence id or several. After its eos a row is filled with `pad_value`; decoding stops
             once every row has ended.
@@ -80,6 +72,9 @@ class DecodeOptions:
             model faster; False does not; "auto" does once a model on a CPU has been asked for 20,000 tokens.
         positions: [B T] or [B T A] positions of the prompts, -1 for no token; new tokens continue after the largest
             position of their row.
+        prepend_embeds: [B P E], or a list of [P E] of any lengths, one a row: embeddings that are read before the prompts, such
+            as a soft prompt or an image, as in `TransformerWrapper.forward`. `positions` then cover P + T places, and
+            max_seq_len counts them. With prompts=None they are the whole prompt.
         prefill_chunk_size: Read the prompts into the cache this many tokens at a time, which bounds the memory of a long
             prompt; None reads them in one pass. The tokens are the same.
         speculate: `PromptLookup()` or `DraftModel(net)` proposes several tokens, which one pass accepts or rejects: fewer
@@ -111,6 +106,7 @@ class DecodeOptions:
     context: Tensor | None = None
     context_mask: Tensor | None = None
     positions: Tensor | None = None
+    prepend_embeds: EmbedsLike = None
     compile: bool | Literal["auto"] = "auto"
     prefill_chunk_size: int | None = None
     speculate: Speculate | None = None
@@ -316,15 +312,11 @@ def parameters_of(
     checked and described in the class alone.
     """
     fields = list(inspect.signature(options).parameters.values())
-    known, descriptions = {field.name for field in fields}, _described(options)
+    descriptions = _descriptions(options, {parameter.name for parameter in fields})
 
     def decorate(method: Callable[[Model, Options], Result]) -> Callable[Concatenate[Model, Parameters], Result]:
         @functools.wraps(method)
         def call(self: Model, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-            if unsuited := [name for name in NOT_STREAMED if name in kwargs and name not in known]:
-                raise InputError(
-                    "\n".join(f"{name}= is an option of generate: {NOT_STREAMED[name]}." for name in unsuited)
-                )
             return method(self, options(*args, **kwargs))
 
         own = inspect.signature(method)
@@ -336,7 +328,11 @@ def parameters_of(
     return decorate
 
 
-def _described(options: Callable[..., Any]) -> str:
-    """The `Args:` section of a class of options, with the fields it inherits first."""
-    docs = [inspect.cleandoc(vars(cls).get("__doc__") or "") for cls in reversed(inspect.getmro(options))]  # type: ignore[arg-type]
-    return "Args:\n" + "\n".join(doc.partition("Args:\n")[2] for doc in docs if "Args:\n" in doc)
+def _descriptions(options: Any, names: set[str]) -> str:
+    """The `Args:` of a class of options and its bases, those of `names` alone."""
+    lines = ["Args:"]
+    for cls in inspect.getmro(options):
+        described = inspect.cleandoc(cls.__doc__ or "").partition("\n\nArgs:\n")[2]
+        for entry in re.split(r"\n(?=    \w)", described) if described else []:
+            lines += [entry] if entry.split(":")[0].strip() in names else []
+    return "\n".join(lines)

@@ -139,7 +139,7 @@ class Speculation:
         accepted = self._accepted(probs, proposal)
         count = len(proposal.tokens)
         if accepted < count:
-            self.cache.drop_last(count - accepted)
+            self.cache.crop(accepted - count)
         new = torch.cat([proposal.tokens[:accepted], self.pick(remainder(probs, proposal, accepted)[None])])
         if self.keeps_log_probs:
             found = model[: len(new)].log_softmax(-1, dtype=wide_dtype(model.dtype))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from x_positional.attention.cache import KVCache
+from x_positional.attention.embeds import arguments_of, check_covers_prepended, parts_of, places, with_prepended
 from x_positional.attention.inputs import (
     INTEGERS,
     SeqLens,
@@ -23,6 +24,7 @@ from x_positional.attention.inputs import (
     read_bounds,
     token_mask,
 )
+from x_positional.config.flags.answers import answers
 from x_positional.config.models import ModelConfig
 from x_positional.errors import InputError
 from x_positional.generation.decoding import DecodeLoop
@@ -34,14 +36,18 @@ from x_positional.generation.options import (
     GenerateOptions,
     parameters_of,
 )
-from x_positional.generation.prompts import PromptsLike, as_ids, read_prompts
+from x_positional.generation.prompts import EmbedsLike, PromptsLike, as_ids, read_prompts
 from x_positional.generation.sampling import is_integer
+from x_positional.models.absent import ExplainsAbsent
 from x_positional.models.language import TransformerWrapper
-from x_positional.models.loss import sums_by_chunks
+from x_positional.models.loss import sums_by_chunks, targets_after
 from x_positional.modules.cross_entropy import NO_TARGET
 
+NET_CALL = ("TransformerWrapper.forward", "AttentionLayers.forward")
+"""The tables of the calls that x-transformers passes further keywords on to."""
 
-class AutoregressiveWrapper(nn.Module):
+
+class AutoregressiveWrapper(ExplainsAbsent):
     """Next-token loss and sampling for a `TransformerWrapper` of a Decoder.
 
     Args:
@@ -50,6 +56,7 @@ class AutoregressiveWrapper(nn.Module):
         pad_value: The id that fills rows after their eos.
     """
 
+    @answers("AutoregressiveWrapper")
     def __init__(self, net: TransformerWrapper, ignore_index: int = -100, pad_value: int = 0):
         super().__init__()
         config = _config_of(net)
@@ -71,9 +78,10 @@ class AutoregressiveWrapper(nn.Module):
             )
         self.net, self.ignore_index, self.pad_value = net, ignore_index, pad_value
 
+    @answers("AutoregressiveWrapper.forward", *NET_CALL)
     def forward(
         self,
-        tokens: Tensor,
+        tokens: Tensor | None = None,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
@@ -81,15 +89,18 @@ class AutoregressiveWrapper(nn.Module):
         labels: Tensor | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        prepend_embeds: Tensor | None = None,
         seq_lens: SeqLens | None = None,
     ) -> Tensor:
         """Mean cross entropy (nats) of tokens 1 .. T-1, each predicted from those before it.
 
         Padding, the token after left padding, ignore_index and the first token of a packed document are not targets. Without
-        any target the loss is 0, and so is its gradient.
+        any target the loss is 0, and so is its gradient. Prepended embeddings are no targets; with them token 0 is one too, as it
+        is predicted from the last of them.
 
         Args:
-            tokens: [B T] ids, T at least 2.
+            tokens: [B T] ids, T at least 2, or 1 after prepended embeddings.
             mask: [B T] bool, True = keep.
             positions: [B T] or [B T A], -1 for no token.
             document_ids: [B T], the document that each token of a packed row belongs to.
@@ -97,18 +108,19 @@ class AutoregressiveWrapper(nn.Module):
                 in instruction tuning. They align with tokens and are shifted here, as in transformers. Defaults to tokens.
             context: [B S M] for cross-attention.
             context_mask: [B S] bool, True = keep.
+            inputs_embeds: [B T E] in place of tokens; needs labels.
+            prepend_embeds: [B P E] before the tokens, such as a soft prompt. Positions, documents and seq_lens then cover P + T
+                places; labels cover the T tokens, and so may a mask: see `TransformerWrapper.forward`.
             seq_lens: The lengths of packed documents, in place of `document_ids`.
 
         Raises:
             InputError: For fewer than two tokens, a mask that hides all of them, and ids, labels, masks, positions or
                 documents that do not fit.
         """
-        tokens = as_ids(self.net.as_ids(tokens))
-        if tokens.ndim != 2 or tokens.shape[1] < 2:
-            raise InputError(f"a loss needs [batch, tokens] with at least two tokens; got {list(tokens.shape)}.")
-        batch, length = tokens.shape
-        ids = tokens.masked_fill(tokens == self.ignore_index, self.pad_value)
-        self.net.check_tokens(ids)
+        row, labels = self._row(tokens, inputs_embeds, prepend_embeds, labels)
+        batch, length, device = row[0].shape[0], places(row), row[0].device
+        mask = with_prepended(mask, "mask", row, 1)
+        check_covers_prepended(row, positions=positions, document_ids=document_ids)
         positions = None if positions is None else check_positions(positions, batch, length)
         if positions is not None:
             check_finite(positions)
@@ -117,40 +129,56 @@ class AutoregressiveWrapper(nn.Module):
             check_shows_a_token(present)
         documents = packed_documents(document_ids, seq_lens, batch, length)
         if documents is not None:
-            documents = check_documents(documents, batch, length).to(tokens.device)
-        targets = self._targets(tokens, labels, present, documents)
+            documents = check_documents(documents, batch, length).to(device)
+        targets = targets_after(labels, length - labels.shape[1], present, documents, self.ignore_index)
+        read, given = arguments_of([*row[:-1], row[-1][:, :-1]])
         by_chunks = sums_by_chunks(self.net, targets)
         options = {"targets": targets.masked_fill(targets == self.ignore_index, NO_TARGET)} if by_chunks else {}
         found = self.net(
-            ids[:, :-1],
+            read,
             mask=None if mask is None or present is None else present[:, :-1],
             positions=None if positions is None else positions[:, :-1],
             document_ids=None if documents is None else documents[:, :-1],
             context=context,
             context_mask=context_mask,
             checked=True,
+            **given,
             **options,
         )
         if by_chunks:
             return found / (targets != self.ignore_index).sum().clamp(min=1)
         return self._loss(found, targets)
 
-    def _targets(self, tokens: Tensor, labels: Any, present: Tensor | None, documents: Tensor | None) -> Tensor:
-        """[B T] -> [B T-1] targets, ignore_index where there is none. Raises InputError."""
-        targets = (tokens if labels is None else self._checked_labels(labels, tokens))[:, 1:]
-        if present is not None:
-            present = present.to(tokens.device)
-            targets = torch.where(present[:, 1:] & present[:, :-1], targets, self.ignore_index)
-        if documents is not None:
-            targets = torch.where(documents[:, 1:] == documents[:, :-1], targets, self.ignore_index)
-        return targets
-
-    def _checked_labels(self, labels: Any, tokens: Tensor) -> Tensor:
-        """[B T] int64. Raises InputError."""
-        labels = as_tensor(labels, "labels").to(tokens.device)
-        if labels.shape != tokens.shape or labels.dtype not in INTEGERS:
+    def _row(
+        self, tokens: Any, inputs_embeds: Any, prepend_embeds: Any, labels: Any
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The parts of a row, as in `parts_of`, with ids that the model can read, and labels [B T]. Raises InputError."""
+        if tokens is not None:
+            tokens = as_ids(self.net.as_ids(tokens))
+            if tokens.ndim != 2 or tokens.shape[1] < 2 - (prepend_embeds is not None):
+                raise InputError(f"a loss needs [batch, tokens] with at least two tokens; got {list(tokens.shape)}.")
+        row = parts_of(tokens, inputs_embeds, prepend_embeds, self.net.check_embeds)
+        last = row[-1]
+        if places(row) < 2:
+            raise InputError(f"a loss needs at least two places a row; inputs_embeds has shape {list(last.shape)}.")
+        if labels is not None:
+            labels = self._checked_labels(labels, last.shape[:2], last.device)
+        if tokens is not None:
+            ids = tokens.masked_fill(tokens == self.ignore_index, self.pad_value)
+            self.net.check_tokens(ids)
+            return (*row[:-1], ids), tokens if labels is None else labels
+        if labels is None:
             raise InputError(
-                f"labels must be integers of shape {list(tokens.shape)}, that of tokens; got {labels.dtype} of shape "
+                "inputs_embeds contain no ids to predict. Pass labels=[batch, places], the target of each place."
+            )
+        return row, labels
+
+    def _checked_labels(self, labels: Any, shape: Sequence[int], device: torch.device) -> Tensor:
+        """[B T] int64. Raises InputError."""
+        labels = as_tensor(labels, "labels").to(device)
+        if labels.shape != shape or labels.dtype not in INTEGERS:
+            raise InputError(
+                f"labels must be integers of shape {list(shape)}, that of tokens; got {labels.dtype} of shape "
                 f"{list(labels.shape)}. They are shifted here: pass the tokens, with {self.ignore_index} where there is no target."
             )
         labels = labels.long()
@@ -182,6 +210,7 @@ class AutoregressiveWrapper(nn.Module):
     @overload
     @parameters_of(GenerateOptions)
     def generate(self, options: GenerateOptions) -> Tensor: ...
+    @answers("AutoregressiveWrapper.generate", *NET_CALL)
     @parameters_of(GenerateOptions)
     def generate(self, options: GenerateOptions) -> Any:
         """Continue prompts by up to `seq_len` tokens. The parameters are the fields of `GenerateOptions`.
@@ -198,14 +227,9 @@ class AutoregressiveWrapper(nn.Module):
             InputError, PositionError, CacheError, ArgumentError: Before anything is computed.
             SamplingError: No token can be drawn, or beam search finds fewer sequences than are returned.
         """
-        loop = DecodeLoop(self.net, options, self.pad_value)
-        found: list[Any] = [loop.generate()]
-        if options.return_log_probs:
-            found.append(loop.new_log_probs())
-        if options.return_cache and loop.cache is not None:
-            found.append(loop.cache)
-        return tuple(found) if len(found) > 1 else found[0]
+        return DecodeLoop(self.net, options, self.pad_value).results()
 
+    @answers("AutoregressiveWrapper.stream", "AutoregressiveWrapper.generate", *NET_CALL)
     @parameters_of(DecodeOptions)
     def stream(self, options: DecodeOptions) -> Iterator[Tensor]:
         """The tokens of `generate`, [B] at a time as they are drawn. The parameters are the fields of `DecodeOptions`.
@@ -214,6 +238,7 @@ class AutoregressiveWrapper(nn.Module):
         """
         return DecodeLoop(self.net, options, self.pad_value).stream()
 
+    @answers("AutoregressiveWrapper.prefill", "AutoregressiveWrapper.generate", *NET_CALL)
     def prefill(
         self,
         prompts: PromptsLike,
@@ -223,12 +248,13 @@ class AutoregressiveWrapper(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         positions: Tensor | None = None,
+        prepend_embeds: EmbedsLike = None,
         prefill_chunk_size: int | None = None,
     ) -> KVCache:
         """Read prompts into a cache, without new tokens: a prefix that several calls of `generate` continue.
 
-        `generate(prompts, seq_len, cache=prefix.fork(len(prompts)))` continues one prefix in every row, and
-        `generate(None, seq_len, cache=prefix.fork(4))` draws four samples of it.
+        `generate(prompts, seq_len, cache=prefix.copy().repeat(len(prompts)))` continues one prefix in every row, and
+        `generate(None, seq_len, cache=prefix.copy().repeat(4))` draws four samples of it.
 
         Args:
             prompts: One prompt [T], a right-padded batch [B T] with `prompt_lens`, or a list of prompts.
@@ -237,13 +263,15 @@ class AutoregressiveWrapper(nn.Module):
             context: [B S M] for the model's cross-attention.
             context_mask: [B S] bool, True = keep.
             positions: [B T] or [B T A] positions of the prompts, -1 for no token.
+            prepend_embeds: [B P E] before the prompts, as in `generate`.
             prefill_chunk_size: Tokens to read at a time; None reads them in one pass.
 
         Raises:
             InputError, PositionError, CacheError, ArgumentError: Before anything is computed.
         """
         if cache is None:
-            rows = read_prompts(prompts, prompt_lens, None, next(self.parameters()).device).tokens
+            device = next(self.parameters()).device
+            rows = read_prompts(prompts, prompt_lens, None, device, prepend_embeds, self.net.check_embeds).tokens
             cache = self.net.new_cache(len(rows), window=self.net.max_seq_len)
         options = DecodeOptions(
             prompts,
@@ -254,6 +282,7 @@ class AutoregressiveWrapper(nn.Module):
             context=context,
             context_mask=context_mask,
             positions=positions,
+            prepend_embeds=prepend_embeds,
             prefill_chunk_size=prefill_chunk_size,
         )
         DecodeLoop(self.net, options, self.pad_value).generate()

@@ -179,6 +179,19 @@ CONTINUOUS = table(
     ],
 )
 
+VISION = table(
+    "ViTransformerWrapper.forward",
+    [
+        translated("img", REQUIRED, "pixel_values", "Images, [B, C, H, W]; by position or under this name."),
+        translated("return_embeddings", False, "return_embeddings", "Return the patches' hidden states."),
+        refused(
+            "return_logits_and_embeddings",
+            False,
+            "One of both is returned. Use `encode`, then `pooled`.",
+        ),
+    ],
+)
+
 XTRANSFORMER = table(
     "XTransformer.forward",
     [
@@ -238,7 +251,7 @@ GENERATE = (
     + table(
         "AutoregressiveWrapper.beam_search",
         _all(
-            "There is no beam search. Use `generate(..., temperature=0)` for the greedy answer, or sample several.",
+            "Use `generate(..., num_beams=beams)` with `num_return_sequences=`; beams are not sampled.",
             prompts=REQUIRED,
             seq_len=REQUIRED,
             beams=4,
@@ -266,4 +279,4 @@ GENERATE = (
     )
 )
 
-ENTRIES: tuple[Flag, ...] = LAYERS + PREFIX + ATTENTION + TRANSFORMER + CONTINUOUS + XTRANSFORMER + GENERATE
+ENTRIES: tuple[Flag, ...] = LAYERS + PREFIX + ATTENTION + TRANSFORMER + CONTINUOUS + VISION + XTRANSFORMER + GENERATE
