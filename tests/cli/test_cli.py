@@ -170,6 +170,22 @@ def test_a_draft_changes_no_greedy_text_and_stays_in_the_trained_length(call: Ca
         assert "Traceback" not in err
 
 
+def test_beams_and_several_continuations_are_printed_at_the_end(call: Call, run_dir: Path):
+    perturb(run_dir, call)
+    common = ["generate", run_dir, "--prompt", "7 plus", "--no-stop", "--length", 6]
+    code, best, err = call(*common, "--num-beams", 3)
+    assert code == 0
+    assert re.search(r"\[\d+ tokens, ", err)
+    code, both, err = call(*common, "--num-beams", 3, "--num-return-sequences", 2)
+    assert (code, both.split("\n\n---\n\n")[0]) == (0, best.rstrip("\n"))
+    assert both.count("---") == 1
+    assert re.search(r"\[1\d tokens, ", err)
+    code, out, err = call(*common, "--num-return-sequences", 3, "--seed", 1)
+    assert (code, out.count("---")) == (0, 2)
+    code, _, err = call(*common, "--num-beams", 3, "--temperature", 0.5)
+    assert (code, "temperature=0.5 cannot be combined" in err) == (2, True)
+
+
 def test_a_run_is_quantized_on_request(call: Call, run_dir: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[TransformerWrapper] = []
     stream = AutoregressiveWrapper.stream

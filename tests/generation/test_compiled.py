@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
+from tests.support.rounding import assert_same
 from x_positional import AutoregressiveWrapper, TransformerWrapper, XTransformer
 from x_positional.errors import CacheError, InputError
 from x_positional.generation import compiled as policy
@@ -65,7 +66,13 @@ def test_ragged_prompts_share_the_graph_of_equal_ones(graphs: CompileCounter):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"temperature": 0.7}, {"filter_logits_fn": "top_p"}, {"repetition_penalty": 1.3}]
+    "options",
+    [
+        {},
+        {"temperature": 0.7},
+        {"filter_logits_fn": "top_p"},
+        {"repetition_penalty": 1.3, "num_return_sequences": 2},
+    ],
 )
 def test_the_same_seed_draws_the_same_tokens(options: dict[str, Any]):
     m, tokens = model(), prompts(3, 6)
@@ -83,6 +90,24 @@ def test_a_filter_of_the_caller_runs_outside_of_the_graph():
     got = m.generate(tokens, 6, temperature=0.0, filter_logits_fn=only_even, compile=True)
     assert not (got % 2).any()
     assert seen == [2] * 6
+
+
+def test_functions_of_the_caller_and_log_probs_run_outside_of_the_graph():
+    m, tokens = model("t5"), prompts(3, 6)
+    options = {
+        "seed": 1,
+        "logits_processors": lambda new, logits: logits.scatter(1, new, float("-inf")),
+        "stopping_criteria": lambda new: new[:, -1] % 5 == 0,
+        "return_log_probs": True,
+        "return_cache": True,
+    }
+    for given in (options, {"seed": 1, "return_log_probs": True, "return_cache": True}):
+        (got, log_probs, kept), (want, scores, cache) = (
+            m.generate(tokens, 12, compile=compile, **given) for compile in (True, False)
+        )
+        assert torch.equal(got, want)
+        assert_same(log_probs, scores, terms=200)
+        assert torch.equal(torch.as_tensor(kept.starts()), torch.as_tensor(cache.starts()))
 
 
 def test_a_sliding_window_wraps_around(graphs: CompileCounter):

@@ -8,8 +8,14 @@ import torch
 
 from tests.support.generation_models import NUM_TOKENS, ids, language_model
 from x_positional import AutoregressiveWrapper, XTransformer
-from x_positional.errors import ArgumentError, InputError
-from x_positional.generation.options import DecodeOptions, GenerateAndReturnCache, GenerateOptions
+from x_positional.errors import ArgumentError, FlagError, InputError
+from x_positional.generation.options import (
+    DecodeOptions,
+    GenerateAndReturnAll,
+    GenerateAndReturnCache,
+    GenerateAndReturnLogProbs,
+    GenerateOptions,
+)
 
 REQUIRED = inspect.Parameter.empty
 
@@ -39,6 +45,16 @@ KEYWORDS = {
     "speculate": None,
     "contrast": None,
     "prefix_len": None,
+    "num_return_sequences": 1,
+    "logits_processors": None,
+    "stopping_criteria": None,
+}
+GENERATE_ONLY = {
+    "num_beams": 1,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "return_log_probs": False,
+    "return_cache": False,
 }
 SOURCE_POSITIONAL = [("src", REQUIRED), ("start_tokens", REQUIRED), ("seq_len", REQUIRED), ("mask", None)]
 FROM_CONTEXT = ("context", "context_mask")
@@ -61,20 +77,23 @@ def wrapper() -> AutoregressiveWrapper:
 
 def test_signatures_are_the_known_ones(wrapper) -> None:
     assert parameters(AutoregressiveWrapper.stream) == (POSITIONAL, KEYWORDS)
-    assert parameters(AutoregressiveWrapper.generate) == (POSITIONAL, {**KEYWORDS, "return_cache": False})
+    assert parameters(AutoregressiveWrapper.generate) == (POSITIONAL, KEYWORDS | GENERATE_ONLY)
     assert parameters(XTransformer.stream) == (SOURCE_POSITIONAL, SOURCE_KEYWORDS)
-    assert parameters(XTransformer.generate) == (SOURCE_POSITIONAL, {**SOURCE_KEYWORDS, "return_cache": False})
+    assert parameters(XTransformer.generate) == (SOURCE_POSITIONAL, SOURCE_KEYWORDS | GENERATE_ONLY)
     assert parameters(wrapper.generate) == parameters(AutoregressiveWrapper.generate)
     assert next(iter(inspect.signature(AutoregressiveWrapper.generate).parameters)) == "self"
 
 
-@pytest.mark.parametrize("options", [DecodeOptions, GenerateOptions, GenerateAndReturnCache])
+@pytest.mark.parametrize(
+    "options",
+    [DecodeOptions, GenerateOptions, GenerateAndReturnCache, GenerateAndReturnLogProbs, GenerateAndReturnAll],
+)
 def test_the_options_are_exactly_the_parameters(options: type) -> None:
     method = AutoregressiveWrapper.stream if options is DecodeOptions else AutoregressiveWrapper.generate
     positional, keywords = parameters(method)
     names = {field.name for field in fields(options) if field.init}
     assert names == {name for name, _ in positional} | set(keywords)
-    if options is not GenerateAndReturnCache:  # that one exists for type checkers, and requires return_cache
+    if options in (DecodeOptions, GenerateOptions):  # the others exist for type checkers, and require what is returned
         assert parameters(options) == (positional, keywords)
 
 
@@ -87,8 +106,8 @@ def test_every_parameter_is_described_and_shown_by_help() -> None:
     for method in (AutoregressiveWrapper.generate, AutoregressiveWrapper.stream):
         text = inspect.getdoc(method)
         described = [line.split(":")[0].strip() for line in text[text.index("Args:") :].splitlines() if ": " in line]
-        assert {name for name, _ in POSITIONAL} | set(KEYWORDS) <= set(described)
-    assert "return_cache" in inspect.getdoc(AutoregressiveWrapper.generate)
+        only = GENERATE_ONLY if method is AutoregressiveWrapper.generate else {}
+        assert {*dict(POSITIONAL), *KEYWORDS, *only} <= set(described)
 
 
 def test_types_of_the_parameters_are_kept(wrapper) -> None:
@@ -109,6 +128,15 @@ def test_unknown_missing_and_repeated_arguments_are_type_errors(wrapper, verb: s
         method(ids(1, 3), 4, seq_len=4)
 
 
+def test_stream_gives_the_reason_for_what_only_generate_has(wrapper) -> None:
+    for options in ({"num_beams": 2}, {"length_penalty": 2.0}, {"early_stopping": "never"}):
+        with pytest.raises(FlagError, match=r"best sequence is known after the last token.*Use `generate`"):
+            wrapper.stream(ids(1, 3), 4, **options)
+    for name in ("return_log_probs", "return_cache"):
+        with pytest.raises(FlagError, match=f"{name} is not a parameter"):
+            wrapper.stream(ids(1, 3), 4, **{name: True})
+
+
 def test_arguments_by_position_and_by_name_are_the_same_call(wrapper) -> None:
     by_name = {"eos_token": 3, "temperature": 1.5, "prompt_lens": torch.tensor([3, 2]), "filter_logits_fn": "top_p"}
     by_name |= {"restrict_to_max_seq_len": False, "filter_kwargs": {"thres": 0.95}, "cache_kv": False}
@@ -127,7 +155,7 @@ def test_every_option_of_a_source_model_arrives(monkeypatch) -> None:
         def __init__(self, net, options, pad_value):
             arrived.append(options)
 
-        def generate(self):
+        def results(self):
             return ids(1, 1)
 
     monkeypatch.setattr("x_positional.models.seq2seq.DecodeLoop", Loop)
@@ -149,9 +177,17 @@ def test_every_option_of_a_source_model_arrives(monkeypatch) -> None:
         "positions": torch.tensor([[0, 2]]),
         "speculate": None,
         "contrast": None,
-    "prefix_len": None,
+        "prefix_len": None,
+        "num_return_sequences": 2,
+        "logits_processors": lambda tokens, logits: logits,
+        "stopping_criteria": lambda tokens: False,
+        "num_beams": 1,
+        "length_penalty": 1.0,
+        "early_stopping": False,
+        "return_log_probs": True,
+        "return_cache": False,
     }
-    assert set(given) == set(SOURCE_KEYWORDS)
+    assert set(given) == {*SOURCE_KEYWORDS, *GENERATE_ONLY}
     mask = torch.ones(1, 5, dtype=torch.bool)
     model.generate(ids(1, 5), ids(1, 2), 6, mask, **given)
     model.generate(ids(1, 5), ids(1, 2), 6, seed=7, prefill_chunk_size=2)

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from tests.support.real_weights import MINILM, SMOLLM2, fetch, weights
-from tests.support.rounding import assert_same
+from tests.support.rounding import assert_same, rounding
 from x_positional import AutoregressiveWrapper, from_pretrained, load_tokenizer
 from x_positional.pretrained.api import load_source
 from x_positional.pretrained.source import open_source
@@ -27,18 +27,46 @@ def smollm2(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(smollm2: Path):
+    """SmolLM2 here, and its tokenizer."""
     source = open_source(smollm2)
     return load_source(source), source.tokenizer()
 
 
-@pytest.mark.slow
-@torch.no_grad()
-def test_smollm2_says_what_transformers_says(smollm2: Path, loaded):
-    ours, words = loaded
+@pytest.fixture(scope="module")
+def theirs(smollm2: Path):
+    """SmolLM2 of transformers."""
     with contextlib.redirect_stderr(io.StringIO()):
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        return transformers.AutoModelForCausalLM.from_pretrained(
             smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32
         ).eval()
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_smollm2_answers_with_beams_as_transformers_does(loaded, theirs):
+    ours, words = loaded
+    prompts = [words.encode_chat([{"role": "user", "content": question}]) for question in QUESTIONS]
+    new, log_probs = AutoregressiveWrapper(ours).generate(
+        prompts, 10, words.ends, num_beams=3, num_return_sequences=2, return_log_probs=True
+    )
+    for i, prompt in enumerate(prompts):
+        read, settings = torch.tensor([prompt]), {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 10}
+        expected = theirs.generate(read, do_sample=False, attention_mask=torch.ones_like(read), **settings)
+        for row, found, scores in zip(new[2 * i :], expected[:, len(prompt) :], log_probs[2 * i :], strict=False):
+            said = found.tolist()
+            length = said.index(words.ends[0]) + 1 if words.ends[0] in said else len(said)
+            assert row[:length].tolist() == said[:length]
+            logits = theirs(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1]
+            want = logits.log_softmax(-1).gather(1, found[:, None])[:length, 0]
+            bound = rounding(logits, terms=30 * 4 * 1536)  # layers, and sums over at most 1536
+            torch.testing.assert_close(scores[:length], want, atol=bound, rtol=0)
+    assert "Paris" in words.decode(new[0])
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_smollm2_says_what_transformers_says(loaded, theirs):
+    ours, words = loaded
     prompts = [words.encode_chat([{"role": "user", "content": question}]) for question in QUESTIONS]
     new = AutoregressiveWrapper(ours).generate(prompts, NEW, eos_token=words.ends, temperature=0.0)
     for prompt, row in zip(prompts, new.tolist(), strict=True):

@@ -156,6 +156,15 @@ class StashedGates(PlainForgetting):
         return super().content_bias(q, ctx, self.seen[:, :, -ctx.S :, None])
 
 
+class UnorderedGates(StashedGates):
+    """Keeps gates in an attribute that follows the number of rows, but not their order."""
+
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
+        if ctx.S > ctx.T:
+            self.seen = self.seen.repeat_interleave(len(self.new) // len(self.seen), 0)
+        return super().content_bias(q, ctx, state)
+
+
 class FixedTable(PlainAlibi):
     """Its table, kept in the memo of the cache, has 64 distances; farther ones use the last."""
 

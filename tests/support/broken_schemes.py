@@ -22,6 +22,7 @@ from tests.support.broken_attention import (
     StaleCacheKey,
     StashedGates,
     UncachedGates,
+    UnorderedGates,
     ZeroedTable,
 )
 from tests.support.broken_positions import (
@@ -85,6 +86,7 @@ BROKEN = [
     BrokenCase(SlotAlibi, "padding", "padding between"),
     BrokenCase(ColumnSinusoidal, "padding", "padding left"),
     BrokenCase(SlotAlibi, "ragged_decoding", "padding"),
+    BrokenCase(UnorderedGates, "beams", "beam search found"),
     BrokenCase(LeakyCope, "packing", "packed documents"),
     BrokenCase(NarrowSums, "packing", "changing the first document changed the others"),
     BrokenCase(BatchMean, "labels", "micro-batches of one row and one batch, loss"),

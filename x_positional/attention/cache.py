@@ -452,6 +452,26 @@ class KVCache:
         self.state = replace(state, batch_size=len(rows), inference=self._in_inference())
         return self
 
+    def follow_rows(self, rows: Tensor, start: int) -> None:
+        """Row i continues as row rows[i] did, where both are equal before index `start`, as beams of one prompt are.
+
+        Keys are copied in place, and only those of later tokens. Nothing is checked: no host sync.
+
+        Args:
+            rows: [B] int64, on the device of the cache. Rows that exchange tokens have equal lengths and positions.
+            start: of the first token in which they differ.
+        """
+        state = self.settled()
+        ranges = {
+            window: slots.written(start, state.span) for window, slots in zip(self.distinct, self.slots, strict=True)
+        }
+        for window, layer in zip(self.windows, state.layers, strict=True):
+            for stored in layer:
+                if stored is not None:
+                    part = stored[:, :, ranges[window]]
+                    part.copy_(part.index_select(0, rows))
+        self.state = state
+
     def _in_inference(self) -> bool:
         """Whether tensors of the state, or those made from them now, may be inference tensors."""
         return self.state.inference or (not torch.compiler.is_compiling() and torch.is_inference_mode_enabled())

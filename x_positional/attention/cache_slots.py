@@ -108,6 +108,10 @@ class Slots:
         used = (index >= 0) & (index < count)
         return used if self.kept is None else used & ((index > count - self.kept) | (index < self.first))
 
+    def written(self, start: int, stop: int) -> slice:
+        """Slots that tokens with indices from `start` to below `stop` may be in."""
+        return slice(start, stop) if self.most is None or stop <= self.most else slice(0, self.most)
+
     def _too_small(self, capacity: int, span: int) -> bool:
         return span > capacity and capacity != self.most
 

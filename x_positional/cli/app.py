@@ -87,7 +87,10 @@ def generate(
     length: Annotated[
         int, typer.Option("--max-new-tokens", "--length", min=1, help="Maximum number of new tokens.")
     ] = 512,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding.")] = 0.8,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding.", show_default="0.8, of beams 1"),
+    ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k most likely tokens.")] = None,
     top_p: Annotated[
         float | None,
@@ -120,6 +123,12 @@ def generate(
             min=0, help="First token of an encoder-decoder's target. By default the one that the model names."
         ),
     ] = None,
+    num_beams: Annotated[
+        int, typer.Option(min=1, help="Beam search with this many beams; prints the best at the end.")
+    ] = 1,
+    num_return_sequences: Annotated[
+        int, typer.Option(min=1, help="Print this many continuations: samples, or the best beams.")
+    ] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, for a published model.")] = None,
     quantize: Annotated[
@@ -129,7 +138,7 @@ def generate(
     """Continue a prompt with a trained or published model, streaming the text."""
     options = GenerateOptions(
         length=length,
-        temperature=temperature,
+        temperature=(0.8 if num_beams == 1 else 1.0) if temperature is None else temperature,
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
@@ -141,6 +150,8 @@ def generate(
         prompt_lookup=prompt_lookup,
         draft=draft,
         start_token=start_token,
+        num_beams=num_beams,
+        num_return_sequences=num_return_sequences,
     )
     text = prompt_text(prompt)
     if is_published(model):

@@ -27,6 +27,9 @@ from x_positional.training.checkpoints.state import load_model
 from x_positional.training.data.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 from x_positional.training.load import parse_config
 
+SEPARATOR = "\n\n---\n\n"
+"""Between several continuations."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
@@ -54,6 +57,10 @@ class GenerateOptions:
     """A smaller model that proposes tokens."""
     start_token: int | None = None
     """The id that the target of an encoder-decoder begins with; None for the one that the model names."""
+    num_beams: int = 1
+    """Above 1, beam search."""
+    num_return_sequences: int = 1
+    """Continuations of the prompt, printed one after the other."""
 
     @property
     def filters(self) -> tuple[list[str], list[dict[str, Any]]]:
@@ -119,7 +126,7 @@ def generate_from_published(
             f"{source.path} contains a {source.config['model_type']} model, which does not predict the next token"
         )
     speculate = speculation(options, device, dtype)
-    pieces = stream_pieces(model, ids, tokenizer.ends, tokenizer.decoder(), options, speculate)
+    pieces = stream_pieces(model, ids, tokenizer.ends, tokenizer.decoder, options, speculate)
     trained = model.config.max_seq_len
     room = None if trained is None else trained - len(ids)
     print_stream("" if chat else prompt, pieces, source.path.name, room=room)
@@ -141,13 +148,8 @@ def generate_from_source(
     starts = tokenizer.starts if options.start_token is None else (options.start_token,)
     speculate, device = speculation(options, "cpu", None), next(model.parameters()).device
     ends = tokenizer.ends if options.stop else ()
-    tokens = model.stream(
-        torch.tensor([ids], device=device),
-        torch.tensor([starts], device=device),
-        options.length,
-        **sampling(options, ends, speculate),
-    )
-    print_stream("", text_of(tokens, ends, tokenizer.decoder()), name, room=None)
+    inputs = torch.tensor([ids], device=device), torch.tensor([starts], device=device)
+    print_stream("", text_of(model, inputs, ends, tokenizer.decoder, options, speculate), name, room=None)
     print_report(speculate)
 
 
@@ -217,7 +219,7 @@ def stream_text(
 ) -> Iterator[str]:
     """The text of each new token; "" while a character is incomplete."""
     end = tokenizer.document_end if tokenizer is not None else None
-    decoder = None if tokenizer is None else tokenizer.decoder()
+    decoder = None if tokenizer is None else tokenizer.decoder
     yield from stream_pieces(net, ids, () if end is None else (end,), decoder, options, speculate)
 
 
@@ -225,24 +227,56 @@ def stream_pieces(
     net: TransformerWrapper,
     ids: Sequence[int],
     ends: Sequence[int],
-    decoder: StreamDecoder | None,
+    decoder: Callable[[], StreamDecoder] | None,
     options: GenerateOptions,
     speculate: Speculate | None = None,
 ) -> Iterator[str]:
-    """The text of each new token, or its id if there is no decoder.
+    """The text of each new token, or its id if there is no decoder; of several sequences, one after the other.
 
     Args:
         net: The model.
         ids: The prompt.
         ends: Ids that end the text.
-        decoder: Decodes ids to text.
+        decoder: Makes a decoder of ids to text.
         options: How to sample.
         speculate: Where proposals come from, if tokens are proposed.
     """
     ends = ends if options.stop else ()
     prompt = torch.tensor([ids], device=next(net.parameters()).device)
-    tokens = AutoregressiveWrapper(net).stream(prompt, options.length, **sampling(options, ends, speculate))
-    yield from text_of(tokens, ends, decoder)
+    yield from text_of(AutoregressiveWrapper(net), (prompt,), ends, decoder, options, speculate)
+
+
+def text_of(
+    model: AutoregressiveWrapper | XTransformer,
+    inputs: tuple[torch.Tensor, ...],
+    ends: Sequence[int],
+    decoder: Callable[[], StreamDecoder] | None,
+    options: GenerateOptions,
+    speculate: Speculate | None,
+) -> Iterator[str]:
+    """The text of what follows the inputs of a model; of several sequences, one after the other."""
+    gap = ""
+    for row in sequences(model, inputs, ends, options, speculate):
+        for piece in decoded(row, ends, None if decoder is None else decoder()):
+            yield gap + piece
+            gap = ""
+        gap = SEPARATOR
+
+
+def sequences(
+    model: AutoregressiveWrapper | XTransformer,
+    inputs: tuple[torch.Tensor, ...],
+    ends: Sequence[int],
+    options: GenerateOptions,
+    speculate: Speculate | None,
+) -> Iterator[Iterable[int]]:
+    """The new ids of each sequence; those of a single one as they are drawn."""
+    given = sampling(options, ends, speculate)
+    if options.num_beams == 1 and options.num_return_sequences == 1:
+        yield (int(token[0]) for token in model.stream(*inputs, options.length, **given))
+        return
+    given |= {"num_beams": options.num_beams, "num_return_sequences": options.num_return_sequences}
+    yield from model.generate(*inputs, options.length, **given).tolist()
 
 
 def sampling(options: GenerateOptions, ends: Sequence[int], speculate: Speculate | None) -> dict[str, Any]:
@@ -261,10 +295,9 @@ def sampling(options: GenerateOptions, ends: Sequence[int], speculate: Speculate
     }
 
 
-def text_of(tokens: Iterable[torch.Tensor], ends: Sequence[int], decoder: StreamDecoder | None) -> Iterator[str]:
-    """The text of each token [1] up to an end, or its id if there is no decoder."""
-    for token in tokens:
-        number = int(token[0])
+def decoded(row: Iterable[int], ends: Sequence[int], decoder: StreamDecoder | None) -> Iterator[str]:
+    """The text of each id up to an end, or the ids if there is no decoder."""
+    for number in row:
         if number in ends:
             break
         yield f" {number}" if decoder is None else decoder.feed(number)

@@ -1,8 +1,10 @@
 """Autoregressive decoding: prefill once, then one token per step.
 
-B batch, T prompt tokens, S tokens so far, N new tokens, M model dim, V vocabulary.
+P prompts, B rows (one or several sequences per prompt, or its beams), T prompt tokens, S tokens so far, N new tokens,
+M model dim, V vocabulary.
 """
 
+import itertools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -17,15 +19,18 @@ from x_positional.attention.embeds import check_covers_prepended
 from x_positional.attention.inputs import INTEGERS, as_tensor, check_positions, where_tokens
 from x_positional.attention.tokens import following_positions
 from x_positional.errors import CacheError, InputError, listed
+from x_positional.generation.beams import BeamRules, Beams
+from x_positional.generation.callbacks import as_list, processed, stopped
 from x_positional.generation.compiled import CompiledSteps, announce, give_up, pays, refusals, worth_a_look
 from x_positional.generation.contrast import Contrasted
 from x_positional.generation.eval_mode import in_eval_mode
 from x_positional.generation.graph import CompileError, Drawn, GraphDraw
-from x_positional.generation.options import DecodeOptions
+from x_positional.generation.options import DecodeOptions, GenerateOptions
 from x_positional.generation.prefill import check_chunks, read_in_chunks
 from x_positional.generation.prompts import Prompts, read_prompts
 from x_positional.generation.proposals import DraftModel
 from x_positional.generation.sampling import (
+    READ_AT_ONCE,
     LogitsFilter,
     LogitsGuard,
     draw,
@@ -33,6 +38,7 @@ from x_positional.generation.sampling import (
     repetition_penalty,
     seen_tokens,
     vocabulary_problems,
+    wide_dtype,
 )
 from x_positional.generation.speculative import Speculation, speculation_problems
 from x_positional.schemes.base import PositionScheme
@@ -105,12 +111,18 @@ class DecodeLoop:
         longest = max(self.lengths, default=0) + options.seq_len
         check_chunks(options.prefill_chunk_size, self.prompts.places, longest, self.length_dependent, self.prefix)
         self.cache_key = self._cache_keys()
+        self.context, self.context_mask = options.context, options.context_mask
+        self.processors, self.criteria = as_list(options.logits_processors), as_list(options.stopping_criteria)
+        self.may_end = self.eos is not None or bool(self.criteria)
         self.ended = torch.zeros(len(self.sequence), dtype=torch.bool, device=device)
-        self.alive = ~self.ended
+        self.alive, self.ends = ~self.ended, self.ended
         penalized = options.repetition_penalty != 1.0
         self.seen = (
             seen_tokens(self.sequence, net.num_tokens, self.prompts.token_mask) if penalized else None
         )  # [B V] bool
+        called = self.processors or self.criteria
+        self.history = self.sequence[:, :0] if called else None  # [B N], for functions of the caller
+        self.log_probs: list[Tensor] | None = [] if options.keeps_log_probs else None  # [B] each
         self.compiled: CompiledSteps | None = None
         self.speculation = self._speculation()
         if options.compile is True:
@@ -143,7 +155,7 @@ class DecodeLoop:
     def _new_cache(self) -> KVCache:
         (max_len, window), rereads = self.cache_size, bool(self.length_dependent) and not self.options.keeps_cache
         return self.net.new_cache(
-            len(self.prompts.tokens), max_len=max_len, window=window, rereads=rereads, final_lengths=self.final_lengths
+            len(self.sequence), max_len=max_len, window=window, rereads=rereads, final_lengths=self.final_lengths
         )
 
     def _final_lengths(self) -> Tensor:
@@ -185,13 +197,39 @@ class DecodeLoop:
         before = None if cache is None else cache.snapshot(self.total)
         try:
             with torch.no_grad():
-                new = list(self._tokens())
+                tokens = self._new_tokens()
         except BaseException:
             if cache is not None and before is not None:
                 cache.restore(before)
             raise
-        tokens = torch.stack(new, dim=1) if new else self.prompts.tokens[:, :0]
-        return tokens[0] if self.prompts.single else tokens
+        return self._as_returned(tokens)
+
+    def _new_tokens(self) -> Tensor:
+        """[B N] of all returned rows."""
+        rules = self.options.beams
+        if rules is None:
+            new = list(self._tokens())
+            return torch.stack(new, dim=1) if new else self.sequence[:, :0]
+        return self._search(rules)
+
+    def results(self) -> Any:
+        """What `generate` of a model returns: tokens, then log-probabilities and the cache, where they are asked for."""
+        found: list[Any] = [self.generate()]
+        if self.options.keeps_log_probs:
+            found.append(self._new_log_probs())
+        if self.cache is not None and isinstance(self.options, GenerateOptions) and self.options.return_cache:
+            found.append(self.cache)
+        return tuple(found) if len(found) > 1 else found[0]
+
+    def _new_log_probs(self) -> Tensor:
+        """[B N] under the model, of the tokens that `generate` returned; 0 after the end of a row."""
+        if self.log_probs:
+            return self._as_returned(torch.stack(self.log_probs, dim=1))
+        return self._as_returned(self.x.new_empty(len(self.x), 0, dtype=wide_dtype(self.x.dtype)))
+
+    def _as_returned(self, rows: Tensor) -> Tensor:
+        """Rows [B N], or [N] for a single sequence of a single prompt [T]."""
+        return rows[0] if self.prompts.single and len(rows) == 1 else rows
 
     @torch.no_grad()
     def stream(self) -> Iterator[Tensor]:
@@ -201,6 +239,7 @@ class DecodeLoop:
     def _tokens(self) -> Iterator[Tensor]:
         options = self.options
         self.x = self._prefill()
+        self._spread(options.num_return_sequences)
         if not options.seq_len:
             return
         drawn = self._draw(self.net.logits(self.x))
@@ -216,7 +255,7 @@ class DecodeLoop:
                 if options.keeps_cache:
                     self._feed(token)
                 raise
-            last = step + 1 == options.seq_len or self._all_ended(token)
+            last = step + 1 == options.seq_len or self._all_ended()
             if not last:
                 drawn = self._next(token)
             elif options.keeps_cache:
@@ -224,6 +263,95 @@ class DecodeLoop:
             if last:
                 break
         self.guard.finish()
+
+    def _search(self, rules: BeamRules) -> Tensor:
+        """Beam search -> the best sequences [P * n, N], those of one prompt in turn. A kept cache then holds these."""
+        self.x = self._prefill()
+        prompts, cache = len(self.x), self.cache
+        if not rules.steps:
+            self._spread(rules.returned)
+            return self.sequence[:, :0]
+        prefix = cache.state if cache is not None and self.options.keeps_cache else None
+        starts = 0 if cache is None else cache.starts()
+        start = starts if isinstance(starts, int) else int(starts.min())
+        self._spread(rules.width)
+        beams = Beams(
+            rules,
+            prompts,
+            wide_dtype(self.x.dtype),
+            self.x.device,
+            ends=0 if self.eos is None else len(self.eos),
+            pad_value=self.pad_value,
+            log_probs=self.log_probs is not None,
+        )
+        for step in range(rules.steps):
+            rows, token = beams.step(*self._scored(beams), lambda new: self._end_with(new[:, -1], new))
+            if step + 1 == rules.steps or (self.may_end and self.guard.wait(beams.done.all())):
+                break
+            self._follow(rows, token, start)
+            self.x = self._advance(token, None)
+        self.guard.finish()
+        best = beams.best()
+        tokens, log_probs = best.tokens.flatten(0, 1), best.log_probs
+        self.x = self.x[: len(tokens)]
+        self.log_probs = None if log_probs is None else list(log_probs.flatten(0, 1).unbind(1))
+        if cache is not None and prefix is not None:
+            cache.commit(prefix)
+            self._hold(cache, Prompts.of_rows(tokens, best.lengths.flatten()), rules.returned)
+        return tokens
+
+    def _scored(self, beams: Beams) -> tuple[Tensor, Tensor | None]:
+        """The log-probabilities [B V] that a beam search adds up, and those of the model where they are asked for."""
+        logits = self.net.logits(self.x)
+        model = None if self.log_probs is None else _log_softmax(logits)
+        if self.history is not None:
+            self.history = beams.tokens
+        logits = self._steered(logits)
+        self.guard.add(torch.where(beams.alive, logits.amax(-1), 0.0))
+        return _log_softmax(logits), model
+
+    def _follow(self, rows: Tensor, token: Tensor, start: int) -> None:
+        """Row i becomes row rows[i] with one more token [B]. start: the index of the first new token of any row."""
+        if self.cache is not None and not is_identity(rows):
+            self.cache.follow_rows(rows, start)
+        if not self.options.cache_kv or self.length_dependent:
+            self.sequence = self.sequence[rows]
+        if self.seen is not None:
+            self.seen = mark_seen(self.seen[rows], token)
+
+    def _hold(self, cache: KVCache, new: Prompts, count: int) -> None:
+        """Read `count` continuations [P * count, N] of each prompt into the cache that holds the prompts."""
+        cache.repeat(count)
+        if not new.tokens.shape[1]:
+            return
+
+        def read(part: Prompts, positions: Tensor | None, prefix: int | Tensor | None) -> Tensor:
+            return self._forward(part.tokens, part.mask, cache, None, positions, prefix)
+
+        cache.remember_ending(read_in_chunks(read, new, None, self.options.prefill_chunk_size))
+
+    def _spread(self, count: int) -> None:
+        """Copy the row of each prompt: rows i * count to i * count + count - 1 continue prompt i."""
+        if count == 1:
+            return
+        prompts = len(self.sequence)
+        if self.cache is not None:
+            self.cache.repeat(count)
+        rows = torch.arange(prompts, device=self.x.device).repeat_interleave(count)
+
+        def spread(t: Tensor | None) -> Any:
+            return t if t is None or (len(t) == 1 and prompts > 1) else t[rows]
+
+        tokens, mask, embeds = (spread(t) for t in (self.prompts.tokens, self.prompts.mask, self.prompts.embeds))
+        self.prompts = replace(self.prompts, tokens=tokens, mask=mask, embeds=embeds)
+        self.x, self.sequence, self.mask = spread(self.x), tokens, mask
+        self.positions, self.final_lengths = spread(self.positions), spread(self.final_lengths)
+        self.context, self.context_mask = spread(self.context), spread(self.context_mask)
+        self.prefix = spread(self.prefix) if isinstance(self.prefix, Tensor) else self.prefix
+        self.seen, self.history = spread(self.seen), spread(self.history)
+        self.ended, self.alive, self.ends = spread(self.ended), spread(self.alive), spread(self.ends)
+        self.lengths = [length for length in self.lengths for _ in range(count)]
+        self.cache_key = self._cache_keys()
 
     def _speculation(self) -> Speculation | None:
         """How this call speculates, if it does. Raises InputError."""
@@ -234,7 +362,8 @@ class DecodeLoop:
             f"keys of {type(scheme).__name__} depend on the length of the sequence, so rejected tokens change them"
             for scheme in self.length_dependent
         ]
-        reasons += speculation_problems(how, self.net, cache, len(self.sequence), self.total, options.filters)
+        rows = len(self.sequence) * options.num_return_sequences
+        reasons += speculation_problems(how, self.net, cache, rows, self.total, options.filters)
         if self.prompts.prepended and isinstance(how, DraftModel):
             reasons.append(
                 "a draft model reads tokens, and its proposals would ignore prepend_embeds. Use PromptLookup"
@@ -251,15 +380,18 @@ class DecodeLoop:
             self.generator,
             penalty=options.repetition_penalty,
             chunk=options.prefill_chunk_size,
+            log_probs=self.log_probs is not None,
         )
 
     def _speculative_stream(self, speculation: Speculation, drawn: Drawn) -> Iterator[Tensor]:
         """The tokens of `stream`, of which one pass may give several."""
-        run, left = [drawn], self.options.seq_len
+        run, left, log_probs = [drawn], self.options.seq_len, iter(())
         while True:
             for unread, drawn in zip(reversed(range(len(run))), run, strict=True):  # tokens of the run after this one
                 token, left = self._read(drawn), left - 1
-                last = not left or self._all_ended(token)
+                if self.log_probs is not None:
+                    self.log_probs.extend(itertools.islice(log_probs, 1))
+                last = not left or self._all_ended()
                 try:
                     yield token
                 except GeneratorExit:
@@ -273,6 +405,7 @@ class DecodeLoop:
             if self.net.training:  # the caller switched modes between two tokens
                 self.net = in_eval_mode(self.net)
             run = speculation.next(self.net, run[-1][0], left, self.seen)
+            log_probs = iter(speculation.log_probs)
 
     def _end_run(self, token: Tensor, unread: int) -> None:
         """Bring a kept cache to the last token that was handed out, before `unread` others of the same pass."""
@@ -281,22 +414,42 @@ class DecodeLoop:
                 self.cache.crop(-unread)
             self._feed(token)
 
+    def _steered(self, logits: Tensor) -> Tensor:
+        """Logits [B V] after the repetition penalty and the logits processors."""
+        if self.seen is not None:
+            logits = repetition_penalty(logits, self.seen, self.options.repetition_penalty)
+        if self.processors and self.history is not None:
+            logits = processed(self.processors, self.history, logits)
+        return logits
+
     def _draw(self, logits: Tensor) -> Drawn:
         """Logits [B V] -> the next tokens and the largest filtered logits, [B] each."""
         options = self.options
-        if self.seen is not None:
-            logits = repetition_penalty(logits, self.seen, options.repetition_penalty)
-        return draw(logits, options.temperature, options.filters, self.generator)
+        model = None if self.log_probs is None else _log_softmax(logits)
+        token, largest = draw(self._steered(logits), options.temperature, options.filters, self.generator)
+        if self.log_probs is not None and model is not None:
+            found = model.gather(1, token[:, None])[:, 0]
+            self.log_probs.append(found.masked_fill(self.ended, 0.0) if self.may_end else found)
+        return token, largest
 
     def _read(self, drawn: Drawn) -> Tensor:
-        """The tokens [B] of a draw, checked, with padding after a row's eos."""
+        """The tokens [B] of a draw, checked, with padding after a row's end."""
         token, largest = drawn
         self.guard.add(largest)
-        if self.eos is not None:
+        if self.may_end:
             token = torch.where(self.ended, self.pad_value, token)
         if self.seen is not None:
             self.seen = mark_seen(self.seen, token)
+        if self.history is not None:
+            self.history = torch.cat([self.history, token[:, None]], dim=1)
+        if self.may_end:
+            self.ends = self.ended | self._end_with(token, self.history)
         return token
+
+    def _end_with(self, token: Tensor, new: Tensor | None) -> Tensor:
+        """[R] bool: rows that end with this token [R], the last one of their new tokens [R N]."""
+        ends = torch.zeros_like(token, dtype=torch.bool) if self.eos is None else torch.isin(token, self.eos)
+        return ends | stopped(self.criteria, new) if self.criteria and new is not None else ends
 
     def _next(self, token: Tensor) -> Drawn:
         """Feed one more token per row, [B], and draw the one after it."""
@@ -306,9 +459,8 @@ class DecodeLoop:
     def _feed(self, token: Tensor, *, draws: bool = False) -> Drawn | None:
         """Feed one more token per row, [B]. Returns what a compiled step draws, if it does and that is asked for."""
         alive = self.alive
-        if self.eos is not None:
-            self.ended = self.ended | torch.isin(token, self.eos)
-            self.alive = ~self.ended
+        if self.may_end:
+            self.ended, self.alive = self.ends, ~self.ends
         x, drawn = self._compiled_step(token, alive, draws=draws) or (self._advance(token, alive), None)
         if self.options.keeps_cache and self.cache is not None:
             x = torch.where(alive[:, None], x, self.x)  # rows that have ended stay as they are
@@ -329,9 +481,9 @@ class DecodeLoop:
             self.compiled = None
             return None
 
-    def _all_ended(self, token: Tensor) -> bool:
-        """Whether every row has ended with these tokens [B]. The only device sync of a step, and only with an eos."""
-        return self.eos is not None and self.guard.wait((self.ended | torch.isin(token, self.eos)).all())
+    def _all_ended(self) -> bool:
+        """Whether every row has ended. The only device sync of a step, and only where rows may end."""
+        return self.may_end and self.guard.wait(self.ends.all())
 
     def _prefill(self) -> Tensor:
         """[B M] that predicts the first new token."""
@@ -360,7 +512,7 @@ class DecodeLoop:
 
         def read(part: Prompts, positions: Tensor | None, prefix: int | Tensor | None) -> Tensor:
             tokens, given = part.arguments()
-            return self._forward(tokens, part.mask, cache, options.context, positions, prefix, given)
+            return self._forward(tokens, part.mask, cache, self.context, positions, prefix, given)
 
         try:
             return read_in_chunks(read, self.prompts, self.positions, options.prefill_chunk_size, self.prefix)
@@ -378,8 +530,9 @@ class DecodeLoop:
             return None
         if self._reasons_not_to_compile() or cache is None:
             return None
-        draw = None if self.seen is not None else GraphDraw.of(options.filters)
-        by_row = options.keeps_cache and self.eos is not None
+        outside = self.seen is not None or self.processors or self.log_probs is not None
+        draw = None if outside else GraphDraw.of(options.filters)
+        by_row = options.keeps_cache and self.may_end
         steps = CompiledSteps(self.net, cache, draw, options.temperature, by_row=by_row, stores=options.keeps_cache)
         if wanted is not True and not pays(steps):
             return None
@@ -394,8 +547,8 @@ class DecodeLoop:
             raise InputError(listed("the decoding step cannot be compiled:", reasons))
         return reasons
 
-    def _advance(self, token: Tensor, alive: Tensor) -> Tensor:
-        """Feed one more token per row, [B], where rows [B] are alive -> [B M], which predicts the next one."""
+    def _advance(self, token: Tensor, alive: Tensor | None) -> Tensor:
+        """Feed one more token per row, [B], where rows [B] are alive -> [B M], which predicts the next one. None: all are."""
         if self.net.training:  # the caller switched modes between two tokens
             self.net = in_eval_mode(self.net)
         options = self.options
@@ -403,7 +556,7 @@ class DecodeLoop:
             self._append(token)
         if not options.cache_kv or self._cached_keys_expired():
             return self._recompute()
-        mask = alive[:, None] if options.keeps_cache and self.eos is not None else None
+        mask = alive[:, None] if alive is not None and options.keeps_cache and self.may_end else None
         return self._forward(token[:, None], mask, self.cache, None)[:, -1]
 
     def _append(self, token: Tensor) -> None:
@@ -424,7 +577,7 @@ class DecodeLoop:
         """One pass over the whole sequence so far -> [B M] of its last token."""
         self.cache = None if self.cache is None else self._new_cache()
         tokens, given = replace(self.prompts, tokens=self.sequence).arguments()
-        context, positions = self.options.context, self.positions
+        context, positions = self.context, self.positions
         return self._forward(tokens, self.mask, self.cache, context, positions, self.prefix, given)[:, -1]
 
     def _forward(
@@ -437,7 +590,7 @@ class DecodeLoop:
         prefix: int | Tensor | None = None,
         given: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Tensor:
-        context_mask = None if context is None else self.options.context_mask
+        context_mask = None if context is None else self.context_mask
         prefixed = {} if prefix is None else {"prefix_len": prefix}
         return self.net(
             tokens,
@@ -451,6 +604,16 @@ class DecodeLoop:
             **prefixed,
             **given,
         )
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """[B V] -> log-probabilities [B V], in float32 or wider."""
+    return logits.log_softmax(-1, dtype=wide_dtype(logits.dtype))
+
+
+def is_identity(rows: Tensor) -> bool:
+    """Whether rows are 0, 1, 2, ..., where the host knows that without a sync."""
+    return rows.device.type in READ_AT_ONCE and torch.equal(rows, torch.arange(len(rows)))
 
 
 def _eos_ids(eos_token: int | Sequence[int] | None, num_tokens: int, device: torch.device) -> Tensor | None:

@@ -5,6 +5,7 @@ B batch, T prompt tokens, S context tokens, M model dim, A axes.
 
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -16,6 +17,8 @@ from torch import Tensor
 from x_positional.attention.cache import KVCache
 from x_positional.attention.visibility import PrefixLen
 from x_positional.errors import InputError
+from x_positional.generation.beams import BeamRules, EarlyStopping
+from x_positional.generation.callbacks import LogitsProcessor, StoppingCriterion, callable_problems
 from x_positional.generation.contrast import ContrastWith
 from x_positional.generation.prompts import EmbedsLike, PromptsLike
 from x_positional.generation.proposals import DraftModel, PromptLookup
@@ -32,6 +35,10 @@ from x_positional.generation.sampling import (
 )
 from x_positional.generation.speculative import Speculate
 
+AT_LEAST_ONE = Range(1, integer=True)
+POWER = Range(-30, 30)
+MAX_POWER = 30
+"""Decimal digits of length ** length_penalty, at most: float32 holds 38."""
 Parameters = ParamSpec("Parameters")
 Model = TypeVar("Model")
 Options = TypeVar("Options")
@@ -77,6 +84,14 @@ class DecodeOptions:
         contrast: `ContrastWith(amateur)` draws tokens that the model finds likelier than a weaker model does.
         prefix_len: For prefix LMs: the first `prefix_len` tokens of each prompt see each other, one number or [B]; "prompt"
             is the whole prompt. New tokens are causal.
+        num_return_sequences: Sequences per prompt, n: rows i * n to i * n + n - 1 continue prompt i. Prompts are read once.
+        logits_processors: A function (new tokens [R N], logits [R V]) -> logits [R V], or a list of them, applied after
+            the repetition penalty and before filters and temperature. R rows are those of the result, or with beams the
+            num_beams beams of each prompt in turn. N counts the tokens of this call, which are 0 at first; prompts are not
+            included.
+        stopping_criteria: A function of the new tokens [R N], the last one included, or a list of them. It returns a bool
+            for all rows or [R] bool; a row that stops is filled with `pad_value`, as after an eos. With beams, R rows are
+            the candidates of a step, and those that stop are finished.
     """
 
     prompts: PromptsLike
@@ -102,6 +117,9 @@ class DecodeOptions:
     speculate: Speculate | None = None
     contrast: ContrastWith | None = None
     prefix_len: PrefixLen | Literal["prompt"] | None = None
+    num_return_sequences: int = 1
+    logits_processors: LogitsProcessor | Sequence[LogitsProcessor] | None = None
+    stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] | None = None
     filters: list[LogitsFilter] = field(init=False, repr=False)
     """The filters as functions [B V] -> [B V]; none where they have no effect."""
 
@@ -132,6 +150,8 @@ class DecodeOptions:
                 yield f"speculate={self.speculate!r} must be PromptLookup(...), DraftModel(net) or None."
             if self.compile is True:
                 yield "speculate= and compile=True cannot be combined: the compiled step takes one token."
+            if self.logits_processors:
+                yield "speculate= and logits_processors= cannot be combined: one pass judges several tokens at once."
         yield from self._contrast_problems()
         if self.seed is not None and self.generator is not None:
             yield "seed= and generator= cannot be combined: each makes the draw reproducible. Pass one."
@@ -143,6 +163,18 @@ class DecodeOptions:
             yield f"compile={self.compile!r} must be True, False or 'auto'."
         yield from NON_NEGATIVE.problems("temperature", self.temperature)
         yield from POSITIVE.problems("repetition_penalty", self.repetition_penalty)
+        yield from callable_problems("logits_processors", self.logits_processors)
+        yield from callable_problems("stopping_criteria", self.stopping_criteria)
+        yield from self._sequence_problems()
+
+    def _sequence_problems(self) -> Iterator[str]:
+        """Options of how many sequences there are."""
+        yield from AT_LEAST_ONE.problems("num_return_sequences", self.num_return_sequences)
+        if self.beams is None and self.temperature == 0 and self.num_return_sequences != 1:
+            yield (
+                f"num_return_sequences={self.num_return_sequences} with temperature=0 would return equal sequences. Use a higher "
+                "temperature, or generate(..., num_beams=...)."
+            )
 
     def _contrast_problems(self) -> Iterator[str]:
         """Options that contrastive decoding cannot be combined with."""
@@ -158,6 +190,13 @@ class DecodeOptions:
             yield "contrast= and prepend_embeds= cannot be combined: embeddings are those of one model."
         if self.compile is True:
             yield "contrast= and compile=True cannot be combined: the compiled step runs one model."
+        if self.beams is not None or self.num_return_sequences != 1:
+            yield (
+                "contrast= and num_beams= or num_return_sequences= cannot be combined: the amateur's cache follows one row per "
+                "prompt. Repeat the prompts for several samples."
+            )
+        if self.keeps_log_probs:
+            yield "contrast= and return_log_probs=True cannot be combined: tokens are drawn from two models."
 
     def _switch_problems(self) -> Iterator[str]:
         """Options that are True or False."""
@@ -170,27 +209,126 @@ class DecodeOptions:
         """Whether the cache outlives the call, and so has to hold every token that was handed out."""
         return self.cache is not None
 
+    @property
+    def keeps_log_probs(self) -> bool:
+        """Whether the log-probabilities of new tokens are computed."""
+        return False
+
+    @property
+    def beams(self) -> BeamRules | None:
+        """The rules of a beam search; None where tokens are drawn."""
+        return None
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class GenerateOptions(DecodeOptions):
-    """The parameters of `generate`: those of `stream`, and `return_cache`."""
+class BeamOptions(DecodeOptions):
+    """The parameters of `stream`, and those of beam search, whose sequences are known only at its end.
 
+    Args:
+        num_beams: Above 1, beam search: the `num_return_sequences` best continuations that it finds, best first, by the
+            sum of their log-probabilities over length ** length_penalty. Nothing is drawn, and the default filter is not
+            applied.
+        length_penalty: Above 0 favors long sequences, below 0 short ones.
+        early_stopping: When a prompt with num_beams finished sequences is done: True, at once; False, when no running beam
+            is better at its present length; "never", when none can become better.
+    """
+
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beams is not None:
+            object.__setattr__(self, "filters", [])
+
+    @property
+    def beams(self) -> BeamRules | None:
+        if not is_integer(self.num_beams) or self.num_beams < 2:
+            return None
+        returned, steps = self.num_return_sequences, self.seq_len
+        return BeamRules(self.num_beams, returned, steps, self.length_penalty, self.early_stopping)
+
+    def _sequence_problems(self) -> Iterator[str]:
+        yield from super()._sequence_problems()
+        yield from AT_LEAST_ONE.problems("num_beams", self.num_beams)
+        if not (self.early_stopping == "never" or isinstance(self.early_stopping, bool)):
+            yield f"early_stopping={self.early_stopping!r} must be True, False or 'never'."
+        yield from POWER.problems("length_penalty", self.length_penalty)
+        if self.beams is not None:
+            yield from self._beam_problems()
+        elif self.num_beams == 1:
+            for name, default in (("length_penalty", 1.0), ("early_stopping", False)):
+                if (value := getattr(self, name)) != default:
+                    yield f"{name}={value!r} has an effect with num_beams above 1 only."
+
+    def _beam_problems(self) -> Iterator[str]:
+        """What cannot be combined with a beam search."""
+        beams = f"num_beams={self.num_beams}"
+        if is_integer(self.num_return_sequences) and self.num_return_sequences > self.num_beams:
+            yield f"num_return_sequences={self.num_return_sequences} exceeds {beams}."
+        if self.temperature not in (0, 1):
+            yield f"{beams} and temperature={self.temperature!r} cannot be combined: beam search draws nothing."
+        if self.filter_kwargs is not None or (self.filter_logits_fn is not None and self.filter_logits_fn != "top_k"):
+            yield f"{beams} and filters cannot be combined: beam search draws nothing. logits_processors= change its logits."
+        if self.speculate is not None:
+            yield f"{beams} and speculate= cannot be combined: proposals continue a single row."
+        if self.compile is True:
+            yield f"{beams} and compile=True cannot be combined: rows of the cache are reordered between steps."
+        checked = POWER.allows(self.length_penalty) and is_integer(self.seq_len)
+        if checked and abs(self.length_penalty) * math.log10(max(1, self.seq_len)) > MAX_POWER:
+            yield f"length_penalty={self.length_penalty!r} overflows for sequences of seq_len={self.seq_len} tokens."
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GenerateOptions(BeamOptions):
+    """The parameters of `generate`.
+
+    Args:
+        return_log_probs: Also return the log-probability of each new token [R N] under the model itself: the log-softmax of
+            its logits, before repetition penalty, logits processors, filters and temperature. 0 after the end of a row.
+        return_cache: Also return the cache.
+    """
+
+    return_log_probs: bool = False
     return_cache: bool = False
 
     def _switch_problems(self) -> Iterator[str]:
         yield from super()._switch_problems()
-        if not isinstance(self.return_cache, bool):
-            yield f"return_cache={self.return_cache!r} must be a bool."
+        for name in ("return_log_probs", "return_cache"):
+            if not isinstance(value := getattr(self, name), bool):
+                yield f"{name}={value!r} must be a bool."
 
     @property
     def keeps_cache(self) -> bool:
         return self.return_cache or self.cache is not None
 
+    @property
+    def keeps_log_probs(self) -> bool:
+        return self.return_log_probs
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class GenerateAndReturnCache(DecodeOptions):
+class GenerateAndReturnCache(BeamOptions):
     """The parameters of `generate(..., return_cache=True)`, for type checkers alone: that call returns a pair."""
 
+    return_log_probs: Literal[False] = False
+    return_cache: Literal[True]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GenerateAndReturnLogProbs(BeamOptions):
+    """The parameters of `generate(..., return_log_probs=True)`, for type checkers alone: that call returns a pair."""
+
+    return_log_probs: Literal[True]
+    return_cache: Literal[False] = False
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GenerateAndReturnAll(BeamOptions):
+    """The parameters of `generate(..., return_log_probs=True, return_cache=True)`, for type checkers alone."""
+
+    return_log_probs: Literal[True]
     return_cache: Literal[True]
 
 

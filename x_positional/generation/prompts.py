@@ -78,6 +78,11 @@ class Prompts:
         check_starts(lengths, cache)
         return lengths
 
+    @classmethod
+    def of_rows(cls, tokens: Tensor, lengths: Tensor) -> "Prompts":
+        """Rows [B T] with these lengths [B], right-padded. Forces a device sync."""
+        return cls(tokens, _mask(lengths, tokens.shape[1]), single=False)
+
     def last(self, x: Tensor) -> Tensor:
         """[B P+T M] -> [B M]: at each row's last token."""
         return x[:, -1] if self.mask is None else x[torch.arange(len(x), device=x.device), self.ends()]

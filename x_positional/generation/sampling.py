@@ -379,14 +379,14 @@ def _undrawable(largest: float, step: int, row: int) -> str:
     place = f"row {row} at step {step}"
     if math.isnan(largest):
         return (
-            f"the logits of {place} contain NaN. Look for NaN in the weights or the inputs, and for overflow in float16 "
-            "(bfloat16 and float32 have a larger range)."
+            f"the logits of {place} contain NaN. Look for NaN in the weights, the inputs or what a logits processor returns, and "
+            "for overflow in float16 (bfloat16 and float32 have a larger range)."
         )
     if largest > 0:
         return f"a logit of {place} is infinite. A filter that forces a token sets all others to -inf instead."
     return (
         f"no token is left for {place}: after the filters every logit is -inf. Each row must keep at least one token: "
-        "loosen filter_logits_fn."
+        "loosen filter_logits_fn or logits_processors."
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from x_positional.attention.cache import KVCache
-from x_positional.generation.options import DecodeOptions, GenerateOptions
+from x_positional.generation.options import BeamOptions, DecodeOptions, GenerateOptions
 from x_positional.generation.prompts import PromptsLike
 from x_positional.generation.sampling import FilterChoice
 
@@ -65,11 +65,28 @@ class DecodeFromSource(DecodeOptions, Source):
 
 @dataclass(frozen=True, eq=False)
 class GenerateFromSource(DecodeFromSource, GenerateOptions):
-    """The parameters of an encoder-decoder's `generate`: those of `stream`, and `return_cache`."""
+    """The parameters of an encoder-decoder's `generate`: those of `stream`, and those of `GenerateOptions`."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class GenerateFromSourceAndReturnCache(DecodeFromSource):
+class GenerateFromSourceAndReturnCache(DecodeFromSource, BeamOptions):
     """The parameters of `generate(..., return_cache=True)`, for type checkers alone: that call returns a pair."""
 
+    return_log_probs: Literal[False] = False
+    return_cache: Literal[True]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GenerateFromSourceAndReturnLogProbs(DecodeFromSource, BeamOptions):
+    """The parameters of `generate(..., return_log_probs=True)`, for type checkers alone: that call returns a pair."""
+
+    return_log_probs: Literal[True]
+    return_cache: Literal[False] = False
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GenerateFromSourceAndReturnAll(DecodeFromSource, BeamOptions):
+    """The parameters of `generate(..., return_log_probs=True, return_cache=True)`, for type checkers alone."""
+
+    return_log_probs: Literal[True]
     return_cache: Literal[True]

@@ -28,6 +28,7 @@ from x_positional.generation.sampling import (
     race_times,
     repetition_penalty,
     usable_temperature,
+    wide_dtype,
 )
 
 Speculate = PromptLookup | DraftModel
@@ -86,6 +87,7 @@ class Speculation:
         generator: of the draw; None is torch's global one.
         penalty: the repetition penalty.
         chunk: tokens that a draft model reads at a time; None reads the prompt at once.
+        log_probs: compute the log-probabilities of new tokens.
     """
 
     def __init__(
@@ -100,12 +102,15 @@ class Speculation:
         *,
         penalty: float = 1.0,
         chunk: int | None = None,
+        log_probs: bool = False,
     ):
         self.how, self.cache, self.sequence, self.penalty = how, cache, list(sequence), penalty
         self.generator, self.greedy = generator, temperature == 0
         self.distribution = partial(distribution, temperature=temperature, filters=filters)
         self.pick = partial(pick, generator=generator, greedy=self.greedy)
         self.report = how.report = SpeculationReport()
+        self.keeps_log_probs = log_probs
+        self.log_probs: Sequence[Tensor] = ()  # [1] each, under the model, of the tokens of the last pass
         if isinstance(how, DraftModel):
             self.proposals = DraftProposals(how.net, total, self.distribution, self.pick, cache.device, chunk)
         else:
@@ -127,7 +132,7 @@ class Speculation:
             self.sequence += token.tolist()
         proposal = self._propose(min(self.how.tokens, room - 1))
         given = torch.cat([token, proposal.tokens])
-        logits = net.logits(net(given[None], cache=self.cache, return_embeddings=True, checked=True)[0])
+        logits = model = net.logits(net(given[None], cache=self.cache, return_embeddings=True, checked=True)[0])
         if seen is not None:
             logits = repetition_penalty(logits, _seen_by_row(seen, proposal.tokens), self.penalty)
         probs, largest = self.distribution(logits)
@@ -136,6 +141,9 @@ class Speculation:
         if accepted < count:
             self.cache.crop(accepted - count)
         new = torch.cat([proposal.tokens[:accepted], self.pick(remainder(probs, proposal, accepted)[None])])
+        if self.keeps_log_probs:
+            found = model[: len(new)].log_softmax(-1, dtype=wide_dtype(model.dtype))
+            self.log_probs = found.gather(1, new[:, None])[:, 0].split(1)
         self.sequence += new.tolist()
         report = self.report
         report.passes, report.proposed = report.passes + 1, report.proposed + count

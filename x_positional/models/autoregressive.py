@@ -25,7 +25,14 @@ from x_positional.config.flags.answers import answers
 from x_positional.config.models import ModelConfig
 from x_positional.errors import InputError
 from x_positional.generation.decoding import DecodeLoop
-from x_positional.generation.options import DecodeOptions, GenerateAndReturnCache, GenerateOptions, parameters_of
+from x_positional.generation.options import (
+    DecodeOptions,
+    GenerateAndReturnAll,
+    GenerateAndReturnCache,
+    GenerateAndReturnLogProbs,
+    GenerateOptions,
+    parameters_of,
+)
 from x_positional.generation.prompts import EmbedsLike, PromptsLike, as_ids, read_prompts
 from x_positional.generation.sampling import is_integer
 from x_positional.models.absent import ExplainsAbsent
@@ -260,6 +267,12 @@ class AutoregressiveWrapper(ExplainsAbsent):
         return (*row[:-1], ids), marked
 
     @overload
+    @parameters_of(GenerateAndReturnAll)
+    def generate(self, options: GenerateAndReturnAll) -> tuple[Tensor, Tensor, KVCache]: ...
+    @overload
+    @parameters_of(GenerateAndReturnLogProbs)
+    def generate(self, options: GenerateAndReturnLogProbs) -> tuple[Tensor, Tensor]: ...
+    @overload
     @parameters_of(GenerateAndReturnCache)
     def generate(self, options: GenerateAndReturnCache) -> tuple[Tensor, KVCache]: ...
     @overload
@@ -267,21 +280,22 @@ class AutoregressiveWrapper(ExplainsAbsent):
     def generate(self, options: GenerateOptions) -> Tensor: ...
     @answers("AutoregressiveWrapper.generate", *NET_CALL)
     @parameters_of(GenerateOptions)
-    def generate(self, options: GenerateOptions) -> Tensor | tuple[Tensor, KVCache]:
+    def generate(self, options: GenerateOptions) -> Any:
         """Continue prompts by up to `seq_len` tokens. The parameters are the fields of `GenerateOptions`.
 
         Frequencies with length_policy="fixed" and no length are those of a row's prompt plus seq_len, or of the
         final_lengths that the cache was made with.
 
         Returns:
-            The new tokens [B N] ([N] for one prompt [T]); with `return_cache=True` also the cache, to pass as `cache`.
+            The new tokens [R N], R the number of prompts times num_return_sequences ([N] for one sequence of one prompt [T]);
+            with `return_log_probs=True` also their log-probabilities, of the same shape; with `return_cache=True` also the
+            cache, to pass as `cache`: it has R rows.
 
         Raises:
             InputError, PositionError, CacheError, ArgumentError: Before anything is computed.
+            SamplingError: No token can be drawn, or beam search finds fewer sequences than are returned.
         """
-        loop = DecodeLoop(self.net, options, self.pad_value)
-        tokens = loop.generate()
-        return (tokens, loop.cache) if options.return_cache and loop.cache is not None else tokens
+        return DecodeLoop(self.net, options, self.pad_value).results()
 
     @answers("AutoregressiveWrapper.stream", "AutoregressiveWrapper.generate", *NET_CALL)
     @parameters_of(DecodeOptions)

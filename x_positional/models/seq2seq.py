@@ -20,7 +20,13 @@ from x_positional.errors import FlagError, InputError
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.eval_mode import in_eval_mode
 from x_positional.generation.options import parameters_of
-from x_positional.generation.source import DecodeFromSource, GenerateFromSource, GenerateFromSourceAndReturnCache
+from x_positional.generation.source import (
+    DecodeFromSource,
+    GenerateFromSource,
+    GenerateFromSourceAndReturnAll,
+    GenerateFromSourceAndReturnCache,
+    GenerateFromSourceAndReturnLogProbs,
+)
 from x_positional.models.absent import ExplainsAbsent
 from x_positional.models.autoregressive import NET_CALL, AutoregressiveWrapper
 from x_positional.models.describe import describe
@@ -137,6 +143,12 @@ class XTransformer(ExplainsAbsent, Saveable):
         return self.decoder.net(tgt, mask=tgt_mask, context=self.encoder(src, mask=mask), context_mask=mask)
 
     @overload
+    @parameters_of(GenerateFromSourceAndReturnAll)
+    def generate(self, options: GenerateFromSourceAndReturnAll) -> tuple[Tensor, Tensor, KVCache]: ...
+    @overload
+    @parameters_of(GenerateFromSourceAndReturnLogProbs)
+    def generate(self, options: GenerateFromSourceAndReturnLogProbs) -> tuple[Tensor, Tensor]: ...
+    @overload
     @parameters_of(GenerateFromSourceAndReturnCache)
     def generate(self, options: GenerateFromSourceAndReturnCache) -> tuple[Tensor, KVCache]: ...
     @overload
@@ -144,21 +156,19 @@ class XTransformer(ExplainsAbsent, Saveable):
     def generate(self, options: GenerateFromSource) -> Tensor: ...
     @answers("XTransformer.generate", *DECODER_CALL)
     @parameters_of(GenerateFromSource)
-    def generate(self, options: GenerateFromSource) -> Tensor | tuple[Tensor, KVCache]:
+    def generate(self, options: GenerateFromSource) -> Any:
         """Source ids [B S] and target prompts [B T] -> new target tokens [B N].
 
         The encoder runs once, and the keys of its output are computed once. The parameters are those of
         `AutoregressiveWrapper.generate`, with the source in place of `context`.
 
         Returns:
-            The new tokens [B N] ([N] for one prompt [T]); with `return_cache=True` also the cache, to pass as `cache`.
+            As `AutoregressiveWrapper.generate`.
 
         Raises:
             InputError, PositionError, CacheError, ArgumentError: Before anything is decoded.
         """
-        loop = self._loop(options)
-        tokens = loop.generate()
-        return (tokens, loop.cache) if options.return_cache and loop.cache is not None else tokens
+        return self._loop(options).results()
 
     @answers("XTransformer.stream", "XTransformer.generate", *DECODER_CALL)
     @parameters_of(DecodeFromSource)

@@ -20,6 +20,7 @@ from x_positional.testing.checks_cache import (
     sliding_windows,
 )
 from x_positional.testing.checks_cross import cross_attention
+from x_positional.testing.checks_generation import beams
 from x_positional.testing.checks_loss import labels
 from x_positional.testing.checks_masks import attention_masks, prefix_lm
 from x_positional.testing.checks_module import compiles, compiles_decoding, copies, meta_init, no_buffers, state_dict
@@ -95,6 +96,7 @@ _ALL: tuple[Check, ...] = (
     batch_independent,
     padding,
     ragged_decoding,
+    beams,
     packing,
     labels,
     attention_masks,

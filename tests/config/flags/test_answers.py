@@ -117,6 +117,15 @@ def test_off_values_are_accepted() -> None:
     assert torch.equal(wrapper.generate(tokens, 3, temperature=0, num_beam_groups=1, length_penalty=1.0), plain)
 
 
+def test_words_of_transformers_for_a_beam_search() -> None:
+    wrapper, tokens = AutoregressiveWrapper(language_model()), ids(2, 6)
+    found = wrapper.generate(tokens, max_new_tokens=3, num_beams=2, do_sample=False, eos_token_id=1)
+    assert torch.equal(found, wrapper.generate(tokens, 3, 1, num_beams=2))
+    assert "Beam search draws nothing" in problems(wrapper.generate, tokens, 3, num_beams=2, do_sample=True)[0]
+    assert "Use `logits_processors=`" in problems(wrapper.generate, tokens, 3, logits_processor=[print])[0]
+    assert "Use `stopping_criteria=`" in problems(wrapper.generate, tokens, 3, stop_strings=["a"])[0]
+
+
 def test_typos_get_the_nearest_parameter() -> None:
     model, tokens = language_model(), ids(2, 6)
     assert problems(model, tokens, posisions=1) == ["posisions is not a parameter; did you mean 'positions'?"]

@@ -275,7 +275,7 @@ GENERATE = (
     + table(
         "AutoregressiveWrapper.beam_search",
         _all(
-            "There is no beam search. Use `generate(..., temperature=0)` for the greedy answer, or sample several.",
+            "Use `generate(..., num_beams=beams)` with `num_return_sequences=`; beams are not sampled.",
             prompts=REQUIRED,
             seq_len=REQUIRED,
             beams=4,

@@ -89,7 +89,7 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
         **_SHARED,
     },
     "AutoregressiveWrapper": {
-        "beam_search": "There is no beam search. Use `generate(..., temperature=0)` for the greedy answer.",
+        "beam_search": "Use `generate(..., num_beams=4)`.",
         "max_seq_len": "Use `net.max_seq_len`.",
         "new_cache": "Use `net.new_cache`.",
         "save_pretrained": "Use `net.save_pretrained`.",
@@ -97,7 +97,7 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
         **{name: way.replace("Use `t", "Use `net.t") for name, way in _SHARED.items()},
     },
     "XTransformer": {
-        "beam_search": "There is no beam search. Use `generate(..., temperature=0)` for the greedy answer.",
+        "beam_search": "Use `generate(..., num_beams=4)`.",
         "new_cache": "Use `decoder.net.new_cache`.",
         **_SHARED,
         "get_input_embeddings": "Use `encoder.token_emb`.",

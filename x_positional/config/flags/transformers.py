@@ -16,6 +16,7 @@ _IDS = "This call takes token ids. For embeddings use an `Encoder`, a `Decoder` 
 _SHIFTED = "The call shifts the target itself. Use `tgt=` with the whole target, and `labels=` where targets differ."
 _FUNCTION = "There is no such filter. Use a function of the logits as `filter_logits_fn=`."
 _PAD = "Rows are filled with the wrapper's pad_value after their eos. Use `AutoregressiveWrapper(net, pad_value=...)`."
+_BEAMS = "The best sequence is known after the last token, so nothing can be streamed. Use `generate`."
 _FLOATS = "This model takes floats. For token ids use `TransformerWrapper`."
 _ONLY_NEW = "transformers returns the prompt with the new tokens, this call the new tokens alone. Use "
 _ONLY_NEW_TARGET = (
@@ -38,6 +39,8 @@ def _do_sample(value: Any, keywords: Mapping[str, Any]) -> dict[str, Any] | str:
         return "It must be a bool."
     if not value:
         return {"temperature": 0}
+    if keywords.get("num_beams") not in (None, 1):
+        return "Beam search draws nothing, and beams are not sampled. Pass do_sample=False."
     contradicts = keywords.get("temperature") == 0
     return (
         "temperature=0 takes the most likely token. Pass a temperature above 0, or do_sample=False."
@@ -142,12 +145,7 @@ _SAMPLING = [
     *_all(_FUNCTION, "guidance_scale", off=1),
     *_all(_FUNCTION, "forced_eos_token_id", off=ID),
     *_all(_FUNCTION, "logits_processor", instead="logits_processors"),
-    *_all(
-        "Only tokens end a row. Use `eos_token=`, or stop reading `stream`.",
-        "stopping_criteria",
-        "stop_strings",
-        "max_time",
-    ),
+    *_all("Functions of the new tokens. Use `stopping_criteria=`.", "stopping_criteria", "stop_strings", "max_time"),
     _renamed("eos_token_id", "eos_token", "One id or several."),
     *_all(_PAD, "pad_token_id", off=ID),
     *_all(
@@ -177,13 +175,11 @@ _SAMPLING = [
         "The call returns the new tokens. Leave it out.", "return_dict_in_generate", "output_scores", "output_logits"
     ),
     *_all("The call returns the new tokens. Leave it out.", "output_attentions", "output_hidden_states"),
-    *_all("There is no beam search. Use `temperature=0` for the greedy answer.", "num_beams", "length_penalty", off=1),
-    *_all("There is no beam search. Use `temperature=0` for the greedy answer.", "early_stopping"),
+    *_all(_BEAMS, "num_beams", "length_penalty", off=1),
+    *_all(_BEAMS, "early_stopping"),
     *_all("Groups of beams are not supported. Leave it out.", "num_beam_groups", off=1),
     *_all("Groups of beams are not supported. Leave it out.", "diversity_penalty", "constraints"),
-    *_all(
-        "Each prompt gives one row. Repeat it, as in `prompts.repeat_interleave(n, 0)`.", "num_return_sequences", off=1
-    ),
+    *_all("Sequences per prompt. Use `num_return_sequences=`.", "num_return_sequences", off=1),
     *_all(
         "Contrastive search is not supported. Use `contrast=ContrastWith(amateur)` for contrastive decoding.",
         "penalty_alpha",
