@@ -247,14 +247,14 @@ def stream_pieces(
 
 
 def text_of(
-    model: AutoregressiveWrapper | XTransformer,
+    model: Any,
     inputs: tuple[torch.Tensor, ...],
     ends: Sequence[int],
     decoder: Callable[[], StreamDecoder] | None,
     options: GenerateOptions,
     speculate: Speculate | None,
 ) -> Iterator[str]:
-    """The text of what follows the inputs of a model; of several sequences, one after the other."""
+    """The text of what follows the inputs of an AutoregressiveWrapper or XTransformer; of several sequences, one after the other."""
     gap = ""
     for row in sequences(model, inputs, ends, options, speculate):
         for piece in decoded(row, ends, None if decoder is None else decoder()):
@@ -264,7 +264,7 @@ def text_of(
 
 
 def sequences(
-    model: AutoregressiveWrapper | XTransformer,
+    model: Any,
     inputs: tuple[torch.Tensor, ...],
     ends: Sequence[int],
     options: GenerateOptions,
