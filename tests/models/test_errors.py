@@ -329,7 +329,10 @@ def test_models_without_logits_are_not_autoregressive() -> None:
         torch.nn.Linear(3, 3),
         None,
     ):
-        with pytest.raises(InputError, match=f"needs a TransformerWrapper; got {type(net).__name__}.*F.mse_loss"):
+        with pytest.raises(
+            InputError,
+            match=f"needs a TransformerWrapper; got {type(net).__name__}.*use ContinuousAutoregressiveWrapper",
+        ):
             AutoregressiveWrapper(net)
     encoder = TokenEncoder.from_config(model_of().config)
     with pytest.raises(InputError, match="needs logits, but TokenEncoder has none"):

@@ -131,16 +131,16 @@ class Contrasted(nn.Module):
 
     def __call__(
         self,
-        tokens: Tensor,
+        tokens: Tensor | None,
         *,
-        cache: KVCache | None,
+        cache: KVCache | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         **inputs: Any,
     ) -> Tensor:
         """Ids [B T] -> hidden states of both [B T, M of the model + M of the amateur]."""
         x = self.model(tokens, cache=cache, context=context, context_mask=context_mask, **inputs)
-        own = self._amateur_cache(len(tokens), rereads=True) if cache is None else self.amateur_cache
+        own = self._amateur_cache(len(x), rereads=True) if cache is None else self.amateur_cache
         weak = self.amateur(tokens, cache=own, **inputs)
         self.dtypes, wide = (x.dtype, weak.dtype), torch.promote_types(x.dtype, weak.dtype)
         return torch.cat([x.to(wide), weak.to(wide)], dim=-1)
