@@ -20,6 +20,7 @@ from x_positional.testing.checks_cache import (
     sliding_windows,
 )
 from x_positional.testing.checks_cross import cross_attention
+from x_positional.testing.checks_loss import labels
 from x_positional.testing.checks_module import compiles, compiles_decoding, copies, meta_init, no_buffers, state_dict
 from x_positional.testing.checks_positions import axes, custom_positions, float_positions, limit, order, shift
 from x_positional.testing.checks_precision import precision
@@ -94,6 +95,7 @@ _ALL: tuple[Check, ...] = (
     padding,
     ragged_decoding,
     packing,
+    labels,
     shift,
     limit,
     custom_positions,
