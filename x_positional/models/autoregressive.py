@@ -10,6 +10,7 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from x_positional.attention.cache import KVCache
+from x_positional.attention.embeds import arguments_of, check_covers_prepended, parts_of, places, with_prepended
 from x_positional.attention.inputs import (
     SeqLens,
     check_documents,
@@ -19,32 +20,44 @@ from x_positional.attention.inputs import (
     packed_documents,
     token_mask,
 )
+from x_positional.config.flags.answers import answers
 from x_positional.config.models import ModelConfig
 from x_positional.errors import InputError
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.options import DecodeOptions, GenerateAndReturnCache, GenerateOptions, parameters_of
-from x_positional.generation.prompts import PromptsLike, as_ids, read_prompts
+from x_positional.generation.prompts import EmbedsLike, PromptsLike, as_ids, read_prompts
 from x_positional.generation.sampling import is_integer
+from x_positional.models.absent import ExplainsAbsent
 from x_positional.models.language import TransformerWrapper
-from x_positional.models.loss import LossOptions, Reduction, marked_labels, next_tokens, sums_by_chunks
+from x_positional.models.loss import LossOptions, Reduction, marked_labels, sums_by_chunks, targets_after
 from x_positional.modules.cross_entropy import NO_TARGET
+
+NET_CALL = ("TransformerWrapper.forward", "AttentionLayers.forward")
+"""The tables of the calls that x-transformers passes further keywords on to."""
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """The checked inputs of a loss."""
+    """The checked inputs of a loss: rows of P prepended places and T tokens."""
 
-    ids: Tensor
-    """[B T]."""
+    row: tuple[Tensor, ...]
+    """The parts of a row, as in `parts_of`."""
     present: Tensor | None
-    """[B T] bool; None where every place holds a token."""
+    """[B P+T] bool; None where no mask was given: positions of -1 carry it too."""
     positions: Tensor | None
     documents: Tensor | None
     targets: Tensor
-    """[B T-1]."""
+    """[B P+T-1]."""
+
+    def all_but_last(self) -> tuple[Tensor | None, dict[str, Any]]:
+        """The tokens of a model's call that predicts every place but the first, and its keyword arguments."""
+        tokens, given = arguments_of([*self.row[:-1], self.row[-1][:, :-1]])
+        of_places = {"mask": self.present, "positions": self.positions, "document_ids": self.documents}
+        cut = {name: None if value is None else value[:, :-1] for name, value in of_places.items()}
+        return tokens, {**given, **cut}
 
 
-class AutoregressiveWrapper(nn.Module):
+class AutoregressiveWrapper(ExplainsAbsent):
     """Next-token loss and sampling for a `TransformerWrapper` of a Decoder.
 
     Args:
@@ -53,6 +66,7 @@ class AutoregressiveWrapper(nn.Module):
         pad_value: The id that fills rows after their eos.
     """
 
+    @answers("AutoregressiveWrapper")
     def __init__(self, net: TransformerWrapper, ignore_index: int = -100, pad_value: int = 0):
         super().__init__()
         config = _config_of(net)
@@ -74,9 +88,10 @@ class AutoregressiveWrapper(nn.Module):
             )
         self.net, self.ignore_index, self.pad_value = net, ignore_index, pad_value
 
+    @answers("AutoregressiveWrapper.forward", *NET_CALL)
     def forward(
         self,
-        tokens: Tensor,
+        tokens: Tensor | None = None,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
@@ -89,15 +104,18 @@ class AutoregressiveWrapper(nn.Module):
         z_loss: float = 0.0,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        prepend_embeds: Tensor | None = None,
         seq_lens: SeqLens | None = None,
     ) -> Tensor:
         """Mean cross entropy (nats) of tokens 1 .. T-1, each predicted from those before it, in float32 or wider.
 
         Padding, the token after left padding, ignore_index and the first token of a packed document are not targets. Without
-        any target the loss is 0, and so is its gradient.
+        any target the loss is 0, and so is its gradient. Prepended embeddings are no targets; with them token 0 is one too, as it
+        is predicted from the last of them.
 
         Args:
-            tokens: [B T] ids, T at least 2.
+            tokens: [B T] ids, T at least 2, or 1 after prepended embeddings.
             mask: [B T] bool, True = keep.
             positions: [B T] or [B T A], -1 for no token.
             document_ids: [B T], the document that each token of a packed row belongs to.
@@ -113,6 +131,9 @@ class AutoregressiveWrapper(nn.Module):
                 section 5, with 1e-4).
             context: [B S M] for cross-attention.
             context_mask: [B S] bool, True = keep.
+            inputs_embeds: [B T E] in place of tokens; needs labels.
+            prepend_embeds: [B P E] before the tokens, such as a soft prompt. Positions, documents and seq_lens then cover P + T
+                places; labels cover the T tokens, and so may a mask: see `TransformerWrapper.forward`.
             seq_lens: The lengths of packed documents, in place of `document_ids`.
 
         Raises:
@@ -120,20 +141,14 @@ class AutoregressiveWrapper(nn.Module):
                 or options that do not fit.
         """
         options = LossOptions(reduction, num_targets, label_smoothing, z_loss)
-        batch = self._read(tokens, mask, positions, document_ids, labels, loss_mask, seq_lens, options)
+        batch = self._read(
+            tokens, mask, positions, document_ids, labels, loss_mask, inputs_embeds, prepend_embeds, seq_lens, options
+        )
         targets, token_loss = batch.targets, options.token_loss()
         by_chunks = sums_by_chunks(self.net, targets, token_loss.reduction)
         inner = {"targets": targets, "token_loss": token_loss} if by_chunks else {}
-        found = self.net(
-            batch.ids[:, :-1],
-            mask=None if mask is None or batch.present is None else batch.present[:, :-1],
-            positions=None if batch.positions is None else batch.positions[:, :-1],
-            document_ids=None if batch.documents is None else batch.documents[:, :-1],
-            context=context,
-            context_mask=context_mask,
-            checked=True,
-            **inner,
-        )
+        read, given = batch.all_but_last()
+        found = self.net(read, context=context, context_mask=context_mask, checked=True, **given, **inner)
         if not by_chunks:
             found = token_loss.of_logits(found.flatten(0, 1), targets.flatten())
             found = found if token_loss.reduction == "sum" else found.view_as(targets)
@@ -141,13 +156,15 @@ class AutoregressiveWrapper(nn.Module):
 
     def count_targets(
         self,
-        tokens: Tensor,
+        tokens: Tensor | None = None,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
         *,
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        prepend_embeds: Tensor | None = None,
         seq_lens: SeqLens | None = None,
     ) -> Tensor:
         """The number of targets of `forward` with these arguments, as a tensor [] on the device of the tokens.
@@ -155,27 +172,28 @@ class AutoregressiveWrapper(nn.Module):
         `total = sum(model.count_targets(part) for part in parts)`, then `model(part, num_targets=total).backward()` for each
         part, gives the gradients of one batch with the rows of all parts. Raises InputError as `forward` does.
         """
-        batch = self._read(tokens, mask, positions, document_ids, labels, loss_mask, seq_lens, LossOptions())
+        given = labels, loss_mask, inputs_embeds, prepend_embeds, seq_lens
+        batch = self._read(tokens, mask, positions, document_ids, *given, LossOptions())
         return (batch.targets != NO_TARGET).sum()
 
     def _read(
         self,
-        tokens: Tensor,
+        tokens: Tensor | None,
         mask: Tensor | None,
         positions: Tensor | None,
         document_ids: Tensor | None,
         labels: Tensor | None,
         loss_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        prepend_embeds: Tensor | None,
         seq_lens: SeqLens | None,
         options: LossOptions,
-    ) -> "_Batch":
+    ) -> _Batch:
         """Raises InputError."""
-        tokens = as_ids(self.net.as_ids(tokens))
-        if tokens.ndim != 2 or tokens.shape[1] < 2:
-            raise InputError(f"a loss needs [batch, tokens] with at least two tokens; got {list(tokens.shape)}.")
-        batch, length = tokens.shape
-        ids = tokens.masked_fill(tokens == self.ignore_index, self.pad_value)
-        self.net.check_tokens(ids)
+        row, labels = self._row(tokens, inputs_embeds, prepend_embeds, labels, loss_mask, options)
+        batch, length, device = row[0].shape[0], places(row), row[0].device
+        mask = with_prepended(mask, "mask", row, 1)
+        check_covers_prepended(row, positions=positions, document_ids=document_ids)
         positions = None if positions is None else check_positions(positions, batch, length)
         if positions is not None:
             check_finite(positions)
@@ -184,10 +202,34 @@ class AutoregressiveWrapper(nn.Module):
             check_shows_a_token(present)
         documents = packed_documents(document_ids, seq_lens, batch, length)
         if documents is not None:
-            documents = check_documents(documents, batch, length).to(tokens.device)
+            documents = check_documents(documents, batch, length).to(device)
+        targets = targets_after(labels, length - labels.shape[1], present, documents)
+        return _Batch(row, None if mask is None else present, positions, documents, targets)
+
+    def _row(
+        self,
+        tokens: Any,
+        inputs_embeds: Any,
+        prepend_embeds: Any,
+        labels: Any,
+        loss_mask: Any,
+        options: LossOptions,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The parts of a row, as in `parts_of`, with ids that the model can read, and marked labels [B T]. Raises InputError."""
+        if tokens is not None:
+            tokens = as_ids(self.net.as_ids(tokens))
+            if tokens.ndim != 2 or tokens.shape[1] < 2 - (prepend_embeds is not None):
+                raise InputError(f"a loss needs [batch, tokens] with at least two tokens; got {list(tokens.shape)}.")
+        row = parts_of(tokens, inputs_embeds, prepend_embeds, self.net.check_embeds)
+        if places(row) < 2:
+            raise InputError(f"a loss needs at least two places a row; inputs_embeds has shape {list(row[-1].shape)}.")
         known = {"ignore_index": self.ignore_index, "num_tokens": self.net.num_tokens}
-        targets = next_tokens(marked_labels(tokens, labels, loss_mask, options=options, **known), present, documents)
-        return _Batch(ids, present, positions, documents, targets)
+        marked = marked_labels(row[-1], labels, loss_mask, options=options, **known)
+        if tokens is None:
+            return row, marked
+        ids = tokens.masked_fill(tokens == self.ignore_index, self.pad_value)
+        self.net.check_tokens(ids)
+        return (*row[:-1], ids), marked
 
     @overload
     @parameters_of(GenerateAndReturnCache)
@@ -195,6 +237,7 @@ class AutoregressiveWrapper(nn.Module):
     @overload
     @parameters_of(GenerateOptions)
     def generate(self, options: GenerateOptions) -> Tensor: ...
+    @answers("AutoregressiveWrapper.generate", *NET_CALL)
     @parameters_of(GenerateOptions)
     def generate(self, options: GenerateOptions) -> Tensor | tuple[Tensor, KVCache]:
         """Continue prompts by up to `seq_len` tokens. The parameters are the fields of `GenerateOptions`.
@@ -212,6 +255,7 @@ class AutoregressiveWrapper(nn.Module):
         tokens = loop.generate()
         return (tokens, loop.cache) if options.return_cache and loop.cache is not None else tokens
 
+    @answers("AutoregressiveWrapper.stream", "AutoregressiveWrapper.generate", *NET_CALL)
     @parameters_of(DecodeOptions)
     def stream(self, options: DecodeOptions) -> Iterator[Tensor]:
         """The tokens of `generate`, [B] at a time as they are drawn. The parameters are the fields of `DecodeOptions`.
@@ -220,6 +264,7 @@ class AutoregressiveWrapper(nn.Module):
         """
         return DecodeLoop(self.net, options, self.pad_value).stream()
 
+    @answers("AutoregressiveWrapper.prefill", "AutoregressiveWrapper.generate", *NET_CALL)
     def prefill(
         self,
         prompts: PromptsLike,
@@ -229,12 +274,13 @@ class AutoregressiveWrapper(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         positions: Tensor | None = None,
+        prepend_embeds: EmbedsLike = None,
         prefill_chunk_size: int | None = None,
     ) -> KVCache:
         """Read prompts into a cache, without new tokens: a prefix that several calls of `generate` continue.
 
-        `generate(prompts, seq_len, cache=prefix.fork(len(prompts)))` continues one prefix in every row, and
-        `generate(None, seq_len, cache=prefix.fork(4))` draws four samples of it.
+        `generate(prompts, seq_len, cache=prefix.copy().repeat(len(prompts)))` continues one prefix in every row, and
+        `generate(None, seq_len, cache=prefix.copy().repeat(4))` draws four samples of it.
 
         Args:
             prompts: One prompt [T], a right-padded batch [B T] with `prompt_lens`, or a list of prompts.
@@ -243,13 +289,15 @@ class AutoregressiveWrapper(nn.Module):
             context: [B S M] for the model's cross-attention.
             context_mask: [B S] bool, True = keep.
             positions: [B T] or [B T A] positions of the prompts, -1 for no token.
+            prepend_embeds: [B P E] before the prompts, as in `generate`.
             prefill_chunk_size: Tokens to read at a time; None reads them in one pass.
 
         Raises:
             InputError, PositionError, CacheError, ArgumentError: Before anything is computed.
         """
         if cache is None:
-            rows = read_prompts(prompts, prompt_lens, None, next(self.parameters()).device).tokens
+            device = next(self.parameters()).device
+            rows = read_prompts(prompts, prompt_lens, None, device, prepend_embeds, self.net.check_embeds).tokens
             cache = self.net.new_cache(len(rows), window=self.net.max_seq_len)
         options = DecodeOptions(
             prompts,
@@ -260,6 +308,7 @@ class AutoregressiveWrapper(nn.Module):
             context=context,
             context_mask=context_mask,
             positions=positions,
+            prepend_embeds=prepend_embeds,
             prefill_chunk_size=prefill_chunk_size,
         )
         DecodeLoop(self.net, options, self.pad_value).generate()

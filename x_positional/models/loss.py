@@ -1,9 +1,10 @@
 """The loss of a language model: its targets, how they are reduced, and when it is computed by chunks inside of the model.
 
-B batch, T tokens.
+B batch, P prepended places, T tokens.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args
@@ -92,10 +93,10 @@ class LossOptions:
 def marked_labels(
     tokens: Tensor, labels: Any, loss_mask: Any, *, ignore_index: int, num_tokens: int, options: LossOptions
 ) -> Tensor:
-    """[B T] int64 ids -> [B T] the id that each place has as a target, NO_TARGET where it is none.
+    """[B T] the id that each place has as a target, NO_TARGET where it is none.
 
     Args:
-        tokens: [B T] int64 ids.
+        tokens: [B T] int64 ids, or [B T E] embeddings, which need labels.
         labels: As in `AutoregressiveWrapper.forward`.
         loss_mask: As there.
         ignore_index: The label of no target.
@@ -105,13 +106,17 @@ def marked_labels(
     Raises:
         InputError: With every problem of labels, loss_mask and options.
     """
-    problems = options.problems()
+    problems, shape = options.problems(), tokens.shape[:2]
     if labels is not None:
         labels = as_tensor(labels, "labels").to(tokens.device)
-        problems += _label_problems(labels, tokens, ignore_index, num_tokens)
+        problems += _label_problems(labels, shape, ignore_index, num_tokens)
+    elif tokens.ndim == 3:
+        problems.append(
+            "inputs_embeds contain no ids to predict. Pass labels=[batch, places], the target of each place."
+        )
     if loss_mask is not None:
         loss_mask = as_tensor(loss_mask, "loss_mask").to(tokens.device)
-        problems += _mask_problems(loss_mask, tokens)
+        problems += _mask_problems(loss_mask, shape)
     if problems:
         raise InputError(problems[0] if len(problems) == 1 else listed("the loss cannot be computed:", problems))
     labels = tokens if labels is None else labels.long()
@@ -119,31 +124,52 @@ def marked_labels(
     return labels if loss_mask is None else torch.where(loss_mask, labels, NO_TARGET)
 
 
-def next_tokens(labels: Tensor, present: Tensor | None, documents: Tensor | None) -> Tensor:
-    """`marked_labels` [B T] -> [B T-1] targets: NO_TARGET also where this place or the next is padding [B T], and where the next
-    begins another document [B T]."""
+def targets_after(labels: Tensor, prepended: int, present: Tensor | None, documents: Tensor | None) -> Tensor:
+    """`marked_labels` [B T] -> [B P+T-1] the target of every place but the last: the label of the next one.
+
+    NO_TARGET where either place holds no token or another document begins, and for prepended places. The last one of these
+    predicts the first token of its row, padding between them or not.
+
+    Args:
+        labels: of each token.
+        prepended: P.
+        present: [B P+T] bool, True = a token or an embedding; None for all.
+        documents: [B P+T] ids; None for one a row.
+    """
+    batch, length = labels.shape[0], prepended + labels.shape[1]
+    if prepended:
+        labels = torch.cat([labels.new_full((batch, prepended), NO_TARGET), labels], 1)
     targets = labels[:, 1:]
     if present is not None:
         present = present.to(labels.device)
         targets = torch.where(present[:, 1:] & present[:, :-1], targets, NO_TARGET)
     if documents is not None:
         targets = torch.where(documents[:, 1:] == documents[:, :-1], targets, NO_TARGET)
-    return targets
+    if present is None or not prepended:
+        return targets
+    place = torch.arange(length, device=labels.device)
+    first = torch.where(present, place, length)[:, prepended:].amin(1, keepdim=True)  # of the tokens
+    last = torch.where(present, place, -1)[:, :prepended].amax(1, keepdim=True)  # of what is prepended
+    follows = (first < length) & (last >= 0)
+    first, last = first.clamp(max=length - 1), last.clamp(min=0)
+    if documents is not None:
+        follows &= documents.gather(1, first) == documents.gather(1, last)
+    return targets.scatter(1, last, torch.where(follows, labels.gather(1, first), targets.gather(1, last)))
 
 
-def _mask_problems(loss_mask: Tensor, tokens: Tensor) -> list[str]:
-    if loss_mask.dtype == torch.bool and loss_mask.shape == tokens.shape:
+def _mask_problems(loss_mask: Tensor, shape: Sequence[int]) -> list[str]:
+    if loss_mask.dtype == torch.bool and loss_mask.shape == shape:
         return []
     return [
-        f"loss_mask must be torch.bool of shape {list(tokens.shape)}, that of tokens, True = this token is a target; got "
+        f"loss_mask must be torch.bool of shape {list(shape)}, that of tokens, True = this token is a target; got "
         f"{loss_mask.dtype} of shape {list(loss_mask.shape)}. It is shifted here, as labels are; use .bool() for 0 and 1."
     ]
 
 
-def _label_problems(labels: Tensor, tokens: Tensor, ignore_index: int, num_tokens: int) -> list[str]:
-    if labels.shape != tokens.shape or labels.dtype not in INTEGERS:
+def _label_problems(labels: Tensor, shape: Sequence[int], ignore_index: int, num_tokens: int) -> list[str]:
+    if labels.shape != shape or labels.dtype not in INTEGERS:
         return [
-            f"labels must be integers of shape {list(tokens.shape)}, that of tokens; got {labels.dtype} of shape "
+            f"labels must be integers of shape {list(shape)}, that of tokens; got {labels.dtype} of shape "
             f"{list(labels.shape)}. They are shifted here: pass the tokens, with {ignore_index} where there is no target."
         ]
     labels = labels.long()

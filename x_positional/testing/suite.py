@@ -12,7 +12,7 @@ from x_positional.schemes.base import Capabilities
 from x_positional.testing.checks_backends import backends_agree, gradcheck, gradients_agree, hooks_run
 from x_positional.testing.checks_batch import batch_independent, packing, padding, prefix_consistent, ragged_decoding
 from x_positional.testing.checks_cache import (
-    cache_drops,
+    cache_crops,
     cache_grows,
     cache_reorders,
     cached_equals_full,
@@ -88,7 +88,7 @@ _ALL: tuple[Check, ...] = (
     cache_grows,
     sliding_windows,
     cache_reorders,
-    cache_drops,
+    cache_crops,
     int8_cache,
     prefix_consistent,
     batch_independent,
