@@ -8,6 +8,7 @@ import yaml
 
 from tests.support.command_line import Call
 from tests.support.training_runs import raw_config
+from x_positional.training import TrainConfig, train
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
@@ -50,6 +51,26 @@ def test_a_file_with_a_model_alone_and_the_folder_of_a_run_are_read(plot: Call, 
     pages = [tmp_path / "plots" / name / "index.html" for name in ("model", "run")]
     texts = [page.read_text().replace("of model", "of run") for page in pages]
     assert texts[0] == texts[1]
+
+
+def test_a_run_is_drawn_before_and_after_training(plot: Call, tmp_path: Path):
+    raw = raw_config(tmp_path, steps=3, eval_every=3, save_every=3)
+    raw["model"]["layers"] |= {"position": "t5", "depth": 1}
+    train(TrainConfig.model_validate(raw))
+    code, out, _ = plot("run")
+    assert code == 0
+    folder = tmp_path / "plots" / "run"
+    for kind in ("bias-map", "bias-distance"):
+        files = [folder / f"t5-{stage}-{kind}.png" for stage in ("initial", "trained")]
+        assert all(f"plots/run/{file.name}" in out for file in files)
+        assert files[0].read_bytes() != files[1].read_bytes()
+    page = (folder / "index.html").read_text()
+    assert page.count('<div class="beside">') == 2
+    assert page.count("<h2>") == 1
+    assert "Bias by distance, before training" in page
+    assert "The learned parameters are those after 3 training steps." in page
+    code, out, _ = plot("run", "--position", "none")
+    assert (code, "new parameters are drawn" in out) == (0, True)
 
 
 def test_a_scheme_without_pictures_has_a_page(plot: Call, tmp_path: Path):

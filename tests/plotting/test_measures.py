@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from x_positional import Alibi, Dynamic, Forgetting, Rope, XPos
 from x_positional.config.layers import LayersConfig
+from x_positional.config.models import ModelConfig
+from x_positional.models.language import build_model
 from x_positional.plotting.biases import bias_map, bias_of_distance, farthest
 from x_positional.plotting.contexts import distance_grid
 from x_positional.plotting.draw_embeddings import similarity, table
 from x_positional.plotting.draw_products import equal_heads, products, upper_bound
 from x_positional.plotting.rotation import cos_sin, find_pairs, frequencies, phasors
-from x_positional.plotting.schemes import PlottedScheme, plotted_schemes
+from x_positional.plotting.schemes import PlottedScheme, Stage, plotted_schemes
 from x_positional.pretrained.rope import DynamicNtk, Linear, Proportional, Yarn
 
 HEADS, DIM, WIDTH, LENGTH = 6, 40, 12, 37
@@ -345,3 +347,31 @@ def test_axes_in_channels_of_their_own_are_found():
     assert pairs is not None
     assert pairs.inputs == ((3, 9), (4, 10), (5, 11))
     torch.testing.assert_close(frequencies(found.probe, pairs, LENGTH), pair_speeds(6), rtol=2e-6, atol=0)
+
+
+def test_stages_have_the_parameters_of_their_models() -> None:
+    """Of the layer where a scheme is first; what adds nothing at first is shown as it is."""
+    config = LayersConfig(
+        dim=DIM,
+        depth=2,
+        heads=HEADS,
+        head_dim=WIDTH,
+        pattern=[{"position": ["absolute", "rope"]}, {"position": ["absolute", "cope"]}],
+    )
+    nets = [build_model(ModelConfig(num_tokens=9, max_seq_len=LENGTH, layers=config)) for _ in range(2)]
+    with torch.no_grad():
+        for parameter in nets[1].parameters():
+            parameter.add_(1.0)
+    stages = [Stage(str(i), f"at {i}", net.attn_layers) for i, net in enumerate(nets)]
+    found = {plotted.name: plotted for plotted in plotted_schemes(config, LENGTH, stages=stages)}
+    assert list(found) == ["absolute-0", "absolute-1", "rope", "cope-0", "cope-1"]
+    rows = [table(found[f"absolute-{i}"], LENGTH) for i in range(2)]
+    assert not torch.equal(*rows)
+    for row, net in zip(rows, nets, strict=True):
+        own = next(s for s in net.attn_layers.position_schemes if s.overrides("embed"))
+        assert torch.equal(row, own.embed(torch.zeros(1, LENGTH, DIM), torch.arange(LENGTH)[None])[0])
+    assert [one.name for one in found["cope-0"].beside] == ["cope-0", "cope-1"]
+    first = bias_map(found["cope-0"], 8)
+    assert not first.randomized
+    assert not first.values.nan_to_num().any()
+    assert bias_map(found["cope-1"], 8).values.nan_to_num().any()

@@ -1,5 +1,8 @@
 """Models of one's own written for transformers and in our own format, and what no family has."""
 
+import ast
+import json
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -13,12 +16,14 @@ from tests.support.published.compare import ids, perturb, quietly, their_logits
 from tests.support.rounding import assert_same
 from x_positional import (
     ArgumentError,
+    Decoder,
     Encoder,
     PretrainedError,
     TransformerWrapper,
     ViTransformerWrapper,
     from_pretrained,
 )
+from x_positional.config.models import plain
 from x_positional.models import saving
 from x_positional.pretrained.tensors import write
 
@@ -59,6 +64,43 @@ def test_models_of_ones_own(name: str, tmp_path: Path):
     expected = model(tokens)
     assert_same(their_logits(theirs, tokens), expected)
     assert_same(from_pretrained(tmp_path)(tokens), expected)
+
+
+CLOSE = {
+    "a default model": {},
+    "rope as in x-transformers": {"rotary_pos_emb": True},
+    "rms and glu": {"rotary_pos_emb": True, "use_rmsnorm": True, "ff_glu": True, "ff_swish": True},
+    "alibi": {"alibi_pos_bias": True},
+    "t5": {"rel_pos_bias": True},
+    "two windows": {"pattern": [{"position": "rope", "window": 3}, {"position": "cope"}]},
+}
+NEED = re.compile(r"it needs ([\w.]+)=(.*) \(this model: ")
+
+
+@pytest.mark.parametrize("name", CLOSE)
+def test_the_settings_that_a_family_needs_are_all_it_needs(name: str, tmp_path: Path):
+    """A model with the keys of the message is written as that family."""
+    layers = Decoder(dim=32, depth=2, heads=2, **CLOSE[name])
+    model = TransformerWrapper(num_tokens=31, max_seq_len=20, attn_layers=layers)
+    with pytest.raises(PretrainedError, match="format='native'") as error:
+        model.save_pretrained(tmp_path / "model", format="hf")
+    found = dict(match.groups() for problem in error.value.problems if (match := NEED.match(problem)))
+    if "of each layer" in str(error.value):
+        assert "it needs layers.position of each layer=[" in str(error.value)
+        return
+    assert found
+    fields = plain(model.config)
+    for path, value in found.items():
+        *sections, key = path.split(".")
+        section = fields
+        for one in sections:
+            section[one] = {"kind": section[one]} if isinstance(section.get(one), str) else section.get(one) or {}
+            section = section[one]
+        section[key] = ast.literal_eval(value)
+    TransformerWrapper.from_config(fields).save_pretrained(tmp_path / "model", format="hf")
+    family = re.search(r"closest family is (\w+):", str(error.value))
+    assert family is not None
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == family[1]
 
 
 REFUSED = {

@@ -149,7 +149,8 @@ class AutoregressiveWrapper(ExplainsAbsent):
             labels: [B T] the target of each place, ignore_index for a token that is read but is no target, such as the prompt
                 in instruction tuning. They align with tokens and are shifted here, as in transformers. Defaults to tokens.
             loss_mask: [B T] bool, True = this token is a target, unless labels or padding exclude it. Shifted like labels.
-            reduction: "mean" over the targets, "sum", or "none": [B T-1], 0 where there is no target.
+            reduction: "mean" over the targets, "sum", or "none": [B T-1], or [B P+T-1] after P prepended embeddings, 0 where there
+                is no target.
             num_targets: What the mean divides by in place of the targets of this batch: their number in all micro-batches of a
                 step, from `count_targets`. Then the losses and gradients of the micro-batches add up to those of one batch.
             label_smoothing: Share of each target that is spread evenly over the vocabulary, as in torch's cross_entropy

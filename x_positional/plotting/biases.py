@@ -48,7 +48,7 @@ def reads_content(scheme: PositionScheme) -> bool:
 def bias_map(plotted: PlottedScheme, tokens: int) -> ScoreBias:
     """[H T S] with T = S = tokens; for one random sequence if content-dependent."""
     ctx = square(plotted, tokens)
-    return _measured(plotted.scheme, lambda scheme: _added(scheme, plotted, ctx)[0])
+    return _measured(plotted, lambda scheme: _added(scheme, plotted, ctx)[0])
 
 
 def farthest(plotted: PlottedScheme) -> int:
@@ -65,17 +65,18 @@ def bias_of_distance(plotted: PlottedScheme, distances: Tensor) -> ScoreBias:
     """[H N] at integer distances [N]; averaged over random sequences if content-dependent."""
     if not reads_content(plotted.scheme):
         ctx = at_distances(plotted, distances)
-        return _measured(plotted.scheme, lambda scheme: _added(scheme, plotted, ctx)[0, :, 0])
+        return _measured(plotted, lambda scheme: _added(scheme, plotted, ctx)[0, :, 0])
     ctx = replace(last_query(plotted, int(distances.max()) + 1), batch=SAMPLES)
     keys = ctx.S - 1 - distances.clamp(min=0)  # content-dependent schemes are causal
-    return _measured(plotted.scheme, lambda scheme: _added(scheme, plotted, ctx)[:, :, 0].mean(0)[:, keys])
+    return _measured(plotted, lambda scheme: _added(scheme, plotted, ctx)[:, :, 0].mean(0)[:, keys])
 
 
 @torch.no_grad()
-def _measured(scheme: PositionScheme, measure: Callable[[PositionScheme], Tensor]) -> ScoreBias:
-    """Measure with the initial parameters, or with random ones if those add nothing."""
+def _measured(plotted: PlottedScheme, measure: Callable[[PositionScheme], Tensor]) -> ScoreBias:
+    """Measure with the parameters of a stage, or with the initial ones; with random ones if the latter add nothing."""
+    scheme = plotted.scheme
     values, randomized = measure(scheme), False
-    if not values.nan_to_num().any():
+    if plotted.stage is None and not values.nan_to_num().any():
         scheme, randomized = copy.deepcopy(scheme), True
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)

@@ -79,9 +79,9 @@ def evenly_spaced(count: int, most: int) -> list[int]:
     return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).round().long().tolist()
 
 
-def colour_range(values: Tensor) -> tuple[str, float, float]:
+def colour_range(*values: Tensor) -> tuple[str, float, float]:
     """Colour map and limits: diverging and symmetric about 0 if there are both signs, otherwise from minimum to maximum."""
-    finite = values[values.isfinite()]
+    finite = torch.cat([one[one.isfinite()] for one in values])
     low, high = float(finite.min()), float(finite.max())
     if low < 0 < high:
         far = max(-low, high)

@@ -3,7 +3,10 @@
 H heads, T query tokens, S key tokens, N distances.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -22,6 +25,9 @@ from x_positional.plotting.canvas import (
 from x_positional.plotting.contexts import distance_grid, nearest
 from x_positional.plotting.schemes import PlottedScheme
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 TOKENS, PANELS, LINES, NEAR, COUNT = 64, 12, 8, 128, 1024
 
 
@@ -34,7 +40,7 @@ def draw_map(plotted: PlottedScheme) -> Picture:
     rows = math.ceil(len(heads) / columns)
     drawn = figure(2.1 * columns + 1.2, 2.1 * rows + 0.5)
     grid = drawn.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    colour_map, low, high = colour_range(added.values[heads])
+    colour_map, low, high = colour_range(*(bias_map(one, tokens).values[heads] for one in plotted.beside))
     images = []
     for index, axes in enumerate(grid.flat):
         if index >= len(heads):
@@ -67,6 +73,7 @@ def draw_curves(plotted: PlottedScheme) -> Picture:
             label = f"head {head + 1}" if head in evenly_spaced(heads, LINES) else None
             axes.plot(distances.numpy(), added.values[head].numpy(), color=colour, linewidth=1.5, label=label)
         axes.set_xlim(1.02 * int(distances.min()), 1.02 * int(distances.max()))
+        _same_limits(axes, plotted, distances)
         style(
             axes,
             xlabel="distance (query position - key position)",
@@ -81,6 +88,14 @@ def draw_curves(plotted: PlottedScheme) -> Picture:
         _curves_caption(plotted, ranges[1], measured[1]),
         png(drawn),
     )
+
+
+def _same_limits(axes: Axes, plotted: PlottedScheme, distances: Tensor) -> None:
+    """The vertical limits that show every stage of the scheme."""
+    if plotted.others:
+        _, low, high = colour_range(*(bias_of_distance(one, distances).values for one in plotted.beside))
+        margin = 0.05 * (high - low)
+        axes.set_ylim(low - margin, high + margin)
 
 
 def _map_caption(plotted: PlottedScheme, added: ScoreBias, shown: int) -> str:

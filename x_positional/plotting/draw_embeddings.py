@@ -34,7 +34,7 @@ def similarity(rows: Tensor) -> Tensor:
 def draw_table(plotted: PlottedScheme) -> Picture:
     """Heatmap: position by channel."""
     rows = table(plotted, _rows(plotted))
-    colour_map, low, high = colour_range(rows)
+    colour_map, low, high = colour_range(*(table(one, len(rows)) for one in plotted.beside))
     drawn = figure(7.2, 4.4)
     axes = drawn.subplots()
     image = axes.imshow(rows.numpy(), cmap=colour_map, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
@@ -52,7 +52,7 @@ def draw_table(plotted: PlottedScheme) -> Picture:
 def draw_similarity(plotted: PlottedScheme) -> Picture:
     """Heatmap: position by position."""
     cosines = similarity(table(plotted, _rows(plotted)))
-    colour_map, low, high = colour_range(cosines)
+    colour_map, low, high = colour_range(*(similarity(table(one, len(cosines))) for one in plotted.beside))
     drawn = figure(5.6, 4.6)
     axes = drawn.subplots()
     image = axes.imshow(cosines.numpy(), cmap=colour_map, vmin=low, vmax=high, interpolation="nearest")

@@ -3,7 +3,7 @@ HTML page with all of them, for light and dark browsers."""
 
 import base64
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from x_positional.plotting.draw_embeddings import draw_similarity, draw_table, e
 from x_positional.plotting.draw_products import draw_bound, draw_products
 from x_positional.plotting.draw_rotation import draw_cos_sin, draw_wavelengths
 from x_positional.plotting.rotation import rotates
-from x_positional.plotting.schemes import PlottedScheme, plotted_schemes
+from x_positional.plotting.schemes import PlottedScheme, Stage, plotted_schemes
 from x_positional.progress import Track, silent
 
 PAGE = "index.html"
@@ -26,7 +26,7 @@ body { margin: 0 auto; padding: 1.5rem; max-width: 62rem; font: 16px/1.5 system-
 h1 { font-size: 1.5rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: 6px;
        box-sizing: border-box; border: 1px solid #d8d8d8; }
-figcaption { margin-top: .4rem; } .facts { color: #555; }
+figcaption { margin-top: .4rem; } .beside { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; } .facts { color: #555; }
 @media (prefers-color-scheme: dark) { body { background: #17181a; color: #e8e8e6; } .facts { color: #b0b0ae; }
        img { border-color: #3a3a3c; } }
 """
@@ -48,7 +48,8 @@ class Section:
     title: str
     summary: str
     """One line about the scheme."""
-    pictures: Sequence[Picture]
+    pictures: Sequence[Sequence[Picture]]
+    """Rows of pictures beside each other: one, or one for each stage."""
     note: str = ""
     """How to read the plots, or why there are none."""
 
@@ -68,6 +69,7 @@ def draw(
     *,
     title: str,
     embed_dim: int | None = None,
+    stages: Sequence[Stage] = (),
     track: Track = silent,
 ) -> Gallery:
     """Plot every position scheme of a stack: one PNG per plot, and one HTML page with all of them.
@@ -78,32 +80,40 @@ def draw(
         folder: Output folder; created if missing.
         title: Title of the page.
         embed_dim: Width of the embeddings, if it differs from `layers.dim`.
+        stages: Whose learned parameters to draw beside each other; by default those of a new scheme.
         track: Shows progress; silent by default.
 
     Raises:
         MissingExtra: matplotlib is not installed. Nothing has been computed or written.
     """
     figure(1, 1)
-    schemes = plotted_schemes(layers, max_seq_len, embed_dim)
+    schemes = plotted_schemes(layers, max_seq_len, embed_dim, stages)
     work = [(plotted, plot) for plotted in schemes for does, plots in DRAWN if does(plotted) for plot in plots]
-    drawn = [(plotted, plot(plotted)) for plotted, plot in track(work, "plotting")]
+    drawn = [(plotted, _dated(plotted, plot(plotted))) for plotted, plot in track(work, "plotting")]
     by_scheme = {plotted.name: [p for owner, p in drawn if owner is plotted and p is not None] for plotted in schemes}
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for picture in (p for pictures in by_scheme.values() for p in pictures):
         files.append(folder / f"{picture.name}.png")
         files[-1].write_bytes(picture.png)
-    sections = [_section(plotted, by_scheme[plotted.name]) for plotted in schemes]
+    shown = [plotted for plotted in schemes if plotted.stage is None or plotted.stage is stages[0]]
+    sections = [_section(p, list(zip(*(by_scheme[one.name] for one in p.beside), strict=True))) for p in shown]
     page = folder / PAGE
     page.write_text(_render(title, _facts(layers, max_seq_len), sections), encoding="utf-8")
     return Gallery(page, files)
 
 
-def _section(plotted: PlottedScheme, pictures: list[Picture]) -> Section:
+def _dated(plotted: PlottedScheme, picture: Picture | None) -> Picture | None:
+    """The picture with its stage in the title."""
+    stage = plotted.stage
+    return picture if picture is None or stage is None else replace(picture, title=f"{picture.title}, {stage.when}")
+
+
+def _section(plotted: PlottedScheme, pictures: Sequence[Sequence[Picture]]) -> Section:
     summary = f"{plotted.config.summary} ({plotted.config.paper})" if plotted.config.paper else plotted.config.summary
     note = f"Positions vary along {_axes(plotted)}." if plotted.scheme.max_axes > 1 else ""
     note += " Every layer has its own parameters; one layer is shown." if plotted.scheme.per_layer else ""
-    return Section(plotted.name, summary, pictures, note.strip() if pictures else NOTHING)
+    return Section(plotted.section, summary, pictures, note.strip() if pictures else NOTHING)
 
 
 def _axes(plotted: PlottedScheme) -> str:
@@ -130,9 +140,14 @@ def _render(title: str, facts: str, sections: Sequence[Section]) -> str:
 
 
 def _rendered(section: Section) -> str:
-    pictures = "\n".join(_figure(picture) for picture in section.pictures)
+    pictures = "\n".join(_row(row) for row in section.pictures)
     note = f"<p>{escape(section.note)}</p>" if section.note else ""
     return f'<h2>{escape(section.title)}</h2>\n<p class="facts">{escape(section.summary)}</p>\n{note}{pictures}'
+
+
+def _row(pictures: Sequence[Picture]) -> str:
+    figures = "\n".join(map(_figure, pictures))
+    return figures if len(pictures) == 1 else f'<div class="beside">\n{figures}\n</div>'
 
 
 def _figure(picture: Picture) -> str:

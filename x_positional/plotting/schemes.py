@@ -3,13 +3,16 @@
 T positions, A position axes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from x_positional.config.layers import LayersConfig
+from x_positional.modules.stack import AttentionLayers
 from x_positional.schemes.base import Dims, PositionScheme
+from x_positional.schemes.compose import Chain
 from x_positional.schemes.registry import SchemeConfig
 
 
@@ -34,11 +37,23 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Parameters of a model at one time of its training."""
+
+    label: str
+    """Suffix of file names: `initial` or `trained`."""
+    when: str
+    """In words, as in "after 200 steps"."""
+    layers: AttentionLayers
+    """The layers that own them."""
+
+
+@dataclass(frozen=True)
 class PlottedScheme:
     """A scheme along one axis."""
 
-    name: str
-    """Prefix of its file names."""
+    section: str
+    """Name of the scheme and its axis."""
     config: SchemeConfig
     probe: Probe
     unscaled: Probe | None
@@ -47,6 +62,15 @@ class PlottedScheme:
     """The context length of the model."""
     window: int | None = None
     """The attention window of its layers; None for full attention."""
+    stage: Stage | None = None
+    """Whose learned parameters it has; None for those of a new scheme."""
+    others: tuple["PlottedScheme", ...] = ()
+    """The same scheme at the other stages, drawn beside it on the same scale."""
+
+    @property
+    def name(self) -> str:
+        """Prefix of its file names."""
+        return self.section if self.stage is None else f"{self.section}-{self.stage.label}"
 
     @property
     def scheme(self) -> PositionScheme:
@@ -81,7 +105,14 @@ class PlottedScheme:
         """A sentence for captions if the scheme has learned parameters, otherwise ""."""
         if not any(True for _ in self.scheme.parameters()):
             return ""
+        if self.stage is not None:
+            return f" The learned parameters are those {self.stage.when}."
         return " The learned parameters are at their initial values."
+
+    @property
+    def beside(self) -> tuple["PlottedScheme", ...]:
+        """This scheme at every stage."""
+        return (self, *self.others)
 
     def along_axes(self) -> list["PlottedScheme"]:
         """This scheme along all axes together, then along each axis if there are several."""
@@ -90,21 +121,51 @@ class PlottedScheme:
 
     def _along(self, axis: int) -> "PlottedScheme":
         unscaled = None if self.unscaled is None else replace(self.unscaled, axis=axis)
-        return replace(
-            self, name=f"{self.name}-axis-{axis + 1}", probe=replace(self.probe, axis=axis), unscaled=unscaled
-        )
+        probe, section = replace(self.probe, axis=axis), f"{self.section}-axis-{axis + 1}"
+        return replace(self, section=section, probe=probe, unscaled=unscaled)
+
+    def at(self, stages: Sequence[Stage], layer: int, part: int) -> list["PlottedScheme"]:
+        """This scheme with the parameters that it has at each stage, as part of the scheme of a layer."""
+        schemes = [leaves(stage.layers.kinds[layer].scheme)[part] for stage in stages]
+        staged = [
+            replace(self, probe=replace(self.probe, scheme=scheme), stage=stage)
+            for scheme, stage in zip(schemes, stages, strict=True)
+        ]
+        return [replace(own, others=tuple(other for other in staged if other is not own)) for own in staged]
 
 
-def _distinct(layers: LayersConfig, max_seq_len: int) -> list[tuple[SchemeConfig, int | None]]:
+def leaves(scheme: PositionScheme) -> list[PositionScheme]:
+    """The schemes of a Chain, or the scheme itself."""
+    if not isinstance(scheme, Chain):
+        return [scheme]
+    return [leaf for part in scheme.parts if isinstance(part, PositionScheme) for leaf in leaves(part)]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A scheme with its attention window, and the first layer and part of its scheme where it is."""
+
+    config: SchemeConfig
+    window: int | None
+    layer: int
+    part: int
+
+
+def _distinct(layers: LayersConfig, max_seq_len: int) -> list[_Place]:
     """Every distinct pair of scheme and attention window, in the order of the layers."""
-    found: list[tuple[SchemeConfig, int | None]] = []
-    for kind in layers.resolved_layers(max_seq_len):
-        found += [(part, kind.window) for part in kind.parts if (part, kind.window) not in found]
+    found: list[_Place] = []
+    for layer, kind in enumerate(layers.resolved_layers(max_seq_len)):
+        known = [
+            one.config for one in found if one.window == kind.window
+        ]  # of earlier layers: one may have a scheme twice
+        found += [_Place(c, kind.window, layer, part) for part, c in enumerate(kind.parts) if c not in known]
     return found
 
 
-def plotted_schemes(layers: LayersConfig, max_seq_len: int, embed_dim: int | None = None) -> list[PlottedScheme]:
-    """The schemes of a stack, with the same initial parameters at every call.
+def plotted_schemes(
+    layers: LayersConfig, max_seq_len: int, embed_dim: int | None = None, stages: Sequence[Stage] = ()
+) -> list[PlottedScheme]:
+    """The schemes of a stack, with the same initial parameters at every call, or with those of each stage.
 
     A scheme with parameters per layer is built for one layer.
     """
@@ -113,16 +174,18 @@ def plotted_schemes(layers: LayersConfig, max_seq_len: int, embed_dim: int | Non
     schemes: list[PlottedScheme] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for config, window in _distinct(layers, max_seq_len):
-            seen.append(config.label)
-            count, plain = seen.count(seen[-1]), config.unstretched()
+        for place in _distinct(layers, max_seq_len):
+            seen.append(place.config.label)
+            count, plain = seen.count(seen[-1]), place.config.unstretched()
             plotted = PlottedScheme(
-                name=seen[-1] if count == 1 else f"{seen[-1]}-{count}",
-                config=config,
-                probe=Probe(config.build(dims), dims),
+                section=seen[-1] if count == 1 else f"{seen[-1]}-{count}",
+                config=place.config,
+                probe=Probe(place.config.build(dims), dims),
                 unscaled=None if plain is None else Probe(plain.build(dims), dims),
                 max_seq_len=max_seq_len,
-                window=window,
+                window=place.window,
             )
-            schemes += plotted.along_axes()
+            learned = any(True for _ in plotted.scheme.parameters())
+            for along in plotted.along_axes():
+                schemes += along.at(stages, place.layer, place.part) if stages and learned else [along]
     return schemes

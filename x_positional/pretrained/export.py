@@ -1,15 +1,17 @@
 """A model of x_positional as a published family: its config.json and tensors, or the reasons why no family fits."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from torch import Tensor
 
 from x_positional.config.models import ModelConfig
 from x_positional.config.vision import VisionConfig
-from x_positional.errors import PretrainedError, RopeError, did_you_mean
+from x_positional.errors import MAX_SHOWN, PretrainedError, RopeError, did_you_mean
 from x_positional.models.language import TokenEncoder
 from x_positional.models.saving import Saveable
 from x_positional.pretrained.config_json.canonical import AnyConfig, canonical, differences
@@ -84,10 +86,43 @@ def best_fit(config: AnyConfig, families: list[Family], headed: bool = True) -> 
             closest = fit
     if closest is None:
         raise PretrainedError(f"{CANNOT_WRITE}:", ["no family has models of this kind."])
-    needs = [f"it needs {path}={theirs!r} (this model: {own!r})." for path, (own, theirs) in closest.mismatches.items()]
+    needs = [_need(path, own, theirs) for path, (own, theirs) in closest.mismatches.items()]
     raise PretrainedError(
-        f"{CANNOT_WRITE}; the closest family is {closest.family.model_type}:", [*closest.problems, *needs]
+        f"{CANNOT_WRITE}; the closest family is {closest.family.model_type}:",
+        [*closest.problems, *needs[: MAX_SHOWN - 2 - len(closest.problems)], *_way_out(closest, needs)],
     )
+
+
+def _need(path: str, own: Any, theirs: Any) -> str:
+    """A setting that the family needs, by the key of the model's config. Layers that agree share one value."""
+    key = re.sub(r"(^|\.)each\.", r"\1layers.", path)
+    if key != path and all(isinstance(v, list) and all(one == v[0] for one in v) for v in (own, theirs)):
+        own, theirs = own[0], theirs[0]
+    elif key != path:
+        key += " of each layer"
+    return f"it needs {key}={_short(theirs)} (this model: {_short(own)})."
+
+
+def _way_out(fit: Fit, needs: list[str]) -> list[str]:
+    """Settings that were left out, and what to do."""
+    shown = MAX_SHOWN - 2 - len(fit.problems)
+    more = [f"and {len(needs) - shown} more settings."] if len(needs) > shown else []
+    how = "a model with these keys in its config can be written; " if needs and not fit.problems else ""
+    return [*more, f"{how}format='native' (--format native) writes this one as it is, for x_positional alone."]
+
+
+def _short(value: Any) -> str:
+    """A value as it is written in a config: without defaults, and one scheme without a list."""
+    if isinstance(value, tuple) and len(value) == 1:
+        return _short(value[0])
+    return repr(_written(value))
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        kind = {"kind": getattr(value, "kind")} if "kind" in type(value).model_fields else {}  # noqa: B009
+        return kind | {name: _written(inner) for name, inner in value.model_dump(exclude_defaults=True).items()}
+    return [_written(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _distance(fit: Fit) -> int:
