@@ -103,7 +103,9 @@ class Sdpa(Backend):
 
     def _by_kernel(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
         if isinstance(prepared.native, Texts) and ops.content is None:
-            return prepared.native.attend(q, k, v, lambda q, k, v, *mask: fused(q, k, v, mask[0], ops, is_causal=mask[1]))
+            return prepared.native.attend(
+                q, k, v, lambda q, k, v, *mask: fused(q, k, v, mask[0], ops, is_causal=mask[1])
+            )
         blocks = self._masks(prepared, ops, q.dtype)
         if len(blocks) == 1:
             return self._attend(q, k, v, blocks[0], prepared.ctx, ops)

@@ -15,10 +15,10 @@ from torch import Tensor
 from x_positional.attention.backends.base import torch_func_runs
 from x_positional.schemes.base import NO_TOKEN, AttentionContext, Span
 
-FEWEST = 128
-"""Queries below which a mask for all of them costs no more than finding the texts."""
-SHORTEST = 48
-"""Tokens in a text, on average, below which one call with a mask is faster than a call for each text."""
+FEWEST, FEWEST_PACKED = 512, 128
+"""Queries below which one call with a mask is at least as fast. In packed rows most pairs are hidden, which saves work earlier."""
+SHORTEST = 16
+"""Tokens in a text, on average, from which calls for each text are known to be faster."""
 BLOCK = 256
 """Queries of a text that share a mask, in a window."""
 
@@ -127,14 +127,13 @@ class Texts:
 def texts_of(ctx: AttentionContext) -> Texts | None:
     """The texts of a batch; None where torch's kernel needs a mask for them, or is faster with one."""
     irregular = ctx.visible is not None and (not ctx.ordered or ctx.q_documents is not None)
-    if not irregular or ctx.T < FEWEST or ctx.window.keep_first or not _on_host(ctx.q_index):
+    fewest = FEWEST if ctx.q_documents is None else FEWEST_PACKED
+    if not irregular or fewest > ctx.T or ctx.window.keep_first or not _on_host(ctx.q_index):
         return None
     aligned = ctx.causal or ctx.window.kept is not None
     if aligned and not torch.equal(ctx.q_index, ctx.kv_index):  # after cached tokens
         return None
-    queries, keys = (
-        _names(ctx, *at) for at in ((ctx.q_index, ctx.q_documents), (ctx.kv_index, ctx.kv_documents))
-    )
+    queries, keys = (_names(ctx, *at) for at in ((ctx.q_index, ctx.q_documents), (ctx.kv_index, ctx.kv_documents)))
     orders, sizes = [], []
     for row in range(ctx.batch):
         order = Order.of(queries[row]), Order.of(keys[row])
