@@ -1,6 +1,7 @@
 """Small models whose attention runs by blocks, and what their tests compare."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def without_torch_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 def model(position: object, *, kind: type = Decoder, length: int = LENGTH, **flags: Any) -> TransformerWrapper:
     """Small, with every parameter perturbed."""
     torch.manual_seed(0)
-    layers = kind(**{"dim": 8, "depth": 2, "heads": 2, "attn_dim_head": 4, "position": position, **flags})
+    layers = kind(**{"dim": 8, "depth": 2, "heads": 2, "attn_dim_head": 4, "position": deepcopy(position), **flags})
     net = TransformerWrapper(num_tokens=11, max_seq_len=length, attn_layers=layers)
     with torch.no_grad():
         for parameter in net.parameters():
