@@ -12,6 +12,7 @@ from tests.support.largest import largest_and_saved
 from x_positional import Decoder, TransformerWrapper
 from x_positional.attention.backends import texts
 from x_positional.attention.backends.tiles import attend, geometry
+from x_positional.schemes import traced
 from x_positional.schemes.cope import CountTerm
 
 LENGTH = 37
@@ -23,6 +24,7 @@ def by_small_blocks(monkeypatch: pytest.MonkeyPatch, queries: int = 5, keys: int
         monkeypatch.setattr(attend, fewest, 1)
     for fewest in ("FEWEST", "FEWEST_PACKED", "SHORTEST"):
         monkeypatch.setattr(texts, fewest, 1)
+    monkeypatch.setattr(traced, "FEWEST_LOOKUP", 1)
     monkeypatch.setattr(texts, "BLOCK", queries)
     monkeypatch.setattr(geometry, "QUERIES", queries)
     monkeypatch.setattr(geometry, "KEYS", keys)

@@ -17,6 +17,7 @@ from torch import Tensor
 from x_positional.attention.tokens import TokenLayout
 from x_positional.schemes.base import NO_TOKEN, AttentionContext, AttentionWindow, Bias, PositionScheme
 from x_positional.schemes.compose import Chain
+from x_positional.schemes.terms import widened
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class KeptTokens:
         batch, heads, width = q.shape[0], q.shape[1], q.shape[3]
         kv_index = self.kv_index.expand(batch, -1)
         slots = self.slots[:, None, :, None].expand(batch, k.shape[1], -1, width)
-        keys = k.gather(2, slots).float()  # an absent first token gathers some other slot, which is never looked up
-        moved_by = torch.unflatten(moved.float() - q.float(), 1, (k.shape[1], -1))
+        keys = widened(k.gather(2, slots))  # an absent first token gathers some other slot, which is never looked up
+        moved_by = torch.unflatten(widened(moved) - widened(q), 1, (k.shape[1], -1))
         change = torch.einsum("bgrtd,bgnd->bgrtn", moved_by, keys).flatten(1, 2) * scale
 
         def fn(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class Sdpa(Backend):
         if bias is None and (ctx.visible is None or ctx.plain_causal):
             return Prepared(ctx=ctx, bias=None, native=[Block(ctx.every_row, ctx.every_key, None)])
         term = shared_term(ctx, bias, dtype) if blocks_pay(ctx.T) else None
-        if term is not None:
+        if term is not None and term.fewest <= ctx.T:
             return Prepared(ctx=ctx, bias=bias, term=term)
         if bias is None:  # masks are made by the first layer that needs them: by blocks of queries, none does
             return Prepared(ctx=ctx, bias=None, native=texts_of(ctx) or [])
