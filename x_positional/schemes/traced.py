@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from x_positional.schemes.spans import Span
 from x_positional.schemes.terms import ScoreBlock, ScoreTerm
 
 FEWEST_LOOKUP = 2048
@@ -69,7 +68,10 @@ class _Replaced(TorchFunctionMode):
             return None
         heads = len(self._h)
         shape = *places.shape[:-3], heads, *places.shape[-2:]
-        rows, first = table.narrow(0, int(self._h[0, 0, 0]), heads), places.reshape(-1, 1, *places.shape[-2:]).flatten(2)
+        rows, first = (
+            table.narrow(0, int(self._h[0, 0, 0]), heads),
+            places.reshape(-1, 1, *places.shape[-2:]).flatten(2),
+        )
         found = rows.expand(len(first), -1, -1).gather(2, first.expand(-1, heads, -1))
         return found.view(shape)
 
