@@ -188,16 +188,21 @@ def test_a_function_that_tracing_cannot_follow_runs_in_the_kernel(small_tiles: N
     same_as_eager(Opaque(2), BATCH, depth=1)
 
 
-KEPT: list[Any] = ["rope", "t5", "alibi", "none", ["rope", "t5"], "dynamic", "polar"]
+KEPT: list[tuple[Any, dict[str, Any], bool]] = [("rope", {}, True), ("t5", LEFT, False)]
+EVERY_KEPT = [
+    (p, call, twice)
+    for p in ("rope", "t5", "alibi", "none", ["rope", "t5"], "dynamic", "polar")
+    for call in ({}, LEFT)
+    for twice in (False, True)
+]
 
 
-@pytest.mark.parametrize("position", draws(KEPT[:2], KEPT))
-@pytest.mark.parametrize("call", draws([LEFT], [{}, LEFT]))
+@pytest.mark.parametrize(("position", "call", "twice"), draws(KEPT, EVERY_KEPT))
 def test_kept_tokens_are_those_of_eager(
-    small_tiles: None, monkeypatch: pytest.MonkeyPatch, position: object, call: dict[str, Any]
+    small_tiles: None, monkeypatch: pytest.MonkeyPatch, position: object, call: dict[str, Any], twice: bool
 ) -> None:
     without_torch_kernel(monkeypatch)
-    same_as_eager(position, BATCH, call, window=6, keep_first=2, depth=1)
+    same_as_eager(position, BATCH, call, twice, window=6, keep_first=2, depth=1)
 
 
 @pytest.mark.parametrize("position", draws(["t5"], ["rope", "t5", "forgetting", "cope", "polar", DEBERTA]))
