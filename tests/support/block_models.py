@@ -77,7 +77,7 @@ def same_as_eager(
 
 
 def assert_linear_memory(
-    monkeypatch: pytest.MonkeyPatch, make: Callable[[int], Callable[[], Tensor]], length: int = 128
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[int], Callable[[], Tensor]], length: int = 160
 ) -> None:
     """A training step holds no tensor of N x N, and twice the length takes twice the memory. make: a length -> its loss."""
     by_small_blocks(monkeypatch, 8, 64)

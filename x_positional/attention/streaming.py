@@ -85,7 +85,7 @@ class KeptTerm(ScoreTerm):
 
     def _columns(self, block: ScoreBlock) -> tuple[Tensor, Tensor]:
         """Which of a block's keys are kept first tokens, and the number of each."""
-        place = block.row % len(self.kv_index), *block.keys
+        place = block.row % len(self.kv_index), block.keys.start, block.keys.stop
         if place not in self.known:
             index = self.kv_index[place[0], block.keys.cut]
             columns = ((index != NO_TOKEN) & (index < self.inputs[0].shape[-1])).nonzero()[:, 0]

@@ -108,7 +108,7 @@ class TracedTerm(ScoreTerm):
             return self.fn(b, h, i, j)[0]
 
     def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Any:
-        if not self.inputs:
+        if not any(t.requires_grad for t in inputs):
             scores += self.of_block(inputs, block).to(scores.dtype)
             return None
         with torch.enable_grad():

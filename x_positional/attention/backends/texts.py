@@ -74,7 +74,7 @@ class Order:
         x = x if self.slots is None else x.index_select(2, self.slots)
         return x.split(self.sizes, 2)
 
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
+    def join(self, parts: list[Tensor]) -> Tensor:
         """The inverse of `split`."""
         x = torch.cat(parts, 2) if len(parts) > 1 else parts[0]
         return x if self.slots is None else x.index_select(2, self.slots.argsort())
@@ -133,7 +133,7 @@ def texts_of(ctx: AttentionContext) -> Texts | None:
     aligned = ctx.causal or ctx.window.kept is not None
     if aligned and not torch.equal(ctx.q_index, ctx.kv_index):  # after cached tokens
         return None
-    queries, keys = (_names(ctx, *at) for at in ((ctx.q_index, ctx.q_documents), (ctx.kv_index, ctx.kv_documents)))
+    queries, keys = _names(ctx, ctx.q_index, ctx.q_documents), _names(ctx, ctx.kv_index, ctx.kv_documents)
     orders, sizes = [], []
     for row in range(ctx.batch):
         order = Order.of(queries[row]), Order.of(keys[row])

@@ -10,12 +10,11 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from x_positional.attention.backends.base import Prepared, ScoreOps, SeededDropout, autocasts, inside_torch_func
+from x_positional.attention.backends.tiles.cap_and_sinks import SoftcapTerm, add_sinks_, sink_gradient
 from x_positional.attention.backends.tiles.distance import DistanceBias, forward_by_kernel
 from x_positional.attention.backends.tiles.geometry import TilePlan, blocks_for
 from x_positional.attention.backends.tiles.gradients import tile_gradients
 from x_positional.attention.backends.tiles.online_softmax import forward_by_tiles
-from x_positional.attention.backends.tiles.sinks import add_sinks_, sink_gradient
-from x_positional.attention.backends.tiles.softcap import SoftcapTerm
 from x_positional.schemes.base import AttentionContext, Bias, Span
 from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm, widened
 
@@ -93,7 +92,8 @@ class TiledAttention(torch.autograd.Function):
         logsumexp = q.new_empty(*q.shape[:3], 1)
         ctx.plan, ctx.given, ctx.bias = plan, given, DistanceBias.of(plan, (q, k, v), inputs)
         if ctx.bias is None:
-            forward_by_tiles(plan, (q, k, v), inputs, out, logsumexp, sinks)
+            unrecorded = [t.detach() for t in inputs]  # terms need nothing for `differentiate` here
+            forward_by_tiles(plan, (q, k, v), unrecorded, out, logsumexp, sinks)
         else:
             forward_by_kernel(plan, (q, k, v), ctx.bias, out, logsumexp)
             if sinks is not None:

@@ -1,4 +1,8 @@
-"""A soft cap on the scores of a tile (Gemma 2, arXiv:2408.00118, section 2)."""
+"""What a layer adds to a softmax besides biases: a soft cap on the scores (Gemma 2, arXiv:2408.00118, section 2), and sinks, a key
+without a value in each head, whose logit is learned (gpt-oss).
+
+B batch, T query tokens, H heads, E value dim.
+"""
 
 from collections.abc import Sequence
 
@@ -37,3 +41,16 @@ class SoftcapTerm(ScoreTerm):
         least = torch.finfo(scores.dtype).min
         capped = self.cap * torch.tanh(scores / self.cap)
         return capped.masked_fill(scores.detach() < least / 2, least)
+
+
+def add_sinks_(sinks: Tensor, out: Tensor, logsumexp: Tensor) -> None:
+    """Change a result [B H T E] and its log-sum-exp [B H T 1], in place, to those with sinks [H]."""
+    joint = logsumexp.logaddexp(sinks[:, None, None])
+    out.mul_(logsumexp.sub(joint).exp_())
+    logsumexp.copy_(joint)
+
+
+def sink_gradient(sinks: Tensor, out: Tensor, logsumexp: Tensor, grad: Tensor) -> Tensor:
+    """[H], from the result, its log-sum-exp and its gradient: minus each sink's probability times result . gradient."""
+    probabilities = (sinks[:, None, None] - logsumexp).exp_()
+    return (grad * out).sum(-1, keepdim=True).mul_(probabilities).sum((0, 2, 3)).neg_()
