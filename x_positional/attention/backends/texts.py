@@ -134,7 +134,8 @@ def texts_of(ctx: AttentionContext) -> Texts | None:
     if aligned and not torch.equal(ctx.q_index, ctx.kv_index):  # after cached tokens
         return None
     queries, keys = _names(ctx, ctx.q_index, ctx.q_documents), _names(ctx, ctx.kv_index, ctx.kv_documents)
-    orders, sizes = [], []
+    orders: list[tuple[Order, Order]] = []
+    sizes: list[int] = []
     for row in range(ctx.batch):
         order = Order.of(queries[row]), Order.of(keys[row])
         if orders and all(a.same_as(b) for a, b in zip(order, orders[-1], strict=True)):
@@ -145,7 +146,7 @@ def texts_of(ctx: AttentionContext) -> Texts | None:
     if sum(len(order.names) for order, _ in orders) * SHORTEST > ctx.batch * ctx.T:
         return None
     starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
-    rows = [Rows(*order, _texts(ctx, start, *order)) for start, order in zip(starts, orders, strict=False)]
+    rows = [Rows(q, k, _texts(ctx, start, q, k)) for start, (q, k) in zip(starts, orders, strict=False)]
     return Texts(sizes, rows)
 
 
