@@ -1,18 +1,25 @@
 """Attention by blocks where rows are padded or packed: equal to eager in float64, and linear in memory."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.support.block_models import (
+    LENGTH,
+    assert_linear_memory,
+    by_small_blocks,
+    model,
+    same_as_eager,
+    without_torch_kernel,
+)
 from tests.support.draws import draws
-from tests.support.largest import largest_and_saved
 from x_positional import Decoder, Encoder, TransformerWrapper
-from x_positional.attention.backends.tiles import attend, geometry
-from x_positional.schemes.cope import CountTerm
+from x_positional.attention.backends import texts
 
-BATCH, LENGTH = 3, 37
+BATCH = 3
 CAUSAL: list[Any] = ["alibi", "t5", "dynamic", "forgetting", "cope", "polar", ["t5", "forgetting"], ["rope", "cope"]]
 DEBERTA: list[Any] = [
     {"kind": "deberta", "num_buckets": 6, "max_distance": 12, "terms": t} for t in ("both", "c2p", "p2c")
@@ -21,31 +28,13 @@ ROUNDED: Any = {"kind": "alibi", "rounding": "bfloat16", "scale": 0.5}
 BOTH_SIDES: list[Any] = ["t5", "dynamic", {"kind": "alibi", "learned": True, "variant": "asymmetric"}, *DEBERTA[:1]]
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of five queries for any length, and counts over three keys at a time."""
-    for fewest in ("FEWEST", "FEWEST_TRAINING", "FEWEST_INFERENCE"):
-        monkeypatch.setattr(attend, fewest, 1)
-    monkeypatch.setattr(geometry, "QUERIES", 5)
-    monkeypatch.setattr(geometry, "KEYS", 7)
-    monkeypatch.setattr(CountTerm, "width", 3)
-
-
-def model(position: object, *, kind: type = Decoder, length: int = LENGTH, **flags: Any) -> TransformerWrapper:
-    """Small, with every parameter perturbed."""
-    torch.manual_seed(0)
-    layers = kind(**{"dim": 8, "depth": 2, "heads": 2, "attn_dim_head": 4, "position": position, **flags})
-    net = TransformerWrapper(num_tokens=11, max_seq_len=length, attn_layers=layers)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += torch.randn_like(parameter) / 4
-    return net
-
-
-def inputs(length: int, case: str) -> dict[str, Any]:
+def inputs(length: int, case: str, batch: int = BATCH) -> dict[str, Any]:
     """What a model is called with besides tokens. Every row differs."""
-    index, amount = torch.arange(length).expand(BATCH, -1), torch.tensor([[0], [length // 5], [length // 2 + 1]])
-    documents = torch.stack([index[0] // (length // parts + 1) for parts in (1, 3, 4)])
+    index, amount = (
+        torch.arange(length).expand(batch, -1),
+        torch.tensor([[0], [length // 5], [length // 2 + 1]])[-batch:],
+    )
+    documents = torch.stack([index[0] // (length // parts + 1) for parts in (1, 3, 4)])[-batch:]
     return {
         "none": {},
         "left": {"mask": index >= amount},
@@ -59,24 +48,6 @@ def inputs(length: int, case: str) -> dict[str, Any]:
 
 
 CASES = ("left", "right", "holes", "packed", "packed, padded", "alternating documents")
-
-
-def gradients(net: TransformerWrapper, call: dict[str, Any], length: int = LENGTH) -> list[Tensor]:
-    """Logits, and the gradient of a projection of them for every parameter."""
-    tokens = torch.arange(BATCH * length).reshape(BATCH, length) % 11
-    logits = net(tokens, **call)
-    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    found = torch.autograd.grad((logits * weights.to(logits)).sum(), parameters, allow_unused=True)
-    return [logits, *(g for g in found if g is not None)]
-
-
-def same_as_eager(position: object, call: dict[str, Any], **flags: Any) -> None:
-    got, want = (gradients(model(position, backend=name, **flags).double(), call) for name in ("auto", "eager"))
-    for found, expected in zip(got, want, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-
-
 EVERY = [(s, c, {}) for s in CAUSAL for c in CASES]
 EVERY += [(s, c, {"kind": Encoder}) for s in BOTH_SIDES for c in (*CASES, "positions")]
 EVERY += [(s, c, {}) for s in DEBERTA for c in ("none", "right", "packed")]
@@ -86,31 +57,81 @@ EVERY += [(s, c, {"window": 6}) for s in ("t5", "forgetting", "cope") for c in (
 EVERY += [(s, "left", {"chunk": 7}) for s in ("t5", "cope")]
 
 
-@pytest.mark.parametrize(("position", "case", "flags"), draws(EVERY[::4], EVERY))
+@pytest.mark.parametrize(("position", "case", "flags"), draws(EVERY[::7], EVERY))
 def test_padded_and_packed_rows_are_those_of_eager(
-    small_blocks: None, monkeypatch: pytest.MonkeyPatch, position: object, case: str, flags: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, position: object, case: str, flags: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)  # every layer runs by blocks
-    same_as_eager(position, inputs(LENGTH, case), **flags)
+    by_small_blocks(monkeypatch)
+    without_torch_kernel(monkeypatch)
+    same_as_eager(position, BATCH, inputs(LENGTH, case), **flags)
 
 
-MEMORY = [(s, c) for s in CAUSAL for c in ("left", "right", "packed")]
+def test_the_last_padding_before_a_row_sees_later_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index of that query is -1, so its distances are those of the slots, and keys of later tiles are at negative ones."""
+    by_small_blocks(monkeypatch)
+    without_torch_kernel(monkeypatch)
+    same_as_eager("t5", 2, {"mask": torch.arange(LENGTH) >= torch.tensor([[6], [16]])}, depth=1)
 
 
-@pytest.mark.parametrize(("position", "case"), draws(MEMORY[::5], MEMORY))
+MASKS: list[dict[str, Any]] = [{}, {"window": 6}, {"chunk": 7}]
+TEXTS = [("rope", c, {"kind": k, **m}) for c in CASES for k in (Decoder, Encoder) for m in MASKS]
+TEXTS += [("none", c, {"kv_heads": 1, "heads": 4, **m}) for c in CASES for m in MASKS]
+
+
+@pytest.mark.parametrize(("position", "case", "flags"), draws(TEXTS[::5], TEXTS))
+def test_texts_of_padded_and_packed_rows_are_those_of_eager(
+    monkeypatch: pytest.MonkeyPatch, position: object, case: str, flags: dict[str, Any]
+) -> None:
+    by_small_blocks(monkeypatch)
+    monkeypatch.setattr(texts.AttentionContext, "visible_rows", None)  # no mask of all queries is made
+    attend, runs = texts.Texts.attend, []
+    monkeypatch.setattr(texts.Texts, "attend", lambda *a: runs.append(1) or attend(*a))
+    net = model(position, **flags)
+    net(torch.zeros(BATCH, LENGTH, dtype=torch.long), **inputs(LENGTH, case))
+    assert len(runs) == 2
+    monkeypatch.undo()
+    by_small_blocks(monkeypatch)
+    same_as_eager(position, BATCH, inputs(LENGTH, case), **flags)
+
+
+def other_keys(of: Callable[..., Any]) -> Callable[..., Any]:
+    """Padding sees the keys of the first text alone."""
+
+    def texts_of_row(*arguments: Any) -> list[texts.Text]:
+        found = of(*arguments)
+        alone = texts.Span(0, 1)
+        return [t if t.number is not None else texts.Text(1, [texts.Part(t.parts[0].rows, alone)]) for t in found]
+
+    return texts_of_row
+
+
+def test_a_text_that_reads_other_keys_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_small_blocks(monkeypatch)
+    monkeypatch.setattr(texts, "_texts", other_keys(texts._texts))
+    with pytest.raises(AssertionError):
+        same_as_eager("rope", BATCH, inputs(LENGTH, "left"))
+
+
+def test_a_padded_prompt_continues_from_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first chunk runs as texts; the next ones see cached keys through a mask."""
+    by_small_blocks(monkeypatch)
+    net, tokens = model("rope").double().eval(), torch.arange(BATCH * LENGTH).reshape(BATCH, LENGTH) % 11
+    mask = inputs(LENGTH, "left")["mask"]
+    whole, cache = net(tokens, mask=mask), net.new_cache(BATCH)
+    found = [net(part, mask=own, cache=cache) for part, own in zip(tokens.split(12, 1), mask.split(12, 1), strict=True)]
+    torch.testing.assert_close(torch.cat(found, 1)[mask], whole[mask], rtol=1e-10, atol=1e-10)
+
+
+MEMORY = [(s, c) for s in ("rope", *CAUSAL) for c in ("left", "right", "packed")]
+
+
+@pytest.mark.parametrize(("position", "case"), draws(MEMORY[::6], MEMORY))
 def test_memory_of_padded_and_packed_rows_is_linear(
     monkeypatch: pytest.MonkeyPatch, position: object, case: str
 ) -> None:
-    monkeypatch.setattr(attend, "FEWEST_TRAINING", 256)
-    monkeypatch.setattr(geometry, "QUERIES", 16)
-    monkeypatch.setattr(geometry, "KEYS", 64)
-    (short, saved), (long, saved_long) = (_step(position, case, length) for length in (256, 512))
-    assert short < 256**2 / 2
-    assert long <= 2.2 * short
-    assert saved_long <= 2.2 * saved
+    def step(length: int) -> Callable[[], Tensor]:
+        net: TransformerWrapper = model(position, length=length, depth=1, ff_mult=1)
+        call, tokens = inputs(length, case, 2), torch.zeros(2, length, dtype=torch.long)
+        return lambda: net(tokens, **call).square().mean()
 
-
-def _step(position: object, case: str, length: int) -> tuple[int, int]:
-    net, call = model(position, length=length), inputs(length, case)
-    tokens = torch.zeros(BATCH, length, dtype=torch.long)
-    return largest_and_saved(lambda: net(tokens, **call).square().mean())
+    assert_linear_memory(monkeypatch, step)

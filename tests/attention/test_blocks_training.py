@@ -5,17 +5,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tests.support.block_models import (
+    assert_linear_memory,
+    by_small_blocks,
+    gradients,
+    model,
+    same_as_eager,
+    without_torch_kernel,
+)
 from tests.support.draws import draws
-from tests.support.largest import largest_and_saved
-from x_positional import Decoder, TransformerWrapper
+from x_positional import TransformerWrapper
 from x_positional.attention import masks
 from x_positional.attention.backends.base import Prepared, ScoreOps, SeededDropout
 from x_positional.attention.backends.tiles import attend as tiles
-from x_positional.attention.backends.tiles import geometry
 from x_positional.modules.stack import set_activation_checkpointing
-from x_positional.schemes.base import AttentionContext
+from x_positional.schemes.base import AttentionContext, Bias, IndexFn, PositionScheme
 
 BATCH, HEADS, LENGTH = 2, 2, 23
 DEBERTA = {"kind": "deberta", "num_buckets": 6, "max_distance": 12}
@@ -24,11 +30,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of five queries and seven keys, for any length."""
-    for fewest in ("FEWEST", "FEWEST_TRAINING", "FEWEST_INFERENCE"):
-        monkeypatch.setattr(tiles, fewest, 1)
-    monkeypatch.setattr(geometry, "QUERIES", 5)
-    monkeypatch.setattr(geometry, "KEYS", 7)
+    by_small_blocks(monkeypatch)
 
 
 def causal_context() -> AttentionContext:
@@ -75,36 +77,145 @@ def test_dropout_keeps_its_share_and_each_part_its_own() -> None:
     assert SeededDropout(0.5, 7).kept([4], 40_001)[0].equal(found[1][1])
 
 
-def model(position: object, length: int, **flags: Any) -> TransformerWrapper:
-    torch.manual_seed(0)
-    layers = Decoder(**{"dim": 8, "depth": 2, "heads": 2, "attn_dim_head": 4, "position": position, **flags})
-    net = TransformerWrapper(num_tokens=11, max_seq_len=length, attn_layers=layers)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += torch.randn_like(parameter) / 4
-    return net
+CAP: dict[str, Any] = {"attn_softclamp_logits": True, "attn_logit_softclamp_value": 1.5}
+SINKS: dict[str, Any] = {"attn_head_learned_sink": True}
+LEFT: dict[str, Any] = {"mask": torch.arange(37) >= torch.tensor([[0], [6]])}
+NEW: list[tuple[Any, dict[str, Any], dict[str, Any], bool]] = [
+    ("rope", {**CAP, **SINKS, "window": 6}, LEFT, True),
+    ("cope", CAP, LEFT, False),
+    ("alibi", SINKS, {}, False),
+    ("rope", SINKS, {}, False),
+    ("t5", {**CAP, "attn_dropout": 0.0}, {}, False),
+    ("cope", CAP, {}, True),
+    (["t5", "forgetting"], {**CAP, **SINKS}, LEFT, True),
+    *(("t5", flags, call, True) for flags in (CAP, SINKS) for call in ({}, LEFT)),
+]
 
 
-def step(net: TransformerWrapper, length: int) -> list[Tensor]:
-    tokens = torch.arange(BATCH * length).reshape(BATCH, length) % 11
-    logits = net(tokens)
-    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    found = torch.autograd.grad((logits * weights.to(logits)).sum(), parameters, allow_unused=True)
-    return [logits, *(g for g in found if g is not None)]
+@pytest.mark.parametrize(("position", "flags", "call", "twice"), draws(NEW[:4], NEW))
+def test_soft_caps_and_sinks_are_those_of_eager(
+    small_tiles: None, position: object, flags: dict[str, Any], call: dict[str, Any], twice: bool
+) -> None:
+    same_as_eager(position, BATCH, call, twice, depth=1, **flags)
+
+
+def test_the_table_of_a_wide_model_is_read_in_its_dtype(small_tiles: None) -> None:
+    """ALiBi's slopes are float32 in a float64 model."""
+    same_as_eager("alibi", BATCH, depth=1)
+
+
+class Slope(PositionScheme):
+    """A learned slope of each head, as a function alone."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.slope = nn.Parameter(torch.linspace(0.3, 0.6, heads))
+
+    def bias(self, ctx: AttentionContext) -> Bias:
+        q, k = ctx.q_positions.expand(ctx.batch, -1), ctx.kv_positions.expand(ctx.batch, -1)
+
+        def fn(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return -self.slope[h] * (q[b, i] - k[b, j]).abs().to(self.slope.dtype).sqrt()
+
+        return Bias(fn, ctx.mask_batch, len(self.slope))
+
+
+class Lookup(Slope):
+    """A learned number of each head and distance, counted from the end, as a function alone."""
+
+    def __init__(self, heads: int, negative: bool = False):
+        super().__init__(heads)
+        self.table, self.first = nn.Parameter(torch.linspace(-1, 1, heads * 40).view(heads, 40)), -40 if negative else 0
+
+    def bias(self, ctx: AttentionContext) -> Bias:
+        q, k = ctx.q_positions.expand(ctx.batch, -1), ctx.kv_positions.expand(ctx.batch, -1)
+        fn: IndexFn = lambda b, h, i, j: self.table[h, (q[b, i] - k[b, j]).clamp(0, 39) + self.first]  # noqa: E731
+        return Bias(fn, ctx.mask_batch, len(self.table))
+
+
+class Mixed(Lookup):
+    """A function that reads a product of its own parameters."""
+
+    def bias(self, ctx: AttentionContext) -> Bias:
+        product, lookup = self.table * self.slope[:, None], super().bias(ctx)
+        return Bias(lambda b, h, i, j: product[h, i % 40] + lookup.fn(b, h, i, j), ctx.mask_batch, len(self.table))
+
+
+class Hidden(torch.autograd.Function):
+    """An operation that tracing cannot see into."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0]
+
+
+class Opaque(Slope):
+    """A function whose parameter tracing does not find."""
+
+    def bias(self, ctx: AttentionContext) -> Bias:
+        plain = super().bias(ctx)
+
+        def fn(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return plain.fn(b, h, i, j) + Hidden.apply(self.slope).sum()  # type: ignore[no-any-return]
+
+        return Bias(fn, plain.batch, plain.heads)
+
+
+FUNCTIONS = [
+    (Slope(2), False),
+    (Lookup(2), False),
+    (Mixed(2), True),
+    (Lookup(2, True), False),
+    (Slope(2), True),
+    (Lookup(2), True),
+]
+
+
+@pytest.mark.parametrize(("position", "twice"), draws(FUNCTIONS[:3], FUNCTIONS))
+@pytest.mark.parametrize("call", draws([LEFT], [{}, LEFT]))
+def test_learned_functions_are_those_of_eager(
+    small_tiles: None, monkeypatch: pytest.MonkeyPatch, position: PositionScheme, twice: bool, call: dict[str, Any]
+) -> None:
+    without_torch_kernel(monkeypatch)
+    same_as_eager(position, BATCH, call, twice, depth=1)
+
+
+def test_a_function_that_tracing_cannot_follow_runs_in_the_kernel(small_tiles: None) -> None:
+    same_as_eager(Opaque(2), BATCH, depth=1)
+
+
+KEPT: list[tuple[Any, dict[str, Any], bool]] = [("rope", {}, True), ("t5", LEFT, False)]
+EVERY_KEPT = [
+    (p, call, twice)
+    for p in ("rope", "t5", "alibi", "none", ["rope", "t5"], "dynamic", "polar")
+    for call in ({}, LEFT)
+    for twice in (False, True)
+]
+
+
+@pytest.mark.parametrize(("position", "call", "twice"), draws(KEPT, EVERY_KEPT))
+def test_kept_tokens_are_those_of_eager(
+    small_tiles: None, monkeypatch: pytest.MonkeyPatch, position: object, call: dict[str, Any], twice: bool
+) -> None:
+    without_torch_kernel(monkeypatch)
+    same_as_eager(position, BATCH, call, twice, window=6, keep_first=2, depth=1)
 
 
 @pytest.mark.parametrize("position", draws(["t5"], ["rope", "t5", "forgetting", "cope", "polar", DEBERTA]))
 def test_dropout_repeats_with_its_seed_and_when_activations_are_recomputed(
     small_tiles: None, monkeypatch: pytest.MonkeyPatch, position: object
 ) -> None:
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)  # every layer runs by blocks
+    without_torch_kernel(monkeypatch)
     found = []
     recomputed: Any
     for seed, recomputed in ((1, "none"), (1, "none"), (1, "blocks"), (2, "none")):
-        net = set_activation_checkpointing(model(position, LENGTH, attn_dropout=0.3), recomputed)
+        net = set_activation_checkpointing(model(position, length=LENGTH, attn_dropout=0.3), recomputed)
         torch.manual_seed(seed)
-        found.append(step(net, LENGTH))
+        found.append(gradients(net, BATCH, LENGTH))
     for other in found[1:3]:
         assert all(map(torch.equal, found[0], other))
     assert not torch.equal(found[0][0], found[3][0])
@@ -121,38 +232,37 @@ def distance(got: list[Tensor], want: list[Tensor]) -> float:
 def test_half_precision_by_blocks_is_as_exact_as_eager(
     small_tiles: None, monkeypatch: pytest.MonkeyPatch, position: object, autocast: bool
 ) -> None:
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)  # every layer runs by blocks
-    exact = step(model(position, LENGTH).double(), LENGTH)
+    without_torch_kernel(monkeypatch)
+    exact = gradients(model(position, length=LENGTH).double(), BATCH, LENGTH)
     for dtype in HALF[:1] if autocast else HALF:
         errors = []
         for backend in ("auto", "eager"):
-            net = model(position, LENGTH, backend=backend)
+            net = model(position, length=LENGTH, backend=backend)
             with torch.autocast("cpu", dtype, enabled=autocast):
-                found = step(net if autocast else net.to(dtype), LENGTH)
+                found = gradients(net if autocast else net.to(dtype), BATCH, LENGTH)
             assert found[0].dtype == dtype
             errors.append(distance(found, exact))
         assert errors[0] < 2 * errors[1] + torch.finfo(dtype).eps
 
 
+SMALL = {"depth": 1, "ff_mult": 1}
 CASES: dict[str, Callable[[int], TransformerWrapper]] = {
-    "dropout": lambda n: model("rope", n, attn_dropout=0.1),
-    "dropout and a bias": lambda n: model("t5", n, attn_dropout=0.1),
-    "dropout and gates": lambda n: model("forgetting", n, attn_dropout=0.1),
-    "half precision": lambda n: model("t5", n).bfloat16(),
-    "deberta": lambda n: model(DEBERTA, n),
+    "dropout": lambda n: model("rope", length=n, attn_dropout=0.1, **SMALL),
+    "dropout and a bias": lambda n: model("t5", length=n, attn_dropout=0.1, **SMALL),
+    "dropout and gates": lambda n: model("forgetting", length=n, attn_dropout=0.1, **SMALL),
+    "half precision": lambda n: model("t5", length=n, **SMALL).bfloat16(),
+    "deberta": lambda n: model(DEBERTA, length=n, **SMALL),
+    "a soft cap": lambda n: model("rope", length=n, **CAP, **SMALL),
+    "sinks and a bias": lambda n: model("t5", length=n, **SINKS, **SMALL),
+    "a learned function": lambda n: model(Slope(2), length=n, **SMALL),
+    "kept tokens": lambda n: model("rope", length=n, window=32, keep_first=2, **SMALL),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_memory_of_a_training_step_is_linear(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    monkeypatch.setattr(tiles, "FEWEST_TRAINING", 256)
-    monkeypatch.setattr(geometry, "QUERIES", 16)
-    monkeypatch.setattr(geometry, "KEYS", 64)
-    found = []
-    for length in (256, 512):
+    def step(length: int) -> Callable[[], Tensor]:
         net, tokens = CASES[case](length), torch.zeros(1, length, dtype=torch.long)
-        found.append(largest_and_saved(lambda net=net, tokens=tokens: net(tokens).square().mean()))  # type: ignore[misc]
-    (short, saved), (long, saved_long) = found
-    assert short < 256**2 / 2
-    assert long <= 2.2 * short
-    assert saved_long <= 2.2 * saved
+        return lambda: net(tokens).square().mean()
+
+    assert_linear_memory(monkeypatch, step)

@@ -17,6 +17,8 @@ from torch import Tensor
 from x_positional.attention.tokens import TokenLayout
 from x_positional.schemes.base import NO_TOKEN, AttentionContext, AttentionWindow, Bias, PositionScheme
 from x_positional.schemes.compose import Chain
+from x_positional.schemes.spans import Span
+from x_positional.schemes.terms import ScoreBlock, ScoreTerm, widened
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class KeptTokens:
         batch, heads, width = q.shape[0], q.shape[1], q.shape[3]
         kv_index = self.kv_index.expand(batch, -1)
         slots = self.slots[:, None, :, None].expand(batch, k.shape[1], -1, width)
-        keys = k.gather(2, slots).float()  # an absent first token gathers some other slot, which is never looked up
-        moved_by = torch.unflatten(moved.float() - q.float(), 1, (k.shape[1], -1))
+        keys = widened(k.gather(2, slots))  # an absent first token gathers some other slot, which is never looked up
+        moved_by = torch.unflatten(widened(moved) - widened(q), 1, (k.shape[1], -1))
         change = torch.einsum("bgrtd,bgnd->bgrtn", moved_by, keys).flatten(1, 2) * scale
 
         def fn(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -53,7 +55,62 @@ class KeptTokens:
             found = change[b, h, i, index.clamp(0, self.first - 1)]
             return torch.where((index != NO_TOKEN) & (index < self.first), found, 0.0)
 
-        return Bias(fn, batch, heads)
+        return KeptBias(fn, batch, heads, change, self.kv_index)
+
+
+@dataclass(frozen=True)
+class KeptBias(Bias):
+    """By how much the scores of the kept first tokens change."""
+
+    change: Tensor
+    """[B H T N]."""
+    kv_index: Tensor
+    """[B|1 S]."""
+
+    def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm:
+        return KeptTerm(self.change, self.kv_index)
+
+
+class KeptTerm(ScoreTerm):
+    """The same for blocks of scores: it reads and writes the kept columns alone.
+
+    Args:
+        change: [B H T N].
+        kv_index: [B|1 S].
+    """
+
+    def __init__(self, change: Tensor, kv_index: Tensor):
+        self.inputs, self.kv_index = (change,), kv_index
+        self.known: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+
+    def _columns(self, block: ScoreBlock) -> tuple[Tensor, Tensor]:
+        """Which of a block's keys are kept first tokens, and the number of each."""
+        place = block.row % len(self.kv_index), block.keys.start, block.keys.stop
+        if place not in self.known:
+            index = self.kv_index[place[0], block.keys.cut]
+            columns = ((index != NO_TOKEN) & (index < self.inputs[0].shape[-1])).nonzero()[:, 0]
+            self.known[place] = columns, index[columns]
+        return self.known[place]
+
+    def _of_block(self, change: Tensor, block: ScoreBlock) -> Tensor:
+        """[G R N]."""
+        return change[block.row, block.heads.cut, block.queries.cut]
+
+    def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> None:
+        columns, numbers = self._columns(block)
+        if len(columns):
+            scores.index_add_(-1, columns, self._of_block(inputs[0], block).index_select(-1, numbers).to(scores.dtype))
+
+    def differentiate(self, grad: Tensor, kept: None, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
+        columns, numbers = self._columns(block)
+        if sums[0] is not None and len(columns):
+            found = grad.index_select(-1, columns).to(sums[0].dtype)
+            self._of_block(sums[0], block).index_add_(-1, numbers, found)
+
+    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
+        columns, numbers = self._columns(block)
+        found = self._of_block(inputs[0], block).index_select(-1, numbers)
+        return scores.index_add(-1, columns, found.to(scores.dtype))
 
 
 def as_kept_tokens_see(layout: TokenLayout, window: AttentionWindow) -> TokenLayout | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from x_positional.schemes.spans import Span
 from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm
+from x_positional.schemes.traced import TracedTerm
 
 NO_TOKEN = -1
 """The index of padding, and of a cache slot that was never written."""
@@ -237,36 +238,9 @@ class Bias:
         return bias if visible is None else torch.where(visible, bias, float("-inf"))
 
     def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm | None:
-        """The same bias for these blocks of queries and keys, without autograd; None if there is no such form."""
-        first = Span(0, 1)
-        return None if self.fn(*grid(1, 1, first, first, ctx.device)).requires_grad else FixedTerm(self.fn)
-
-
-class FixedTerm(ScoreTerm):
-    """A bias that needs no gradient.
-
-    Args:
-        fn: the bias, pointwise in (b, h, q_idx, kv_idx).
-    """
-
-    inputs = ()
-
-    def __init__(self, fn: IndexFn):
-        self.fn = fn
-
-    def _of_block(self, block: ScoreBlock) -> Tensor:
-        b = torch.full((1, 1, 1, 1), block.row)
-        h = torch.arange(*block.heads)[:, None, None]
-        return self.fn(b, h, torch.arange(*block.queries)[:, None], torch.arange(*block.keys))[0]
-
-    def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> None:
-        scores += self._of_block(block).to(scores.dtype)
-
-    def differentiate(self, grad: Tensor, kept: None, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
-        """The gradient stays as it is."""
-
-    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
-        return scores + self._of_block(block).to(scores.dtype)
+        """The same bias for these blocks of queries and keys; None if there is no such form."""
+        queries, keys = blocks[0]
+        return TracedTerm.of(self.fn, ScoreBlock(0, Span(0, self.heads), queries, keys, 0))
 
 
 @dataclass(frozen=True)

@@ -131,11 +131,13 @@ class LookupTerm(ScoreTerm):
         return q[block.row % len(q), block.queries.cut, None] - k[block.row % len(k), block.keys.cut]
 
     def _follows_slots(self, block: ScoreBlock) -> bool:
-        """Whether the distances of all visible keys of a block are i - j + offset, of slot i and j."""
+        """Whether the distances of all visible keys of a block are i - j + offset, of slot i and j, and in the table. Those of
+        the last padding before a row may be the first alone: its index is -1, and it sees later keys."""
         place = block.row % self.ctx.mask_batch, *block.queries, *block.keys
         if place not in self.known:
             i = torch.arange(block.queries.start + self.offset, block.queries.stop + self.offset)
-            others = self._distances(block) != i[:, None] - torch.arange(*block.keys)
+            by_slot = i[:, None] - torch.arange(*block.keys)
+            others = (self._distances(block) != by_slot) | (by_slot < self.low) | (by_slot > self.high)
             visible = self.ctx.visible_in_row(block.row, block.queries, block.keys)
             self.known[place] = not bool((others & visible).any())
         return self.known[place]

@@ -42,6 +42,8 @@ class ScoreTerm:
 
     whole_rows: bool = False
     """Whether a score depends on other scores of its row, so that a block must hold all keys visible to its queries."""
+    fewest: int = 0
+    """Queries below which a bias that all layers share is faster as one tensor."""
     inputs: tuple[Tensor, ...]
     """Tensors with a gradient."""
 
@@ -74,6 +76,7 @@ class SumTerm(ScoreTerm):
     def __init__(self, parts: Sequence[ScoreTerm]):
         self.parts = parts
         self.whole_rows = any(part.whole_rows for part in parts)
+        self.fewest = max((part.fewest for part in parts), default=0)
         self.inputs = tuple(t for part in parts for t in part.inputs)
 
     def shares(self, tensors: Sequence[Any]) -> Iterator[tuple[ScoreTerm, Sequence[Any]]]:

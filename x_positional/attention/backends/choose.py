@@ -72,6 +72,4 @@ def choose(requested: str, flash: bool, kernel: Kernel, features: frozenset[str]
     if "sdpa" in able:
         return Choice("sdpa", f"fused: the scheme {_NEEDS[kernel]}")
     why = "; ".join(obstacles("sdpa", kernel, features))
-    if flash or kernel == "rows":
-        return Choice("blockwise", f"one block of queries at a time, exact: {why}")
-    return Choice("eager", f"{why}; attn_flash=True runs it one block of queries at a time, with less memory")
+    return Choice("blockwise", f"one block of queries at a time, exact: {why}")

@@ -3,6 +3,8 @@
 B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head dim, E value dim.
 """
 
+from typing import ClassVar
+
 import torch
 from einops import repeat
 from torch import Tensor
@@ -70,7 +72,9 @@ class Blockwise(Backend):
 
     name = "blockwise"
     kernels = ALL_KERNELS
-    block = 128
+    block: ClassVar[dict[str, int]] = {"cpu": 128}
+    wide_block = 1024
+    """Queries in a block on other devices."""
 
     def prepare(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Prepared:
         return Prepared(ctx=ctx, bias=bias, term=shared_term(ctx, bias, dtype))
@@ -85,7 +89,11 @@ class Blockwise(Backend):
         """Recorded by autograd, so that derivatives of any order and transforms of torch.func work."""
         ctx = prepared.ctx
         whole = torch.compiler.is_compiling()  # the compiler would recompile for every number of blocks
-        blocks = [(ctx.every_row, ctx.every_key)] if whole else blocks_of(ctx, self.block)
+        blocks = (
+            [(ctx.every_row, ctx.every_key)]
+            if whole
+            else blocks_of(ctx, self.block.get(q.device.type, self.wide_block))
+        )
         out = [self._block(q, k, v, prepared, ops, rows, keys) for rows, keys in blocks]
         return out[0] if len(out) == 1 else torch.cat(out, dim=2)
 

@@ -21,6 +21,7 @@ from x_positional.attention.backends.base import (
     refuse_second_derivative,
 )
 from x_positional.attention.backends.eager import share_heads
+from x_positional.attention.backends.texts import Texts, texts_of
 from x_positional.attention.backends.tiles.attend import applies, attend_by_tiles, blocks_pay, shared_term
 from x_positional.schemes.base import AttentionContext, Bias, Span
 
@@ -56,20 +57,21 @@ class Sdpa(Backend):
         if bias is None and (ctx.visible is None or ctx.plain_causal):
             return Prepared(ctx=ctx, bias=None, native=[Block(ctx.every_row, ctx.every_key, None)])
         term = shared_term(ctx, bias, dtype) if blocks_pay(ctx.T) else None
-        if term is not None:
+        if term is not None and term.fewest <= ctx.T:
             return Prepared(ctx=ctx, bias=bias, term=term)
         if bias is None:  # masks are made by the first layer that needs them: by blocks of queries, none does
-            return Prepared(ctx=ctx, bias=None, native=[])
+            return Prepared(ctx=ctx, bias=None, native=texts_of(ctx) or [])
         return Prepared(ctx=ctx, bias=bias, native=self._masked_blocks(ctx, bias, dtype))
 
     def _masks(self, prepared: Prepared, ops: ScoreOps, dtype: torch.dtype) -> list[Block]:
-        if prepared.native:
-            return prepared.native  # type: ignore[no-any-return]
+        known = prepared.native if isinstance(prepared.native, list) else None
+        if known:
+            return known
         if ops.content is not None and prepared.bias is None:  # its dense form carries the mask
             return [Block(rows, keys, None) for rows, keys in self._blocks(prepared.ctx)]
         blocks = self._masked_blocks(prepared.ctx, prepared.bias, dtype)
-        if prepared.native is not None:
-            prepared.native.extend(blocks)
+        if known is not None:
+            known.extend(blocks)
         return blocks
 
     def _masked_blocks(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> list[Block]:
@@ -100,6 +102,10 @@ class Sdpa(Backend):
         return q.device.type == "cpu" and (q.shape[-1] != v.shape[-1] or biased or ops.dropout > 0)
 
     def _by_kernel(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
+        if isinstance(prepared.native, Texts) and ops.content is None:
+            return prepared.native.attend(
+                q, k, v, lambda q, k, v, *mask: fused(q, k, v, mask[0], ops, is_causal=mask[1])
+            )
         blocks = self._masks(prepared, ops, q.dtype)
         if len(blocks) == 1:
             return self._attend(q, k, v, blocks[0], prepared.ctx, ops)

@@ -11,6 +11,7 @@ from x_positional.config.validate.kernels import FLEX_MIN, Heads, sdpa_kernel
 from x_positional.config.validate.probe import rotated_width
 from x_positional.config.validate.rule import rule
 from x_positional.errors import MAX_SHOWN
+from x_positional.schemes import traced
 from x_positional.schemes.base import Capabilities
 
 
@@ -198,9 +199,12 @@ def blocks_from(case: Case) -> int | None:
     """The number of tokens from which sdpa computes a CPU's attention by blocks of queries, where torch has no fused kernel; None
     where it never does."""
     use, attn = case.use, case.layers.attn
-    if use.device != "cpu" or (use.train and _moves_kept_tokens(case)):
+    if use.device != "cpu":
         return None
-    if any(s.overrides("bias") for s in case.schemes):
+    biased = [s for s in case.schemes if s.overrides("bias")]
+    if use.train and _moves_kept_tokens(case) and any(list(s.parameters()) for s in biased):
+        return traced.FEWEST_LOOKUP
+    if biased:
         return attend.FEWEST_TRAINING if use.train else attend.FEWEST_INFERENCE
     other = _query_width(case) != case.layers.value_dim or (use.train and attn.dropout > 0)
     return attend.FEWEST if other else attend.FEWEST_TRAINING

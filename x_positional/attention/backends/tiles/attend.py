@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from x_positional.attention.backends.base import Prepared, ScoreOps, SeededDropout, autocasts, inside_torch_func
+from x_positional.attention.backends.tiles.cap_and_sinks import SoftcapTerm, add_sinks_, sink_gradient
 from x_positional.attention.backends.tiles.distance import DistanceBias, forward_by_kernel
 from x_positional.attention.backends.tiles.geometry import TilePlan, blocks_for
 from x_positional.attention.backends.tiles.gradients import tile_gradients
@@ -47,7 +48,8 @@ def shared_term(ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) ->
 
 def attend_by_tiles(q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor | None:
     """Attention by tiles, or None where it does not apply. Keys and values have as many heads as the queries."""
-    if not applies((q, k, v), q.shape[2]) or ops.softcap is not None or ops.sinks is not None:
+    given = (q, k, v) if ops.sinks is None else (q, k, v, ops.sinks)
+    if not applies(given, q.shape[2]):
         return None
     blocks = blocks_for(prepared.ctx)
     terms = _terms(prepared, ops, blocks)
@@ -56,7 +58,7 @@ def attend_by_tiles(q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: Sc
     plan = TilePlan(prepared.ctx, blocks, ops.scale, terms, SeededDropout.drawn(ops.dropout) if ops.dropout else None)
     dtype = torch.get_autocast_dtype("cpu") if autocasts("cpu") and q.dtype != torch.float64 else q.dtype
     with no_autocast():
-        out: Tensor = TiledAttention.apply(plan, *map(widened, (q, k, v, *plan.terms.inputs)))
+        out: Tensor = TiledAttention.apply(plan, len(given), *map(widened, (*given, *plan.terms.inputs)))
     return out.to(dtype)
 
 
@@ -65,6 +67,7 @@ def _terms(prepared: Prepared, ops: ScoreOps, blocks: list[tuple[Span, Span]]) -
     ctx = prepared.ctx
     found = [] if prepared.bias is None else [prepared.term]
     found += [] if ops.content is None else [ops.content.term(ctx, blocks)]
+    found += [] if ops.softcap is None else [SoftcapTerm(ops.softcap, ops.transform is not None)]
     if ops.transform is not None:
         make, q = ops.row_term, ops.unrotated_q
         found.append(None if make is None or q is None else make(q, ctx))
@@ -78,55 +81,66 @@ def no_autocast() -> AbstractContextManager[object]:
 
 
 class TiledAttention(torch.autograd.Function):
-    """[B H T D], [B H S D], [B H S E], inputs of the terms -> [B H T E]."""
+    """[B H T D], [B H S D], [B H S E], the sinks [H] where there are some, inputs of the terms -> [B H T E]."""
 
     @staticmethod
-    def forward(ctx: Any, plan: TilePlan, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, plan: TilePlan, given: int, *tensors: Tensor) -> Tensor:
+        """given: how many tensors come before the inputs of the terms."""
+        (q, k, v), sinks, inputs = tensors[:3], tensors[3] if given > 3 else None, tensors[given:]
         joined = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])  # the layout in which heads are joined
         out = joined.transpose(1, 2)
         logsumexp = q.new_empty(*q.shape[:3], 1)
-        ctx.plan, ctx.bias = plan, DistanceBias.of(plan, (q, k, v), inputs)
+        ctx.plan, ctx.given, ctx.bias = plan, given, DistanceBias.of(plan, (q, k, v), inputs)
         if ctx.bias is None:
-            forward_by_tiles(plan, (q, k, v), inputs, out, logsumexp)
+            unrecorded = [t.detach() for t in inputs]  # terms need nothing for `differentiate` here
+            forward_by_tiles(plan, (q, k, v), unrecorded, out, logsumexp, sinks)
         else:
             forward_by_kernel(plan, (q, k, v), ctx.bias, out, logsumexp)
-        ctx.save_for_backward(q, k, v, out, logsumexp, *inputs)
+            if sinks is not None:
+                add_sinks_(sinks, out, logsumexp)
+        ctx.save_for_backward(out, logsumexp, *tensors)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        plan, (grad,), (q, k, v, out, logsumexp, *inputs) = ctx.plan, grads, ctx.saved_tensors
+        plan, (grad,), (out, logsumexp, *tensors) = ctx.plan, grads, ctx.saved_tensors
+        (q, k, v), sinks, inputs = tensors[:3], tensors[3 : ctx.given], tensors[ctx.given :]
         with no_autocast():
             if torch.is_grad_enabled():  # create_graph=True
-                return None, *_recorded_gradients(plan, (q, k, v, *inputs), grad)
-            return None, *tile_gradients(plan, ctx.bias, (q, k, v, out, logsumexp), inputs, grad)
+                return None, None, *_recorded_gradients(plan, ctx.given, tensors, grad)
+            found = tile_gradients(plan, ctx.bias, (q, k, v, out, logsumexp), inputs, grad)
+            of_sinks = [sink_gradient(own, out, logsumexp, grad) for own in sinks]
+            return None, None, *found[:3], *of_sinks, *found[3:]
 
 
-def _recorded_gradients(plan: TilePlan, tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:
+def _recorded_gradients(plan: TilePlan, given: int, tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:
     """The gradients of all tensors, recorded by autograd. Views keep them partial where one tensor was computed from another."""
     views = [t.view_as(t) for t in tensors]
     wanted = [t for t in views if t.requires_grad]
-    found = iter(torch.autograd.grad(_recorded(plan, *views), wanted, grad, create_graph=True, allow_unused=True))
+    found = iter(
+        torch.autograd.grad(_recorded(plan, given, *views), wanted, grad, create_graph=True, allow_unused=True)
+    )
     return [next(found) if t.requires_grad else None for t in views]
 
 
-def _recorded(plan: TilePlan, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
+def _recorded(plan: TilePlan, given: int, q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> Tensor:
     """The same attention by operations that autograd records; the scores of each block are recomputed (activation checkpoints)."""
 
-    def run(at: ScoreBlock, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor) -> Tensor:
-        row, queries, keys = at.row, at.queries.cut, at.keys
+    def run(at: ScoreBlock, q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> Tensor:
+        row, queries, keys, sinks, inputs = at.row, at.queries.cut, at.keys, others[: given - 3], others[given - 3 :]
         hidden = q.new_zeros(1, queries.stop - queries.start, keys.stop - keys.start, dtype=torch.bool)
         for cut, visible, _ in plan.hidden(row, at.queries, keys):
             hidden[..., cut] = ~visible
         scores = (q[row, :, queries] * plan.scale) @ k[row, :, keys.cut].mT
         scores = plan.terms.recorded(scores.masked_fill(hidden, torch.finfo(q.dtype).min), inputs, at)
-        probabilities = scores.softmax(-1).masked_fill(hidden, 0)
+        columns = [own[:, None, None].expand(*scores.shape[:2], 1) for own in sinks]
+        probabilities = torch.cat([*columns, scores], -1).softmax(-1)[..., len(columns) :].masked_fill(hidden, 0)
         if plan.dropout is not None:
             tiles = plan.tiles([block for block, _ in plan.blocks].index(at.queries))
             kept = torch.cat([plan.kept(row, at.heads, tile) for tile in tiles], -1)  # type: ignore[arg-type,misc]
             probabilities = probabilities * kept * plan.dropout.factor
         return probabilities @ v[row, :, keys.cut]
 
-    out = [checkpoint(run, at, q, k, v, *inputs, use_reentrant=False) for at in plan.each_block(len(q))]
+    out = [checkpoint(run, at, q, k, v, *others, use_reentrant=False) for at in plan.each_block(len(q))]
     rows = [torch.cat(out[row :: len(q)], dim=1) for row in range(len(q))]
     return torch.stack(rows)

@@ -37,12 +37,17 @@ class DistanceBias:
     def of(cls, plan: TilePlan, tensors: Sequence[Tensor], inputs: Sequence[Tensor]) -> "DistanceBias | None":
         """None where the bias depends on more than distance, or torch's kernel does not apply."""
         (q, k, v), ctx, found = tensors, plan.ctx, plan.terms.by_distance(inputs)
+        if not plan.terms.parts:  # no bias is one of 0
+            found = q.new_zeros(ctx.heads, ctx.T + ctx.S - 1), 1 - ctx.T
         own = ctx.q_start - ctx.kv_start
         if plan.dropout is not None or found is None or not ctx.simple_mask:
             return None
         if q.shape[-1] != v.shape[-1] or own < 0 or own + ctx.T > ctx.S:
             return None
-        table, low = found[0].contiguous(), found[1]  # `rows` makes views of it
+        table, low = (
+            found[0].to(q.dtype).contiguous(),
+            found[1],
+        )  # `rows` makes views of it; the kernel reads it as q's dtype
         spread = table.amax(-1) - table.amin(-1)
         least, margin = -least_log(q.dtype), None
         if float(spread.max()) > least:

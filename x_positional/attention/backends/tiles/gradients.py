@@ -147,7 +147,7 @@ def tile_gradients(
     sums = [torch.zeros_like(t, memory_format=torch.contiguous_format) if t.requires_grad else None for t in inputs]
     first, second, by_keys = plan.buffer(q), plan.buffer(q), plan.by_keys()
     firsts = None if bias is None or bias.margin is None else [bias.of_block(*spans)[1] for spans in plan.blocks]
-    skewed = None if bias is None or not plan.terms.inputs[0].requires_grad else Skewed.of(q, k)
+    skewed = None if bias is None or not any(t.requires_grad for t in plan.terms.inputs) else Skewed.of(q, k)
     for row, heads in plan.parts(len(q)):
         blocks = []
         for queries, _ in plan.blocks:

@@ -60,9 +60,14 @@ class Scores:
 
 
 def forward_by_tiles(
-    plan: TilePlan, tensors: Sequence[Tensor], inputs: Sequence[Tensor], out: Tensor, logsumexp: Tensor
+    plan: TilePlan,
+    tensors: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    out: Tensor,
+    logsumexp: Tensor,
+    sinks: Tensor | None = None,
 ) -> None:
-    """Fills out [B H T E] and logsumexp [B H T 1]."""
+    """Fills out [B H T E] and logsumexp [B H T 1]. sinks: [H], the logits of keys without a value."""
     q, k, v = tensors
     scaled, buffer, tiles = q * plan.scale, plan.buffer(q), [plan.tiles(index) for index in range(len(plan.blocks))]
     for row, heads in plan.parts(len(q)):
@@ -70,15 +75,17 @@ def forward_by_tiles(
         keys, values = k[mine], v[mine]
         for (queries, _), own in zip(plan.blocks, tiles, strict=True):
             at = (*mine, queries.cut)
-            out[at], logsumexp[at] = _forward(scores, heads, scaled[at], keys, values, plan.seen(row, own))
+            out[at], logsumexp[at] = _forward(scores, heads, scaled[at], keys, values, plan.seen(row, own), sinks)
 
 
 def _forward(
-    part: Scores, heads: Span, q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[Tile]
+    part: Scores, heads: Span, q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[Tile], sinks: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The result [G R E] of some queries and its log-sum-exp [G R 1]; q: [G R D], scaled; k: [G S D]; v: [G S E]."""
     limits, rows = torch.finfo(q.dtype), (*q.shape[:2], 1)
     highest, sums, total = q.new_full(rows, limits.min), q.new_zeros(rows), q.new_zeros(*q.shape[:2], v.shape[2])
+    if sinks is not None:
+        highest, sums = sinks[heads.cut, None, None].expand(rows).clone(), q.new_ones(rows)
     for tile in tiles:
         scores, hidden, _ = part.of(tile, heads, q, k[:, tile.keys.cut])
         top = torch.maximum(highest, scores.amax(-1, keepdim=True))  # finite also where a query sees no key
