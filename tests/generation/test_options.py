@@ -37,6 +37,7 @@ KEYWORDS = {
     "compile": "auto",
     "prefill_chunk_size": None,
     "speculate": None,
+    "prefix_len": None,
 }
 SOURCE_POSITIONAL = [("src", REQUIRED), ("start_tokens", REQUIRED), ("seq_len", REQUIRED), ("mask", None)]
 FROM_CONTEXT = ("context", "context_mask")
@@ -146,6 +147,7 @@ def test_every_option_of_a_source_model_arrives(monkeypatch) -> None:
         "cache": None,
         "positions": torch.tensor([[0, 2]]),
         "speculate": None,
+        "prefix_len": None,
     }
     assert set(given) == set(SOURCE_KEYWORDS)
     mask = torch.ones(1, 5, dtype=torch.bool)
