@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tests.support.broken_attention import (
+    AveragedGradient,
     BatchMean,
     ColumnSinusoidal,
     DetachedT5,
@@ -88,6 +89,8 @@ BROKEN = [
     BrokenCase(NarrowSums, "packing", "changing the first document changed the others"),
     BrokenCase(LeakyCope, "attention_masks", "that attention_mask hides changed the others"),
     BrokenCase(LeftOnly, "prefix_lm", "another last token of the prefix"),
+    BrokenCase(BatchMean, "labels", "micro-batches of one row and one batch, loss"),
+    BrokenCase(AveragedGradient, "labels", "micro-batches of one row and one batch, gradient of token_emb"),
     BrokenCase(FalselyAbsolute, "shift", "no shift changes"),
     BrokenCase(FalselyRelative, "shift", "absolute=False"),
     BrokenCase(ClampedTable, "limit", "and from 11520 on"),

@@ -30,7 +30,7 @@ from x_positional.models.describe import describe
 from x_positional.models.saving import Saveable
 from x_positional.models.stacks import ConfiguredLayers, config_of, layers_of_model
 from x_positional.modules.caching import CachingModule
-from x_positional.modules.cross_entropy import Unembedding, summed_cross_entropy
+from x_positional.modules.cross_entropy import PLAIN, TokenLoss, Unembedding, cross_entropy_by_chunks
 from x_positional.modules.dropout import Dropout
 from x_positional.modules.feedforward import ACTIVATIONS, ActivationKind
 from x_positional.modules.norms import Norm
@@ -206,6 +206,7 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
         prefix_len: PrefixLen | None = None,
         token_types: Tensor | None = None,
         targets: Tensor | None = None,
+        token_loss: TokenLoss = PLAIN,
     ) -> Tensor:
         """Ids [B T] -> logits [B T V].
 
@@ -238,6 +239,7 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
             token_types: [B T], the type of each token; 0 where none are given.
             targets: [B T] int64 ids, -100 where there is none: return the sum of their cross entropies (nats), in float32 or
                 float64, in place of logits, which are computed by chunks of tokens. The caller guarantees their range.
+            token_loss: what is computed with targets: label smoothing, z-loss, and the sum or the loss of each token [B T].
 
         Raises:
             InputError, PositionError, CacheError: before any kernel runs.
@@ -278,7 +280,10 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
             return x
         if targets is not None:
             x = self._features(x).flatten(0, 1)
-            return summed_cross_entropy(x, targets.flatten(), self._logits_of_features, self.unembedding())
+            found = cross_entropy_by_chunks(
+                x, targets.flatten(), self._logits_of_features, self.unembedding(), token_loss
+            )
+            return found if token_loss.reduction == "sum" else found.view_as(targets)
         return self.logits(x) if self.has_head else self.projected(x)
 
     def _check_targets(self, targets: Tensor, shape: tuple[int, int], return_embeddings: bool) -> None:

@@ -25,6 +25,7 @@ from x_positional.models.absent import ExplainsAbsent
 from x_positional.models.autoregressive import NET_CALL, AutoregressiveWrapper
 from x_positional.models.describe import describe
 from x_positional.models.language import TokenEncoder, TransformerWrapper
+from x_positional.models.loss import Reduction
 from x_positional.models.saving import Saveable
 
 DECODER_CALL = ("AutoregressiveWrapper.generate", *NET_CALL)
@@ -85,6 +86,11 @@ class XTransformer(ExplainsAbsent, Saveable):
         *,
         tgt_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        reduction: Reduction = "mean",
+        num_targets: float | Tensor | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
     ) -> Tensor:
         """Source ids [B S], target ids [B T] -> mean cross entropy (nats) of target tokens 1 .. T-1.
 
@@ -94,9 +100,25 @@ class XTransformer(ExplainsAbsent, Saveable):
             mask: [B S] bool, True = keep.
             tgt_mask: [B T] bool, True = keep; padding is not a target.
             labels: [B T] the targets where they differ from tgt, as in `AutoregressiveWrapper.forward`.
+            loss_mask: [B T] bool, True = this token is a target, as there.
+            reduction: "mean", "sum" or "none", as there.
+            num_targets: What the mean divides by, as there: from `decoder.count_targets(tgt, mask=tgt_mask, ...)`.
+            label_smoothing: As there.
+            z_loss: As there.
         """
         self._check_shared_embedding()
-        return self.decoder(tgt, mask=tgt_mask, labels=labels, context=self.encoder(src, mask=mask), context_mask=mask)
+        return self.decoder(
+            tgt,
+            mask=tgt_mask,
+            labels=labels,
+            loss_mask=loss_mask,
+            reduction=reduction,
+            num_targets=num_targets,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            context=self.encoder(src, mask=mask),
+            context_mask=mask,
+        )
 
     @answers("XTransformer.logits", "XTransformer.forward", *NET_CALL)
     def logits(self, src: Tensor, tgt: Tensor, mask: Tensor | None = None, *, tgt_mask: Tensor | None = None) -> Tensor:

@@ -21,6 +21,7 @@ from x_positional.testing.checks_cache import (
 )
 from x_positional.testing.checks_cross import cross_attention
 from x_positional.testing.checks_masks import attention_masks, prefix_lm
+from x_positional.testing.checks_loss import labels
 from x_positional.testing.checks_module import compiles, compiles_decoding, copies, meta_init, no_buffers, state_dict
 from x_positional.testing.checks_positions import axes, custom_positions, float_positions, limit, order, shift
 from x_positional.testing.checks_precision import precision
@@ -97,6 +98,7 @@ _ALL: tuple[Check, ...] = (
     packing,
     attention_masks,
     prefix_lm,
+    labels,
     shift,
     limit,
     custom_positions,
