@@ -80,7 +80,8 @@ class _Batch:
         tokens, given = arguments_of([*self.row[:-1], self.row[-1][:, :-1]])
         of_places = {"mask": self.present, "positions": self.positions, "document_ids": self.documents}
         cut = {name: None if value is None else value[:, :-1] for name, value in of_places.items()}
-        return tokens, {**given, **cut, "prefix_len": self.prefix_len}
+        prefix = {} if self.prefix_len is None else {"prefix_len": self.prefix_len}
+        return tokens, {**given, **cut, **prefix}
 
 
 class AutoregressiveWrapper(ExplainsAbsent):
