@@ -33,11 +33,14 @@ KEYWORDS = {
     "context": None,
     "context_mask": None,
     "positions": None,
+    "prepend_embeds": None,
     "compile": "auto",
     "prefill_chunk_size": None,
     "speculate": None,
 }
 SOURCE_POSITIONAL = [("src", REQUIRED), ("start_tokens", REQUIRED), ("seq_len", REQUIRED), ("mask", None)]
+SOURCE_EMBEDS = {"inputs_embeds": None, "src_prepend_embeds": None}
+"""Of the source alone."""
 SOURCE_KEYWORDS = {
     "eos_token": None,
     "temperature": 1.0,
@@ -71,7 +74,7 @@ def wrapper() -> AutoregressiveWrapper:
 def test_signatures_are_the_known_ones(wrapper) -> None:
     assert parameters(AutoregressiveWrapper.stream) == (POSITIONAL, KEYWORDS)
     assert parameters(AutoregressiveWrapper.generate) == (POSITIONAL, {**KEYWORDS, "return_cache": False})
-    assert parameters(XTransformer.generate) == (SOURCE_POSITIONAL, SOURCE_KEYWORDS)
+    assert parameters(XTransformer.generate) == (SOURCE_POSITIONAL, SOURCE_EMBEDS | SOURCE_KEYWORDS)
     assert parameters(wrapper.generate) == parameters(AutoregressiveWrapper.generate)
     assert next(iter(inspect.signature(AutoregressiveWrapper.generate).parameters)) == "self"
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from x_positional.attention.embeds import with_prepended
 from x_positional.config.flags import xtransformer_from_flags
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.validate import Report, require
@@ -72,14 +73,27 @@ class XTransformer(Saveable):
                 "model.decoder.net.token_emb = model.encoder.token_emb."
             )
 
+    def _source(
+        self, src: Tensor | None, mask: Tensor | None, inputs_embeds: Tensor | None, prepend_embeds: Tensor | None
+    ) -> dict[str, Tensor | None]:
+        """What cross-attention reads: the encoder's output, and the mask of its places."""
+        embeds = {"inputs_embeds": inputs_embeds, "prepend_embeds": prepend_embeds}
+        context = self.encoder(src, mask=mask, **embeds)
+        if prepend_embeds is not None and mask is not None:
+            given = src if inputs_embeds is None else inputs_embeds
+            mask = with_prepended(mask, "mask", (prepend_embeds, self.encoder.as_ids(given)), 1)
+        return {"context": context, "context_mask": mask}
+
     def forward(
         self,
-        src: Tensor,
+        src: Tensor | None,
         tgt: Tensor,
         mask: Tensor | None = None,
         *,
         tgt_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        src_prepend_embeds: Tensor | None = None,
     ) -> Tensor:
         """Source ids [B S], target ids [B T] -> mean cross entropy (nats) of target tokens 1 .. T-1.
 
@@ -89,11 +103,24 @@ class XTransformer(Saveable):
             mask: [B S] bool, True = keep.
             tgt_mask: [B T] bool, True = keep; padding is not a target.
             labels: [B T] the targets where they differ from tgt, as in `AutoregressiveWrapper.forward`.
+            inputs_embeds: [B S E] in place of source ids, with src=None: see `TransformerWrapper.forward`.
+            src_prepend_embeds: [B P E] before the source; a mask of [B S] keeps them.
         """
         self._check_shared_embedding()
-        return self.decoder(tgt, mask=tgt_mask, labels=labels, context=self.encoder(src, mask=mask), context_mask=mask)
+        return self.decoder(
+            tgt, mask=tgt_mask, labels=labels, **self._source(src, mask, inputs_embeds, src_prepend_embeds)
+        )
 
-    def logits(self, src: Tensor, tgt: Tensor, mask: Tensor | None = None, *, tgt_mask: Tensor | None = None) -> Tensor:
+    def logits(
+        self,
+        src: Tensor | None,
+        tgt: Tensor,
+        mask: Tensor | None = None,
+        *,
+        tgt_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        src_prepend_embeds: Tensor | None = None,
+    ) -> Tensor:
         """Source ids [B S], target ids [B T] -> logits [B T V], each predicting the next target token.
 
         Args:
@@ -101,21 +128,25 @@ class XTransformer(Saveable):
             tgt: [B T] target ids.
             mask: [B S] bool, True = keep.
             tgt_mask: [B T] bool, True = keep.
+            inputs_embeds: [B S E] in place of source ids, with src=None.
+            src_prepend_embeds: [B P E] before the source.
 
         Raises:
             InputError, PositionError: For ids, masks or positions that do not fit.
         """
         self._check_shared_embedding()
-        return self.decoder.net(tgt, mask=tgt_mask, context=self.encoder(src, mask=mask), context_mask=mask)
+        return self.decoder.net(tgt, mask=tgt_mask, **self._source(src, mask, inputs_embeds, src_prepend_embeds))
 
     @torch.no_grad()
     def generate(
         self,
-        src: Tensor,
+        src: Tensor | None,
         start_tokens: PromptsLike,
         seq_len: int,
         mask: Tensor | None = None,
         *,
+        inputs_embeds: Tensor | None = None,
+        src_prepend_embeds: Tensor | None = None,
         eos_token: int | Sequence[int] | None = None,
         temperature: float = 1.0,
         prompt_lens: Tensor | None = None,
@@ -139,6 +170,8 @@ class XTransformer(Saveable):
             start_tokens: Target prompts in any form that `AutoregressiveWrapper.generate` takes.
             seq_len: The largest number of new tokens per row.
             mask: [B S] bool, True = keep.
+            inputs_embeds: [B S E] in place of source ids, with src=None.
+            src_prepend_embeds: [B P E] before the source.
         """
         self._check_shared_embedding()
         options = DecodeOptions(
@@ -158,7 +191,7 @@ class XTransformer(Saveable):
             prefill_chunk_size=prefill_chunk_size,
         )
         model = in_eval_mode(self)
-        options = replace(options, context=model.encoder(src, mask=mask), context_mask=mask)
+        options = replace(options, **model._source(src, mask, inputs_embeds, src_prepend_embeds))
         return DecodeLoop(self.decoder.net, options, self.decoder.pad_value).generate()
 
 
