@@ -9,6 +9,7 @@ from typing import Any, overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from x_positional.attention.cache import KVCache
 from x_positional.attention.embeds import arguments_of, check_covers_prepended, parts_of, places, with_prepended
@@ -32,6 +33,7 @@ from x_positional.generation.prompts import EmbedsLike, PromptsLike, as_ids, rea
 from x_positional.generation.sampling import is_integer
 from x_positional.models.language import TransformerWrapper
 from x_positional.models.loss import sums_by_chunks, targets_after
+from x_positional.models.resize import NewRows, NewTable, VocabularySize, seeded
 from x_positional.modules.cross_entropy import NO_TARGET
 
 
@@ -183,6 +185,18 @@ class AutoregressiveWrapper(nn.Module):
         some = torch.where(found, targets[:1], 0 if self.ignore_index else 1)  # the mean of nothing is NaN
         loss = F.cross_entropy(logits.flatten(0, 1), torch.cat([some, targets[1:]]), ignore_index=self.ignore_index)
         return loss * found
+
+    def resize_token_embeddings(self, num_tokens: int, *, init: NewRows = "mean", seed: int | None = None) -> Self:
+        """As `TransformerWrapper.resize_token_embeddings`; pad_value must stay an id."""
+        resize = VocabularySize(self.net, num_tokens, init, self.pad_value)
+        with seeded(seed):
+            resize.apply()
+        return self
+
+    def resize_positions(self, max_seq_len: int, how: NewTable | None = None, *, seed: int | None = None) -> Self:
+        """As `TransformerWrapper.resize_positions`."""
+        self.net.resize_positions(max_seq_len, how, seed=seed)
+        return self
 
     @overload
     @parameters_of(GenerateAndReturnCache)

@@ -5,7 +5,7 @@ B batch, S source tokens, T target tokens, N new tokens, M model dim.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from x_positional.config.flags import xtransformer_from_flags
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.validate import Report, require
 from x_positional.config.validate.fields import invalid_fields
-from x_positional.errors import FlagError, InputError
+from x_positional.errors import ArgumentError, FlagError, InputError, did_you_mean, shown
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.eval_mode import in_eval_mode
 from x_positional.generation.options import DecodeOptions
@@ -25,7 +25,11 @@ from x_positional.generation.sampling import FilterChoice
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.describe import describe
 from x_positional.models.language import TokenEncoder, TransformerWrapper
+from x_positional.models.resize import LengthSize, NewRows, NewTable, VocabularySize, seeded
 from x_positional.models.saving import Saveable
+
+Side = Literal["both", "encoder", "decoder"]
+"""What of an encoder-decoder to change."""
 
 
 class XTransformer(Saveable):
@@ -58,6 +62,47 @@ class XTransformer(Saveable):
             net.token_emb = self.encoder.token_emb
         self.decoder = AutoregressiveWrapper(net, ignore_index=config.ignore_index, pad_value=config.pad_value)
         self.config = config
+
+    def resize_token_embeddings(
+        self, num_tokens: int, *, side: Side = "both", init: NewRows = "mean", seed: int | None = None
+    ) -> Self:
+        """As `TransformerWrapper.resize_token_embeddings`, of the "encoder", the "decoder" or "both", which tie_token_emb needs."""
+        sides = self._sides(side)
+        if self.config.tie_token_emb and side != "both":
+            raise ArgumentError(
+                f"side={side!r} resizes one side, but tie_token_emb=True shares one embedding. Leave side out to resize both."
+            )
+        self._check_shared_embedding()
+        pads = {"decoder": self.decoder.pad_value}
+        resizes = [VocabularySize(net, num_tokens, init, pads.get(name)) for name, net in sides.items()]
+        with seeded(seed):
+            for resize in resizes:
+                resize.apply()
+        self._follow_sides()
+        return self
+
+    def resize_positions(
+        self, max_seq_len: int, how: NewTable | None = None, *, side: Side = "both", seed: int | None = None
+    ) -> Self:
+        """As `TransformerWrapper.resize_positions`, of the "encoder", the "decoder" or "both"."""
+        resizes = [LengthSize(net, max_seq_len, how) for net in self._sides(side).values()]
+        with seeded(seed):
+            for resize in resizes:
+                resize.apply()
+        self._follow_sides()
+        return self
+
+    def _sides(self, side: Side) -> dict[str, TransformerWrapper]:
+        """The models of a side by name. Raises ArgumentError."""
+        if side not in get_args(Side):
+            raise ArgumentError(f"unknown side={shown(side)}; {did_you_mean(str(side), get_args(Side))}")
+        both = {"encoder": self.encoder, "decoder": self.decoder.net}
+        return both if side == "both" else {side: both[side]}
+
+    def _follow_sides(self) -> None:
+        """Take over the configs of both sides."""
+        sides = {"encoder": self.encoder.config, "decoder": self.decoder.net.config}
+        self.config = self.config.model_copy(update=sides)
 
     def describe(self) -> str:
         """A readable summary of both sides."""
