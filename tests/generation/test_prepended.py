@@ -9,6 +9,7 @@ from tests.support.draws import draws
 from tests.support.generation_models import GREEDY, UNLIMITED, ids, language_model, ragged
 from x_positional import AutoregressiveWrapper, Decoder, DraftModel, PromptLookup, Rope, TransformerWrapper
 from x_positional.errors import CacheError, InputError
+from x_positional.generation.graph import GRAPHS
 from x_positional.schemes.rotary.scaling.length import DynamicNtk
 
 SCHEMES = draws(["rope", "cope", "forgetting", "absolute"], [*UNLIMITED, "absolute"])
@@ -124,8 +125,8 @@ def test_speculation_copies_from_the_prompt_and_refuses_a_draft() -> None:
         model.generate(prompt, 12, prepend_embeds=x, speculate=DraftModel(model.net))
 
 
-@pytest.mark.slow
-def test_compiled_steps_follow_prepended_embeddings() -> None:
+def test_compiled_steps_follow_prepended_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GRAPHS, "backend", "eager")  # generating code would take half a minute
     torch.manual_seed(0)
     layers = Decoder(dim=26, depth=1, heads=2, attn_dim_head=10, position="rope")
     model = AutoregressiveWrapper(TransformerWrapper(num_tokens=29, max_seq_len=48, attn_layers=layers).double().eval())

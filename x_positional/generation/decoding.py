@@ -11,9 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from x_positional.attention.cache import KVCache
+from x_positional.attention.cache import CrossContext, KVCache
+from x_positional.attention.cross import ContextInputs, refuse_another
 from x_positional.attention.embeds import check_covers_prepended
-from x_positional.attention.inputs import INTEGERS, as_tensor, check_positions, following_positions, where_tokens
+from x_positional.attention.inputs import INTEGERS, as_tensor, check_positions, where_tokens
+from x_positional.attention.tokens import following_positions
 from x_positional.errors import CacheError, InputError, listed
 from x_positional.generation.compiled import CompiledSteps, announce, give_up, pays, refusals, worth_a_look
 from x_positional.generation.eval_mode import in_eval_mode
@@ -272,7 +274,7 @@ class DecodeLoop:
         """Bring a kept cache to the last token that was handed out, before `unread` others of the same pass."""
         if self.options.keeps_cache and self.cache is not None:
             if unread:
-                self.cache.drop_last(unread)
+                self.cache.crop(-unread)
             self._feed(token)
 
     def _draw(self, logits: Tensor) -> Drawn:
@@ -331,11 +333,20 @@ class DecodeLoop:
         """[B M] that predicts the first new token."""
         cache, prompts = self.cache, self.prompts
         if cache is not None and cache.state.ending is not None and not prompts.places:
+            self._check_context(cache.state.cross_context)
             return cache.state.ending[1]
         x = self._read_prompts()
         if cache is not None and self.options.keeps_cache:
             cache.remember_ending(x)
         return x
+
+    def _check_context(self, seen: CrossContext | None) -> None:
+        """Raises InputError where a context is given that is not the one of the cache, and no token would read it."""
+        given = self.options.context
+        if given is not None and seen is None:
+            raise InputError("context was given without prompts, and this cache holds none. Leave it out.")
+        if given is not None and seen is not None:
+            refuse_another(ContextInputs(given, self.options.context_mask), seen)
 
     def _read_prompts(self) -> Tensor:
         """[B M] of each row's last token. A kept cache reads all chunks or none."""

@@ -5,6 +5,7 @@ B batch, T prompt tokens, S context tokens, M model dim, A axes.
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -180,7 +181,7 @@ def parameters_of(
     checked and described in the class alone.
     """
     fields = list(inspect.signature(options).parameters.values())
-    descriptions = inspect.cleandoc(DecodeOptions.__doc__ or "").partition("\n\n")[2]
+    descriptions = _descriptions(options, {parameter.name for parameter in fields})
 
     def decorate(method: Callable[[Model, Options], Result]) -> Callable[Concatenate[Model, Parameters], Result]:
         @functools.wraps(method)
@@ -194,3 +195,13 @@ def parameters_of(
         return call
 
     return decorate
+
+
+def _descriptions(options: Any, names: set[str]) -> str:
+    """The `Args:` of a class of options and its bases, those of `names` alone."""
+    lines = ["Args:"]
+    for cls in inspect.getmro(options):
+        described = inspect.cleandoc(cls.__doc__ or "").partition("\n\nArgs:\n")[2]
+        for entry in re.split(r"\n(?=    \w)", described) if described else []:
+            lines += [entry] if entry.split(":")[0].strip() in names else []
+    return "\n".join(lines)

@@ -4,40 +4,62 @@ B batch, T prompt tokens, N new tokens.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, overload
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from x_positional.attention.cache import KVCache
 from x_positional.attention.embeds import arguments_of, check_covers_prepended, parts_of, places, with_prepended
 from x_positional.attention.inputs import (
-    INTEGERS,
     SeqLens,
-    as_tensor,
     check_documents,
     check_finite,
     check_positions,
     check_shows_a_token,
     packed_documents,
-    read_bounds,
     token_mask,
 )
+from x_positional.config.flags.answers import answers
 from x_positional.config.models import ModelConfig
 from x_positional.errors import InputError
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.options import DecodeOptions, GenerateAndReturnCache, GenerateOptions, parameters_of
 from x_positional.generation.prompts import EmbedsLike, PromptsLike, as_ids, read_prompts
 from x_positional.generation.sampling import is_integer
+from x_positional.models.absent import ExplainsAbsent
 from x_positional.models.language import TransformerWrapper
-from x_positional.models.loss import sums_by_chunks, targets_after
+from x_positional.models.loss import LossOptions, Reduction, marked_labels, sums_by_chunks, targets_after
 from x_positional.models.resize import NewRows, NewTable, VocabularySize, seeded
 from x_positional.modules.cross_entropy import NO_TARGET
 
+NET_CALL = ("TransformerWrapper.forward", "AttentionLayers.forward")
+"""The tables of the calls that x-transformers passes further keywords on to."""
 
-class AutoregressiveWrapper(nn.Module):
+
+@dataclass(frozen=True)
+class _Batch:
+    """The checked inputs of a loss: rows of P prepended places and T tokens."""
+
+    row: tuple[Tensor, ...]
+    """The parts of a row, as in `parts_of`."""
+    present: Tensor | None
+    """[B P+T] bool; None where no mask was given: positions of -1 carry it too."""
+    positions: Tensor | None
+    documents: Tensor | None
+    targets: Tensor
+    """[B P+T-1]."""
+
+    def all_but_last(self) -> tuple[Tensor | None, dict[str, Any]]:
+        """The tokens of a model's call that predicts every place but the first, and its keyword arguments."""
+        tokens, given = arguments_of([*self.row[:-1], self.row[-1][:, :-1]])
+        of_places = {"mask": self.present, "positions": self.positions, "document_ids": self.documents}
+        cut = {name: None if value is None else value[:, :-1] for name, value in of_places.items()}
+        return tokens, {**given, **cut}
+
+
+class AutoregressiveWrapper(ExplainsAbsent):
     """Next-token loss and sampling for a `TransformerWrapper` of a Decoder.
 
     Args:
@@ -46,6 +68,7 @@ class AutoregressiveWrapper(nn.Module):
         pad_value: The id that fills rows after their eos.
     """
 
+    @answers("AutoregressiveWrapper")
     def __init__(self, net: TransformerWrapper, ignore_index: int = -100, pad_value: int = 0):
         super().__init__()
         config = _config_of(net)
@@ -67,6 +90,7 @@ class AutoregressiveWrapper(nn.Module):
             )
         self.net, self.ignore_index, self.pad_value = net, ignore_index, pad_value
 
+    @answers("AutoregressiveWrapper.forward", *NET_CALL)
     def forward(
         self,
         tokens: Tensor | None = None,
@@ -75,13 +99,18 @@ class AutoregressiveWrapper(nn.Module):
         document_ids: Tensor | None = None,
         *,
         labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        reduction: Reduction = "mean",
+        num_targets: float | Tensor | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         prepend_embeds: Tensor | None = None,
         seq_lens: SeqLens | None = None,
     ) -> Tensor:
-        """Mean cross entropy (nats) of tokens 1 .. T-1, each predicted from those before it.
+        """Mean cross entropy (nats) of tokens 1 .. T-1, each predicted from those before it, in float32 or wider.
 
         Padding, the token after left padding, ignore_index and the first token of a packed document are not targets. Without
         any target the loss is 0, and so is its gradient. Prepended embeddings are no targets; with them token 0 is one too, as it
@@ -94,6 +123,14 @@ class AutoregressiveWrapper(nn.Module):
             document_ids: [B T], the document that each token of a packed row belongs to.
             labels: [B T] the target of each place, ignore_index for a token that is read but is no target, such as the prompt
                 in instruction tuning. They align with tokens and are shifted here, as in transformers. Defaults to tokens.
+            loss_mask: [B T] bool, True = this token is a target, unless labels or padding exclude it. Shifted like labels.
+            reduction: "mean" over the targets, "sum", or "none": [B T-1], 0 where there is no target.
+            num_targets: What the mean divides by in place of the targets of this batch: their number in all micro-batches of a
+                step, from `count_targets`. Then the losses and gradients of the micro-batches add up to those of one batch.
+            label_smoothing: Share of each target that is spread evenly over the vocabulary, as in torch's cross_entropy
+                (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+            z_loss: Weight of logsumexp(logits)^2, added for each target (PaLM: Chowdhery et al. 2022, arXiv:2204.02311,
+                section 5, with 1e-4).
             context: [B S M] for cross-attention.
             context_mask: [B S] bool, True = keep.
             inputs_embeds: [B T E] in place of tokens; needs labels.
@@ -102,10 +139,60 @@ class AutoregressiveWrapper(nn.Module):
             seq_lens: The lengths of packed documents, in place of `document_ids`.
 
         Raises:
-            InputError: For fewer than two tokens, a mask that hides all of them, and ids, labels, masks, positions or
-                documents that do not fit.
+            InputError: For fewer than two tokens, a mask that hides all of them, and ids, labels, masks, positions, documents
+                or options that do not fit.
         """
-        row, labels = self._row(tokens, inputs_embeds, prepend_embeds, labels)
+        options = LossOptions(reduction, num_targets, label_smoothing, z_loss)
+        batch = self._read(
+            tokens, mask, positions, document_ids, labels, loss_mask, inputs_embeds, prepend_embeds, seq_lens, options
+        )
+        targets, token_loss = batch.targets, options.token_loss()
+        by_chunks = sums_by_chunks(self.net, targets, token_loss.reduction)
+        inner = {"targets": targets, "token_loss": token_loss} if by_chunks else {}
+        read, given = batch.all_but_last()
+        found = self.net(read, context=context, context_mask=context_mask, checked=True, **given, **inner)
+        if not by_chunks:
+            found = token_loss.of_logits(found.flatten(0, 1), targets.flatten())
+            found = found if token_loss.reduction == "sum" else found.view_as(targets)
+        return options.reduced(found, targets)
+
+    def count_targets(
+        self,
+        tokens: Tensor | None = None,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        prepend_embeds: Tensor | None = None,
+        seq_lens: SeqLens | None = None,
+    ) -> Tensor:
+        """The number of targets of `forward` with these arguments, as a tensor [] on the device of the tokens.
+
+        `total = sum(model.count_targets(part) for part in parts)`, then `model(part, num_targets=total).backward()` for each
+        part, gives the gradients of one batch with the rows of all parts. Raises InputError as `forward` does.
+        """
+        given = labels, loss_mask, inputs_embeds, prepend_embeds, seq_lens
+        batch = self._read(tokens, mask, positions, document_ids, *given, LossOptions())
+        return (batch.targets != NO_TARGET).sum()
+
+    def _read(
+        self,
+        tokens: Tensor | None,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        document_ids: Tensor | None,
+        labels: Tensor | None,
+        loss_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        prepend_embeds: Tensor | None,
+        seq_lens: SeqLens | None,
+        options: LossOptions,
+    ) -> _Batch:
+        """Raises InputError."""
+        row, labels = self._row(tokens, inputs_embeds, prepend_embeds, labels, loss_mask, options)
         batch, length, device = row[0].shape[0], places(row), row[0].device
         mask = with_prepended(mask, "mask", row, 1)
         check_covers_prepended(row, positions=positions, document_ids=document_ids)
@@ -118,73 +205,33 @@ class AutoregressiveWrapper(nn.Module):
         documents = packed_documents(document_ids, seq_lens, batch, length)
         if documents is not None:
             documents = check_documents(documents, batch, length).to(device)
-        targets = targets_after(labels, length - labels.shape[1], present, documents, self.ignore_index)
-        read, given = arguments_of([*row[:-1], row[-1][:, :-1]])
-        by_chunks = sums_by_chunks(self.net, targets)
-        options = {"targets": targets.masked_fill(targets == self.ignore_index, NO_TARGET)} if by_chunks else {}
-        found = self.net(
-            read,
-            mask=None if mask is None or present is None else present[:, :-1],
-            positions=None if positions is None else positions[:, :-1],
-            document_ids=None if documents is None else documents[:, :-1],
-            context=context,
-            context_mask=context_mask,
-            checked=True,
-            **given,
-            **options,
-        )
-        if by_chunks:
-            return found / (targets != self.ignore_index).sum().clamp(min=1)
-        return self._loss(found, targets)
+        targets = targets_after(labels, length - labels.shape[1], present, documents)
+        return _Batch(row, None if mask is None else present, positions, documents, targets)
 
     def _row(
-        self, tokens: Any, inputs_embeds: Any, prepend_embeds: Any, labels: Any
+        self,
+        tokens: Any,
+        inputs_embeds: Any,
+        prepend_embeds: Any,
+        labels: Any,
+        loss_mask: Any,
+        options: LossOptions,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The parts of a row, as in `parts_of`, with ids that the model can read, and labels [B T]. Raises InputError."""
+        """The parts of a row, as in `parts_of`, with ids that the model can read, and marked labels [B T]. Raises InputError."""
         if tokens is not None:
             tokens = as_ids(self.net.as_ids(tokens))
             if tokens.ndim != 2 or tokens.shape[1] < 2 - (prepend_embeds is not None):
                 raise InputError(f"a loss needs [batch, tokens] with at least two tokens; got {list(tokens.shape)}.")
         row = parts_of(tokens, inputs_embeds, prepend_embeds, self.net.check_embeds)
-        last = row[-1]
         if places(row) < 2:
-            raise InputError(f"a loss needs at least two places a row; inputs_embeds has shape {list(last.shape)}.")
-        if labels is not None:
-            labels = self._checked_labels(labels, last.shape[:2], last.device)
-        if tokens is not None:
-            ids = tokens.masked_fill(tokens == self.ignore_index, self.pad_value)
-            self.net.check_tokens(ids)
-            return (*row[:-1], ids), tokens if labels is None else labels
-        if labels is None:
-            raise InputError(
-                "inputs_embeds contain no ids to predict. Pass labels=[batch, places], the target of each place."
-            )
-        return row, labels
-
-    def _checked_labels(self, labels: Any, shape: Sequence[int], device: torch.device) -> Tensor:
-        """[B T] int64. Raises InputError."""
-        labels = as_tensor(labels, "labels").to(device)
-        if labels.shape != shape or labels.dtype not in INTEGERS:
-            raise InputError(
-                f"labels must be integers of shape {list(shape)}, that of tokens; got {labels.dtype} of shape "
-                f"{list(labels.shape)}. They are shifted here: pass the tokens, with {self.ignore_index} where there is no target."
-            )
-        labels = labels.long()
-        low, high = read_bounds(labels.masked_fill(labels == self.ignore_index, 0)) or (0, 0)
-        if low < 0 or high >= self.net.num_tokens:
-            raise InputError(
-                f"label {low if low < 0 else high} is outside 0..{self.net.num_tokens - 1} (num_tokens={self.net.num_tokens}). "
-                f"Where there is no target, pass ignore_index={self.ignore_index}."
-            )
-        return labels
-
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Logits [B T-1 V], targets [B T-1] -> the mean cross entropy of the targets; 0 without any, at no device sync."""
-        targets = targets.flatten()
-        found = (targets != self.ignore_index).any()
-        some = torch.where(found, targets[:1], 0 if self.ignore_index else 1)  # the mean of nothing is NaN
-        loss = F.cross_entropy(logits.flatten(0, 1), torch.cat([some, targets[1:]]), ignore_index=self.ignore_index)
-        return loss * found
+            raise InputError(f"a loss needs at least two places a row; inputs_embeds has shape {list(row[-1].shape)}.")
+        known = {"ignore_index": self.ignore_index, "num_tokens": self.net.num_tokens}
+        marked = marked_labels(row[-1], labels, loss_mask, options=options, **known)
+        if tokens is None:
+            return row, marked
+        ids = tokens.masked_fill(tokens == self.ignore_index, self.pad_value)
+        self.net.check_tokens(ids)
+        return (*row[:-1], ids), marked
 
     def resize_token_embeddings(self, num_tokens: int, *, init: NewRows = "mean", seed: int | None = None) -> Self:
         """As `TransformerWrapper.resize_token_embeddings`; pad_value must stay an id."""
@@ -204,6 +251,7 @@ class AutoregressiveWrapper(nn.Module):
     @overload
     @parameters_of(GenerateOptions)
     def generate(self, options: GenerateOptions) -> Tensor: ...
+    @answers("AutoregressiveWrapper.generate", *NET_CALL)
     @parameters_of(GenerateOptions)
     def generate(self, options: GenerateOptions) -> Tensor | tuple[Tensor, KVCache]:
         """Continue prompts by up to `seq_len` tokens. The parameters are the fields of `GenerateOptions`.
@@ -221,6 +269,7 @@ class AutoregressiveWrapper(nn.Module):
         tokens = loop.generate()
         return (tokens, loop.cache) if options.return_cache and loop.cache is not None else tokens
 
+    @answers("AutoregressiveWrapper.stream", "AutoregressiveWrapper.generate", *NET_CALL)
     @parameters_of(DecodeOptions)
     def stream(self, options: DecodeOptions) -> Iterator[Tensor]:
         """The tokens of `generate`, [B] at a time as they are drawn. The parameters are the fields of `DecodeOptions`.
@@ -229,6 +278,7 @@ class AutoregressiveWrapper(nn.Module):
         """
         return DecodeLoop(self.net, options, self.pad_value).stream()
 
+    @answers("AutoregressiveWrapper.prefill", "AutoregressiveWrapper.generate", *NET_CALL)
     def prefill(
         self,
         prompts: PromptsLike,
@@ -243,8 +293,8 @@ class AutoregressiveWrapper(nn.Module):
     ) -> KVCache:
         """Read prompts into a cache, without new tokens: a prefix that several calls of `generate` continue.
 
-        `generate(prompts, seq_len, cache=prefix.fork(len(prompts)))` continues one prefix in every row, and
-        `generate(None, seq_len, cache=prefix.fork(4))` draws four samples of it.
+        `generate(prompts, seq_len, cache=prefix.copy().repeat(len(prompts)))` continues one prefix in every row, and
+        `generate(None, seq_len, cache=prefix.copy().repeat(4))` draws four samples of it.
 
         Args:
             prompts: One prompt [T], a right-padded batch [B T] with `prompt_lens`, or a list of prompts.

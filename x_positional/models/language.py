@@ -18,17 +18,19 @@ from x_positional.attention.inputs import INTEGERS, SeqLens, as_tensor, check_sh
 from x_positional.attention.ownership import Stamp
 from x_positional.attention.tokens import TokenLayout
 from x_positional.config.flags import model_from_flags
+from x_positional.config.flags.answers import answers
 from x_positional.config.layers import NormConfig
 from x_positional.config.models import ModelConfig
 from x_positional.config.validate import model_report, require
 from x_positional.errors import InputError
+from x_positional.models.absent import ExplainsAbsent
 from x_positional.models.build import build_norm
 from x_positional.models.describe import describe
 from x_positional.models.resize import LengthSize, NewRows, NewTable, Rows, VocabularySize, seeded
 from x_positional.models.saving import Saveable
 from x_positional.models.stacks import ConfiguredLayers, config_of, layers_of_model
 from x_positional.modules.caching import CachingModule
-from x_positional.modules.cross_entropy import Unembedding, summed_cross_entropy
+from x_positional.modules.cross_entropy import PLAIN, TokenLoss, Unembedding, cross_entropy_by_chunks
 from x_positional.modules.dropout import Dropout
 from x_positional.modules.feedforward import ACTIVATIONS, ActivationKind
 from x_positional.modules.norms import Norm
@@ -54,7 +56,7 @@ class PredictionHead(nn.Module):
         return self.norm(self.activation(self.linear(x)))
 
 
-class TransformerWrapper(CachingModule, Saveable):
+class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
     """Token ids -> logits.
 
     A learned absolute table of `max_seq_len` rows is on only where it is asked for or where no scheme was chosen.
@@ -250,6 +252,7 @@ class TransformerWrapper(CachingModule, Saveable):
         self.check_tokens(tokens)
         return self._lookup(tokens)
 
+    @answers("TransformerWrapper.forward", "AttentionLayers.forward")
     def forward(
         self,
         tokens: Tensor | None = None,
@@ -268,6 +271,7 @@ class TransformerWrapper(CachingModule, Saveable):
         seq_lens: SeqLens | None = None,
         token_types: Tensor | None = None,
         targets: Tensor | None = None,
+        token_loss: TokenLoss = PLAIN,
     ) -> Tensor:
         """Ids [B T] -> logits [B T V].
 
@@ -294,6 +298,7 @@ class TransformerWrapper(CachingModule, Saveable):
             token_types: [B T], the type of each token; 0 where none are given.
             targets: [B T] int64 ids, -100 where there is none: return the sum of their cross entropies (nats), in float32 or
                 float64, in place of logits, which are computed by chunks of tokens. The caller guarantees their range.
+            token_loss: what is computed with targets: label smoothing, z-loss, and the sum or the loss of each token [B T].
 
         Raises:
             InputError, PositionError, CacheError: before any kernel runs.
@@ -332,7 +337,10 @@ class TransformerWrapper(CachingModule, Saveable):
             return x
         if targets is not None:
             x = self._features(x).flatten(0, 1)
-            return summed_cross_entropy(x, targets.flatten(), self._logits_of_features, self.unembedding())
+            found = cross_entropy_by_chunks(
+                x, targets.flatten(), self._logits_of_features, self.unembedding(), token_loss
+            )
+            return found if token_loss.reduction == "sum" else found.view_as(targets)
         return self.logits(x) if self.has_head else self.projected(x)
 
     def _check_targets(self, targets: Tensor, shape: tuple[int, int], return_embeddings: bool) -> None:
