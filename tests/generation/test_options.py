@@ -41,9 +41,7 @@ KEYWORDS = {
 SOURCE_POSITIONAL = [("src", REQUIRED), ("start_tokens", REQUIRED), ("seq_len", REQUIRED), ("mask", None)]
 FROM_CONTEXT = ("context", "context_mask")
 SOURCE_EMBEDS = {"inputs_embeds": None, "src_prepend_embeds": None}
-SOURCE_KEYWORDS = (
-    SOURCE_EMBEDS | dict(POSITIONAL[2:]) | {name: value for name, value in KEYWORDS.items() if name not in FROM_CONTEXT}
-)
+SOURCE_KEYWORDS = dict(POSITIONAL[2:]) | {name: value for name, value in KEYWORDS.items() if name not in FROM_CONTEXT}
 
 
 def parameters(function) -> tuple[list[tuple[str, object]], dict[str, object]]:
@@ -63,8 +61,11 @@ def wrapper() -> AutoregressiveWrapper:
 def test_signatures_are_the_known_ones(wrapper) -> None:
     assert parameters(AutoregressiveWrapper.stream) == (POSITIONAL, KEYWORDS)
     assert parameters(AutoregressiveWrapper.generate) == (POSITIONAL, {**KEYWORDS, "return_cache": False})
-    assert parameters(XTransformer.stream) == (SOURCE_POSITIONAL, SOURCE_KEYWORDS)
-    assert parameters(XTransformer.generate) == (SOURCE_POSITIONAL, {**SOURCE_KEYWORDS, "return_cache": False})
+    assert parameters(XTransformer.stream) == (SOURCE_POSITIONAL, SOURCE_EMBEDS | SOURCE_KEYWORDS)
+    assert parameters(XTransformer.generate) == (
+        SOURCE_POSITIONAL,
+        {**SOURCE_EMBEDS, **SOURCE_KEYWORDS, "return_cache": False},
+    )
     assert parameters(wrapper.generate) == parameters(AutoregressiveWrapper.generate)
     assert next(iter(inspect.signature(AutoregressiveWrapper.generate).parameters)) == "self"
 

@@ -99,10 +99,10 @@ def test_a_prefix_of_embeddings_is_read_once_and_continued() -> None:
     model, (x,), rows = wrapper(), soft(4), ragged(3, 5)
     prefix = model.prefill(None, prepend_embeds=x[None])
     want = [model.generate(row, NEW, prepend_embeds=x[None], **GREEDY) for row in rows]
-    got = model.generate(rows, NEW, cache=prefix.fork(2), **GREEDY)
+    got = model.generate(rows, NEW, cache=prefix.copy().repeat(2), **GREEDY)
     assert torch.equal(got, torch.stack(want))
     sampled = model.generate(None, NEW, prepend_embeds=x[None].expand(3, -1, -1), seed=1)
-    assert torch.equal(model.generate(None, NEW, cache=prefix.fork(3), seed=1), sampled)
+    assert torch.equal(model.generate(None, NEW, cache=prefix.copy().repeat(3), seed=1), sampled)
     second = model.prefill(rows[0], prepend_embeds=x[None])  # an image in the middle of a conversation
     got = model.generate(rows[1], NEW, cache=second, prepend_embeds=x[None], **GREEDY)
     whole = torch.cat([x[None], model.net.embed_tokens(rows[0][None]), x[None]], 1)
