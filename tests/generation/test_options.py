@@ -58,6 +58,7 @@ GENERATE_ONLY = {
 }
 SOURCE_POSITIONAL = [("src", REQUIRED), ("start_tokens", REQUIRED), ("seq_len", REQUIRED), ("mask", None)]
 FROM_CONTEXT = ("context", "context_mask")
+SOURCE_EMBEDS = {"inputs_embeds": None, "src_prepend_embeds": None}
 SOURCE_KEYWORDS = dict(POSITIONAL[2:]) | {name: value for name, value in KEYWORDS.items() if name not in FROM_CONTEXT}
 
 
@@ -78,8 +79,9 @@ def wrapper() -> AutoregressiveWrapper:
 def test_signatures_are_the_known_ones(wrapper) -> None:
     assert parameters(AutoregressiveWrapper.stream) == (POSITIONAL, KEYWORDS)
     assert parameters(AutoregressiveWrapper.generate) == (POSITIONAL, KEYWORDS | GENERATE_ONLY)
-    assert parameters(XTransformer.stream) == (SOURCE_POSITIONAL, SOURCE_KEYWORDS)
-    assert parameters(XTransformer.generate) == (SOURCE_POSITIONAL, SOURCE_KEYWORDS | GENERATE_ONLY)
+    of_source = SOURCE_EMBEDS | SOURCE_KEYWORDS
+    assert parameters(XTransformer.stream) == (SOURCE_POSITIONAL, of_source)
+    assert parameters(XTransformer.generate) == (SOURCE_POSITIONAL, of_source | GENERATE_ONLY)
     assert parameters(wrapper.generate) == parameters(AutoregressiveWrapper.generate)
     assert next(iter(inspect.signature(AutoregressiveWrapper.generate).parameters)) == "self"
 

@@ -96,6 +96,21 @@ def test_smollm2_answers_alike_from_a_repeated_and_a_cropped_cache(loaded):
         prefix.crop(shared)  # the next question instead
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_smollm2_reads_a_soft_prompt_of_its_own_embeddings_as_the_prompt(loaded):
+    words, model = loaded[1], AutoregressiveWrapper(loaded[0])
+    prompts = [torch.tensor(words.encode_chat([{"role": "user", "content": text}])) for text in QUESTIONS]
+    options = {"eos_token": words.ends, "temperature": 0.0}
+    want = model.generate(prompts, 8, **options)
+    x = [model.net.embed_tokens(prompt[None])[0] for prompt in prompts]
+    assert torch.equal(model.generate(None, 8, prepend_embeds=x, **options), want)
+    cut = [row[:n] for row, n in zip(x, (9, 4), strict=True)]
+    rest = [prompt[n:] for prompt, n in zip(prompts, (9, 4), strict=True)]
+    assert torch.equal(model.generate(rest, 8, prepend_embeds=cut, prefill_chunk_size=11, **options), want)
+    assert "Paris" in words.decode(want[0])
+
+
 SENTENCES = [
     "A cat sleeps.",
     "Interest rates rose again this quarter, said the bank, and nobody was surprised.",

@@ -44,6 +44,16 @@ class ClampedTable(PlainLearned):
         return super().embed(x, positions.clamp(max=len(self.table) - 1))
 
 
+class RunningOffset(PlainSinusoidal):
+    """Continues after the positions of its last call, as if every call were the next chunk of one text."""
+
+    after = 0
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        start, self.after = self.after, self.after + positions.shape[1]
+        return super().embed(x, positions + start)
+
+
 class NeedlesslyLimited(PlainRope):
     """Refuses positions that would work."""
 

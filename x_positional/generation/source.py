@@ -33,6 +33,8 @@ class DecodeFromSource(DecodeOptions, Source):
         src: [B S] source ids; None continues with the source whose keys `cache` holds.
         start_tokens: Target prompts, in any form that `prompts` of `AutoregressiveWrapper.generate` takes.
         mask: [B S] bool, True = keep. Of the source.
+        inputs_embeds: [B S E] in place of source ids, with src=None.
+        src_prepend_embeds: [B P E] before the source; a mask of [B S] keeps them.
     """
 
     prompts: PromptsLike = field(init=False, default=None)
@@ -46,21 +48,28 @@ class DecodeFromSource(DecodeOptions, Source):
     restrict_to_max_seq_len: bool = field(default=True, kw_only=True)
     filter_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = field(default=None, kw_only=True)
     cache_kv: bool = field(default=True, kw_only=True)
+    inputs_embeds: Tensor | None = field(default=None, kw_only=True)
+    src_prepend_embeds: Tensor | None = field(default=None, kw_only=True)
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether there is a source to encode."""
+        return any(given is not None for given in (self.src, self.inputs_embeds, self.src_prepend_embeds))
 
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
         held = self.cache is not None and isinstance(self.cache, KVCache) and self.cache.state.cross_context is not None
-        if self.src is None and not held:
+        if not self.reads_source and not held:
             yield "src=None continues with the source of a cache, and none was read into it. Pass the source ids."
-        if self.src is None and self.mask is not None:
+        if not self.reads_source and self.mask is not None:
             yield "mask was given without src. Leave it out: the cache holds the mask of its source."
 
-    def with_context(self, context: Tensor | None) -> GenerateOptions:
-        """The options of the decoder alone, for the encoded source [B S M]."""
+    def with_context(self, context: Tensor | None = None, context_mask: Tensor | None = None) -> GenerateOptions:
+        """The options of the decoder alone, for the encoded source [B S M] and its mask."""
         set_here = ("prompts", "context", "context_mask")
         names = [option.name for option in fields(GenerateOptions) if option.init and option.name not in set_here]
         kept = {option.name: getattr(self, option.name) for option in fields(self) if option.name in names}
-        return GenerateOptions(self.start_tokens, context=context, context_mask=self.mask, **kept)
+        return GenerateOptions(self.start_tokens, context=context, context_mask=context_mask, **kept)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from x_positional.attention.cache import KVCache
 from x_positional.attention.embeds import arguments_of, check_covers_prepended, parts_of, places, with_prepended
@@ -38,6 +39,7 @@ from x_positional.generation.sampling import is_integer
 from x_positional.models.absent import ExplainsAbsent
 from x_positional.models.language import TransformerWrapper
 from x_positional.models.loss import LossOptions, Reduction, marked_labels, sums_by_chunks, targets_after
+from x_positional.models.resize import NewRows, NewTable, VocabularySize, seeded
 from x_positional.modules.cross_entropy import NO_TARGET
 
 NET_CALL = ("TransformerWrapper.forward", "AttentionLayers.forward")
@@ -267,6 +269,18 @@ class AutoregressiveWrapper(ExplainsAbsent):
         ids = tokens.masked_fill(tokens == self.ignore_index, self.pad_value)
         self.net.check_tokens(ids)
         return (*row[:-1], ids), marked
+
+    def resize_token_embeddings(self, num_tokens: int, *, init: NewRows = "mean", seed: int | None = None) -> Self:
+        """As `TransformerWrapper.resize_token_embeddings`; pad_value must stay an id."""
+        resize = VocabularySize(self.net, num_tokens, init, self.pad_value)
+        with seeded(seed):
+            resize.apply()
+        return self
+
+    def resize_positions(self, max_seq_len: int, how: NewTable | None = None, *, seed: int | None = None) -> Self:
+        """As `TransformerWrapper.resize_positions`."""
+        self.net.resize_positions(max_seq_len, how, seed=seed)
+        return self
 
     @overload
     @parameters_of(GenerateAndReturnAll)

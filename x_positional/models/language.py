@@ -27,6 +27,7 @@ from x_positional.errors import InputError
 from x_positional.models.absent import ExplainsAbsent
 from x_positional.models.build import build_norm
 from x_positional.models.describe import describe
+from x_positional.models.resize import LengthSize, NewRows, NewTable, Rows, VocabularySize, seeded
 from x_positional.models.saving import Saveable
 from x_positional.models.stacks import ConfiguredLayers, config_of, layers_of_model
 from x_positional.modules.caching import CachingModule
@@ -36,6 +37,11 @@ from x_positional.modules.feedforward import ACTIVATIONS, ActivationKind
 from x_positional.modules.norms import Norm
 from x_positional.modules.plain import linear, plain_weight
 from x_positional.modules.quantized import Int8Embedding
+
+
+def init_embeddings(weight: Tensor, l2norm: bool) -> Tensor:
+    """Token embeddings [V E] of a new model, written to `weight`. l2norm: they are normalised, and start near zero."""
+    return nn.init.normal_(weight, std=1e-5) if l2norm else nn.init.kaiming_normal_(weight)
 
 
 class PredictionHead(nn.Module):
@@ -91,10 +97,7 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
         self.emb_width = emb_dim
         layers = layers_of_model(config.layers, config.max_seq_len, positions_dim or dim, attn_layers)
         self.token_emb = nn.Embedding(config.num_tokens, emb_dim)
-        if config.l2norm_embed:
-            nn.init.normal_(self.token_emb.weight, std=1e-5)
-        else:
-            nn.init.kaiming_normal_(self.token_emb.weight)
+        init_embeddings(self.token_emb.weight, config.l2norm_embed)
         self.token_types = config.token_types or 0
         self.token_type_emb = nn.Embedding(config.token_types, emb_dim) if config.token_types else None
         norm = config.emb_norm or NormConfig(unit_offset=False)
@@ -144,6 +147,71 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
         return self.attn_layers.new_cache(
             batch_size, max_len, window, dtype, keep_first=keep_first, rereads=rereads, final_lengths=final_lengths
         )
+
+    def vocabulary(self) -> list[Rows]:
+        """The parameters with a row for each id."""
+
+        def embeddings(count: int) -> Tensor:
+            return init_embeddings(torch.empty(count, self.emb_width), self.config.l2norm_embed)
+
+        rows: list[Rows] = [(self.token_emb, "weight", embeddings)]
+        head = self.to_logits
+        if head is not None and self.config.logits_dim in (None, self.num_tokens):
+            width = head.in_features
+            rows.append((head, "weight", lambda count: nn.Linear(width, count).weight.detach()))
+            if head.bias is not None:
+                rows.append((head, "bias", lambda count: nn.Linear(width, count).bias.detach()))
+        if self.tied_bias is not None:
+            rows.append((self, "tied_bias", torch.zeros))
+        return rows
+
+    def resize_token_embeddings(self, num_tokens: int, *, init: NewRows = "mean", seed: int | None = None) -> Self:
+        """Change the number of ids, in place: rows of token_emb, and of the matrix and the bias of the logits.
+
+        Old rows stay bit for bit, and `config` follows, so that the model is saved and read back. Parameters are new objects: make
+        the optimizer afterwards, since one made before updates the old ones. Caches made before are refused as stale.
+
+        Args:
+            num_tokens: ids from 0 to num_tokens - 1. Fewer than now drops the last rows.
+            init: new rows are the "mean" of the old ones, as transformers draws them with mean_resizing=True, but without its tiny
+                noise; or "fresh" random ones, as in a new model.
+            seed: of fresh rows; None draws from torch's generator. The generator's state is restored.
+
+        Returns:
+            The same model.
+
+        Raises:
+            ArgumentError, IncompatibleConfig: a size that does not fit, quantized or modified matrices. Nothing is changed then.
+        """
+        resize = VocabularySize(self, num_tokens, init)
+        with seeded(seed):
+            resize.apply()
+        return self
+
+    def resize_positions(self, max_seq_len: int, how: NewTable | None = None, *, seed: int | None = None) -> Self:
+        """Change max_seq_len, in place, and with it the rows of a learned absolute table.
+
+        Where no scheme depends on it, max_seq_len alone changes and every position keeps its numbers. The optimizer and caches: as
+        in `resize_token_embeddings`.
+
+        Args:
+            max_seq_len: the new length.
+            how: the rows of a table: "slice" keeps the first ones of a longer table, "fresh" adds random ones to a shorter one,
+                "interpolate" stretches or shrinks all of them linearly, so that the first and the last stay. None where there is
+                no table.
+            seed: of fresh rows; None draws from torch's generator. The generator's state is restored.
+
+        Returns:
+            The same model.
+
+        Raises:
+            ArgumentError, IncompatibleConfig: a scheme that is built for max_seq_len (dynamic NTK, LongRoPE, xPos, log_n without a
+                length of their own), or a table that `how` does not fit. The model is unchanged then.
+        """
+        resize = LengthSize(self, max_seq_len, how)
+        with seeded(seed):
+            resize.apply()
+        return self
 
     def describe(self) -> str:
         """A summary: which schemes apply where, which backend runs and why, dtype, parameters, trained length."""

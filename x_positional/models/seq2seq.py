@@ -4,19 +4,20 @@ B batch, S source tokens, T target tokens, N new tokens, M model dim.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from x_positional.attention.cache import KVCache
+from x_positional.attention.embeds import with_prepended
 from x_positional.config.flags import xtransformer_from_flags
 from x_positional.config.flags.answers import answers
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.validate import Report, require
 from x_positional.config.validate.fields import invalid_fields
-from x_positional.errors import FlagError, InputError
+from x_positional.errors import ArgumentError, FlagError, InputError, did_you_mean, shown
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.eval_mode import in_eval_mode
 from x_positional.generation.options import parameters_of
@@ -32,8 +33,11 @@ from x_positional.models.autoregressive import NET_CALL, AutoregressiveWrapper
 from x_positional.models.describe import describe
 from x_positional.models.language import TokenEncoder, TransformerWrapper
 from x_positional.models.loss import Reduction
+from x_positional.models.resize import LengthSize, NewRows, NewTable, VocabularySize, seeded
 from x_positional.models.saving import Saveable
 
+Side = Literal["both", "encoder", "decoder"]
+"""What of an encoder-decoder to change."""
 DECODER_CALL = ("AutoregressiveWrapper.generate", *NET_CALL)
 """The tables of the calls that x-transformers passes further keywords of `generate` on to."""
 
@@ -69,6 +73,47 @@ class XTransformer(ExplainsAbsent, Saveable):
         self.decoder = AutoregressiveWrapper(net, ignore_index=config.ignore_index, pad_value=config.pad_value)
         self.config = config
 
+    def resize_token_embeddings(
+        self, num_tokens: int, *, side: Side = "both", init: NewRows = "mean", seed: int | None = None
+    ) -> Self:
+        """As `TransformerWrapper.resize_token_embeddings`, of the "encoder", the "decoder" or "both", which tie_token_emb needs."""
+        sides = self._sides(side)
+        if self.config.tie_token_emb and side != "both":
+            raise ArgumentError(
+                f"side={side!r} resizes one side, but tie_token_emb=True shares one embedding. Leave side out to resize both."
+            )
+        self._check_shared_embedding()
+        pads = {"decoder": self.decoder.pad_value}
+        resizes = [VocabularySize(net, num_tokens, init, pads.get(name)) for name, net in sides.items()]
+        with seeded(seed):
+            for resize in resizes:
+                resize.apply()
+        self._follow_sides()
+        return self
+
+    def resize_positions(
+        self, max_seq_len: int, how: NewTable | None = None, *, side: Side = "both", seed: int | None = None
+    ) -> Self:
+        """As `TransformerWrapper.resize_positions`, of the "encoder", the "decoder" or "both"."""
+        resizes = [LengthSize(net, max_seq_len, how) for net in self._sides(side).values()]
+        with seeded(seed):
+            for resize in resizes:
+                resize.apply()
+        self._follow_sides()
+        return self
+
+    def _sides(self, side: Side) -> dict[str, TransformerWrapper]:
+        """The models of a side by name. Raises ArgumentError."""
+        if side not in get_args(Side):
+            raise ArgumentError(f"unknown side={shown(side)}; {did_you_mean(str(side), get_args(Side))}")
+        both = {"encoder": self.encoder, "decoder": self.decoder.net}
+        return both if side == "both" else {side: both[side]}
+
+    def _follow_sides(self) -> None:
+        """Take over the configs of both sides."""
+        sides = {"encoder": self.encoder.config, "decoder": self.decoder.net.config}
+        self.config = self.config.model_copy(update=sides)
+
     def describe(self) -> str:
         """A readable summary of both sides."""
         sides = (("encoder", self.encoder), ("decoder", self.decoder.net))
@@ -83,15 +128,28 @@ class XTransformer(ExplainsAbsent, Saveable):
                 "model.decoder.net.token_emb = model.encoder.token_emb."
             )
 
+    def _source(
+        self, src: Tensor | None, mask: Tensor | None, inputs_embeds: Tensor | None, prepend_embeds: Tensor | None
+    ) -> dict[str, Tensor | None]:
+        """What cross-attention reads: the encoder's output, and the mask of its places."""
+        embeds = {"inputs_embeds": inputs_embeds, "prepend_embeds": prepend_embeds}
+        context = self.encoder(src, mask=mask, **embeds)
+        if prepend_embeds is not None and mask is not None:
+            given = src if inputs_embeds is None else inputs_embeds
+            mask = with_prepended(mask, "mask", (prepend_embeds, self.encoder.as_ids(given)), 1)
+        return {"context": context, "context_mask": mask}
+
     @answers("XTransformer.forward", *NET_CALL)
     def forward(
         self,
-        src: Tensor,
+        src: Tensor | None,
         tgt: Tensor,
         mask: Tensor | None = None,
         *,
         tgt_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        src_prepend_embeds: Tensor | None = None,
         loss_mask: Tensor | None = None,
         reduction: Reduction = "mean",
         num_targets: float | Tensor | None = None,
@@ -106,6 +164,8 @@ class XTransformer(ExplainsAbsent, Saveable):
             mask: [B S] bool, True = keep.
             tgt_mask: [B T] bool, True = keep; padding is not a target.
             labels: [B T] the targets where they differ from tgt, as in `AutoregressiveWrapper.forward`.
+            inputs_embeds: [B S E] in place of source ids, with src=None: see `TransformerWrapper.forward`.
+            src_prepend_embeds: [B P E] before the source; a mask of [B S] keeps them.
             loss_mask: [B T] bool, True = this token is a target, as there.
             reduction: "mean", "sum" or "none", as there.
             num_targets: What the mean divides by, as there: from `decoder.count_targets(tgt, mask=tgt_mask, ...)`.
@@ -122,12 +182,20 @@ class XTransformer(ExplainsAbsent, Saveable):
             num_targets=num_targets,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
-            context=self.encoder(src, mask=mask),
-            context_mask=mask,
+            **self._source(src, mask, inputs_embeds, src_prepend_embeds),
         )
 
     @answers("XTransformer.logits", "XTransformer.forward", *NET_CALL)
-    def logits(self, src: Tensor, tgt: Tensor, mask: Tensor | None = None, *, tgt_mask: Tensor | None = None) -> Tensor:
+    def logits(
+        self,
+        src: Tensor | None,
+        tgt: Tensor,
+        mask: Tensor | None = None,
+        *,
+        tgt_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        src_prepend_embeds: Tensor | None = None,
+    ) -> Tensor:
         """Source ids [B S], target ids [B T] -> logits [B T V], each predicting the next target token.
 
         Args:
@@ -135,12 +203,14 @@ class XTransformer(ExplainsAbsent, Saveable):
             tgt: [B T] target ids.
             mask: [B S] bool, True = keep.
             tgt_mask: [B T] bool, True = keep.
+            inputs_embeds: [B S E] in place of source ids, with src=None.
+            src_prepend_embeds: [B P E] before the source.
 
         Raises:
             InputError, PositionError: For ids, masks or positions that do not fit.
         """
         self._check_shared_embedding()
-        return self.decoder.net(tgt, mask=tgt_mask, context=self.encoder(src, mask=mask), context_mask=mask)
+        return self.decoder.net(tgt, mask=tgt_mask, **self._source(src, mask, inputs_embeds, src_prepend_embeds))
 
     @overload
     @parameters_of(GenerateFromSourceAndReturnAll)
@@ -182,11 +252,12 @@ class XTransformer(ExplainsAbsent, Saveable):
     def _loop(self, options: DecodeFromSource) -> DecodeLoop:
         """Encodes the source. Raises as `generate` does."""
         self._check_shared_embedding()
-        context = None
-        if options.src is not None:
+        given = options.src, options.mask, options.inputs_embeds, options.src_prepend_embeds
+        source = {}
+        if options.reads_source:
             with torch.no_grad():
-                context = in_eval_mode(self).encoder(options.src, mask=options.mask)
-        return DecodeLoop(self.decoder.net, options.with_context(context), self.decoder.pad_value)
+                source = in_eval_mode(self)._source(*given)
+        return DecodeLoop(self.decoder.net, options.with_context(**source), self.decoder.pad_value)
 
 
 def seq2seq_problems(config: Seq2SeqConfig) -> list[str]:

@@ -104,7 +104,13 @@ class LogN(SchemeConfig):
         return frozenset(("max_seq_len",)) if self.trained is None else frozenset()
 
     def build(self, dims: Dims) -> LogLengthTemperature:
-        return LogLengthTemperature(max(2, self.trained or dims.max_seq_len or 2))
+        return LogLengthTemperature(self._trained(dims))
+
+    def _trained(self, dims: Dims) -> int:
+        return max(2, self.trained or dims.max_seq_len or 2)
+
+    def resolved(self, dims: Dims) -> SchemeConfig:
+        return self.model_copy(update={"trained": self._trained(dims)})
 
     def problems(self, dims: Dims) -> list[str]:
         if self.trained is None and dims.max_seq_len is None:

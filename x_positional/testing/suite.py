@@ -21,6 +21,7 @@ from x_positional.testing.checks_cache import (
 )
 from x_positional.testing.checks_cross import cross_attention
 from x_positional.testing.checks_generation import beams
+from x_positional.testing.checks_embeds import embeddings
 from x_positional.testing.checks_loss import labels
 from x_positional.testing.checks_masks import attention_masks, prefix_lm
 from x_positional.testing.checks_module import compiles, compiles_decoding, copies, meta_init, no_buffers, state_dict
@@ -108,6 +109,7 @@ _ALL: tuple[Check, ...] = (
     axes,
     order,
     cross_attention,
+    embeddings,
     precision,
     no_buffers,
     meta_init,

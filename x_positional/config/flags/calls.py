@@ -17,7 +17,9 @@ _WHO_SEES_WHOM = (
 _MIX = "Hidden states cannot be modified inside the stack. Write your own block around `Encoder` or `Decoder`."
 _KV = "Keys and values come from the input. Use `context=` with `cross_attend=True`."
 _LOOP = "The blocks run once. Leave it out."
-_EMBED = "Tokens are the only input. For embeddings use an `Encoder`, a `Decoder` or `ContinuousTransformerWrapper`."
+_EMBED = (
+    "Embeddings come from tokens or from the caller. Change those of `embed_tokens(ids)` and pass `inputs_embeds=`."
+)
 _MODULE = "The embedding and the head are one table and one linear layer. Leave it out."
 _NAMES = "Every argument is named in the signature. Use those."
 _HIDDEN = "Use `return_embeddings=True` for the hidden state; call twice for both."
@@ -135,15 +137,15 @@ TRANSFORMER = table(
             looped_exit_prob_threshold=0.9,
         ),
         *_all(_POSITIONS, pos=None),
-        *_all(
-            _EMBED,
-            prepend_embeds=None,
-            prepend_mask=None,
-            excise_prepend_embeds=False,
-            embed_ids={},
-            sum_embeds=None,
-            transform_token_embeds=None,
+        translated(
+            "prepend_embeds",
+            None,
+            "prepend_embeds",
+            "[B, P, E] before the tokens. Absolute positions, token types, norm and projection apply to them too.",
         ),
+        *_all("One mask covers both. Use `mask=` of [B, P + T], True = keep.", prepend_mask=None),
+        *_all("Logits cover all places. Use `logits[:, P:]` for those of tokens.", excise_prepend_embeds=False),
+        *_all(_EMBED, embed_ids={}, sum_embeds=None, transform_token_embeds=None),
         *_all(_MIX, transform_block_inputs=None),
         *_all(
             "There is no z-loss. Use `attn_softclamp_logits` or `attn_qk_norm` to bound the scores.",
@@ -223,7 +225,12 @@ XTRANSFORMER = table(
         translated("tgt", REQUIRED, "tgt", "Target ids, [B, T]; each is predicted from those before it."),
         translated("mask", None, "mask", "Of the source; True = keep."),
         *_all(_MASKS, attn_mask=None),
-        *_all(_EMBED, src_prepend_embeds=None),
+        translated(
+            "src_prepend_embeds",
+            None,
+            "src_prepend_embeds",
+            "[B, P, E] before the source; a mask of [B, S] keeps them.",
+        ),
     ],
 ) + table(
     "XTransformer.generate",
@@ -296,7 +303,12 @@ GENERATE = (
         [
             translated("x", REQUIRED, "tokens", "Ids, [B, T]; by position or under this name."),
             *_all("Only the loss is returned. Call the model for the logits.", return_outputs=False),
-            *_all(_EMBED, prepend_embeds=None),
+            translated(
+                "prepend_embeds",
+                None,
+                "prepend_embeds",
+                "[B, P, E] before the tokens. The first token is a target too, predicted from them.",
+            ),
             *_all("Padding is a mask. Use `mask=torch.arange(T) < lens[:, None]`.", lens=None),
             *_all(_NAMES, kwargs=REQUIRED),
         ],

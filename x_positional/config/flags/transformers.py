@@ -13,6 +13,9 @@ _HIDDEN = "Only the last hidden states are kept. Use `return_embeddings=True` of
 _MAPS = "This call does not return attention maps. Leave it out."
 _MASK = "Padding is a bool mask. Use `mask=attention_mask.bool()`."
 _IDS = "This call takes token ids. For embeddings use an `Encoder`, a `Decoder` or `ContinuousTransformerWrapper`."
+_EMBEDS = (
+    "Embeddings are read before the prompts. Use `prepend_embeds=`, with prompts=None where they are the whole prompt."
+)
 _SHIFTED = "The call shifts the target itself. Use `tgt=` with the whole target, and `labels=` where targets differ."
 _FUNCTION = "There is no such filter. Use a function of the logits as `filter_logits_fn=`."
 _PAD = "Rows are filled with the wrapper's pad_value after their eos. Use `AutoregressiveWrapper(net, pad_value=...)`."
@@ -201,7 +204,7 @@ WORDS: dict[str, tuple[Flag, ...]] = {
         "AutoregressiveWrapper.forward", [*_TOKENS, *_INPUTS, *_UNCACHED, *_LOSS_WORDS]
     ),
     "AutoregressiveWrapper.generate": table(
-        "AutoregressiveWrapper.generate", [*_PROMPTS, *_PROMPT_MASK, *_all(_IDS, "inputs_embeds"), *_SAMPLING]
+        "AutoregressiveWrapper.generate", [*_PROMPTS, *_PROMPT_MASK, *_all(_EMBEDS, "inputs_embeds"), *_SAMPLING]
     ),
     "ContinuousTransformerWrapper.forward": table(
         "ContinuousTransformerWrapper.forward",

@@ -252,6 +252,9 @@ class XPos(Rope):
     def _center(self, dims: Dims) -> int:
         return (dims.max_seq_len or 0) // 2 if self.center is None else self.center
 
+    def resolved(self, dims: Dims) -> SchemeConfig:
+        return super().resolved(dims).model_copy(update={"center": self._center(dims)})
+
     def build(self, dims: Dims) -> XPosEmbedding:
         return XPosEmbedding(
             self.width(dims), scale_base=self.scale_base, center=self._center(dims), **self._shared(dims)
