@@ -14,6 +14,7 @@ from typing_extensions import Self
 from x_positional.attention.cache import KVCache
 from x_positional.attention.cross import ContextInputs
 from x_positional.attention.inputs import INTEGERS, SeqLens, as_tensor, check_shows_a_token, read_bounds
+from x_positional.attention.maps import WithMaps
 from x_positional.attention.ownership import Stamp
 from x_positional.attention.tokens import TokenLayout
 from x_positional.config.flags import model_from_flags
@@ -186,7 +187,8 @@ class TransformerWrapper(CachingModule, Saveable):
         seq_lens: SeqLens | None = None,
         token_types: Tensor | None = None,
         targets: Tensor | None = None,
-    ) -> Tensor:
+        return_attention: bool = False,
+    ) -> Tensor | WithMaps:
         """Ids [B T] -> logits [B T V].
 
         Args:
@@ -205,6 +207,10 @@ class TransformerWrapper(CachingModule, Saveable):
             token_types: [B T], the type of each token; 0 where none are given.
             targets: [B T] int64 ids, -100 where there is none: return the sum of their cross entropies (nats), in float32 or
                 float64, in place of logits, which are computed by chunks of tokens. The caller guarantees their range.
+            return_attention: return (logits, maps), where maps[i] is the attention map [B H T S] of layer i: probabilities before
+                dropout, in float32 or wider, zeros at hidden keys and in the rows of padding. Column j is token j of the input;
+                with a cache, token j of the row without its padding. None for a layer without self-attention. A stack with
+                cross-attention returns (logits, maps, cross_maps). What is returned in place of logits comes first likewise.
 
         Raises:
             InputError, PositionError, CacheError: before any kernel runs.
@@ -230,9 +236,14 @@ class TransformerWrapper(CachingModule, Saveable):
             checked=checked,
         )
         x = self._embed(tokens, token_types, layout)
-        x = layers.run(x, layout, cache, ContextInputs(context, context_mask, context_positions))
-        if return_embeddings:
-            return x
+        maps = layers.map_collector() if return_attention else None
+        x = layers.run(x, layout, cache, ContextInputs(context, context_mask, context_positions), maps)
+        out = x if return_embeddings else self._output(x, targets)
+        return out if maps is None else maps.beside(out)
+
+    def _output(self, x: Tensor, targets: Tensor | None) -> Tensor:
+        """Hidden states [B T M] -> logits [B T V], the sum of the targets' cross entropies, or without a head what it would
+        read."""
         if targets is not None:
             x = self._features(x).flatten(0, 1)
             return summed_cross_entropy(x, targets.flatten(), self._logits_of_features, self.unembedding())
