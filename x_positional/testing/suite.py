@@ -20,6 +20,7 @@ from x_positional.testing.checks_cache import (
     sliding_windows,
 )
 from x_positional.testing.checks_cross import cross_attention
+from x_positional.testing.checks_maps import attention_maps
 from x_positional.testing.checks_module import compiles, compiles_decoding, copies, meta_init, no_buffers, state_dict
 from x_positional.testing.checks_positions import axes, custom_positions, float_positions, limit, order, shift
 from x_positional.testing.checks_precision import precision
@@ -101,6 +102,7 @@ _ALL: tuple[Check, ...] = (
     axes,
     order,
     cross_attention,
+    attention_maps,
     precision,
     no_buffers,
     meta_init,
