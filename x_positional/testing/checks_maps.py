@@ -94,7 +94,7 @@ def replace_attention(model: TransformerWrapper, maps: Sequence[Tensor]) -> None
     """Give a model's next pass these maps in place of its attention, one a layer."""
     layers, given = model.attn_layers, MapsTimesValues(maps)
     chosen = Replaced(given.name, "maps @ values", given)
-    layers.set_positions(layers.position_schemes, [replace(kind, choice=chosen) for kind in layers.kinds])
+    layers.kinds = [replace(kind, choice=chosen) for kind in layers.kinds]
 
 
 def _cached(subject: Subject, expect: Expect, kind: Kind, window: int | None) -> None:
