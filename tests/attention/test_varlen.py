@@ -115,6 +115,8 @@ def test_attention_maps_are_those_of_eager(call: dict[str, Tensor]):
     torch.testing.assert_close(torch.stack(maps), torch.stack(same), atol=1e-12, rtol=0)
     real = call.get("mask", torch.ones_like(tokens, dtype=torch.bool))
     torch.testing.assert_close(out[real], want[real], atol=1e-11, rtol=0)
+
+
 LEFT = torch.arange(13) >= torch.tensor([[0], [12], [5]])
 HOLES = torch.tensor([[True] * 13, [True, False, True] * 4 + [False], [False] * 6 + [True] * 7])
 CASES: dict[str, tuple[dict[str, Tensor], list[int]]] = {

@@ -49,7 +49,10 @@ LAYERS = table(
             cache_age=1,
         ),
         *_all(_CACHE, return_hiddens=False),
-        *_all("Attention samples nothing, so there are no such probabilities. Leave it out.", return_gumbel_log_probs=False),
+        *_all(
+            "Attention samples nothing, so there are no such probabilities. Leave it out.",
+            return_gumbel_log_probs=False,
+        ),
         *_all(_SCHEME, rotary_pos_emb=None, polar_pos_emb=None),
         *_all(_POSITIONS, pos=None),
         *_all(
