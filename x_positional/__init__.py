@@ -1,5 +1,9 @@
 """Transformers from keyword flags or a config, with every position scheme pluggable, and proof that they combine."""
 
+import sys
+from typing import NoReturn
+
+from x_positional.config.flags.missing import CLASSES
 from x_positional.config.models import ModelConfig
 from x_positional.config.validate import Report, check
 from x_positional.config.vision import VisionConfig
@@ -116,3 +120,13 @@ __all__ = [
     "quantize",
     "set_activation_checkpointing",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    """Classes of x-transformers and transformers that x_positional does not have: the error tells what to use."""
+    text = f"module 'x_positional' has no attribute {name!r}"
+    if name not in CLASSES:
+        raise AttributeError(text)
+    # `from x_positional import name` replaces the text of an AttributeError by its own, and keeps that of an ImportError
+    imported = sys._getframe(1).f_globals.get("__name__") == "importlib._bootstrap"
+    raise (ImportError if imported else AttributeError)(f"{text}. {CLASSES[name]}", name=name)

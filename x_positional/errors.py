@@ -45,7 +45,8 @@ class FlagError(XPositionalError, TypeError):
     def __init__(self, where: str, problems: Sequence[str]):
         self.where, self.problems = where, list(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__("\n  - ".join([f"{where}: {count} with its flags", *problems]))
+        kind = "arguments" if "." in where else "flags"
+        super().__init__("\n  - ".join([f"{where}: {count} with its {kind}", *problems]))
 
 
 class InputError(XPositionalError, ValueError):

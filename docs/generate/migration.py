@@ -6,8 +6,11 @@ Run from the repository root: python docs/generate/migration.py
 from collections.abc import Iterable
 from pathlib import Path
 
+from x_positional.config.flags.answers import PARAMETERS, flags_of_call, verdict
 from x_positional.config.flags.entry import REQUIRED, Flag
+from x_positional.config.flags.missing import ATTRIBUTES, CLASSES
 from x_positional.config.flags.table import FLAGS, PLACES
+from x_positional.config.flags.transformers import WORDS
 
 PAGE = Path(__file__).parents[1] / "migration.md"
 LAYERS = "AttentionLayers"
@@ -34,7 +37,8 @@ loss = AutoregressiveWrapper(model)(torch.randint(0, 256, (1, 128)))
 2. Run it. One error lists every unsupported flag, with the reason and what to use instead.
 3. Convert weights with `from_x_transformers`, see below. Read "Where numbers differ" before you compare losses.
 4. Rename arguments of calls: `pos=` is `positions=`, and `seq_start_pos=` is `mask=`. A cache is an object: create it
-   with `model.new_cache(batch_size)`, pass it as `cache=`, and give each call only the new tokens.
+   with `model.new_cache(batch_size)`, pass it as `cache=`, and give each call only the new tokens. A call lists every
+   keyword that it does not support, with the text of the tables below, before it computes anything.
 
 ## How flags are read
 
@@ -155,15 +159,20 @@ def cell(text: str) -> str:
 def row(flag: Flag) -> str:
     """One keyword as a row."""
     default = "required" if flag.default is REQUIRED else f"`{flag.default!r}`"
-    if flag.verdict == "refused":
-        return f"| `{flag.name}` | {default} | refused | {cell(flag.note)} |"
-    field = "" if flag.field is None else f"`{flag.field}`: "
-    return f"| `{flag.name}` | {default} | supported | {cell(field + flag.note)} |"
+    status, text = handled(flag)
+    return f"| `{flag.name}` | {default} | {status} | {cell(text)} |"
+
+
+def handled(flag: Flag, where: str | None = None) -> tuple[str, str]:
+    """Supported or refused, and the last cell of a row: the text of the error. where: the call, if not `flag.where`."""
+    status, text = verdict(flag, PARAMETERS.get(where or flag.where, frozenset()))
+    field = flag.field if status == flag.verdict == "supported" else None
+    return status, text if field is None else f"`{field}`: {text}"
 
 
 def section(title: str, flags: Iterable[Flag], level: str = "###") -> list[str]:
     """A heading and a table, supported keywords first."""
-    ordered = sorted(flags, key=lambda flag: flag.verdict == "refused")
+    ordered = sorted(flags, key=lambda flag: handled(flag)[0] == "refused")
     return [
         f"{level} {title}",
         "",
@@ -189,6 +198,41 @@ def layer_sections() -> list[str]:
     return lines + section("ff_: feedforward", ff)
 
 
+def words_sections() -> list[str]:
+    """The words of transformers, by call."""
+    lines = [
+        "## From transformers",
+        "",
+        "Its words are accepted where they mean the same, and refused with the reason and what to use instead where they do not.",
+        "",
+    ]
+    for place in WORDS:
+        flags = [flag for flag in flags_of_call(place).values() if flag in WORDS[place]]
+        lines += [
+            f"### {place}, from transformers",
+            "",
+            "| keyword | status | what it sets, or the reason |",
+            "|---|---|---|",
+        ]
+        rows = [(flag.name, *handled(flag, place)) for flag in flags]
+        rows.sort(key=lambda row: row[1] == "refused")
+        lines += [f"| `{name}` | {status} | {cell(text)} |" for name, status, text in rows]
+        lines.append("")
+    return lines
+
+
+def missing_sections() -> list[str]:
+    """Classes and attributes that do not exist."""
+    lines = ["## Classes that do not exist here", "", "Importing one is an error with this reason.", ""]
+    lines += ["| class | what to use instead |", "|---|---|"]
+    lines += [f"| `{name}` | {cell(text)} |" for name, text in CLASSES.items()]
+    lines += ["", "## Attributes that do not exist here", "", "Reading one is an AttributeError with this reason.", ""]
+    lines += ["| attribute | what to use instead |", "|---|---|"]
+    for name, attributes in ATTRIBUTES.items():
+        lines += [f"| `{name}.{attribute}` | {cell(text)} |" for attribute, text in attributes.items()]
+    return [*lines, ""]
+
+
 def own_section() -> list[str]:
     """Flags that x-transformers does not have."""
     lines = [
@@ -204,8 +248,8 @@ def own_section() -> list[str]:
 def render() -> str:
     """The whole page."""
     theirs = [flag for flag in FLAGS if not flag.own]
-    supported = sum(flag.verdict == "supported" for flag in theirs)
-    lines = [PROSE, *own_section(), "## Every keyword", ""]
+    supported = sum(handled(flag)[0] == "supported" for flag in theirs)
+    lines = [PROSE, *own_section(), *missing_sections(), *words_sections(), "## Every keyword", ""]
     lines += [f"{len(theirs)} keywords and arguments: {supported} supported, {len(theirs) - supported} refused.", ""]
     lines += layer_sections()
     for place in sorted((p for p in PLACES if p != LAYERS), key=lambda p: "." in p):

@@ -358,7 +358,7 @@ def test_verify_says_plainly_what_is_not_installed(call: Call, folder: Path, mon
             ["convert", "{run}", "t"],
             ["no x_positional checkpoint in", "a published model is a folder with config.json"],
         ),
-        (["verify", "{run}"], ["it has neither config.json nor a GGUF file; it contains nothing"]),
+        (["verify", "{run}"], ["it has no config.json, no GGUF file and no checkpoints", "it contains nothing"]),
         (["verify", "{folder}", "--dtype", "bfloat16"], ["unsupported --dtype bfloat16; supported: float32, float64"]),
         (["verify", "nowhere"], ["no such file or folder"]),
     ],

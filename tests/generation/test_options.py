@@ -33,25 +33,14 @@ KEYWORDS = {
     "context": None,
     "context_mask": None,
     "positions": None,
+    "prepend_embeds": None,
     "compile": "auto",
     "prefill_chunk_size": None,
     "speculate": None,
 }
 SOURCE_POSITIONAL = [("src", REQUIRED), ("start_tokens", REQUIRED), ("seq_len", REQUIRED), ("mask", None)]
-SOURCE_KEYWORDS = {
-    "eos_token": None,
-    "temperature": 1.0,
-    "prompt_lens": None,
-    "filter_logits_fn": "top_k",
-    "filter_kwargs": None,
-    "restrict_to_max_seq_len": True,
-    "cache_kv": True,
-    "repetition_penalty": 1.0,
-    "generator": None,
-    "seed": None,
-    "compile": "auto",
-    "prefill_chunk_size": None,
-}
+FROM_CONTEXT = ("context", "context_mask")
+SOURCE_KEYWORDS = dict(POSITIONAL[2:]) | {name: value for name, value in KEYWORDS.items() if name not in FROM_CONTEXT}
 
 
 def parameters(function) -> tuple[list[tuple[str, object]], dict[str, object]]:
@@ -71,7 +60,8 @@ def wrapper() -> AutoregressiveWrapper:
 def test_signatures_are_the_known_ones(wrapper) -> None:
     assert parameters(AutoregressiveWrapper.stream) == (POSITIONAL, KEYWORDS)
     assert parameters(AutoregressiveWrapper.generate) == (POSITIONAL, {**KEYWORDS, "return_cache": False})
-    assert parameters(XTransformer.generate) == (SOURCE_POSITIONAL, SOURCE_KEYWORDS)
+    assert parameters(XTransformer.stream) == (SOURCE_POSITIONAL, SOURCE_KEYWORDS)
+    assert parameters(XTransformer.generate) == (SOURCE_POSITIONAL, {**SOURCE_KEYWORDS, "return_cache": False})
     assert parameters(wrapper.generate) == parameters(AutoregressiveWrapper.generate)
     assert next(iter(inspect.signature(AutoregressiveWrapper.generate).parameters)) == "self"
 
@@ -151,7 +141,11 @@ def test_every_option_of_a_source_model_arrives(monkeypatch) -> None:
         "generator": torch.Generator(),
         "seed": None,
         "compile": False,
+        "prepend_embeds": torch.zeros(1, 1, 8),
         "prefill_chunk_size": None,
+        "cache": None,
+        "positions": torch.tensor([[0, 2]]),
+        "speculate": None,
     }
     assert set(given) == set(SOURCE_KEYWORDS)
     mask = torch.ones(1, 5, dtype=torch.bool)

@@ -102,7 +102,7 @@ def test_a_stream_that_is_stopped_inside_a_run_keeps_what_it_handed_out(taken: i
 
 def test_a_conversation_in_one_cache_and_a_forked_prefix() -> None:
     wrapper = wrap()
-    plain, cache = wrapper.net.new_cache(1), wrapper.prefill(ids(4), cache=wrapper.net.new_cache(1)).fork()
+    plain, cache = wrapper.net.new_cache(1), wrapper.prefill(ids(4), cache=wrapper.net.new_cache(1)).copy()
     wrapper.generate(ids(4), 0, cache=plain)
     for turn in (REPEATED, ids(3, seed=9)):
         want = wrapper.generate(turn, 7, cache=plain, **GREEDY)
@@ -182,7 +182,7 @@ class Chain:
     def logits(self, x: Tensor) -> Tensor:
         return x.log()
 
-    def drop_last(self, count: int) -> None:
+    def crop(self, length: int) -> None:
         pass
 
 

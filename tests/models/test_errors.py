@@ -314,10 +314,10 @@ def test_attn_layers_that_are_no_layers(layers) -> None:
             build()
 
 
-@pytest.mark.parametrize("images", [[torch.zeros(3, 8, 8)] * 2, None, "abc", np.zeros((1, 3, 8, 8))])
+@pytest.mark.parametrize("images", [[torch.zeros(3, 8, 8), 2], None, "abc", np.zeros((1, 3, 8, 8))])
 def test_images_that_are_no_tensor(images) -> None:
     model = ViTransformerWrapper(image_size=8, patch_size=4, attn_layers=Encoder(**SIZES))
-    with pytest.raises(InputError, match=r"pixel_values must be one float tensor.*torch\.stack\(images\)"):
+    with pytest.raises(InputError, match=r"pixel_values must be a float tensor .*, or a list of tensors"):
         model(images)
 
 

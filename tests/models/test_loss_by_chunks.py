@@ -60,13 +60,13 @@ def set_fewest(monkeypatch: pytest.MonkeyPatch, logits: int) -> None:
 def summed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For each loss by chunks: whether the map to logits was known as tensors."""
     found: list[bool] = []
-    original = cross_entropy.summed_cross_entropy
+    original = cross_entropy.cross_entropy_by_chunks
 
     def recorded(*args: Any) -> Tensor:
         found.append(args[3] is not None)
         return original(*args)
 
-    monkeypatch.setattr(language, "summed_cross_entropy", recorded)
+    monkeypatch.setattr(language, "cross_entropy_by_chunks", recorded)
     return found
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tests.support.generation_models import GREEDY, NUM_TOKENS, SCHEMES, Script, equal, ids, perturbed, ragged
-from x_positional import XTransformer
+from x_positional import PromptLookup, XTransformer
 from x_positional.errors import FlagError, InputError
 
 SIDE = {"num_tokens": NUM_TOKENS, "max_seq_len": 40, "depth": 2, "heads": 3, "attn_dim_head": 12}
@@ -204,3 +204,52 @@ def test_describe_says_what_each_side_has() -> None:
     assert encoder.startswith("encoder\n")
     assert "rope" in encoder.lower()
     assert "alibi" in decoder.lower()
+
+
+def test_a_stream_gives_the_tokens_of_generate() -> None:
+    model, sources, prompts = build(), ragged(9, 3, 6), ragged(1, 4, 2, seed=9)
+    source, mask = padded(sources)
+    options = {"mask": mask, "seed": 3, "eos_token": 5}
+    want = model.generate(source, prompts, STEPS, **options)
+    got = torch.stack(list(model.stream(source, prompts, STEPS, **options)), dim=1)
+    assert torch.equal(got, want)
+    one = list(model.stream(ids(1, 5), ids(2), 1, **GREEDY))
+    assert torch.equal(one[0], model.generate(ids(1, 5), ids(1, 2), 1, **GREEDY)[:, 0])
+
+
+@pytest.mark.parametrize("decoder", ["alibi", "rope", "absolute", "forgetting"])
+def test_a_kept_cache_continues_with_its_source(decoder: str) -> None:
+    model, sources, prompts = build(decoder=decoder), ragged(9, 3, 6), ragged(1, 4, 2, seed=9)
+    source, mask = padded(sources)
+    want = model.generate(source, prompts, STEPS, mask=mask, **GREEDY)
+    first, cache = model.generate(source, prompts, 3, mask=mask, return_cache=True, **GREEDY)
+    again = cache.copy()
+    rest = model.generate(None, None, STEPS - 3, cache=cache, **GREEDY)
+    assert torch.equal(torch.cat([first, rest], dim=1), want)
+    rest = torch.stack(list(model.stream(source, None, STEPS - 3, mask, cache=again, **GREEDY)), dim=1)
+    assert torch.equal(torch.cat([first, rest], dim=1), want)
+    with pytest.raises(InputError, match="different context"):
+        model.generate(source.roll(1, 1), None, 2, mask, cache=cache, **GREEDY)
+
+
+def test_positions_and_proposals_of_the_target() -> None:
+    model, source = build(), ids(1, 6)
+    start = ids(1, 3)
+    shifted = model.generate(source, start, STEPS, positions=torch.arange(3)[None] + 4, **GREEDY)
+    assert torch.equal(shifted, model.generate(source, start, STEPS, **GREEDY))  # alibi sees distances alone
+    spread = model.generate(source, start, STEPS, positions=torch.tensor([[0, 5, 9]]), cache_kv=False, seed=0)
+    assert torch.equal(spread, model.generate(source, start, STEPS, positions=torch.tensor([[0, 5, 9]]), seed=0))
+    proposed = model.generate(source, start, STEPS, speculate=PromptLookup(), **GREEDY)
+    assert torch.equal(proposed, model.generate(source, start, STEPS, **GREEDY))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "src=None continues with the source of a cache, and none was read into it"),
+        ({"mask": torch.ones(1, 3, dtype=torch.bool)}, "mask was given without src"),
+    ],
+)
+def test_a_missing_source_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build().generate(None, ids(1, 2), 2, **options)

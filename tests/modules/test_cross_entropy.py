@@ -1,6 +1,7 @@
 """Cross entropy by chunks: exact in value, first and second derivatives, and never with all logits at once."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,14 @@ from torch.autograd import gradcheck, gradgradcheck
 from tests.support.draws import draws
 from tests.support.largest import Largest
 from x_positional.modules import cross_entropy
-from x_positional.modules.cross_entropy import NO_TARGET, Unembedding, chunks_pay, summed_cross_entropy
+from x_positional.modules.cross_entropy import (
+    NO_TARGET,
+    PLAIN,
+    TokenLoss,
+    Unembedding,
+    chunks_pay,
+    cross_entropy_by_chunks,
+)
 
 M, V = 6, 11
 SOME, FIRST_CHUNK, NONE, ALL = [2, 9, 16], [0, 1, 2, 3, 4], list(range(17)), []
@@ -29,7 +37,13 @@ class Case:
     """Tensors that a loss of 17 rows depends on, and the map from hidden states to logits in two forms."""
 
     def __init__(
-        self, dtype: torch.dtype, bias: bool = False, cap: float | None = None, missing: list[int] = ALL, rows: int = 17
+        self,
+        dtype: torch.dtype,
+        bias: bool = False,
+        cap: float | None = None,
+        missing: list[int] = ALL,
+        rows: int = 17,
+        loss: TokenLoss = PLAIN,
     ):
         random = torch.Generator().manual_seed(rows)
         shapes = [(rows, M), (V, M), (V,)][: 3 if bias else 2]
@@ -38,7 +52,7 @@ class Case:
             tensor.requires_grad_()
         self.targets = torch.randint(V, (rows,), generator=random)
         self.targets[missing] = NO_TARGET
-        self.cap = cap
+        self.cap, self.loss = cap, loss
 
     def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         z = F.linear(x * 0.5, weight, bias)
@@ -47,16 +61,20 @@ class Case:
     def whole(self, x: Tensor, *others: Tensor) -> Tensor:
         z = self.logits(x, *others)
         wide = z.to(torch.promote_types(z.dtype, torch.float32))
-        return F.cross_entropy(wide, self.targets, ignore_index=NO_TARGET, reduction="sum")
+        smoothing, counts = self.loss.label_smoothing, self.targets != NO_TARGET
+        found = F.cross_entropy(wide, self.targets, ignore_index=NO_TARGET, reduction="sum", label_smoothing=smoothing)
+        return found + self.loss.z_loss * wide[counts].exp().sum(-1).log().square().sum()
 
     def chunked(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         def no_function(x: Tensor) -> Tensor:
             raise AssertionError("logits come from the tensors")
 
-        return summed_cross_entropy(x, self.targets, no_function, Unembedding(weight, bias, 0.5, self.cap))
+        return cross_entropy_by_chunks(
+            x, self.targets, no_function, Unembedding(weight, bias, 0.5, self.cap), self.loss
+        )
 
     def recomputed(self, x: Tensor, *others: Tensor) -> Tensor:
-        return summed_cross_entropy(x, self.targets, lambda part: self.logits(part, *others), None)
+        return cross_entropy_by_chunks(x, self.targets, lambda part: self.logits(part, *others), None, self.loss)
 
     def results(self, loss: Callable[..., Tensor]) -> list[Tensor]:
         """The loss, and the gradients of a multiple of it."""
@@ -65,17 +83,19 @@ class Case:
 
 
 WAYS = [Case.chunked, Case.recomputed]
+LOSSES = [PLAIN, TokenLoss(label_smoothing=0.15), TokenLoss(z_loss=0.03), TokenLoss(0.15, 0.03)]
 FORMS = [(False, None), (True, None), (False, 3.0), (True, 3.0)]
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("bias", "cap"), FORMS)
 @pytest.mark.parametrize("missing", [ALL, SOME, FIRST_CHUNK, NONE])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("rows", draws((17,), (17, 20, 25)))
 def test_loss_and_gradients_are_those_of_whole_logits(
-    way: Any, bias: bool, cap: float | None, missing: list[int], rows: int
+    way: Any, bias: bool, cap: float | None, missing: list[int], rows: int, loss: TokenLoss
 ) -> None:
-    case = Case(torch.float64, bias, cap, missing, rows)
+    case = Case(torch.float64, bias, cap, missing, rows, loss)
     for got, want in zip(case.results(way.__get__(case)), case.results(case.whole), strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-13)
 
@@ -83,9 +103,12 @@ def test_loss_and_gradients_are_those_of_whole_logits(
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("cap", [None, 3.0])
-def test_half_precision_is_as_close_to_float64_as_whole_logits(way: Any, bias: bool, cap: float | None) -> None:
+@pytest.mark.parametrize("loss", [PLAIN, LOSSES[-1]])
+def test_half_precision_is_as_close_to_float64_as_whole_logits(
+    way: Any, bias: bool, cap: float | None, loss: TokenLoss
+) -> None:
     """Sums of chunks are float32; each rounding of bfloat16 is 2^-9 of a value, and a result has a few of them."""
-    case, exact = (Case(dtype, bias, cap, SOME) for dtype in (torch.bfloat16, torch.float64))
+    case, exact = (Case(dtype, bias, cap, SOME, loss=loss) for dtype in (torch.bfloat16, torch.float64))
     with torch.no_grad():
         for rounded, tensor in zip(case.tensors, exact.tensors, strict=True):
             tensor.copy_(rounded)
@@ -110,8 +133,9 @@ def test_autocast_keeps_the_gradients_of_float32_parameters(way: Any) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("bias", "cap"), draws(FORMS[-1:], FORMS))
-def test_second_derivatives(way: Any, bias: bool, cap: float | None) -> None:
-    case = Case(torch.float64, bias, cap, [2], rows=7)
+@pytest.mark.parametrize("loss", draws([PLAIN, LOSSES[-1]], LOSSES))
+def test_second_derivatives(way: Any, bias: bool, cap: float | None, loss: TokenLoss) -> None:
+    case = Case(torch.float64, bias, cap, [2], rows=7 if loss is PLAIN else 3, loss=loss)
     assert gradcheck(way.__get__(case), case.tensors)
     assert gradgradcheck(way.__get__(case), case.tensors)
 
@@ -148,28 +172,32 @@ def test_without_autocast_dtypes_must_agree_as_in_a_linear_layer() -> None:
     x, weight = Case(torch.float64).tensors[0], Case(torch.float32).tensors[1]
     case = Case(torch.float64)
     with pytest.raises(RuntimeError, match="same dtype"):
-        summed_cross_entropy(x, case.targets, lambda part: F.linear(part, weight), Unembedding(weight))
+        cross_entropy_by_chunks(x, case.targets, lambda part: F.linear(part, weight), Unembedding(weight))
 
 
 @pytest.mark.parametrize("columns", [512, 1024])
 @pytest.mark.parametrize("all_count", [True, False])
-def test_no_tensor_holds_the_logits_of_all_rows(columns: int, all_count: bool) -> None:
+@pytest.mark.parametrize("loss", [PLAIN, LOSSES[-1]])
+def test_no_tensor_holds_the_logits_of_all_rows(columns: int, all_count: bool, loss: TokenLoss) -> None:
     """Buffers have the rows of a chunk; everything else is as large as an input."""
     x, weight, targets = torch.randn(100, 4), torch.randn(columns, 4), torch.arange(100)
     with Largest() as largest:
-        cross_entropy._sum_of_chunks(x, weight, None, targets, 2.0, (True, True, False), all_count)
+        cross_entropy._sum_of_chunks(x, weight, None, targets, 2.0, (True, True, False), all_count, loss)
     assert largest.elements == 5 * columns
 
 
 @pytest.mark.parametrize("all_count", [True, False])
 @pytest.mark.parametrize(("dtype", "unit"), [(torch.float64, 1e-14), (torch.bfloat16, 8 * 2**-9)])
-def test_both_treatments_of_rows_without_a_target_agree(all_count: bool, dtype: torch.dtype, unit: float) -> None:
+@pytest.mark.parametrize("loss", [PLAIN, LOSSES[-1]])
+def test_both_treatments_of_rows_without_a_target_agree(
+    all_count: bool, dtype: torch.dtype, unit: float, loss: TokenLoss
+) -> None:
     """On a GPU such rows are multiplied by 0, since counting them would force a device sync."""
-    case = Case(torch.float64, True, 3.0, SOME)
+    case = Case(torch.float64, True, 3.0, SOME, loss=loss)
     x, weight, bias = (t.detach().to(dtype) for t in case.tensors)
     rows = case.targets >= 0
     given, targets = (x[rows], case.targets[rows]) if all_count else (x, case.targets)
-    found = cross_entropy._sum_of_chunks(given * 0.5, weight, bias, targets, 3.0, (True, True, True), all_count)
+    found = cross_entropy._sum_of_chunks(given * 0.5, weight, bias, targets, 3.0, (True, True, True), all_count, loss)
     total, dx, *others = case.results(case.whole)
     for got, want in zip(found, [total * 0.3, (dx[rows] if all_count else dx) / 0.5, *others], strict=True):
         scaled = got.double() * 0.3
@@ -188,3 +216,21 @@ def test_both_treatments_of_rows_without_a_target_agree(all_count: bool, dtype: 
 )
 def test_chunks_are_used_where_they_pay(rows: int, columns: int, width: int, recomputed: bool, pays: bool) -> None:
     assert chunks_pay(rows, columns, width, torch.device("cpu"), recomputed) is pays
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_loss_of_each_row_is_weighted_freely(loss: TokenLoss) -> None:
+    """Each row has its own gradient, which backward computes with the logits of its chunk alone."""
+    case, weights = Case(torch.float64, True, 3.0, SOME), torch.linspace(0.5, 2, 17, dtype=torch.float64)
+    each = replace(loss, reduction="none")
+
+    def weighted(x: Tensor, *others: Tensor) -> Tensor:
+        return cross_entropy_by_chunks(x, case.targets, lambda part: case.logits(part, *others), None, each) @ weights
+
+    def whole(x: Tensor, *others: Tensor) -> Tensor:
+        return each.of_logits(case.logits(x, *others), case.targets) @ weights
+
+    for got, want in zip(case.results(weighted), case.results(whole), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-13)
+    with torch.no_grad():
+        assert weighted(*case.tensors).item() == pytest.approx(whole(*case.tensors).item(), abs=1e-13)

@@ -74,6 +74,23 @@ class _HalfBack(torch.autograd.Function):
         return grad / 2
 
 
+class _Averaged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad / len(grad)
+
+
+class AveragedGradient(PlainSinusoidal):
+    """A hand-written backward that averages over the rows of its batch, so that micro-batches do not add up to one batch."""
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        return _Averaged.apply(super().embed(x, positions))  # pyright: ignore[reportReturnType]
+
+
 class HalfGradient(PlainSinusoidal):
     """A hand-written backward that is off by a factor of two."""
 

@@ -15,8 +15,8 @@ import accelerate  # noqa: F401
 import filelock  # noqa: F401
 
 from tests.support.training_runs import config
+from x_positional.pretrained.integrity import checkpoint_folders
 from x_positional.training import TrainConfig, train
-from x_positional.training.checkpoints.integrity import checkpoint_folders
 from x_positional.training.loop import train as train_module
 
 

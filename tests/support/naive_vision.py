@@ -122,8 +122,8 @@ def block(x: Tensor, part: Any, angle: Tensor) -> Tensor:
     return x + F.gelu(n @ part.ff.up.weight.t() + part.ff.up.bias) @ part.ff.down.weight.t() + part.ff.down.bias
 
 
-def naive(vision: ViTransformerWrapper, image: Tensor) -> Tensor:
-    """[C H W] -> [classes], with the weights of `vision` in float64 and nothing else of it."""
+def naive(vision: ViTransformerWrapper, image: Tensor, kept: list[int] | None = None) -> Tensor:
+    """[C H W] -> [classes], with the weights of `vision` in float64 and nothing else of it. kept: the only patches."""
     config, model = vision.config, cast(Any, vision)  # of a module's attributes only its author knows the types
     layers, embedding, to_logits = model.attn_layers, model.patch_embedding, model.to_logits
     patches = torch.stack(cut(image, *config.patch_size))
@@ -150,6 +150,8 @@ def naive(vision: ViTransformerWrapper, image: Tensor) -> Tensor:
     ]
     if model.axes < 2:
         at = [[float(i)] for i in range(len(at))]
+    if kept is not None:
+        x, at = x[kept], [at[number] for number in kept]
     beside = [t for t in (cls, model.register_tokens) if t is not None]
     places = torch.tensor([[0.0] * len(at[0])] * sum(map(len, beside)) + at, dtype=torch.float64)
     x = torch.cat([*beside, x])

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from tests.support.draws import draws
 from tests.support.training_runs import config
 from x_positional.errors import DamagedCheckpoint, UserError
+from x_positional.pretrained.integrity import damage_of, read_record
 from x_positional.training import TrainConfig, open_checkpoint, train
 from x_positional.training.checkpoints import checkpoint, run_folder
 from x_positional.training.checkpoints.checkpoint import checkpoint_folders
-from x_positional.training.checkpoints.integrity import damage_of, read_record
 from x_positional.training.loop.engine import Engine
 from x_positional.training.loop.interrupt import Interrupt
 from x_positional.training.loop.log import LOG, RunLog, read_curve

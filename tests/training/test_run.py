@@ -87,11 +87,12 @@ def test_dropout_and_accumulation_take_part(tmp_path: Path):
     assert len({losses(tmp_path / name)[-1] for name in runs}) == 3
 
 
-def test_accumulation_equals_one_large_batch(tmp_path: Path):
+@pytest.mark.parametrize("loss", [{}, {"label_smoothing": 0.1, "z_loss": 1e-2}])
+def test_accumulation_equals_one_large_batch(tmp_path: Path, loss: dict[str, float]):
     layers = {**raw_config(tmp_path)["model"]["layers"], "attn": {}, "ff": {}}
     base = changed(config(tmp_path), model={"emb_dropout": 0.0, "layers": layers})
     for name, batch, accumulate in (("large", 6, 1), ("small", 2, 3)):
-        run = {"dir": str(tmp_path / name), "batch_size": batch, "accumulate": accumulate, "steps": 4}
+        run = {"dir": str(tmp_path / name), "batch_size": batch, "accumulate": accumulate, "steps": 4, **loss}
         train(changed(base, run=run))
     large, small = weights(tmp_path / "large"), weights(tmp_path / "small")
     for name in large:

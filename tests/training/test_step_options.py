@@ -17,6 +17,7 @@ from tests.support.training_runs import config, raw_config
 from x_positional import (
     ArgumentError,
     AutoregressiveWrapper,
+    ConfigError,
     CrossAttender,
     Decoder,
     TransformerWrapper,
@@ -28,6 +29,7 @@ from x_positional.schemes import Alibi
 from x_positional.training import TrainConfig, train
 from x_positional.training.loop import engine
 from x_positional.training.loop.engine import compiled
+from x_positional.training.loop.log import LOG, read_curve
 
 DROPOUT = {"attn_dropout": 0.2, "ff_dropout": 0.1}
 FUSED, BIASED, ROWS = {"position": "rope"}, {"position": Alibi(learned=True)}, {"position": "cope"}
@@ -206,3 +208,27 @@ def test_without_a_compiler_a_compiled_run_is_refused(tmp_path: Path, monkeypatc
     monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"on CUDA needs the package triton"):
         compiled(nn.Linear(2, 2), torch.device("cuda"))
+
+
+def test_the_training_loss_has_what_was_set_and_validation_has_not(tmp_path: Path) -> None:
+    """A smoothing of 1 and a large z-loss, at a learning rate that changes nothing."""
+    console = Console(file=io.StringIO(), width=200)
+    still = raw_config(tmp_path, steps=1, eval_every=1)
+    still["model"] |= {"emb_dropout": 0.0}
+    still["model"]["layers"] |= {"attn": {}, "ff": {}}
+    still["optimizer"] = {"lr": 1e-12, "warmup_steps": 0}
+    found = {}
+    for name, loss in {"plain": {}, "more": {"label_smoothing": 0.5, "z_loss": 10.0}}.items():
+        run = {**still["run"], "dir": str(tmp_path / name), **loss}
+        result = train(TrainConfig.model_validate({**still, "run": run}), console=console)
+        assert result.validation is not None
+        found[name] = [read_curve(tmp_path / name / LOG, "train", "loss")[1][0], result.validation.loss]
+    assert found["more"][0] > found["plain"][0] + 1
+    assert found["more"][1] == pytest.approx(found["plain"][1], abs=1e-6)
+    assert console.file.getvalue().count("training loss with label_smoothing 0.5, z_loss 10") == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("label_smoothing", 1.5), ("label_smoothing", -0.1), ("z_loss", -1.0)])
+def test_losses_out_of_range_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"run\.{name}"):
+        TrainConfig.model_validate(raw_config(tmp_path, **{name: value}))

@@ -5,17 +5,17 @@ B batch, T new tokens, S key slots, G key/value heads, H heads, D head dim, C ch
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from x_positional.attention.cache_rows import kept_lengths, row_numbers, whole_number
 from x_positional.attention.cache_slots import KeyView, Slots, SlotTable, in_dtype
 from x_positional.attention.integers import dequantize_rows, quantize_rows
 from x_positional.attention.ownership import UNKNOWN, Identity, Stamp
-from x_positional.attention.tokens import TokenLayout
+from x_positional.attention.tokens import TokenLayout, following_positions
 from x_positional.errors import ArgumentError, CacheError
 from x_positional.schemes.base import NO_TOKEN, AttentionWindow
 
@@ -119,22 +119,40 @@ class CacheState:
             cross_context=None if self.cross_context is None else self.cross_context.map(fn),
         )
 
-    def shortened(self, count: int) -> "CacheState":
-        """The same without the last `count` tokens of every row. Their slots count as unused; no ring may have overwritten any."""
-        lengths = None if self.lengths is None else self.lengths - count
-        ends = self.span - count if lengths is None else lengths[:, None]
-        tables = []
-        for table in self.tables:
-            dropped = None if table.index is None else table.index >= ends
-            tables.append(table if dropped is None else table.map(partial(_without_tokens, dropped)))
+    def cropped(self, slots: Sequence[Slots], kept: int | Tensor) -> "CacheState":
+        """The same with the first tokens of every row alone. The slots of the others count as unused.
+
+        Args:
+            slots: of the tables. No ring may have overwritten a token of a row that loses some.
+            kept: tokens of each row, at most those that it has: one number where rows are alike, or [B] in which rows differ.
+        """
+        alike = isinstance(kept, int)
+        span = kept if alike else int(kept.max())
+        tables = tuple(
+            SlotTable(capacity=table.capacity) if span == 0 else _without_tokens(held, table, self, kept)
+            for held, table in zip(slots, self.tables, strict=True)
+        )
+        positions = tables[0].positions
         return replace(
             self,
-            span=self.span - count,
-            lengths=lengths,
-            following=None if self.following is None else self.following - count,
+            span=span,
+            lengths=None if alike or span == 0 else kept,
+            following=None if self.following is None or positions is None else following_positions(positions),
             ending=None,
-            tables=tuple(tables),
+            tables=tables,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memo:
+    """What schemes reuse between passes over one cache."""
+
+    schemes: Any = None
+    """Identifies the schemes; others start a new memo."""
+    biases: dict[AttentionWindow, dict[int, Any]] = field(default_factory=dict)
+    """What the bias of each scheme keeps, for each window."""
+    tables: dict[int, Any] = field(default_factory=dict)
+    """Tables computed in advance, for each scheme."""
 
 
 class KVCache:
@@ -187,9 +205,7 @@ class KVCache:
         )
         self._weights = UNKNOWN  # of the model that is being called
         self._pass_open = False  # a call has begun and not succeeded, so unused slots may hold anything
-        self._memo: dict[AttentionWindow, dict[int, Any]] = {}
-        self._tables: dict[int, Any] = {}
-        self._memo_of: Any = None
+        self._memo = Memo()
 
     @property
     def batch_size(self) -> int:
@@ -254,7 +270,7 @@ class KVCache:
 
         Args:
             tokens: the new tokens.
-            schemes: identifies the schemes that fill `memo`; another object starts a new one.
+            schemes: identifies the schemes that fill the memo; another object starts a new one.
             tracked: autograd records this pass.
 
         Raises:
@@ -270,8 +286,8 @@ class KVCache:
             slots.assign(table, tokens, state.span, state.batch_size)
             for slots, table in zip(self.slots, state.tables, strict=True)
         ]
-        if self._memo_of is not schemes or not state.filled:
-            self._memo_of, self._memo, self._tables = schemes, {window: {} for window in self.distinct}, {}
+        if self._memo.schemes is not schemes or not state.filled:
+            self._memo = Memo(schemes=schemes, biases={window: {} for window in self.distinct})
         self._pass_open = True
         return CachePass(
             self,
@@ -280,7 +296,6 @@ class KVCache:
             tables=tuple(table for table, _ in assigned),
             views={window: view for window, (_, view) in zip(self.distinct, assigned, strict=True)},
             memo=self._memo,
-            tables_memo=self._tables,
             tracked=tracked,
         )
 
@@ -290,7 +305,7 @@ class KVCache:
         new.max_len, new.device, new.dtype, new.owner = self.max_len, self.device, self.dtype, self.owner
         new.windows, new.distinct, new.slots = self.windows, self.distinct, self.slots
         new.state, new._weights, new._pass_open = state, state.weights, False
-        new._memo, new._tables, new._memo_of = {}, {}, None
+        new._memo = Memo()
         return new
 
     def without_limit(self) -> "KVCache":
@@ -334,8 +349,53 @@ class KVCache:
         """x: the hidden state [B M] that predicts the next token."""
         self.state = replace(self.state, ending=(self.state.span, x))
 
-    def reorder(self, rows: Tensor | Sequence[int]) -> None:
+    def crop(self, length: int | Tensor | Sequence[int]) -> "KVCache":
+        """Keep the first tokens of every row and forget the others, such as proposals that were rejected.
+
+        Changes this cache and returns it, like `crop` of transformers' caches. It continues as if the other tokens had never been
+        read. Padding does not count.
+
+        Args:
+            length: tokens to keep. A number applies to all rows, and shorter rows stay as they are; below 0 it is the number of
+                tokens to drop, from every row. [B] integers give each row its own length. Where rows differ, it forces a device
+                sync.
+
+        Raises:
+            ArgumentError: length is no integer, or not one for each row.
+            CacheError: there are fewer tokens, packed documents, or a window that overwrote tokens which would be visible again.
+                The cache is left as it was.
+        """
+        state, held = self.state, self.starts()
+        kept = kept_lengths(length, state.batch_size, held)
+        if isinstance(kept, int) and kept == state.span:
+            return self
+        if state.last_document is not None:
+            raise CacheError(
+                f"crop({length}): this cache holds packed documents, and which one its last token is in is not kept for "
+                "earlier tokens. copy() the cache before it reads tokens that may be dropped."
+            )
+        self._check_not_overwritten(length, kept, held)
+        self.state = replace(state.cropped(self.slots, kept), inference=self._in_inference())
+        return self
+
+    def _check_not_overwritten(self, length: Any, kept: int | Tensor, held: int | Tensor) -> None:
+        """Raises CacheError if a ring has overwritten tokens of a row that loses some."""
+        rings = [slots.most for slots in self.slots if slots.most is not None]
+        if not rings:
+            return
+        longest = held if isinstance(held, int) else int(torch.where(kept < held, held, 0).max())
+        if isinstance(kept, Tensor) and isinstance(held, int) and not bool((kept < held).any()):
+            return
+        if longest + self._pass_open > min(rings):  # a step that failed may have overwritten one more
+            raise CacheError(
+                f"crop({length}): the {longest} tokens of a row exceed a window, whose cache keeps {min(rings)}, so tokens that "
+                "would be visible again are overwritten. copy() the cache before it reads tokens that may be dropped."
+            )
+
+    def reorder(self, rows: Tensor | Sequence[int]) -> "KVCache":
         """Keep these rows, in that order: for beam search, or a batch that shrinks.
+
+        Changes this cache and returns it, like `batch_select_indices` and `reorder_cache` of transformers' caches.
 
         Args:
             rows: [B'] integers from 0 to batch_size - 1; a row may be repeated. On a device, checking them forces a sync.
@@ -343,53 +403,36 @@ class KVCache:
         Raises:
             CacheError: they are no row numbers. The cache is left as it was.
         """
-        rows = _row_numbers(rows, self.batch_size).to(self.device)
+        return self._take(row_numbers(rows, self.batch_size).to(self.device))
+
+    def repeat(self, n: int) -> "KVCache":
+        """Repeat each row n times, next to each other: several continuations of each prefix. Rows 0, 1 become 0, 0, 1, 1 for n=2.
+
+        Changes this cache and returns it, like `batch_repeat_interleave` of transformers' caches; rows are in the order of
+        `torch.repeat_interleave`. Every tensor is copied for each row: `prefix.copy().repeat(n)` leaves `prefix` as it was.
+
+        Raises:
+            ArgumentError: n is not a positive integer.
+        """
+        rows = torch.arange(self.batch_size, device=self.device).repeat_interleave(whole_number("n", n))
+        return self if n == 1 else self._take(rows)
+
+    def copy(self) -> "KVCache":
+        """A cache that continues from this one independently, as `copy.copy` and `copy.deepcopy` make it.
+
+        Every tensor is copied, so neither sees what the other one reads. Gradients flow through both.
+        """
+        return copy.deepcopy(self)
+
+    def _take(self, rows: Tensor) -> "KVCache":
         batch = self.batch_size
         state = self.state.map(lambda t: t if t.shape[0] == 1 and batch > 1 else t[rows])
-        self.state = replace(state, batch_size=len(rows))
+        self.state = replace(state, batch_size=len(rows), inference=self._in_inference())
+        return self
 
-    def drop_last(self, count: int) -> None:
-        """Forget the last `count` tokens of every row, such as proposals that were rejected.
-
-        Each row must have read them without padding, without positions or documents of its own.
-
-        Raises:
-            ArgumentError: count is not a positive integer.
-            CacheError: there are fewer tokens, packed documents, or a window that dropped tokens which would be visible again.
-        """
-        count, state = whole_number("count", count), self.state
-        if count > state.span or state.last_document is not None:
-            held = "packed documents" if state.last_document is not None else f"only {state.span} tokens"
-            raise CacheError(f"drop_last({count}): this cache holds {held}.")
-        if any(slots.most is not None and state.span > slots.most for slots in self.slots):
-            raise CacheError(
-                f"drop_last({count}): the {state.span} tokens of this cache exceed a window, so tokens that would be visible again "
-                "are overwritten. Fork the cache before reading tokens that may be rejected."
-            )
-        self.state = state.shortened(count)
-
-    def fork(self, batch_size: int | None = None) -> "KVCache":
-        """An independent cache that continues from this one: for prompts with a common prefix, or several samples of one prompt.
-
-        Every tensor is copied, once for each row. This cache stays as it is, so it can be forked again.
-
-        Args:
-            batch_size: rows of the new cache, all of them copies of the only row here; None copies the rows that there are.
-
-        Raises:
-            ArgumentError: batch_size is not a positive integer.
-            CacheError: another number of rows than this cache has, which has several.
-        """
-        rows = self.batch_size if batch_size is None else whole_number("batch_size", batch_size)
-        if self.batch_size not in (1, rows):
-            raise CacheError(
-                f"fork({rows}) copies a single row {rows} times, but this cache has batch_size={self.batch_size}. Select rows of a "
-                "fork() with reorder(rows), or prefill one prompt alone."
-            )
-        new = copy.copy(self)
-        if rows != self.batch_size:
-            new.reorder([0] * rows)
-        return new
+    def _in_inference(self) -> bool:
+        """Whether tensors of the state, or those made from them now, may be inference tensors."""
+        return self.state.inference or (not torch.compiler.is_compiling() and torch.is_inference_mode_enabled())
 
     def detach(self) -> "KVCache":
         """Cut the autograd graph: no gradient flows into the chunks so far. Changes this cache and returns it."""
@@ -414,19 +457,18 @@ class KVCache:
         return replace(state, layers=tuple(layers))
 
     def __copy__(self) -> "KVCache":
-        """Independent of this one: both can be continued."""
-        return copy.deepcopy(self)
+        return self.copy()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "KVCache":
-        """Independent of this one: both can be continued. Gradients flow through both."""
         new = object.__new__(type(self))
         memo[id(self)] = new
-        new.__dict__.update(self.__getstate__(), state=self.state.map(torch.clone))
+        state = replace(self.state.map(torch.clone), inference=self._in_inference())
+        new.__dict__.update(self.__getstate__(), state=state)
         new.owner = copy.deepcopy(self.owner, memo)
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_memo": {}, "_tables": {}, "_memo_of": None}
+        return {**self.__dict__, "_memo": Memo()}
 
 
 class CachePass:
@@ -438,8 +480,7 @@ class CachePass:
         tokens: the new tokens.
         tables: which token is in each slot after the pass, for each distinct window.
         views: the keys visible to the new tokens, for each window.
-        memo: what schemes reuse between passes, for each window.
-        tables_memo: tables computed in advance, for each scheme.
+        memo: what schemes reuse between passes.
         tracked: autograd records this pass; it does too where it recorded the passes before.
     """
 
@@ -451,12 +492,11 @@ class CachePass:
         *,
         tables: tuple[SlotTable, ...],
         views: dict[AttentionWindow, KeyView],
-        memo: dict[AttentionWindow, dict[int, Any]],
-        tables_memo: dict[int, Any],
+        memo: Memo,
         tracked: bool,
     ):
         self.cache, self.before, self.tokens, self.tables = cache, before, tokens, tables
-        self.views, self.memo, self.tables_memo = views, memo, tables_memo
+        self.views, self.memo = views, memo
         self.tracked = tracked or (before.in_graph and torch.is_grad_enabled())
         self.final_lengths = before.final_lengths
         self.in_place = not (self.tracked or before.in_graph)
@@ -516,9 +556,17 @@ class CachePass:
         self.cache.commit(after)
 
 
-def _without_tokens(dropped: Tensor, column: Tensor) -> Tensor:
-    """A column of a table [B S] or [B S A], with no token in the slots that are dropped [B S]."""
-    return column.masked_fill(dropped if column.ndim == 2 else dropped[..., None], NO_TOKEN)
+def _without_tokens(slots: Slots, table: SlotTable, state: CacheState, kept: int | Tensor) -> SlotTable:
+    """The table of a state with no token in the slots of those after the first `kept`, [B] or one number."""
+    if isinstance(kept, int):
+        if table.index is None:
+            return table  # slots are filled in order, up to the span
+    else:
+        table, kept = slots.by_row(table, state.span, state.batch_size, table.capacity), kept[:, None]
+    if table.index is None:
+        raise CacheError("the cache was cropped before its tokens were remembered")
+    dropped = table.index >= kept
+    return table.map(lambda t: t.masked_fill(dropped if t.ndim == 2 else dropped[..., None], NO_TOKEN))
 
 
 def _only(stored: Tensor, used: Tensor) -> Tensor:
@@ -527,31 +575,3 @@ def _only(stored: Tensor, used: Tensor) -> Tensor:
     kept = torch.zeros_like(stored)
     kept[:, :, :stop] = torch.where(used[:, None, :stop, None], stored[:, :, :stop], 0)
     return kept
-
-
-def whole_number(name: str, value: Any, least: int = 1) -> int:
-    """The value as an int. Raises ArgumentError unless it is an integer of at least `least`."""
-    try:
-        number = None if isinstance(value, bool | Tensor) else value.__index__()
-    except AttributeError:
-        number = None
-    if number is None or number < least:
-        raise ArgumentError(f"{name}={value!r} must be an integer of at least {least}.")
-    return number
-
-
-def _row_numbers(rows: Tensor | Sequence[int], batch: int) -> Tensor:
-    """[B'] int64. Raises CacheError."""
-    try:
-        given = torch.as_tensor(rows)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CacheError(f"rows={rows!r} must be integers from 0 to {batch - 1}, one for each row to keep.") from error
-    if given.dtype == torch.bool:
-        raise CacheError("rows is a bool mask, but must be the numbers of the rows to keep: mask.nonzero().flatten().")
-    if given.ndim != 1 or not len(given) or given.is_floating_point() or given.is_complex():
-        raise CacheError(
-            f"rows must be a list of integers, at least one; got shape {list(given.shape)} of {given.dtype}."
-        )
-    if not torch.compiler.is_compiling() and (int(given.min()) < 0 or int(given.max()) >= batch):
-        raise CacheError(f"rows={given.tolist()} must be from 0 to {batch - 1}: this cache has batch_size={batch}.")
-    return given.long()

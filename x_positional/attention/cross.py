@@ -75,11 +75,11 @@ def resolve_context(
                 "for the final length of their row, context keys those for max_seq_len. Leave one of them out."
             )
         return _new_context(batch, cross.width, given, schemes)
-    _refuse_another(given, seen)
+    refuse_another(given, seen)
     return seen
 
 
-def _refuse_another(given: ContextInputs, seen: CrossContext) -> None:
+def refuse_another(given: ContextInputs, seen: CrossContext) -> None:
     """Raises InputError where the context differs from the one whose keys the cache holds."""
     pairs: tuple[tuple[str, Any, Tensor | None], ...] = (
         ("context", given.context, seen.context),

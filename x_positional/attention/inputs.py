@@ -12,7 +12,7 @@ from torch import Tensor
 
 from x_positional.attention.cache import KVCache
 from x_positional.attention.masks import index_of, restart_per_document
-from x_positional.attention.tokens import TokenLayout
+from x_positional.attention.tokens import TokenLayout, following_positions
 from x_positional.errors import InputError, PositionError
 from x_positional.schemes.base import NO_TOKEN, PositionScheme
 
@@ -246,7 +246,7 @@ def prepare_tokens(
     following = None if cache is None else cache.state.following
     if positions is not None:
         held = positions if mask is None or positions.is_floating_point() else where_tokens(positions, mask)
-        following = following_positions(held, following)
+        following = following_positions(held, _after_index(first, device) if following is None else following)
     elif restarted is not None:
         positions = restarted
     elif following is not None:
@@ -276,17 +276,11 @@ def _mask_of_positions(positions: Tensor, mask: Tensor | None, batch: int, check
     return is_token.expand(batch, -1) if mask is None else mask.to(positions.device) & is_token
 
 
-def following_positions(positions: Tensor, before: Tensor | None = None) -> Tensor:
-    """[B|1 T] or [B|1 T A] positions -> [B|1] or [B|1 A] the position after them: the largest of any axis + 1, on every axis
-    (Qwen2-VL: Wang et al. 2024, arXiv:2409.12191, section 2.1). Floats stay floats: they have no next."""
-    after = positions.flatten(1).amax(dim=1) + 1
-    if positions.ndim == 3:
-        after = after[:, None].expand(-1, positions.shape[-1])
-    if before is None:
-        return after
-    before = before[:, None] if before.ndim < after.ndim else before
-    after = after[:, None] if after.ndim < before.ndim else after
-    return torch.maximum(*torch.broadcast_tensors(before, after))
+def _after_index(first: int | Tensor, device: torch.device) -> Tensor | None:
+    """[B|1] the position after cached tokens that are where their index is; None where there are none."""
+    if isinstance(first, Tensor):
+        return first
+    return torch.full((1,), first, device=device) if first else None
 
 
 def where_tokens(positions: Tensor, mask: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def attention_context(run: Pass, window: AttentionWindow, view: KeyView | None) 
     q_documents = layout.documents
     if kv_documents is not None and q_documents is None:
         q_documents = kv_documents.new_zeros(batch, layout.length)
-    memo = None if run.cache is None else run.cache.memo.get(window)
+    memo = None if run.cache is None else run.cache.memo.biases.get(window)
     ctx = AttentionContext(
         q_index=layout.index,
         kv_index=layout.index if view is None else view.index,
@@ -194,8 +194,8 @@ def _tables_in_advance(run: Pass, scheme: PositionScheme) -> Any:
         return None
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
-    known = cache.tables_memo.get(id(scheme))
+    known = cache.memo.tables.get(id(scheme))
     if known is None or not known[0] <= start < known[0] + IN_ADVANCE:
         index = torch.arange(start, start + IN_ADVANCE, device=run.layout.index.device)[None]
-        known = cache.tables_memo[id(scheme)] = start, scheme.tables(index)
+        known = cache.memo.tables[id(scheme)] = start, scheme.tables(index)
     return scheme.token_tables(known[1], start - known[0])

@@ -5,6 +5,7 @@ B batch, T new tokens, A position axes.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -43,3 +44,16 @@ class TokenLayout:
     def custom_positions(self) -> bool:
         """Positions were given, or restart per document, so they are not the index."""
         return self.positions is not self.index
+
+
+def following_positions(positions: Tensor, before: Tensor | None = None) -> Tensor:
+    """[B|1 T] or [B|1 T A] positions -> [B|1] or [B|1 A] the position after them: the largest of any axis + 1, on every axis
+    (Qwen2-VL: Wang et al. 2024, arXiv:2409.12191, section 2.1). Floats stay floats: they have no next."""
+    after = positions.flatten(1).amax(dim=1) + 1
+    if positions.ndim == 3:
+        after = after[:, None].expand(-1, positions.shape[-1])
+    if before is None:
+        return after
+    before = before[:, None] if before.ndim < after.ndim else before
+    after = after[:, None] if after.ndim < before.ndim else after
+    return torch.maximum(*torch.broadcast_tensors(before, after))

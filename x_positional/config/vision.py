@@ -53,6 +53,9 @@ class VisionConfig(FileConfig):
     """A LayerNorm without bias after the embedding of the patches."""
     emb_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of the embedded patches."""
+    patch_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """In training, this share of each image's patches is left out at random, another one each time (FLIP: Li et al. 2023,
+    arXiv:2212.00794). At least one patch stays."""
     coordinates: Coordinates = "index"
     """The row and column that schemes with two axes get for a patch, see `patch_positions`."""
     interpolation: Interpolation = "bicubic"

@@ -3,21 +3,27 @@
 B batch, T prompt tokens, S tokens so far, N new tokens, M model dim, V vocabulary.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from x_positional.attention.cache import KVCache
-from x_positional.attention.inputs import INTEGERS, as_tensor, check_positions, following_positions, where_tokens
+from x_positional.attention.cache import CrossContext, KVCache
+from x_positional.attention.cross import ContextInputs, refuse_another
+from x_positional.attention.embeds import check_covers_prepended
+from x_positional.attention.inputs import INTEGERS, as_tensor, check_positions, where_tokens
+from x_positional.attention.tokens import following_positions
 from x_positional.errors import CacheError, InputError, listed
 from x_positional.generation.compiled import CompiledSteps, announce, give_up, pays, refusals, worth_a_look
 from x_positional.generation.eval_mode import in_eval_mode
 from x_positional.generation.graph import CompileError, Drawn, GraphDraw
 from x_positional.generation.options import DecodeOptions
 from x_positional.generation.prefill import check_chunks, read_in_chunks
-from x_positional.generation.prompts import read_prompts
+from x_positional.generation.prompts import Prompts, read_prompts
+from x_positional.generation.proposals import DraftModel
 from x_positional.generation.sampling import (
     LogitsFilter,
     LogitsGuard,
@@ -49,6 +55,7 @@ class LanguageModel(Protocol):
     def attn_layers(self) -> Layers: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
     def check_tokens(self, tokens: Tensor) -> None: ...
+    def check_embeds(self, x: Any, name: str, batch: int | None = None) -> Tensor: ...
     def new_cache(
         self,
         batch_size: int,
@@ -58,7 +65,7 @@ class LanguageModel(Protocol):
         rereads: bool = False,
         final_lengths: Tensor | None = None,
     ) -> KVCache: ...
-    def __call__(self, tokens: Tensor, **inputs: Any) -> Tensor: ...
+    def __call__(self, tokens: Tensor | None, **inputs: Any) -> Tensor: ...
     def logits(self, x: Tensor) -> Tensor: ...
 
 
@@ -71,7 +78,8 @@ class DecodeLoop:
     def __init__(self, net: LanguageModel, options: DecodeOptions, pad_value: int):
         self.given, self.net, self.options, self.pad_value = net, in_eval_mode(net), options, pad_value
         device = next(net.parameters()).device
-        self.prompts = read_prompts(options.prompts, options.prompt_lens, options.cache, device)
+        given = options.prompts, options.prompt_lens, options.cache, device, options.prepend_embeds
+        self.prompts = read_prompts(*given, net.check_embeds)
         self.eos = _eos_ids(options.eos_token, net.num_tokens, device)
         seed = options.seed
         self.generator = options.generator if seed is None else torch.Generator(device).manual_seed(seed)
@@ -82,7 +90,8 @@ class DecodeLoop:
             net.check_tokens(self.prompts.tokens)
         schemes = net.attn_layers.position_schemes
         self.length_dependent = [s for s in schemes if not s.capabilities().kv_cacheable]  # their keys change with S
-        self.sequence, self.mask = self.prompts.tokens, self.prompts.mask  # [B S], extended only if read again
+        # tokens [B S], mask and positions [B P+S], extended only if read again
+        self.sequence, self.mask = self.prompts.tokens, self.prompts.mask
         self.positions = None if options.positions is None else self._prompt_positions(options.positions)
         takes_final_length = any(s.takes_final_length for s in schemes)
         # a cache that is passed in brings its own final lengths
@@ -90,12 +99,14 @@ class DecodeLoop:
         self.cache = self._choose_cache()
         self.lengths = self._prompt_lengths() if self.length_dependent else []
         longest = max(self.lengths, default=0) + options.seq_len
-        check_chunks(options.prefill_chunk_size, self.sequence.shape[1], longest, self.length_dependent)
+        check_chunks(options.prefill_chunk_size, self.prompts.places, longest, self.length_dependent)
         self.cache_key = self._cache_keys()
         self.ended = torch.zeros(len(self.sequence), dtype=torch.bool, device=device)
         self.alive = ~self.ended
         penalized = options.repetition_penalty != 1.0
-        self.seen = seen_tokens(self.sequence, net.num_tokens, self.mask) if penalized else None  # [B V] bool
+        self.seen = (
+            seen_tokens(self.sequence, net.num_tokens, self.prompts.token_mask) if penalized else None
+        )  # [B V] bool
         self.compiled: CompiledSteps | None = None
         self.speculation = self._speculation()
         if options.compile is True:
@@ -122,8 +133,7 @@ class DecodeLoop:
     def _longest_row(self) -> int:
         """Tokens of the longest row, cache and prompt together. Forces a device sync if rows differ."""
         before = 0 if self.options.cache is None else self.options.cache.starts()
-        prompt = self.prompts.tokens.shape[1] if self.prompts.mask is None else self.prompts.mask.sum(dim=-1)
-        total = before + prompt
+        total = before + self.prompts.lengths
         return total if isinstance(total, int) else int(total.max())
 
     def _new_cache(self) -> KVCache:
@@ -136,15 +146,15 @@ class DecodeLoop:
         """[B|1] the last position + 1 of each row after all seq_len tokens."""
         if self.positions is not None:
             prompt = following_positions(self.positions).reshape(len(self.sequence), -1)[:, 0]
-        elif self.mask is not None:
-            prompt = self.mask.sum(dim=-1)
         else:
-            prompt = torch.full((1,), self.sequence.shape[1], device=self.sequence.device)
+            prompt = torch.as_tensor(self.prompts.lengths, device=self.sequence.device).reshape(-1)
         return prompt + self.options.seq_len
 
     def _prompt_positions(self, positions: Tensor) -> Tensor:
         """[B T] or [B T A], -1 where there is no token. Raises InputError."""
-        batch, length = self.sequence.shape
+        batch, length, embeds = len(self.sequence), self.prompts.places, self.prompts.embeds
+        if embeds is not None:
+            check_covers_prepended((embeds, self.sequence), positions=positions)
         positions = check_positions(positions, batch, length).to(self.sequence.device)
         if positions.is_floating_point():
             raise InputError(
@@ -156,10 +166,10 @@ class DecodeLoop:
 
     def _prompt_lengths(self) -> list[int]:
         """Tokens per row; with positions given, the next position, which the frequencies of a length follow."""
-        tokens, mask = self.prompts.tokens, self.prompts.mask
+        rows, lengths = len(self.sequence), self.prompts.lengths
         if self.positions is not None:
-            return following_positions(self.positions).reshape(len(tokens), -1)[:, 0].tolist()
-        return [tokens.shape[1]] * len(tokens) if mask is None else mask.sum(dim=-1).tolist()
+            return following_positions(self.positions).reshape(rows, -1)[:, 0].tolist()
+        return [lengths] * rows if isinstance(lengths, int) else lengths.tolist()
 
     def _cache_keys(self) -> Hashable:
         """Cached keys stay valid as long as this is unchanged."""
@@ -221,6 +231,10 @@ class DecodeLoop:
             for scheme in self.length_dependent
         ]
         reasons += speculation_problems(how, self.net, cache, len(self.sequence), self.total, options.filters)
+        if self.prompts.prepended and isinstance(how, DraftModel):
+            reasons.append(
+                "a draft model reads tokens, and its proposals would ignore prepend_embeds. Use PromptLookup"
+            )
         if reasons or cache is None:
             raise InputError(listed("speculative decoding is not possible here:", reasons))
         return Speculation(
@@ -260,7 +274,7 @@ class DecodeLoop:
         """Bring a kept cache to the last token that was handed out, before `unread` others of the same pass."""
         if self.options.keeps_cache and self.cache is not None:
             if unread:
-                self.cache.drop_last(unread)
+                self.cache.crop(-unread)
             self._feed(token)
 
     def _draw(self, logits: Tensor) -> Drawn:
@@ -318,12 +332,21 @@ class DecodeLoop:
     def _prefill(self) -> Tensor:
         """[B M] that predicts the first new token."""
         cache, prompts = self.cache, self.prompts
-        if cache is not None and cache.state.ending is not None and not prompts.tokens.shape[1]:
+        if cache is not None and cache.state.ending is not None and not prompts.places:
+            self._check_context(cache.state.cross_context)
             return cache.state.ending[1]
         x = self._read_prompts()
         if cache is not None and self.options.keeps_cache:
             cache.remember_ending(x)
         return x
+
+    def _check_context(self, seen: CrossContext | None) -> None:
+        """Raises InputError where a context is given that is not the one of the cache, and no token would read it."""
+        given = self.options.context
+        if given is not None and seen is None:
+            raise InputError("context was given without prompts, and this cache holds none. Leave it out.")
+        if given is not None and seen is not None:
+            refuse_another(ContextInputs(given, self.options.context_mask), seen)
 
     def _read_prompts(self) -> Tensor:
         """[B M] of each row's last token. A kept cache reads all chunks or none."""
@@ -331,8 +354,9 @@ class DecodeLoop:
         chunks = options.prefill_chunk_size is not None
         before = cache.snapshot(self.total) if chunks and cache is not None else None
 
-        def read(tokens: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
-            return self._forward(tokens, mask, cache, options.context, positions)
+        def read(part: Prompts, positions: Tensor | None) -> Tensor:
+            tokens, given = part.arguments()
+            return self._forward(tokens, part.mask, cache, options.context, positions, given)
 
         try:
             return read_in_chunks(read, self.prompts, self.positions, options.prefill_chunk_size)
@@ -393,15 +417,17 @@ class DecodeLoop:
     def _recompute(self) -> Tensor:
         """One pass over the whole sequence so far -> [B M] of its last token."""
         self.cache = None if self.cache is None else self._new_cache()
-        return self._forward(self.sequence, self.mask, self.cache, self.options.context, self.positions)[:, -1]
+        tokens, given = replace(self.prompts, tokens=self.sequence).arguments()
+        return self._forward(tokens, self.mask, self.cache, self.options.context, self.positions, given)[:, -1]
 
     def _forward(
         self,
-        tokens: Tensor,
+        tokens: Tensor | None,
         mask: Tensor | None,
         cache: KVCache | None,
         context: Tensor | None,
         positions: Tensor | None = None,
+        given: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Tensor:
         context_mask = None if context is None else self.options.context_mask
         return self.net(
@@ -413,6 +439,7 @@ class DecodeLoop:
             checked=True,
             context=context,
             context_mask=context_mask,
+            **given,
         )
 
 

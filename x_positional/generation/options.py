@@ -5,6 +5,7 @@ B batch, T prompt tokens, S context tokens, M model dim, A axes.
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from x_positional.attention.cache import KVCache
 from x_positional.errors import InputError
-from x_positional.generation.prompts import PromptsLike
+from x_positional.generation.prompts import EmbedsLike, PromptsLike
 from x_positional.generation.proposals import DraftModel, PromptLookup
 from x_positional.generation.sampling import (
     COUNT,
@@ -41,7 +42,7 @@ class DecodeOptions:
 
     Args:
         prompts: One prompt [T], a right-padded batch [B T] with `prompt_lens`, or a list of prompts of any lengths; None
-            continues from `cache` without new tokens. Each row gives the tokens it would give alone.
+            continues from `cache` or `prepend_embeds` without tokens. Each row gives the tokens it would give alone.
         seq_len: The largest number of new tokens per row.
         eos_token: One end-of-sequence id or several. After its eos a row is filled with `pad_value`; decoding stops
             once every row has ended.
@@ -64,6 +65,9 @@ class DecodeOptions:
             model faster; False does not; "auto" does once a model on a CPU has been asked for 20,000 tokens.
         positions: [B T] or [B T A] positions of the prompts, -1 for no token; new tokens continue after the largest
             position of their row.
+        prepend_embeds: [B P E], or a list of [P E] of any lengths, one a row: embeddings that are read before the prompts, such
+            as a soft prompt or an image, as in `TransformerWrapper.forward`. `positions` then cover P + T places, and
+            max_seq_len counts them. With prompts=None they are the whole prompt.
         prefill_chunk_size: Read the prompts into the cache this many tokens at a time, which bounds the memory of a long
             prompt; None reads them in one pass. The tokens are the same.
         speculate: `PromptLookup()` or `DraftModel(net)` proposes several tokens, which one pass accepts or rejects: fewer
@@ -87,6 +91,7 @@ class DecodeOptions:
     context: Tensor | None = None
     context_mask: Tensor | None = None
     positions: Tensor | None = None
+    prepend_embeds: EmbedsLike = None
     compile: bool | Literal["auto"] = "auto"
     prefill_chunk_size: int | None = None
     speculate: Speculate | None = None
@@ -176,7 +181,7 @@ def parameters_of(
     checked and described in the class alone.
     """
     fields = list(inspect.signature(options).parameters.values())
-    descriptions = inspect.cleandoc(DecodeOptions.__doc__ or "").partition("\n\n")[2]
+    descriptions = _descriptions(options, {parameter.name for parameter in fields})
 
     def decorate(method: Callable[[Model, Options], Result]) -> Callable[Concatenate[Model, Parameters], Result]:
         @functools.wraps(method)
@@ -190,3 +195,13 @@ def parameters_of(
         return call
 
     return decorate
+
+
+def _descriptions(options: Any, names: set[str]) -> str:
+    """The `Args:` of a class of options and its bases, those of `names` alone."""
+    lines = ["Args:"]
+    for cls in inspect.getmro(options):
+        described = inspect.cleandoc(cls.__doc__ or "").partition("\n\nArgs:\n")[2]
+        for entry in re.split(r"\n(?=    \w)", described) if described else []:
+            lines += [entry] if entry.split(":")[0].strip() in names else []
+    return "\n".join(lines)

@@ -12,8 +12,8 @@ from x_positional.errors import InputError
 from x_positional.generation.prompts import Prompts
 from x_positional.schemes.base import PositionScheme
 
-Read = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
-"""(tokens [B N], mask [B N] or None, positions [B N] or None) -> hidden states [B N M]: one forward pass over new tokens."""
+Read = Callable[[Prompts, Tensor | None], Tensor]
+"""(Some places of the prompts, their positions [B N] or None) -> hidden states [B N M]: one forward pass over new tokens."""
 
 
 def read_in_chunks(read: Read, prompts: Prompts, positions: Tensor | None, size: int | None) -> Tensor:
@@ -22,19 +22,18 @@ def read_in_chunks(read: Read, prompts: Prompts, positions: Tensor | None, size:
     Args:
         read: the forward pass, which keeps what it reads in a cache.
         prompts: may be ragged; a row that has ended takes part in later passes without tokens.
-        positions: [B T] or [B T A] of the prompts, if they were given.
+        positions: [B P+T] or [B P+T A] of all places, if they were given.
         size: None reads everything in one pass.
     """
-    tokens, mask = prompts.tokens, prompts.mask
-    if size is None or size >= tokens.shape[1]:
-        return prompts.last(read(tokens, mask, positions))
-    rows = torch.arange(len(tokens), device=tokens.device)
-    ends = torch.full_like(rows, tokens.shape[1] - 1) if mask is None else mask.sum(dim=-1) - 1
+    places = prompts.places
+    if size is None or size >= places:
+        return prompts.last(read(prompts, positions))
+    ends = prompts.ends()
+    rows = torch.arange(len(ends), device=ends.device)
     found = []
-    for start in range(0, tokens.shape[1], size):
-        part = slice(start, start + size)
-        masks = None if mask is None else mask[:, part]
-        x = read(tokens[:, part], masks, None if positions is None else positions[:, part])
+    for start in range(0, places, size):
+        part = prompts.cut(start, start + size)
+        x = read(part, None if positions is None else positions[:, start : start + size])
         found.append(x[rows, (ends - start).clamp(0, x.shape[1] - 1)])
     return torch.stack(found)[ends // size, rows]
 
@@ -44,7 +43,7 @@ def check_chunks(size: int | None, width: int, total: int, length_dependent: Seq
 
     Args:
         size: tokens a chunk; None reads everything in one pass.
-        width: tokens of the longest prompt.
+        width: places of the longest prompt.
         total: the largest length, in positions, that a row of this call comes to.
         length_dependent: schemes whose keys change with the length of the sequence.
     """

@@ -1,37 +1,80 @@
-"""Prompts in any form -> one right-padded batch and its mask. B batch, T longest prompt."""
+"""Prompts in any form -> one right-padded batch and its mask.
+
+B batch, P prepended places, T longest prompt, E width of the token embedding.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from x_positional.attention.cache import KVCache
+from x_positional.attention.embeds import Checks, arguments_of
 from x_positional.attention.inputs import INTEGERS, as_tensor
 from x_positional.errors import InputError
 from x_positional.generation.sampling import is_integer
 
 PromptsLike = Tensor | Sequence[int] | Sequence[Tensor | Sequence[int]] | None
+EmbedsLike = Tensor | Sequence[Tensor] | None
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A batch of prompts."""
+    """A batch of prompts. A row has P + T places: embeddings, then tokens."""
 
     tokens: Tensor
     """[B T], right-padded with 0."""
     mask: Tensor | None
-    """[B T] bool, True = a token; None if all rows are equally long."""
+    """[B P+T] bool, True = a token or an embedding; None if all rows are equally long."""
     single: bool
     """The caller passed one prompt [T], and gets one row back."""
+    embeds: Tensor | None = None
+    """[B P E] before the tokens, right-padded with 0."""
+
+    @property
+    def prepended(self) -> int:
+        """P."""
+        return 0 if self.embeds is None else self.embeds.shape[1]
+
+    @property
+    def places(self) -> int:
+        """P + T."""
+        return self.prepended + self.tokens.shape[1]
+
+    @property
+    def lengths(self) -> Tensor | int:
+        """Tokens and embeddings of each row [B]; one number if all rows are equally long."""
+        return self.places if self.mask is None else self.mask.sum(dim=-1)
+
+    @property
+    def token_mask(self) -> Tensor | None:
+        """[B T] bool, True = a token; None if every place is one."""
+        return None if self.mask is None else self.mask[:, self.prepended :]
+
+    def ends(self) -> Tensor:
+        """[B] the last place of each row that is no padding."""
+        rows, places = len(self.tokens), torch.arange(self.places, device=self.tokens.device)
+        return places[-1:].expand(rows) if self.mask is None else torch.where(self.mask, places, 0).amax(-1)
 
     def last(self, x: Tensor) -> Tensor:
-        """[B T M] -> [B M]: at each row's last token."""
-        if self.mask is None:
-            return x[:, -1]
-        ends = self.mask.sum(-1) - 1
-        return x[torch.arange(len(x), device=x.device), ends]
+        """[B P+T M] -> [B M]: at each row's last token."""
+        return x[:, -1] if self.mask is None else x[torch.arange(len(x), device=x.device), self.ends()]
+
+    def cut(self, start: int, stop: int) -> "Prompts":
+        """Places start .. stop - 1."""
+        first = self.prepended
+        return replace(
+            self,
+            tokens=self.tokens[:, max(start - first, 0) : max(stop - first, 0)],
+            mask=None if self.mask is None else self.mask[:, start:stop],
+            embeds=None if self.embeds is None else self.embeds[:, start:stop],
+        )
+
+    def arguments(self) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """As `arguments_of`."""
+        return arguments_of((self.tokens,) if self.embeds is None else (self.embeds, self.tokens))
 
 
 def as_ids(tokens: Tensor) -> Tensor:
@@ -39,13 +82,38 @@ def as_ids(tokens: Tensor) -> Tensor:
     return tokens.long() if tokens.dtype in INTEGERS else tokens
 
 
-def read_prompts(prompts: PromptsLike, prompt_lens: Any, cache: KVCache | None, device: torch.device) -> Prompts:
-    """[T], [B T] (right-padded, with `prompt_lens` [B]), a list of ragged prompts, or None to continue from the cache.
+def read_prompts(
+    prompts: PromptsLike,
+    prompt_lens: Any,
+    cache: KVCache | None,
+    device: torch.device,
+    embeds: EmbedsLike = None,
+    check: Checks | None = None,
+) -> Prompts:
+    """Prompts in any form as one batch.
 
-    Numpy arrays are taken like tensors, and a list of ids like [T].
+    Args:
+        prompts: [T], [B T] (right-padded, with `prompt_lens` [B]), a list of ragged prompts, or None to continue from the cache or
+            from embeddings alone. Numpy arrays are taken like tensors, and a list of ids like [T].
+        prompt_lens: [B].
+        cache: to continue from.
+        device: of the model.
+        embeds: [B P E] before the tokens, or a list of [P E], one a row; None is none. Needs `check`, of the model.
 
-    Raises InputError for prompts that are empty, of another shape or dtype, or that do not fit their lengths.
+    Raises:
+        InputError: prompts that are empty, of another shape or dtype, or that do not fit their lengths; embeddings that do not fit.
     """
+    if embeds is not None and check is not None:
+        rows, kept = _padded_embeds(embeds, check)
+        if prompts is None and prompt_lens is None:
+            return Prompts(torch.empty(len(rows), 0, dtype=torch.long, device=device), kept, False, rows)
+        found = read_prompts(prompts, prompt_lens, cache, device)
+        check(rows, "prepend_embeds", len(found.tokens))
+        if kept is not None or found.mask is not None:
+            kept = rows.new_ones(rows.shape[:2], dtype=torch.bool) if kept is None else kept
+            own = torch.ones_like(found.tokens, dtype=torch.bool) if found.mask is None else found.mask
+            kept = torch.cat([kept, own], 1)
+        return replace(found, mask=kept, embeds=rows)
     if prompts is None:
         if prompt_lens is not None:
             raise InputError("prompt_lens was given without prompts. Leave it out.")
@@ -68,6 +136,21 @@ def read_prompts(prompts: PromptsLike, prompt_lens: Any, cache: KVCache | None, 
     tokens = as_ids(torch.atleast_2d(tokens).to(device))
     mask = None if prompt_lens is None else _mask_of_lengths(as_tensor(prompt_lens, "prompt_lens"), tokens)
     return Prompts(tokens, mask, single)
+
+
+def _padded_embeds(embeds: Any, check: Checks) -> tuple[Tensor, Tensor | None]:
+    """[B P E] or a list of [P E] -> [B P E], right-padded with 0, and its mask, None if all rows are equally long."""
+    if not isinstance(embeds, list | tuple):
+        return check(embeds, "prepend_embeds", None), None
+    if not embeds:
+        raise InputError("the list of prepend_embeds is empty. Give embeddings [places, width] for each row, or None.")
+    rows = [
+        check(row[None] if isinstance(row, Tensor) and row.ndim == 2 else row, f"prepend_embeds[{i}]", 1)[0]
+        for i, row in enumerate(embeds)
+    ]
+    lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return padded, _mask(lengths, padded.shape[1])
 
 
 def _no_new_tokens(cache: KVCache | None) -> Prompts:

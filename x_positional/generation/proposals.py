@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from x_positional.attention.cache import KVCache, whole_number
+from x_positional.attention.cache import KVCache
+from x_positional.attention.cache_rows import whole_number
 from x_positional.errors import InputError
 from x_positional.generation.eval_mode import in_eval_mode
 from x_positional.generation.prefill import read_in_chunks
@@ -162,7 +163,7 @@ class DraftProposals:
         while agreed < min(len(self.held), len(sequence) - 1) and self.held[agreed] == sequence[agreed]:
             agreed += 1
         if rejected := len(self.held) - agreed:
-            self.cache.drop_last(rejected)
+            self.cache.crop(-rejected)
         new = torch.tensor([sequence[agreed:]], dtype=torch.long, device=self.device)
         tokens, probs = [], []
         for _ in range(count):
@@ -179,7 +180,7 @@ class DraftProposals:
     def _read(self, tokens: Tensor) -> Tensor:
         """Tokens [1 N] -> the hidden state [1 M] of the last one."""
 
-        def read(part: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
-            return self.net(part, cache=self.cache, return_embeddings=True, checked=True)  # type: ignore[no-any-return]
+        def read(part: Prompts, positions: Tensor | None) -> Tensor:
+            return self.net(part.tokens, cache=self.cache, return_embeddings=True, checked=True)  # type: ignore[no-any-return]
 
         return read_in_chunks(read, Prompts(tokens, None, single=True), None, self.chunk)

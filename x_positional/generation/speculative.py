@@ -134,7 +134,7 @@ class Speculation:
         accepted = self._accepted(probs, proposal)
         count = len(proposal.tokens)
         if accepted < count:
-            self.cache.drop_last(count - accepted)
+            self.cache.crop(accepted - count)
         new = torch.cat([proposal.tokens[:accepted], self.pick(remainder(probs, proposal, accepted)[None])])
         self.sequence += new.tolist()
         report = self.report

@@ -4,37 +4,60 @@ B batch, T prompt tokens, N new tokens.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, overload
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from x_positional.attention.cache import KVCache
+from x_positional.attention.embeds import arguments_of, check_covers_prepended, parts_of, places, with_prepended
 from x_positional.attention.inputs import (
-    INTEGERS,
     SeqLens,
-    as_tensor,
     check_documents,
     check_finite,
     check_positions,
     check_shows_a_token,
     packed_documents,
-    read_bounds,
     token_mask,
 )
+from x_positional.config.flags.answers import answers
 from x_positional.config.models import ModelConfig
 from x_positional.errors import InputError
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.options import DecodeOptions, GenerateAndReturnCache, GenerateOptions, parameters_of
-from x_positional.generation.prompts import PromptsLike, as_ids, read_prompts
+from x_positional.generation.prompts import EmbedsLike, PromptsLike, as_ids, read_prompts
 from x_positional.generation.sampling import is_integer
+from x_positional.models.absent import ExplainsAbsent
 from x_positional.models.language import TransformerWrapper
-from x_positional.models.loss import sums_by_chunks
+from x_positional.models.loss import LossOptions, Reduction, marked_labels, sums_by_chunks, targets_after
 from x_positional.modules.cross_entropy import NO_TARGET
 
+NET_CALL = ("TransformerWrapper.forward", "AttentionLayers.forward")
+"""The tables of the calls that x-transformers passes further keywords on to."""
 
-class AutoregressiveWrapper(nn.Module):
+
+@dataclass(frozen=True)
+class _Batch:
+    """The checked inputs of a loss: rows of P prepended places and T tokens."""
+
+    row: tuple[Tensor, ...]
+    """The parts of a row, as in `parts_of`."""
+    present: Tensor | None
+    """[B P+T] bool; None where no mask was given: positions of -1 carry it too."""
+    positions: Tensor | None
+    documents: Tensor | None
+    targets: Tensor
+    """[B P+T-1]."""
+
+    def all_but_last(self) -> tuple[Tensor | None, dict[str, Any]]:
+        """The tokens of a model's call that predicts every place but the first, and its keyword arguments."""
+        tokens, given = arguments_of([*self.row[:-1], self.row[-1][:, :-1]])
+        of_places = {"mask": self.present, "positions": self.positions, "document_ids": self.documents}
+        cut = {name: None if value is None else value[:, :-1] for name, value in of_places.items()}
+        return tokens, {**given, **cut}
+
+
+class AutoregressiveWrapper(ExplainsAbsent):
     """Next-token loss and sampling for a `TransformerWrapper` of a Decoder.
 
     Args:
@@ -43,6 +66,7 @@ class AutoregressiveWrapper(nn.Module):
         pad_value: The id that fills rows after their eos.
     """
 
+    @answers("AutoregressiveWrapper")
     def __init__(self, net: TransformerWrapper, ignore_index: int = -100, pad_value: int = 0):
         super().__init__()
         config = _config_of(net)
@@ -64,44 +88,112 @@ class AutoregressiveWrapper(nn.Module):
             )
         self.net, self.ignore_index, self.pad_value = net, ignore_index, pad_value
 
+    @answers("AutoregressiveWrapper.forward", *NET_CALL)
     def forward(
         self,
-        tokens: Tensor,
+        tokens: Tensor | None = None,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
         *,
         labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        reduction: Reduction = "mean",
+        num_targets: float | Tensor | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        prepend_embeds: Tensor | None = None,
         seq_lens: SeqLens | None = None,
     ) -> Tensor:
-        """Mean cross entropy (nats) of tokens 1 .. T-1, each predicted from those before it.
+        """Mean cross entropy (nats) of tokens 1 .. T-1, each predicted from those before it, in float32 or wider.
 
         Padding, the token after left padding, ignore_index and the first token of a packed document are not targets. Without
-        any target the loss is 0, and so is its gradient.
+        any target the loss is 0, and so is its gradient. Prepended embeddings are no targets; with them token 0 is one too, as it
+        is predicted from the last of them.
 
         Args:
-            tokens: [B T] ids, T at least 2.
+            tokens: [B T] ids, T at least 2, or 1 after prepended embeddings.
             mask: [B T] bool, True = keep.
             positions: [B T] or [B T A], -1 for no token.
             document_ids: [B T], the document that each token of a packed row belongs to.
             labels: [B T] the target of each place, ignore_index for a token that is read but is no target, such as the prompt
                 in instruction tuning. They align with tokens and are shifted here, as in transformers. Defaults to tokens.
+            loss_mask: [B T] bool, True = this token is a target, unless labels or padding exclude it. Shifted like labels.
+            reduction: "mean" over the targets, "sum", or "none": [B T-1], 0 where there is no target.
+            num_targets: What the mean divides by in place of the targets of this batch: their number in all micro-batches of a
+                step, from `count_targets`. Then the losses and gradients of the micro-batches add up to those of one batch.
+            label_smoothing: Share of each target that is spread evenly over the vocabulary, as in torch's cross_entropy
+                (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+            z_loss: Weight of logsumexp(logits)^2, added for each target (PaLM: Chowdhery et al. 2022, arXiv:2204.02311,
+                section 5, with 1e-4).
             context: [B S M] for cross-attention.
             context_mask: [B S] bool, True = keep.
+            inputs_embeds: [B T E] in place of tokens; needs labels.
+            prepend_embeds: [B P E] before the tokens, such as a soft prompt. Positions, documents and seq_lens then cover P + T
+                places; labels cover the T tokens, and so may a mask: see `TransformerWrapper.forward`.
             seq_lens: The lengths of packed documents, in place of `document_ids`.
 
         Raises:
-            InputError: For fewer than two tokens, a mask that hides all of them, and ids, labels, masks, positions or
-                documents that do not fit.
+            InputError: For fewer than two tokens, a mask that hides all of them, and ids, labels, masks, positions, documents
+                or options that do not fit.
         """
-        tokens = as_ids(self.net.as_ids(tokens))
-        if tokens.ndim != 2 or tokens.shape[1] < 2:
-            raise InputError(f"a loss needs [batch, tokens] with at least two tokens; got {list(tokens.shape)}.")
-        batch, length = tokens.shape
-        ids = tokens.masked_fill(tokens == self.ignore_index, self.pad_value)
-        self.net.check_tokens(ids)
+        options = LossOptions(reduction, num_targets, label_smoothing, z_loss)
+        batch = self._read(
+            tokens, mask, positions, document_ids, labels, loss_mask, inputs_embeds, prepend_embeds, seq_lens, options
+        )
+        targets, token_loss = batch.targets, options.token_loss()
+        by_chunks = sums_by_chunks(self.net, targets, token_loss.reduction)
+        inner = {"targets": targets, "token_loss": token_loss} if by_chunks else {}
+        read, given = batch.all_but_last()
+        found = self.net(read, context=context, context_mask=context_mask, checked=True, **given, **inner)
+        if not by_chunks:
+            found = token_loss.of_logits(found.flatten(0, 1), targets.flatten())
+            found = found if token_loss.reduction == "sum" else found.view_as(targets)
+        return options.reduced(found, targets)
+
+    def count_targets(
+        self,
+        tokens: Tensor | None = None,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        prepend_embeds: Tensor | None = None,
+        seq_lens: SeqLens | None = None,
+    ) -> Tensor:
+        """The number of targets of `forward` with these arguments, as a tensor [] on the device of the tokens.
+
+        `total = sum(model.count_targets(part) for part in parts)`, then `model(part, num_targets=total).backward()` for each
+        part, gives the gradients of one batch with the rows of all parts. Raises InputError as `forward` does.
+        """
+        given = labels, loss_mask, inputs_embeds, prepend_embeds, seq_lens
+        batch = self._read(tokens, mask, positions, document_ids, *given, LossOptions())
+        return (batch.targets != NO_TARGET).sum()
+
+    def _read(
+        self,
+        tokens: Tensor | None,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        document_ids: Tensor | None,
+        labels: Tensor | None,
+        loss_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        prepend_embeds: Tensor | None,
+        seq_lens: SeqLens | None,
+        options: LossOptions,
+    ) -> _Batch:
+        """Raises InputError."""
+        row, labels = self._row(tokens, inputs_embeds, prepend_embeds, labels, loss_mask, options)
+        batch, length, device = row[0].shape[0], places(row), row[0].device
+        mask = with_prepended(mask, "mask", row, 1)
+        check_covers_prepended(row, positions=positions, document_ids=document_ids)
         positions = None if positions is None else check_positions(positions, batch, length)
         if positions is not None:
             check_finite(positions)
@@ -110,58 +202,34 @@ class AutoregressiveWrapper(nn.Module):
             check_shows_a_token(present)
         documents = packed_documents(document_ids, seq_lens, batch, length)
         if documents is not None:
-            documents = check_documents(documents, batch, length).to(tokens.device)
-        targets = self._targets(tokens, labels, present, documents)
-        by_chunks = sums_by_chunks(self.net, targets)
-        options = {"targets": targets.masked_fill(targets == self.ignore_index, NO_TARGET)} if by_chunks else {}
-        found = self.net(
-            ids[:, :-1],
-            mask=None if mask is None or present is None else present[:, :-1],
-            positions=None if positions is None else positions[:, :-1],
-            document_ids=None if documents is None else documents[:, :-1],
-            context=context,
-            context_mask=context_mask,
-            checked=True,
-            **options,
-        )
-        if by_chunks:
-            return found / (targets != self.ignore_index).sum().clamp(min=1)
-        return self._loss(found, targets)
+            documents = check_documents(documents, batch, length).to(device)
+        targets = targets_after(labels, length - labels.shape[1], present, documents)
+        return _Batch(row, None if mask is None else present, positions, documents, targets)
 
-    def _targets(self, tokens: Tensor, labels: Any, present: Tensor | None, documents: Tensor | None) -> Tensor:
-        """[B T] -> [B T-1] targets, ignore_index where there is none. Raises InputError."""
-        targets = (tokens if labels is None else self._checked_labels(labels, tokens))[:, 1:]
-        if present is not None:
-            present = present.to(tokens.device)
-            targets = torch.where(present[:, 1:] & present[:, :-1], targets, self.ignore_index)
-        if documents is not None:
-            targets = torch.where(documents[:, 1:] == documents[:, :-1], targets, self.ignore_index)
-        return targets
-
-    def _checked_labels(self, labels: Any, tokens: Tensor) -> Tensor:
-        """[B T] int64. Raises InputError."""
-        labels = as_tensor(labels, "labels").to(tokens.device)
-        if labels.shape != tokens.shape or labels.dtype not in INTEGERS:
-            raise InputError(
-                f"labels must be integers of shape {list(tokens.shape)}, that of tokens; got {labels.dtype} of shape "
-                f"{list(labels.shape)}. They are shifted here: pass the tokens, with {self.ignore_index} where there is no target."
-            )
-        labels = labels.long()
-        low, high = read_bounds(labels.masked_fill(labels == self.ignore_index, 0)) or (0, 0)
-        if low < 0 or high >= self.net.num_tokens:
-            raise InputError(
-                f"label {low if low < 0 else high} is outside 0..{self.net.num_tokens - 1} (num_tokens={self.net.num_tokens}). "
-                f"Where there is no target, pass ignore_index={self.ignore_index}."
-            )
-        return labels
-
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Logits [B T-1 V], targets [B T-1] -> the mean cross entropy of the targets; 0 without any, at no device sync."""
-        targets = targets.flatten()
-        found = (targets != self.ignore_index).any()
-        some = torch.where(found, targets[:1], 0 if self.ignore_index else 1)  # the mean of nothing is NaN
-        loss = F.cross_entropy(logits.flatten(0, 1), torch.cat([some, targets[1:]]), ignore_index=self.ignore_index)
-        return loss * found
+    def _row(
+        self,
+        tokens: Any,
+        inputs_embeds: Any,
+        prepend_embeds: Any,
+        labels: Any,
+        loss_mask: Any,
+        options: LossOptions,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The parts of a row, as in `parts_of`, with ids that the model can read, and marked labels [B T]. Raises InputError."""
+        if tokens is not None:
+            tokens = as_ids(self.net.as_ids(tokens))
+            if tokens.ndim != 2 or tokens.shape[1] < 2 - (prepend_embeds is not None):
+                raise InputError(f"a loss needs [batch, tokens] with at least two tokens; got {list(tokens.shape)}.")
+        row = parts_of(tokens, inputs_embeds, prepend_embeds, self.net.check_embeds)
+        if places(row) < 2:
+            raise InputError(f"a loss needs at least two places a row; inputs_embeds has shape {list(row[-1].shape)}.")
+        known = {"ignore_index": self.ignore_index, "num_tokens": self.net.num_tokens}
+        marked = marked_labels(row[-1], labels, loss_mask, options=options, **known)
+        if tokens is None:
+            return row, marked
+        ids = tokens.masked_fill(tokens == self.ignore_index, self.pad_value)
+        self.net.check_tokens(ids)
+        return (*row[:-1], ids), marked
 
     @overload
     @parameters_of(GenerateAndReturnCache)
@@ -169,6 +237,7 @@ class AutoregressiveWrapper(nn.Module):
     @overload
     @parameters_of(GenerateOptions)
     def generate(self, options: GenerateOptions) -> Tensor: ...
+    @answers("AutoregressiveWrapper.generate", *NET_CALL)
     @parameters_of(GenerateOptions)
     def generate(self, options: GenerateOptions) -> Tensor | tuple[Tensor, KVCache]:
         """Continue prompts by up to `seq_len` tokens. The parameters are the fields of `GenerateOptions`.
@@ -186,6 +255,7 @@ class AutoregressiveWrapper(nn.Module):
         tokens = loop.generate()
         return (tokens, loop.cache) if options.return_cache and loop.cache is not None else tokens
 
+    @answers("AutoregressiveWrapper.stream", "AutoregressiveWrapper.generate", *NET_CALL)
     @parameters_of(DecodeOptions)
     def stream(self, options: DecodeOptions) -> Iterator[Tensor]:
         """The tokens of `generate`, [B] at a time as they are drawn. The parameters are the fields of `DecodeOptions`.
@@ -194,6 +264,7 @@ class AutoregressiveWrapper(nn.Module):
         """
         return DecodeLoop(self.net, options, self.pad_value).stream()
 
+    @answers("AutoregressiveWrapper.prefill", "AutoregressiveWrapper.generate", *NET_CALL)
     def prefill(
         self,
         prompts: PromptsLike,
@@ -203,12 +274,13 @@ class AutoregressiveWrapper(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         positions: Tensor | None = None,
+        prepend_embeds: EmbedsLike = None,
         prefill_chunk_size: int | None = None,
     ) -> KVCache:
         """Read prompts into a cache, without new tokens: a prefix that several calls of `generate` continue.
 
-        `generate(prompts, seq_len, cache=prefix.fork(len(prompts)))` continues one prefix in every row, and
-        `generate(None, seq_len, cache=prefix.fork(4))` draws four samples of it.
+        `generate(prompts, seq_len, cache=prefix.copy().repeat(len(prompts)))` continues one prefix in every row, and
+        `generate(None, seq_len, cache=prefix.copy().repeat(4))` draws four samples of it.
 
         Args:
             prompts: One prompt [T], a right-padded batch [B T] with `prompt_lens`, or a list of prompts.
@@ -217,13 +289,15 @@ class AutoregressiveWrapper(nn.Module):
             context: [B S M] for the model's cross-attention.
             context_mask: [B S] bool, True = keep.
             positions: [B T] or [B T A] positions of the prompts, -1 for no token.
+            prepend_embeds: [B P E] before the prompts, as in `generate`.
             prefill_chunk_size: Tokens to read at a time; None reads them in one pass.
 
         Raises:
             InputError, PositionError, CacheError, ArgumentError: Before anything is computed.
         """
         if cache is None:
-            rows = read_prompts(prompts, prompt_lens, None, next(self.parameters()).device).tokens
+            device = next(self.parameters()).device
+            rows = read_prompts(prompts, prompt_lens, None, device, prepend_embeds, self.net.check_embeds).tokens
             cache = self.net.new_cache(len(rows), window=self.net.max_seq_len)
         options = DecodeOptions(
             prompts,
@@ -234,6 +308,7 @@ class AutoregressiveWrapper(nn.Module):
             context=context,
             context_mask=context_mask,
             positions=positions,
+            prepend_embeds=prepend_embeds,
             prefill_chunk_size=prefill_chunk_size,
         )
         DecodeLoop(self.net, options, self.pad_value).generate()

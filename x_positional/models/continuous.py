@@ -16,6 +16,7 @@ from x_positional.attention.inputs import SeqLens, check_floats
 from x_positional.attention.maps import WithMaps
 from x_positional.attention.ownership import Stamp
 from x_positional.config.flags import continuous_from_flags
+from x_positional.config.flags.answers import answers
 from x_positional.config.models import ContinuousConfig
 from x_positional.config.validate import model_report, require
 from x_positional.models.describe import describe
@@ -95,6 +96,7 @@ class ContinuousTransformerWrapper(CachingModule):
         """A summary: which schemes apply where, which backend runs and why, dtype, parameters."""
         return describe(self, self.config)
 
+    @answers("ContinuousTransformerWrapper.forward", "AttentionLayers.forward")
     def forward(
         self,
         x: Tensor,

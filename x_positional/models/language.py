@@ -3,7 +3,7 @@
 B batch, T tokens, M model dim, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,21 +13,24 @@ from typing_extensions import Self
 
 from x_positional.attention.cache import KVCache
 from x_positional.attention.cross import ContextInputs
+from x_positional.attention.embeds import Part, check_covers_prepended, check_embeds, parts_of, places, with_prepended
 from x_positional.attention.inputs import INTEGERS, SeqLens, as_tensor, check_shows_a_token, read_bounds
 from x_positional.attention.maps import WithMaps
 from x_positional.attention.ownership import Stamp
 from x_positional.attention.tokens import TokenLayout
 from x_positional.config.flags import model_from_flags
+from x_positional.config.flags.answers import answers
 from x_positional.config.layers import NormConfig
 from x_positional.config.models import ModelConfig
 from x_positional.config.validate import model_report, require
 from x_positional.errors import InputError
+from x_positional.models.absent import ExplainsAbsent
 from x_positional.models.build import build_norm
 from x_positional.models.describe import describe
 from x_positional.models.saving import Saveable
 from x_positional.models.stacks import ConfiguredLayers, config_of, layers_of_model
 from x_positional.modules.caching import CachingModule
-from x_positional.modules.cross_entropy import Unembedding, summed_cross_entropy
+from x_positional.modules.cross_entropy import PLAIN, TokenLoss, Unembedding, cross_entropy_by_chunks
 from x_positional.modules.dropout import Dropout
 from x_positional.modules.feedforward import ACTIVATIONS, ActivationKind
 from x_positional.modules.norms import Norm
@@ -48,7 +51,7 @@ class PredictionHead(nn.Module):
         return self.norm(self.activation(self.linear(x)))
 
 
-class TransformerWrapper(CachingModule, Saveable):
+class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
     """Token ids -> logits.
 
     A learned absolute table of `max_seq_len` rows is on only where it is asked for or where no scheme was chosen.
@@ -85,6 +88,7 @@ class TransformerWrapper(CachingModule, Saveable):
         super().__init__()
         self.config, self.num_tokens, self.max_seq_len = config, config.num_tokens, config.max_seq_len
         dim, emb_dim, positions_dim = config.layers.dim, config.emb_dim or config.layers.dim, config.placed_dim
+        self.emb_width = emb_dim
         layers = layers_of_model(config.layers, config.max_seq_len, positions_dim or dim, attn_layers)
         self.token_emb = nn.Embedding(config.num_tokens, emb_dim)
         if config.l2norm_embed:
@@ -171,9 +175,20 @@ class TransformerWrapper(CachingModule, Saveable):
                 "pass mask=, or build the model with a larger num_tokens."
             )
 
+    def check_embeds(self, x: Any, name: str, batch: int | None = None) -> Tensor:
+        """Embeddings [B P E] as they are, of `batch` rows where that is given. Raises InputError."""
+        return check_embeds(x, name, self.token_emb, self.emb_width, batch)
+
+    def embed_tokens(self, tokens: Any) -> Tensor:
+        """Ids [B T] -> [B T E], what `inputs_embeds` takes the place of. Raises InputError for ids out of range."""
+        tokens = self.as_ids(tokens)
+        self.check_tokens(tokens)
+        return self._lookup(tokens)
+
+    @answers("TransformerWrapper.forward", "AttentionLayers.forward")
     def forward(
         self,
-        tokens: Tensor,
+        tokens: Tensor | None = None,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
@@ -183,13 +198,19 @@ class TransformerWrapper(CachingModule, Saveable):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         context_positions: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        prepend_embeds: Tensor | None = None,
         checked: bool = False,
         seq_lens: SeqLens | None = None,
         token_types: Tensor | None = None,
         targets: Tensor | None = None,
+        token_loss: TokenLoss = PLAIN,
         return_attention: bool = False,
     ) -> Tensor | WithMaps:
         """Ids [B T] -> logits [B T V].
+
+        With prepend_embeds a row has P + T places: logits are [B P+T V], and positions, document_ids, seq_lens and targets
+        count prepended places like tokens, as a learned table of max_seq_len rows does.
 
         Args:
             tokens: ids; with a cache, the new ones alone.
@@ -201,12 +222,17 @@ class TransformerWrapper(CachingModule, Saveable):
             context: [B S C], for layers with cross-attention.
             context_mask: [B S] bool, True = keep.
             context_positions: [B S], to apply positions in cross-attention too.
+            inputs_embeds: [B T E] in place of tokens: what `embed_tokens` returns for ids, so emb_scale is not applied to them.
+                Token types, positions, norm, dropout and projections follow.
+            prepend_embeds: [B P E], such as a soft prompt or an image, before tokens or inputs_embeds. A mask or token_types of
+                [B T] then keep these places, as type 0; of [B P+T] they cover them too.
             checked: skip the checks that force a device sync; the caller guarantees that ids are in range, float positions
                 finite, and that the mask shows a token.
             seq_lens: the lengths of the documents, in place of document_ids: one list for all rows, or one a row.
             token_types: [B T], the type of each token; 0 where none are given.
             targets: [B T] int64 ids, -100 where there is none: return the sum of their cross entropies (nats), in float32 or
                 float64, in place of logits, which are computed by chunks of tokens. The caller guarantees their range.
+            token_loss: what is computed with targets: label smoothing, z-loss, and the sum or the loss of each token [B T].
             return_attention: return (logits, maps), where maps[i] is the attention map [B H T S] of layer i: probabilities before
                 dropout, in float32 or wider, zeros at hidden keys and in the rows of padding. Column j is token j of the input;
                 with a cache, token j of the row without its padding. None for a layer without self-attention. A stack with
@@ -215,18 +241,26 @@ class TransformerWrapper(CachingModule, Saveable):
         Raises:
             InputError, PositionError, CacheError: before any kernel runs.
         """
-        tokens = self.as_ids(tokens)
-        if not checked:
-            self.check_tokens(tokens)
-            if mask is not None and cache is None:
-                check_shows_a_token(as_tensor(mask, "mask"))
+        if tokens is not None:
+            tokens = self.as_ids(tokens)
+            if not checked:
+                self.check_tokens(tokens)
+        if tokens is None or inputs_embeds is not None or prepend_embeds is not None:
+            row = parts_of(tokens, inputs_embeds, prepend_embeds, self.check_embeds)
+            mask, token_types = with_prepended(mask, "mask", row, 1), with_prepended(token_types, "token_types", row, 0)
+            check_covers_prepended(row, positions=positions, document_ids=document_ids)
+        else:
+            row = (tokens,)
+        batch, length, device = row[0].shape[0], places(row), row[0].device
+        if mask is not None and cache is None and not checked:
+            check_shows_a_token(as_tensor(mask, "mask"))
         if targets is not None:
-            self._check_targets(targets, tokens, return_embeddings)
+            self._check_targets(targets, (batch, length), return_embeddings)
         layers = self.attn_layers
         layout = layers.layout(
-            tokens.shape[0],
-            tokens.shape[1],
-            tokens.device,
+            batch,
+            length,
+            device,
             mask=mask,
             positions=positions,
             document_ids=document_ids,
@@ -235,37 +269,43 @@ class TransformerWrapper(CachingModule, Saveable):
             around=self,
             checked=checked,
         )
-        x = self._embed(tokens, token_types, layout)
+        x = self._embed(row, token_types, layout)
         maps = layers.map_collector() if return_attention else None
         x = layers.run(x, layout, cache, ContextInputs(context, context_mask, context_positions), maps)
-        out = x if return_embeddings else self._output(x, targets)
+        out = x if return_embeddings else self._output(x, targets, token_loss)
         return out if maps is None else maps.beside(out)
 
-    def _output(self, x: Tensor, targets: Tensor | None) -> Tensor:
-        """Hidden states [B T M] -> logits [B T V], the sum of the targets' cross entropies, or without a head what it would
-        read."""
+    def _output(self, x: Tensor, targets: Tensor | None, token_loss: TokenLoss) -> Tensor:
+        """Hidden states [B T M] -> logits [B T V], the cross entropies of the targets, or without a head what it would read."""
         if targets is not None:
             x = self._features(x).flatten(0, 1)
-            return summed_cross_entropy(x, targets.flatten(), self._logits_of_features, self.unembedding())
+            found = cross_entropy_by_chunks(
+                x, targets.flatten(), self._logits_of_features, self.unembedding(), token_loss
+            )
+            return found if token_loss.reduction == "sum" else found.view_as(targets)
         return self.logits(x) if self.has_head else self.projected(x)
 
-    def _check_targets(self, targets: Tensor, tokens: Tensor, return_embeddings: bool) -> None:
+    def _check_targets(self, targets: Tensor, shape: tuple[int, int], return_embeddings: bool) -> None:
         """Raises InputError."""
         if not self.has_head or return_embeddings:
             reason = "return_embeddings=True leaves out" if self.has_head else f"{type(self).__name__} has none of"
             raise InputError(f"targets are compared with logits, but {reason} them. Leave targets out.")
-        if targets.shape != tokens.shape or targets.dtype != torch.int64:
+        if targets.shape != shape or targets.dtype != torch.int64:
             raise InputError(
-                f"targets must be torch.int64 of shape {list(tokens.shape)}, that of tokens; got {targets.dtype} of shape "
+                f"targets must be torch.int64 of shape {list(shape)}, that of the places; got {targets.dtype} of shape "
                 f"{list(targets.shape)}."
             )
 
-    def _embed(self, tokens: Tensor, token_types: Tensor | None, layout: TokenLayout) -> Tensor:
-        """[B T] -> [B T M], positions included."""
+    def _lookup(self, tokens: Tensor) -> Tensor:
+        """[B T] -> [B T E]."""
         x = self.token_emb(tokens.long())
         x = x if self.config.emb_scale is None else x * x.new_full((), self.config.emb_scale)  # rounded to the dtype
-        if self.config.l2norm_embed:
-            x = F.normalize(x, dim=-1)
+        return F.normalize(x, dim=-1) if self.config.l2norm_embed else x
+
+    def _embed(self, row: Sequence[Part], token_types: Tensor | None, layout: TokenLayout) -> Tensor:
+        """Parts of a row -> [B T M], positions included."""
+        parts = [self._lookup(part) if part.ndim == 2 else part for part in row]
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         x = self._add_types(x, token_types)
         project, first = self.project_emb, self.config.emb_proj_first
         x = project(x) if project is not None and first else x

@@ -3,31 +3,36 @@
 B batch, S source tokens, T target tokens, N new tokens, M model dim.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from x_positional.attention.cache import KVCache
 from x_positional.config.flags import xtransformer_from_flags
+from x_positional.config.flags.answers import answers
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.validate import Report, require
 from x_positional.config.validate.fields import invalid_fields
 from x_positional.errors import FlagError, InputError
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.eval_mode import in_eval_mode
-from x_positional.generation.options import DecodeOptions
-from x_positional.generation.prompts import PromptsLike
-from x_positional.generation.sampling import FilterChoice
-from x_positional.models.autoregressive import AutoregressiveWrapper
+from x_positional.generation.options import parameters_of
+from x_positional.generation.source import DecodeFromSource, GenerateFromSource, GenerateFromSourceAndReturnCache
+from x_positional.models.absent import ExplainsAbsent
+from x_positional.models.autoregressive import NET_CALL, AutoregressiveWrapper
 from x_positional.models.describe import describe
 from x_positional.models.language import TokenEncoder, TransformerWrapper
+from x_positional.models.loss import Reduction
 from x_positional.models.saving import Saveable
 
+DECODER_CALL = ("AutoregressiveWrapper.generate", *NET_CALL)
+"""The tables of the calls that x-transformers passes further keywords of `generate` on to."""
 
-class XTransformer(Saveable):
+
+class XTransformer(ExplainsAbsent, Saveable):
     """`XTransformer(dim=512, enc_num_tokens=256, enc_depth=6, enc_heads=8, enc_max_seq_len=1024, dec_...=..., ...)`.
 
     Takes the flags of TransformerWrapper and of the layers with the prefix `enc_` or `dec_`. With tie_token_emb both sides
@@ -72,6 +77,7 @@ class XTransformer(Saveable):
                 "model.decoder.net.token_emb = model.encoder.token_emb."
             )
 
+    @answers("XTransformer.forward", *NET_CALL)
     def forward(
         self,
         src: Tensor,
@@ -80,6 +86,11 @@ class XTransformer(Saveable):
         *,
         tgt_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        reduction: Reduction = "mean",
+        num_targets: float | Tensor | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
     ) -> Tensor:
         """Source ids [B S], target ids [B T] -> mean cross entropy (nats) of target tokens 1 .. T-1.
 
@@ -89,10 +100,27 @@ class XTransformer(Saveable):
             mask: [B S] bool, True = keep.
             tgt_mask: [B T] bool, True = keep; padding is not a target.
             labels: [B T] the targets where they differ from tgt, as in `AutoregressiveWrapper.forward`.
+            loss_mask: [B T] bool, True = this token is a target, as there.
+            reduction: "mean", "sum" or "none", as there.
+            num_targets: What the mean divides by, as there: from `decoder.count_targets(tgt, mask=tgt_mask, ...)`.
+            label_smoothing: As there.
+            z_loss: As there.
         """
         self._check_shared_embedding()
-        return self.decoder(tgt, mask=tgt_mask, labels=labels, context=self.encoder(src, mask=mask), context_mask=mask)
+        return self.decoder(
+            tgt,
+            mask=tgt_mask,
+            labels=labels,
+            loss_mask=loss_mask,
+            reduction=reduction,
+            num_targets=num_targets,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            context=self.encoder(src, mask=mask),
+            context_mask=mask,
+        )
 
+    @answers("XTransformer.logits", "XTransformer.forward", *NET_CALL)
     def logits(self, src: Tensor, tgt: Tensor, mask: Tensor | None = None, *, tgt_mask: Tensor | None = None) -> Tensor:
         """Source ids [B S], target ids [B T] -> logits [B T V], each predicting the next target token.
 
@@ -108,58 +136,47 @@ class XTransformer(Saveable):
         self._check_shared_embedding()
         return self.decoder.net(tgt, mask=tgt_mask, context=self.encoder(src, mask=mask), context_mask=mask)
 
-    @torch.no_grad()
-    def generate(
-        self,
-        src: Tensor,
-        start_tokens: PromptsLike,
-        seq_len: int,
-        mask: Tensor | None = None,
-        *,
-        eos_token: int | Sequence[int] | None = None,
-        temperature: float = 1.0,
-        prompt_lens: Tensor | None = None,
-        filter_logits_fn: FilterChoice | Sequence[FilterChoice] | None = "top_k",
-        filter_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
-        restrict_to_max_seq_len: bool = True,
-        cache_kv: bool = True,
-        repetition_penalty: float = 1.0,
-        generator: torch.Generator | None = None,
-        seed: int | None = None,
-        compile: bool | Literal["auto"] = "auto",
-        prefill_chunk_size: int | None = None,
-    ) -> Tensor:
+    @overload
+    @parameters_of(GenerateFromSourceAndReturnCache)
+    def generate(self, options: GenerateFromSourceAndReturnCache) -> tuple[Tensor, KVCache]: ...
+    @overload
+    @parameters_of(GenerateFromSource)
+    def generate(self, options: GenerateFromSource) -> Tensor: ...
+    @answers("XTransformer.generate", *DECODER_CALL)
+    @parameters_of(GenerateFromSource)
+    def generate(self, options: GenerateFromSource) -> Tensor | tuple[Tensor, KVCache]:
         """Source ids [B S] and target prompts [B T] -> new target tokens [B N].
 
-        The encoder runs once, and the keys of its output are computed once. The other parameters are the fields of
-        `DecodeOptions`.
+        The encoder runs once, and the keys of its output are computed once. The parameters are those of
+        `AutoregressiveWrapper.generate`, with the source in place of `context`.
 
-        Args:
-            src: [B S] source ids.
-            start_tokens: Target prompts in any form that `AutoregressiveWrapper.generate` takes.
-            seq_len: The largest number of new tokens per row.
-            mask: [B S] bool, True = keep.
+        Returns:
+            The new tokens [B N] ([N] for one prompt [T]); with `return_cache=True` also the cache, to pass as `cache`.
+
+        Raises:
+            InputError, PositionError, CacheError, ArgumentError: Before anything is decoded.
         """
+        loop = self._loop(options)
+        tokens = loop.generate()
+        return (tokens, loop.cache) if options.return_cache and loop.cache is not None else tokens
+
+    @answers("XTransformer.stream", "XTransformer.generate", *DECODER_CALL)
+    @parameters_of(DecodeFromSource)
+    def stream(self, options: DecodeFromSource) -> Iterator[Tensor]:
+        """The tokens of `generate`, [B] at a time as they are drawn. The encoder runs before the first one.
+
+        A `cache` holds every token that was handed out, also if the caller stops early.
+        """
+        return self._loop(options).stream()
+
+    def _loop(self, options: DecodeFromSource) -> DecodeLoop:
+        """Encodes the source. Raises as `generate` does."""
         self._check_shared_embedding()
-        options = DecodeOptions(
-            start_tokens,
-            seq_len,
-            eos_token=eos_token,
-            temperature=temperature,
-            prompt_lens=prompt_lens,
-            filter_logits_fn=filter_logits_fn,
-            filter_kwargs=filter_kwargs,
-            restrict_to_max_seq_len=restrict_to_max_seq_len,
-            cache_kv=cache_kv,
-            repetition_penalty=repetition_penalty,
-            generator=generator,
-            seed=seed,
-            compile=compile,
-            prefill_chunk_size=prefill_chunk_size,
-        )
-        model = in_eval_mode(self)
-        options = replace(options, context=model.encoder(src, mask=mask), context_mask=mask)
-        return DecodeLoop(self.decoder.net, options, self.decoder.pad_value).generate()
+        context = None
+        if options.src is not None:
+            with torch.no_grad():
+                context = in_eval_mode(self).encoder(options.src, mask=options.mask)
+        return DecodeLoop(self.decoder.net, options.with_context(context), self.decoder.pad_value)
 
 
 def seq2seq_problems(config: Seq2SeqConfig) -> list[str]:

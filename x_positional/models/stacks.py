@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from typing_extensions import Self
 
 from x_positional.config.flags import layers_from_flags
+from x_positional.config.flags.answers import answers
 from x_positional.config.layers import LayersConfig, LayersKind
 from x_positional.config.validate import layers_report, require
 from x_positional.errors import FlagError, PositionError
@@ -23,6 +24,7 @@ class ConfiguredLayers(AttentionLayers):
     """
 
     kind: ClassVar[LayersKind]
+    forward = answers("AttentionLayers.forward")(AttentionLayers.forward)
 
     def __init__(self, dim: int | None = None, depth: int | None = None, **flags: Any):
         given = {name: value for name, value in (("dim", dim), ("depth", depth)) if value is not None}

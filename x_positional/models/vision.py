@@ -1,16 +1,20 @@
 """Images through an encoder: patches with positions, and a cls token and registers without.
 
-B batch, C channels, H W pixels, T patches in raster order (row by row), E tokens that are no patch, M model dim.
+B batch, C channels, H W pixels, T patches in raster order (row by row), K of them that enter the layers, E tokens that are no
+patch, M model dim.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
 from x_positional.config.flags import vision_from_flags
+from x_positional.config.flags.answers import answers
 from x_positional.config.validate import model_report, require
 from x_positional.config.validate.rules_vision import position_axes
 from x_positional.config.vision import VisionConfig
@@ -19,20 +23,34 @@ from x_positional.models.saving import Saveable
 from x_positional.models.stacks import ConfiguredLayers, config_of, layers_of_model
 from x_positional.modules.dropout import Dropout
 from x_positional.modules.norms import Norm
+from x_positional.modules.patch_choice import PatchChoice, choose_patches
 from x_positional.modules.patches import INIT_STD, PatchEmbedding, PatchTable, patch_positions
+
+Images: TypeAlias = Tensor | Sequence[Tensor]
+"""[B C H W], or a list of [C H W], which may differ in size."""
 
 
 class EncodedImage(NamedTuple):
     """The encoder's output, by kind of token."""
 
-    patches: Tensor  # [B T M]
-    cls: Tensor | None  # [B M]
-    registers: Tensor  # [B R M]
-    grid: tuple[int, int]  # rows, columns: patches.unflatten(1, grid) is [B rows columns M]
+    patches: Tensor
+    """[B K M], 0 where `mask` is False."""
+    cls: Tensor | None
+    """[B M]."""
+    registers: Tensor
+    """[B R M]."""
+    grids: list[tuple[int, int]]
+    """Rows and columns of each image. With all patches of equal images, patches.unflatten(1, grids[0]) is [B rows columns M]."""
+    kept: Tensor | None = None
+    """[B K] the numbers of the patches in raster order; None where all patches entered, in order."""
+    mask: Tensor | None = None
+    """[B K] bool, False where there is no patch; None where each slot holds one."""
 
 
 class ViTransformerWrapper(Saveable):
     """Images [B C H W] -> logits [B, num_classes], at any resolution that patch_size divides.
+
+    A batch is a tensor [B C H W], or a list of images [C H W] of different sizes; each image gives what it gives alone.
 
     Schemes with two axes ("axial", "mixed") get (row, column), see `patch_positions`; schemes with one axis number the
     patches in raster order. "absolute" is a learned table of the trained grid, and the default where no scheme is chosen. The cls
@@ -47,8 +65,8 @@ class ViTransformerWrapper(Saveable):
         channels: C.
         num_classes: None returns the pooled embedding [B M].
         flags: post_emb_norm, num_register_tokens, emb_dropout as in x-transformers; pool ("mean", "cls", "cls_mean"), coordinates
-            ("index", "rescaled", "centered"), interpolation ("bicubic", "bilinear"), antialias, cls_position and patch_norms as in
-            `VisionConfig`.
+            ("index", "rescaled", "centered"), interpolation ("bicubic", "bilinear"), antialias, cls_position, patch_dropout and
+            patch_norms as in `VisionConfig`.
 
     Raises:
         IncompatibleConfig, FlagError, ConfigError: for what cannot be built.
@@ -114,23 +132,67 @@ class ViTransformerWrapper(Saveable):
             patches = patch_positions(grid, self.config.grid, self.config.coordinates, device)
         return torch.cat([patches.new_zeros(extra, *patches.shape[1:]), patches])[None]
 
-    def encode(self, pixel_values: Tensor) -> EncodedImage:
-        """[B C H W] -> every token after the last layer, by kind. Raises InputError before any kernel runs."""
-        grid, layers, extra = self.patch_embedding.grid(pixel_values), self.attn_layers, self.extra_tokens
-        B, T = pixel_values.shape[0], grid[0] * grid[1]
-        positions = self.positions(grid, pixel_values.device)
-        layout = layers.layout(B, extra + T, pixel_values.device, positions=positions)
-        x = self.patch_embedding(pixel_values)
-        if self.patch_table is not None:
-            x = x + self.patch_table(grid)
+    def encode(self, pixel_values: Images, *, mask: Tensor | None = None, kept: Tensor | None = None) -> EncodedImage:
+        """Images -> every token after the last layer, by kind.
+
+        Args:
+            pixel_values: [B C H W], or a list of [C H W] of any sizes.
+            mask: [B T] bool, True = keep: hidden patches are neither attended to nor pooled. T is that of the largest image;
+                patches that an image lacks are hidden anyway.
+            kept: [B K] the only patches to encode, by their number in raster order, such as those that are not masked in a masked
+                autoencoder (He et al. 2022, arXiv:2111.06377). They keep their positions. A window counts them in this order.
+
+        Raises:
+            InputError: before any kernel runs.
+        """
+        embedding, layers, extra = self.patch_embedding, self.attn_layers, self.extra_tokens
+        grids = embedding.grids(pixel_values)
+        pixels = pixel_values if isinstance(pixel_values, Tensor) else pixel_values[0]
+        dropout = self.config.patch_dropout if self.training else 0.0
+        chosen = choose_patches(grids, mask, kept, dropout, pixels.device)
+        count = max(rows * columns for rows, columns in grids) if chosen.index is None else chosen.index.shape[1]
+        shown = None if chosen.mask is None else F.pad(chosen.mask, (extra, 0), value=True)
+        positions = self._positions(grids, chosen, pixels.device)
+        layout = layers.layout(len(grids), extra + count, pixels.device, mask=shown, positions=positions)
+        x = chosen.take(self._embed(pixel_values, grids))
         for scheme in layers.position_schemes:  # of patches alone: the other tokens have no position
             x = scheme.embed(x, layout.positions[:, extra:])
         x = self.emb_dropout(x if self.emb_norm is None else self.emb_norm(x))
-        beside = [t.to(x.dtype).expand(B, -1, -1) for t in (self._cls(), self.register_tokens) if t is not None]
-        x = torch.cat([*beside, x], dim=1)
-        x = layers.run(x, layout)
+        beside = [t.to(x.dtype).expand(len(x), -1, -1) for t in (self._cls(), self.register_tokens) if t is not None]
+        x = layers.run(torch.cat([*beside, x], dim=1), layout)
         first = extra - self.config.num_register_tokens
-        return EncodedImage(x[:, extra:], x[:, 0] if first else None, x[:, first:extra], grid)
+        patches = x[:, extra:] if chosen.mask is None else x[:, extra:].masked_fill(~chosen.mask[..., None], 0)
+        return EncodedImage(
+            patches, x[:, 0] if first else None, x[:, first:extra], grids, kept=chosen.index, mask=chosen.mask
+        )
+
+    def _positions(self, grids: list[tuple[int, int]], chosen: PatchChoice, device: torch.device) -> Tensor | None:
+        """[1|B E+K] or [1|B E+K 2]: positions of the tokens before the patches, and of the patches that enter."""
+        distinct, extra = dict.fromkeys(grids), self.extra_tokens
+        if self.axes == 0 or (chosen.is_all and len(distinct) == 1):
+            return self.positions(grids[0], device)
+        of_grid = {grid: self._numbered(grid, device) for grid in distinct}
+        rows = [of_grid[grid] for grid in (grids if len(distinct) > 1 else grids[:1])]
+        every = pad_sequence(rows, batch_first=True)
+        patches = chosen.take(every[:, extra:])
+        return torch.cat([every[:1, :extra].expand(len(patches), *every[:1, :extra].shape[1:]), patches], dim=1)
+
+    def _numbered(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        """[E+T] or [E+T 2]: `positions`, also where they equal the place in the sequence."""
+        positions = self.positions(grid, device)
+        return torch.arange(grid[0] * grid[1], device=device) if positions is None else positions[0]
+
+    def _embed(self, images: Images, grids: list[tuple[int, int]]) -> Tensor:
+        """[B T M]: all patches with their rows of the learned table, 0 where an image has fewer."""
+        table = self.patch_table
+        rows = {} if table is None else {grid: table(grid) for grid in dict.fromkeys(grids)}
+        if isinstance(images, Tensor):
+            x = self.patch_embedding(images)
+            return x + rows[grids[0]] if rows else x
+        each = [self.patch_embedding(image[None])[0] for image in images]
+        return pad_sequence(
+            [x + rows[grid] if rows else x for x, grid in zip(each, grids, strict=True)], batch_first=True
+        )
 
     def _cls(self) -> Tensor | None:
         """[1 M] the cls token as it enters the layers."""
@@ -139,17 +201,32 @@ class ViTransformerWrapper(Saveable):
 
     def pooled(self, encoded: EncodedImage) -> Tensor:
         """What the head reads: [B M], or [B 2M] with pool="cls_mean"."""
-        mean = encoded.patches.mean(dim=1)
+        patches, mask = encoded.patches, encoded.mask
+        mean = patches.mean(dim=1) if mask is None else patches.sum(dim=1) / mask.sum(dim=1, keepdim=True)
         if encoded.cls is None:
             return mean
         return encoded.cls if self.config.pool == "cls" else torch.cat([encoded.cls, mean], dim=-1)
 
-    def forward(self, pixel_values: Tensor, return_embeddings: bool = False) -> Tensor:
-        """Images [B C H W] -> logits [B, num_classes], or the patches' hidden states [B T M] with return_embeddings.
+    @answers("ViTransformerWrapper.forward")
+    def forward(
+        self,
+        pixel_values: Images,
+        return_embeddings: bool = False,
+        *,
+        mask: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """Images -> logits [B, num_classes], or the patches' hidden states [B K M] with return_embeddings.
 
-        H and W are any multiples of patch_size. `encode` returns every token. Raises InputError before any kernel runs.
+        Args:
+            pixel_values: [B C H W], or a list of [C H W]; H and W are any multiples of patch_size.
+            return_embeddings: return hidden states, 0 where an image has no patch. `encode` returns every token.
+            mask, kept: which patches enter the layers, as in `encode`.
+
+        Raises:
+            InputError: before any kernel runs.
         """
-        encoded = self.encode(pixel_values)
+        encoded = self.encode(pixel_values, mask=mask, kept=kept)
         if return_embeddings:
             return encoded.patches
         pooled = self.pooled(encoded)

@@ -3,7 +3,8 @@
 B batch, C channels, H W pixels, T patches in raster order (row by row), M model dim.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,13 @@ def patch_positions(
     return torch.cartesian_prod(*axes)
 
 
+def _kinds(images: Any) -> str:
+    """What was given in place of images, in words."""
+    if not isinstance(images, Sequence) or isinstance(images, str):
+        return type(images).__name__
+    return f"a {type(images).__name__} of {', '.join(sorted({type(image).__name__ for image in images})) or 'nothing'}"
+
+
 class PatchEmbedding(nn.Module):
     """Pixels [B C H W] -> [B T M]: norm, linear, norm on the pixels of each patch, in the order row, column, channel. Without
     norms, a convolution whose stride is its width, which is a linear layer on each patch (Dosovitskiy et al. 2021)."""
@@ -65,34 +73,49 @@ class PatchEmbedding(nn.Module):
         self.project = nn.Linear(pixels, dim) if norms else nn.Conv2d(channels, dim, patch_size, patch_size)
         self.norm = nn.LayerNorm(dim, bias=False) if norms else None
 
-    def grid(self, pixel_values: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches. Raises InputError where the image cannot be cut into them."""
-        if not isinstance(pixel_values, Tensor):
+    def grids(self, images: Any) -> list[tuple[int, int]]:
+        """Rows and columns of patches of each image. Raises InputError where one cannot be cut into them.
+
+        images: [B C H W], or a list of [C H W] of any sizes.
+        """
+        if isinstance(images, Tensor):
+            self._check_kind(images, "pixel_values", "batch")
+            return [self._grid(images, "")] * len(images)
+        if not isinstance(images, Sequence) or not images or not all(isinstance(image, Tensor) for image in images):
             raise InputError(
-                f"pixel_values must be one float tensor [batch, channels={self.channels}, height, width]; got "
-                f"{type(pixel_values).__name__}. Stack images of one size with torch.stack(images)."
+                f"pixel_values must be a float tensor [batch, channels={self.channels}, height, width], or a list of tensors "
+                f"[channels={self.channels}, height, width], one an image; got {_kinds(images)}."
             )
-        if not pixel_values.is_floating_point():
-            raise InputError(
-                f"pixel_values must be floats; got {pixel_values.dtype}. For bytes use pixel_values.float() / 255."
-            )
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.channels or 0 in pixel_values.shape:
-            raise InputError(
-                f"pixel_values must have shape [batch, channels={self.channels}, height, width], none of them 0; got "
-                f"{list(pixel_values.shape)}."
-            )
-        sides = {
-            "height": (pixel_values.shape[2], self.patch_size[0]),
-            "width": (pixel_values.shape[3], self.patch_size[1]),
-        }
+        first = images[0]
+        for number, image in enumerate(images):
+            self._check_kind(image, f"image {number}")
+            if image.dtype != first.dtype or image.device != first.device:
+                raise InputError(
+                    f"image {number} is {image.dtype} on {image.device}, and image 0 {first.dtype} on {first.device}. Convert them "
+                    "to one dtype and device."
+                )
+        return [self._grid(image, f"image {number}: ") for number, image in enumerate(images)]
+
+    def _check_kind(self, pixels: Tensor, name: str, *before: str) -> None:
+        """Raises InputError unless these are floats [*before C H W]."""
+        if not pixels.is_floating_point():
+            raise InputError(f"{name} must be floats; got {pixels.dtype}. For bytes use {name}.float() / 255.")
+        shape = ", ".join([*before, f"channels={self.channels}", "height", "width"])
+        if pixels.ndim != 3 + len(before) or pixels.shape[-3] != self.channels or 0 in pixels.shape:
+            raise InputError(f"{name} must have shape [{shape}], none of them 0; got {list(pixels.shape)}.")
+
+    def _grid(self, pixels: Tensor, which: str) -> tuple[int, int]:
+        """Rows and columns of [... H W]. Raises InputError."""
+        height, width = pixels.shape[-2:]
+        sides = {"height": (height, self.patch_size[0]), "width": (width, self.patch_size[1])}
         odd = {name: side for name, side in sides.items() if side[0] % side[1]}
         if odd:
             told = " and ".join(
                 f"{name} {size} is not a multiple of the patch's {patch}" for name, (size, patch) in odd.items()
             )
             fit = "; ".join(f"{name} {multiples(size, patch)}" for name, (size, patch) in odd.items())
-            raise InputError(f"{told}. Resize or pad the image: {fit}.")
-        return sides["height"][0] // self.patch_size[0], sides["width"][0] // self.patch_size[1]
+            raise InputError(f"{which}{told}. Resize or pad the image: {fit}.")
+        return height // self.patch_size[0], width // self.patch_size[1]
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         if self.pixel_norm is None or self.norm is None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from x_positional.attention.backends.base import torch_func_runs
-from x_positional.attention.cache import KVCache, whole_number
+from x_positional.attention.cache import KVCache
+from x_positional.attention.cache_rows import whole_number
 from x_positional.attention.cross import NO_CONTEXT, ContextInputs, CrossAttentionKind
 from x_positional.attention.inputs import (
     SeqLens,

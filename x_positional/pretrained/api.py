@@ -1,4 +1,4 @@
-"""`from_pretrained`: a folder, a GGUF file or a model on the Hugging Face Hub to a model of x_positional."""
+"""`from_pretrained`: a folder, a training run, a GGUF file or a model on the Hugging Face Hub to a model of x_positional."""
 
 import warnings
 from collections.abc import Collection, Mapping
@@ -46,7 +46,7 @@ def from_pretrained(
     quantize: Quantization | None = None,
     **overrides: Any,
 ) -> Any:
-    """Load a published model.
+    """Load a published model, or one of your own runs.
 
     Decoders and encoders are `TransformerWrapper`s: they take `mask=`, `positions=` and `cache=`, and decoders generate as
     usual. An encoder without a head returns hidden states. Encoder-decoders are `XTransformer`s: `logits(src, tgt, mask)`.
@@ -54,8 +54,8 @@ def from_pretrained(
     states. Tensors are read one at a time, without a second copy.
 
     Args:
-        source: A folder with `config.json` and safetensors (one file or shards), a model on the Hugging Face Hub, or a GGUF
-            file.
+        source: A folder with `config.json` and safetensors (one file or shards), a model on the Hugging Face Hub, a GGUF
+            file, or a folder of `x-positional train`: a run, of which the newest checkpoint is read, or one of its checkpoints.
         dtype: None keeps the stored dtype (float32 for GGUF, which is dequantised).
         device: None is the CPU.
         backend: As in `Decoder`, for published models; x_positional's own format stores it.
@@ -88,10 +88,10 @@ def load_source(
     hf = source.config
     if hf.get("model_type") == NATIVE:
         changed = [
-            f"{name}: a folder in x_positional's own format has no published keys." for name in (*ignore, *overrides)
+            f"{name}: a model in x_positional's own format has no published keys." for name in (*ignore, *overrides)
         ]
         if backend != "auto":
-            changed.append(f"backend={backend!r}: the folder's {CONFIG} sets it. Change `backend` of its layers there.")
+            changed.append(f"backend={backend!r}: the stored config of the model sets it, as `backend` of its layers.")
         if changed:
             raise PretrainedError(f"unsupported options for {source.path}:", changed)
         return load_native(hf, source.tensors(), dtype, device, quantize)

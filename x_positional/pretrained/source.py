@@ -1,4 +1,5 @@
-"""Where a checkpoint comes from: a folder, a GGUF file or the Hugging Face Hub; opened once for config, tensors, tokenizer."""
+"""Where a checkpoint comes from: a folder, a training run, a GGUF file or the Hugging Face Hub; opened once for config, tensors,
+tokenizer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,16 +7,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from x_positional.config.reading import parse_yaml
 from x_positional.errors import PretrainedError, import_extra
 from x_positional.pretrained.commit import open_folder
-from x_positional.pretrained.folder import CONFIG, Folder, list_folder, regular_file
+from x_positional.pretrained.folder import CONFIG, Folder, list_folder, read_text, regular_file
 from x_positional.pretrained.gguf.config import architecture_of, config_of
 from x_positional.pretrained.gguf.file import GgufFile, GgufTensors
 from x_positional.pretrained.gguf.header import is_gguf
 from x_positional.pretrained.gguf.tokens import gguf_tokenizer
+from x_positional.pretrained.integrity import CONFIG as RUN_CONFIG
+from x_positional.pretrained.integrity import (
+    MODEL,
+    NAME,
+    TOKENIZER,
+    TRAINER,
+    Damage,
+    TooNew,
+    checkpoint_folders,
+    file_damage,
+    newest_good,
+    read_record,
+)
 from x_positional.pretrained.limits import failures
+from x_positional.pretrained.native import NATIVE
 from x_positional.pretrained.tensors.files import PICKLES, SAFE, Tensors, open_tensors
-from x_positional.pretrained.tokenizers.text import TextTokenizer, folder_tokenizer
+from x_positional.pretrained.tokenizers.text import TextTokenizer, byte_tokenizer, folder_tokenizer
 
 T = TypeVar("T")
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
@@ -40,13 +56,16 @@ class Source:
 
 
 def open_source(source: str | Path) -> Source:
-    """Open a folder, a GGUF file, a folder that contains one, or a model on the Hub. Raises PretrainedError."""
+    """Open a folder, a training run, a GGUF file, a folder that contains one, or a model on the Hub. Raises PretrainedError."""
     path = _local_path(source)
     if not path.is_dir():
         if is_gguf(regular_file(path)):
             return _gguf(path)
         raise PretrainedError(f"{path} cannot be read:", [_why_not(path)])
     folder = open_folder(path)
+    checkpoint = None if CONFIG in folder.files else checkpoint_of_run(path)
+    if checkpoint is not None:
+        return _run(checkpoint)
     ggufs = sorted(name for name in folder.files if name.endswith(".gguf"))
     if not ggufs or CONFIG in folder.files:
         return _folder(folder)
@@ -56,7 +75,7 @@ def open_source(source: str | Path) -> Source:
 
 
 def load_tokenizer(source: str | Path) -> TextTokenizer:
-    """The tokenizer of a published model, from anything that `from_pretrained` accepts.
+    """The tokenizer of a published model or a training run, from anything that `from_pretrained` accepts.
 
     It has `encode`, `decode`, `decoder()` for streamed ids, and `chat` if the model has a chat template.
 
@@ -96,7 +115,7 @@ def _folder(folder: Folder) -> Source:
             return folder.json(CONFIG)
         raise PretrainedError(
             f"{path} contains no model:",
-            [f"it has neither {CONFIG} nor a GGUF file; it contains {folder.listing()}."],
+            [f"it has no {CONFIG}, no GGUF file and no checkpoints/step-… of a run; it contains {folder.listing()}."],
         )
 
     def tensors() -> Tensors:
@@ -107,6 +126,59 @@ def _folder(folder: Folder) -> Source:
         return opened
 
     return _guarded(Source(path, config, tensors, lambda: folder_tokenizer(folder)))
+
+
+def checkpoint_of_run(path: Path) -> Path | None:
+    """The checkpoint that a folder of `x-positional train` stands for: itself, or the newest in a run; None for other folders."""
+    if NAME.fullmatch(path.resolve().name) or (path / TRAINER).is_file():
+        return path
+    found = checkpoint_folders(path / "checkpoints")
+    return found[-1] if found else None
+
+
+def _run(path: Path) -> Source:
+    """A checkpoint of a training run. Each file is compared with its digest before it is read."""
+
+    def record() -> dict[str, Any]:
+        try:
+            return read_record(path)
+        except TooNew as newer:
+            raise PretrainedError(
+                f"{path} cannot be read:", [f"format version {newer} is newer; upgrade x_positional."]
+            ) from newer
+        except Damage as damage:
+            raise _damaged(path, str(damage)) from damage
+
+    def verified(name: str) -> Path:
+        damage = file_damage(path, record(), name)
+        if damage is not None:
+            raise _damaged(path, damage)
+        return regular_file(path / name, path)
+
+    def config() -> dict[str, Any]:
+        run = parse_yaml(read_text(verified(RUN_CONFIG)), f"{RUN_CONFIG} of {path}")
+        return {"model_type": NATIVE, "class": "TransformerWrapper", "model": run.get("model")}
+
+    def tensors() -> Tensors:
+        verified(MODEL)
+        return open_tensors(list_folder(path))
+
+    def tokenizer() -> TextTokenizer:
+        kind = record().get("tokenizer")
+        if kind == TOKENIZER:
+            verified(TOKENIZER)
+            return folder_tokenizer(list_folder(path))
+        if kind is None:
+            raise PretrainedError(f"{path} has no tokenizer:", ["it was trained on token ids."])
+        return byte_tokenizer()
+
+    return _guarded(Source(path, config, tensors, tokenizer))
+
+
+def _damaged(path: Path, damage: str) -> PretrainedError:
+    good = newest_good(path.parent, but=path)
+    way_out = "The run has no other good checkpoint." if good is None else f"The newest good checkpoint is {good}."
+    return PretrainedError(f"{path} is damaged:", [f"{damage}. {way_out}"])
 
 
 def _gguf(path: Path) -> Source:

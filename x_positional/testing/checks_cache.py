@@ -113,43 +113,53 @@ def sliding_windows(subject: Subject, expect: Expect) -> None:
 
 @torch.no_grad()
 def cache_reorders(subject: Subject, expect: Expect) -> None:
-    """After cache.reorder(rows), as in beam search, decoding continues as if the cache held those rows from the start."""
+    """After cache.reorder(rows), as in beam search, and cache.repeat(2), as for continuations of a prefix, decoding continues as if
+    the cache held those rows from the start."""
     need_cache(subject)
     model, prompt, more = subject.model("decoder"), subject.tokens(11), subject.tokens(6, seed=2)
-    keep = torch.arange(11, device=subject.device) >= torch.tensor([[0], [4], [7]], device=subject.device)
-    for rows in ([2, 0, 0], [1, 2]):
-        picked = torch.tensor(rows, device=subject.device)
-        for mask in (None, keep):
-            cache = model.new_cache(3)
-            model(prompt, mask=mask, cache=cache)
-            cache.reorder(picked)
-            got = decode(model, cache, 4, more[picked])
-            whole = None if mask is None else torch.cat([mask, torch.ones_like(more, dtype=torch.bool)], 1)[picked]
-            want = model(torch.cat([prompt, more], 1)[picked], mask=whole)[:, 11:]
+    for mask in (None, _padding(subject)):
+        cache = model.new_cache(3)
+        model(prompt, mask=mask, cache=cache)
+        whole = None if mask is None else torch.cat([mask, torch.ones_like(more, dtype=torch.bool)], 1)
+        for rows in ([2, 0, 0], [1, 2], [0, 0, 1, 1, 2, 2]):
+            picked = torch.tensor(rows, device=subject.device)
+            new = cache.copy().repeat(2) if len(rows) == 6 else cache.copy().reorder(picked)
+            got = decode(model, new, 4, more[picked])
+            tokens, keep = torch.cat([prompt, more], 1)[picked], None if whole is None else whole[picked]
+            want = model(tokens, mask=keep)[:, 11:]
             expect.equal(got, want, f"rows {rows} of {'a plain' if mask is None else 'a padded'} batch")
 
 
+def _padding(subject: Subject) -> Tensor:
+    """[3 11] bool: 11, 7 and 4 tokens."""
+    return torch.arange(11, device=subject.device) >= torch.tensor([[0], [4], [7]], device=subject.device)
+
+
 @torch.no_grad()
-def cache_drops(subject: Subject, expect: Expect) -> None:
-    """After cache.drop_last(n), as where speculative decoding rejects proposals, decoding continues as if the cache had never held
-    those tokens."""
+def cache_crops(subject: Subject, expect: Expect) -> None:
+    """After cache.crop(length), as where speculative decoding rejects proposals, decoding continues as if the cache had never held
+    the other tokens: with one length for all rows, one for each, or a number of tokens to drop."""
     need_cache(subject)
     model, prompt, more = subject.model("decoder"), subject.tokens(11), subject.tokens(6, seed=2)
     rejected = subject.tokens(4, seed=3)
-    keep = torch.arange(11, device=subject.device) >= torch.tensor([[0], [4], [7]], device=subject.device)
-    for mask in (None, keep):
+    for mask in (None, _padding(subject)):
+        held = torch.full_like(prompt[:, 0], 11) if mask is None else mask.sum(1)
         cache = model.new_cache(3)
         model(prompt, mask=mask, cache=cache)
-        for count in (4, 1):
-            model(rejected[:, :count], cache=cache)
-            cache.drop_last(count)
+        model(rejected, cache=cache)
+        cache.crop(-4)
+        model(rejected[:, :1], cache=cache)
+        cache.crop(held)
         first = model(more[:, :2], cache=cache)
         model(rejected, cache=cache)
-        cache.drop_last(4)
+        cache.crop(held + 2)
+        emptied = cache.copy().crop(0)
         got = torch.cat([first, decode(model, cache, 3, more[:, 2:])], 1)
         whole = None if mask is None else torch.cat([mask, torch.ones_like(more, dtype=torch.bool)], 1)
         want = model(torch.cat([prompt, more], 1), mask=whole)[:, 11:]
-        expect.equal(got, want, f"5 tokens dropped, then 4, of {'a plain' if mask is None else 'a padded'} batch")
+        batch = "a plain batch" if mask is None else "a padded batch"
+        expect.equal(got, want, f"tokens cropped three times, of {batch}")
+        expect.equal(model(more, cache=emptied), model(more), f"all tokens cropped, of {batch}")
 
 
 class NoisyCache(KVCache):

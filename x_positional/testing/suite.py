@@ -12,7 +12,7 @@ from x_positional.schemes.base import Capabilities
 from x_positional.testing.checks_backends import backends_agree, gradcheck, gradients_agree, hooks_run
 from x_positional.testing.checks_batch import batch_independent, packing, padding, prefix_consistent, ragged_decoding
 from x_positional.testing.checks_cache import (
-    cache_drops,
+    cache_crops,
     cache_grows,
     cache_reorders,
     cached_equals_full,
@@ -20,6 +20,7 @@ from x_positional.testing.checks_cache import (
     sliding_windows,
 )
 from x_positional.testing.checks_cross import cross_attention
+from x_positional.testing.checks_loss import labels
 from x_positional.testing.checks_maps import attention_maps
 from x_positional.testing.checks_module import compiles, compiles_decoding, copies, meta_init, no_buffers, state_dict
 from x_positional.testing.checks_positions import axes, custom_positions, float_positions, limit, order, shift
@@ -88,13 +89,14 @@ _ALL: tuple[Check, ...] = (
     cache_grows,
     sliding_windows,
     cache_reorders,
-    cache_drops,
+    cache_crops,
     int8_cache,
     prefix_consistent,
     batch_independent,
     padding,
     ragged_decoding,
     packing,
+    labels,
     shift,
     limit,
     custom_positions,

@@ -83,6 +83,10 @@ class RunConfig(Config):
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     """auto is bfloat16 autocast on CUDA (weights stay float32) and float32 elsewhere. fp64 is for comparisons: weights and
     activations are float64."""
+    label_smoothing: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of each target that is spread evenly over the vocabulary, in training only."""
+    z_loss: float = Field(default=0.0, ge=0.0)
+    """Weight of logsumexp(logits)^2 in the training loss, 1e-4 in PaLM."""
     compile: bool = False
     """Compile the training step with torch.compile."""
     activation_checkpointing: Recomputed = "none"

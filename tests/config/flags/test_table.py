@@ -38,6 +38,7 @@ SOURCES = {
     "Attention.forward": [(xt.Attention.forward, "")],
     "TransformerWrapper.forward": [(xt.TransformerWrapper.forward, "")],
     "ContinuousTransformerWrapper.forward": [(continuous.ContinuousTransformerWrapper.forward, "")],
+    "ViTransformerWrapper.forward": [(xt.ViTransformerWrapper.forward, "")],
     "XTransformer.forward": [(xt.XTransformer.forward, "")],
     "XTransformer.generate": [(xt.XTransformer.generate, "")],
     "AutoregressiveWrapper.generate": [(autoregressive_wrapper.AutoregressiveWrapper.generate, "")],

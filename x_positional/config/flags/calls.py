@@ -182,6 +182,19 @@ CONTINUOUS = table(
     ],
 )
 
+VISION = table(
+    "ViTransformerWrapper.forward",
+    [
+        translated("img", REQUIRED, "pixel_values", "Images, [B, C, H, W]; by position or under this name."),
+        translated("return_embeddings", False, "return_embeddings", "Return the patches' hidden states."),
+        refused(
+            "return_logits_and_embeddings",
+            False,
+            "One of both is returned. Use `encode`, then `pooled`.",
+        ),
+    ],
+)
+
 XTRANSFORMER = table(
     "XTransformer.forward",
     [
@@ -269,4 +282,4 @@ GENERATE = (
     )
 )
 
-ENTRIES: tuple[Flag, ...] = LAYERS + PREFIX + ATTENTION + TRANSFORMER + CONTINUOUS + XTRANSFORMER + GENERATE
+ENTRIES: tuple[Flag, ...] = LAYERS + PREFIX + ATTENTION + TRANSFORMER + CONTINUOUS + VISION + XTRANSFORMER + GENERATE

@@ -696,6 +696,7 @@ VISION = table(
         copied("post_emb_norm", False, "post_emb_norm", "LayerNorm after the patch embedding."),
         copied("num_register_tokens", 0, "num_register_tokens", "Learned tokens before the patches; not rotated."),
         copied("emb_dropout", 0.0, "emb_dropout", "Dropout of the patch embedding."),
+        own("patch_dropout", "patch_dropout", "In training, this share of the patches is left out.", default=0.0),
         own("patch_norms", "patch_norms", "Norms over the pixels of a patch and after their projection.", default=True),
         own("pool", "pool", "`mean` of the patches, a `cls` token, or both (`cls_mean`).", default="mean"),
         own("cls_position", "cls_position", "The learned table has a row for the cls token.", default=False),

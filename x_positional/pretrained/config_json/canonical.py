@@ -21,7 +21,7 @@ from x_positional.modules.qk_norm import KINDS
 from x_positional.pretrained.config_json.codecs import Fields
 from x_positional.schemes.base import Dims
 
-LEFT_OUT = {"dropout", "emb_dropout", "backend", "flash", "mult", "unit_offset", "qk_norm_unit_offset"}
+LEFT_OUT = {"dropout", "emb_dropout", "patch_dropout", "backend", "flash", "mult", "unit_offset", "qk_norm_unit_offset"}
 """Fields that do not affect the logits, or only how a gain is stored."""
 HEAD_FIELDS = ("head.", "logits_", "tie_embedding", "num_classes", "pool")
 """Prefixes of fields that have no effect without a head."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from x_positional.errors import DamagedCheckpoint, UserError
 from x_positional.pretrained.commit import flush_file, flush_folder
-from x_positional.training.checkpoints.integrity import (
+from x_positional.pretrained.integrity import (
     CONFIG,
     MODEL,
     NAME,

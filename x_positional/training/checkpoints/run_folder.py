@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from x_positional.errors import UserError, import_extra, listed
+from x_positional.pretrained.integrity import checkpoint_folders, newest_good
 from x_positional.training.checkpoints.checkpoint import (
     CONFIG,
     TOKENIZER,
@@ -22,7 +23,6 @@ from x_positional.training.checkpoints.checkpoint import (
     prune,
     save_checkpoint,
 )
-from x_positional.training.checkpoints.integrity import checkpoint_folders, newest_good
 from x_positional.training.checkpoints.state import load_model, load_optimizer, model_tensors, optimizer_tensors
 from x_positional.training.config import TrainConfig
 from x_positional.training.data.corpus import Corpus

@@ -72,7 +72,8 @@ class Engine:
         """Optimizer step number `step` (0-based): (mean loss, gradient norm before clipping, learning rate).
 
         The loss is the mean over all targets of the step, wherever they are: a process or a batch with fewer targets weighs
-        less. Both tensors stay on the device: reading them forces a host sync, which is left to the caller.
+        less. It includes label smoothing and z-loss. Both tensors stay on the device: reading them forces a host sync, which is
+        left to the caller.
         """
         run, accelerator = self._config.run, self.processes.accelerator
         rate = learning_rate(self._config.optimizer, step, run.steps)
@@ -86,7 +87,8 @@ class Engine:
         for batch, weight in self._weighted([self._batch(step, micro) for micro in range(run.accumulate)], wide):
             with accelerator.accumulate(self._model):
                 with self.autocast():
-                    loss = self._model(batch.to(self.device, non_blocking=True)) * weight
+                    batch = batch.to(self.device, non_blocking=True)
+                    loss = self._model(batch, label_smoothing=run.label_smoothing, z_loss=run.z_loss) * weight
                 accelerator.backward(loss)
                 total += loss.detach().to(wide) / run.accumulate
                 if accelerator.sync_gradients:

@@ -186,7 +186,14 @@ def describe_run(config: TrainConfig, engine: Engine, report: Report) -> str:
     return (
         f"position {position} | backend {report.backend} ({report.reason}) | {dtype[engine.precision]} on "
         f"{engine.device.type}{processes} | {parameters:,} parameters | trained length {config.seq_len}"
+        f"{_loss_words(config)}"
     )
+
+
+def _loss_words(config: TrainConfig) -> str:
+    """What the training loss has beside cross entropy."""
+    parts = [f"{name} {value:g}" for name in ("label_smoothing", "z_loss") if (value := getattr(config.run, name))]
+    return f" | training loss with {', '.join(parts)}" if parts else ""
 
 
 def slow_precision(engine: Engine) -> list[str]:
@@ -199,7 +206,8 @@ def plot_title(config: TrainConfig, engine: Engine) -> str:
     """The title of the loss plot."""
     parameters = sum(parameter.numel() for parameter in engine.net.parameters())
     position = position_words(config.model.layers, config.model.max_seq_len)
-    return f"position {position}, {parameters:,} parameters, trained length {config.seq_len}"
+    words = _loss_words(config).removeprefix(" |")
+    return f"position {position}, {parameters:,} parameters, trained length {config.seq_len}{words and ',' + words}"
 
 
 def describe_data(corpus: Corpus, windows: Windows) -> str:
