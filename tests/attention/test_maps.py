@@ -170,7 +170,7 @@ def test_the_maps_of_an_int8_cache_are_those_of_its_rounded_keys() -> None:
     net = decoder(kv_heads=1)
     cache = net.new_cache(2, dtype=torch.int8)
     net(ids(2, 9), cache=cache)
-    beside = cache.fork()
+    beside = cache.copy()
     out, maps = net(ids(2, 3), cache=cache, return_attention=True)
     replace_attention(net, maps)
     close(net(ids(2, 3), cache=beside), out)
