@@ -18,6 +18,7 @@ from x_positional import (
     Decoder,
     Encoder,
     TransformerWrapper,
+    ViTransformerWrapper,
     set_activation_checkpointing,
 )
 from x_positional.attention import plan
@@ -225,6 +226,13 @@ def test_every_model_gives_its_output_and_maps() -> None:
     ]
     for out, maps in found:
         assert (out.shape, [m.shape for m in maps]) == (x.shape, [(2, 3, 7, 7)] * 2)
+    images = ViTransformerWrapper(image_size=12, patch_size=4, attn_layers=Encoder(**layers), num_register_tokens=2)
+    pixels, shown = torch.randn(2, 3, 12, 12), torch.arange(9) < torch.tensor([[9], [4]])
+    pooled, maps = images(pixels, mask=shown, return_attention=True)
+    assert torch.equal(pooled, images(pixels, mask=shown))
+    seen = torch.nn.functional.pad(shown, (2, 0), value=True)
+    for found in maps:
+        assert torch.equal(found > 0, (seen[:, None, :, None] & seen[:, None, None]).expand(2, 3, 11, 11))
     crossing = CrossAttender(dim=24, depth=2, heads=3, attn_dim_head=8)
     out, maps, cross = crossing(x, context=context, return_attention=True)
     assert (out.shape, maps, [m.shape for m in cross]) == (x.shape, [None, None], [(2, 3, 7, 5)] * 2)

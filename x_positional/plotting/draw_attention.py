@@ -77,12 +77,12 @@ def _drawn(found: TextMaps, layers: list[int], heads: list[int]) -> tuple[Figure
     """The figure, and what of the text or the model it leaves out."""
     note, count, length = _omitted(found, layers, heads), len(layers) * len(heads), len(found.tokens)
     if count == 1:
-        pooled, step = _pooled(found.maps[layers[0]][heads[0]], LARGE_CELLS)
-        return _large(pooled, step, found.tokens), note + _pooling(step)
+        large, step = pooled(found.maps[layers[0]][heads[0]], LARGE_CELLS)
+        return _large(large, step, found.tokens), note + _pooling(step)
     rows, columns = [f"layer {i + 1}" for i in layers], [f"head {i + 1}" for i in heads]
     line = min(len(rows), len(columns)) == 1
     cells = PANEL_CELLS if line else TILE_CELLS
-    tiles = [[_pooled(found.maps[i][j], cells) for j in heads] for i in layers]
+    tiles = [[pooled(found.maps[i][j], cells) for j in heads] for i in layers]
     maps, note = [[tile for tile, _ in row] for row in tiles], note + _pooling(tiles[0][0][1])
     if line or (count <= PANELS and length <= PANEL_LABELS):
         titles = [f"{row}, {column}" for row in rows for column in columns]
@@ -100,7 +100,7 @@ def _chosen(kind: str, number: int | None, count: int, most: int) -> list[int]:
     return [number - 1]
 
 
-def _pooled(found: Tensor, cells: int) -> tuple[Tensor, int]:
+def pooled(found: Tensor, cells: int) -> tuple[Tensor, int]:
     """[T T] -> [cells cells] at most, where each cell is the largest of step x step probabilities; and the step."""
     step = math.ceil(len(found) / cells)
     return (found, 1) if step == 1 else (F.max_pool2d(found[None], step, ceil_mode=True)[0], step)
