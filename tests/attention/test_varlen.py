@@ -103,6 +103,20 @@ def both(flags: dict[str, object], call: dict[str, Tensor]) -> tuple[Tensor, Ten
 
 DOCUMENTS = torch.tensor([[4] * 3 + [9] * 7 + [-1] * 3, [0] * 13, [0] + [1] * 11 + [2]])
 PADDED = torch.arange(13) < torch.tensor([[13], [9], [12]])
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("call", [{}, {"mask": PADDED}, {"document_ids": DOCUMENTS}])
+def test_attention_maps_are_those_of_eager(call: dict[str, Tensor]):
+    tokens = ids(3, 13)
+    out, maps = model("varlen", kv_heads=2, window=6)(tokens, return_attention=True, **call)
+    want, same = model("eager", kv_heads=2, window=6)(tokens, return_attention=True, **call)
+    torch.testing.assert_close(torch.stack(maps), torch.stack(same), atol=1e-12, rtol=0)
+    real = call.get("mask", torch.ones_like(tokens, dtype=torch.bool))
+    torch.testing.assert_close(out[real], want[real], atol=1e-11, rtol=0)
+
+
 LEFT = torch.arange(13) >= torch.tensor([[0], [12], [5]])
 HOLES = torch.tensor([[True] * 13, [True, False, True] * 4 + [False], [False] * 6 + [True] * 7])
 CASES: dict[str, tuple[dict[str, Tensor], list[int]]] = {

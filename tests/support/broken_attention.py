@@ -225,6 +225,14 @@ class SlotAlibi(PlainAlibi):
         return Bias(lambda b, h, i, j: -slopes[h] * (i + ctx.S - ctx.T - j).abs(), 1, ctx.heads)
 
 
+class NoisyBias(PlainAlibi):
+    """Draws a new bias whenever it is read."""
+
+    def bias(self, ctx: AttentionContext) -> Bias:
+        fn = super().bias(ctx).fn
+        return Bias(lambda b, h, i, j: fn(b, h, i, j) * torch.rand(1, device=ctx.device), ctx.batch, ctx.heads)
+
+
 class ColumnSinusoidal(PlainSinusoidal):
     """Uses the column of a token as its position."""
 

@@ -12,6 +12,7 @@ from x_positional.cli.bench import bench as run_bench
 from x_positional.cli.convert import convert as write_converted
 from x_positional.cli.generate import GenerateOptions, generate_from_published, generate_from_run, prompt_text
 from x_positional.cli.plot import plot_model
+from x_positional.cli.plot_text import plot_text
 from x_positional.cli.published import is_published
 from x_positional.cli.train import run_training
 from x_positional.cli.verify import verify as compare
@@ -203,8 +204,26 @@ def plot(
     context: typer.Context,
     config: ConfigFile,
     out: Annotated[Path | None, typer.Option(help="Output folder. Default: plots/ and the name of the config.")] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Plot what a trained model attends to in this text ('-' reads stdin). CONFIG is a run folder or a published "
+            "model."
+        ),
+    ] = None,
+    layer: Annotated[int | None, typer.Option(help="With --text: only this layer, from 1. Default: all.")] = None,
+    head: Annotated[int | None, typer.Option(help="With --text: only this head, from 1. Default: all.")] = None,
 ) -> None:
-    """Plot what a model's position schemes do: PNG files, and one HTML page with all of them."""
+    """Plot what a model's position schemes do, or with --text what it attends to: PNG files, and an HTML page."""
+    if text is not None:
+        if context.args:
+            raise UserError(
+                f"--text plots trained weights, so no key of the model can be set: {' '.join(context.args)}"
+            )
+        plot_text(config, text, layer, head, out)
+        return
+    if layer is not None or head is not None:
+        raise UserError("--layer and --head choose attention maps of a text. Pass --text, or leave them out")
     fields, problems = load_model(config, _overrides(config, context, {}))
     plot_model(fields, problems, config, out)
 

@@ -13,6 +13,7 @@ from typing_extensions import Self
 from x_positional.attention.cache import KVCache
 from x_positional.attention.cross import ContextInputs
 from x_positional.attention.inputs import SeqLens, check_floats
+from x_positional.attention.maps import WithMaps
 from x_positional.attention.ownership import Stamp
 from x_positional.attention.visibility import PrefixLen
 from x_positional.config.flags import continuous_from_flags
@@ -112,7 +113,8 @@ class ContinuousTransformerWrapper(CachingModule):
         seq_lens: SeqLens | None = None,
         attention_mask: Tensor | None = None,
         prefix_len: PrefixLen | None = None,
-    ) -> Tensor:
+        return_attention: bool = False,
+    ) -> Tensor | WithMaps:
         """Floats [B T I] -> [B T O], or hidden states [B T M] with return_embeddings. The rest is as in
         `TransformerWrapper.forward`."""
         check_floats(x, self.dim_in, f"floats [batch, tokens, {self.dim_in}]")
@@ -132,5 +134,7 @@ class ContinuousTransformerWrapper(CachingModule):
         )
         x = layers.embed(x if self.project_in is None else self.project_in(x), layout)
         x = self.emb_dropout(x if self.emb_norm is None else self.emb_norm(x))
-        x = layers.run(x, layout, cache, ContextInputs(context, context_mask, context_positions))
-        return x if return_embeddings or self.project_out is None else self.project_out(x)
+        maps = layers.map_collector() if return_attention else None
+        x = layers.run(x, layout, cache, ContextInputs(context, context_mask, context_positions), maps)
+        out = x if return_embeddings or self.project_out is None else self.project_out(x)
+        return out if maps is None else maps.beside(out)

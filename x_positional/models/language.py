@@ -15,6 +15,7 @@ from x_positional.attention.cache import KVCache
 from x_positional.attention.cross import ContextInputs
 from x_positional.attention.embeds import Part, check_covers_prepended, check_embeds, parts_of, places, with_prepended
 from x_positional.attention.inputs import INTEGERS, SeqLens, as_tensor, check_shows_a_token, read_bounds
+from x_positional.attention.maps import WithMaps
 from x_positional.attention.ownership import Stamp
 from x_positional.attention.tokens import TokenLayout
 from x_positional.attention.visibility import PrefixLen
@@ -275,7 +276,8 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
         token_types: Tensor | None = None,
         targets: Tensor | None = None,
         token_loss: TokenLoss = PLAIN,
-    ) -> Tensor:
+        return_attention: bool = False,
+    ) -> Tensor | WithMaps:
         """Ids [B T] -> logits [B T V].
 
         With prepend_embeds a row has P + T places: logits are [B P+T V], and positions, document_ids, seq_lens and targets
@@ -308,6 +310,10 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
             targets: [B T] int64 ids, -100 where there is none: return the sum of their cross entropies (nats), in float32 or
                 float64, in place of logits, which are computed by chunks of tokens. The caller guarantees their range.
             token_loss: what is computed with targets: label smoothing, z-loss, and the sum or the loss of each token [B T].
+            return_attention: return (logits, maps), where maps[i] is the attention map [B H T S] of layer i: probabilities before
+                dropout, in float32 or wider, zeros at hidden keys and in the rows of padding. Column j is token j of the input;
+                with a cache, token j of the row without its padding. None for a layer without self-attention. A stack with
+                cross-attention returns (logits, maps, cross_maps). What is returned in place of logits comes first likewise.
 
         Raises:
             InputError, PositionError, CacheError: before any kernel runs.
@@ -343,9 +349,13 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
             checked=checked,
         )
         x = self._embed(row, token_types, layout)
-        x = layers.run(x, layout, cache, ContextInputs(context, context_mask, context_positions))
-        if return_embeddings:
-            return x
+        maps = layers.map_collector() if return_attention else None
+        x = layers.run(x, layout, cache, ContextInputs(context, context_mask, context_positions), maps)
+        out = x if return_embeddings else self._output(x, targets, token_loss)
+        return out if maps is None else maps.beside(out)
+
+    def _output(self, x: Tensor, targets: Tensor | None, token_loss: TokenLoss) -> Tensor:
+        """Hidden states [B T M] -> logits [B T V], the cross entropies of the targets, or without a head what it would read."""
         if targets is not None:
             x = self._features(x).flatten(0, 1)
             found = cross_entropy_by_chunks(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
+from x_positional.attention.maps import Maps, WithMaps
 from x_positional.config.flags import vision_from_flags
 from x_positional.config.flags.answers import answers
 from x_positional.config.validate import model_report, require
@@ -45,6 +46,8 @@ class EncodedImage(NamedTuple):
     """[B K] the numbers of the patches in raster order; None where all patches entered, in order."""
     mask: Tensor | None = None
     """[B K] bool, False where there is no patch; None where each slot holds one."""
+    maps: Maps | None = None
+    """[B H E+K E+K] the attention map of each layer, of the cls token, the registers and the patches; None unless requested."""
 
 
 class ViTransformerWrapper(Saveable):
@@ -132,7 +135,14 @@ class ViTransformerWrapper(Saveable):
             patches = patch_positions(grid, self.config.grid, self.config.coordinates, device)
         return torch.cat([patches.new_zeros(extra, *patches.shape[1:]), patches])[None]
 
-    def encode(self, pixel_values: Images, *, mask: Tensor | None = None, kept: Tensor | None = None) -> EncodedImage:
+    def encode(
+        self,
+        pixel_values: Images,
+        *,
+        mask: Tensor | None = None,
+        kept: Tensor | None = None,
+        return_attention: bool = False,
+    ) -> EncodedImage:
         """Images -> every token after the last layer, by kind.
 
         Args:
@@ -141,6 +151,7 @@ class ViTransformerWrapper(Saveable):
                 patches that an image lacks are hidden anyway.
             kept: [B K] the only patches to encode, by their number in raster order, such as those that are not masked in a masked
                 autoencoder (He et al. 2022, arXiv:2111.06377). They keep their positions. A window counts them in this order.
+            return_attention: fill `maps`.
 
         Raises:
             InputError: before any kernel runs.
@@ -159,11 +170,18 @@ class ViTransformerWrapper(Saveable):
             x = scheme.embed(x, layout.positions[:, extra:])
         x = self.emb_dropout(x if self.emb_norm is None else self.emb_norm(x))
         beside = [t.to(x.dtype).expand(len(x), -1, -1) for t in (self._cls(), self.register_tokens) if t is not None]
-        x = layers.run(torch.cat([*beside, x], dim=1), layout)
+        maps = layers.map_collector() if return_attention else None
+        x = layers.run(torch.cat([*beside, x], dim=1), layout, maps=maps)
         first = extra - self.config.num_register_tokens
         patches = x[:, extra:] if chosen.mask is None else x[:, extra:].masked_fill(~chosen.mask[..., None], 0)
         return EncodedImage(
-            patches, x[:, 0] if first else None, x[:, first:extra], grids, kept=chosen.index, mask=chosen.mask
+            patches,
+            x[:, 0] if first else None,
+            x[:, first:extra],
+            grids,
+            kept=chosen.index,
+            mask=chosen.mask,
+            maps=None if maps is None else maps.of_self,
         )
 
     def _positions(self, grids: list[tuple[int, int]], chosen: PatchChoice, device: torch.device) -> Tensor | None:
@@ -215,20 +233,25 @@ class ViTransformerWrapper(Saveable):
         *,
         mask: Tensor | None = None,
         kept: Tensor | None = None,
-    ) -> Tensor:
+        return_attention: bool = False,
+    ) -> Tensor | WithMaps:
         """Images -> logits [B, num_classes], or the patches' hidden states [B K M] with return_embeddings.
 
         Args:
             pixel_values: [B C H W], or a list of [C H W]; H and W are any multiples of patch_size.
             return_embeddings: return hidden states, 0 where an image has no patch. `encode` returns every token.
             mask, kept: which patches enter the layers, as in `encode`.
+            return_attention: return the attention maps too, see `EncodedImage.maps`.
 
         Raises:
             InputError: before any kernel runs.
         """
-        encoded = self.encode(pixel_values, mask=mask, kept=kept)
-        if return_embeddings:
-            return encoded.patches
+        encoded = self.encode(pixel_values, mask=mask, kept=kept, return_attention=return_attention)
+        out = encoded.patches if return_embeddings else self._logits(encoded)
+        return out if encoded.maps is None else (out, encoded.maps)
+
+    def _logits(self, encoded: EncodedImage) -> Tensor:
+        """[B, num_classes], or what the head would read."""
         pooled = self.pooled(encoded)
         return pooled if self.to_logits is None else self.to_logits(pooled)
 

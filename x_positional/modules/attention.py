@@ -158,6 +158,8 @@ class Attention(Heads):
         if plan.kept_tokens is not None:
             moved = self.rotate_and_norm(content, q_norm, scheme.rotate_q, plan.kept_tokens.tables)
             ops = ops._replace(content=add([ops.content, plan.kept_tokens.correction(moved, q, k, self.scale)]))
+        if plan.maps is not None:
+            plan.collect(q, k, ops)
         return self.join(plan.backend.attend(q, k, v, plan.prepared, ops))
 
     def _queries_of(self, vectors: Tensor) -> Tensor:
@@ -194,6 +196,8 @@ class CrossAttention(Heads):
         q = self.rotate_and_norm(content, self.q_norm, scheme.rotate_q if plan.rotated else no_rotation, plan.q_tables)
         k, v = self._keys(scheme, plan)
         ops = self.ops(scheme if plan.rotated else None, content, None, plan.prepared)
+        if plan.maps is not None:
+            plan.collect(q, k, ops)
         out = plan.backend.attend(q, k, v, plan.prepared, ops)
         return self.join(out if plan.reads is None else out * plan.reads)
 

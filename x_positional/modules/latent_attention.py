@@ -92,6 +92,8 @@ class LatentAttention(Heads):
         if plan.kept_tokens is not None:
             moved = self._in_space(scheme.rotate_q(content, plan.kept_tokens.tables), absorbed)
             ops = ops._replace(content=add([ops.content, plan.kept_tokens.correction(moved, q, k, self.scale)]))
+        if plan.maps is not None:
+            plan.collect(q, k, ops)
         out = plan.backend.attend(q, k, v, plan.prepared, ops)
         return self.join(out if absorbed is None else out @ absorbed.to_values.mT)
 

@@ -24,6 +24,7 @@ from x_positional.attention.inputs import (
     packed_documents,
     prepare_tokens,
 )
+from x_positional.attention.maps import MapCollector, WithMaps
 from x_positional.attention.ownership import Identity
 from x_positional.attention.plan import LayerKind, PassPlan
 from x_positional.attention.planner import plan_pass
@@ -236,8 +237,17 @@ class AttentionLayers(CachingModule):
             x = scheme.embed(x, layout.positions)
         return x
 
+    def map_collector(self) -> MapCollector:
+        """Where `run` puts the attention maps of its layers."""
+        return MapCollector.empty(len(self.blocks), self.cross is not None)
+
     def run(
-        self, x: Tensor, layout: TokenLayout, cache: KVCache | None = None, context: ContextInputs = NO_CONTEXT
+        self,
+        x: Tensor,
+        layout: TokenLayout,
+        cache: KVCache | None = None,
+        context: ContextInputs = NO_CONTEXT,
+        maps: MapCollector | None = None,
     ) -> Tensor:
         """[B T M] -> [B T M] through every block and the final norm.
 
@@ -246,12 +256,14 @@ class AttentionLayers(CachingModule):
             layout: of the same tokens, from `layout`, with the same cache.
             cache: extended by these tokens, after the final norm.
             context: what cross-attention reads.
+            maps: from `map_collector`, filled with the attention map of every layer.
 
         Raises:
             InputError, PositionError, CacheError. A call that fails, for whatever reason, leaves the cache unchanged.
         """
         tracked = cache is not None and self._is_tracked(x, context)
         plan = plan_pass(self.kinds, self.dims, layout, x.shape[0], x.dtype, cache, self.cross, context, tracked)
+        plan = plan if maps is None else plan.collecting(maps)
         run = self._recomputed if cache is None and self._recomputes() else self._block
         for i, block in enumerate(self.blocks):
             x = run(x, block, i, plan)
@@ -297,7 +309,8 @@ class AttentionLayers(CachingModule):
         seq_lens: SeqLens | None = None,
         attention_mask: Tensor | None = None,
         prefix_len: PrefixLen | None = None,
-    ) -> Tensor:
+        return_attention: bool = False,
+    ) -> Tensor | WithMaps:
         """Embeddings [B T M] -> hidden states [B T M].
 
         Args:
@@ -311,6 +324,7 @@ class AttentionLayers(CachingModule):
             cache: from `new_cache`.
             seq_lens: the documents' lengths, in place of document_ids.
             attention_mask, prefix_len: as in `TransformerWrapper.forward`.
+            return_attention: return the attention maps too, as in `TransformerWrapper.forward`.
 
         Raises:
             InputError, PositionError, CacheError.
@@ -329,7 +343,9 @@ class AttentionLayers(CachingModule):
             cache=cache,
         )
         context_inputs = ContextInputs(context, context_mask, context_positions)
-        return self.run(self.embed(x, layout), layout, cache, context_inputs)
+        maps = self.map_collector() if return_attention else None
+        x = self.run(self.embed(x, layout), layout, cache, context_inputs, maps)
+        return x if maps is None else maps.beside(x)
 
 
 def _narrowed(window: AttentionWindow, size: int, keep_first: int) -> AttentionWindow:

@@ -109,6 +109,11 @@ def _dated(plotted: PlottedScheme, picture: Picture | None) -> Picture | None:
     return picture if picture is None or stage is None else replace(picture, title=f"{picture.title}, {stage.when}")
 
 
+def write_page(page: Path, title: str, facts: str, pictures: Sequence[Picture]) -> None:
+    """One self-contained HTML page of pictures that belong to no scheme."""
+    page.write_text(_page(title, facts, "\n".join(map(_figure, pictures))), encoding="utf-8")
+
+
 def _section(plotted: PlottedScheme, pictures: Sequence[Sequence[Picture]]) -> Section:
     summary = f"{plotted.config.summary} ({plotted.config.paper})" if plotted.config.paper else plotted.config.summary
     note = f"Positions vary along {_axes(plotted)}." if plotted.scheme.max_axes > 1 else ""
@@ -130,7 +135,10 @@ def _facts(layers: LayersConfig, max_seq_len: int) -> str:
 
 def _render(title: str, facts: str, sections: Sequence[Section]) -> str:
     """The whole page."""
-    body = "\n".join(_rendered(section) for section in sections)
+    return _page(title, facts, "\n".join(_rendered(section) for section in sections))
+
+
+def _page(title: str, facts: str, body: str) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

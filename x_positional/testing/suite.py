@@ -20,9 +20,10 @@ from x_positional.testing.checks_cache import (
     sliding_windows,
 )
 from x_positional.testing.checks_cross import cross_attention
-from x_positional.testing.checks_generation import beams
 from x_positional.testing.checks_embeds import embeddings
+from x_positional.testing.checks_generation import beams
 from x_positional.testing.checks_loss import labels
+from x_positional.testing.checks_maps import attention_maps
 from x_positional.testing.checks_masks import attention_masks, prefix_lm
 from x_positional.testing.checks_module import compiles, compiles_decoding, copies, meta_init, no_buffers, state_dict
 from x_positional.testing.checks_positions import axes, custom_positions, float_positions, limit, order, shift
@@ -110,6 +111,7 @@ _ALL: tuple[Check, ...] = (
     order,
     cross_attention,
     embeddings,
+    attention_maps,
     precision,
     no_buffers,
     meta_init,

@@ -17,7 +17,7 @@ from x_positional.schemes.base import AttentionContext, Bias, Kernel, Span
 ALL_KERNELS: frozenset[Kernel] = frozenset(("fused", "bias", "rows"))
 
 
-def _probabilities(q: Tensor, k: Tensor, prepared: Prepared, ops: ScoreOps, rows: Span, keys: Span) -> Tensor:
+def probabilities(q: Tensor, k: Tensor, prepared: Prepared, ops: ScoreOps, rows: Span, keys: Span) -> Tensor:
     """[B H rows D], [B H keys D] -> [B H rows keys], in float32 or wider; a query without visible keys gets zeros."""
     ctx = prepared.ctx
     visible = ctx.visible_rows(rows, keys)
@@ -34,8 +34,8 @@ def _probabilities(q: Tensor, k: Tensor, prepared: Prepared, ops: ScoreOps, rows
     if ops.sinks is not None:
         sink = ops.sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
         return torch.cat([sink, scores], dim=-1).softmax(-1)[..., 1:]
-    probabilities = scores.softmax(-1)
-    return probabilities if visible is None else probabilities.masked_fill(~visible, 0)
+    found = scores.softmax(-1)
+    return found if visible is None else found.masked_fill(~visible, 0)
 
 
 def replace_hidden(bias: Tensor, visible: Tensor | None) -> Tensor:
@@ -50,20 +50,15 @@ def share_heads(k: Tensor, heads: int) -> Tensor:
 
 
 class Eager(Backend):
-    """Full score matrices: the reference, and the only backend that can return attention maps."""
+    """Full score matrices: the reference."""
 
     name = "eager"
     kernels = ALL_KERNELS
 
-    def probabilities(self, q: Tensor, k: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
-        """[B H T D], [B G S D] -> [B H T S], before dropout."""
-        return _probabilities(
-            q, share_heads(k, q.shape[1]), prepared, ops, prepared.ctx.every_row, prepared.ctx.every_key
-        )
-
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
-        probabilities = drop(self.probabilities(q, k, prepared, ops), ops.dropout)
-        return probabilities.to(v.dtype) @ share_heads(v, q.shape[1])
+        ctx, heads = prepared.ctx, q.shape[1]
+        found = probabilities(q, share_heads(k, heads), prepared, ops, ctx.every_row, ctx.every_key)
+        return drop(found, ops.dropout).to(v.dtype) @ share_heads(v, heads)
 
 
 class Blockwise(Backend):
@@ -101,8 +96,8 @@ class Blockwise(Backend):
         self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps, rows: Span, keys: Span
     ) -> Tensor:
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            probabilities = drop(_probabilities(q, k, prepared, ops, rows, keys), ops.dropout)
-            return probabilities.to(v.dtype) @ v
+            found = drop(probabilities(q, k, prepared, ops, rows, keys), ops.dropout)
+            return found.to(v.dtype) @ v
 
         args = (q[:, :, rows.cut], k[:, :, keys.cut], v[:, :, keys.cut])
         if not torch.is_grad_enabled() or torch_func_runs() or rows.stop - rows.start == prepared.ctx.T:

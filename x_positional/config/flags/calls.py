@@ -8,7 +8,7 @@ _CACHE = (
     "The cache is an object that each call updates. Use `cache=model.new_cache(batch_size)` and pass only new tokens."
 )
 _MEMS = "There is no memory of earlier segments. Use `cache=model.new_cache(batch_size, window=...)`."
-_MAPS = "Fused attention never holds the attention maps, so they cannot be returned. Leave it out."
+_MAPS = "Renamed. Use `return_attention=True`, which returns (logits, maps): one map a layer, beside any backend."
 _SCHEME = "Positions belong to the model's scheme. Use `position=` when building it, and `positions=` in the call."
 _MASKS = "Masks follow from tokens and positions. Use `mask=`, `document_ids=`, `window=`, or a scheme with a bias."
 _WHO_SEES_WHOM = (
@@ -55,7 +55,10 @@ LAYERS = table(
             cache_age=1,
         ),
         *_all(_CACHE, return_hiddens=False),
-        *_all(_MAPS, return_gumbel_log_probs=False),
+        *_all(
+            "Attention samples nothing, so there are no such probabilities. Leave it out.",
+            return_gumbel_log_probs=False,
+        ),
         *_all(_SCHEME, rotary_pos_emb=None, polar_pos_emb=None),
         *_all(_POSITIONS, pos=None),
         *_all(
