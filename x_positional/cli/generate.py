@@ -254,7 +254,7 @@ def text_of(
     options: GenerateOptions,
     speculate: Speculate | None,
 ) -> Iterator[str]:
-    """The text of what follows the inputs of an AutoregressiveWrapper or XTransformer; of several sequences, one after the other."""
+    """The text that an AutoregressiveWrapper or XTransformer adds to its inputs; of several sequences, one after the other."""
     gap = ""
     for row in sequences(model, inputs, ends, options, speculate):
         for piece in decoded(row, ends, None if decoder is None else decoder()):
