@@ -29,8 +29,8 @@ from x_positional.errors import (
     XPositionalError,
 )
 from x_positional.generation.contrast import ContrastWith
-from x_positional.generation.exported import ExportedStep, export_step
 from x_positional.generation.proposals import DraftModel, PromptLookup
+from x_positional.generation.step.exported import ExportedStep, export_step
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.continuous import ContinuousTransformerWrapper
 from x_positional.models.continuous_autoregressive import ContinuousAutoregressiveWrapper

@@ -46,7 +46,7 @@ def run_here(stage: str, options: argparse.Namespace) -> None:
     from benchmarks.gpu.checks import contract, gradient_stage, recompile_stage
     from benchmarks.gpu.record import Round, run_stage
     from benchmarks.gpu.speed import decode_stage, graph_stage, llama_stage
-    from x_positional.generation.captured import RECORDERS
+    from x_positional.generation.step.captured import RECORDERS
 
     stages = {
         "contract": contract,

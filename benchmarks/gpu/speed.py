@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from benchmarks.gpu.record import Round, Row, attempt
 from x_positional import AutoregressiveWrapper, Decoder, TransformerWrapper
-from x_positional.generation.captured import RECORDERS
-from x_positional.generation.graph import GRAPHS
+from x_positional.generation.step.captured import RECORDERS
+from x_positional.generation.step.graph import GRAPHS
 
 
 def seconds(run: Callable[[], object], where: Round, repeats: int = 5) -> float:

@@ -13,9 +13,9 @@ from tests.generation.test_compiled import model, prompts
 from tests.support.generation_models import PAIRS_OF_AXES, SCHEMES
 from tests.support.recorded import Recorder
 from x_positional.errors import CacheError
-from x_positional.generation import captured
-from x_positional.generation.captured import RUNS_BEFORE_CAPTURE
-from x_positional.generation.graph import GRAPHS
+from x_positional.generation.step import captured
+from x_positional.generation.step.captured import RUNS_BEFORE_CAPTURE
+from x_positional.generation.step.graph import GRAPHS
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +132,7 @@ def test_what_cannot_be_captured_runs_compiled(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setitem(captured.RECORDERS, "cpu", fails)
     m, tokens = model("forgetting"), prompts(3, 250)
     want = m.generate(tokens, 30, temperature=0.0, compile=False)
-    with caplog.at_level(logging.WARNING, "x_positional.generation.captured"):
+    with caplog.at_level(logging.WARNING, "x_positional.generation.step.captured"):
         for _ in range(2):
             cache = m.net.new_cache(3)
             assert torch.equal(m.generate(tokens, 30, temperature=0.0, cache=cache, compile=True), want)

@@ -15,8 +15,8 @@ from torch._dynamo.testing import CompileCounter
 from tests.support.rounding import assert_same
 from x_positional import AutoregressiveWrapper, TransformerWrapper, XTransformer
 from x_positional.errors import CacheError, InputError
-from x_positional.generation import compiled as policy
-from x_positional.generation.graph import GRAPHS
+from x_positional.generation.step import compiled as policy
+from x_positional.generation.step.graph import GRAPHS
 
 VOCAB = 41
 

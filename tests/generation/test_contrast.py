@@ -56,12 +56,12 @@ def test_logits_are_those_of_x_transformers() -> None:
 
 
 @torch.no_grad()
-def alone(net: TransformerWrapper, how: ContrastWith, prompt: Tensor, steps: int) -> Tensor:
+def alone(net: TransformerWrapper, how: ContrastWith, prompt: Tensor, steps: int, **inputs: int) -> Tensor:
     """The greedy continuation [N] of one prompt [T], from full passes without a cache."""
     row = prompt[None]
     for _ in range(steps):
         visible = row[:, -how.amateur.max_seq_len :] if how.amateur.max_seq_len < row.shape[1] else row
-        logits = how.logits(net(row)[:, -1], how.amateur(visible)[:, -1])
+        logits = how.logits(net(row, **inputs)[:, -1], how.amateur(visible, **inputs)[:, -1])
         row = torch.cat([row, logits.argmax(-1, keepdim=True)], dim=1)
     return row[0, len(prompt) :]
 
@@ -83,6 +83,40 @@ def test_ragged_prompts_equal_each_alone(positions: tuple[str, str | Rope], cach
     assert torch.equal(got, torch.stack([alone(net, how, prompt, STEPS) for prompt in prompts]))
     plain = AutoregressiveWrapper(net).generate(prompts, STEPS, **GREEDY)
     assert not torch.equal(got, plain)
+
+
+@pytest.mark.parametrize("cache_kv", [True, False])
+def test_both_models_see_the_prompt_bidirectionally(cache_kv: bool) -> None:
+    net, how = language_model("rope"), ContrastWith(amateur("alibi"), beta=None)
+    wrapper, prompts = AutoregressiveWrapper(net), ragged(3, 7, 5)
+    options = {"contrast": how, "cache_kv": cache_kv, **GREEDY}
+    got = wrapper.generate(prompts, STEPS, prefix_len="prompt", **options)
+    want = [alone(net, how, prompt, STEPS, prefix_len=len(prompt)) for prompt in prompts]
+    assert torch.equal(got, torch.stack(want))
+    assert not torch.equal(got, wrapper.generate(prompts, STEPS, **options))
+
+
+def test_functions_of_the_caller_get_contrasted_logits() -> None:
+    net, how, seen = language_model(), ContrastWith(amateur(), alpha=0), []
+    wrapper, prompt = AutoregressiveWrapper(net), ids(1, 6)
+
+    def processor(tokens: Tensor, logits: Tensor) -> Tensor:
+        seen.append(logits)
+        return logits
+
+    stop = {"logits_processors": processor, "stopping_criteria": lambda tokens: tokens.shape[1] == 3}
+    got = wrapper.generate(prompt, STEPS, contrast=how, **stop, **GREEDY)
+    assert got.shape == (1, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(seen[0], how.logits(net(prompt)[:, -1], how.amateur(prompt)[:, -1]))
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 2}, {"num_return_sequences": 2}, {"return_log_probs": True}], ids=str
+)
+def test_what_would_need_the_cache_of_the_amateur_is_refused(options: dict) -> None:
+    with pytest.raises(InputError, match=r"contrast= and .* cannot be combined"):
+        AutoregressiveWrapper(language_model()).generate(ids(1, 4), 3, contrast=ContrastWith(amateur()), **options)
 
 
 @pytest.mark.parametrize("cache_kv", [True, False])
@@ -151,8 +185,10 @@ def test_every_option_is_either_part_of_these_tests_or_refused() -> None:
     """A new option of decoding is judged here: whatever moves the rows of a cache has to move those of the amateur's."""
     works = {"eos_token", "temperature", "prompt_lens", "filter_logits_fn", "restrict_to_max_seq_len", "filter_kwargs"}
     works |= {"cache_kv", "repetition_penalty", "generator", "seed", "context", "context_mask", "positions"}
-    works |= {"prefill_chunk_size", "contrast", "prompts", "seq_len"}
+    works |= {"prefill_chunk_size", "contrast", "prompts", "seq_len", "prefix_len", "logits_processors"}
+    works |= {"stopping_criteria"}
     refused = {"cache", "return_cache", "speculate", "compile", "prepend_embeds"}
+    refused |= {"num_beams", "length_penalty", "early_stopping", "num_return_sequences", "return_log_probs"}
     assert set(inspect.signature(GenerateOptions).parameters) == works | refused
 
 

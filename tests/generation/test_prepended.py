@@ -9,7 +9,7 @@ from tests.support.draws import draws
 from tests.support.generation_models import GREEDY, UNLIMITED, ids, language_model, ragged
 from x_positional import AutoregressiveWrapper, Decoder, DraftModel, PromptLookup, Rope, TransformerWrapper
 from x_positional.errors import CacheError, InputError
-from x_positional.generation.graph import GRAPHS
+from x_positional.generation.step.graph import GRAPHS
 from x_positional.schemes.rotary.scaling.length import DynamicNtk
 
 SCHEMES = draws(["rope", "cope", "forgetting", "absolute"], [*UNLIMITED, "absolute"])

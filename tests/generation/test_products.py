@@ -16,9 +16,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.support.quantized import product_bound
 from x_positional.attention.integers import quantize_rows
-from x_positional.generation import products
-from x_positional.generation.compiled import cpp_compilers
-from x_positional.generation.products import MAX_ROWS, FewRows, build, few_rows
+from x_positional.generation.step import products
+from x_positional.generation.step.compiled import cpp_compilers
+from x_positional.generation.step.products import MAX_ROWS, FewRows, build, few_rows
 from x_positional.modules.quantized import int8_linear
 
 pytestmark = pytest.mark.skipif(not cpp_compilers(), reason="no C++ compiler")

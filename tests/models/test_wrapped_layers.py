@@ -195,9 +195,9 @@ def test_lora_of_images() -> None:
 def test_no_weight_is_read_elsewhere() -> None:
     """In everything that runs a model, a layer's weight is read through `plain_weight` alone, and its sizes not at all.
 
-    Quantizing reads them once: it makes new layers of those that are plain, and refuses wrapped ones.
+    Quantizing and resizing read them once: they change those that are plain, and refuse wrapped ones.
     """
-    own = {"plain.py", "quantized.py"}
+    own = {"plain.py", "quantized.py", "resize.py"}
     names = {"weight", "in_features", "out_features", "num_embeddings", "embedding_dim"}
     found = []
     for folder in ("attention", "generation", "models", "modules", "schemes"):

@@ -134,11 +134,15 @@ REFUSED = {
     "thetas of one type": (
         {"pattern": [{"position": ROPE}, {"position": ROPE | {"theta": 900.0}}]},
         "olmo3",
-        "each.position",
+        "position of each layer",
     ),
-    "two windows": ({"pattern": [{"window": 5}, {"window": 6}]}, "qwen3", "each.window"),
-    "chunks": ({"chunk": 5}, "mistral", "each.chunk"),
-    "some layers that turn": ({"pattern": [{"position": ROPE}, {"position": "none"}]}, "llama", "each.position"),
+    "two windows": ({"pattern": [{"window": 5}, {"window": 6}]}, "qwen3", "window of each layer"),
+    "chunks": ({"chunk": 5}, "mistral", r"layers\.chunk=None \(this model: 5\)"),
+    "some layers that turn": (
+        {"pattern": [{"position": ROPE}, {"position": "none"}]},
+        "llama",
+        "position of each layer",
+    ),
     "a cap that is stored and not applied": ({"attn": {"softcap": 2.0}}, "gemma3_text", "softcap"),
 }
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from x_positional.generation.captured import Result
+from x_positional.generation.step.captured import Result
 
 UNSAFE = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "is_nonzero", "_assert_async", "equal")
 """Operators that wait for the device or whose sizes depend on values, which a CUDA graph cannot hold."""

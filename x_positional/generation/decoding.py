@@ -21,10 +21,8 @@ from x_positional.attention.tokens import following_positions
 from x_positional.errors import CacheError, InputError, listed
 from x_positional.generation.beams import BeamRules, Beams
 from x_positional.generation.callbacks import as_list, processed, stopped
-from x_positional.generation.compiled import CompiledSteps, announce, give_up, pays, refusals, worth_a_look
 from x_positional.generation.contrast import Contrasted
 from x_positional.generation.eval_mode import in_eval_mode
-from x_positional.generation.graph import CompileError, Drawn, GraphDraw
 from x_positional.generation.options import DecodeOptions, GenerateOptions
 from x_positional.generation.prefill import check_chunks, read_in_chunks
 from x_positional.generation.prompts import Prompts, read_prompts
@@ -41,6 +39,8 @@ from x_positional.generation.sampling import (
     wide_dtype,
 )
 from x_positional.generation.speculative import Speculation, speculation_problems
+from x_positional.generation.step.compiled import CompiledSteps, announce, give_up, pays, refusals, worth_a_look
+from x_positional.generation.step.graph import CompileError, Drawn, GraphDraw
 from x_positional.schemes.base import PositionScheme
 
 

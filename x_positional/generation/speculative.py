@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from x_positional.attention.cache import KVCache
-from x_positional.generation.graph import Drawn
 from x_positional.generation.proposals import (
     DraftModel,
     DraftProposals,
@@ -30,6 +29,7 @@ from x_positional.generation.sampling import (
     usable_temperature,
     wide_dtype,
 )
+from x_positional.generation.step.graph import Drawn
 
 Speculate = PromptLookup | DraftModel
 

@@ -28,7 +28,7 @@ from x_positional.errors import InputError
 from x_positional.models.absent import ExplainsAbsent
 from x_positional.models.build import build_norm
 from x_positional.models.describe import describe
-from x_positional.models.resize import LengthSize, NewRows, NewTable, Rows, VocabularySize, seeded
+from x_positional.models.resize import LengthSize, NewRows, NewTable, Rows, VocabularySize, fresh_rows, seeded
 from x_positional.models.saving import Saveable
 from x_positional.models.stacks import ConfiguredLayers, config_of, layers_of_model
 from x_positional.modules.caching import CachingModule
@@ -40,9 +40,14 @@ from x_positional.modules.plain import linear, plain_weight
 from x_positional.modules.quantized import Int8Embedding
 
 
-def init_embeddings(weight: Tensor, l2norm: bool) -> Tensor:
-    """Token embeddings [V E] of a new model, written to `weight`. l2norm: they are normalised, and start near zero."""
-    return nn.init.normal_(weight, std=1e-5) if l2norm else nn.init.kaiming_normal_(weight)
+def embedding_table(rows: int, width: int, l2norm: bool) -> nn.Embedding:
+    """A new table. l2norm: its vectors are normalised, so that they may start small."""
+    table = nn.Embedding(rows, width)
+    if l2norm:
+        nn.init.normal_(table.weight, std=1e-5)
+    else:
+        nn.init.kaiming_normal_(table.weight)
+    return table
 
 
 class PredictionHead(nn.Module):
@@ -97,8 +102,7 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
         dim, emb_dim, positions_dim = config.layers.dim, config.emb_dim or config.layers.dim, config.placed_dim
         self.emb_width = emb_dim
         layers = layers_of_model(config.layers, config.max_seq_len, positions_dim or dim, attn_layers)
-        self.token_emb = nn.Embedding(config.num_tokens, emb_dim)
-        init_embeddings(self.token_emb.weight, config.l2norm_embed)
+        self.token_emb = embedding_table(config.num_tokens, emb_dim, config.l2norm_embed)
         self.token_types = config.token_types or 0
         self.token_type_emb = nn.Embedding(config.token_types, emb_dim) if config.token_types else None
         norm = config.emb_norm or NormConfig(unit_offset=False)
@@ -114,7 +118,7 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
     def _build_head(self, config: ModelConfig, width: int) -> None:
         """What turns hidden states into logits. width: of what the last projection reads."""
         dim, tied = config.layers.dim, config.tie_embedding
-        self.head = None
+        self.logits_width, self.head = width, None
         if config.head is not None and self.has_head:
             norm = build_norm(config.layers, config.head.norm)
             self.head = PredictionHead(dim, config.head.activation, config.head.bias, norm)
@@ -151,17 +155,14 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
 
     def vocabulary(self) -> list[Rows]:
         """The parameters with a row for each id."""
-
-        def embeddings(count: int) -> Tensor:
-            return init_embeddings(torch.empty(count, self.emb_width), self.config.l2norm_embed)
-
-        rows: list[Rows] = [(self.token_emb, "weight", embeddings)]
-        head = self.to_logits
+        width, l2norm = self.emb_width, self.config.l2norm_embed
+        rows: list[Rows] = [
+            (self.token_emb, "weight", fresh_rows(lambda n: embedding_table(n, width, l2norm), "weight"))
+        ]
+        head, read = self.to_logits, self.logits_width
         if head is not None and self.config.logits_dim in (None, self.num_tokens):
-            width = head.in_features
-            rows.append((head, "weight", lambda count: nn.Linear(width, count).weight.detach()))
-            if head.bias is not None:
-                rows.append((head, "bias", lambda count: nn.Linear(width, count).bias.detach()))
+            kept = ("weight",) if head.bias is None else ("weight", "bias")
+            rows += [(head, name, fresh_rows(lambda n: nn.Linear(read, n), name)) for name in kept]
         if self.tied_bias is not None:
             rows.append((self, "tied_bias", torch.zeros))
         return rows

@@ -105,6 +105,11 @@ def resized(old: nn.Parameter, size: int, fresh: Fresh | None) -> nn.Parameter:
     return nn.Parameter(rows, requires_grad=old.requires_grad)
 
 
+def fresh_rows(make: Callable[[int], nn.Module], name: str) -> Fresh:
+    """Rows of a parameter of a new module. make: (number of rows) -> the module."""
+    return lambda count: getattr(make(count), name).detach()
+
+
 def _vocabulary_problems(rows: list[Rows]) -> Iterator[str]:
     for module, name, _ in rows:
         kind = type(module).__name__

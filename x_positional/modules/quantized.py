@@ -22,7 +22,7 @@ PACKED_ROWS = 8
 FUSED_ROWS = {("cpu", 2): 2, ("cpu", 4): 8, ("cpu", 8): 8, ("cuda", 2): 1, ("cuda", 4): 1}
 """Most input rows for which a compiled sum over products, which reads the weight as integers, beats a matrix product; by device
 and bytes of an input. Measured on CPUs; on CUDA a single row is never worth a matrix product. `generate(compile=True)` replaces
-both on a CPU, by the kernel of `generation/products.py`."""
+both on a CPU, by the kernel of `generation/step/products.py`."""
 CHUNK = 2**18
 """Entries that are dequantized at once on a CPU: in float32 1 MB, which stays in the cache of a core until it is read."""
 ALIGNED = 32

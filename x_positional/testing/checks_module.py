@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 
 from x_positional.attention.cache import KVCache
 from x_positional.attention.cache_fixed import GROWTH
-from x_positional.generation.compiled import CompiledSteps
+from x_positional.generation.step.compiled import CompiledSteps
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.testing.checks_cache import need_cache
 from x_positional.testing.expect import Expect

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from x_positional.errors import UserError
-from x_positional.generation.compiled import cpp_compilers
+from x_positional.generation.step.compiled import cpp_compilers
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.modules.experts import Experts, Router
 from x_positional.modules.stack import set_activation_checkpointing

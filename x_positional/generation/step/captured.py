@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from x_positional.attention.cache_fixed import FixedForm
-from x_positional.generation.graph import Drawn, Graph, GraphDraw
+from x_positional.generation.step.graph import Drawn, Graph, GraphDraw
 
 RUNS_BEFORE_CAPTURE = 3
 """Steps that run without a capture: the first one compiles, and the next ones load and tune what a capture must not."""

@@ -100,7 +100,7 @@ class Graph:
         step = types.FunctionType(code, decode_step.__globals__)
         options: dict[str, Any] = {"guard_filter_fn": _guards_of_sizes}
         if device.type == "cpu" and backend == INDUCTOR:
-            from x_positional.generation import products  # imports what torch.compile needs now, for seconds
+            from x_positional.generation.step import products  # imports what torch.compile needs now, for seconds
 
             options["cpp_wrapper"] = True
             if products.build():
