@@ -245,11 +245,11 @@ class AutoregressiveWrapper(ExplainsAbsent):
         documents = packed_documents(given.document_ids, given.seq_lens, batch, length)
         if documents is not None:
             documents = check_documents(documents, batch, length).to(device)
-        targets = targets_after(labels, length - labels.shape[1], present, documents)
-        prefix = None
+        prefix, prepended = None, length - labels.shape[1]
         if given.prefix_len is not None:
             prefix, hidden = prefix_of_loss(given.prefix_len, batch, length, present)
-            targets = targets.masked_fill(hidden.to(device), NO_TARGET)
+            labels = labels.masked_fill(hidden[:, prepended:].to(device), NO_TARGET)
+        targets = targets_after(labels, prepended, present, documents)
         return _Batch(row, None if given.mask is None else present, positions, documents, targets, prefix)
 
     def _row(self, given: _Given, options: LossOptions) -> tuple[tuple[Tensor, ...], Tensor]:
