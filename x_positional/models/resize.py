@@ -77,9 +77,12 @@ class VocabularySize:
         if problems:
             raise ArgumentError(listed(f"the vocabulary cannot be resized to {self.size} tokens:", problems))
 
-    def apply(self) -> None:
-        """Replace the parameters. Those of a table that two modules share stay shared."""
-        known: dict[int, nn.Parameter] = {}
+    def apply(self, shared: dict[int, nn.Parameter] | None = None) -> None:
+        """Replace the parameters. Those of a table that two modules share stay shared.
+
+        shared: new parameters by the id of the old one, of the models that are resized together.
+        """
+        known = {} if shared is None else shared
         for module, name, fresh in self.rows:
             old = getattr(module, name)
             if len(old) == self.size:
@@ -119,18 +122,23 @@ def _vocabulary_problems(rows: list[Rows]) -> Iterator[str]:
             if plain_weight(module) is None:
                 yield f"a modified {kind} holds its rows. Merge adapters, remove hooks and parametrizations first."
         elif name == "weight":
-            yield f"a {kind} holds its rows, which wraps a table. Unwrap it first."
+            where = f"{type(module).__module__}.{kind}"
+            yield f"a {where} holds its rows, which wraps a table. Merge or unload adapters, or unwrap it first."
 
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Seeds torch's generator of the CPU, and restores its state afterwards; None leaves it alone."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(whole_number("seed", seed, least=0))
-        yield
+    """Seeds torch's generator of the CPU, and restores its state afterwards; None leaves it alone. What is made is no inference
+    tensor: those cannot be trained."""
+    with torch.inference_mode(False):
+        if seed is None:
+            yield
+            return
+        if whole_number("seed", seed, least=0) >= 2**64:
+            raise ArgumentError(f"seed={seed} must be an integer from 0 to 2**64 - 1.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
 
 
 class LengthSize:
