@@ -14,6 +14,7 @@ from x_positional.attention.cache import KVCache
 from x_positional.attention.inputs import as_tensor
 from x_positional.errors import InputError
 from x_positional.generation.eval_mode import in_eval_mode
+from x_positional.generation.prefill import check_limits
 from x_positional.generation.prompts import mask_of_lengths
 from x_positional.generation.sampling import Range
 
@@ -109,8 +110,8 @@ class FloatLoop:
         self.series = read_series(prompts, prompt_lens, net.dim_in, next(net.parameters()).device)
         schemes = net.attn_layers.position_schemes
         total = self.total = self.series.longest + seq_len - (seq_len > 0)
-        _check_limit([scheme.limit for scheme in schemes], total, net.config.max_seq_len)
         trained = net.config.max_seq_len
+        check_limits(schemes, total, trained)
         self.window = trained if restrict and trained is not None and total > trained else None
         recomputes = not cache_kv or not all(scheme.capabilities().kv_cacheable for scheme in schemes)
         self.cached = not recomputes
@@ -162,12 +163,3 @@ class FloatLoop:
                 continue
             x, cache = torch.cat([x, token[:, None].to(x.dtype)], dim=1), self._new_cache()
             mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-
-
-def _check_limit(limits: Sequence[int | None], total: int, trained: int | None) -> None:
-    tables = [limit for limit in limits if limit is not None]
-    if tables and total > min(tables):
-        raise InputError(
-            f"prompt and seq_len come to {total} tokens, but this model's positions end at {min(tables)} (max_seq_len={trained}). "
-            "Generate fewer tokens, or use a scheme without a table (rope, alibi, ...)."
-        )

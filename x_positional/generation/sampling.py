@@ -94,6 +94,11 @@ def wide_dtype(logits: torch.dtype) -> torch.dtype:
     return torch.promote_types(logits, torch.float32)
 
 
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Logits [... V] -> their log-softmax [... V], in float32 or wider."""
+    return logits.log_softmax(-1, dtype=wide_dtype(logits.dtype))
+
+
 def top_k(
     logits: Tensor, frac_num_tokens: Annotated[float, UNIT] = 0.1, k: Annotated[int | None, COUNT] = None
 ) -> Tensor:
@@ -199,7 +204,7 @@ def typical(logits: Tensor, mass: Annotated[float, UNIT] = 0.9) -> Tensor:
     UNIT.require("mass", mass)
     if mass == 1.0:
         return logits
-    log_probs = logits.log_softmax(-1, dtype=wide_dtype(logits.dtype))
+    log_probs = log_probabilities(logits)
     probs = log_probs.exp()
     entropy = torch.special.entr(probs).sum(-1, keepdim=True)  # entr(0) = 0: removed tokens add nothing
     distance = (log_probs + entropy).abs()

@@ -25,6 +25,7 @@ from x_positional.attention.visibility import PrefixLen, prefix_of_loss
 from x_positional.config.flags.answers import answers
 from x_positional.config.models import ModelConfig
 from x_positional.errors import InputError
+from x_positional.generation.beam_search import decode_loop
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.options import (
     DecodeOptions,
@@ -311,7 +312,7 @@ class AutoregressiveWrapper(ExplainsAbsent):
             InputError, PositionError, CacheError, ArgumentError: Before anything is computed.
             SamplingError: No token can be drawn, or beam search finds fewer sequences than are returned.
         """
-        return DecodeLoop(self.net, options, self.pad_value).results()
+        return decode_loop(self.net, options, self.pad_value).results()
 
     @answers("AutoregressiveWrapper.stream", "AutoregressiveWrapper.generate", *NET_CALL)
     @parameters_of(DecodeOptions)
