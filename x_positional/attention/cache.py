@@ -18,6 +18,7 @@ from x_positional.attention.ownership import UNKNOWN, Identity, Stamp
 from x_positional.attention.tokens import TokenLayout, following_positions
 from x_positional.errors import ArgumentError, CacheError
 from x_positional.schemes.base import NO_TOKEN, AttentionWindow
+from x_positional.schemes.precision import widened
 
 __all__ = ["CachePass", "CacheState", "CrossContext", "KVCache", "KeyView"]
 
@@ -566,7 +567,7 @@ class CachePass:
         if dtype != torch.int8:
             held, seen = view.exchange(held, new if dtype is None else new.to(dtype), self.in_place)
             return held, None, in_dtype(seen, new.dtype)
-        integers, steps = quantize_rows(new.to(torch.promote_types(new.dtype, torch.float32)))
+        integers, steps = quantize_rows(widened(new))
         held, seen = view.exchange(held, integers, self.in_place)
         scale, steps = view.exchange(scale, steps[..., None], self.in_place)
         return held, scale, dequantize_rows(seen, steps[..., 0]).to(new.dtype)

@@ -12,7 +12,8 @@ from x_positional.generation.decoding import DecodeLoop, LanguageModel
 from x_positional.generation.options import DecodeOptions
 from x_positional.generation.prefill import read_in_chunks
 from x_positional.generation.prompts import Prompts
-from x_positional.generation.sampling import READ_AT_ONCE, log_probabilities, mark_seen, wide_dtype
+from x_positional.generation.sampling import READ_AT_ONCE, log_probabilities, mark_seen
+from x_positional.schemes.precision import wide_dtype
 
 
 class BeamSearch(DecodeLoop):

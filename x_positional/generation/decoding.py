@@ -35,12 +35,12 @@ from x_positional.generation.sampling import (
     repetition_penalty,
     seen_tokens,
     vocabulary_problems,
-    wide_dtype,
 )
 from x_positional.generation.speculative import Speculation, speculation_problems
 from x_positional.generation.step.compiled import CompiledSteps, announce, give_up, pays, refusals, worth_a_look
 from x_positional.generation.step.graph import CompileError, Drawn, GraphDraw
 from x_positional.schemes.base import PositionScheme
+from x_positional.schemes.precision import wide_dtype
 
 
 class Layers(Protocol):

@@ -28,10 +28,10 @@ from x_positional.generation.sampling import (
     race_times,
     repetition_penalty,
     usable_temperature,
-    wide_dtype,
 )
 from x_positional.generation.step.graph import Drawn
 from x_positional.schemes.base import lowest_limit
+from x_positional.schemes.precision import widened
 
 Speculate = PromptLookup | DraftModel
 
@@ -45,7 +45,7 @@ def distribution(logits: Tensor, temperature: float, filters: Sequence[LogitsFil
     if temperature == 0:
         largest, tokens = logits.max(-1)
         return torch.nn.functional.one_hot(tokens, logits.shape[-1]).to(logits.dtype), largest
-    wide = logits.to(wide_dtype(logits.dtype))
+    wide = widened(logits)
     largest = wide.amax(-1, keepdim=True)
     return ((wide - largest) / usable_temperature(temperature, logits.dtype)).softmax(-1), largest[:, 0]
 

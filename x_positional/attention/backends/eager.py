@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, drop, torch_func_runs
 from x_positional.attention.backends.tiles.attend import attend_by_tiles, shared_term
 from x_positional.schemes.base import AttentionContext, Bias, Kernel, Span
+from x_positional.schemes.precision import wide_dtype
 
 ALL_KERNELS: frozenset[Kernel] = frozenset(("fused", "bias", "rows"))
 
@@ -21,7 +22,7 @@ def probabilities(q: Tensor, k: Tensor, prepared: Prepared, ops: ScoreOps, rows:
     """[B H rows D], [B H keys D] -> [B H rows keys], in float32 or wider; a query without visible keys gets zeros."""
     ctx = prepared.ctx
     visible = ctx.visible_rows(rows, keys)
-    scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * ops.scale
+    scores = (q @ k.mT).to(wide_dtype(q.dtype)) * ops.scale
     for bias in (prepared.bias, ops.content):
         if bias is not None:
             scores = scores + replace_hidden(bias.dense(ctx, rows, keys), visible)
