@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from x_positional.attention.cache_rows import kept_lengths, row_numbers, whole_number
+from x_positional.attention.cache_rows import kept_lengths, row_numbers, take_rows, whole_number
 from x_positional.attention.cache_slots import KeyView, Slots, SlotTable, in_dtype
 from x_positional.attention.integers import dequantize_rows, quantize_rows
 from x_positional.attention.ownership import UNKNOWN, Identity, Stamp
@@ -339,7 +339,7 @@ class KVCache:
 
     def snapshot(self, total: int) -> CacheState:
         """A state to restore after any number of passes, up to `total` tokens a row. Copies full rings, nothing else."""
-        overwritten = [window.kept is not None and total > window.keep_first + window.kept for window in self.windows]
+        overwritten = [window.drops(total) for window in self.windows]
         if not any(overwritten):
             return self.state
         layers = [
@@ -449,7 +449,7 @@ class KVCache:
 
     def _take(self, rows: Tensor) -> "KVCache":
         batch = self.batch_size
-        state = self.state.map(lambda t: t if t.shape[0] == 1 and batch > 1 else t[rows])
+        state = self.state.map(lambda t: take_rows(t, rows, batch))
         self.state = replace(state, batch_size=len(rows), inference=self._in_inference())
         return self
 

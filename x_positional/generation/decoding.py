@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from x_positional.attention.cache import CrossContext, KVCache
+from x_positional.attention.cache_rows import take_rows
 from x_positional.attention.cross import ContextInputs, refuse_another
 from x_positional.attention.embeds import check_covers_prepended
 from x_positional.attention.inputs import INTEGERS, as_tensor, check_positions, where_tokens
@@ -270,7 +271,7 @@ class DecodeLoop:
         rows = torch.arange(prompts, device=self.x.device).repeat_interleave(count)
 
         def spread(t: Tensor | None) -> Any:
-            return t if t is None or (len(t) == 1 and prompts > 1) else t[rows]
+            return None if t is None else take_rows(t, rows, prompts)
 
         tokens, mask, embeds = (spread(t) for t in (self.prompts.tokens, self.prompts.mask, self.prompts.embeds))
         self.prompts = replace(self.prompts, tokens=tokens, mask=mask, embeds=embeds)
@@ -458,6 +459,7 @@ class DecodeLoop:
             return None
         if not (wanted is True or worth_a_look(self.given, options.seq_len)):
             return None
+        # with compile=True a second time: the prefill has shown whether a call changes parameters
         if self._reasons_not_to_compile() or cache is None:
             return None
         outside = self.seen is not None or self.processors or self.log_probs is not None

@@ -220,4 +220,4 @@ def _draft_problems(draft: Any, net: Any, cache: KVCache | None, total: int) -> 
 
 def overwrites(cache: KVCache, total: int) -> bool:
     """Whether `total` tokens a row overwrite slots of the cache."""
-    return any(window.kept is not None and total > window.keep_first + window.kept for window in cache.windows)
+    return any(window.drops(total) for window in cache.windows)

@@ -45,6 +45,10 @@ class AttentionWindow(NamedTuple):
         sizes = [size for size in (self.size, self.chunk) if size is not None]
         return min(sizes) if sizes else None
 
+    def drops(self, tokens: int) -> bool:
+        """Whether a cache that has read this many tokens of a row has overwritten some of them."""
+        return self.kept is not None and tokens > self.keep_first + self.kept
+
     @property
     def farthest_query(self) -> int | None:
         """The largest index of a query relative to the kept first tokens; None if it is not limited."""
