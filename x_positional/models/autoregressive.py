@@ -49,7 +49,7 @@ NET_CALL = ("TransformerWrapper.forward", "AttentionLayers.forward")
 
 @dataclass(frozen=True, kw_only=True)
 class _Given:
-    """The arguments of a call that say what is read and what is predicted."""
+    """The arguments of a call that determine what is read and what is predicted."""
 
     tokens: Tensor | None
     mask: Tensor | None

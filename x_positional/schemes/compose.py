@@ -118,3 +118,10 @@ def chain_problems(parts: Sequence[PositionScheme]) -> list[str]:
     if len(rotating) > 1:
         found.append(f"of {names}, more than one rotates queries and keys; their angles would add up. Choose one.")
     return found
+
+
+def leaves(scheme: PositionScheme) -> list[PositionScheme]:
+    """The schemes of a Chain, or the scheme itself."""
+    if not isinstance(scheme, Chain):
+        return [scheme]
+    return [leaf for part in scheme.parts if isinstance(part, PositionScheme) for leaf in leaves(part)]

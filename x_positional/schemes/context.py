@@ -94,8 +94,8 @@ class AttentionContext:
     custom_positions: bool = False
     """Positions were given, or restart per document, so they differ from the index."""
     custom_mask: Tensor | None = None
-    """What the caller says about who sees whom, so that the host does not know it: which keys each query may see [B T N], or how
-    many first tokens of a row see each other [B|1]."""
+    """The mask or prefix that the caller gave, as a tensor, so that the host does not know who sees whom: which keys each query
+    may see [B T N], or how many first tokens of a row see each other [B|1]."""
     ahead: int = 0
     """In a decoder with a custom mask, every key that an earlier query sees has an index below it; 0 where none does."""
     q_documents: Tensor | None = None

@@ -107,7 +107,7 @@ def export_step(model: Any, cache: KVCache) -> ExportedStep:
             the program. One that has read a prefix is exported as such: with its context, with given positions. It stays as it is.
 
     Raises:
-        InputError: the step cannot be exported; the message says why.
+        InputError: the step cannot be exported; the message gives every reason.
     """
     if reasons := _obstacles(model, cache):
         raise InputError(listed("this decoding step cannot be exported:", reasons))
