@@ -33,8 +33,8 @@ from x_positional.generation.options import (
     GenerateAndReturnCache,
     GenerateAndReturnLogProbs,
     GenerateOptions,
-    parameters_of,
 )
+from x_positional.generation.parameters import parameters_of
 from x_positional.generation.prompts import EmbedsLike, PromptsLike, as_ids, read_prompts
 from x_positional.generation.sampling import is_integer
 from x_positional.models.absent import ExplainsAbsent

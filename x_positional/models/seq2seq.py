@@ -21,7 +21,7 @@ from x_positional.errors import ArgumentError, FlagError, InputError, did_you_me
 from x_positional.generation.beam_search import decode_loop
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.eval_mode import in_eval_mode
-from x_positional.generation.options import parameters_of
+from x_positional.generation.parameters import parameters_of
 from x_positional.generation.source import (
     DecodeFromSource,
     GenerateFromSource,
