@@ -27,7 +27,7 @@ BIDIRECTIONAL = "rope, polar, alibi, dynamic, deberta, absolute or sinusoidal"
 def read_attention_mask(
     given: Any, mask: Tensor | None, batch: int, length: int, cache: KVCache | None, *, checked: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """`attention_mask` -> the padding mask [B T], and who sees whom [B T S] where it says that.
+    """`attention_mask` -> the padding mask [B T], and who sees whom [B T S]; None for the one that is not given.
 
     Args:
         given: [B S] bool or 0/1 integers, False or 0 at padding; or [B T S] or [B 1 T S] bool, True = may attend.

@@ -21,6 +21,7 @@ from x_positional.models.stacks import ConfiguredLayers, parts_of
 from x_positional.modules.plain import plain_weight
 from x_positional.modules.quantized import Int8Embedding, Int8Linear
 from x_positional.schemes.absolute import Absolute, LearnedAbsolute
+from x_positional.schemes.precision import wide_dtype
 from x_positional.schemes.registry import Custom, SchemeConfig
 
 NewRows = Literal["mean", "fresh"]
@@ -102,7 +103,7 @@ def resized(old: nn.Parameter, size: int, fresh: Fresh | None) -> nn.Parameter:
     held, extra = old.detach(), size - len(old)
     rows = held[:size].clone()
     if extra > 0:
-        wide = torch.promote_types(old.dtype, torch.float32)
+        wide = wide_dtype(old.dtype)
         new = held.to(wide).mean(0, keepdim=True).expand(extra, *old.shape[1:]) if fresh is None else fresh(extra)
         rows = torch.cat([rows, new.to(old.device, old.dtype)])
     return nn.Parameter(rows, requires_grad=old.requires_grad)
@@ -206,7 +207,7 @@ def _resized_table(scheme: LearnedAbsolute, size: int, how: NewTable | None) -> 
     if how != "interpolate":
         return resized(old, size + offset, lambda extra: torch.randn(extra, old.shape[1]))
     held = old.detach()
-    wide = torch.promote_types(old.dtype, torch.float32)
+    wide = wide_dtype(old.dtype)
     rows = F.interpolate(held[offset:].to(wide).T[None], size=size, mode="linear", align_corners=True)[0].T
     return nn.Parameter(torch.cat([held[:offset], rows.to(old.dtype)]), requires_grad=old.requires_grad)
 

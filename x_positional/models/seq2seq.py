@@ -18,9 +18,10 @@ from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.validate import Report, require
 from x_positional.config.validate.fields import invalid_fields
 from x_positional.errors import ArgumentError, FlagError, InputError, did_you_mean, shown
+from x_positional.generation.beam_search import decode_loop
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.eval_mode import in_eval_mode
-from x_positional.generation.options import parameters_of
+from x_positional.generation.parameters import parameters_of
 from x_positional.generation.source import (
     DecodeFromSource,
     GenerateFromSource,
@@ -271,7 +272,7 @@ class XTransformer(ExplainsAbsent, Saveable):
         if options.reads_source:
             with torch.no_grad():
                 source = in_eval_mode(self)._source(*given)
-        return DecodeLoop(self.decoder.net, options.with_context(**source), self.decoder.pad_value)
+        return decode_loop(self.decoder.net, options.with_context(**source), self.decoder.pad_value)
 
 
 def seq2seq_problems(config: Seq2SeqConfig) -> list[str]:

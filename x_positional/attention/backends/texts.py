@@ -41,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens that see one another, or the padding of a row, which sees every key: its result is finite and nobody reads it."""
+    """Tokens that see one another, or the padding of a row, which sees every key: its result is finite and not read."""
 
     number: int | None
     """Of its keys among those of the row; None is every key."""
