@@ -18,6 +18,7 @@ from x_positional import (
     from_pretrained,
     quantize,
 )
+from x_positional.attention.embeds import check_embeds
 from x_positional.errors import InputError, PositionError
 from x_positional.models import language
 from x_positional.models.language import TokenEncoder
@@ -298,3 +299,17 @@ def test_the_contract_rejects_models_that_misplace_what_is_prepended(monkeypatch
         kept = language.with_prepended
         patch.setattr(language, "with_prepended", lambda value, name, row, _: kept(value, name, row, 0))
         assert "embeddings before padding left" in verdict()
+
+
+@pytest.mark.parametrize(
+    ("embeds", "way"),
+    [
+        (torch.zeros(2, 0, 16), "Leave them out"),
+        (torch.zeros(2, 3, dtype=torch.long), "Pass ids as tokens"),
+        (torch.zeros(1, 2, 3, 16), "three axes"),
+        (torch.zeros(2, 3, 5), "Project them"),
+    ],
+)
+def test_the_way_out_fits_the_shape(embeds: torch.Tensor, way: str) -> None:
+    with pytest.raises(InputError, match=way):
+        check_embeds(embeds, "inputs_embeds", torch.nn.Embedding(4, 16), 16)

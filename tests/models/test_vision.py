@@ -216,3 +216,11 @@ def test_settings_that_cannot_be_had_are_refused(settings: dict, error: type, me
 def test_layers_that_do_not_read_images_are_refused(layers, message: str) -> None:
     with pytest.raises(IncompatibleConfig, match=message):
         ViTransformerWrapper(image_size=12, patch_size=4, attn_layers=layers)
+
+
+def test_images_of_another_dtype_are_refused() -> None:
+    model = ViTransformerWrapper(image_size=8, patch_size=4, attn_layers=Encoder(dim=16, depth=1, heads=2))
+    with pytest.raises(InputError, match=r"pixel_values must be torch.float32.*got torch.float64.*to\(torch.float32\)"):
+        model(torch.rand(1, 3, 8, 8, dtype=torch.float64))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(torch.rand(1, 3, 8, 8))

@@ -51,11 +51,7 @@ def check_embeds(x: Any, name: str, table: nn.Module, width: int, batch: int | N
     x = as_tensor(x, name)
     if x.ndim != 3 or 0 in x.shape or x.shape[-1] != width or batch not in (None, x.shape[0]):
         rows = "batch" if batch is None else str(batch)
-        hint = "Project them to the width of the token embedding with a layer of your own."
-        if x.ndim == 2 and x.shape[-1] == width:
-            hint = f"For the same embeddings in every row, use {name}[None].expand({rows}, -1, -1)."
-        elif x.shape[-1:] == (width,):
-            hint = f"Pass embeddings for each of the {rows} rows." if x.ndim == 3 else "Add the axis that is missing."
+        hint = _shape_hint(x, name, width, rows)
         raise InputError(
             f"{name} must have shape [batch, places, width] = [{rows}, places, {width}], with at least one place; got "
             f"{list(x.shape)}. {hint}"
@@ -74,6 +70,21 @@ def check_embeds(x: Any, name: str, table: nn.Module, width: int, batch: int | N
             f"{name} is on {x.device}, but the model is on {like.device}. Use {name}.to({str(like.device)!r})."
         )
     return x
+
+
+def _shape_hint(x: Tensor, name: str, width: int, rows: str) -> str:
+    """The way out for embeddings that are not [rows P width]."""
+    if not x.is_floating_point():
+        return "Pass ids as tokens."
+    if 0 in x.shape:
+        return "Leave them out where there are none."
+    if x.shape[-1:] != (width,):
+        return "Project them to the width of the token embedding with a layer of your own."
+    if x.ndim == 3:
+        return f"Pass embeddings for each of the {rows} rows."
+    if x.ndim == 2:
+        return f"For the same embeddings in every row, use {name}[None].expand({rows}, -1, -1)."
+    return "Reshape them to these three axes."
 
 
 def places(parts: Sequence[Part]) -> int:

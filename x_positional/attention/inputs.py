@@ -13,7 +13,7 @@ from torch import Tensor
 from x_positional.attention.cache import KVCache
 from x_positional.attention.masks import index_of, restart_per_document
 from x_positional.attention.tokens import TokenLayout, following_positions
-from x_positional.errors import InputError, PositionError
+from x_positional.errors import InputError, PositionError, shown
 from x_positional.schemes.base import NO_TOKEN, PositionScheme
 
 SeqLens: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | Tensor
@@ -30,6 +30,11 @@ def as_tensor(value: Any, name: str) -> Tensor:
         if value.layout != torch.strided or value.is_nested:
             raise InputError(f"{name} must be a dense tensor; got layout {value.layout}. Use {name}.to_dense().")
         return value
+    if isinstance(value, (str, bytes)):
+        raise InputError(
+            f"{name} must be a tensor, a numpy array or a list of numbers; got {shown(value)}. For text, pass "
+            "the ids of its tokenizer: load_tokenizer(folder).encode(text)."
+        )
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError, IndexError) as error:

@@ -43,7 +43,9 @@ def read_attention_mask(
     given = as_tensor(given, "attention_mask")
     if given.dtype != torch.bool and given.dtype not in INTEGERS:
         instead = (
-            "attention_mask.bool()" if given.ndim == 2 else "attention_mask == 0 where 0 is visible and -inf hidden"
+            "attention_mask.bool() where 1 is a token and 0 padding, attention_mask == 0 where 0 is visible and -inf hidden"
+            if given.ndim == 2
+            else "attention_mask == 0 where 0 is visible and -inf hidden"
         )
         raise InputError(
             f"attention_mask is {given.dtype}: additive masks are unsupported. Pass a bool mask, True = may attend: {instead}."

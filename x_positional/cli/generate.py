@@ -186,8 +186,10 @@ def print_stream(prompt: str, pieces: Iterable[str], model: str, *, room: int | 
         room: New tokens up to the trained length; a text that is longer gets a note. None if the length is unknown.
     """
     print(prompt, end="", flush=True)
-    count, seconds = write_stream(pieces, lambda text: print(text, end="", flush=True))
-    print(flush=True)
+    try:
+        count, seconds = write_stream(pieces, lambda text: print(text, end="", flush=True))
+    finally:  # an error begins on a line of its own
+        print(flush=True)
     print(f"[{count} tokens, {count / seconds:,.1f} tokens/s, {model}]", file=sys.stderr)
     if room is not None and count > room:
         where = "the prompt alone exceeds it" if room < 0 else f"passed after {room} new tokens"

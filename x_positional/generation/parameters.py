@@ -27,6 +27,10 @@ def parameters_of(
     def decorate(method: Callable[[Model, Options], Result]) -> Callable[Concatenate[Model, Parameters], Result]:
         @functools.wraps(method)
         def call(self: Model, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            try:
+                inspect.signature(call).bind(self, *args, **kwargs)
+            except TypeError as error:  # else it would name the constructor of the options
+                raise TypeError(f"{method.__qualname__}: {error}") from None
             return method(self, options(*args, **kwargs))
 
         own = inspect.signature(method)

@@ -100,6 +100,9 @@ class PatchEmbedding(nn.Module):
         """Raises InputError unless these are floats [*before C H W]."""
         if not pixels.is_floating_point():
             raise InputError(f"{name} must be floats; got {pixels.dtype}. For bytes use {name}.float() / 255.")
+        own = next((p.dtype for p in self.parameters() if p.is_floating_point()), pixels.dtype)
+        if pixels.dtype != own and not torch.is_autocast_enabled(pixels.device.type):
+            raise InputError(f"{name} must be {own}, as the model is; got {pixels.dtype}. Use {name}.to({own}).")
         shape = ", ".join([*before, f"channels={self.channels}", "height", "width"])
         if pixels.ndim != 3 + len(before) or pixels.shape[-3] != self.channels or 0 in pixels.shape:
             raise InputError(f"{name} must have shape [{shape}], none of them 0; got {list(pixels.shape)}.")

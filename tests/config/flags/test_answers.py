@@ -295,3 +295,20 @@ def test_models_are_copied_and_pickled_as_before() -> None:
     model, tokens = language_model(), ids(2, 6)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other(tokens), model(tokens))
+
+
+def test_lengths_and_counts_of_targets_have_the_right_word() -> None:
+    """`lens` is padding, and near to `seq_lens`, which packs documents; `num_items_in_batch` is what the loss is divided by."""
+    model = AutoregressiveWrapper(language_model())
+    tokens = ids(2, 6)
+    assert "mask=" in problems(model.net, tokens, lens=torch.tensor([6, 3]))[0]
+    assert "prompt_lens=" in problems(model.generate, tokens, 2, lens=torch.tensor([6, 3]))[0]
+    assert torch.equal(model(tokens, num_items_in_batch=4), model(tokens, num_targets=4))
+
+
+def test_a_missing_or_repeated_argument_names_the_method() -> None:
+    model = AutoregressiveWrapper(language_model())
+    with pytest.raises(TypeError, match=r"^AutoregressiveWrapper.generate: missing a required argument: 'seq_len'"):
+        model.generate(ids(1, 3))  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"^AutoregressiveWrapper.generate: multiple values for argument 'seq_len'"):
+        model.generate(ids(1, 3), 2, max_new_tokens=2)  # type: ignore[call-overload]

@@ -151,7 +151,7 @@ TRANSFORMER = table(
         *_all(_EMBED, embed_ids={}, sum_embeds=None, transform_token_embeds=None),
         *_all(_MIX, transform_block_inputs=None),
         *_all(
-            "There is no z-loss. Use `attn_softclamp_logits` or `attn_qk_norm` to bound the scores.",
+            "There is no z-loss of attention scores. Use `attn_softclamp_logits` or `attn_qk_norm` to bound the scores.",
             return_attn_z_loss=False,
             attn_z_loss_weight=1e-4,
         ),

@@ -11,7 +11,8 @@ _CACHE = (
 )
 _HIDDEN = "Only the last hidden states are kept. Use `return_embeddings=True` of the model."
 _MAPS = "This call does not return attention maps. Leave it out."
-_MASK = "Padding is a bool mask. Use `mask=attention_mask.bool()`."
+_MASK = "Padding is a bool mask. Use `mask=attention_mask.bool()` where it is [B, T], 1 = a token."
+_LOSS_MASK = f"{_MASK} With a mask of who sees whom, call the model for its logits, and compute the loss from them."
 _IDS = "This call takes token ids. For embeddings use an `Encoder`, a `Decoder` or `ContinuousTransformerWrapper`."
 _EMBEDS = (
     "Embeddings are read before the prompts. Use `prepend_embeds=`, with prompts=None where they are the whole prompt."
@@ -115,9 +116,14 @@ _UNCACHED = _all("This call takes no cache. Leave it out.", "past_key_values", "
 _SOURCE = [_renamed("input_ids", "src", "Source ids, [B, S]."), *_all(_IDS, "inputs_embeds", "decoder_inputs_embeds")]
 _LOSS_WORDS = [
     *_all("This call returns no loss. Use `AutoregressiveWrapper(model)(tokens, labels=labels)`.", "labels"),
-    *_all("The loss is a mean over the targets of one call. Leave it out.", "num_items_in_batch", instead="reduction"),
+    _renamed("num_items_in_batch", "num_targets", "What the sum of the losses is divided by."),
+    *_all("This call divides no loss. Leave it out.", "num_items_in_batch"),
 ]
-_TOKENS = [_renamed("input_ids", "tokens", "Token ids, [B, T]."), *_all(_IDS, "inputs_embeds")]
+_TOKENS = [
+    _renamed("input_ids", "tokens", "Token ids, [B, T]."),
+    *_all(_IDS, "inputs_embeds"),
+    *_all("Padding is a mask. Use `mask=torch.arange(T) < lens[:, None]`.", "lens", "lengths"),
+]
 
 _SAMPLING = [
     _renamed("max_new_tokens", "seq_len", "The largest number of new tokens per row."),
@@ -191,7 +197,10 @@ _SAMPLING = [
     *_all("Prompts have no token types in generation. Leave it out.", "token_type_ids"),
     *_all("It has no effect here. Leave it out.", "synced_gpus", "tokenizer", "low_memory"),
 ]
-_PROMPTS = _all(_ONLY_NEW + "`prompts=`.", "input_ids", "inputs")
+_PROMPTS = [
+    *_all(_ONLY_NEW + "`prompts=`.", "input_ids", "inputs"),
+    *_all("Lengths of padded prompts. Use `prompt_lens=`.", "lens", "lengths"),
+]
 _PROMPT_MASK = _all(
     "Each row ends where its prompt ends. Pass a list of prompts, or right-padded ones with `prompt_lens=`.",
     "attention_mask",
@@ -201,7 +210,8 @@ _DECODER_IDS = "decoder_input_ids"
 WORDS: dict[str, tuple[Flag, ...]] = {
     "TransformerWrapper.forward": table("TransformerWrapper.forward", [*_TOKENS, *_INPUTS, *_CACHED, *_LOSS_WORDS]),
     "AutoregressiveWrapper.forward": table(
-        "AutoregressiveWrapper.forward", [*_TOKENS, *_INPUTS, *_UNCACHED, *_LOSS_WORDS]
+        "AutoregressiveWrapper.forward",
+        [*_TOKENS, *_all(_LOSS_MASK, "attention_mask"), *_INPUTS, *_UNCACHED, *_LOSS_WORDS],
     ),
     "AutoregressiveWrapper.generate": table(
         "AutoregressiveWrapper.generate", [*_PROMPTS, *_PROMPT_MASK, *_all(_EMBEDS, "inputs_embeds"), *_SAMPLING]
