@@ -138,7 +138,9 @@ class DecodeOptions:
             yield from Range(0, integer=True).problems("seq_len", self.seq_len)
         yield from self._switch_problems()
         if self.cache is not None and not isinstance(self.cache, KVCache):
-            yield f"cache={_brief(self.cache)} must be a cache from model.new_cache(batch_size); return_cache=True returns a new one."
+            yield (
+                f"cache={_brief(self.cache)} must be a cache from model.new_cache(batch_size); return_cache=True returns a new one."
+            )
         if self.keeps_cache is True and self.cache_kv is False:
             yield "cache= and return_cache=True need cache_kv=True."
         if self.prefill_chunk_size is not None:
