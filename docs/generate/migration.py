@@ -3,6 +3,7 @@
 Run from the repository root: python docs/generate/migration.py
 """
 
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from x_positional.config.flags.transformers import WORDS
 
 PAGE = Path(__file__).parents[1] / "migration.md"
 LAYERS = "AttentionLayers"
+WIDTH = 128
+"""Columns of a line of prose."""
 
 PROSE = """\
 # Migrating from x-transformers
@@ -196,7 +199,8 @@ def layer_sections() -> list[str]:
     lines = section("Encoder, Decoder, CrossAttender", rest) + section("attn_: attention", passed)
     lines += section("cross_attn_: cross-attention alone", [f for f in cross if f.verdict == "supported"])
     lines.append("The others are accepted where they repeat their `attn_` flag and refused elsewhere.")
-    lines += [", ".join(f"`{flag.name}`" for flag in repeated) + ".", ""]
+    names = ", ".join(f"`{flag.name}`" for flag in repeated) + "."
+    lines += [*textwrap.wrap(names, WIDTH, break_on_hyphens=False), ""]
     return lines + section("ff_: feedforward", ff)
 
 

@@ -28,6 +28,18 @@ def test_padding_takes_no_room_in_a_static_cache() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("position", ["rope", "forgetting"])
+@pytest.mark.parametrize("flags", [{}, {"attn_softclamp_logits": True}])
+def test_a_long_chunk_of_padding_fills_nothing(position: str, flags: dict[str, bool]) -> None:
+    """As in left-padded rows that are read in chunks."""
+    net = decoder(position=position, **flags)
+    tokens, mask = ids(2, 75), torch.arange(75).expand(2, -1) >= torch.tensor([[70], [71]])
+    cache = net.new_cache(2)
+    assert net(tokens[:, :70], mask=mask[:, :70], cache=cache).isfinite().all()
+    assert_same(net(tokens[:, 70:], mask=mask[:, 70:], cache=cache)[mask[:, 70:]], net(tokens, mask=mask)[mask])
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_sliding_cache_grows_up_to_its_window(padded: bool) -> None:
     net = decoder(window=150)

@@ -137,6 +137,23 @@ def test_blocks_and_gradients(flags: dict[str, Any], backend: str):
 
 
 @torch.no_grad()
+def test_rows_that_are_split_into_texts():
+    """As many padded or packed tokens as sdpa computes text by text, without a mask: a given one keeps it from that."""
+    length = 512
+    ids, pairs = tokens(length, 2), random_pairs(length, 2)
+    padded = {"mask": torch.arange(length).expand(2, -1) >= torch.tensor([[3], [0]])}
+    packed = {"document_ids": (torch.arange(length) // 200).expand(2, -1)}
+    nets = model(backend="eager").double(), model(backend="sdpa").double()
+    for given in (
+        {**padded, "prefix_len": 70},
+        {**padded, "attention_mask": pairs},
+        {**packed, "attention_mask": pairs.tril()},
+    ):
+        want, got = (net(ids, **given) for net in nets)
+        close(got, want, 1e-10)
+
+
+@torch.no_grad()
 def test_documents_chunks_and_masks_all_hide():
     ids, pairs = tokens(), random_pairs()
     documents = torch.arange(T).expand(3, -1) // 5
@@ -313,6 +330,23 @@ def test_the_loss_of_a_prefix_lm():
     assert wrapper(ids, prefix_len=T) == 0
     with pytest.raises(InputError, match="exceeds the 9 tokens of row 1"):
         wrapper(ids, mask=keep, prefix_len=10)
+
+
+@torch.no_grad()
+def test_the_loss_of_a_prefix_lm_after_a_soft_prompt():
+    """The first token is predicted from the last prepended place, padding between them or not."""
+    net, ids = model(), tokens()
+    soft = torch.randn(3, 4, 22, generator=torch.Generator().manual_seed(3))
+    keep = torch.ones(3, 4 + T, dtype=torch.bool)
+    keep[0, 3] = keep[1, 4:6] = False
+    wrapper, given = AutoregressiveWrapper(net), {"prepend_embeds": soft, "reduction": "none"}
+    for prefix, count in (([3, 4, 4], [T, T - 2, T]), ([4, 4, 5], [T - 1, T - 2, T - 1])):
+        each = wrapper(ids, mask=keep, prefix_len=prefix, **given)
+        assert (each != 0).sum(1).tolist() == count
+        for row, n in enumerate(prefix):
+            k = keep[row]
+            alone = wrapper(ids[row, k[4:]][None], prefix_len=n, **given | {"prepend_embeds": soft[row, k[:4]][None]})
+            close(each[row].sum(), alone.sum(), 1e-4)
 
 
 def continued(net: TransformerWrapper, prompt: Tensor, count: int, prefix: int) -> Tensor:

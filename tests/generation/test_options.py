@@ -160,7 +160,7 @@ def test_every_option_of_a_source_model_arrives(monkeypatch) -> None:
         def results(self):
             return ids(1, 1)
 
-    monkeypatch.setattr("x_positional.models.seq2seq.DecodeLoop", Loop)
+    monkeypatch.setattr("x_positional.models.seq2seq.decode_loop", Loop)
     given = {
         "eos_token": 4,
         "temperature": 0.5,

@@ -22,7 +22,7 @@ from x_positional import (
     from_pretrained,
     quantize,
 )
-from x_positional.errors import ArgumentError, CacheError, IncompatibleConfig
+from x_positional.errors import ArgumentError, CacheError, IncompatibleConfig, InputError
 from x_positional.schemes.rotary.scaling.length import DynamicNtk
 from x_positional.schemes.rotary.scaling.parts import Yarn
 from x_positional.schemes.temperature import LogN
@@ -144,6 +144,34 @@ def test_an_encoder_decoder_resizes_both_sides_or_one(tie, tmp_path):
         model.resize_positions(50, side="left")
 
 
+def two_sides(tie: bool) -> XTransformer:
+    sides = {f"{side}_{name}": value for side in ("enc", "dec") for name, value in SIDE.items()}
+    return XTransformer(dim=24, tie_token_emb=tie, **sides).eval()
+
+
+def test_one_side_of_a_shared_embedding_resized_alone_is_refused():
+    model, tokens = two_sides(True), ids(2, 5)
+    model.encoder.resize_token_embeddings(OWN - 4)  # the decoder would look up rows that are gone
+    with pytest.raises(InputError, match=f"num_tokens={OWN - 4} and the decoder {OWN}: one side was resized alone"):
+        model(tokens % (OWN - 4), tokens)
+    assert model.resize_token_embeddings(OWN + 2)(tokens, tokens).isfinite()
+
+
+def test_tables_that_two_sides_share_by_hand_stay_shared():
+    model = two_sides(False)
+    model.decoder.net.token_emb.weight = model.encoder.token_emb.weight
+    model.resize_token_embeddings(OWN + 3, init="fresh")
+    assert model.decoder.net.token_emb.weight is model.encoder.token_emb.weight
+
+
+def test_resized_in_inference_mode_a_model_can_be_trained():
+    net = language_model(position="absolute")
+    with torch.inference_mode():
+        net.resize_token_embeddings(OWN + 3).resize_positions(20, "fresh")
+    AutoregressiveWrapper(net)(ids(2, 5)).backward()
+    assert net.token_emb.weight.grad is not None
+
+
 def test_what_cannot_be_resized_is_refused_and_nothing_changes():
     net = language_model(tie_embedding=True)
     before = {name: p.clone() for name, p in net.named_parameters()}
@@ -165,7 +193,9 @@ def test_what_cannot_be_resized_is_refused_and_nothing_changes():
         quantize(copy.deepcopy(net)).resize_token_embeddings(20)
     wrapped = copy.deepcopy(net)
     wrapped.token_emb = nn.Sequential(wrapped.token_emb)
-    with pytest.raises(ArgumentError, match="a Sequential holds its rows, which wraps a table"):
+    with pytest.raises(
+        ArgumentError, match=r"a torch\.nn\.modules\.container\.Sequential holds its rows, which wraps a table"
+    ):
         wrapped.resize_token_embeddings(20)
     hooked = language_model()
     hooked.to_logits.register_forward_hook(lambda *_: None)

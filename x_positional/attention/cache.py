@@ -11,13 +11,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from x_positional.attention.cache_rows import kept_lengths, row_numbers, whole_number
+from x_positional.attention.cache_rows import kept_lengths, row_numbers, take_rows, whole_number
 from x_positional.attention.cache_slots import KeyView, Slots, SlotTable, in_dtype
 from x_positional.attention.integers import dequantize_rows, quantize_rows
 from x_positional.attention.ownership import UNKNOWN, Identity, Stamp
 from x_positional.attention.tokens import TokenLayout, following_positions
 from x_positional.errors import ArgumentError, CacheError
 from x_positional.schemes.base import NO_TOKEN, AttentionWindow
+from x_positional.schemes.precision import widened
 
 __all__ = ["CachePass", "CacheState", "CrossContext", "KVCache", "KeyView"]
 
@@ -338,7 +339,7 @@ class KVCache:
 
     def snapshot(self, total: int) -> CacheState:
         """A state to restore after any number of passes, up to `total` tokens a row. Copies full rings, nothing else."""
-        overwritten = [window.kept is not None and total > window.keep_first + window.kept for window in self.windows]
+        overwritten = [window.drops(total) for window in self.windows]
         if not any(overwritten):
             return self.state
         layers = [
@@ -451,7 +452,7 @@ class KVCache:
 
     def _take(self, rows: Tensor) -> "KVCache":
         batch = self.batch_size
-        state = self.state.map(lambda t: t if t.shape[0] == 1 and batch > 1 else t[rows])
+        state = self.state.map(lambda t: take_rows(t, rows, batch))
         self.state = replace(state, batch_size=len(rows), inference=self._in_inference())
         return self
 
@@ -569,7 +570,7 @@ class CachePass:
         if dtype != torch.int8:
             held, seen = view.exchange(held, new if dtype is None else new.to(dtype), self.in_place)
             return held, None, in_dtype(seen, new.dtype)
-        integers, steps = quantize_rows(new.to(torch.promote_types(new.dtype, torch.float32)))
+        integers, steps = quantize_rows(widened(new))
         held, seen = view.exchange(held, integers, self.in_place)
         scale, steps = view.exchange(scale, steps[..., None], self.in_place)
         return held, scale, dequantize_rows(seen, steps[..., 0]).to(new.dtype)

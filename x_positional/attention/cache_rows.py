@@ -40,6 +40,11 @@ def row_numbers(rows: Tensor | Sequence[int], batch: int) -> Tensor:
     return given.long()
 
 
+def take_rows(t: Tensor, rows: Tensor, batch: int) -> Tensor:
+    """[B ...] -> [B' ...] with these rows [B']; [1 ...] that all rows of a larger batch share stays as it is."""
+    return t if t.shape[0] == 1 and batch > 1 else t[rows]
+
+
 def kept_lengths(length: Any, batch: int, held: int | Tensor) -> int | Tensor:
     """How many tokens are left of rows that hold `held`: one number while rows are alike, otherwise [B] int64.
 

@@ -185,7 +185,8 @@ class Slots:
             None if held is None or fresh is None else self._put(held, slots, fresh, capacity)
             for held, fresh in zip(seen, columns, strict=True)
         )
-        stop = min(tokens.span, capacity) if self.kept is None else capacity
+        # padding alone adds no token, and its queries still read a slot: the scratch one
+        stop = max(1, min(tokens.span, capacity)) if self.kept is None else capacity
         if keep_all:
             view = tuple(None if t is None else t[:, :stop] for t in stored)
         else:

@@ -9,6 +9,8 @@ N rows of K entries.
 import torch
 from torch import Tensor
 
+from x_positional.schemes.precision import wide_dtype
+
 STEPS = 127
 """The largest integer. -128 is left out, so that x and -x are equally precise."""
 
@@ -17,7 +19,7 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Rows [... N K] -> int8 [... N K] and their scales [... N], in the dtype of the rows."""
     if weight.is_meta:
         return torch.empty_like(weight, dtype=torch.int8), weight.new_empty(weight.shape[:-1])
-    largest, wide = weight.detach().abs().amax(-1), torch.promote_types(weight.dtype, torch.float32)
+    largest, wide = weight.detach().abs().amax(-1), wide_dtype(weight.dtype)
     scale = largest / STEPS
     # a scale that was rounded down, as subnormal numbers are, may leave the largest entry further away than half a step
     short = scale.to(wide) * (STEPS + 0.5) < largest.to(wide)

@@ -13,6 +13,7 @@ from torch import Tensor
 from x_positional.attention.backends.base import Prepared, ScoreOps, blocks_of
 from x_positional.attention.backends.eager import probabilities, share_heads
 from x_positional.schemes.base import NO_TOKEN, AttentionContext, Span
+from x_positional.schemes.precision import wide_dtype
 
 BLOCK = 128
 """Queries whose scores are held at a time, beside the maps themselves."""
@@ -50,7 +51,7 @@ def attention_map(q: Tensor, k: Tensor, prepared: Prepared, ops: ScoreOps) -> Te
     Rows sum to one, or with sinks to one minus the sink's share. Hidden keys are exactly 0, and so are the rows of queries that
     hold no token.
     """
-    ctx, wide = prepared.ctx, torch.promote_types(q.dtype, torch.float32)
+    ctx, wide = prepared.ctx, wide_dtype(q.dtype)
     q, k = q.to(wide), share_heads(k, q.shape[1]).to(wide)  # fused kernels do not round scores to half precision either
 
     def block(rows: Span, keys: Span) -> Tensor:

@@ -17,8 +17,9 @@ from torch import Tensor
 from x_positional.attention.tokens import TokenLayout
 from x_positional.schemes.base import NO_TOKEN, AttentionContext, AttentionWindow, Bias, PositionScheme
 from x_positional.schemes.compose import Chain
+from x_positional.schemes.precision import widened
 from x_positional.schemes.spans import Span
-from x_positional.schemes.terms import ScoreBlock, ScoreTerm, widened
+from x_positional.schemes.terms import ScoreBlock, ScoreTerm
 
 
 @dataclass(frozen=True)

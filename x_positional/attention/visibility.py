@@ -27,7 +27,7 @@ BIDIRECTIONAL = "rope, polar, alibi, dynamic, deberta, absolute or sinusoidal"
 def read_attention_mask(
     given: Any, mask: Tensor | None, batch: int, length: int, cache: KVCache | None, *, checked: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """`attention_mask` -> the padding mask [B T], and who sees whom [B T S] where it says that.
+    """`attention_mask` -> the padding mask [B T], and who sees whom [B T S]; None for the one that is not given.
 
     Args:
         given: [B S] bool or 0/1 integers, False or 0 at padding; or [B T S] or [B 1 T S] bool, True = may attend.
@@ -220,14 +220,14 @@ def check_prefix_len(
 def prefix_of_loss(
     prefix_len: PrefixLen, batch: int, length: int, present: Tensor | None
 ) -> tuple[int | Tensor, Tensor]:
-    """The prefix of rows without their last place, which a model reads, and which of places 1 .. T-1 belong to a prefix
-    [B|1 T-1]. present: [B T] bool, False at padding; None where there is none. Raises InputError."""
+    """The prefix of rows without their last place, which a model reads, and which places belong to a prefix [B|1 T], padding
+    aside. present: [B T] bool, False at padding; None where there is none. Raises InputError."""
     index = None if present is None else index_of(present)
     lengths = check_prefix_len(prefix_len, batch, length, index)
     index = torch.arange(length)[None] if index is None else index
     if isinstance(lengths, int):
-        return min(lengths, length - 1), index[:, 1:] < lengths
-    return lengths.clamp(max=length - 1), index[:, 1:] < lengths.to(index.device)[:, None]
+        return min(lengths, length - 1), index < lengths
+    return lengths.clamp(max=length - 1), index < lengths.to(index.device)[:, None]
 
 
 def _check_rows(lengths: int | Tensor, index: Tensor) -> None:

@@ -19,6 +19,7 @@ from x_positional.models.language import TransformerWrapper
 from x_positional.plotting.draw_attention import TextMaps, draw_attention
 from x_positional.plotting.gallery import write_page
 from x_positional.pretrained.tokenizers.text import TextStream, TextTokenizer
+from x_positional.schemes.base import lowest_limit
 from x_positional.training.data.tokenizer import StreamDecoder
 
 FOLDER = Path("plots")
@@ -113,5 +114,6 @@ def _published(source: Path, text: str) -> tuple[TransformerWrapper, list[int], 
 def _most_tokens(net: TransformerWrapper) -> int:
     """How many tokens the scheme supports, and the maps of all layers have room for."""
     layers = net.attn_layers
-    limits = [scheme.limit for scheme in layers.position_schemes if scheme.limit is not None]
-    return min(isqrt(MOST_BYTES // (4 * len(layers.blocks) * layers.dims.heads)), *limits, 2**31)
+    room = isqrt(MOST_BYTES // (4 * len(layers.blocks) * layers.dims.heads))
+    limit = lowest_limit(layers.position_schemes)
+    return room if limit is None else min(room, limit)

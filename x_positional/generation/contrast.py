@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from x_positional.attention.cache import KVCache
 from x_positional.errors import ArgumentError, InputError
-from x_positional.generation.sampling import NON_NEGATIVE, POSITIVE, UNIT, Range, wide_dtype
+from x_positional.generation.sampling import NON_NEGATIVE, POSITIVE, UNIT, Range
 from x_positional.schemes.base import PositionScheme
+from x_positional.schemes.precision import wide_dtype
 
 WEIGHT = Range(NON_NEGATIVE.low, optional=True)
 

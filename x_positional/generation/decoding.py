@@ -14,34 +14,34 @@ import torch
 from torch import Tensor, nn
 
 from x_positional.attention.cache import CrossContext, KVCache
+from x_positional.attention.cache_rows import take_rows
 from x_positional.attention.cross import ContextInputs, refuse_another
 from x_positional.attention.embeds import check_covers_prepended
 from x_positional.attention.inputs import INTEGERS, as_tensor, check_positions, where_tokens
 from x_positional.attention.tokens import following_positions
 from x_positional.errors import CacheError, InputError, listed
-from x_positional.generation.beams import BeamRules, Beams
 from x_positional.generation.callbacks import as_list, processed, stopped
 from x_positional.generation.contrast import Contrasted
 from x_positional.generation.eval_mode import in_eval_mode
 from x_positional.generation.options import DecodeOptions, GenerateOptions
-from x_positional.generation.prefill import check_chunks, read_in_chunks
+from x_positional.generation.prefill import check_chunks, check_limits, read_in_chunks
 from x_positional.generation.prompts import Prompts, read_prompts
 from x_positional.generation.proposals import DraftModel
 from x_positional.generation.sampling import (
-    READ_AT_ONCE,
     LogitsFilter,
     LogitsGuard,
     draw,
+    log_probabilities,
     mark_seen,
     repetition_penalty,
     seen_tokens,
     vocabulary_problems,
-    wide_dtype,
 )
 from x_positional.generation.speculative import Speculation, speculation_problems
 from x_positional.generation.step.compiled import CompiledSteps, announce, give_up, pays, refusals, worth_a_look
 from x_positional.generation.step.graph import CompileError, Drawn, GraphDraw
 from x_positional.schemes.base import PositionScheme
+from x_positional.schemes.precision import wide_dtype
 
 
 class Layers(Protocol):
@@ -77,7 +77,7 @@ class LanguageModel(Protocol):
 
 
 class DecodeLoop:
-    """One call of `generate` or `stream`.
+    """One call of `generate` or `stream` that draws tokens; `BeamSearch` is one that searches.
 
     Raises InputError or CacheError, before anything is computed, where the options do not fit the model or the cache.
     """
@@ -133,7 +133,7 @@ class DecodeLoop:
         net, options, cache = self.net, self.options, self.options.cache
         last_unread = options.seq_len > 0 and not options.keeps_cache
         total = self.total = self._longest_row() + options.seq_len - last_unread
-        _check_length(net, total)
+        check_limits(net.attn_layers.position_schemes, total, net.max_seq_len)
         restrict = options.restrict_to_max_seq_len
         exceeds = restrict and total > net.max_seq_len
         if cache is not None:
@@ -206,11 +206,8 @@ class DecodeLoop:
 
     def _new_tokens(self) -> Tensor:
         """[B N] of all returned rows."""
-        rules = self.options.beams
-        if rules is None:
-            new = list(self._tokens())
-            return torch.stack(new, dim=1) if new else self.sequence[:, :0]
-        return self._search(rules)
+        new = list(self._tokens())
+        return torch.stack(new, dim=1) if new else self.sequence[:, :0]
 
     def results(self) -> Any:
         """What `generate` of a model returns: tokens, then log-probabilities and the cache, where they are asked for."""
@@ -264,72 +261,6 @@ class DecodeLoop:
                 break
         self.guard.finish()
 
-    def _search(self, rules: BeamRules) -> Tensor:
-        """Beam search -> the best sequences [P * n, N], those of one prompt in turn. A kept cache then holds these."""
-        self.x = self._prefill()
-        prompts, cache = len(self.x), self.cache
-        if not rules.steps:
-            self._spread(rules.returned)
-            return self.sequence[:, :0]
-        prefix = cache.state if cache is not None and self.options.keeps_cache else None
-        starts = 0 if cache is None else cache.starts()
-        start = starts if isinstance(starts, int) else int(starts.min())
-        self._spread(rules.width)
-        beams = Beams(
-            rules,
-            prompts,
-            wide_dtype(self.x.dtype),
-            self.x.device,
-            ends=0 if self.eos is None else len(self.eos),
-            pad_value=self.pad_value,
-            log_probs=self.log_probs is not None,
-        )
-        for step in range(rules.steps):
-            rows, token = beams.step(*self._scored(beams), lambda new: self._end_with(new[:, -1], new))
-            if step + 1 == rules.steps or (self.may_end and self.guard.wait(beams.done.all())):
-                break
-            self._follow(rows, token, start)
-            self.x = self._advance(token, None)
-        self.guard.finish()
-        best = beams.best()
-        tokens, log_probs = best.tokens.flatten(0, 1), best.log_probs
-        self.x = self.x[: len(tokens)]
-        self.log_probs = None if log_probs is None else list(log_probs.flatten(0, 1).unbind(1))
-        if cache is not None and prefix is not None:
-            cache.commit(prefix)
-            self._hold(cache, Prompts.of_rows(tokens, best.lengths.flatten()), rules.returned)
-        return tokens
-
-    def _scored(self, beams: Beams) -> tuple[Tensor, Tensor | None]:
-        """The log-probabilities [B V] that a beam search adds up, and those of the model where they are asked for."""
-        logits = self.net.logits(self.x)
-        model = None if self.log_probs is None else _log_softmax(logits)
-        if self.history is not None:
-            self.history = beams.tokens
-        logits = self._steered(logits)
-        self.guard.add(torch.where(beams.alive, logits.amax(-1), 0.0))
-        return _log_softmax(logits), model
-
-    def _follow(self, rows: Tensor, token: Tensor, start: int) -> None:
-        """Row i becomes row rows[i] with one more token [B]. start: the index of the first new token of any row."""
-        if self.cache is not None and not is_identity(rows):
-            self.cache.follow_rows(rows, start)
-        if not self.options.cache_kv or self.length_dependent:
-            self.sequence = self.sequence[rows]
-        if self.seen is not None:
-            self.seen = mark_seen(self.seen[rows], token)
-
-    def _hold(self, cache: KVCache, new: Prompts, count: int) -> None:
-        """Read `count` continuations [P * count, N] of each prompt into the cache that holds the prompts."""
-        cache.repeat(count)
-        if not new.tokens.shape[1]:
-            return
-
-        def read(part: Prompts, positions: Tensor | None, prefix: int | Tensor | None) -> Tensor:
-            return self._forward(part.tokens, part.mask, cache, None, positions, prefix)
-
-        cache.remember_ending(read_in_chunks(read, new, None, self.options.prefill_chunk_size))
-
     def _spread(self, count: int) -> None:
         """Copy the row of each prompt: rows i * count to i * count + count - 1 continue prompt i."""
         if count == 1:
@@ -340,7 +271,7 @@ class DecodeLoop:
         rows = torch.arange(prompts, device=self.x.device).repeat_interleave(count)
 
         def spread(t: Tensor | None) -> Any:
-            return t if t is None or (len(t) == 1 and prompts > 1) else t[rows]
+            return None if t is None else take_rows(t, rows, prompts)
 
         tokens, mask, embeds = (spread(t) for t in (self.prompts.tokens, self.prompts.mask, self.prompts.embeds))
         self.prompts = replace(self.prompts, tokens=tokens, mask=mask, embeds=embeds)
@@ -425,7 +356,7 @@ class DecodeLoop:
     def _draw(self, logits: Tensor) -> Drawn:
         """Logits [B V] -> the next tokens and the largest filtered logits, [B] each."""
         options = self.options
-        model = None if self.log_probs is None else _log_softmax(logits)
+        model = None if self.log_probs is None else log_probabilities(logits)
         token, largest = draw(self._steered(logits), options.temperature, options.filters, self.generator)
         if self.log_probs is not None and model is not None:
             found = model.gather(1, token[:, None])[:, 0]
@@ -528,6 +459,7 @@ class DecodeLoop:
             return None
         if not (wanted is True or worth_a_look(self.given, options.seq_len)):
             return None
+        # with compile=True a second time: the prefill has shown whether a call changes parameters
         if self._reasons_not_to_compile() or cache is None:
             return None
         outside = self.seen is not None or self.processors or self.log_probs is not None
@@ -606,16 +538,6 @@ class DecodeLoop:
         )
 
 
-def _log_softmax(logits: Tensor) -> Tensor:
-    """[B V] -> log-probabilities [B V], in float32 or wider."""
-    return logits.log_softmax(-1, dtype=wide_dtype(logits.dtype))
-
-
-def is_identity(rows: Tensor) -> bool:
-    """Whether rows are 0, 1, 2, ..., where the host knows that without a sync."""
-    return rows.device.type in READ_AT_ONCE and torch.equal(rows, torch.arange(len(rows)))
-
-
 def _eos_ids(eos_token: int | Sequence[int] | None, num_tokens: int, device: torch.device) -> Tensor | None:
     """The end-of-sequence ids [N] on the device. Raises InputError."""
     if eos_token is None:
@@ -635,15 +557,6 @@ def _check_generator(generator: torch.Generator | None, device: torch.device) ->
     if generator is not None and generator.device.type != device.type:
         raise InputError(
             f"generator is on {generator.device}, but the model is on {device}. Use torch.Generator({str(device)!r}), or seed=."
-        )
-
-
-def _check_length(net: LanguageModel, total: int) -> None:
-    limits = [s.limit for s in net.attn_layers.position_schemes if s.limit is not None]
-    if limits and total > min(limits):
-        raise InputError(
-            f"prompt and seq_len come to {total} tokens, but this model's positions end at {min(limits)} "
-            f"(max_seq_len={net.max_seq_len}). Generate fewer tokens, or use a scheme without a table (rope, alibi, ...)."
         )
 
 

@@ -14,7 +14,8 @@ from x_positional.attention.cache import KVCache
 from x_positional.attention.inputs import as_tensor
 from x_positional.errors import InputError
 from x_positional.generation.eval_mode import in_eval_mode
-from x_positional.generation.prompts import mask_of_lengths
+from x_positional.generation.prefill import check_limits
+from x_positional.generation.prompts import at_last_places, mask_of_lengths
 from x_positional.generation.sampling import Range
 
 FloatPrompts = Tensor | Sequence[Tensor]
@@ -49,11 +50,10 @@ def read_series(prompts: Any, prompt_lens: Any, width: int, device: torch.device
 
 
 def _ragged(rows: Sequence[Any], prompt_lens: Any, width: int, device: torch.device) -> FloatSeries:
-    if prompt_lens is not None or not rows:
-        reason = (
-            "the list of prompts is empty. Give at least one" if not rows else "a list of prompts has lengths already"
-        )
-        raise InputError(f"{reason}." if not rows else f"prompt_lens was given, but {reason}. Leave it out.")
+    if not rows:
+        raise InputError("the list of prompts is empty. Give at least one.")
+    if prompt_lens is not None:
+        raise InputError("prompt_lens was given, but a list of prompts has lengths already. Leave it out.")
     for i, row in enumerate(rows):
         _check(row, (2,), width, f"start_tokens[{i}]")
     values = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
@@ -109,8 +109,8 @@ class FloatLoop:
         self.series = read_series(prompts, prompt_lens, net.dim_in, next(net.parameters()).device)
         schemes = net.attn_layers.position_schemes
         total = self.total = self.series.longest + seq_len - (seq_len > 0)
-        _check_limit([scheme.limit for scheme in schemes], total, net.config.max_seq_len)
         trained = net.config.max_seq_len
+        check_limits(schemes, total, trained)
         self.window = trained if restrict and trained is not None and total > trained else None
         recomputes = not cache_kv or not all(scheme.capabilities().kv_cacheable for scheme in schemes)
         self.cached = not recomputes
@@ -135,10 +135,7 @@ class FloatLoop:
     def _read(self, x: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
         """[B T I] -> the output for each row's last token [B I]."""
         outputs = self.net(x, mask=mask, cache=cache, **self.context)
-        if mask is None:
-            return outputs[:, -1]
-        last = torch.where(mask, torch.arange(mask.shape[1], device=mask.device), -1).amax(-1)
-        return outputs[torch.arange(len(x), device=x.device), last]
+        return at_last_places(outputs, mask)
 
     def generate(self) -> Tensor:
         """The new tokens [B N I], or [N I] for one prompt [T I]."""
@@ -162,12 +159,3 @@ class FloatLoop:
                 continue
             x, cache = torch.cat([x, token[:, None].to(x.dtype)], dim=1), self._new_cache()
             mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-
-
-def _check_limit(limits: Sequence[int | None], total: int, trained: int | None) -> None:
-    tables = [limit for limit in limits if limit is not None]
-    if tables and total > min(tables):
-        raise InputError(
-            f"prompt and seq_len come to {total} tokens, but this model's positions end at {min(tables)} (max_seq_len={trained}). "
-            "Generate fewer tokens, or use a scheme without a table (rope, alibi, ...)."
-        )

@@ -3,13 +3,10 @@
 B batch, T prompt tokens, S context tokens, M model dim, A axes.
 """
 
-import functools
-import inspect
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,10 +36,6 @@ AT_LEAST_ONE = Range(1, integer=True)
 POWER = Range(-30, 30)
 MAX_POWER = 30
 """Decimal digits of length ** length_penalty, at most: float32 holds 38."""
-Parameters = ParamSpec("Parameters")
-Model = TypeVar("Model")
-Options = TypeVar("Options")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,42 +327,6 @@ class GenerateAndReturnAll(BeamOptions):
     return_cache: Literal[True]
 
 
-def parameters_of(
-    options: Callable[Parameters, Options],
-) -> Callable[[Callable[[Model, Options], Result]], Callable[Concatenate[Model, Parameters], Result]]:
-    """Make a method `(self, options)` take the fields of `options` as its parameters.
-
-    `model.stream(prompts, 20, seed=1)` then runs the method with `DecodeOptions(prompts, 20, seed=1)`. Every parameter
-    keeps its name, default and position, for type checkers, editors, `inspect.signature` and `help`; it is declared,
-    checked and described in the class alone.
-    """
-    fields = list(inspect.signature(options).parameters.values())
-    descriptions = _descriptions(options, {parameter.name for parameter in fields})
-
-    def decorate(method: Callable[[Model, Options], Result]) -> Callable[Concatenate[Model, Parameters], Result]:
-        @functools.wraps(method)
-        def call(self: Model, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-            return method(self, options(*args, **kwargs))
-
-        own = inspect.signature(method)
-        first = next(iter(own.parameters.values()))
-        call.__signature__ = own.replace(parameters=[first, *fields])  # type: ignore[attr-defined]
-        call.__doc__ = f"{inspect.getdoc(method)}\n\n{descriptions}"
-        return call
-
-    return decorate
-
-
 def _brief(value: Any) -> str:
     """A value for a message; of a model its class, since its repr has a line for every layer."""
     return type(value).__name__ if isinstance(value, torch.nn.Module) else shown(value)
-
-
-def _descriptions(options: Any, names: set[str]) -> str:
-    """The `Args:` of a class of options and its bases, those of `names` alone."""
-    lines = ["Args:"]
-    for cls in inspect.getmro(options):
-        described = inspect.cleandoc(cls.__doc__ or "").partition("\n\nArgs:\n")[2]
-        for entry in re.split(r"\n(?=    \w)", described) if described else []:
-            lines += [entry] if entry.split(":")[0].strip() in names else []
-    return "\n".join(lines)

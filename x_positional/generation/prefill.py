@@ -10,7 +10,7 @@ from torch import Tensor
 
 from x_positional.errors import InputError
 from x_positional.generation.prompts import Prompts
-from x_positional.schemes.base import PositionScheme
+from x_positional.schemes.base import PositionScheme, lowest_limit
 
 Read = Callable[[Prompts, Tensor | None, int | Tensor | None], Tensor]
 """(Some places of the prompts, their positions [B N] or None, prefix lengths or None) -> hidden states [B N M]: one forward pass
@@ -43,6 +43,16 @@ def read_in_chunks(
     return torch.stack(found)[ends // size, rows]
 
 
+def check_limits(schemes: Sequence[PositionScheme], total: int, max_seq_len: int | None) -> None:
+    """Raises InputError where a row of this call comes to more tokens than its positions are defined for."""
+    limit = lowest_limit(schemes)
+    if limit is not None and total > limit:
+        raise InputError(
+            f"prompt and seq_len come to {total} tokens, but this model's positions end at {limit} (max_seq_len={max_seq_len}). "
+            "Generate fewer tokens, or use a scheme without a table (rope, alibi, ...)."
+        )
+
+
 def check_chunks(
     size: int | None,
     width: int,
@@ -67,7 +77,8 @@ def check_chunks(
             f"prefill_chunk_size={size} would cut a prefix of {longest} tokens, which see each other, so they must be read in one "
             f"pass. Leave prefill_chunk_size out, or pass {longest} or more."
         )
-    changing = [s for s in length_dependent if len({s.cache_key(length) for length in range(1, total + 1)}) > 1]
+    lengths = range(total, 1, -1)  # the largest first: the one most likely to differ
+    changing = [s for s in length_dependent if any(s.cache_key(length) != s.cache_key(1) for length in lengths)]
     if changing:
         names = ", ".join(dict.fromkeys(type(scheme).__name__ for scheme in changing))
         raise InputError(

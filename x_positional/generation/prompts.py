@@ -57,8 +57,9 @@ class Prompts:
 
     def ends(self) -> Tensor:
         """[B] the last place of each row that is no padding."""
-        rows, places = len(self.tokens), torch.arange(self.places, device=self.tokens.device)
-        return places[-1:].expand(rows) if self.mask is None else torch.where(self.mask, places, 0).amax(-1)
+        if self.mask is not None:
+            return last_places(self.mask)
+        return torch.full((len(self.tokens),), self.places - 1, device=self.tokens.device)
 
     def prefix(self, prefix_len: Any, cache: KVCache | None) -> int | Tensor | None:
         """How many first tokens of each prompt see each other: one number, or [B]; "prompt" is all of them. Raises InputError."""
@@ -85,7 +86,7 @@ class Prompts:
 
     def last(self, x: Tensor) -> Tensor:
         """[B P+T M] -> [B M]: at each row's last token."""
-        return x[:, -1] if self.mask is None else x[torch.arange(len(x), device=x.device), self.ends()]
+        return at_last_places(x, self.mask)
 
     def cut(self, start: int, stop: int) -> "Prompts":
         """Places start .. stop - 1."""
@@ -100,6 +101,16 @@ class Prompts:
     def arguments(self) -> tuple[Tensor | None, dict[str, Tensor]]:
         """As `arguments_of`."""
         return arguments_of((self.tokens,) if self.embeds is None else (self.embeds, self.tokens))
+
+
+def last_places(mask: Tensor) -> Tensor:
+    """[B T] bool, True = a token -> [B] the last place of each row that holds one."""
+    return torch.where(mask, torch.arange(mask.shape[1], device=mask.device), 0).amax(-1)
+
+
+def at_last_places(x: Tensor, mask: Tensor | None) -> Tensor:
+    """[B T M] -> [B M] at each row's last token. mask: [B T] bool; None where no row is padded."""
+    return x[:, -1] if mask is None else x[torch.arange(len(x), device=x.device), last_places(mask)]
 
 
 def as_ids(tokens: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from x_positional.errors import ArgumentError, SamplingError, did_you_mean, listed
+from x_positional.schemes.precision import wide_dtype, widened
 
 LogitsFilter = Callable[..., Tensor]
 FilterChoice = str | LogitsFilter
@@ -89,9 +90,9 @@ def _value_where_mass_is_reached(ordered: Tensor, probs: Tensor, mass: float) ->
     return ordered.gather(-1, last)
 
 
-def wide_dtype(logits: torch.dtype) -> torch.dtype:
-    """In which probabilities are computed, and logits divided by a temperature."""
-    return torch.promote_types(logits, torch.float32)
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Logits [... V] -> their log-softmax [... V], in float32 or wider."""
+    return logits.log_softmax(-1, dtype=wide_dtype(logits.dtype))
 
 
 def top_k(
@@ -177,7 +178,7 @@ def top_a(
     UNIT.require("min_p_ratio", min_p_ratio)
     if min_p_ratio == 0.0:
         return logits
-    wide = logits.to(wide_dtype(logits.dtype))
+    wide = widened(logits)
     largest = wide.amax(-1, keepdim=True)
     surprise = (wide - largest).exp().sum(-1, keepdim=True).log()  # -log p_max
     below = ((1 - min_p_pow) * surprise + math.log(min_p_ratio)).clamp_max(0.0)
@@ -199,7 +200,7 @@ def typical(logits: Tensor, mass: Annotated[float, UNIT] = 0.9) -> Tensor:
     UNIT.require("mass", mass)
     if mass == 1.0:
         return logits
-    log_probs = logits.log_softmax(-1, dtype=wide_dtype(logits.dtype))
+    log_probs = log_probabilities(logits)
     probs = log_probs.exp()
     entropy = torch.special.entr(probs).sum(-1, keepdim=True)  # entr(0) = 0: removed tokens add nothing
     distance = (log_probs + entropy).abs()
@@ -246,7 +247,7 @@ def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
         )
     if penalty == 1.0:
         return logits
-    wide = logits.to(wide_dtype(logits.dtype))
+    wide = widened(logits)
     return torch.where(seen, torch.where(wide > 0, wide / penalty, wide * penalty), wide).to(logits.dtype)
 
 
@@ -310,7 +311,7 @@ def race(logits: Tensor, temperature: float | Tensor, times: Tensor) -> tuple[Te
 
     Exponential race: the smallest of independent exponentials with rates w is the i-th with probability w_i / sum(w).
     """
-    wide = logits.to(wide_dtype(logits.dtype))
+    wide = widened(logits)
     largest = wide.amax(-1, keepdim=True)
     weights = ((wide - largest) / temperature).exp()
     return (weights / times).argmax(-1), largest[..., 0]

@@ -24,12 +24,14 @@ from x_positional.generation.proposals import (
 from x_positional.generation.sampling import (
     FILTERS,
     LogitsFilter,
+    log_probabilities,
     race_times,
     repetition_penalty,
     usable_temperature,
-    wide_dtype,
 )
 from x_positional.generation.step.graph import Drawn
+from x_positional.schemes.base import lowest_limit
+from x_positional.schemes.precision import widened
 
 Speculate = PromptLookup | DraftModel
 
@@ -43,7 +45,7 @@ def distribution(logits: Tensor, temperature: float, filters: Sequence[LogitsFil
     if temperature == 0:
         largest, tokens = logits.max(-1)
         return torch.nn.functional.one_hot(tokens, logits.shape[-1]).to(logits.dtype), largest
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide = widened(logits)
     largest = wide.amax(-1, keepdim=True)
     return ((wide - largest) / usable_temperature(temperature, logits.dtype)).softmax(-1), largest[:, 0]
 
@@ -142,7 +144,7 @@ class Speculation:
             self.cache.crop(accepted - count)
         new = torch.cat([proposal.tokens[:accepted], self.pick(remainder(probs, proposal, accepted)[None])])
         if self.keeps_log_probs:
-            found = model[: len(new)].log_softmax(-1, dtype=wide_dtype(model.dtype))
+            found = log_probabilities(model[: len(new)])
             self.log_probs = found.gather(1, new[:, None])[:, 0].split(1)
         self.sequence += new.tolist()
         report = self.report
@@ -204,9 +206,9 @@ def _draft_problems(draft: Any, net: Any, cache: KVCache | None, total: int) -> 
     if cache is not None and cache.state.span:
         yield "the cache holds tokens that a draft model has not read. Use PromptLookup, or pass the whole sequence"
     layers = draft.attn_layers
-    limits = [scheme.limit for scheme in layers.position_schemes if scheme.limit is not None]
-    if limits and total > min(limits):
-        yield f"the sequence comes to {total} tokens, but positions of the draft model end at {min(limits)}"
+    limit = lowest_limit(layers.position_schemes)
+    if limit is not None and total > limit:
+        yield f"the sequence comes to {total} tokens, but positions of the draft model end at {limit}"
     if layers.cross is not None:
         yield "the draft model has cross-attention, and its context is not known"
     elif all(scheme.capabilities().kv_cacheable for scheme in layers.position_schemes):
@@ -218,4 +220,4 @@ def _draft_problems(draft: Any, net: Any, cache: KVCache | None, total: int) -> 
 
 def overwrites(cache: KVCache, total: int) -> bool:
     """Whether `total` tokens a row overwrite slots of the cache."""
-    return any(window.kept is not None and total > window.keep_first + window.kept for window in cache.windows)
+    return any(window.drops(total) for window in cache.windows)

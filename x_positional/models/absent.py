@@ -1,4 +1,4 @@
-"""Attributes that x-transformers and transformers have and a model here does not: their AttributeError tells what to use."""
+"""Attributes that x-transformers and transformers have and a model here does not: their AttributeError names what to use."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -25,6 +25,7 @@ from x_positional.attention.visibility import PrefixLen, prefix_of_loss
 from x_positional.config.flags.answers import answers
 from x_positional.config.models import ModelConfig
 from x_positional.errors import InputError
+from x_positional.generation.beam_search import decode_loop
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.options import (
     DecodeOptions,
@@ -32,8 +33,8 @@ from x_positional.generation.options import (
     GenerateAndReturnCache,
     GenerateAndReturnLogProbs,
     GenerateOptions,
-    parameters_of,
 )
+from x_positional.generation.parameters import parameters_of
 from x_positional.generation.prompts import EmbedsLike, PromptsLike, as_ids, read_prompts
 from x_positional.generation.sampling import is_integer
 from x_positional.models.absent import ExplainsAbsent
@@ -48,7 +49,7 @@ NET_CALL = ("TransformerWrapper.forward", "AttentionLayers.forward")
 
 @dataclass(frozen=True, kw_only=True)
 class _Given:
-    """The arguments of a call that say what is read and what is predicted."""
+    """The arguments of a call that determine what is read and what is predicted."""
 
     tokens: Tensor | None
     mask: Tensor | None
@@ -245,11 +246,11 @@ class AutoregressiveWrapper(ExplainsAbsent):
         documents = packed_documents(given.document_ids, given.seq_lens, batch, length)
         if documents is not None:
             documents = check_documents(documents, batch, length).to(device)
-        targets = targets_after(labels, length - labels.shape[1], present, documents)
-        prefix = None
+        prefix, prepended = None, length - labels.shape[1]
         if given.prefix_len is not None:
             prefix, hidden = prefix_of_loss(given.prefix_len, batch, length, present)
-            targets = targets.masked_fill(hidden.to(device), NO_TARGET)
+            labels = labels.masked_fill(hidden[:, prepended:].to(device), NO_TARGET)
+        targets = targets_after(labels, prepended, present, documents)
         return _Batch(row, None if given.mask is None else present, positions, documents, targets, prefix)
 
     def _row(self, given: _Given, options: LossOptions) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -311,7 +312,7 @@ class AutoregressiveWrapper(ExplainsAbsent):
             InputError, PositionError, CacheError, ArgumentError: Before anything is computed.
             SamplingError: No token can be drawn, or beam search finds fewer sequences than are returned.
         """
-        return DecodeLoop(self.net, options, self.pad_value).results()
+        return decode_loop(self.net, options, self.pad_value).results()
 
     @answers("AutoregressiveWrapper.stream", "AutoregressiveWrapper.generate", *NET_CALL)
     @parameters_of(DecodeOptions)

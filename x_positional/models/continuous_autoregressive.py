@@ -6,7 +6,6 @@ B batch, T tokens, I width, S context tokens, C context width.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from x_positional.config.flags.answers import answers
 from x_positional.errors import InputError
 from x_positional.generation.floats import FloatLoop, FloatPrompts
 from x_positional.models.continuous import ContinuousTransformerWrapper
+from x_positional.models.loss import continues_text
 
 NET_CALL = ("ContinuousTransformerWrapper.forward", "AttentionLayers.forward")
 """The tables of the calls that x-transformers passes further keywords on to."""
@@ -111,7 +111,8 @@ class ContinuousAutoregressiveWrapper(nn.Module):
             context=context,
             context_mask=context_mask,
         )
-        return self._mean(found, x[:, 1:], _targets(present, documents, x.device))
+        present = None if present is None else present.to(x.device)
+        return self._mean(found, x[:, 1:], continues_text(present, documents))
 
     def _mean(self, found: Tensor, targets: Tensor, counted: Tensor | None) -> Tensor:
         """Outputs and targets [B T-1 I], the targets that count [B T-1] -> the mean loss."""
@@ -201,18 +202,6 @@ class ContinuousAutoregressiveWrapper(nn.Module):
             context=context,
             context_mask=context_mask,
         )
-
-
-def _targets(present: Tensor | None, documents: Tensor | None, device: torch.device) -> Tensor | None:
-    """[B T] -> [B T-1] bool, True where a token and the one it is predicted from belong together; None: everywhere."""
-    counted = None
-    if present is not None:
-        present = present.to(device)
-        counted = present[:, 1:] & present[:, :-1]
-    if documents is not None:
-        same = documents[:, 1:] == documents[:, :-1]
-        counted = same if counted is None else counted & same
-    return counted
 
 
 def _squared_errors(found: Tensor, targets: Tensor) -> Tensor:

@@ -139,12 +139,9 @@ def targets_after(labels: Tensor, prepended: int, present: Tensor | None, docume
     batch, length = labels.shape[0], prepended + labels.shape[1]
     if prepended:
         labels = torch.cat([labels.new_full((batch, prepended), NO_TARGET), labels], 1)
-    targets = labels[:, 1:]
-    if present is not None:
-        present = present.to(labels.device)
-        targets = torch.where(present[:, 1:] & present[:, :-1], targets, NO_TARGET)
-    if documents is not None:
-        targets = torch.where(documents[:, 1:] == documents[:, :-1], targets, NO_TARGET)
+    present = None if present is None else present.to(labels.device)
+    continues = continues_text(present, documents)
+    targets = labels[:, 1:] if continues is None else torch.where(continues, labels[:, 1:], NO_TARGET)
     if present is None or not prepended:
         return targets
     place = torch.arange(length, device=labels.device)
@@ -155,6 +152,20 @@ def targets_after(labels: Tensor, prepended: int, present: Tensor | None, docume
     if documents is not None:
         follows &= documents.gather(1, first) == documents.gather(1, last)
     return targets.scatter(1, last, torch.where(follows, labels.gather(1, first), targets.gather(1, last)))
+
+
+def continues_text(present: Tensor | None, documents: Tensor | None) -> Tensor | None:
+    """[B T] -> [B T-1] bool, whether places 1 .. T-1 and the ones before them hold tokens of one text; None: all do.
+
+    Args:
+        present: [B T] bool, True = a token; None for all.
+        documents: [B T] ids, on the same device; None for one a row.
+    """
+    both = None if present is None else present[:, 1:] & present[:, :-1]
+    if documents is None:
+        return both
+    same = documents[:, 1:] == documents[:, :-1]
+    return same if both is None else both & same
 
 
 def _mask_problems(loss_mask: Tensor, shape: Sequence[int]) -> list[str]:

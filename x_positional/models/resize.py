@@ -21,6 +21,7 @@ from x_positional.models.stacks import ConfiguredLayers, parts_of
 from x_positional.modules.plain import plain_weight
 from x_positional.modules.quantized import Int8Embedding, Int8Linear
 from x_positional.schemes.absolute import Absolute, LearnedAbsolute
+from x_positional.schemes.precision import wide_dtype
 from x_positional.schemes.registry import Custom, SchemeConfig
 
 NewRows = Literal["mean", "fresh"]
@@ -77,9 +78,12 @@ class VocabularySize:
         if problems:
             raise ArgumentError(listed(f"the vocabulary cannot be resized to {self.size} tokens:", problems))
 
-    def apply(self) -> None:
-        """Replace the parameters. Those of a table that two modules share stay shared."""
-        known: dict[int, nn.Parameter] = {}
+    def apply(self, shared: dict[int, nn.Parameter] | None = None) -> None:
+        """Replace the parameters. Those of a table that two modules share stay shared.
+
+        shared: new parameters by the id of the old one, of the models that are resized together.
+        """
+        known = {} if shared is None else shared
         for module, name, fresh in self.rows:
             old = getattr(module, name)
             if len(old) == self.size:
@@ -99,7 +103,7 @@ def resized(old: nn.Parameter, size: int, fresh: Fresh | None) -> nn.Parameter:
     held, extra = old.detach(), size - len(old)
     rows = held[:size].clone()
     if extra > 0:
-        wide = torch.promote_types(old.dtype, torch.float32)
+        wide = wide_dtype(old.dtype)
         new = held.to(wide).mean(0, keepdim=True).expand(extra, *old.shape[1:]) if fresh is None else fresh(extra)
         rows = torch.cat([rows, new.to(old.device, old.dtype)])
     return nn.Parameter(rows, requires_grad=old.requires_grad)
@@ -119,18 +123,23 @@ def _vocabulary_problems(rows: list[Rows]) -> Iterator[str]:
             if plain_weight(module) is None:
                 yield f"a modified {kind} holds its rows. Merge adapters, remove hooks and parametrizations first."
         elif name == "weight":
-            yield f"a {kind} holds its rows, which wraps a table. Unwrap it first."
+            where = f"{type(module).__module__}.{kind}"
+            yield f"a {where} holds its rows, which wraps a table. Merge or unload adapters, or unwrap it first."
 
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Seeds torch's generator of the CPU, and restores its state afterwards; None leaves it alone."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(whole_number("seed", seed, least=0))
-        yield
+    """Seeds torch's generator of the CPU, and restores its state afterwards; None leaves it alone. What is made is no inference
+    tensor: those cannot be trained."""
+    with torch.inference_mode(False):
+        if seed is None:
+            yield
+            return
+        if whole_number("seed", seed, least=0) >= 2**64:
+            raise ArgumentError(f"seed={seed} must be an integer from 0 to 2**64 - 1.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
 
 
 class LengthSize:
@@ -198,7 +207,7 @@ def _resized_table(scheme: LearnedAbsolute, size: int, how: NewTable | None) -> 
     if how != "interpolate":
         return resized(old, size + offset, lambda extra: torch.randn(extra, old.shape[1]))
     held = old.detach()
-    wide = torch.promote_types(old.dtype, torch.float32)
+    wide = wide_dtype(old.dtype)
     rows = F.interpolate(held[offset:].to(wide).T[None], size=size, mode="linear", align_corners=True)[0].T
     return nn.Parameter(torch.cat([held[:offset], rows.to(old.dtype)]), requires_grad=old.requires_grad)
 

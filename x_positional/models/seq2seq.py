@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from x_positional.attention.cache import KVCache
@@ -18,9 +18,10 @@ from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.config.validate import Report, require
 from x_positional.config.validate.fields import invalid_fields
 from x_positional.errors import ArgumentError, FlagError, InputError, did_you_mean, shown
+from x_positional.generation.beam_search import decode_loop
 from x_positional.generation.decoding import DecodeLoop
 from x_positional.generation.eval_mode import in_eval_mode
-from x_positional.generation.options import parameters_of
+from x_positional.generation.parameters import parameters_of
 from x_positional.generation.source import (
     DecodeFromSource,
     GenerateFromSource,
@@ -76,18 +77,22 @@ class XTransformer(ExplainsAbsent, Saveable):
     def resize_token_embeddings(
         self, num_tokens: int, *, side: Side = "both", init: NewRows = "mean", seed: int | None = None
     ) -> Self:
-        """As `TransformerWrapper.resize_token_embeddings`, of the "encoder", the "decoder" or "both", which tie_token_emb needs."""
+        """As `TransformerWrapper.resize_token_embeddings`, of the "encoder", the "decoder" or "both", which tie_token_emb needs.
+
+        Resize the model rather than `encoder` or `decoder` themselves: its `config` follows.
+        """
         sides = self._sides(side)
         if self.config.tie_token_emb and side != "both":
             raise ArgumentError(
                 f"side={side!r} resizes one side, but tie_token_emb=True shares one embedding. Leave side out to resize both."
             )
-        self._check_shared_embedding()
+        self._check_shared_module()
         pads = {"decoder": self.decoder.pad_value}
         resizes = [VocabularySize(net, num_tokens, init, pads.get(name)) for name, net in sides.items()]
+        shared: dict[int, nn.Parameter] = {}
         with seeded(seed):
             for resize in resizes:
-                resize.apply()
+                resize.apply(shared)
         self._follow_sides()
         return self
 
@@ -119,13 +124,23 @@ class XTransformer(ExplainsAbsent, Saveable):
         sides = (("encoder", self.encoder), ("decoder", self.decoder.net))
         return "\n".join(f"{name}\n{describe(side, side.config)}" for name, side in sides)
 
-    def _check_shared_embedding(self) -> None:
+    def _check_shared_module(self) -> None:
         """Raises InputError where the embedding of one side alone was replaced, by an adapter for example."""
         if self.config.tie_token_emb and self.decoder.net.token_emb is not self.encoder.token_emb:
             raise InputError(
                 "tie_token_emb=True shares one embedding, but encoder.token_emb and decoder.net.token_emb are different modules. "
                 "After replacing or wrapping one of them, assign it to the other side too: "
                 "model.decoder.net.token_emb = model.encoder.token_emb."
+            )
+
+    def _check_shared_embedding(self) -> None:
+        """Raises InputError where the embedding of one side alone was replaced or resized."""
+        self._check_shared_module()
+        sizes = self.encoder.num_tokens, self.decoder.net.num_tokens
+        if self.config.tie_token_emb and sizes[0] != sizes[1]:
+            raise InputError(
+                f"tie_token_emb=True shares one embedding, but the encoder has num_tokens={sizes[0]} and the decoder {sizes[1]}: "
+                "one side was resized alone. Resize both with model.resize_token_embeddings(num_tokens)."
             )
 
     def _source(
@@ -257,7 +272,7 @@ class XTransformer(ExplainsAbsent, Saveable):
         if options.reads_source:
             with torch.no_grad():
                 source = in_eval_mode(self)._source(*given)
-        return DecodeLoop(self.decoder.net, options.with_context(**source), self.decoder.pad_value)
+        return decode_loop(self.decoder.net, options.with_context(**source), self.decoder.pad_value)
 
 
 def seq2seq_problems(config: Seq2SeqConfig) -> list[str]:

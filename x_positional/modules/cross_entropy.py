@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from x_positional.schemes.precision import wide_dtype, widened
+
 NO_TARGET = -100
 """The target of a row that does not count."""
 ROWS, ROWS_ON_A_GPU = 256, 1024
@@ -40,7 +42,7 @@ class TokenLoss:
 
     def of_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
         """[R V], [R] -> the loss [] or [R], in float32 or wider."""
-        logits, smoothing = logits.to(_wide(logits.dtype)), self.label_smoothing
+        logits, smoothing = widened(logits), self.label_smoothing
         nats = F.cross_entropy(
             logits, targets, ignore_index=NO_TARGET, reduction=self.reduction, label_smoothing=smoothing
         )
@@ -127,11 +129,6 @@ def _recomputed(x: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], 
 
 def _rows_of_chunk(device: torch.device) -> int:
     return ROWS if device.type == "cpu" else ROWS_ON_A_GPU
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """What is summed in."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 @torch.library.custom_op("x_positional::summed_cross_entropy", mutates_args=())
@@ -250,9 +247,14 @@ def _empty_results(
     x: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sums of 0, in a wide dtype, and a gradient for x to be filled; empty where it is not wanted."""
-    dweight = weight.new_zeros(weight.shape if wanted[1] else 0, dtype=_wide(weight.dtype))
+    dweight = weight.new_zeros(weight.shape if wanted[1] else 0, dtype=wide_dtype(weight.dtype))
     dbias = dweight.new_zeros(len(weight) if wanted[2] else 0)
-    return x.new_zeros((), dtype=_wide(x.dtype)), torch.empty_like(x) if wanted[0] else x.new_empty(0), dweight, dbias
+    return (
+        x.new_zeros((), dtype=wide_dtype(x.dtype)),
+        torch.empty_like(x) if wanted[0] else x.new_empty(0),
+        dweight,
+        dbias,
+    )
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

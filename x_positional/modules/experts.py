@@ -16,6 +16,7 @@ from x_positional.attention.integers import quantize_rows
 from x_positional.modules.dropout import Dropout
 from x_positional.modules.feedforward import FeedForward, GatedActivation
 from x_positional.modules.quantized import IntegerWeights, frozen, int8_linear
+from x_positional.schemes.precision import wide_dtype
 
 ScoreKind = Literal["softmax", "sigmoid"]
 WeighKind = Literal["output", "input"]
@@ -74,7 +75,7 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> RoutedExperts:
         """[N M] -> K experts for each token."""
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = wide_dtype(x.dtype)
         logits = F.linear(x.to(wide), self.weight.to(wide), None if self.bias is None else self.bias.to(wide))
         scores = logits.softmax(-1) if self.score == "softmax" else logits.sigmoid()
         merit = logits  # ordered like the scores, and distinct where those saturate

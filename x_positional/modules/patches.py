@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from x_positional.errors import InputError
-from x_positional.schemes.rotary.frequencies import wide_dtype
+from x_positional.schemes.precision import exact_dtype
 
 Coordinates = Literal["index", "rescaled", "centered"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -47,9 +47,9 @@ def patch_positions(
     for size, before in zip(grid, trained, strict=True):
         index = torch.arange(size, device=device)
         if coordinates == "rescaled":
-            index = index.to(wide_dtype(index.device)) * before / size
+            index = index.to(exact_dtype(index.device)) * before / size
         elif coordinates == "centered":
-            index = (index.to(wide_dtype(index.device)) + 0.5) * 2 / size - 1
+            index = (index.to(exact_dtype(index.device)) + 0.5) * 2 / size - 1
         axes.append(index)
     return torch.cartesian_prod(*axes)
 

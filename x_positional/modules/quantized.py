@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from x_positional.attention.integers import dequantize_rows, quantize_rows
+from x_positional.schemes.precision import wide_dtype
 
 PACKED_ROWS = 8
 """Most input rows for which torch's packed kernel beats a matrix product with the dequantized weight."""
@@ -55,7 +56,7 @@ def _product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 def _fused(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """A sum over products, in one loop over the integers once it is compiled."""
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = wide_dtype(x.dtype)
     out = (weight.to(wide) * x[..., None, :].to(wide)).sum(-1) * scale.to(wide)
     return out.to(x.dtype)
 

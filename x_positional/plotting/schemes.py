@@ -12,7 +12,7 @@ from torch import Tensor
 from x_positional.config.layers import LayersConfig
 from x_positional.modules.stack import AttentionLayers
 from x_positional.schemes.base import Dims, PositionScheme
-from x_positional.schemes.compose import Chain
+from x_positional.schemes.compose import leaves
 from x_positional.schemes.registry import SchemeConfig
 
 
@@ -132,13 +132,6 @@ class PlottedScheme:
             for scheme, stage in zip(schemes, stages, strict=True)
         ]
         return [replace(own, others=tuple(other for other in staged if other is not own)) for own in staged]
-
-
-def leaves(scheme: PositionScheme) -> list[PositionScheme]:
-    """The schemes of a Chain, or the scheme itself."""
-    if not isinstance(scheme, Chain):
-        return [scheme]
-    return [leaf for part in scheme.parts if isinstance(part, PositionScheme) for leaf in leaves(part)]
 
 
 @dataclass(frozen=True)

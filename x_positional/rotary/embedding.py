@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from x_positional.errors import ArgumentError, PositionError
 from x_positional.rotary.apply import align_rows, apply_rotary_emb, negative_dim, rotate, wider
-from x_positional.schemes.rotary.frequencies import angles, inverse_frequencies, wide_dtype
+from x_positional.schemes.precision import exact_dtype
+from x_positional.schemes.rotary.frequencies import angles, inverse_frequencies
 from x_positional.schemes.rotary.rope import XPOS_FASTEST, xpos_decay
 
 
@@ -84,15 +85,15 @@ class RotaryEmbedding(nn.Module):
         target = torch.get_default_device() if custom_freqs is None else custom_freqs.device
         device = torch.device("cpu") if target.type == "meta" else target
         if custom_freqs is not None:
-            freqs = custom_freqs.detach().to(wide_dtype(device), copy=True)
+            freqs = custom_freqs.detach().to(exact_dtype(device), copy=True)
         elif freqs_for == "lang":
             if theta_rescale_factor != 1:
                 theta *= theta_rescale_factor ** (dim / (dim - 2))
             freqs = inverse_frequencies(dim, theta, device, count=dim // 2)
         elif freqs_for == "pixel":
-            freqs = torch.pi * torch.linspace(1.0, max_freq / 2, dim // 2, device=device, dtype=wide_dtype(device))
+            freqs = torch.pi * torch.linspace(1.0, max_freq / 2, dim // 2, device=device, dtype=exact_dtype(device))
         else:
-            freqs = torch.ones(num_freqs, device=device, dtype=wide_dtype(device))
+            freqs = torch.ones(num_freqs, device=device, dtype=exact_dtype(device))
         self.initial_freqs = freqs
         if learned_freq:
             self.freqs = nn.Parameter(freqs.to(target, torch.float32))
@@ -107,7 +108,7 @@ class RotaryEmbedding(nn.Module):
     @property
     def _exact(self) -> Tensor:
         """[F] the frequencies that angles are computed from. The sum of the rounding and the rest is exact."""
-        wide = self.freqs.to(wide_dtype(self.freqs.device))
+        wide = self.freqs.to(exact_dtype(self.freqs.device))
         return wide + self._rest if not self.learned_freq and self.freqs is self._rounded else wide
 
     def reset_parameters(self) -> None:
@@ -236,7 +237,7 @@ class RotaryEmbedding(nn.Module):
         """
         if offsets is not None and len(offsets) != len(dims):
             raise ArgumentError(f"offsets has {len(offsets)} numbers for {len(dims)} axes: pass one per axis.")
-        wide, grid = wide_dtype(self.device), []
+        wide, grid = exact_dtype(self.device), []
         for axis, size in enumerate(dims):
             if self.freqs_for == "pixel":
                 places = torch.linspace(-1.0, 1.0, size, device=self.device, dtype=wide)
@@ -250,11 +251,11 @@ class RotaryEmbedding(nn.Module):
         return torch.cat(grid, dim=-1).to(self._public_dtype()).repeat_interleave(2, dim=-1)
 
     def _positions(self, tokens: int, device: torch.device, offset: float | Tensor) -> Tensor:
-        return (torch.arange(tokens, device=device, dtype=wide_dtype(device)) + offset) / self.interpolate_factor
+        return (torch.arange(tokens, device=device, dtype=exact_dtype(device)) + offset) / self.interpolate_factor
 
     def _angles(self, positions: Tensor) -> Tensor:
         """[...] -> [... F]"""
-        return angles(positions, self._exact.to(positions.device, wide_dtype(positions.device)))
+        return angles(positions, self._exact.to(positions.device, exact_dtype(positions.device)))
 
     def _decay(self, positions: Tensor, center: int) -> Tensor:
         """xPos: [T] -> [T R]"""
@@ -306,9 +307,9 @@ class RotaryEmbedding(nn.Module):
         super()._apply(keep_wide, recurse)
         device = fn(torch.empty(0, device=self.initial_freqs.device)).device
         if device.type != "meta":
-            self.initial_freqs = self.initial_freqs.to(device, wide_dtype(device))
+            self.initial_freqs = self.initial_freqs.to(device, exact_dtype(device))
             if not self.learned_freq:
-                self._keep(self._exact.to(device, wide_dtype(device)))
+                self._keep(self._exact.to(device, exact_dtype(device)))
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

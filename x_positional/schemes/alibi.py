@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from x_positional.schemes.base import AttentionContext, Bias, Dims, PositionScheme
 from x_positional.schemes.distance import DistanceScheme
 from x_positional.schemes.initial import logarithms
+from x_positional.schemes.precision import widened
 from x_positional.schemes.registry import SchemeConfig
 from x_positional.schemes.values import MAX_HEADS
 
@@ -63,7 +64,7 @@ class AlibiBias(DistanceScheme):
         if log is None:
             slopes = torch.tensor([s * self.scale for s in fixed], device=like.device, dtype=torch.float32)
         else:
-            slopes = log.to(torch.promote_types(log.dtype, torch.float32)).exp() * self.scale
+            slopes = widened(log).exp() * self.scale
         unbiased = slopes.new_zeros(self.heads - len(fixed))
         return torch.cat([slopes, unbiased]).reshape(-1, *[1] * like.ndim)
 

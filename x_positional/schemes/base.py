@@ -4,7 +4,7 @@ B batch, T query tokens, S key tokens, H heads, G key/value heads, D head dim, M
 A leading 1 in place of B means that all rows are the same. Biases are in logits: they are added after q.k * scale.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -264,3 +264,8 @@ class PositionScheme(nn.Module):
     def overrides(cls, hook: str) -> bool:
         """Whether this class of schemes defines the hook itself."""
         return getattr(cls, hook) is not getattr(PositionScheme, hook)
+
+
+def lowest_limit(schemes: Iterable[PositionScheme]) -> int | None:
+    """Positions that every scheme defines are below it; None if all positions are defined."""
+    return min((scheme.limit for scheme in schemes if scheme.limit is not None), default=None)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from x_positional.errors import ArgumentError
-from x_positional.schemes.base import AttentionContext, Bias, Capabilities, LayerView, PositionScheme
+from x_positional.schemes.base import AttentionContext, Bias, Capabilities, LayerView, PositionScheme, lowest_limit
 from x_positional.schemes.context import add
 from x_positional.schemes.terms import ScoreTerm
 
@@ -30,7 +30,7 @@ class Chain(PositionScheme):
         self.parts = nn.ModuleList(parts)
         self.per_layer = any(p.per_layer for p in parts)
         self.max_axes = min((p.max_axes for p in parts if p.capabilities().uses_positions), default=1)
-        self.limit = min((p.limit for p in parts if p.limit is not None), default=None)
+        self.limit = lowest_limit(parts)
         self.half_limit = min((p.half_limit for p in parts if p.half_limit is not None), default=None)
         consistent = all(p.capabilities().prefix_consistent for p in parts)
         self.takes_final_length = consistent and any(p.takes_final_length for p in parts)
@@ -118,3 +118,10 @@ def chain_problems(parts: Sequence[PositionScheme]) -> list[str]:
     if len(rotating) > 1:
         found.append(f"of {names}, more than one rotates queries and keys; their angles would add up. Choose one.")
     return found
+
+
+def leaves(scheme: PositionScheme) -> list[PositionScheme]:
+    """The schemes of a Chain, or the scheme itself."""
+    if not isinstance(scheme, Chain):
+        return [scheme]
+    return [leaf for part in scheme.parts if isinstance(part, PositionScheme) for leaf in leaves(part)]

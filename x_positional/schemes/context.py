@@ -45,6 +45,10 @@ class AttentionWindow(NamedTuple):
         sizes = [size for size in (self.size, self.chunk) if size is not None]
         return min(sizes) if sizes else None
 
+    def drops(self, tokens: int) -> bool:
+        """Whether a cache that has read this many tokens of a row has overwritten some of them."""
+        return self.kept is not None and tokens > self.keep_first + self.kept
+
     @property
     def farthest_query(self) -> int | None:
         """The largest index of a query relative to the kept first tokens; None if it is not limited."""
@@ -90,8 +94,8 @@ class AttentionContext:
     custom_positions: bool = False
     """Positions were given, or restart per document, so they differ from the index."""
     custom_mask: Tensor | None = None
-    """What the caller says about who sees whom, so that the host does not know it: which keys each query may see [B T N], or how
-    many first tokens of a row see each other [B|1]."""
+    """The mask or prefix that the caller gave, as a tensor, so that the host does not know who sees whom: which keys each query
+    may see [B T N], or how many first tokens of a row see each other [B|1]."""
     ahead: int = 0
     """In a decoder with a custom mask, every key that an earlier query sees has an index below it; 0 where none does."""
     q_documents: Tensor | None = None

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from x_positional.errors import PositionError
 from x_positional.schemes.base import NO_TOKEN, AttentionContext, Bias, Dims, PositionScheme, Span
+from x_positional.schemes.precision import exact_dtype, widened
 from x_positional.schemes.registry import SchemeConfig
-from x_positional.schemes.rotary.frequencies import wide_dtype
 from x_positional.schemes.terms import ScoreBlock, ScoreTerm
 
 
@@ -48,7 +48,7 @@ class _Difference(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads  # zero at hidden keys, whose probability is 0
-        wide = wide_dtype(grad.device)
+        wide = exact_dtype(grad.device)
         return grad.sum(-1, dtype=wide), -grad.sum(-2, dtype=wide), None, None
 
 
@@ -127,14 +127,14 @@ class ForgettingBias(PositionScheme):
 
     def key_state(self, x: Tensor) -> Tensor:
         gate = self.gate(x)
-        return F.logsigmoid(gate.to(torch.promote_types(gate.dtype, torch.float32))).transpose(1, 2)[..., None]
+        return F.logsigmoid(widened(gate)).transpose(1, 2)[..., None]
 
     def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
         if state is None:
             raise PositionError(
                 "forgetting needs key state, which cross-attention does not have. Use another scheme there."
             )
-        narrow, wide = state.dtype, wide_dtype(state.device)
+        narrow, wide = state.dtype, exact_dtype(state.device)
         log_f = state[..., 0].masked_fill((ctx.kv_index == NO_TOKEN)[:, None], 0).to(wide)  # [B H S]
         order = ctx.key_order()
         if order is None:

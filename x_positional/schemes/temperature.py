@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from x_positional.schemes.base import Dims, PositionScheme
+from x_positional.schemes.precision import exact_dtype
 from x_positional.schemes.registry import SchemeConfig
-from x_positional.schemes.rotary.frequencies import wide_dtype
 from x_positional.schemes.values import MAX_LENGTH
 
 
@@ -37,7 +37,7 @@ class QueryTemperature(PositionScheme):
 
     def tables(self, positions: Tensor) -> Tensor:
         """[B|1 T] -> [B|1 1 T 1] float32: the factor of each query."""
-        steps = ((positions.to(wide_dtype(positions.device)) + self.offset) / self.floor_scale).floor()
+        steps = ((positions.to(exact_dtype(positions.device)) + self.offset) / self.floor_scale).floor()
         return (1 + self.scale * torch.log1p(steps.clamp(min=0))).float()[:, None, :, None]
 
     def token_tables(self, tables: Tensor, i: int) -> Tensor:
@@ -64,7 +64,7 @@ class LogLengthTemperature(PositionScheme):
 
     def tables(self, positions: Tensor) -> Tensor:
         """[B|1 T] -> [B|1 1 T 1] float32: the factor of each query."""
-        seen = (positions.to(wide_dtype(positions.device)) + 1).clamp(min=1)
+        seen = (positions.to(exact_dtype(positions.device)) + 1).clamp(min=1)
         return (seen.log() / math.log(self.trained)).clamp(min=1).float()[:, None, :, None]
 
     def token_tables(self, tables: Tensor, i: int) -> Tensor:

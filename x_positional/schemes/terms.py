@@ -7,15 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from x_positional.schemes.spans import Span
-
-
-def widened(x: Tensor) -> Tensor:
-    """In float32 or wider: what blocks of scores are computed in."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from torch.func import functional_call
 
 from x_positional.attention.backends import BACKENDS, obstacles
 from x_positional.errors import BackendError, IncompatibleConfig
+from x_positional.schemes.compose import leaves
 from x_positional.testing.expect import APART, CheckFailed, Expect, difference, rounding_bound
-from x_positional.testing.subject import Kind, Subject, leaves
+from x_positional.testing.subject import Kind, Subject
 
 HOOKS = (
     "embed",

@@ -20,8 +20,9 @@ LENGTHS = (9, 3, 6)
 
 @torch.no_grad()
 def embeddings(subject: Subject, expect: Expect) -> None:
-    """Embeddings of ids in place of them, or of the first ones before the others, give the logits of the ids: padded left, right or
-    between, in a window, and in a cache in chunks. Ids beside embeddings in their place are refused, and so are neither."""
+    """inputs_embeds of all ids, and prepend_embeds of the first ids before the others, give the logits of the ids: padded left,
+    right or between, in a window, and in chunks through a cache. Ids together with inputs_embeds are refused, and so is a call
+    with neither."""
     tokens = subject.tokens(LENGTH)
     for kind in subject.kinds:
         model = subject.model(kind)

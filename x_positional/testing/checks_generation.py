@@ -74,7 +74,7 @@ def search(
 def whole_pass(model: TransformerWrapper, prompt: Tensor, steps: int = STEPS) -> Predict:
     """Log-probabilities after a prompt [T], by one pass over all tokens of each sequence, which `steps` tokens will have.
 
-    The number is for schemes that depend on the final length, which a cache tells them: theirs is empty before each pass.
+    `steps` is for schemes that depend on the final length, which they read from a cache: theirs is empty before each pass.
     """
     final = any(scheme.takes_final_length for scheme in model.attn_layers.position_schemes)
 

@@ -21,8 +21,8 @@ are float32, and equal in both."""
 
 
 def labels(subject: Subject, expect: Expect) -> None:
-    """A loss with labels and a loss mask is that of the logits at these places, label smoothing and z-loss included; micro-batches
-    of one row each add up to the loss and the gradients of one padded batch."""
+    """With labels and a loss mask, label smoothing and z-loss included, the loss is the one computed by hand from the logits of the
+    marked places; micro-batches of one row each add up to the loss and the gradients of one padded batch."""
     subject.need_decoder()
     with torch.no_grad():
         _of_logits(subject, expect)

@@ -4,21 +4,23 @@ B batch, T tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from x_positional.attention.backends import Backend, Choice, Prepared
+from x_positional.attention.backends import Prepared
 from x_positional.attention.backends.eager import Eager
 from x_positional.errors import InputError, PositionError
 from x_positional.models.language import TransformerWrapper
 from x_positional.schemes.base import AttentionContext, Bias
+from x_positional.schemes.compose import leaves
 from x_positional.testing.checks_backends import Scenario, split_backends
 from x_positional.testing.checks_batch import LENGTHS, padded
+from x_positional.testing.checks_maps import Replaced
 from x_positional.testing.expect import Expect, difference
-from x_positional.testing.subject import Kind, Subject, both_sides, leaves
+from x_positional.testing.subject import Kind, Subject, both_sides
 
 LENGTH, WINDOW, CHUNK, HIDDEN = 13, 5, 4, 4
 PREFIXES = (5, 1, 9)
@@ -39,17 +41,6 @@ class BruteForce(Eager):
         return Prepared(ctx=ctx, bias=bias)
 
 
-@dataclass(frozen=True)
-class BruteChoice(Choice):
-    """The choice of a backend by itself."""
-
-    brute: BruteForce
-
-    @property
-    def backend(self) -> Backend:
-        return self.brute
-
-
 class Reference:
     """The model in float64, without a causal mask, under masks written out by a check."""
 
@@ -59,7 +50,7 @@ class Reference:
 
     def __call__(self, tokens: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B T V]. table: [B T T] bool."""
-        choice = BruteChoice("brute force", "a reference", BruteForce(table))
+        choice = Replaced("brute force", "a reference", BruteForce(table))
         self.model.attn_layers.kinds = [replace(kind, choice=choice) for kind in self.kinds]
         return self.model(tokens, mask=mask)
 
@@ -86,9 +77,9 @@ def portable(subject: Subject, kind: Kind) -> list[str]:
 
 @torch.no_grad()
 def attention_masks(subject: Subject, expect: Expect) -> None:
-    """A mask of who sees whom gives the logits of attention under that mask written out, on every backend, with a window and with
-    padding; hidden tokens change nothing, except through forget gates; in chunks through a cache it gives those of one pass. A mask
-    [B T] is padding. A scheme with causal_only=True refuses a mask that shows a later key."""
+    """attention_mask [B T S] gives the logits of eager attention that hides the same pairs in float64, on every backend, with a
+    window and with padding; in chunks through a cache it gives those of one pass; a token that it hides everywhere has no effect,
+    except through forget gates. attention_mask [B T] is padding. With causal_only=True a mask that shows a later key is refused."""
     tokens = subject.tokens(LENGTH)
     for kind in subject.kinds:
         ahead = kind == "encoder" or not subject.capabilities(kind).causal_only

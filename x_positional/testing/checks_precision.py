@@ -11,8 +11,9 @@ from torch import Tensor
 
 from x_positional.models.language import TransformerWrapper
 from x_positional.schemes.base import AttentionContext, Bias, PositionScheme, Span
+from x_positional.schemes.compose import leaves
 from x_positional.testing.expect import SAFETY, CheckFailed, Expect, difference
-from x_positional.testing.subject import Kind, Subject, leaves
+from x_positional.testing.subject import Kind, Subject
 
 BASES = (0, 250, 505, 4090, 65_530, 131_060)
 LENGTH, LONG = 12, 400

@@ -18,7 +18,6 @@ from x_positional.errors import ArgumentError
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.models.quantize import Quantization, quantize
 from x_positional.schemes.base import Capabilities, Dims, PositionScheme
-from x_positional.schemes.compose import Chain
 from x_positional.schemes.registry import SchemeConfig, scheme_config
 from x_positional.testing.expect import NotApplicable, rounding_bound
 
@@ -199,13 +198,6 @@ def _checked(spec: Scheme) -> SchemeConfig | Makes:
             "Pass the class, a function of Dims, a config or a registered name."
         )
     return spec if not isinstance(spec, str | dict | SchemeConfig) else scheme_config(spec)
-
-
-def leaves(scheme: PositionScheme) -> list[PositionScheme]:
-    """The schemes of a Chain, or the scheme itself."""
-    if not isinstance(scheme, Chain):
-        return [scheme]
-    return [leaf for part in scheme.parts if isinstance(part, PositionScheme) for leaf in leaves(part)]
 
 
 def forced(

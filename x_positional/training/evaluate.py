@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from x_positional.models.loss import sums_by_chunks
 from x_positional.modules.cross_entropy import NO_TARGET
 from x_positional.progress import Track, silent
+from x_positional.schemes.precision import widened
 from x_positional.training.data.corpus import Split
 
 
@@ -97,7 +98,7 @@ def _summed_loss(model: nn.Module, inputs: Tensor, targets: Tensor, autocast: to
         if sums_by_chunks(model, targets):
             return model(inputs, targets=targets)  # type: ignore[no-any-return]
         logits = model(inputs)
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide = widened(logits)
     return F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET, reduction="sum")
 
 

@@ -55,6 +55,15 @@ class Prepared:
     """The backend's own form of mask and bias."""
 
 
+WIDE_BLOCK = 1024
+"""Queries in a block on devices other than a CPU: enough to fill them. On a CPU a block has to fit its cache."""
+
+
+def block_size(on_cpu: int, device: torch.device) -> int:
+    """Queries in a block."""
+    return on_cpu if device.type == "cpu" else WIDE_BLOCK
+
+
 def blocks_of(ctx: AttentionContext, size: int) -> list[tuple[Span, Span]]:
     """Blocks of `size` queries, each with the range of keys visible to them."""
     rows = (Span(start, min(start + size, ctx.T)) for start in range(0, ctx.T, size))

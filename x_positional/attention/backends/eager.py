@@ -3,16 +3,23 @@
 B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head dim, E value dim.
 """
 
-from typing import ClassVar
-
 import torch
 from einops import repeat
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from x_positional.attention.backends.base import Backend, Prepared, ScoreOps, blocks_of, drop, torch_func_runs
+from x_positional.attention.backends.base import (
+    Backend,
+    Prepared,
+    ScoreOps,
+    block_size,
+    blocks_of,
+    drop,
+    torch_func_runs,
+)
 from x_positional.attention.backends.tiles.attend import attend_by_tiles, shared_term
 from x_positional.schemes.base import AttentionContext, Bias, Kernel, Span
+from x_positional.schemes.precision import wide_dtype
 
 ALL_KERNELS: frozenset[Kernel] = frozenset(("fused", "bias", "rows"))
 
@@ -21,7 +28,7 @@ def probabilities(q: Tensor, k: Tensor, prepared: Prepared, ops: ScoreOps, rows:
     """[B H rows D], [B H keys D] -> [B H rows keys], in float32 or wider; a query without visible keys gets zeros."""
     ctx = prepared.ctx
     visible = ctx.visible_rows(rows, keys)
-    scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * ops.scale
+    scores = (q @ k.mT).to(wide_dtype(q.dtype)) * ops.scale
     for bias in (prepared.bias, ops.content):
         if bias is not None:
             scores = scores + replace_hidden(bias.dense(ctx, rows, keys), visible)
@@ -67,9 +74,8 @@ class Blockwise(Backend):
 
     name = "blockwise"
     kernels = ALL_KERNELS
-    block: ClassVar[dict[str, int]] = {"cpu": 128}
-    wide_block = 1024
-    """Queries in a block on other devices."""
+    block = 128
+    """Queries in a block on a CPU."""
 
     def prepare(self, ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> Prepared:
         return Prepared(ctx=ctx, bias=bias, term=shared_term(ctx, bias, dtype))
@@ -83,12 +89,10 @@ class Blockwise(Backend):
     def _recorded(self, q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor:
         """Recorded by autograd, so that derivatives of any order and transforms of torch.func work."""
         ctx = prepared.ctx
-        whole = torch.compiler.is_compiling()  # the compiler would recompile for every number of blocks
-        blocks = (
-            [(ctx.every_row, ctx.every_key)]
-            if whole
-            else blocks_of(ctx, self.block.get(q.device.type, self.wide_block))
-        )
+        if torch.compiler.is_compiling():  # it would recompile for every number of blocks
+            blocks = [(ctx.every_row, ctx.every_key)]
+        else:
+            blocks = blocks_of(ctx, block_size(self.block, q.device))
         out = [self._block(q, k, v, prepared, ops, rows, keys) for rows, keys in blocks]
         return out[0] if len(out) == 1 else torch.cat(out, dim=2)
 

@@ -16,6 +16,7 @@ from x_positional.attention.backends.base import (
     Prepared,
     ScoreOps,
     autocasts,
+    block_size,
     blocks_of,
     drop,
     refuse_second_derivative,
@@ -47,9 +48,8 @@ class Sdpa(Backend):
         "softcap": "scaled_dot_product_attention does not support a soft cap on scores",
         "sinks": "scaled_dot_product_attention has no attention sinks",
     }
-    block: ClassVar[dict[str, int]] = {"cpu": 256}
-    wide_block = 1024
-    """Queries in a block: few enough for the cache of a CPU, enough to fill a GPU."""
+    block = 256
+    """Queries in a block on a CPU."""
     mixed: ClassVar[frozenset[str]] = frozenset(("cpu",))
     """Devices whose kernels take a float32 mask with queries in half precision. Elsewhere q, k and v are widened."""
 
@@ -83,7 +83,7 @@ class Sdpa(Backend):
 
     def _blocks(self, ctx: AttentionContext) -> list[tuple[Span, Span]]:
         """A single block where more would gain little, and under torch.compile, which would recompile for every number of them."""
-        size = self.block.get(ctx.device.type, self.wide_block)
+        size = block_size(self.block, ctx.device)
         if torch.compiler.is_compiling() or 2 * size > ctx.T or not ctx.ordered:
             return [(ctx.every_row, ctx.every_key)]
         return blocks_of(ctx, size)

@@ -41,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens that see one another, or the padding of a row, which sees every key: its result is finite and nobody reads it."""
+    """Tokens that see one another, or the padding of a row, which sees every key: its result is finite and not read."""
 
     number: int | None
     """Of its keys among those of the row; None is every key."""
@@ -128,7 +128,9 @@ def texts_of(ctx: AttentionContext) -> Texts | None:
     """The texts of a batch; None where torch's kernel needs a mask for them, or is faster with one."""
     irregular = ctx.visible is not None and (not ctx.ordered or ctx.q_documents is not None)
     fewest = FEWEST if ctx.q_documents is None else FEWEST_PACKED
-    if not irregular or fewest > ctx.T or ctx.window.keep_first or not _on_host(ctx.q_index):
+    if not irregular or fewest > ctx.T or not _on_host(ctx.q_index):
+        return None
+    if ctx.window.keep_first or ctx.custom_mask is not None:  # texts are causal or full, or in a window
         return None
     aligned = ctx.causal or ctx.window.kept is not None
     if aligned and not torch.equal(ctx.q_index, ctx.kv_index):  # after cached tokens

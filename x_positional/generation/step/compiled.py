@@ -16,9 +16,10 @@ from torch import Tensor
 from x_positional.attention.cache import KVCache
 from x_positional.attention.cache_fixed import FixedCache, fixed_state, grown_size, padded_rows
 from x_positional.attention.cache_slots import SlotTable
-from x_positional.generation.sampling import race_times, usable_temperature, wide_dtype
+from x_positional.generation.sampling import race_times, usable_temperature
 from x_positional.generation.step.captured import CapturedStep, step_of
 from x_positional.generation.step.graph import GRAPHS, CompileError, Drawn, Graph, GraphDraw, fingerprint
+from x_positional.schemes.precision import wide_dtype
 
 Compile = bool | Literal["auto"]
 """Whether to compile the decoding step: "auto" does where it pays."""

@@ -15,6 +15,7 @@ from x_positional.attention.cache import CacheState, KVCache
 from x_positional.attention.cache_fixed import filled, fixed_state, leaf_names, leaves
 from x_positional.attention.ownership import UNKNOWN
 from x_positional.errors import CacheError, InputError, listed
+from x_positional.schemes.base import lowest_limit
 
 REFUSED = {
     "flex": "FlexAttention compiles its own kernels",
@@ -106,7 +107,7 @@ def export_step(model: Any, cache: KVCache) -> ExportedStep:
             the program. One that has read a prefix is exported as such: with its context, with given positions. It stays as it is.
 
     Raises:
-        InputError: the step cannot be exported; the message says why.
+        InputError: the step cannot be exported; the message gives every reason.
     """
     if reasons := _obstacles(model, cache):
         raise InputError(listed("this decoding step cannot be exported:", reasons))
@@ -131,11 +132,9 @@ def _obstacles(model: Any, cache: KVCache) -> list[str]:
         )
     if names := [type(s).__name__ for s in layers.position_schemes if not s.capabilities().kv_cacheable]:
         reasons.append(f"{', '.join(names)} changes the keys of earlier tokens as the sequence grows")
-    limits = [s.limit for s in layers.position_schemes if s.limit is not None]
-    if limits and cache.max_len is not None and cache.max_len > min(limits):
-        reasons.append(
-            f"max_len={cache.max_len} exceeds the {min(limits)} positions of the model. Make the cache shorter"
-        )
+    limit = lowest_limit(layers.position_schemes)
+    if limit is not None and cache.max_len is not None and cache.max_len > limit:
+        reasons.append(f"max_len={cache.max_len} exceeds the {limit} positions of the model. Make the cache shorter")
     if cache.state.last_document is not None:
         reasons.append("the cache holds packed documents, and a step has no document_ids. Read one document a row")
     if layers.cross is not None and cache.state.cross_context is None:

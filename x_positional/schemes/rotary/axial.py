@@ -11,9 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from x_positional.schemes.base import Dims
+from x_positional.schemes.precision import exact_dtype
 from x_positional.schemes.registry import SchemeConfig
 from x_positional.schemes.rotary.axes import width_problems
-from x_positional.schemes.rotary.frequencies import Frequencies, inverse_frequencies, wide_dtype
+from x_positional.schemes.rotary.frequencies import Frequencies, inverse_frequencies
 from x_positional.schemes.rotary.rotation import RopeEmbedding
 from x_positional.schemes.values import MAX_AXES
 
@@ -53,7 +54,7 @@ class AxialEmbedding(RopeEmbedding):
     def initial_frequencies(self, device: torch.device, lengths: Tensor | None = None) -> Frequencies:
         each = self.width // (2 * self.max_axes)
         if self.freqs == "pixel":
-            inv_freq = math.pi * torch.linspace(1.0, self.max_freq / 2, each, device=device, dtype=wide_dtype(device))
+            inv_freq = math.pi * torch.linspace(1.0, self.max_freq / 2, each, device=device, dtype=exact_dtype(device))
         else:
             inv_freq = inverse_frequencies(2 * each, self.theta, device)
         return Frequencies(inv_freq.repeat(self.max_axes))

@@ -8,6 +8,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from x_positional.schemes.precision import exact_dtype
+
 Number: TypeAlias = float | Tensor
 """A number, or one per token: [B|1 T|1]."""
 
@@ -21,18 +23,13 @@ class Frequencies(NamedTuple):
     """What cosines and sines of queries and keys are multiplied by; a tensor is [B|1 T|1 1]."""
 
 
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """float64, or float32 on devices without float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def inverse_frequencies(width: int, theta: Number, device: torch.device, count: int | None = None) -> Tensor:
     """[F] theta^(-2i/width), i = 0 .. ceil(width/2)-1 (or count-1). Su et al. 2021, arXiv:2104.09864, eq. 15.
 
     One theta per token, [B|1 T|1], gives [B|1 T|1 F].
     """
     pairs = (width + 1) // 2 if count is None else count
-    exponent = torch.arange(pairs, device=device, dtype=wide_dtype(device)) * (2.0 / width)
+    exponent = torch.arange(pairs, device=device, dtype=exact_dtype(device)) * (2.0 / width)
     return (theta[..., None] if isinstance(theta, Tensor) else theta) ** -exponent
 
 

@@ -11,9 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from x_positional.schemes.base import Dims
+from x_positional.schemes.precision import exact_dtype
 from x_positional.schemes.registry import SchemeConfig
 from x_positional.schemes.rotary.axes import check_axes, width_problems
-from x_positional.schemes.rotary.frequencies import inverse_frequencies, wide_dtype
+from x_positional.schemes.rotary.frequencies import inverse_frequencies
 from x_positional.schemes.rotary.rotation import Rotation, RotationScheme
 from x_positional.schemes.values import MAX_AXES
 
@@ -66,7 +67,7 @@ class MixedEmbedding(RotationScheme):
 
     def tables(self, positions: Tensor) -> Rotation:
         check_axes(positions, self.max_axes)
-        rate, at = self.rate.to(wide_dtype(positions.device))[:, None], positions[:, None, :, None]
+        rate, at = self.rate.to(exact_dtype(positions.device))[:, None], positions[:, None, :, None]
         if positions.ndim == 2:
             angle = at.to(rate.dtype) * rate.sum(-1)
         else:  # not a matrix product, which autocast would round on devices without float64

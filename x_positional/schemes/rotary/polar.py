@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from x_positional.schemes.base import Dims, PositionScheme
+from x_positional.schemes.precision import exact_dtype, widened
 from x_positional.schemes.registry import SchemeConfig
-from x_positional.schemes.rotary.frequencies import angles, wide_dtype
+from x_positional.schemes.rotary.frequencies import angles
 
 
 class PolarTables(NamedTuple):
@@ -46,7 +47,7 @@ class PolarEmbedding(PositionScheme):
             nn.init.uniform_(self.delta, -2 * math.pi, 0.0)
 
     def tables(self, positions: Tensor) -> PolarTables:
-        channel = torch.arange(self.head_dim, device=positions.device, dtype=wide_dtype(positions.device))
+        channel = torch.arange(self.head_dim, device=positions.device, dtype=exact_dtype(positions.device))
         angle = angles(positions, self.theta ** -(channel / self.head_dim)).unsqueeze(-3)
         return PolarTables(angle.cos().float(), angle.sin().float())
 
@@ -54,11 +55,11 @@ class PolarEmbedding(PositionScheme):
         return PolarTables(tables.cos.narrow(-2, i, 1), tables.sin.narrow(-2, i, 1))
 
     def rotate_q(self, q: Tensor, tables: PolarTables) -> Tensor:
-        length = F.softplus(q.to(torch.promote_types(q.dtype, torch.float32)))
+        length = F.softplus(widened(q))
         return torch.cat([length * tables.cos, length * tables.sin], -1).to(q.dtype)
 
     def rotate_k(self, k: Tensor, tables: PolarTables) -> Tensor:
-        length = F.softplus(k.to(torch.promote_types(k.dtype, torch.float32)))
+        length = F.softplus(widened(k))
         delta = self.delta.clamp(-2 * math.pi, 0.0).to(length.dtype)
         cos, sin = delta.cos(), delta.sin()
         shifted_cos, shifted_sin = tables.cos * cos - tables.sin * sin, tables.sin * cos + tables.cos * sin

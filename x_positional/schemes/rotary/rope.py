@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from x_positional.schemes.base import Dims
+from x_positional.schemes.precision import exact_dtype
 from x_positional.schemes.registry import SchemeConfig
 from x_positional.schemes.rotary.axes import SectionOrder, section_problems
-from x_positional.schemes.rotary.frequencies import wide_dtype
 from x_positional.schemes.rotary.rotation import RopeEmbedding
 from x_positional.schemes.rotary.scaling import RopeScaling, Scaling
 from x_positional.schemes.values import MAX_AXES, MAX_HEADS
@@ -27,7 +27,7 @@ def xpos_decay(positions: Tensor, width: int, pairs: int, center: float, scale_b
 
     Queries are multiplied by it and keys divided (Sun et al. 2022, arXiv:2212.10554, algorithm 1).
     """
-    wide = wide_dtype(positions.device)
+    wide = exact_dtype(positions.device)
     i = torch.arange(pairs, device=positions.device, dtype=wide)
     base = (2 * i / width + 0.4) / 1.4
     return base ** ((positions.to(wide) - center) / scale_base)[..., None]

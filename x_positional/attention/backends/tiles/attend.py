@@ -16,7 +16,8 @@ from x_positional.attention.backends.tiles.geometry import TilePlan, blocks_for
 from x_positional.attention.backends.tiles.gradients import tile_gradients
 from x_positional.attention.backends.tiles.online_softmax import forward_by_tiles
 from x_positional.schemes.base import AttentionContext, Bias, Span
-from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm, widened
+from x_positional.schemes.precision import widened
+from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Half precision is computed in float32."""

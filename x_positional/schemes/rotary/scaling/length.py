@@ -12,7 +12,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from x_positional.errors import ArgumentError
-from x_positional.schemes.rotary.frequencies import Frequencies, Number, inverse_frequencies, wide_dtype
+from x_positional.schemes.precision import exact_dtype
+from x_positional.schemes.rotary.frequencies import Frequencies, Number, inverse_frequencies
 from x_positional.schemes.rotary.scaling.base import CPU, RopeScaling, needs_two_pairs, rescaled_theta
 from x_positional.schemes.values import MAX_HEAD_DIM
 
@@ -97,7 +98,7 @@ class DynamicNtk(LengthScaling):
     ) -> Frequencies:
         now, trained = self._length(length), self.original_max_position_embeddings
         if isinstance(now, Tensor):
-            now = now.to(device, wide_dtype(device)).clamp(min=trained)
+            now = now.to(device, exact_dtype(device)).clamp(min=trained)
         else:
             now = max(now, trained)
         grown = self.factor * now / trained - (self.factor - 1)
