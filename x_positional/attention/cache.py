@@ -402,12 +402,15 @@ class KVCache:
         return list(zip(*rows, strict=True))
 
     def _check_not_overwritten(self, length: Any, kept: int | Tensor, held: int | Tensor) -> None:
-        """Raises CacheError if a ring has overwritten tokens of a row that loses some."""
+        """Raises CacheError if a ring has overwritten tokens of a row that loses some but not all."""
         rings = [slots.most for slots in self.slots if slots.most is not None]
         if not rings:
             return
-        longest = held if isinstance(held, int) else int(torch.where(kept < held, held, 0).max())
-        if isinstance(kept, Tensor) and isinstance(held, int) and not bool((kept < held).any()):
+        if isinstance(kept, int):
+            longest = held if kept else 0  # an empty row needs no earlier token
+        else:
+            longest = int(torch.where((kept > 0) & (kept < held), held, 0).max())
+        if not longest:
             return
         if longest + self._pass_open > min(rings):  # a step that failed may have overwritten one more
             raise CacheError(

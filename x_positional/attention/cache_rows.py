@@ -66,7 +66,7 @@ def kept_lengths(length: Any, batch: int, held: int | Tensor) -> int | Tensor:
     if given.ndim == 0:
         return _alike(int(given), held)
     if given.shape != (batch,):
-        raise ArgumentError(_wrong_length(f"of shape {list(given.shape)}", batch))
+        raise ArgumentError(_wrong_length(f"{given.tolist()}", batch))
     wanted = given.tolist()
     there = [held] * batch if isinstance(held, int) else held.tolist()
     for row, (keep, has) in enumerate(zip(wanted, there, strict=True)):
@@ -99,4 +99,5 @@ _WAY_OUT = "Crop to at most that many; a cache cannot be extended without readin
 
 
 def _wrong_length(value: str, batch: int) -> str:
-    return f"length={value} must be an integer, or {batch} integers, one for each row: the tokens that it keeps."
+    rows = "a list of one integer" if batch == 1 else f"{batch} integers, one for each row"
+    return f"length={value} must be an integer, or {rows}: the tokens that it keeps."

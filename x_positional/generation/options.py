@@ -13,7 +13,7 @@ from torch import Tensor
 
 from x_positional.attention.cache import KVCache
 from x_positional.attention.visibility import PrefixLen
-from x_positional.errors import InputError
+from x_positional.errors import InputError, shown
 from x_positional.generation.beams import BeamRules, EarlyStopping
 from x_positional.generation.callbacks import LogitsProcessor, StoppingCriterion, callable_problems
 from x_positional.generation.contrast import ContrastWith
@@ -131,7 +131,9 @@ class DecodeOptions:
             yield from Range(0, integer=True).problems("seq_len", self.seq_len)
         yield from self._switch_problems()
         if self.cache is not None and not isinstance(self.cache, KVCache):
-            yield f"cache={self.cache!r} must be a cache from model.new_cache(batch_size); return_cache=True returns a new one."
+            yield (
+                f"cache={_brief(self.cache)} must be a cache from model.new_cache(batch_size); return_cache=True returns a new one."
+            )
         if self.keeps_cache is True and self.cache_kv is False:
             yield "cache= and return_cache=True need cache_kv=True."
         if self.prefill_chunk_size is not None:
@@ -140,7 +142,7 @@ class DecodeOptions:
                 yield "prefill_chunk_size needs cache_kv=True: chunks are read into the cache."
         if self.speculate is not None:
             if not isinstance(self.speculate, PromptLookup | DraftModel):
-                yield f"speculate={self.speculate!r} must be PromptLookup(...), DraftModel(net) or None."
+                yield f"speculate={_brief(self.speculate)} must be PromptLookup(...), DraftModel(net) or None."
             if self.compile is True:
                 yield "speculate= and compile=True cannot be combined: the compiled step takes one token."
             if self.logits_processors:
@@ -174,7 +176,7 @@ class DecodeOptions:
         if self.contrast is None:
             return
         if not isinstance(self.contrast, ContrastWith):
-            yield f"contrast={self.contrast!r} must be ContrastWith(amateur, ...) or None."
+            yield f"contrast={_brief(self.contrast)} must be ContrastWith(amateur, ...) or None."
         if self.keeps_cache:
             yield "contrast= and cache= or return_cache=True cannot be combined: the amateur's cache ends with the call."
         if self.speculate is not None:
@@ -323,3 +325,8 @@ class GenerateAndReturnAll(BeamOptions):
 
     return_log_probs: Literal[True]
     return_cache: Literal[True]
+
+
+def _brief(value: Any) -> str:
+    """A value for a message; of a model its class, since its repr has a line for every layer."""
+    return type(value).__name__ if isinstance(value, torch.nn.Module) else shown(value)

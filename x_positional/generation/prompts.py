@@ -194,9 +194,10 @@ def _no_new_tokens(cache: KVCache | None) -> Prompts:
     if cache is None:
         raise InputError("prompts=None continues from a cache, and none was given. Pass a prompt or cache=.")
     if cache.state.ending is None or cache.state.ending[0] != cache.span:
+        reason = "its last tokens came from elsewhere, or it was cropped" if cache.span else "this cache is empty"
         raise InputError(
-            "prompts=None continues where generate or stream left this cache, but its last tokens came from elsewhere. "
-            "Pass at least one new token per row."
+            f"prompts=None continues where generate, stream or prefill left a cache, but {reason}. Pass at least one new token "
+            "per row."
         )
     ids = torch.empty(cache.batch_size, 0, dtype=torch.long, device=cache.device)
     return Prompts(ids, None, False)
