@@ -35,8 +35,8 @@ demo: $(VENV)/.train ## train the small rotary decoder for about two minutes, th
 quick: $(VENV)/.dev ## lint, types, and one scheme of each kernel kind through the contract: under a minute
 	@$(MAKE) --no-print-directory -j2 quick-static quick-tests
 
-test: $(VENV)/.dev ## the whole test suite, a sample of its random draws: about ten minutes on two cores
-	@echo "Running the tests (about ten minutes on two cores) ..."
+test: $(VENV)/.dev ## the whole test suite, a sample of its random draws: about a quarter of an hour on two cores
+	@echo "Running the tests (about a quarter of an hour on two cores) ..."
 	@$(TEST) $(PYTESTFLAGS)
 
 test-all: $(VENV)/.dev ## the whole test suite with every random draw
