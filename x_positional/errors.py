@@ -45,7 +45,7 @@ class FlagError(XPositionalError, TypeError):
     def __init__(self, where: str, problems: Sequence[str]):
         self.where, self.problems = where, list(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        kind = "arguments" if "." in where else "flags"
+        kind = "flags" if where[:1].isupper() and "." not in where else "arguments"
         super().__init__("\n  - ".join([f"{where}: {count} with its {kind}", *problems]))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from x_positional.config.flags.answers import PARAMETERS, flags_of_call, verdict
 from x_positional.config.flags.entry import REQUIRED, Flag
-from x_positional.config.flags.missing import ATTRIBUTES, CLASSES
+from x_positional.config.flags.missing import ATTRIBUTES, CLASSES, LOADING
 from x_positional.config.flags.table import FLAGS, PLACES
 from x_positional.config.flags.transformers import WORDS
 
@@ -236,6 +236,9 @@ def missing_sections() -> list[str]:
     lines += ["| attribute | what to use instead |", "|---|---|"]
     for name, attributes in ATTRIBUTES.items():
         lines += [f"| `{name}.{attribute}` | {cell(text)} |" for attribute, text in attributes.items()]
+    lines += ["", "## Keywords of transformers for loading", "", "`from_pretrained` answers them with this reason.", ""]
+    lines += ["| keyword | what to use instead |", "|---|---|"]
+    lines += [f"| `{name}` | {cell(text)} |" for name, text in LOADING.items()]
     return [*lines, ""]
 
 

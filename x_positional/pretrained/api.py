@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from x_positional.errors import PretrainedError, did_you_mean
+from x_positional.config.flags.missing import LOADING
+from x_positional.errors import ArgumentError, FlagError, PretrainedError, did_you_mean
 from x_positional.models.quantize import Quantization, QuantizeLoaded, check_quantization
 from x_positional.pretrained.config_json.codecs import Fields
 from x_positional.pretrained.config_json.encoder_decoder import encoder_only
@@ -67,12 +68,25 @@ def from_pretrained(
     Raises:
         PretrainedError: With all problems: an unknown family, unsupported settings, damaged or missing files, pickles,
             tensors that are missing, unexpected or of the wrong shape.
-        ArgumentError: If `quantize` is unknown.
+        ArgumentError: If `quantize` is unknown, or the device unavailable.
+        FlagError: For keywords of transformers' from_pretrained, with what to use instead.
         MissingExtra: If a GGUF file or the Hub needs a package that is not installed.
     """
+    if words := [f"{name} is refused. {LOADING[name]}" for name in overrides if name in LOADING]:
+        raise FlagError("from_pretrained", words)
     if quantize is not None:
         check_quantization(quantize)
+    _check_device(device)
     return load_source(open_source(source), dtype, device, backend, ignore, quantize, **overrides)
+
+
+def _check_device(device: torch.device | str | None) -> None:
+    """Raises ArgumentError for a device that does not exist or is unavailable."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ArgumentError(f"device={str(device)!r} cannot be used: {reason}. Use device='cpu', or None.") from None
 
 
 def load_source(

@@ -14,6 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import x_positional
 from tests.support.generation_models import NUM_TOKENS, ids, language_model
 from x_positional import (
+    ArgumentError,
     AutoregressiveWrapper,
     ContinuousTransformerWrapper,
     Decoder,
@@ -23,9 +24,10 @@ from x_positional import (
     TransformerWrapper,
     ViTransformerWrapper,
     XTransformer,
+    from_pretrained,
 )
 from x_positional.config.flags.answers import PARAMETERS, flags_of_call, verdict
-from x_positional.config.flags.missing import ATTRIBUTES, CLASSES
+from x_positional.config.flags.missing import ATTRIBUTES, CLASSES, LOADING
 from x_positional.config.flags.table import PLACES
 from x_positional.config.flags.transformers import WORDS
 
@@ -312,3 +314,17 @@ def test_a_missing_or_repeated_argument_names_the_method() -> None:
         model.generate(ids(1, 3))  # type: ignore[call-overload]
     with pytest.raises(TypeError, match=r"^AutoregressiveWrapper.generate: multiple values for argument 'seq_len'"):
         model.generate(ids(1, 3), 2, max_new_tokens=2)  # type: ignore[call-overload]
+
+
+def test_keywords_of_transformers_for_loading_are_answered_before_anything_is_read() -> None:
+    found = problems(from_pretrained, "no-such-folder", torch_dtype=torch.bfloat16, device_map="auto")
+    assert [problem.split(" ")[0] for problem in found] == ["torch_dtype", "device_map"]
+    assert found[0].endswith("Use `dtype=`, a torch.dtype; None keeps that of the file.")
+    assert not LOADING.keys() & inspect.signature(from_pretrained).parameters.keys()
+
+
+def test_an_unavailable_device_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(ArgumentError, match=r"device='cuda:99' cannot be used: .*Use device='cpu', or None"):
+        from_pretrained("no-such-folder", device="cuda:99")
+    with pytest.raises(ArgumentError, match="device='gpu' cannot be used"):
+        from_pretrained("no-such-folder", device="gpu")
