@@ -166,7 +166,7 @@ def test_it_compiles_without_graph_breaks() -> None:
             r"mask and kept leave no patch of image 1",
         ),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_choices_that_do_not_fit_are_refused(inputs: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -179,12 +179,15 @@ def test_choices_that_do_not_fit_are_refused(inputs: dict, message: str) -> None
         ([], r"or a list of tensors \[channels=2, height, width\], one an image; got a list of nothing"),
         ([images(12, 20)], r"image 0 must have shape \[channels=2, height, width\].*got \[2, 2, 12, 20\]"),
         ([images(12, 20)[0], images(13, 20)[0]], r"image 1: height 13 is not a multiple.*height 12 or 16"),
-        ([images(12, 20)[0], images(12, 20)[0].float()], r"image 1 is torch.float32 on cpu, and image 0 torch.float64"),
+        (
+            [images(12, 20)[0], images(12, 20)[0].float()],
+            r"image 1 must be torch.float64, as the model is; got torch.float32",
+        ),
         ([images(12, 20)[0], 3], r"got a list of Tensor, int"),
         ("image.png", r"got str"),
         ([(images(12, 20)[0] * 255).byte()], r"image 0 must be floats; got torch.uint8"),
     ],
-    ids=str,
+    ids=["empty", "four axes", "a height that is cut", "two dtypes", "a number", "a path", "bytes"],
 )
 def test_lists_that_are_no_images_are_refused(batch, message: str) -> None:
     with pytest.raises(InputError, match=message):
