@@ -32,7 +32,7 @@ help: ## list the targets
 demo: $(VENV)/.train ## train the small rotary decoder for about two minutes, then sample from it
 	@$(PY) -m x_positional.cli.demo
 
-quick: $(VENV)/.dev ## lint, types, and one scheme of each kernel kind through the contract: under a minute
+quick: $(VENV)/.dev ## lint, types, and one scheme of each kernel kind through the contract: about 90 s on two cores
 	@$(MAKE) --no-print-directory -j2 quick-static quick-tests
 
 test: $(VENV)/.dev ## the whole test suite, a sample of its random draws: about a quarter of an hour on two cores
