@@ -44,7 +44,7 @@ def sandwich_logit(scheme) -> Pair:
 
 
 def fire_logit(scheme) -> Pair:
-    first, last = scheme.mlp[0], scheme.mlp[2]
+    first, last = scheme.to_hidden, scheme.to_bias
     w1, b1, w2, b2 = first.weight[:, 0].tolist(), first.bias.tolist(), last.weight.tolist(), last.bias.tolist()
     c, length = scheme.scale.item(), scheme.threshold.item() * scheme.initial_threshold
 

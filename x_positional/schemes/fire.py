@@ -63,10 +63,10 @@ class FireBias(PositionScheme):
         self.heads, self.initial_threshold = heads, threshold
         self.scale = nn.Parameter(torch.tensor(scale))
         self.threshold = nn.Parameter(torch.tensor(1.0))  # of its initial value: so that both train at the same rate
-        self.mlp = nn.Sequential(nn.Linear(1, width), nn.ReLU(), nn.Linear(width, heads))
+        self.to_hidden, self.to_bias = nn.Linear(1, width), nn.Linear(width, heads)
 
     def bias(self, ctx: AttentionContext) -> Bias:
-        first, last = self.mlp[0], self.mlp[2]
+        first, last = self.to_hidden, self.to_bias
         w1, b1, w2, b2 = (widened(t) for t in (first.weight[:, 0], first.bias, last.weight, last.bias))
         scale, dtype = widened(self.scale).abs(), w1.dtype
         q, k = ctx.q_positions.expand(ctx.batch, -1), ctx.kv_positions.expand(ctx.batch, -1)
