@@ -16,26 +16,9 @@ from x_positional.errors import MissingExtra, PretrainedError, UserError
 from x_positional.models.saving import Format
 from x_positional.pretrained.commit import open_folder, replacing
 from x_positional.pretrained.folder import contains_model
-from x_positional.pretrained.source import Source
-from x_positional.pretrained.tensors.write import write_json
-from x_positional.pretrained.tokenizers.text import GENERATION, TextTokenizer, byte_tokenizer
-from x_positional.training.checkpoints.checkpoint import TOKENIZER
-
-COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-)
-"""Files of the tokenizer, copied unchanged."""
-
+from x_positional.pretrained.source import Source, open_source
+from x_positional.pretrained.tokenizers.text import GENERATION
+from x_positional.pretrained.tokenizers.write import write_tokenizer
 
 @dataclass(frozen=True)
 class Loaded:
@@ -77,37 +60,22 @@ def convert(
 
 
 def _published(source: Source, console: Console, dtype: str | None, ignore: Collection[str]) -> Loaded:
-    def write_tokenizer(target: Path) -> None:
+    def write(target: Path) -> None:
         tokenizer = source.tokenizer()
-        if source.path.is_dir():
-            folder = open_folder(source.path)
-            for name in COPIED:
-                file = folder.find(name)
-                if file is not None:
-                    shutil.copyfile(file, target / name)
-        else:
-            tokenizer.save(target)
-        _write_end_tokens(tokenizer, target)
+        write_tokenizer(tokenizer, target, open_folder(source.path) if source.path.is_dir() else None)
 
-    return Loaded(loaded(source, console, dtype, "cpu", ignore), write_tokenizer)
+    return Loaded(loaded(source, console, dtype, "cpu", ignore), write)
 
 
 def _run(path: Path, dtype: str | None) -> Loaded:
     checkpoint = checkpoint_of(path)
     model = load_net(checkpoint, "cpu").to(dtype_of(dtype))
-    kind = checkpoint.entry("tokenizer")
 
-    def write_tokenizer(target: Path) -> None:
-        if kind is None:
-            raise PretrainedError(f"{path} has no tokenizer:", ["it was trained on token ids."])
-        if kind == TOKENIZER:
-            shutil.copyfile(checkpoint.verified(TOKENIZER), target / TOKENIZER)
-        else:
-            tokenizer = byte_tokenizer()
-            tokenizer.save(target)
-            _write_end_tokens(tokenizer, target)
+    def write(target: Path) -> None:
+        tokenizer = open_source(checkpoint.path).tokenizer()
+        write_tokenizer(tokenizer, target, open_folder(checkpoint.path))
 
-    return Loaded(model, write_tokenizer)
+    return Loaded(model, write)
 
 
 def _write_tokenizer(source: Loaded, target: Path) -> str:
@@ -117,12 +85,6 @@ def _write_tokenizer(source: Loaded, target: Path) -> str:
     except (PretrainedError, MissingExtra) as error:
         return f"no tokenizer was written: {error}"
     return ""
-
-
-def _write_end_tokens(tokenizer: TextTokenizer, target: Path) -> None:
-    """Write the ids that end a text to generation_config.json, unless that exists."""
-    if tokenizer.ends and not (target / GENERATION).exists():
-        write_json(target / GENERATION, {"eos_token_id": list(tokenizer.ends)})
 
 
 def _next_commands(target: Path, form: Format, generate: bool) -> list[str]:

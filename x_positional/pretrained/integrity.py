@@ -17,6 +17,8 @@ MODEL, OPTIMIZER, CONFIG, TRAINER, TOKENIZER = (
     "trainer.json",
     "tokenizer.json",
 )
+ORIGIN = "origin.json"
+"""The config.json of the published model that a run started from."""
 NAME = re.compile(r"step-(\d{8,18})")
 """Of the folder of a checkpoint."""
 

@@ -13,6 +13,7 @@ from x_positional.schemes.registry import Config
 from x_positional.schemes.suggest import messages
 from x_positional.training.checkpoints.checkpoint import CONFIG
 from x_positional.training.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
+from x_positional.training.finetune.config import ChatConfig, InitConfig, LoraConfig
 from x_positional.training.overrides import override
 
 
@@ -33,6 +34,12 @@ class OtherSections(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     """As in `TrainConfig`."""
     run: RunConfig = RunConfig()
+    """As in `TrainConfig`."""
+    init: InitConfig | None = None
+    """As in `TrainConfig`."""
+    chat: ChatConfig | None = None
+    """As in `TrainConfig`."""
+    lora: LoraConfig | None = None
     """As in `TrainConfig`."""
 
 

@@ -6,7 +6,7 @@ A checkpoint is a folder `step-00000200` with the model (`model.safetensors`, `c
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def save_checkpoint(
     optimizer: Mapping[str, Tensor],
     trainer: Mapping[str, Any],
     config_text: str,
-    tokenizer_file: Path | None = None,
+    write_tokenizer: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `root/step-…` so that after a crash the checkpoint is either complete or absent.
 
@@ -110,7 +110,7 @@ def save_checkpoint(
         optimizer: Optimizer state by name.
         trainer: Further entries of `trainer.json`.
         config_text: The resolved config as YAML.
-        tokenizer_file: A `tokenizer.json` to copy into the checkpoint.
+        write_tokenizer: Writes the tokenizer's files to a folder.
 
     Returns:
         The folder of the checkpoint.
@@ -128,8 +128,8 @@ def save_checkpoint(
         save_file(dict(model), temporary / MODEL, metadata={"format": "pt", "x_positional": "1"})
         save_file(dict(optimizer), temporary / OPTIMIZER, metadata={"format": "pt"})
         (temporary / CONFIG).write_text(config_text, encoding="utf-8")
-        if tokenizer_file is not None:
-            shutil.copyfile(tokenizer_file, temporary / TOKENIZER)
+        if write_tokenizer is not None:
+            write_tokenizer(temporary)
         digests = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
         write_record(temporary, {"step": step, "files": digests, **trainer})
         for file in temporary.iterdir():

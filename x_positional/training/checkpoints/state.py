@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from x_positional.errors import ArgumentError, UserError, listed
+from x_positional.pretrained.adapters import adapter_parameters
 
 _ADAMW_STATE = ("exp_avg", "exp_avg_sq", "step")
 MAX_SHOWN = 8
@@ -14,12 +15,12 @@ MAX_SHOWN = 8
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with each shared tensor (tied embeddings) once, under its first name.
+    """The state dict with each shared tensor (tied embeddings) once, under its first name; of a model with adapters, theirs.
 
     Raises:
         ArgumentError: The model has buffers.
     """
-    named = dict(model.named_parameters())
+    named = saved_parameters(model)
     state = model.state_dict(keep_vars=True)
     buffers = sorted(name for name, tensor in state.items() if not isinstance(tensor, nn.Parameter))
     if buffers:
@@ -33,7 +34,7 @@ def load_model(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
     Raises:
         UserError: Names, shapes or dtypes do not match; the message lists every mismatch. The model is unchanged.
     """
-    own = dict(model.named_parameters())
+    own = saved_parameters(model)
     problems = [f"missing tensor {name}" for name in own if name not in tensors]
     problems += [f"unexpected tensor {name}" for name in tensors if name not in own]
     for name in own.keys() & tensors.keys():
@@ -44,6 +45,12 @@ def load_model(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
     _raise_if_any(f"the weights in {source} do not match this model:", problems)
     for name, parameter in own.items():
         parameter.data.copy_(tensors[name])
+
+
+def saved_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What a checkpoint holds: the adapters of a model that has some, since the rest never changes; otherwise all parameters."""
+    adapters = adapter_parameters(model)
+    return adapters or dict(model.named_parameters())
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
