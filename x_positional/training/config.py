@@ -84,6 +84,9 @@ class RunConfig(Config):
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     """auto is bfloat16 autocast on CUDA (weights stay float32) and float32 elsewhere. fp64 is for comparisons: weights and
     activations are float64."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes divide the work. `ddp`: each holds the whole model. `fsdp`: parameters, gradients and optimizer
+    state are divided among them. No effect on a single process."""
     label_smoothing: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of each target that is spread evenly over the vocabulary, in training only."""
     z_loss: float = Field(default=0.0, ge=0.0)

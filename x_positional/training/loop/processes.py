@@ -33,6 +33,8 @@ class Processes:
         self.index: int = self.accelerator.process_index
         self.main: bool = self.accelerator.is_main_process
         self.device: torch.device = self.accelerator.device
+        self.sharded = run.parallel == "fsdp" and self.count > 1
+        """Whether parameters are divided among processes."""
         refuse_separate_processes(self.count, self.accelerator.distributed_type.value, os.environ)
         # Decisions of the host are exchanged on the host, so that they never wait for the device.
         nccl = self.count > 1 and distributed.get_backend() != "gloo"
