@@ -44,7 +44,7 @@ THIRD_PARTY = {
     "generation": TENSORS,
     "training": BASE | {"accelerate", "filelock", "matplotlib", "numpy", "tensorboard", "tokenizers"},
     "plotting": BASE | {"matplotlib"},
-    "pretrained": BASE | {"huggingface_hub", "gguf", "tokenizers", "jinja2"},
+    "pretrained": BASE | {"huggingface_hub", "gguf", "tokenizers", "jinja2", "peft"},
     "cli": BASE | {"typer", "click"},
 }
 

@@ -14,9 +14,11 @@ from x_positional.cli.hints import command
 from x_positional.cli.published import checkpoint_of, dtype_of, is_published, loaded, opened
 from x_positional.errors import MissingExtra, PretrainedError, UserError
 from x_positional.models.saving import Format
+from x_positional.pretrained.adapters import save_adapters
+from x_positional.pretrained.api import adapted
 from x_positional.pretrained.commit import open_folder, replacing
 from x_positional.pretrained.folder import contains_model
-from x_positional.pretrained.source import Source, open_source
+from x_positional.pretrained.source import INIT, Source, open_source
 from x_positional.pretrained.tokenizers.text import GENERATION
 from x_positional.pretrained.tokenizers.write import write_tokenizer
 
@@ -57,6 +59,20 @@ def convert(
         print(note)
     for line in _next_commands(target, form, generate=not note):
         print(line)
+
+
+def convert_adapters(path: Path, target: Path, form: Format) -> None:
+    """Write the adapters of a run alone, in peft's format. Raises UserError, PretrainedError."""
+    if is_published(path):
+        raise UserError(f"--adapter needs a run that trained adapters; {path} is a published model")
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise UserError(f"{target} is not an empty folder; choose another one")
+    source = open_source(checkpoint_of(path).path)
+    net = adapted(source)
+    save_adapters(net, target, source.config[INIT]["source"], published=form == "hf")
+    print(f"{target}:")
+    for file in sorted(target.iterdir()):
+        print(f"  {file.stat().st_size:>13,}  {file.name}")
 
 
 def _published(source: Source, console: Console, dtype: str | None, ignore: Collection[str]) -> Loaded:

@@ -45,11 +45,13 @@ def add_adapters(
     targets = _targets(net, target_modules)
     alpha = int(lora_alpha) if float(lora_alpha).is_integer() else lora_alpha
     config = peft.LoraConfig(r=r, lora_alpha=alpha, lora_dropout=lora_dropout, target_modules=targets)
+    frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
     peft.inject_adapter_in_model(config, net, NAME)
+    net.frozen_before = frozen  # type: ignore[assignment]
 
 
 def merge_adapters(net: nn.Module) -> None:
-    """Add each adapter to the weight of its layer, in place: the same model without adapters."""
+    """Add each adapter to the weight of its layer, in place: the same model without adapters, all of it trainable again."""
     _peft()
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -58,7 +60,9 @@ def merge_adapters(net: nn.Module) -> None:
             module.merge()
             parent, _, leaf = name.rpartition(".")
             setattr(net.get_submodule(parent), leaf, module.get_base_layer())
-    del net.peft_config
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name not in net.frozen_before)
+    del net.peft_config, net.frozen_before
 
 
 def adapter_parameters(net: nn.Module) -> dict[str, nn.Parameter]:

@@ -153,12 +153,17 @@ def _load_native(
         if ORIGIN in hf:
             model.origin = Origin(family_of(hf[ORIGIN], str(source.path)), hf[ORIGIN])  # type: ignore[assignment]
         return model
-    model = _merged(source, hf).to(device=device, dtype=dtype)
+    model = adapted(source)
+    merge_adapters(model)
+    model.to(device=device, dtype=dtype)
     return model if quantization is None else quantize_model(model, quantization)
 
 
-def _merged(source: Source, hf: Mapping[str, Any]) -> nn.Module:
-    """The base of a run with adapters, with the adapters merged into it."""
+def adapted(source: Source) -> Any:
+    """The base of a run with adapters, with the adapters beside its weights. Raises PretrainedError where there are none."""
+    hf = source.config
+    if LORA not in hf:
+        raise PretrainedError(f"{source.path} has no adapters:", ["it is not a run that was started with lora."])
     base = (hf.get(INIT) or {}).get("source")
     stored = source.tensors()
     tensors = {name: stored.read(name) for name in stored.names()}
@@ -171,12 +176,8 @@ def _merged(source: Source, hf: Mapping[str, Any]) -> nn.Module:
             error.problems,
         ) from error
     model = load_source(opened, torch.float64 if wide else torch.float32)
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     add_adapters(model, **hf[LORA])
     load_adapters(model, tensors, str(source.path))
-    merge_adapters(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
     return model.eval()
 
 

@@ -99,6 +99,8 @@ class RunConfig(Config):
     """Steps between log lines."""
     eval_every: int = Field(default=200, ge=1)
     """Steps between evaluations."""
+    eval_first: bool = False
+    """Evaluate before the first step too."""
     eval_tokens: int | None = Field(default=65536, ge=1)
     """Validation tokens per evaluation, spread over the whole text. None is all."""
     save_every: int = Field(default=200, ge=1)
@@ -138,6 +140,7 @@ class TrainConfig(Config):
         most = self.run.steps // 10
         if "warmup_steps" not in self.optimizer.model_fields_set and self.optimizer.warmup_steps > most:
             optimizer = self.optimizer.model_copy(update={"warmup_steps": most})
+            optimizer.model_fields_set.discard("warmup_steps")  # so that it follows run.steps where those change
             object.__setattr__(self, "optimizer", optimizer)  # configs are frozen once they are validated
         return self
 

@@ -48,7 +48,7 @@ def load_config(file: Path, overrides: Mapping[str, Any] | None = None) -> Train
 
     Raises `UserError` with every problem of file and overrides together.
     """
-    return _validated(_read(file), overrides or {}, str(file))
+    return config_of_fields(_read(file), overrides or {}, str(file))
 
 
 def load_model(file: Path, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -78,7 +78,7 @@ def parse_config(text: str, source: str) -> TrainConfig:
         raw = parse_yaml(text, f"the config of {source}")
     except ConfigError as error:
         raise UserError(str(error)) from error
-    return _validated(raw, {}, source)
+    return config_of_fields(raw, {}, source)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -88,7 +88,8 @@ def _read(file: Path) -> dict[str, Any]:
         raise UserError(str(error)) from error
 
 
-def _validated(raw: dict[str, Any], overrides: Mapping[str, Any], source: str) -> TrainConfig:
+def config_of_fields(raw: dict[str, Any], overrides: Mapping[str, Any], source: str) -> TrainConfig:
+    """The config of its fields, changed by dotted `overrides`. Raises `UserError` with every problem of both."""
     problems = override(TrainConfig, raw, overrides)
     try:
         config = TrainConfig.parse(raw)

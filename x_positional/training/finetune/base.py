@@ -1,11 +1,13 @@
 """The model that a run starts from: its config, its weights, its adapters, and what identifies it."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from x_positional.config.models import ModelConfig
+from x_positional.config.models import ModelConfig, plain
 from x_positional.errors import PretrainedError, UserError
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.pretrained.adapters import add_adapters
@@ -13,7 +15,10 @@ from x_positional.pretrained.api import config_of, load_source
 from x_positional.pretrained.folder import CONFIG
 from x_positional.pretrained.source import Source, open_source
 from x_positional.training.config import TrainConfig
+from x_positional.training.load import config_of_fields
 
+LORA_LR, FULL_LR = 2e-4, 2e-5
+"""Default learning rates: of adapters, and of a model's own parameters."""
 BLOCK, BLOCKS = 1 << 16, 64
 """Bytes of a block, and blocks of a file, that identify it."""
 
@@ -33,6 +38,32 @@ def base_config(source: Source) -> ModelConfig:
         kind = source.config.get("model_type")
         raise UserError(f"{source.path} contains a {kind} model, which does not predict the next token")
     return config
+
+
+def finetune_config(name: str, overrides: Mapping[str, Any], *, lora: bool) -> TrainConfig:
+    """The run that fine-tunes a model on conversations.
+
+    Args:
+        name: A folder of a published model, a GGUF file, a run, or a model name on the Hub.
+        overrides: Dotted keys of `TrainConfig`, as in `load_config`; `data.path` is needed.
+        lora: Train adapters.
+
+    Raises:
+        UserError: The model cannot be read or does not predict the next token, or with every problem of the overrides.
+    """
+    source = base_source(name)
+    adapters = lora or any(key == "lora" or key.startswith("lora.") for key in overrides)
+    optimizer = {"lr": LORA_LR if adapters else FULL_LR, "betas": [0.9, 0.999], "weight_decay": 0.0}
+    run = {"dir": "runs/finetune", "batch_size": 8, "eval_first": True, "eval_tokens": None, "log_every": 1}
+    raw = {
+        "model": plain(base_config(source)),
+        "init": {"source": str(source.path.resolve())},
+        "chat": {},
+        "optimizer": optimizer,
+        "run": run,
+        **({"lora": {}} if adapters else {}),
+    }
+    return config_of_fields(raw, overrides, name)
 
 
 def initial_model(config: TrainConfig) -> TransformerWrapper:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from x_positional.pretrained.tokenizers.write import write_tokenizer
 from x_positional.progress import Track, silent
 from x_positional.training.config import TrainConfig
 from x_positional.training.finetune.base import base_source
+from x_positional.training.finetune.config import ChatConfig
 from x_positional.training.finetune.conversations import Conversation, Reader, fitted
 from x_positional.training.finetune.packing import PackedRows
+from x_positional.training.loop.processes import launched_processes
 
 ROUND = 64
 """Rows of data.seq_len=None are as long as the longest conversation, rounded up to a multiple of this."""
@@ -106,9 +109,18 @@ def load_conversations(config: TrainConfig, track: Track = silent) -> tuple[Trai
         validation, more = fitted(held_out, limit, chat, Path(chat.validation or ""))
         notes += more
     rows = [PackedRows(part, limit, config.run.seed, pack=chat.pack) for part in (kept, validation)]
-    data = config.data.model_copy(update={"seq_len": limit})
     corpus = Conversations(rows[0], rows[1], str(file), base, tokenizer, tuple(notes))
-    return config.model_copy(update={"data": data}), corpus
+    return _resolved(config, chat, limit, len(rows[0])), corpus
+
+
+def _resolved(config: TrainConfig, chat: ChatConfig, seq_len: int, rows: int) -> TrainConfig:
+    """The config with the row length, and with the steps of `chat.epochs` where `run.steps` is not set."""
+    fields = {name: getattr(config, name) for name in type(config).model_fields}
+    fields["data"] = config.data.model_copy(update={"seq_len": seq_len})
+    if "steps" not in config.run.model_fields_set:
+        step = config.run.batch_size * config.run.accumulate * max(1, launched_processes(os.environ))
+        fields["run"] = config.run.model_copy(update={"steps": max(1, math.ceil(chat.epochs * rows / step))})
+    return TrainConfig.model_validate(fields)
 
 
 def _split(

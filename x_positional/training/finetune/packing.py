@@ -29,6 +29,8 @@ class PackedRows:
         pack: Whether a row may hold several conversations.
     """
 
+    bytes_per_token: None = None
+
     def __init__(self, conversations: Sequence[Conversation], seq_len: int, seed: int, *, pack: bool = True) -> None:
         self._conversations, self._seq_len, self._seed = conversations, seq_len, seed
         lengths = [len(one) for one in conversations]
