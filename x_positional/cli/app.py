@@ -310,8 +310,9 @@ def convert(
         for name, given in (("--model-type", model_type), ("--dtype", dtype), ("--ignore", ignore)):
             if given:
                 raise UserError(f"{name} has no effect on adapters; omit it or --adapter")
-        return convert_adapters(source, target, form)
-    write_converted(source, target, form, model_type=model_type, dtype=dtype, ignore=ignore or ())
+        convert_adapters(source, target, form)
+    else:
+        write_converted(source, target, form, model_type=model_type, dtype=dtype, ignore=ignore or ())
 
 
 @app.command()

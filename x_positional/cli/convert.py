@@ -22,6 +22,7 @@ from x_positional.pretrained.source import INIT, Source, open_source
 from x_positional.pretrained.tokenizers.text import GENERATION
 from x_positional.pretrained.tokenizers.write import write_tokenizer
 
+
 @dataclass(frozen=True)
 class Loaded:
     """A model to convert."""

@@ -17,9 +17,7 @@ from x_positional.training.loop.log import LOG, read_curve
 from x_positional.training.loop.train import TrainResult, train
 
 
-def resolved(
-    model: Path, overrides: Mapping[str, Any], *, lora: bool, resume: bool, skip_damaged: bool
-) -> TrainConfig:
+def resolved(model: Path, overrides: Mapping[str, Any], *, lora: bool, resume: bool, skip_damaged: bool) -> TrainConfig:
     """The config of a new run from MODEL, or, with `resume`, of the run folder MODEL. Raises UserError."""
     if resume and "run.dir" not in overrides and (model / "checkpoints").is_dir():
         return load_run_config(model, {**overrides, "run.dir": str(model)}, skip_damaged=skip_damaged)
@@ -41,11 +39,15 @@ def summary(result: TrainResult, *, adapters: bool) -> list[str]:
     lines = [f"{result.step} steps done in {result.seconds:.0f} s, checkpoint {result.checkpoint}"]
     steps, losses = read_curve(result.folder / LOG, "validation", "loss")
     if steps and steps[0] == 0:
-        lines.append(f"held-out loss {losses[0]:.4f} before, {losses[-1]:.4f} after {steps[-1]} steps (nats per token of the answers)")
+        lines.append(
+            f"held-out loss {losses[0]:.4f} before, {losses[-1]:.4f} after {steps[-1]} steps (nats per token of the answers)"
+        )
     if not result.finished:
         lines.append(f"continue: {program} finetune {folder} --resume")
     lines.append(f"reply:    {program} generate {folder} --chat --prompt 'Hello'")
-    lines.append(f"convert:  {program} convert {folder} OUT   (a folder for transformers{', adapters merged' if adapters else ''})")
+    lines.append(
+        f"convert:  {program} convert {folder} OUT   (a folder for transformers{', adapters merged' if adapters else ''})"
+    )
     if adapters:
         lines.append(f"adapters: {program} convert {folder} OUT --adapter   (in peft's format)")
     return lines

@@ -100,7 +100,9 @@ def save_adapters(net: nn.Module, folder: Path, base: str, *, published: bool = 
     """
     _peft()
     config = net.peft_config[NAME]
-    tensors = _published(net) if published else {n.replace(f".{NAME}.", "."): p for n, p in adapter_parameters(net).items()}
+    tensors = (
+        _published(net) if published else {n.replace(f".{NAME}.", "."): p for n, p in adapter_parameters(net).items()}
+    )
     with replacing(folder) as stage:
         written = type(config)(**{**config.to_dict(), "base_model_name_or_path": base, "inference_mode": True})
         if published:
@@ -176,7 +178,9 @@ def _stored(fit: Fit, name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
     rows = torch.randn(up.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     try:
         weights, parts = location.layout.store(rows @ probe, sizes), location.layout.store(rows, sizes)
-        same = all(w.shape == (p @ probe).shape and torch.allclose(w, p @ probe) for w, p in zip(weights, parts, strict=True))
+        same = all(
+            w.shape == (p @ probe).shape and torch.allclose(w, p @ probe) for w, p in zip(weights, parts, strict=True)
+        )
     except (RuntimeError, ValueError, IndexError):
         same = False
     if not same or not all(stored.endswith(".weight") for stored in names):

@@ -176,7 +176,12 @@ class TrainConfig(Config):
             problems += [f"{name} needs a model to start from: set init.source" for name in needing]
         if self.chat is not None and self.data.path is None:
             problems.append("chat needs conversations: set data.path to a JSON Lines file")
-        if self.chat is None and self.data.tokenizer == "bytes" and not self.reads_token_ids and self.model.num_tokens < 256:
+        if (
+            self.chat is None
+            and self.data.tokenizer == "bytes"
+            and not self.reads_token_ids
+            and self.model.num_tokens < 256
+        ):
             problems.append(
                 f"model.num_tokens={self.model.num_tokens} cannot hold bytes; set it to 256 or name a data.tokenizer"
             )

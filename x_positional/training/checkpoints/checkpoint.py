@@ -22,7 +22,6 @@ from x_positional.pretrained.integrity import (
     MODEL,
     NAME,
     OPTIMIZER,
-    TOKENIZER,
     TRAINER,
     VERSION,
     Damage,

@@ -89,7 +89,7 @@ def initial_model(config: TrainConfig) -> TransformerWrapper:
 def source_fingerprint(name: str) -> str:
     """Identifies the weights of a checkpoint by blocks of its files, so that it is fast for large ones."""
     path = base_source(name).path
-    files = sorted(path.glob("*.safetensors")) + [path / CONFIG] if path.is_dir() else [path]
+    files = [*sorted(path.glob("*.safetensors")), path / CONFIG] if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in filter(Path.is_file, files):
         size = file.stat().st_size

@@ -85,7 +85,9 @@ class Reader:
         elif record.keys() >= {"text"}:
             yield [*self.tokenizer.encode(_string(record, "text")), *self._end()], True
         else:
-            raise Malformed(f"a conversation is {FORMS}; this line has the keys {', '.join(sorted(record)) or '(none)'}")
+            raise Malformed(
+                f"a conversation is {FORMS}; this line has the keys {', '.join(sorted(record)) or '(none)'}"
+            )
 
     def _end(self) -> tuple[int, ...]:
         """The token after a completion, if the tokenizer has one."""
@@ -178,7 +180,9 @@ def fitted(
         kept = [Conversation(one.tokens[:limit], one.targets[:limit]) for _, one in found]
     cut = sum(length - limit for _, length in long)
     if long and config.too_long == "truncate":
-        notes.append(f"{file}: {len(long)} of {len(found)} conversations truncated to {limit} tokens ({cut} tokens cut)")
+        notes.append(
+            f"{file}: {len(long)} of {len(found)} conversations truncated to {limit} tokens ({cut} tokens cut)"
+        )
     elif long:
         notes.append(f"{file}: {len(long)} of {len(found)} conversations of more than {limit} tokens skipped")
     # The first token of a row is predicted from nothing, so it is no target.
@@ -188,5 +192,3 @@ def fitted(
     if not answered:
         raise UserError(f"{file}: no conversation has a token to predict within {limit} tokens")
     return answered, notes
-
-

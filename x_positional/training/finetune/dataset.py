@@ -137,5 +137,3 @@ def _split(
             "chat.validation to a file"
         )
     return train, validation
-
-
