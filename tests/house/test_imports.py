@@ -42,7 +42,8 @@ THIRD_PARTY = {
     "attention": TENSORS,
     "modules": TENSORS,
     "generation": TENSORS,
-    "training": BASE | {"accelerate", "filelock", "matplotlib", "numpy", "tensorboard", "tokenizers"},
+    "training": BASE
+    | {"accelerate", "datasets", "filelock", "huggingface_hub", "matplotlib", "numpy", "tensorboard", "tokenizers"},
     "plotting": BASE | {"matplotlib"},
     "pretrained": BASE | {"huggingface_hub", "gguf", "tokenizers", "jinja2", "peft"},
     "cli": BASE | {"typer", "click"},

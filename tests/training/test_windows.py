@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from x_positional import ModelConfig, build_model
-from x_positional.training.data.corpus import Split
+from x_positional.training.data.token_cache import Split
 from x_positional.training.data.windows import Windows
 from x_positional.training.evaluate import _read_windows, eval_windows, evaluate, xz_bits_per_byte
 

@@ -20,10 +20,24 @@ class DataConfig(Config):
 
     path: str | None = None
     """A text file, a directory of text files, token ids (`.npy`, or `.bin` with `dtype`), or a directory with
-    `train.bin`/`val.bin` or `train.npy`/`val.npy`. None is the embedded text: Python's documentation topics and standard
-    library sources."""
+    `train.bin`/`val.bin` or `train.npy`/`val.npy`. A table (`.jsonl`, `.parquet`, `.arrow`, or a directory of one of them),
+    a directory of `datasets.save_to_disk`, or the name of a dataset on the Hub. None is the embedded text: Python's
+    documentation topics and standard library sources."""
+    field: str = "text"
+    """The field (column) of a table or dataset that holds the text."""
+    split: str | None = None
+    """The split of a dataset to train on. None is `train`, or the only one."""
+    subset: str | None = None
+    """The subset (configuration) of a dataset on the Hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a dataset on the Hub. None is its main branch."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Read a table or dataset until it has yielded this many training tokens. None reads all."""
+    cache_dir: str | None = None
+    """Directory for the token ids of tables and datasets. None is `x_positional/tokens` in the user's cache directory."""
     tokenizer: str = "bytes"
-    """`bytes` (one token per byte, 256 ids) or the path of a `tokenizer.json`."""
+    """`bytes` (one token per byte, 256 ids), the path of a `tokenizer.json` or of a directory with one, or the name of a
+    model on the Hub."""
     dtype: TokenDtype | None = None
     """Integer type of a `.bin` file."""
     pattern: str = "**/*"
@@ -31,9 +45,11 @@ class DataConfig(Config):
     seq_len: int | None = Field(default=None, ge=2)
     """Tokens the model sees in one training window. None is the model's `max_seq_len`."""
     val_fraction: float = Field(default=0.05, gt=0.0, lt=1.0)
-    """Fraction of the files (of the tokens, if there is one file) kept for validation."""
+    """Fraction of the files or rows (of the tokens, if there is one file) kept for validation. No effect on data with a
+    validation split."""
     document_end: int | None = Field(default=None, ge=0)
-    """Token id appended to every file when there are several. None is 0 for bytes and nothing otherwise."""
+    """Token id appended to every row, and to every file when there are several. None is 0 for bytes, the EOS token for a
+    tokenizer from a directory or the Hub, and nothing for a `tokenizer.json`."""
 
 
 class OptimizerConfig(Config):

@@ -15,7 +15,7 @@ from x_positional.models.loss import sums_by_chunks
 from x_positional.modules.cross_entropy import NO_TARGET
 from x_positional.progress import Track, silent
 from x_positional.schemes.precision import widened
-from x_positional.training.data.corpus import Split
+from x_positional.training.data.token_cache import Split
 from x_positional.training.finetune.packing import PackedRows
 
 
