@@ -17,7 +17,11 @@ from x_positional.generation.step.compiled import cpp_compilers
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.modules.experts import Experts, Router
 from x_positional.modules.stack import set_activation_checkpointing
+from x_positional.progress import Track
 from x_positional.training.config import OptimizerConfig, RunConfig, TrainConfig
+from x_positional.training.data.token_cache import Split
+from x_positional.training.evaluate import EvalRows, EvalWindows, Score, Share, evaluate
+from x_positional.training.finetune.packing import PackedRows
 from x_positional.training.loop.processes import Processes
 
 if TYPE_CHECKING:  # torch may be built without distributed, and importing it takes time
@@ -130,6 +134,22 @@ class Engine:
                 self._optimizer.step()
                 self._optimizer.zero_grad()
         return accelerator.reduce(total, "mean"), self.whole(norm), rate
+
+    def evaluate(self, data: Split | PackedRows, windows: EvalWindows | EvalRows, track: Track) -> Score:
+        """The score of all windows, which the processes share. Every process must call this at the same step."""
+        share = Share(self.processes.index, self.processes.count, self.processes.total)
+        size, device, autocast = self._config.run.batch_size, self.device, self.autocast()
+
+        def score() -> Score:
+            return evaluate(
+                self.net, data, windows, batch_size=size, device=device, autocast=autocast, track=track, share=share
+            )
+
+        try:
+            return self.gathered(score)
+        finally:
+            if self._root is not None:
+                self._root.release()
 
     def _loss(self, batch: Batch) -> Tensor:
         """A batch -> the mean loss [] of its targets."""

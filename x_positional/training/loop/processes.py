@@ -38,7 +38,8 @@ class Processes:
         refuse_separate_processes(self.count, self.accelerator.distributed_type.value, os.environ)
         # Decisions of the host are exchanged on the host, so that they never wait for the device.
         nccl = self.count > 1 and distributed.get_backend() != "gloo"
-        self._hosts = distributed.new_group(backend="gloo") if nccl else None
+        self.hosts = distributed.new_group(backend="gloo") if nccl else None
+        """The group of these exchanges; None is the default group."""
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of a device tensor over all processes; no host sync."""
@@ -49,8 +50,16 @@ class Processes:
         if self.count == 1:
             return flag
         flags = torch.tensor([int(flag)])
-        distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self._hosts)
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self.hosts)
         return bool(flags.item())
+
+    def gather(self, value: Result) -> list[Result]:
+        """The values of all processes, in every process. Every process must call this at the same step."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value, group=self.hosts)
+        return values
 
     def on_main(self, action: Callable[[], Result]) -> Result | None:
         """Call `action` in the main process while the others wait; they return None.

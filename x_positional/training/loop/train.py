@@ -100,7 +100,7 @@ def train(
     engine = Engine(net, AutoregressiveWrapper(net), windows, config)
     if not engine.processes.main:
         console = Console(quiet=True)
-    folder = RunFolder(config, corpus, windows_per_step=engine.windows_per_step)
+    folder = RunFolder(config, corpus, windows_per_step=engine.windows_per_step, processes=engine.processes)
     if resume:
         folder.require_checkpoint()
     with ExitStack() as stack:
