@@ -378,7 +378,10 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
 
     def _lookup(self, tokens: Tensor) -> Tensor:
         """[B T] -> [B T E]."""
-        x = self.token_emb(tokens.long())
+        return self.scaled(self.token_emb(tokens.long()))
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Rows of the table of embeddings [... E] -> what `inputs_embeds` takes: times emb_scale, normalised with l2norm_embed."""
         x = x if self.config.emb_scale is None else x * x.new_full((), self.config.emb_scale)  # rounded to the dtype
         return F.normalize(x, dim=-1) if self.config.l2norm_embed else x
 

@@ -19,6 +19,7 @@ from x_positional.pretrained.config_json.codecs import Fields, WriteOnly
 from x_positional.pretrained.families import FAMILIES
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.model_kinds import MODEL_KINDS, kind_of, layers_of, side_of
+from x_positional.pretrained.modeling import code_for, save_with_code
 from x_positional.pretrained.tensors.load import sizes_at
 from x_positional.pretrained.tensors.write import write_folder
 
@@ -47,8 +48,47 @@ class Fit:
         return not self.mismatches and not self.problems
 
 
-def save_hf(model: Saveable, folder: Path, model_type: str | None = None) -> None:
-    """Write a model for transformers. Raises PretrainedError with the settings that no family supports."""
+def save_hf(model: Saveable, folder: Path, model_type: str | None = None, code: bool | None = None) -> None:
+    """Write a model for transformers.
+
+    Args:
+        model: A built model.
+        folder: Created if it does not exist.
+        model_type: The family to write.
+        code: As in `save_pretrained`.
+
+    Raises:
+        PretrainedError: With the settings that no family supports, where a family was asked for; or where neither a family nor
+            a class of `x_positional.hf` expresses the model.
+    """
+    if code and model_type is not None:
+        problem = f"model_type={model_type!r} asks for a family, and code=True for none. Leave one of them out."
+        raise PretrainedError(f"{CANNOT_WRITE}:", [problem])
+    if code:
+        save_with_code(model, folder)
+        return
+    try:
+        config, tensors = as_family(model, model_type)
+    except PretrainedError as error:
+        if code is False or model_type is not None:
+            raise
+        _save_without_family(model, folder, error)
+    else:
+        write_folder(folder, config, tensors)
+
+
+def _save_without_family(model: Saveable, folder: Path, reason: PretrainedError) -> None:
+    """Write a model that no family expresses. Raises PretrainedError with both reasons where nothing else does."""
+    try:
+        code_for(model)
+    except PretrainedError as error:
+        what = str(reason).partition("\n")[0]
+        raise PretrainedError(what, [*reason.problems, f"with code=True: {error.problems[0]}"]) from None
+    save_with_code(model, folder)
+
+
+def as_family(model: Saveable, model_type: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config.json and the tensors of a model as a published family. Raises PretrainedError where none expresses it."""
     config = model.config
     if not isinstance(config, AnyConfig):
         raise PretrainedError(
@@ -63,7 +103,7 @@ def save_hf(model: Saveable, folder: Path, model_type: str | None = None) -> Non
     architectures = {} if headed or not body else {"architectures": [body]}
     hf = {key: value for key, value in fit.hf.items() if key not in REWRITTEN}
     dtype_key = {DTYPE_KEY: str(dtype).removeprefix("torch.")}
-    write_folder(folder, {**_other_keys(model, fit.family), **hf, **architectures, **dtype_key}, tensors)
+    return {**_other_keys(model, fit.family), **hf, **architectures, **dtype_key}, tensors
 
 
 def best_fit(config: AnyConfig, families: list[Family], headed: bool = True) -> Fit:
@@ -225,4 +265,4 @@ def _other_keys(model: Saveable, family: Family) -> dict[str, Any]:
     return {key: hf.get(key) for key in SPECIAL_IDS}
 
 
-__all__ = ["best_fit", "export_tensors", "fit_family", "save_hf"]
+__all__ = ["as_family", "best_fit", "export_tensors", "fit_family", "save_hf"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from x_positional.config.models import FileConfig, ModelConfig, plain
 from x_positional.config.seq2seq import Seq2SeqConfig
@@ -25,6 +25,8 @@ from x_positional.pretrained.tensors.write import write_folder
 
 NATIVE = "x_positional"
 """The `model_type` of the format."""
+PREFIX = "model."
+"""What the names of tensors start with in a folder for transformers, whose classes hold the model as `model`."""
 CLASSES: dict[str, tuple[type[nn.Module], type[FileConfig]]] = {
     "TransformerWrapper": (TransformerWrapper, ModelConfig),
     "TokenEncoder": (TokenEncoder, ModelConfig),
@@ -33,20 +35,22 @@ CLASSES: dict[str, tuple[type[nn.Module], type[FileConfig]]] = {
 }
 
 
-def save_native(model: Saveable, folder: Path, model_type: str | None = None) -> None:
+def save_native(model: Saveable, folder: Path, model_type: str | None = None, code: bool | None = None) -> None:
     """Write config.json and safetensors. Raises ConfigError for a scheme that was passed as an instance."""
-    if model_type is not None:
-        raise PretrainedError(
-            "this model cannot be written:",
-            [f"model_type={model_type!r} needs format='hf'. Remove it or change format."],
-        )
+    given = {"model_type": model_type, "code": code}
+    if problems := [f"{name}={value!r} needs format='hf'." for name, value in given.items() if value is not None]:
+        raise PretrainedError("this model cannot be written:", [f"{p} Remove it or change format." for p in problems])
+    tensors = {n: p.detach().contiguous().cpu() for n, p in model.named_parameters()}
+    write_folder(folder, native_config(model), tensors)
+
+
+def native_config(model: Saveable) -> dict[str, Any]:
+    """The config.json of a model. Raises PretrainedError for other classes, ConfigError for a scheme passed as an instance."""
     name = type(model).__name__
     if name not in CLASSES:
         raise PretrainedError(f"a {name} cannot be written:", [f"supported classes: {', '.join(CLASSES)}."])
-    config = {"model_type": NATIVE, "class": name, "model": plain(model.config)}
-    if model.quantized is not None:
-        config["quantize"] = model.quantized
-    write_folder(folder, config, {n: p.detach().contiguous().cpu() for n, p in model.named_parameters()})
+    quantized = {} if model.quantized is None else {"quantize": model.quantized}
+    return {"model_type": NATIVE, "class": name, "model": plain(model.config), **quantized}
 
 
 def load_native(
@@ -62,6 +66,7 @@ def load_native(
         raise PretrainedError(
             f"{tensors.source} cannot be read:", [f"unsupported class={name!r}; supported: {', '.join(CLASSES)}."]
         )
+    tensors = _without_prefix(tensors)
     with failures(f"unsupported {CONFIG} in {tensors.source}:"):
         model = _build(*CLASSES[name], hf.get("model"), tensors)
         if hf.get("quantize") is not None:
@@ -91,6 +96,28 @@ def load_native(
         replace_parameter(model, parameter, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
         loaded(name)
     return model.eval()
+
+
+class _Renamed:
+    """Tensors without PREFIX in their names."""
+
+    def __init__(self, tensors: Tensors):
+        self.source, self._tensors = tensors.source, tensors
+
+    def names(self) -> set[str]:
+        return {name.removeprefix(PREFIX) for name in self._tensors.names()}
+
+    def shape(self, name: str) -> list[int]:
+        return self._tensors.shape(PREFIX + name)
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors.read(PREFIX + name)
+
+
+def _without_prefix(tensors: Tensors) -> Tensors:
+    """The tensors of a folder for transformers under their own names."""
+    names = tensors.names()
+    return _Renamed(tensors) if names and all(name.startswith(PREFIX) for name in names) else tensors
 
 
 def _build(cls: type[nn.Module], schema: type[FileConfig], config: Any, tensors: Tensors) -> nn.Module:
