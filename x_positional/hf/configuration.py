@@ -1,6 +1,6 @@
 """The config of a model of x_positional as transformers' config."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 from typing_extensions import Self
@@ -19,7 +19,7 @@ class XPositionalConfig(PreTrainedConfig):
     """
 
     model_type = NATIVE
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     model: dict[str, Any] | None = None
     """The config of the model, as `plain(model.config)`."""
