@@ -8,9 +8,12 @@ from x_positional.pretrained.families.cohere import COHERE, COHERE2
 from x_positional.pretrained.families.deberta import DEBERTA_V2
 from x_positional.pretrained.families.deepseek import DEEPSEEK_V3
 from x_positional.pretrained.families.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
+from x_positional.pretrained.families.ernie import ERNIE4_5
+from x_positional.pretrained.families.exaone import EXAONE4
 from x_positional.pretrained.families.falcon import FALCON
 from x_positional.pretrained.families.gemma import GEMMA, GEMMA2, GEMMA3, GEMMA3_TEXT
 from x_positional.pretrained.families.glm import GLM, GLM4
+from x_positional.pretrained.families.glm_moe import GLM4_MOE
 from x_positional.pretrained.families.gpt2 import GPT2
 from x_positional.pretrained.families.gpt_neo import GPT_NEO
 from x_positional.pretrained.families.gpt_neox import GPT_NEOX
@@ -30,6 +33,7 @@ from x_positional.pretrained.families.phi import PHI, PHI3
 from x_positional.pretrained.families.qwen import MISTRAL, QWEN2, QWEN3
 from x_positional.pretrained.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from x_positional.pretrained.families.qwen_vl import QWEN2_5_VL, QWEN2_5_VL_TEXT, QWEN2_VL, QWEN2_VL_TEXT
+from x_positional.pretrained.families.seed_oss import SEED_OSS
 from x_positional.pretrained.families.smollm3 import SMOLLM3
 from x_positional.pretrained.families.stablelm import STABLELM
 from x_positional.pretrained.families.starcoder2 import STARCODER2
@@ -61,8 +65,11 @@ DENSE = (
     NEMOTRON,
     QWEN2_VL_TEXT,
     QWEN2_5_VL_TEXT,
+    SEED_OSS,
+    EXAONE4,
+    ERNIE4_5,
 )
-MIXTURES = (MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GPT_OSS, DEEPSEEK_V3, LLAMA4_TEXT)
+MIXTURES = (MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GPT_OSS, DEEPSEEK_V3, LLAMA4_TEXT, GLM4_MOE)
 OLDER = (GPT_BIGCODE, GPT_NEO, GPTJ, CODEGEN, GPT_NEOX, OPT, BLOOM, MPT, FALCON)
 ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, MODERNBERT, NOMIC_BERT, DEBERTA_V2)
 SEQ2SEQ = (T5, MT5, BART)

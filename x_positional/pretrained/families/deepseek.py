@@ -11,7 +11,7 @@ from x_positional.pretrained.config_json.layer_types import INTERLEAVE, RopeCode
 from x_positional.pretrained.config_json.moe_codec import AliasedKey, ExpertLayers, MoECodec, SharedExpert
 from x_positional.pretrained.families.llama import LLAMA, sizes
 from x_positional.pretrained.families.mixtral import EXPERTS, LAYER, TRAINING, shared_names
-from x_positional.pretrained.tensors.layouts import LatentQueries
+from x_positional.pretrained.tensors.layouts import LatentQueries, Layout
 from x_positional.schemes import Rope
 
 ROPE = RopeCodec(reads=(INTERLEAVE,))
@@ -105,6 +105,15 @@ MIXTURE = MoECodec(
     ),
 )
 
+ROUTING: dict[str, str | Layout] = {
+    **EXPERTS,
+    **shared_names("mlp.shared_experts"),
+    "blocks.{i}.ff.router.correction": LAYER + "mlp.gate.e_score_correction_bias",
+}
+"""Names of the experts, of the shared one, and of the router's correction."""
+FURTHER = key_names("num_mtp_layers num_nextn_predict_layers")
+"""Keys of the layers that predict tokens after the next one, which are not read."""
+
 DEEPSEEK_V3 = LLAMA.like(
     "deepseek_v3",
     "DeepseekV3ForCausalLM",
@@ -118,9 +127,7 @@ DEEPSEEK_V3 = LLAMA.like(
         Only("moe_layer_freq", (1,), "every layer after the dense ones must have experts."),
     ),
     names={
-        **EXPERTS,
-        **shared_names("mlp.shared_experts"),
-        "blocks.{i}.ff.router.correction": LAYER + "mlp.gate.e_score_correction_bias",
+        **ROUTING,
         "blocks.{i}.attn.to_qkv": None,
         "blocks.{i}.attn.to_q_latent": LAYER + "self_attn.q_a_proj",
         "blocks.{i}.attn.q_latent_norm": LAYER + "self_attn.q_a_layernorm",
@@ -131,8 +138,7 @@ DEEPSEEK_V3 = LLAMA.like(
     },
     ignored_tensors=(*LLAMA.ignored_tensors, r"^model\.layers\.61\."),  # multi-token prediction, unused here
     aliases={"num_local_experts": "n_routed_experts"},
-    ignored_keys=TRAINING
-    | key_names("aux_loss_alpha ep_size num_mtp_layers num_nextn_predict_layers qk_head_dim seq_aux"),
+    ignored_keys=TRAINING | FURTHER | key_names("aux_loss_alpha ep_size qk_head_dim seq_aux"),
     defaults=sizes(
         129280,
         7168,

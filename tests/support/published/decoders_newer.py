@@ -1,0 +1,72 @@
+"""Small models of newer decoders: ERNIE 4.5, EXAONE 4, GLM 4.5, Seed-OSS."""
+
+from tests.support.published.compare import Published
+from tests.support.published.decoders_llama import LLAMA
+from tests.support.published.decoders_moe import DEEPSEEK
+
+WIDE = {**LLAMA, "head_dim": 10}
+FULL, SLIDING = "full_attention", "sliding_attention"
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 16.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
+
+DENSE = [
+    Published(name="seed_oss", model="SeedOssForCausalLM", config=WIDE),
+    Published(
+        name="seed_oss, other biases",
+        model="SeedOssForCausalLM",
+        config={**WIDE, "attention_bias": False, "attention_out_bias": True, "mlp_bias": True},
+    ),
+    Published(
+        name="exaone4",
+        model="Exaone4ForCausalLM",
+        config={**LLAMA, "num_hidden_layers": 5, "sliding_window": 5, "rope_parameters": LLAMA3},
+    ),
+    Published(
+        name="exaone4, full attention alone",
+        model="Exaone4ForCausalLM",
+        config={
+            **WIDE,
+            "sliding_window": None,
+            "sliding_window_pattern": None,
+            "layer_types": [FULL] * 3,
+            "tie_word_embeddings": True,
+        },
+    ),
+    Published(name="ernie4_5", model="Ernie4_5ForCausalLM", config=WIDE),
+    Published(
+        name="ernie4_5 with biases",
+        model="Ernie4_5ForCausalLM",
+        config={**WIDE, "use_bias": True, "tie_word_embeddings": False},
+    ),
+]
+
+GLM = {
+    **{key: value for key, value in DEEPSEEK.items() if not key.endswith(("_rank", "_head_dim"))},
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+}
+MIXTURES = [
+    Published(name="glm4_moe", model="Glm4MoeForCausalLM", config={**GLM, "use_qk_norm": True}),
+    Published(
+        name="glm4_moe in groups",
+        model="Glm4MoeForCausalLM",
+        config={
+            **GLM,
+            "attention_bias": False,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.7,
+            "n_group": 1,
+            "topk_group": 1,
+            "rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.34},
+        },
+    ),
+]
+
+CASES = [*DENSE, *MIXTURES]
