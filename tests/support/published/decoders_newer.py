@@ -1,4 +1,4 @@
-"""Small models of newer decoders: ERNIE 4.5, EXAONE 4, GLM 4.5, Seed-OSS."""
+"""Small models of newer decoders: ERNIE 4.5, EXAONE 4, GLM 4.5, Ministral 3, Seed-OSS."""
 
 from tests.support.published.compare import Published
 from tests.support.published.decoders_llama import LLAMA
@@ -15,6 +15,12 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
+TEMPERATURE = {
+    "rope_type": "default",
+    "rope_theta": 500.0,
+    "llama_4_scaling_beta": 0.3,
+    "original_max_position_embeddings": 4,
+}
 
 DENSE = [
     Published(name="seed_oss", model="SeedOssForCausalLM", config=WIDE),
@@ -38,6 +44,25 @@ DENSE = [
             "layer_types": [FULL] * 3,
             "tie_word_embeddings": True,
         },
+    ),
+    Published(
+        name="ministral3",
+        model="Ministral3ForCausalLM",
+        config={
+            **WIDE,
+            "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3}
+            | {"original_max_position_embeddings": 7},
+        },
+    ),
+    Published(
+        name="ministral3 with windows",
+        model="Ministral3ForCausalLM",
+        config={**LLAMA, "head_dim": 8, "sliding_window": 5, "rope_parameters": TEMPERATURE},
+    ),
+    Published(
+        name="ministral",
+        model="MinistralForCausalLM",
+        config={**WIDE, "sliding_window": 5, "layer_types": [FULL, SLIDING, SLIDING]},
     ),
     Published(name="ernie4_5", model="Ernie4_5ForCausalLM", config=WIDE),
     Published(

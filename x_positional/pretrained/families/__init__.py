@@ -22,6 +22,7 @@ from x_positional.pretrained.families.gptj import CODEGEN, GPTJ
 from x_positional.pretrained.families.granite import GRANITE
 from x_positional.pretrained.families.llama import LLAMA
 from x_positional.pretrained.families.llama4 import LLAMA4, LLAMA4_TEXT
+from x_positional.pretrained.families.ministral import MINISTRAL, MINISTRAL3, MISTRAL3
 from x_positional.pretrained.families.mixtral import MIXTRAL, OLMOE
 from x_positional.pretrained.families.modernbert import MODERNBERT
 from x_positional.pretrained.families.mpt import MPT
@@ -32,7 +33,16 @@ from x_positional.pretrained.families.opt import OPT
 from x_positional.pretrained.families.phi import PHI, PHI3
 from x_positional.pretrained.families.qwen import MISTRAL, QWEN2, QWEN3
 from x_positional.pretrained.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
-from x_positional.pretrained.families.qwen_vl import QWEN2_5_VL, QWEN2_5_VL_TEXT, QWEN2_VL, QWEN2_VL_TEXT
+from x_positional.pretrained.families.qwen_vl import (
+    QWEN2_5_VL,
+    QWEN2_5_VL_TEXT,
+    QWEN2_VL,
+    QWEN2_VL_TEXT,
+    QWEN3_VL,
+    QWEN3_VL_MOE,
+    QWEN3_VL_MOE_TEXT,
+    QWEN3_VL_TEXT,
+)
 from x_positional.pretrained.families.seed_oss import SEED_OSS
 from x_positional.pretrained.families.smollm3 import SMOLLM3
 from x_positional.pretrained.families.stablelm import STABLELM
@@ -65,11 +75,14 @@ DENSE = (
     NEMOTRON,
     QWEN2_VL_TEXT,
     QWEN2_5_VL_TEXT,
+    QWEN3_VL_TEXT,
+    MINISTRAL,
+    MINISTRAL3,
     SEED_OSS,
     EXAONE4,
     ERNIE4_5,
 )
-MIXTURES = (MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GPT_OSS, DEEPSEEK_V3, LLAMA4_TEXT, GLM4_MOE)
+MIXTURES = (MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GPT_OSS, DEEPSEEK_V3, LLAMA4_TEXT, GLM4_MOE, QWEN3_VL_MOE_TEXT)
 OLDER = (GPT_BIGCODE, GPT_NEO, GPTJ, CODEGEN, GPT_NEOX, OPT, BLOOM, MPT, FALCON)
 ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, MODERNBERT, NOMIC_BERT, DEBERTA_V2)
 SEQ2SEQ = (T5, MT5, BART)
@@ -77,6 +90,6 @@ VISION = (VIT, DINOV2, DINOV2_WITH_REGISTERS)
 ALL: tuple[Family, ...] = (LLAMA, GPT2, *DENSE, *MIXTURES, *OLDER, *ENCODERS, *SEQ2SEQ, *VISION)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
 
-MULTIMODAL: tuple[NestedModel, ...] = (GEMMA3, LLAMA4, QWEN2_VL, QWEN2_5_VL)
+MULTIMODAL: tuple[NestedModel, ...] = (GEMMA3, LLAMA4, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, MISTRAL3)
 NESTED: dict[str, NestedModel] = {model.model_type: model for model in MULTIMODAL}
 """Multimodal models of which only the text model is read, by the `model_type` of the whole model."""

@@ -19,7 +19,7 @@ THETA = _by_name(
         "dia_decoder dia_encoder diffllama doge dots1 esmc eurobert exaone4 exaone_moe falcon falcon_h1 gemma gemma2 glm glm4 "
         "glm4v_moe_text glm4v_text glm_image_text glm_ocr_text "
         "glm4_moe glm4_moe_lite glm_moe_dsa gpt_neox gpt_neox_japanese gptj granite granitemoe granitemoehybrid granitemoeshared "
-        "hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jetmoe llama mimi minicpm3 ministral mistral moonshine "
+        "hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jetmoe llama mimi minicpm3 ministral ministral3 mistral moonshine "
         "moonshine_streaming moshi nemotron olmo olmo2 olmo_hybrid olmoe persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe "
         "qwen3_5_moe_text qwen3_5_text qwen3_next recurrent_gemma seed_oss stablelm starcoder2 vaultgemma youtu zamba2",
         2e4: "jina_embeddings_v3",
@@ -64,7 +64,7 @@ LOCAL_GLOBAL = {
 SCALED_EVERYWHERE = {"modernbert", "modernbert-decoder"}
 """Families of LOCAL_GLOBAL whose old-style `rope_scaling` applies to sliding attention too."""
 
-SCALED = {"apertus", "cwm", "gpt_oss"}
+SCALED = {"apertus", "cwm", "gpt_oss", "ministral3"}
 """Families that scale their frequencies by default, so a config without RoPE parameters is refused."""
 
 INTERLEAVED = _names(

@@ -352,6 +352,27 @@ class FusedExperts:
         return [theirs.mT if theirs.ndim == 3 else theirs]
 
 
+@dataclass(frozen=True)
+class EitherFusedExperts:
+    """All experts in one tensor, [E out in] or [E in out]; [E out in] where both fit, and when written, as in transformers."""
+
+    name: str
+    dim_axis: int
+    """Axis of the model's width in [E out in]."""
+    order: Callable[[int], Tensor] | None = None
+    """As in `FusedExperts`."""
+
+    def names(self, sizes: Sizes) -> Sequence[str]:
+        return (self.name,)
+
+    def load(self, parts: list[Tensor], sizes: Sizes) -> Tensor:
+        ours = parts[0] if parts[0].shape[self.dim_axis] == sizes.layers.dim else parts[0].mT
+        return ours if self.order is None else ours[:, self.order(ours.shape[1])]
+
+    def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
+        return [tensor if self.order is None else tensor[:, self.order(tensor.shape[1]).argsort()]]
+
+
 def gates_first(rows: int) -> Tensor:
     """Published as all gates, then all values (Llama 4)."""
     return torch.arange(rows).roll(rows // 2)
