@@ -212,6 +212,18 @@ def test_files_as_the_hub_has_them(tmp_path: Path, tmp_path_factory: pytest.Temp
 
 
 @torch.no_grad()
+def test_experts_are_read_in_either_order(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Published as [E in out]; transformers writes [E out in]."""
+    _, ours, folder = made("qwen3_vl_moe", tmp_path_factory)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    held = load_file(folder / "model.safetensors")
+    turned = {name: t.mT.contiguous() if ".experts." in name else t for name, t in held.items()}
+    save_file(turned, tmp_path / "model.safetensors")
+    tokens = ids(2, 9)
+    assert torch.equal(from_pretrained(tmp_path)(tokens), ours(tokens))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["qwen2_vl, no head", "qwen2_5_vl, text alone", "qwen3_vl, text alone"])
 def test_hidden_states_are_written_for_the_text_model(
     name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

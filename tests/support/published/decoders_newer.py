@@ -1,4 +1,4 @@
-"""Small models of newer decoders: ERNIE 4.5, EXAONE 4, GLM 4.5, Ministral 3, Seed-OSS."""
+"""Small models of newer decoders: DeepSeek-V2, ERNIE 4.5, EXAONE 4, GLM 4.5, Ministral 3, Seed-OSS."""
 
 from tests.support.published.compare import Published
 from tests.support.published.decoders_llama import LLAMA
@@ -94,4 +94,30 @@ MIXTURES = [
     ),
 ]
 
-CASES = [*DENSE, *MIXTURES]
+V2 = {
+    **{key: value for key, value in DEEPSEEK.items() if key not in ("n_group", "topk_group")},
+    "routed_scaling_factor": 1.6,
+    "kv_lora_rank": 10,  # the published code needs an even one
+}
+V2S = [
+    Published(name="deepseek_v2", model="DeepseekV2ForCausalLM", config=V2),
+    Published(
+        name="deepseek_v2 in groups",
+        model="DeepseekV2ForCausalLM",
+        config={**V2, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "attention_bias": False},
+    ),
+    Published(
+        name="deepseek_v2 yarn",
+        model="DeepseekV2ForCausalLM",
+        config={
+            **V2,
+            "q_lora_rank": None,
+            "num_experts_per_tok": 6,
+            "n_group": 1,
+            "topk_group": 1,
+            "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.3},
+        },
+    ),
+]
+
+CASES = [*DENSE, *MIXTURES, *V2S]

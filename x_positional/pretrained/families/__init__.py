@@ -6,7 +6,7 @@ from x_positional.pretrained.families.bigcode import GPT_BIGCODE
 from x_positional.pretrained.families.bloom import BLOOM
 from x_positional.pretrained.families.cohere import COHERE, COHERE2
 from x_positional.pretrained.families.deberta import DEBERTA_V2
-from x_positional.pretrained.families.deepseek import DEEPSEEK_V3
+from x_positional.pretrained.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, KIMI_K2
 from x_positional.pretrained.families.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from x_positional.pretrained.families.ernie import ERNIE4_5
 from x_positional.pretrained.families.exaone import EXAONE4
@@ -82,7 +82,7 @@ DENSE = (
     EXAONE4,
     ERNIE4_5,
 )
-MIXTURES = (MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GPT_OSS, DEEPSEEK_V3, LLAMA4_TEXT, GLM4_MOE, QWEN3_VL_MOE_TEXT)
+MIXTURES = (MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GPT_OSS, DEEPSEEK_V3, LLAMA4_TEXT, DEEPSEEK_V2, KIMI_K2, GLM4_MOE, QWEN3_VL_MOE_TEXT)
 OLDER = (GPT_BIGCODE, GPT_NEO, GPTJ, CODEGEN, GPT_NEOX, OPT, BLOOM, MPT, FALCON)
 ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, MODERNBERT, NOMIC_BERT, DEBERTA_V2)
 SEQ2SEQ = (T5, MT5, BART)

@@ -19,7 +19,7 @@ THETA = _by_name(
         "dia_decoder dia_encoder diffllama doge dots1 esmc eurobert exaone4 exaone_moe falcon falcon_h1 gemma gemma2 glm glm4 "
         "glm4v_moe_text glm4v_text glm_image_text glm_ocr_text "
         "glm4_moe glm4_moe_lite glm_moe_dsa gpt_neox gpt_neox_japanese gptj granite granitemoe granitemoehybrid granitemoeshared "
-        "hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jetmoe llama mimi minicpm3 ministral ministral3 mistral moonshine "
+        "hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jetmoe kimi_k2 llama mimi minicpm3 ministral ministral3 mistral moonshine "
         "moonshine_streaming moshi nemotron olmo olmo2 olmo_hybrid olmoe persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe "
         "qwen3_5_moe_text qwen3_5_text qwen3_next recurrent_gemma seed_oss stablelm starcoder2 vaultgemma youtu zamba2",
         2e4: "jina_embeddings_v3",
@@ -70,7 +70,7 @@ SCALED = {"apertus", "cwm", "gpt_oss", "ministral3"}
 INTERLEAVED = _names(
     "axk1 bailing_hybrid blt blt_global_transformer blt_local_decoder blt_local_encoder codegen cohere cohere2 cohere2_moe "
     "deepseek_v2 deepseek_v3 deepseek_v32 ernie4_5 ernie4_5_moe ernie4_5_vl_moe_text glm glm4 glm4_moe_lite glm4v_text "
-    "glm_moe_dsa glm_ocr_text gptj helium llama4_text "
+    "glm_moe_dsa glm_ocr_text gptj helium kimi_k2 llama4_text "
     "longcat_flash mistral4 moonshine moonshine_streaming roformer youtu"
 )
 """Families whose pairs are neighbouring channels."""
