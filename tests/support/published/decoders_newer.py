@@ -1,6 +1,6 @@
 """Small models of newer decoders: DeepSeek-V2, ERNIE 4.5, EXAONE 4, GLM 4.5, Ministral 3, Seed-OSS."""
 
-from tests.support.published.compare import Published
+from tests.support.published.compare import EPS, Published
 from tests.support.published.decoders_llama import LLAMA
 from tests.support.published.decoders_moe import DEEPSEEK
 
@@ -20,6 +20,10 @@ TEMPERATURE = {
     "rope_theta": 500.0,
     "llama_4_scaling_beta": 0.3,
     "original_max_position_embeddings": 4,
+}
+PERSIMMON = {
+    **{key: value for key, value in LLAMA.items() if key not in ("rms_norm_eps", "num_key_value_heads")},
+    "layer_norm_eps": EPS,
 }
 
 DENSE = [
@@ -72,11 +76,55 @@ DENSE = [
     ),
 ]
 
+SMALL = [
+    Published(
+        name="hunyuan_v1_dense",
+        model="HunYuanDenseV1ForCausalLM",
+        config={
+            **WIDE,
+            "attention_bias": True,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 500.0, "alpha": 50.0, "factor": 1.0},
+        },
+    ),
+    Published(
+        name="arcee",
+        model="ArceeForCausalLM",
+        config={**WIDE, "attention_bias": True, "mlp_bias": True, "rope_parameters": YARN},
+    ),
+    Published(
+        name="helium",
+        model="HeliumForCausalLM",
+        config={**LLAMA, "head_dim": 8, "attention_bias": True, "mlp_bias": True},
+    ),
+    Published(
+        name="nanochat",
+        model="NanoChatForCausalLM",
+        config={**LLAMA, "final_logit_softcapping": 2.5, "attention_bias": True},
+    ),
+    Published(name="persimmon", model="PersimmonForCausalLM", config=PERSIMMON),
+    Published(
+        name="persimmon without norms of heads",
+        model="PersimmonForCausalLM",
+        config={
+            **PERSIMMON,
+            "qk_layernorm": False,
+            "rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.75},
+        },
+    ),
+]
+
 GLM = {
     **{key: value for key, value in DEEPSEEK.items() if not key.endswith(("_rank", "_head_dim"))},
     "num_key_value_heads": 2,
     "head_dim": 12,
 }
+ERNIE = {
+    **WIDE,
+    "moe_intermediate_size": 12,
+    "moe_num_experts": 6,
+    "moe_k": 3,
+}
+MINIMAX = {**WIDE, "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 20}
 MIXTURES = [
     Published(name="glm4_moe", model="Glm4MoeForCausalLM", config={**GLM, "use_qk_norm": True}),
     Published(
@@ -90,6 +138,47 @@ MIXTURES = [
             "n_group": 1,
             "topk_group": 1,
             "rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.34},
+        },
+    ),
+]
+
+OTHERS = [
+    Published(
+        name="dots1",
+        model="Dots1ForCausalLM",
+        config={**GLM, "sliding_window": 5, "max_window_layers": 2, "routed_scaling_factor": 1.7},
+    ),
+    Published(name="ernie4_5_moe", model="Ernie4_5_MoeForCausalLM", config=ERNIE),
+    Published(
+        name="ernie4_5_moe in every other layer",
+        model="Ernie4_5_MoeForCausalLM",
+        config={
+            **ERNIE,
+            "num_hidden_layers": 5,
+            "moe_layer_interval": 2,
+            "moe_layer_end_index": 2,
+            "moe_num_shared_experts": 0,
+        },
+    ),
+    Published(name="minimax_m2", model="MiniMaxM2ForCausalLM", config=MINIMAX),
+    Published(
+        name="minimax_m2, a part of each head",
+        model="MiniMaxM2ForCausalLM",
+        config={**MINIMAX, "rotary_dim": 6, "rope_theta": 500.0},
+    ),
+    Published(
+        name="granitemoe",
+        model="GraniteMoeForCausalLM",
+        config={
+            **WIDE,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 20,
+            "embedding_multiplier": 3.5,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.6,
+            "logits_scaling": 0.3,
+            "attention_bias": True,
         },
     ),
 ]
@@ -120,4 +209,4 @@ V2S = [
     ),
 ]
 
-CASES = [*DENSE, *MIXTURES, *V2S]
+CASES = [*DENSE, *SMALL, *MIXTURES, *OTHERS, *V2S]

@@ -1,13 +1,12 @@
-"""GLM 4.5: DeepSeek-V3's experts with grouped queries, and RoPE on half of each head."""
+"""GLM 4.5 and dots.llm1: DeepSeek-V3's experts with grouped queries; GLM rotates half of each head."""
 
 from dataclasses import replace
 
 from x_positional.pretrained.config_json.codecs import Fixed, Key
-from x_positional.pretrained.config_json.ignored_keys import key_names
-from x_positional.pretrained.config_json.layer_types import PARTIAL_FACTOR, RopeCodec
+from x_positional.pretrained.config_json.layer_types import PARTIAL_FACTOR, LayerTypesCodec, RopeCodec, sliding_from
 from x_positional.pretrained.config_json.moe_codec import AliasedKey
 from x_positional.pretrained.families.deepseek import FURTHER, MIXTURE, ROUTING
-from x_positional.pretrained.families.llama import LLAMA, qk_norms_if, rms_norms, sizes
+from x_positional.pretrained.families.llama import LLAMA, qk_norms, qk_norms_if, rms_norms, sizes
 from x_positional.pretrained.families.mixtral import TRAINING
 from x_positional.pretrained.families.qwen import QWEN3
 
@@ -47,5 +46,44 @@ GLM4_MOE = LLAMA.like(
         moe_intermediate_size=1408,
         n_shared_experts=1,
         first_k_dense_replace=1,
+    ),
+)
+
+DOTS1 = GLM4_MOE.like(
+    "dots1",
+    "Dots1ForCausalLM",
+    codecs=(
+        *rms_norms(eps=1e-6),
+        *qk_norms("rms", "rms_norm_eps", 1e-6),
+        RopeCodec(),
+        Key("layers.attn.bias", "attention_bias", False),
+        Key("layers.attn.out_bias", "attention_bias", False),
+        LayerTypesCodec(default_types=sliding_from("max_window_layers"), legacy_keys=("max_window_layers",)),
+        replace(
+            MIXTURE,
+            numbers={
+                **MIXTURE.numbers,
+                "experts": AliasedKey("n_routed_experts", None),
+                "top_k": AliasedKey("num_experts_per_tok", None),
+                "scale": AliasedKey("routed_scaling_factor", 1.0),
+                "renorm": AliasedKey("norm_topk_prob", False),
+                "groups": AliasedKey("n_group", 1),
+                "top_groups": AliasedKey("topk_group", 1),
+            },
+        ),
+    ),
+    ignored_tensors=LLAMA.ignored_tensors,
+    defaults=sizes(
+        152064,
+        4608,
+        10944,
+        62,
+        32,
+        2048,
+        num_key_value_heads=32,
+        moe_intermediate_size=1408,
+        first_k_dense_replace=0,
+        sliding_window=4096,
+        max_window_layers=62,
     ),
 )

@@ -17,9 +17,9 @@ THETA = _by_name(
         1e3: "nomic_bert",
         1e4: "afmoe arcee aria_text bamba chameleon cohere2 cohere2_moe codegen dbrx deepseek_v2 deepseek_v3 deepseek_v32 "
         "dia_decoder dia_encoder diffllama doge dots1 esmc eurobert exaone4 exaone_moe falcon falcon_h1 gemma gemma2 glm glm4 "
-        "glm4v_moe_text glm4v_text glm_image_text glm_ocr_text "
+        "glm4v_moe_text glm4v_text glm_image_text glm_ocr_text kimi_k2 mimo ministral3 "
         "glm4_moe glm4_moe_lite glm_moe_dsa gpt_neox gpt_neox_japanese gptj granite granitemoe granitemoehybrid granitemoeshared "
-        "hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jetmoe kimi_k2 llama mimi minicpm3 ministral ministral3 mistral moonshine "
+        "hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jetmoe llama mimi minicpm3 ministral mistral moonshine "
         "moonshine_streaming moshi nemotron olmo olmo2 olmo_hybrid olmoe persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe "
         "qwen3_5_moe_text qwen3_5_text qwen3_next recurrent_gemma seed_oss stablelm starcoder2 vaultgemma youtu zamba2",
         2e4: "jina_embeddings_v3",
