@@ -200,8 +200,17 @@ def load(
     config: Any = model.config
     loaded = QuantizeLoaded(model, quantize)
     fill(model, family, lambda name: layers_of(config, name), names, dtype=dtype, device=device, loaded=loaded)
-    model.origin = Origin(family, hf)  # type: ignore[assignment]
+    model.origin = _origin(family, hf)  # type: ignore[assignment]
     return model.eval()
+
+
+def _origin(family: Family, hf: Mapping[str, Any]) -> Origin:
+    """The family that the model is saved as, and its `config.json`."""
+    written = family.written_as
+    if written is None:
+        return Origin(family, hf)
+    known = {key: value for key, value in hf.items() if key in written.known_keys}
+    return Origin(written, {**known, "model_type": written.model_type})
 
 
 def _build(family: Family, hf: Mapping[str, Any], names: TensorNames, backend: str, outer: Mapping[str, Any]) -> Any:

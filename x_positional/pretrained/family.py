@@ -54,6 +54,8 @@ class Family:
     """Other name of a key -> the key; the other name wins if both are set."""
     older_names: Mapping[str, str] = field(default_factory=dict)
     """Older name of a key -> the key, which wins if both are set."""
+    written_as: "Family | None" = None
+    """The family that such models are saved as, where transformers has no class for this `model_type`."""
 
     def like(
         self,
