@@ -54,8 +54,9 @@ def seq2seq_config(fields: Fields) -> Seq2SeqConfig:
 
 
 def vision_config(fields: Fields) -> VisionConfig:
-    """The config of fields by path."""
-    return VisionConfig.model_validate(assemble(fields))
+    """The config of fields by path. The bias of a head is dropped where there is no head."""
+    unused = {"logits_bias"} if fields.get("num_classes") is None else set()
+    return VisionConfig.model_validate(assemble({path: value for path, value in fields.items() if path not in unused}))
 
 
 def side_of(config: AnyConfig, parameter: str) -> tuple[ModelConfig | VisionConfig, str]:

@@ -48,6 +48,14 @@ class Encoded(Published):
 
 
 ROBERTA = {**PLAIN, "pad_token_id": 3, "max_position_embeddings": 44}
+DISTILBERT = {
+    "vocab_size": VOCABULARY,
+    "dim": 32,
+    "n_layers": 3,
+    "n_heads": 4,
+    "hidden_dim": 44,
+    "max_position_embeddings": 40,
+}
 NESTED = {
     "full_attention": {"rope_type": "default", "rope_theta": 300.0},
     "sliding_attention": {"rope_type": "linear", "rope_theta": 50.0, "factor": 2.0},
@@ -107,6 +115,21 @@ CASES = [
     ),
     Encoded(name="nomic_bert", model="NomicBertForMaskedLM", config={**PLAIN, "head_dim": 6}),
     Encoded(name="nomic_bert body", model="NomicBertModel", config={**PLAIN, "hidden_act": "gelu"}, auto="AutoModel"),
+    Encoded(name="distilbert", model="DistilBertForMaskedLM", types=False, config=DISTILBERT),
+    Encoded(
+        name="distilbert body",
+        model="DistilBertModel",
+        types=False,
+        auto="AutoModel",
+        config={**DISTILBERT, "activation": "relu", "sinusoidal_pos_embds": True},
+    ),
+    Encoded(name="electra", model="ElectraForMaskedLM", config={**PLAIN, "embedding_size": 20, "hidden_act": "relu"}),
+    Encoded(name="electra body", model="ElectraModel", config={**PLAIN, "embedding_size": 20}, auto="AutoModel"),
+    Encoded(
+        name="electra, one width",
+        model="ElectraForMaskedLM",
+        config={**PLAIN, "embedding_size": 32, "tie_word_embeddings": False},
+    ),
     # distances are between cache slots there; position_ids are ignored
     Encoded(name="deberta", model="DebertaV2ForMaskedLM", attention="eager", jumping=False, config=DEBERTA),
     Encoded(

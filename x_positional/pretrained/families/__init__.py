@@ -4,10 +4,14 @@ from x_positional.pretrained.families.bart import BART
 from x_positional.pretrained.families.bert import BERT, ROBERTA, XLM_ROBERTA
 from x_positional.pretrained.families.bigcode import GPT_BIGCODE
 from x_positional.pretrained.families.bloom import BLOOM
+from x_positional.pretrained.families.clip import CLIP, CLIP_TEXT, CLIP_VISION
 from x_positional.pretrained.families.cohere import COHERE, COHERE2
 from x_positional.pretrained.families.deberta import DEBERTA_V2
 from x_positional.pretrained.families.deepseek import DEEPSEEK_V3
+from x_positional.pretrained.families.deit import DEIT
 from x_positional.pretrained.families.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
+from x_positional.pretrained.families.distilbert import DISTILBERT
+from x_positional.pretrained.families.electra import ELECTRA
 from x_positional.pretrained.families.falcon import FALCON
 from x_positional.pretrained.families.gemma import GEMMA, GEMMA2, GEMMA3, GEMMA3_TEXT
 from x_positional.pretrained.families.glm import GLM, GLM4
@@ -30,6 +34,7 @@ from x_positional.pretrained.families.phi import PHI, PHI3
 from x_positional.pretrained.families.qwen import MISTRAL, QWEN2, QWEN3
 from x_positional.pretrained.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from x_positional.pretrained.families.qwen_vl import QWEN2_5_VL, QWEN2_5_VL_TEXT, QWEN2_VL, QWEN2_VL_TEXT
+from x_positional.pretrained.families.siglip import SIGLIP, SIGLIP_TEXT, SIGLIP_VISION
 from x_positional.pretrained.families.smollm3 import SMOLLM3
 from x_positional.pretrained.families.stablelm import STABLELM
 from x_positional.pretrained.families.starcoder2 import STARCODER2
@@ -64,12 +69,16 @@ DENSE = (
 )
 MIXTURES = (MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GPT_OSS, DEEPSEEK_V3, LLAMA4_TEXT)
 OLDER = (GPT_BIGCODE, GPT_NEO, GPTJ, CODEGEN, GPT_NEOX, OPT, BLOOM, MPT, FALCON)
-ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, MODERNBERT, NOMIC_BERT, DEBERTA_V2)
+ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, MODERNBERT, NOMIC_BERT, DEBERTA_V2, DISTILBERT, ELECTRA)
 SEQ2SEQ = (T5, MT5, BART)
-VISION = (VIT, DINOV2, DINOV2_WITH_REGISTERS)
-ALL: tuple[Family, ...] = (LLAMA, GPT2, *DENSE, *MIXTURES, *OLDER, *ENCODERS, *SEQ2SEQ, *VISION)
+VISION = (VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS, CLIP_VISION, SIGLIP_VISION)
+TEXT_TOWERS = (CLIP_TEXT, SIGLIP_TEXT)
+ALL: tuple[Family, ...] = (LLAMA, GPT2, *DENSE, *MIXTURES, *OLDER, *ENCODERS, *SEQ2SEQ, *VISION, *TEXT_TOWERS)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
 
 MULTIMODAL: tuple[NestedModel, ...] = (GEMMA3, LLAMA4, QWEN2_VL, QWEN2_5_VL)
 NESTED: dict[str, NestedModel] = {model.model_type: model for model in MULTIMODAL}
 """Multimodal models of which only the text model is read, by the `model_type` of the whole model."""
+
+TOWERS: dict[str, tuple[NestedModel, ...]] = {towers[0].model_type: towers for towers in (CLIP, SIGLIP)}
+"""The towers of models of which one tower is read, by the `model_type` of the whole model."""

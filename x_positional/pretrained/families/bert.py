@@ -127,16 +127,20 @@ AFTER_PADDING = Custom(
 """Positions count tokens without padding; the first rows of the table are unused."""
 
 
-def _under(prefix: str) -> dict[str, Any]:
-    """BERT's names with another prefix, and with RoBERTa's head."""
-    body = {
+def relabelled(prefix: str) -> dict[str, Any]:
+    """BERT's names with another prefix."""
+    return {
         ours: qkv(*(name.replace("bert.", prefix, 1) for name in theirs.names(None)))  # type: ignore[arg-type]
         if not isinstance(theirs, str)
         else theirs.replace("bert.", prefix, 1)
         for ours, theirs in BERT.names.items()
     }
+
+
+def _under(prefix: str) -> dict[str, Any]:
+    """The same, with RoBERTa's head."""
     return {
-        **body,
+        **relabelled(prefix),
         "head.linear": "lm_head.dense",
         "head.norm": "lm_head.layer_norm",
         "to_logits": "lm_head.decoder",
