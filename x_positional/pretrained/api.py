@@ -196,8 +196,9 @@ def resolve_head(family: Family, fields: Fields, names: TensorNames, hf: Mapping
     are one parameter where the config ties them.
     """
     kind = MODEL_KINDS[family.kind]
-    head, embedding = _tensor_name(family, kind.head), _tensor_name(family, kind.embedding)
-    if head is not None and not kind.embedding:
+    head = _tensor_name(family, kind.head)
+    embedding = next(filter(None, (_tensor_name(family, name) for name in kind.embeddings)), None)
+    if head is not None and not kind.embeddings:
         return names.find(head) is not None or not _is_body(family, names, hf)
     if head is None or embedding is None:
         return False

@@ -34,8 +34,8 @@ class ModelKind:
     """What the paths of its stacks start with."""
     head: str = "to_logits.weight"
     """Parameter of the head."""
-    embedding: str = "token_emb.weight"
-    """Parameter of the embedding that the head may be tied to; "" where it cannot be."""
+    embeddings: tuple[str, ...] = ("token_emb.weight",)
+    """Parameters of the embedding that the head may be tied to, of which a family has one; () where it cannot be."""
     tied: str = "tie_embedding"
     """Field that ties head and embedding."""
 
@@ -98,10 +98,10 @@ MODEL_KINDS: dict[Kind, ModelKind] = {
         lambda fields, head: XTransformer.from_config(seq2seq_config(fields)),
         stack_prefixes=("encoder.", "decoder."),
         head="decoder.net.to_logits.weight",
-        embedding="encoder.token_emb.weight",
+        embeddings=("decoder.net.token_emb.weight", "encoder.token_emb.weight"),
         tied="decoder.tie_embedding",
     ),
-    "vision": ModelKind(vision_config, _image, embedding=""),
+    "vision": ModelKind(vision_config, _image, embeddings=()),
 }
 
 

@@ -60,6 +60,13 @@ NESTED = {
     "full_attention": {"rope_type": "default", "rope_theta": 300.0},
     "sliding_attention": {"rope_type": "linear", "rope_theta": 50.0, "factor": 2.0},
 }
+UNTYPED = {key: value for key, value in PLAIN.items() if key != "type_vocab_size"}
+MPNET = {**UNTYPED, "pad_token_id": 1}
+EURO = {
+    **{key: value for key, value in UNTYPED.items() if key != "layer_norm_eps"},
+    "rms_norm_eps": EPS,
+    "num_key_value_heads": 2,
+}
 DEBERTA = {
     **PLAIN,
     "relative_attention": True,
@@ -129,6 +136,66 @@ CASES = [
         name="electra, one width",
         model="ElectraForMaskedLM",
         config={**PLAIN, "embedding_size": 32, "tie_word_embeddings": False},
+    ),
+    Encoded(name="camembert", model="CamembertForMaskedLM", config=ROBERTA, pad=3, shift=4),
+    Encoded(name="xlm-roberta-xl", model="XLMRobertaXLForMaskedLM", config=ROBERTA, pad=3, shift=4),
+    Encoded(name="xlm-roberta-xl body", model="XLMRobertaXLModel", config=ROBERTA, pad=3, shift=4, auto="AutoModel"),
+    # distances are between slots there
+    Encoded(
+        name="mpnet",
+        attention="eager",
+        model="MPNetForMaskedLM",
+        config=MPNET,
+        pad=1,
+        shift=2,
+        types=False,
+        jumping=False,
+    ),
+    Encoded(
+        name="mpnet body",
+        attention="eager",
+        model="MPNetModel",
+        config={**MPNET, "hidden_act": "relu"},
+        pad=1,
+        shift=2,
+        types=False,
+        jumping=False,
+        auto="AutoModel",
+    ),
+    Encoded(
+        name="roformer",
+        attention="eager",
+        jumping=False,
+        model="RoFormerForMaskedLM",
+        computed="embed_positions",
+        config={**PLAIN, "embedding_size": 20, "hidden_act": "gelu_new"},
+    ),
+    Encoded(
+        name="roformer body",
+        attention="eager",
+        jumping=False,
+        model="RoFormerModel",
+        computed="embed_positions",
+        config=PLAIN,
+        auto="AutoModel",
+    ),
+    Encoded(name="eurobert", model="EuroBertForMaskedLM", types=False, config=EURO),
+    Encoded(
+        name="eurobert with biases",
+        model="EuroBertForMaskedLM",
+        types=False,
+        config={**EURO, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "head_dim": 10},
+    ),
+    Encoded(
+        name="eurobert body",
+        model="EuroBertModel",
+        types=False,
+        auto="AutoModel",
+        config={
+            **EURO,
+            "num_key_value_heads": 4,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 50.0, "factor": 2.0},
+        },
     ),
     # distances are between cache slots there; position_ids are ignored
     Encoded(name="deberta", model="DebertaV2ForMaskedLM", attention="eager", jumping=False, config=DEBERTA),

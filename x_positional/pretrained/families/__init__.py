@@ -1,7 +1,7 @@
 """All supported families, by `model_type`. A family is data: docs/pretrained.md shows how to add one."""
 
 from x_positional.pretrained.families.bart import BART
-from x_positional.pretrained.families.bert import BERT, ROBERTA, XLM_ROBERTA
+from x_positional.pretrained.families.bert import BERT, CAMEMBERT, ROBERTA, XLM_ROBERTA, XLM_ROBERTA_XL
 from x_positional.pretrained.families.bigcode import GPT_BIGCODE
 from x_positional.pretrained.families.bloom import BLOOM
 from x_positional.pretrained.families.clip import CLIP, CLIP_TEXT, CLIP_VISION
@@ -12,6 +12,7 @@ from x_positional.pretrained.families.deit import DEIT
 from x_positional.pretrained.families.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from x_positional.pretrained.families.distilbert import DISTILBERT
 from x_positional.pretrained.families.electra import ELECTRA
+from x_positional.pretrained.families.eurobert import EUROBERT
 from x_positional.pretrained.families.falcon import FALCON
 from x_positional.pretrained.families.gemma import GEMMA, GEMMA2, GEMMA3, GEMMA3_TEXT
 from x_positional.pretrained.families.glm import GLM, GLM4
@@ -23,8 +24,11 @@ from x_positional.pretrained.families.gptj import CODEGEN, GPTJ
 from x_positional.pretrained.families.granite import GRANITE
 from x_positional.pretrained.families.llama import LLAMA
 from x_positional.pretrained.families.llama4 import LLAMA4, LLAMA4_TEXT
+from x_positional.pretrained.families.marian import M2M_100, MARIAN, PEGASUS
+from x_positional.pretrained.families.mbart import MBART
 from x_positional.pretrained.families.mixtral import MIXTRAL, OLMOE
 from x_positional.pretrained.families.modernbert import MODERNBERT
+from x_positional.pretrained.families.mpnet import MPNET
 from x_positional.pretrained.families.mpt import MPT
 from x_positional.pretrained.families.nemotron import NEMOTRON
 from x_positional.pretrained.families.nomic_bert import NOMIC_BERT
@@ -34,12 +38,15 @@ from x_positional.pretrained.families.phi import PHI, PHI3
 from x_positional.pretrained.families.qwen import MISTRAL, QWEN2, QWEN3
 from x_positional.pretrained.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from x_positional.pretrained.families.qwen_vl import QWEN2_5_VL, QWEN2_5_VL_TEXT, QWEN2_VL, QWEN2_VL_TEXT
+from x_positional.pretrained.families.roformer import ROFORMER
 from x_positional.pretrained.families.siglip import SIGLIP, SIGLIP_TEXT, SIGLIP_VISION
 from x_positional.pretrained.families.smollm3 import SMOLLM3
 from x_positional.pretrained.families.stablelm import STABLELM
 from x_positional.pretrained.families.starcoder2 import STARCODER2
-from x_positional.pretrained.families.t5 import MT5, T5
+from x_positional.pretrained.families.t5 import MT5, T5, UMT5
+from x_positional.pretrained.families.t5gemma import T5GEMMA
 from x_positional.pretrained.families.vit import VIT
+from x_positional.pretrained.families.xglm import XGLM
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.nested import NestedModel
 
@@ -68,9 +75,23 @@ DENSE = (
     QWEN2_5_VL_TEXT,
 )
 MIXTURES = (MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GPT_OSS, DEEPSEEK_V3, LLAMA4_TEXT)
-OLDER = (GPT_BIGCODE, GPT_NEO, GPTJ, CODEGEN, GPT_NEOX, OPT, BLOOM, MPT, FALCON)
-ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, MODERNBERT, NOMIC_BERT, DEBERTA_V2, DISTILBERT, ELECTRA)
-SEQ2SEQ = (T5, MT5, BART)
+OLDER = (GPT_BIGCODE, GPT_NEO, GPTJ, CODEGEN, GPT_NEOX, OPT, BLOOM, MPT, FALCON, XGLM)
+ENCODERS = (
+    BERT,
+    ROBERTA,
+    XLM_ROBERTA,
+    CAMEMBERT,
+    XLM_ROBERTA_XL,
+    MODERNBERT,
+    NOMIC_BERT,
+    DEBERTA_V2,
+    DISTILBERT,
+    ELECTRA,
+    MPNET,
+    ROFORMER,
+    EUROBERT,
+)
+SEQ2SEQ = (T5, MT5, UMT5, T5GEMMA, BART, MBART, MARIAN, PEGASUS, M2M_100)
 VISION = (VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS, CLIP_VISION, SIGLIP_VISION)
 TEXT_TOWERS = (CLIP_TEXT, SIGLIP_TEXT)
 ALL: tuple[Family, ...] = (LLAMA, GPT2, *DENSE, *MIXTURES, *OLDER, *ENCODERS, *SEQ2SEQ, *VISION, *TEXT_TOWERS)
