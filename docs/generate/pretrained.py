@@ -6,7 +6,7 @@ Run from the repository root: python docs/generate/pretrained.py
 from pathlib import Path
 
 from x_positional.pretrained import FAMILIES
-from x_positional.pretrained.families import NESTED
+from x_positional.pretrained.families import NESTED, TOWERS
 from x_positional.pretrained.gguf.architectures import ARCHITECTURES
 
 PAGE = Path(__file__).parents[2] / "docs" / "pretrained.md"
@@ -32,7 +32,17 @@ def rows() -> list[str]:
             more = (f" `{gguf_names[name]}` |" if name in gguf_names else " |") if gguf else ""
             lines.append(f"| `{name}` | `{family.architecture or family.body_architecture}` |{more}")
     nested = [f"`{name}` (as `{model.family.model_type}`)" for name, model in sorted(NESTED.items())]
-    return [*lines, "", f"Of multimodal models only the text model is read: {', '.join(nested)}."]
+    towers = [
+        f"`{name}` (as {' or '.join(f'`{tower.family.model_type}`' for tower in parts)})"
+        for name, parts in sorted(TOWERS.items())
+    ]
+    return [
+        *lines,
+        "",
+        f"Of multimodal models only the text model is read: {', '.join(nested)}.",
+        "",
+        f"Of models of two towers one is read, `from_pretrained(folder, model_type=...)`: {', '.join(towers)}.",
+    ]
 
 
 def render(text: str) -> str:

@@ -59,6 +59,8 @@ class HeadConfig(Config):
     """The nonlinearity."""
     bias: bool = True
     """Bias of the linear layer."""
+    dim: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
+    """Width after the linear layer, `emb_dim` where the logits are tied to it (ELECTRA). None is the model's width."""
     norm: NormConfig = NormConfig(bias=True, unit_offset=False)
     """The norm after the activation."""
 
@@ -111,6 +113,13 @@ class ModelConfig(FileConfig):
     def placed_dim(self) -> int | None:
         """The width at which positions are added. None is the model's."""
         return None if self.emb_proj_first else self.emb_dim
+
+    @property
+    def logits_width(self) -> int:
+        """Width of what the last projection reads."""
+        if self.head is not None and self.head.dim is not None:
+            return self.head.dim
+        return self.emb_dim or self.layers.dim if self.logits_proj else self.layers.dim
 
     @property
     def projected(self) -> bool:

@@ -52,11 +52,11 @@ def embedding_table(rows: int, width: int, l2norm: bool) -> nn.Embedding:
 
 class PredictionHead(nn.Module):
     """BERT-style prediction head: linear, activation, norm (Devlin et al. 2018, arXiv:1810.04805, in the published code).
-    [... M] -> [... M]."""
+    [... M] -> [... width of the norm]."""
 
     def __init__(self, dim: int, activation: ActivationKind, bias: bool, norm: Norm):
         super().__init__()
-        self.linear = nn.Linear(dim, dim, bias=bias)
+        self.linear = nn.Linear(dim, norm.dim, bias=bias)
         self.activation, self.norm = ACTIVATIONS[activation], norm
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,14 +113,14 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
         self.project_emb = nn.Linear(emb_dim, dim, bias=bias) if projected else None
         self.project_out = nn.Linear(dim, emb_dim, bias=bias) if projected and config.logits_proj else None
         self.attn_layers = layers
-        self._build_head(config, dim if self.project_out is None else emb_dim)
+        self._build_head(config)
 
-    def _build_head(self, config: ModelConfig, width: int) -> None:
-        """What turns hidden states into logits. width: of what the last projection reads."""
-        dim, tied = config.layers.dim, config.tie_embedding
+    def _build_head(self, config: ModelConfig) -> None:
+        """What turns hidden states into logits."""
+        dim, tied, width = config.layers.dim, config.tie_embedding, config.logits_width
         self.logits_width, self.head = width, None
         if config.head is not None and self.has_head:
-            norm = build_norm(config.layers, config.head.norm)
+            norm = build_norm(config.layers, config.head.norm, config.head.dim)
             self.head = PredictionHead(dim, config.head.activation, config.head.bias, norm)
         columns = config.logits_dim or config.num_tokens
         own_matrix = self.has_head and not tied

@@ -18,14 +18,14 @@ from x_positional.pretrained.adapters import add_adapters, load_adapters, merge_
 from x_positional.pretrained.config_json.codecs import Fields
 from x_positional.pretrained.config_json.encoder_decoder import encoder_only
 from x_positional.pretrained.config_json.keys import ignored, overridden, refused_keys
-from x_positional.pretrained.families import FAMILIES, NESTED
+from x_positional.pretrained.families import FAMILIES, NESTED, TOWERS
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.folder import CONFIG
 from x_positional.pretrained.integrity import ORIGIN
 from x_positional.pretrained.limits import Limits, at_most, failures
 from x_positional.pretrained.model_kinds import MODEL_KINDS, build_on_meta, layers_of
-from x_positional.pretrained.native import NATIVE, load_native, native_config
-from x_positional.pretrained.nested import contradictions, text_model
+from x_positional.pretrained.native import NATIVE, load_native, read_native_config
+from x_positional.pretrained.nested import chosen_tower, contradictions, inner_model
 from x_positional.pretrained.source import INIT, LORA, Source, open_source
 from x_positional.pretrained.tensors.files import Tensors
 from x_positional.pretrained.tensors.layouts import Same
@@ -66,7 +66,8 @@ def from_pretrained(
         ignore: Keys of `config.json` to ignore, at any depth: their defaults apply. For keys that are refused although you
             know that they do not matter for your use.
         quantize: "int8" turns each matrix into integers of 8 bits once it is read: see `x_positional.quantize`.
-        overrides: Keys of `config.json`, which override the file, as `rope_parameters={"rope_type": "yarn", ...}`.
+        overrides: Keys of `config.json`, which override the file, as `rope_parameters={"rope_type": "yarn", ...}`. Of a model
+            of two towers, as CLIP, `model_type` names the one to read, as `model_type="clip_vision_model"`.
 
     Raises:
         PretrainedError: With all problems: an unknown family, unsupported settings, damaged or missing files, pickles,
@@ -120,7 +121,7 @@ def config_of(source: Source) -> Any:
     """The config of the model that `load_source` gives; no parameter is read."""
     hf = source.config
     if hf.get("model_type") == NATIVE:
-        return native_config(hf, str(source.path))
+        return read_native_config(hf, str(source.path))
     family, hf, tensors, outer = _published(source, (), {})
     with failures(f"unsupported {CONFIG} in {tensors.source}:"):
         return _build(family, hf, TensorNames(tensors, family), "auto", outer).config
@@ -135,7 +136,10 @@ def _published(
         hf = ignored(hf, ignore)
         if problems := refused_keys({**hf, **overrides}):
             raise PretrainedError(f"unsupported {CONFIG} in {source.path}:", problems)
-        hf, tensors, outer = text_model(hf, source.tensors(), NESTED)
+        if tower := chosen_tower(hf, TOWERS, overrides.get("model_type")):
+            overrides.pop("model_type")
+        part = tower or NESTED.get(str(hf.get("model_type")))
+        hf, tensors, outer = inner_model(hf, source.tensors(), part)
         family = family_of(hf, str(source.path))
         changes = family.resolve_aliases(overrides)
         hf = overridden(family.resolve_aliases(hf), changes, family.keys, family.known_keys, family.model_type)
@@ -248,8 +252,8 @@ def family_of(hf: Mapping[str, Any], source: str) -> Family:
     raise PretrainedError(
         f"{source} cannot be read:",
         [
-            f"unsupported model_type={name!r}; {did_you_mean(str(name), {*FAMILIES, *NESTED})} A family is a table of tensor "
-            "names and config keys: docs/pretrained.md shows how to write one."
+            f"unsupported model_type={name!r}; {did_you_mean(str(name), {*FAMILIES, *NESTED, *TOWERS})} A family is a table of "
+            "tensor names and config keys: docs/pretrained.md shows how to write one."
         ],
     )
 
@@ -261,8 +265,9 @@ def resolve_head(family: Family, fields: Fields, names: TensorNames, hf: Mapping
     are one parameter where the config ties them.
     """
     kind = MODEL_KINDS[family.kind]
-    head, embedding = _tensor_name(family, kind.head), _tensor_name(family, kind.embedding)
-    if head is not None and not kind.embedding:
+    head = _tensor_name(family, kind.head)
+    embedding = next(filter(None, (_tensor_name(family, name) for name in kind.embeddings)), None)
+    if head is not None and not kind.embeddings:
         return names.find(head) is not None or not _is_body(family, names, hf)
     if head is None or embedding is None:
         return False

@@ -243,6 +243,8 @@ def _shift_gain(name: str, tensor: Tensor, ours: AnyConfig, theirs: AnyConfig) -
 def _unit_offset(name: str, config: ModelConfig | VisionConfig) -> bool:
     """Whether a gain is stored as gain - 1."""
     if isinstance(config, VisionConfig):
+        if name.startswith("tokens_norm"):
+            return config.tokens_norm is not None and config.tokens_norm.unit_offset
         return not name.startswith("emb_norm") and config.layers.norm.unit_offset
     if name.startswith("emb_norm"):
         return config.emb_norm is not None and config.emb_norm.unit_offset

@@ -53,7 +53,7 @@ def native_config(model: Saveable) -> dict[str, Any]:
     return {"model_type": NATIVE, "class": name, "model": plain(model.config), **quantized}
 
 
-def native_config(hf: Mapping[str, Any], source: str) -> FileConfig:
+def read_native_config(hf: Mapping[str, Any], source: str) -> FileConfig:
     """The config of the model of a config.json in this format. Raises PretrainedError."""
     name = hf.get("class")
     if not isinstance(name, str) or name not in CLASSES:

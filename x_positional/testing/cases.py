@@ -64,6 +64,7 @@ SHARED = Sizes(kv_heads=1)
 VARIANTS: dict[str, SchemeCase] = {
     "absolute, two spare rows": SchemeCase(Absolute(offset=2, scale=1.0)),
     "sinusoidal, sines then cosines": SchemeCase(Sinusoidal(layout="concat"), Sizes(dim=23)),
+    "sinusoidal, offset, both ends": SchemeCase(Sinusoidal(layout="concat", offset=2, endpoint=True), Sizes(dim=24)),
     "rope, interleaved": SchemeCase(Rope(interleaved=True)),
     "rope, 6 of 24 channels": SchemeCase(Rope(dim=6), SHARED),
     "rope, a quarter of the head, interleaved": SchemeCase(Rope(fraction=0.25, interleaved=True)),

@@ -208,6 +208,19 @@ OF_IMAGE_MODELS = (
         "pool={config.pool!r} has no cls token",
         "Use pool='cls' or 'cls_mean', or leave it out.",
     ),
+    Ignored("register_position", lambda config: config.num_register_tokens and not config.tables, *_NO_TABLE),
+    Ignored(
+        "register_position",
+        lambda config: not config.num_register_tokens,
+        "there are no registers",
+        "Set num_register_tokens, or leave it out.",
+    ),
+    Ignored(
+        "logits_bias",
+        lambda config: config.num_classes is None,
+        "there is no head",
+        "Set num_classes, or leave it out.",
+    ),
 )
 
 

@@ -66,10 +66,21 @@ def a_pattern_sets_what_differs(case: Case) -> Iterator[str]:
 @rule(models=ModelConfig)
 def tied_logits_fit(case: Case, model: ModelConfig) -> Iterator[str]:
     """Tied logits are as wide as the vocabulary and read embeddings as wide as the head's input."""
-    if model.tie_embedding and model.projected and not model.logits_proj:
+    width = model.emb_dim or case.layers.dim
+    if model.tie_embedding and model.logits_width != width and model.logits_width == case.layers.dim:
         yield (
             f"tie_embedding=True computes logits with the embedding matrix, which is emb_dim={model.emb_dim} wide, "
             f"and the model is dim={case.layers.dim} wide. Set logits_proj, leave emb_dim out, or untie."
+        )
+    elif model.tie_embedding and model.logits_width != width:
+        yield (
+            f"tie_embedding=True computes logits with the embedding matrix, which is {width} wide, and the head with "
+            f"head.dim={model.logits_width} is not. Set head.dim={width}, or untie."
+        )
+    if model.logits_proj and model.head is not None and model.head.dim is not None:
+        yield (
+            f"logits_proj reads the model's width, and the head with head.dim={model.head.dim} comes before it. Leave one of "
+            "them out."
         )
     if model.tie_embedding and model.logits_dim not in (None, model.num_tokens):
         yield (

@@ -4,6 +4,7 @@ H query heads, G key/value heads, D head dim, E experts. x_positional's joined p
 all values; its gated feedforward is all values, then all gates.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -158,6 +159,22 @@ class Reshaped:
 
     def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
         return [tensor.reshape(self.theirs(sizes))]
+
+
+@dataclass(frozen=True)
+class SquareGrid:
+    """A table of a square grid of patches [N N M], published as [N*N M]."""
+
+    name: str
+
+    def names(self, sizes: Sizes) -> Sequence[str]:
+        return (self.name,)
+
+    def load(self, parts: list[Tensor], sizes: Sizes) -> Tensor:
+        return parts[0].unflatten(0, (math.isqrt(len(parts[0])), -1))
+
+    def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
+        return [tensor.flatten(0, 1)]
 
 
 @dataclass(frozen=True)
