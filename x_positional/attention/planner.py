@@ -129,6 +129,7 @@ def attention_context(run: Pass, window: AttentionWindow, view: KeyView | None) 
         q_start=layout.start or 0 if view is None else view.q_start,
         kv_start=layout.start or 0 if view is None else view.start,
         custom_positions=layout.custom_positions or (view is not None and view.positions is not view.index),
+        positions_below_span=layout.within_span and (view is None or view.positions is view.index),
         q_documents=q_documents,
         kv_documents=kv_documents,
         q_place=None if window.chunk is None else layout.offset_in_document,

@@ -93,6 +93,8 @@ class AttentionContext:
     """The first key's index, if `ordered`."""
     custom_positions: bool = False
     """Positions were given, or restart per document, so they differ from the index."""
+    positions_below_span: bool = False
+    """Every position is below `span`, and none is negative except at padding: known on the host where none was given."""
     custom_mask: Tensor | None = None
     """The mask or prefix that the caller gave, as a tensor, so that the host does not know who sees whom: which keys each query
     may see [B T N], or how many first tokens of a row see each other [B|1]."""

@@ -192,7 +192,7 @@ def distance_bound(ctx: AttentionContext) -> int | None:
     if not ctx.custom_positions:
         return ctx.span + 1
     if torch.compiler.is_compiling():
-        return None
+        return ctx.span + 1 if ctx.positions_below_span else None
     spread = torch.cat([ctx.q_positions.reshape(-1), ctx.kv_positions.reshape(-1)])
     return int(spread.max() - spread.min()) + 1
 
