@@ -15,7 +15,7 @@ from x_positional.schemes.base import AttentionContext, Bias, Dims, LayerView, P
 from x_positional.schemes.distance import distance_bound
 from x_positional.schemes.initial import small_normal
 from x_positional.schemes.registry import SchemeConfig
-from x_positional.schemes.terms import ScoreBlock, ScoreTerm
+from x_positional.schemes.terms import Rebuilt, ScoreBlock, ScoreTerm
 from x_positional.schemes.values import MAX_ROWS
 
 Terms = Literal["both", "c2p", "p2c"]
@@ -42,6 +42,27 @@ def log_buckets(distance: Tensor, num_buckets: int, growth: float) -> Tensor:
     ratio = torch.log(far.float() / exact) / growth
     logarithmic = torch.ceil(ratio * (exact - 1)).long() + exact
     return torch.where(far <= exact, distance, logarithmic * distance.sign())
+
+
+@dataclass(frozen=True)
+class Buckets(Rebuilt):
+    """int64 distances (query - key) -> rows of the table."""
+
+    num_buckets: int | None
+    """Per side; None is one per distance."""
+    growth: float
+    """`log_ratio`."""
+    span: int
+    """N: the table has two rows for each."""
+
+    def __call__(self, distance: Tensor) -> Tensor:
+        if self.num_buckets is not None:
+            distance = log_buckets(distance, self.num_buckets, self.growth)
+        return (distance + self.span).clamp(0, 2 * self.span - 1)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.num_buckets, self.growth, self.span
 
 
 @dataclass(frozen=True)
@@ -83,6 +104,13 @@ class PairTerm(ScoreTerm):
     ):
         self.inputs = tuple(t for t in (c2p, p2c) if t is not None)
         self.has_c2p, self.has_p2c, self.rows_of, self.ctx = c2p is not None, p2c is not None, rows_of, ctx
+
+    @property
+    def arguments(self) -> tuple[Any, ...] | None:
+        if not isinstance(self.rows_of, Buckets):
+            return None
+        c2p, p2c = self.inputs[0] if self.has_c2p else None, self.inputs[-1] if self.has_p2c else None
+        return c2p, p2c, self.rows_of, self.ctx
 
     def _index(self, block: ScoreBlock) -> Tensor:
         """[G R W], the row of each pair: a view for all heads."""
@@ -145,16 +173,10 @@ class DebertaBias(PositionScheme):
     ):
         super().__init__()
         self.num_buckets, self.max_distance, self.terms = num_buckets, max_distance, terms
-        self.growth = 0.0 if num_buckets is None else log_ratio(num_buckets, max_distance)
-        self.span = num_buckets or max_distance
-        self.table = nn.Parameter(small_normal(2 * self.span, dim))
+        growth = 0.0 if num_buckets is None else log_ratio(num_buckets, max_distance)
+        self.rows = Buckets(num_buckets, growth, num_buckets or max_distance)
+        self.table = nn.Parameter(small_normal(2 * self.rows.span, dim))
         self.norm = None if norm_eps is None else nn.LayerNorm(dim, norm_eps)
-
-    def rows(self, distance: Tensor) -> Tensor:
-        """int64 distances (query - key) -> rows of the table."""
-        if self.num_buckets is not None:
-            distance = log_buckets(distance, self.num_buckets, self.growth)
-        return (distance + self.span).clamp(0, 2 * self.span - 1)
 
     def layer_bias(self, view: LayerView, ctx: AttentionContext) -> Bias:
         vectors = self.table if self.norm is None else self.norm(self.table)

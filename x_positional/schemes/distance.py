@@ -5,6 +5,7 @@ B batch, T query tokens, S key tokens, H heads, N distances. A distance is query
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,10 @@ class BandTerm(ScoreTerm):
     def __init__(self, table: Tensor, low: int, offset: int):
         self.inputs, self.low, self.offset = (table,), low, offset
 
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return *self.inputs, self.low, self.offset
+
     def by_distance(self, inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
         (table,) = inputs
         return table.flip(-1), self.offset - self.low - table.shape[-1] + 1
@@ -124,6 +129,10 @@ class LookupTerm(ScoreTerm):
         self.offset = ctx.S - ctx.T  # without padding the last query is the last key
         self.by_slot = BandTerm(table, low, self.offset)
         self.known: dict[tuple[int, ...], bool] = {}
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return *self.inputs, self.low, self.ctx
 
     def _distances(self, block: ScoreBlock) -> Tensor:
         """[R W]."""
@@ -183,7 +192,7 @@ def distance_bound(ctx: AttentionContext) -> int | None:
     if not ctx.custom_positions:
         return ctx.span + 1
     if torch.compiler.is_compiling():
-        return None
+        return ctx.span + 1 if ctx.positions_below_span else None
     spread = torch.cat([ctx.q_positions.reshape(-1), ctx.kv_positions.reshape(-1)])
     return int(spread.max() - spread.min()) + 1
 
