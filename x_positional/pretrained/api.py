@@ -137,7 +137,7 @@ def _published(
         if problems := refused_keys({**hf, **overrides}):
             raise PretrainedError(f"unsupported {CONFIG} in {source.path}:", problems)
         if tower := chosen_tower(hf, TOWERS, overrides.get("model_type")):
-            overrides.pop("model_type")
+            overrides = {key: value for key, value in overrides.items() if key != "model_type"}
         part = tower or NESTED.get(str(hf.get("model_type")))
         hf, tensors, outer = inner_model(hf, source.tensors(), part)
         family = family_of(hf, str(source.path))
