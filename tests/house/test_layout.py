@@ -16,9 +16,10 @@ MAX_ROOT, MAX_FOLDER, MAX_FLOORS, MAX_SKIPS, SMALL = 16, 16, 10, 20, 60
 MAX_SINGLE = 1 / 5  # of all modules
 
 REASONS: dict[str, str] = {
-    "attention/backends/tiles/cap_and_sinks.py": "arithmetic of its own; attend.py holds where tiles apply",
+    "cli/finetune.py": "one file a command",
     "cli/main.py": "the entry point: imports nothing that an extra brings, so that it can report a missing one",
-    "cli/train.py": "one file a command",
+    "hf/register.py": "what importing the folder does to transformers; __init__.py first checks its version",
+    "modules/pooling.py": "a layer of its own",
 }
 """Modules below SMALL lines with a single importer, and why each stands alone."""
 

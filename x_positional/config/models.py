@@ -59,7 +59,7 @@ class HeadConfig(Config):
     """The nonlinearity."""
     bias: bool = True
     """Bias of the linear layer."""
-    dim: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
+    width: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
     """Width after the linear layer, `emb_dim` where the logits are tied to it (ELECTRA). None is the model's width."""
     norm: NormConfig = NormConfig(bias=True, unit_offset=False)
     """The norm after the activation."""
@@ -117,8 +117,8 @@ class ModelConfig(FileConfig):
     @property
     def logits_width(self) -> int:
         """Width of what the last projection reads."""
-        if self.head is not None and self.head.dim is not None:
-            return self.head.dim
+        if self.head is not None and self.head.width is not None:
+            return self.head.width
         return self.emb_dim or self.layers.dim if self.logits_proj else self.layers.dim
 
     @property

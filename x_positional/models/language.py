@@ -120,7 +120,7 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
         dim, tied, width = config.layers.dim, config.tie_embedding, config.logits_width
         self.logits_width, self.head = width, None
         if config.head is not None and self.has_head:
-            norm = build_norm(config.layers, config.head.norm, config.head.dim)
+            norm = build_norm(config.layers, config.head.norm, config.head.width)
             self.head = PredictionHead(dim, config.head.activation, config.head.bias, norm)
         columns = config.logits_dim or config.num_tokens
         own_matrix = self.has_head and not tied

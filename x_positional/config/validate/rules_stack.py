@@ -75,11 +75,11 @@ def tied_logits_fit(case: Case, model: ModelConfig) -> Iterator[str]:
     elif model.tie_embedding and model.logits_width != width:
         yield (
             f"tie_embedding=True computes logits with the embedding matrix, which is {width} wide, and the head with "
-            f"head.dim={model.logits_width} is not. Set head.dim={width}, or untie."
+            f"head.width={model.logits_width} is not. Set head.width={width}, or untie."
         )
-    if model.logits_proj and model.head is not None and model.head.dim is not None:
+    if model.logits_proj and model.head is not None and model.head.width is not None:
         yield (
-            f"logits_proj reads the model's width, and the head with head.dim={model.head.dim} comes before it. Leave one of "
+            f"logits_proj reads the model's width, and the head with head.width={model.head.width} comes before it. Leave one of "
             "them out."
         )
     if model.tie_embedding and model.logits_dim not in (None, model.num_tokens):

@@ -94,7 +94,7 @@ def _model_fields(config: ModelConfig) -> Fields:
 def _head_fields(head: HeadConfig | None, dim: int) -> Fields:
     if head is None:
         return {"head.activation": None}
-    own = {"head.activation": head.activation, "head.bias": head.bias, "head.dim": head.dim or dim}
+    own = {"head.activation": head.activation, "head.bias": head.bias, "head.width": head.width or dim}
     return {**own, **_norm_fields("head.norm", head.norm)}
 
 

@@ -9,7 +9,7 @@ ELECTRA = BERT.like(
     codecs=(
         *sizes(256, 12, 4, 1024, 30522),
         Key("emb_dim", "embedding_size", 128),
-        Key("head.dim", "embedding_size", 128),
+        Key("head.width", "embedding_size", 128),
         Fixed("head.activation", "gelu"),
     ),
     names={

@@ -11,7 +11,7 @@ ROFORMER = BERT.like(
     codecs=(
         *sizes(768, 12, 12, 3072, 50000),
         Key("max_seq_len", "max_position_embeddings", 1536),
-        *(Key(path, "embedding_size", lambda hf: hf.get("hidden_size") or 768) for path in ("emb_dim", "head.dim")),
+        *(Key(path, "embedding_size", lambda hf: hf.get("hidden_size") or 768) for path in ("emb_dim", "head.width")),
         Fixed("layers.position", [Rope(interleaved=True)]),
         Only("rotary_value", (False,), "rotated values are unsupported."),
     ),
