@@ -459,6 +459,8 @@ IMAGES = [
     image(rules_ignored.no_setting_of_an_image_model_is_ignored, cls_position=True, pool="cls"),
     image(rules_ignored.no_setting_of_an_image_model_is_ignored, register_position=True, position="absolute"),
     image(rules_ignored.no_setting_of_an_image_model_is_ignored, register_position=True, num_register_tokens=2),
+    image(rules_ignored.no_setting_of_an_image_model_is_ignored, register_heads=True, num_register_tokens=2),
+    image(rules_ignored.no_setting_of_an_image_model_is_ignored, register_heads=True, num_classes=5),
     image(rules_ignored.no_setting_of_an_image_model_is_ignored, logits_bias=False),
     image(rules_vision.rows_are_read_one_after_another, "warning", position="rope"),
     image(rules_vision.a_window_counts_along_rows, "warning", window=3),

@@ -138,6 +138,7 @@ def load(
     """The model of a config and its tensors. outer: keys of a text model that are set beside its config."""
     if family.kind == "seq2seq" and not any("decoder." in name for name in tensors.names()):
         family = encoder_only(family)
+    family = next((variant for tensor, variant in family.variants.items() if tensor in tensors.names()), family)
     names = TensorNames(tensors, family)
     with failures(f"unsupported {CONFIG} in {tensors.source}:"):
         model = _build(family, hf, names, backend, outer)

@@ -210,10 +210,11 @@ def _candidates(model: Saveable, config: AnyConfig, model_type: str | None, head
             raise PretrainedError(
                 f"{CANNOT_WRITE}:", [f"unknown model_type={model_type!r}; {did_you_mean(model_type, FAMILIES)}"]
             )
-        return [FAMILIES[model_type]]
+        return [FAMILIES[model_type], *FAMILIES[model_type].variants.values()]
     own = [] if model.origin is None else [model.origin.family]
     kind = kind_of(config)
-    others = [family for family in FAMILIES.values() if family not in own and family.kind == kind]
+    every = [each for family in FAMILIES.values() for each in (family, *family.variants.values())]
+    others = [family for family in every if family not in own and family.kind == kind]
     return own + [family for family in others if family.architecture or not headed]
 
 
