@@ -88,6 +88,7 @@ VARIANTS: dict[str, SchemeCase] = {
     "rope, learned": SchemeCase(Rope(learned=True, fraction=0.5)),
     "axial, three axes, interleaved": SchemeCase(Axial(axes=3, interleaved=True), SHARED),
     "axial, pixel, learned": SchemeCase(Axial(freqs="pixel", learned=True, dim=16)),
+    "axial, periods from 1 to 100": SchemeCase(Axial(freqs="period", theta=100.0)),
     "mixed, three axes": SchemeCase(Mixed(axes=3, interleaved=True), SHARED),
     "xpos, interleaved, base 64": SchemeCase(XPos(interleaved=True, scale_base=64.0)),
     "polar, uniform phases": SchemeCase(Polar(uniform_init=True), SHARED),
@@ -102,6 +103,7 @@ VARIANTS: dict[str, SchemeCase] = {
     "alibi, symmetric": SchemeCase(Alibi(variant="symmetric")),
     "alibi, asymmetric, learned": SchemeCase(Alibi(variant="asymmetric", learned=True)),
     "t5, 8 buckets to 20, scaled": SchemeCase(T5(num_buckets=8, max_distance=20, scale=4.0)),
+    "t5, a table for each layer": SchemeCase(T5(num_buckets=8, max_distance=20, per_layer=True)),
     "deberta, 8 buckets to 20, normed": SchemeCase(Deberta(num_buckets=8, max_distance=20, norm_eps=1e-3), SHARED),
     "deberta, a row for each of 12 distances, c2p": SchemeCase(
         Deberta(num_buckets=None, max_distance=12, terms="c2p"), UNGROUPED
