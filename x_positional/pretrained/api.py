@@ -17,6 +17,7 @@ from x_positional.pretrained.config_json.codecs import Fields
 from x_positional.pretrained.config_json.encoder_decoder import encoder_only
 from x_positional.pretrained.config_json.keys import ignored, overridden, refused_keys
 from x_positional.pretrained.families import FAMILIES, NESTED
+from x_positional.pretrained.families.refused import REFUSED
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.folder import CONFIG
 from x_positional.pretrained.limits import Limits, at_most, failures
@@ -185,6 +186,11 @@ def family_of(hf: Mapping[str, Any], source: str) -> Family:
     name = hf.get("model_type")
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
+    if isinstance(name, str) and name in REFUSED:
+        raise PretrainedError(
+            f"{source} cannot be read:",
+            [f"unsupported model_type={name!r}: {REFUSED[name]}, which x_positional does not support."],
+        )
     raise PretrainedError(
         f"{source} cannot be read:",
         [
