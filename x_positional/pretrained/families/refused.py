@@ -7,13 +7,13 @@ def _by_name(groups: dict[str, str]) -> dict[str, str]:
 
 REFUSED = _by_name(
     {
-        "some of its layers have linear attention (a gated delta rule)": "kimi_linear olmo_hybrid qwen3_5 qwen3_5_moe "
+        "it has linear attention (a gated delta rule)": "kimi_linear olmo_hybrid qwen3_5 qwen3_5_moe "
         "qwen3_5_moe_text qwen3_5_text qwen3_next",
-        "some of its layers have linear attention (lightning attention)": "minimax",
-        "some of its layers are state spaces (Mamba)": "bamba falcon_h1 falcon_mamba granitemoehybrid jamba mamba mamba2 "
+        "it has linear attention (lightning attention)": "minimax",
+        "it has state space layers (Mamba)": "bamba falcon_h1 falcon_mamba granitemoehybrid jamba mamba mamba2 "
         "nemotron_h zamba zamba2",
-        "some of its layers are recurrent": "recurrent_gemma rwkv xlstm",
-        "some of its layers are short convolutions": "lfm2 lfm2_moe",
+        "it has recurrent layers": "recurrent_gemma rwkv xlstm",
+        "it has short convolutions": "lfm2 lfm2_moe",
         "an indexer selects the keys of each query": "deepseek_v32 glm_moe_dsa minimax_m3_vl minimax_m3_vl_text",
         "its keys are compressed, and an indexer selects those of each query": "deepseek_v4",
         "each of its layers has an input of its own": "gemma3n gemma3n_text gemma4 gemma4_text",
