@@ -214,6 +214,7 @@ IGNORED = [
     ignored(ff={"swish_beta": 1.702}),
     ignored(ff=mixture(shared_gate=True)),
     ignored(ff=mixture(top_groups=2)),
+    ignored(ff=mixture(group_best=1)),
     ignored(ff=mixture(groups=4, top_groups=4)),
     ignored(ff=mixture(top_k=8, correction=True)),
     ignored(ff=mixture(top_k=1, weigh="input")),

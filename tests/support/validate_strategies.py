@@ -100,6 +100,7 @@ MIXTURES = st.fixed_dictionaries(
         "correction": st.booleans(),
         "groups": maybe(2, 4, 8, usual=1, weight=1),
         "top_groups": maybe(2, 3, usual=1, weight=1),
+        "group_best": maybe(1, 3, usual=2, weight=1),
         "weigh": maybe("input", usual="output"),
         "shared": maybe(5),
         "shared_gate": maybe(True, usual=False),

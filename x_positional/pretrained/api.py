@@ -17,6 +17,7 @@ from x_positional.pretrained.config_json.codecs import Fields
 from x_positional.pretrained.config_json.encoder_decoder import encoder_only
 from x_positional.pretrained.config_json.keys import ignored, overridden, refused_keys
 from x_positional.pretrained.families import FAMILIES, NESTED, TOWERS
+from x_positional.pretrained.families.refused import REFUSED
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.folder import CONFIG
 from x_positional.pretrained.limits import Limits, at_most, failures
@@ -145,8 +146,17 @@ def load(
     config: Any = model.config
     loaded = QuantizeLoaded(model, quantize)
     fill(model, family, lambda name: layers_of(config, name), names, dtype=dtype, device=device, loaded=loaded)
-    model.origin = Origin(family, hf)  # type: ignore[assignment]
+    model.origin = _origin(family, hf)  # type: ignore[assignment]
     return model.eval()
+
+
+def _origin(family: Family, hf: Mapping[str, Any]) -> Origin:
+    """The family that the model is saved as, and its `config.json`."""
+    written = family.written_as
+    if written is None:
+        return Origin(family, hf)
+    known = {key: value for key, value in hf.items() if key in written.known_keys}
+    return Origin(written, {**known, "model_type": written.model_type})
 
 
 def _build(family: Family, hf: Mapping[str, Any], names: TensorNames, backend: str, outer: Mapping[str, Any]) -> Any:
@@ -181,6 +191,11 @@ def family_of(hf: Mapping[str, Any], source: str) -> Family:
     name = hf.get("model_type")
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
+    if isinstance(name, str) and name in REFUSED:
+        raise PretrainedError(
+            f"{source} cannot be read:",
+            [f"unsupported model_type={name!r}: {REFUSED[name]}, which x_positional does not support."],
+        )
     raise PretrainedError(
         f"{source} cannot be read:",
         [

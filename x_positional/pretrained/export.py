@@ -23,7 +23,8 @@ from x_positional.pretrained.tensors.load import sizes_at
 from x_positional.pretrained.tensors.write import write_folder
 
 DTYPE_KEY = "dtype"
-REWRITTEN = {"dtype", "torch_dtype", "transformers_version"}
+REWRITTEN = {"dtype", "torch_dtype", "transformers_version", "auto_map"}
+"""Keys of the original config that are not kept. auto_map names files of code, which are not written."""
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 CANNOT_WRITE = "this model cannot be written for transformers"
 
@@ -210,12 +211,13 @@ def _candidates(model: Saveable, config: AnyConfig, model_type: str | None, head
             raise PretrainedError(
                 f"{CANNOT_WRITE}:", [f"unknown model_type={model_type!r}; {did_you_mean(model_type, FAMILIES)}"]
             )
-        return [FAMILIES[model_type], *FAMILIES[model_type].variants.values()]
+        family = FAMILIES[model_type].written_as or FAMILIES[model_type]
+        return [family, *family.variants.values()]
     own = [] if model.origin is None else [model.origin.family]
     kind = kind_of(config)
     every = [each for family in FAMILIES.values() for each in (family, *family.variants.values())]
     others = [family for family in every if family not in own and family.kind == kind]
-    return own + [family for family in others if family.architecture or not headed]
+    return own + [f for f in others if f.written_as is None and (f.architecture or not headed)]
 
 
 def _other_keys(model: Saveable, family: Family) -> dict[str, Any]:

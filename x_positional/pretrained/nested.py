@@ -4,7 +4,7 @@ is read, as if it had been published alone: the text model, or a tower that the 
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -25,12 +25,16 @@ class NestedModel:
     """Of the whole model."""
     family: Family
     """Family of the text model."""
+    others: tuple[Family, ...] = ()
+    """Other families that the text model may belong to, by the `model_type` of its config."""
     key: str = "text_config"
     """Key of the text config. A file without it has the keys of all parts side by side."""
     replacing_key: str = ""
     """Older key of the same config, which replaces it as a whole."""
     outer_keys: tuple[str, ...] = ("architectures", "tie_word_embeddings", "dtype", "torch_dtype")
     """Keys of the whole model that override those of the text config."""
+    outer_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of those keys in a file that omits them."""
     prefixes: Mapping[str, str]
     """Pattern of a tensor name's prefix -> prefix in the text model alone; the first match counts."""
     dropped: tuple[str, ...]
@@ -38,22 +42,28 @@ class NestedModel:
     ignored_keys: frozenset[str] = frozenset()
     """Keys of the other parts."""
 
+    def text_family(self, hf: Hf) -> Family:
+        """The family of the text model of this config."""
+        named = (hf.get(self.key) or {}).get("model_type")
+        return next((family for family in self.others if family.model_type == named), self.family)
+
     def text_config(self, hf: Hf) -> dict[str, Any]:
         """`config.json` of the text model alone. It includes unknown keys of the whole model, so that they are reported."""
-        outside = self._outside(hf)
+        outside, family = self._outside(hf), self.text_family(hf)
         if inner := hf.get(self.replacing_key) or hf.get(self.key):
-            unread = {key: value for key, value in outside.items() if key not in self.family.keys}
+            unread = {key: value for key, value in outside.items() if key not in family.keys}
             outside = {**unread, **inner}
         outer = {key: hf[key] for key in self.outer_keys if hf.get(key) is not None}
-        named = [self.family.architecture if n == self.architecture else n for n in hf.get("architectures") or ()]
-        return {**outside, "model_type": self.family.model_type, **outer, "architectures": named}
+        named = [family.architecture if n == self.architecture else n for n in hf.get("architectures") or ()]
+        return {**outside, "model_type": family.model_type, **self.outer_defaults, **outer, "architectures": named}
 
     def outer_config(self, hf: Hf) -> dict[str, Any]:
         """Keys of the text model that are set beside its config."""
         if not hf.get(self.key):
             return {}
         kept = {key: value for key, value in self._outside(hf).items() if key not in self.outer_keys}
-        return {key: value for key, value in kept.items() if key in self.family.keys and value is not None}
+        read = self.text_family(hf).keys
+        return {key: value for key, value in kept.items() if key in read and value is not None}
 
     def _outside(self, hf: Hf) -> dict[str, Any]:
         return {key: value for key, value in hf.items() if key not in self.ignored_keys and key != self.key}

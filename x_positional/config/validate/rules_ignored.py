@@ -158,6 +158,12 @@ OF_LAYERS = (
         "Set moe.groups, or leave it out.",
     ),
     Ignored(
+        "ff.moe.group_best",
+        lambda config: config.ff.moe.groups == 1,
+        "the experts are in one group",
+        "Set moe.groups, or leave it out.",
+    ),
+    Ignored(
         "ff.moe.groups",
         lambda config: config.ff.moe.groups == config.ff.moe.top_groups,
         "moe.top_groups={config.ff.moe.top_groups} takes experts from all of them",

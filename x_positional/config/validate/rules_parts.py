@@ -20,10 +20,10 @@ def experts_can_be_chosen(case: Case) -> Iterator[str]:
         yield f"moe.top_k={moe.top_k} exceeds moe.experts={moe.experts}. Use {moe.experts} or fewer."
     if moe.groups > 1 and moe.experts % moe.groups:
         yield f"moe.experts={moe.experts} is not divisible by moe.groups={moe.groups}. Use a multiple of it."
-    elif moe.groups > 1 and moe.experts // moe.groups < 2:
+    elif moe.groups > 1 and moe.experts // moe.groups < moe.group_best:
         yield (
-            f"moe.groups={moe.groups} leaves fewer than 2 experts per group, and groups are ranked by their two best "
-            f"scores. Use {moe.experts // 2} or fewer."
+            f"moe.groups={moe.groups} leaves {moe.experts // moe.groups} experts per group, and groups are ranked by their "
+            f"{moe.group_best} best scores. Lower moe.groups or moe.group_best."
         )
     elif moe.groups > 1 and moe.top_groups > moe.groups:
         yield f"moe.top_groups={moe.top_groups} exceeds moe.groups={moe.groups}. Use fewer."

@@ -259,6 +259,30 @@ class KeylessBias:
         return [query, value]
 
 
+@dataclass(frozen=True)
+class MirroredQkv:
+    """Separate projections of queries, keys and values, with the halves of each query and key swapped: RoPE in the other
+    direction (NanoChat)."""
+
+    parts: tuple[str, ...]
+
+    def names(self, sizes: Sizes) -> Sequence[str]:
+        return self.parts
+
+    def load(self, parts: list[Tensor], sizes: Sizes) -> Tensor:
+        queries, keys, values = parts
+        return torch.cat([_halves_swapped(queries, sizes), _halves_swapped(keys, sizes), values])
+
+    def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
+        queries, keys, values = tensor.split(qkv_rows(sizes))
+        return [_halves_swapped(queries, sizes), _halves_swapped(keys, sizes), values]
+
+
+def _halves_swapped(rows: Tensor, sizes: Sizes) -> Tensor:
+    """Swap the halves of the rows of each head."""
+    return torch.roll(rows.unflatten(0, (-1, sizes.head_dim)), sizes.head_dim // 2, 1).flatten(0, 1)
+
+
 def grouped_qkv(name: str) -> Reordered:
     """One tensor with the queries of a group, its key and its value, group after group.
 
@@ -394,6 +418,27 @@ class FusedExperts:
     def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
         theirs = tensor if self.order is None else tensor[:, self.order(tensor.shape[1]).argsort()]
         return [theirs.mT if theirs.ndim == 3 else theirs]
+
+
+@dataclass(frozen=True)
+class EitherFusedExperts:
+    """All experts in one tensor, [E out in] or [E in out]; [E out in] where both fit, and when written, as in transformers."""
+
+    name: str
+    dim_axis: int
+    """Axis of the model's width in [E out in]."""
+    order: Callable[[int], Tensor] | None = None
+    """As in `FusedExperts`."""
+
+    def names(self, sizes: Sizes) -> Sequence[str]:
+        return (self.name,)
+
+    def load(self, parts: list[Tensor], sizes: Sizes) -> Tensor:
+        ours = parts[0] if parts[0].shape[self.dim_axis] == sizes.layers.dim else parts[0].mT
+        return ours if self.order is None else ours[:, self.order(ours.shape[1])]
+
+    def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
+        return [tensor if self.order is None else tensor[:, self.order(tensor.shape[1]).argsort()]]
 
 
 def gates_first(rows: int) -> Tensor:
