@@ -22,7 +22,7 @@ REFUSED = _by_name(
         "the number of key heads differs by layer type": "mimo_v2_flash",
         "all of its layers are one layer, whose parameters are shared": "albert",
         "its bias of distances has two axes and its own numbers for the cls token": "beit data2vec-vision",
-        "its keys are projected without a bias beside positions that are projected without one": "deberta",
+        "its keys and their positions are projected without a bias, queries and values with one": "deberta",
     }
 )
 """`model_type` -> why such models cannot be read."""
