@@ -173,6 +173,8 @@ PARTS = [
     error(rules_parts.experts_can_be_chosen, ff=mixture(groups=4, top_groups=5)),
     error(rules_parts.experts_can_be_chosen, ff=mixture(groups=4, top_groups=1, top_k=3)),
     warning(rules_parts.a_router_can_learn, ff=mixture(top_k=1)),
+    error(rules_parts.learned_activations_stand_alone, ff={"activation": "xielu", "glu": True}),
+    error(rules_parts.learned_activations_stand_alone, ff={**mixture(), "activation": "xielu"}),
     error(rules_parts.latents_leave_room_for_values, attn=latent(rope_dim=64)),
     error(rules_parts.a_shared_key_is_rotated_for_all_heads, attn=latent(), position="rope"),
     error(

@@ -1,5 +1,6 @@
 """All supported families, by `model_type`. A family is data: docs/pretrained.md shows how to add one."""
 
+from x_positional.pretrained.families.apertus import APERTUS
 from x_positional.pretrained.families.arcee import ARCEE
 from x_positional.pretrained.families.bart import BART
 from x_positional.pretrained.families.bert import BERT, CAMEMBERT, ROBERTA, XLM_ROBERTA, XLM_ROBERTA_XL
@@ -107,6 +108,7 @@ DENSE = (
     HELIUM,
     NANOCHAT,
     PERSIMMON,
+    APERTUS,
 )
 MIXTURES = (
     MIXTRAL,
