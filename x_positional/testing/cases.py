@@ -64,7 +64,6 @@ SHARED = Sizes(kv_heads=1)
 VARIANTS: dict[str, SchemeCase] = {
     "absolute, two spare rows": SchemeCase(Absolute(offset=2, scale=1.0)),
     "sinusoidal, sines then cosines": SchemeCase(Sinusoidal(layout="concat"), Sizes(dim=23)),
-    "sinusoidal, offset, both ends": SchemeCase(Sinusoidal(layout="concat", offset=2, endpoint=True), Sizes(dim=24)),
     "rope, interleaved": SchemeCase(Rope(interleaved=True)),
     "rope, 6 of 24 channels": SchemeCase(Rope(dim=6), SHARED),
     "rope, a quarter of the head, interleaved": SchemeCase(Rope(fraction=0.25, interleaved=True)),
@@ -88,7 +87,6 @@ VARIANTS: dict[str, SchemeCase] = {
     "rope, learned": SchemeCase(Rope(learned=True, fraction=0.5)),
     "axial, three axes, interleaved": SchemeCase(Axial(axes=3, interleaved=True), SHARED),
     "axial, pixel, learned": SchemeCase(Axial(freqs="pixel", learned=True, dim=16)),
-    "axial, periods from 1 to 100": SchemeCase(Axial(freqs="period", theta=100.0)),
     "mixed, three axes": SchemeCase(Mixed(axes=3, interleaved=True), SHARED),
     "xpos, interleaved, base 64": SchemeCase(XPos(interleaved=True, scale_base=64.0)),
     "polar, uniform phases": SchemeCase(Polar(uniform_init=True), SHARED),
