@@ -173,6 +173,8 @@ PARTS = [
     error(rules_parts.experts_can_be_chosen, ff=mixture(groups=4, top_groups=5)),
     error(rules_parts.experts_can_be_chosen, ff=mixture(groups=4, top_groups=1, top_k=3)),
     warning(rules_parts.a_router_can_learn, ff=mixture(top_k=1)),
+    error(rules_parts.learned_activations_stand_alone, ff={"activation": "xielu", "glu": True}),
+    error(rules_parts.learned_activations_stand_alone, ff={**mixture(), "activation": "xielu"}),
     error(rules_parts.latents_leave_room_for_values, attn=latent(rope_dim=64)),
     error(rules_parts.a_shared_key_is_rotated_for_all_heads, attn=latent(), position="rope"),
     error(
@@ -460,6 +462,8 @@ IMAGES = [
     image(rules_ignored.no_setting_of_an_image_model_is_ignored, cls_position=True, pool="cls"),
     image(rules_ignored.no_setting_of_an_image_model_is_ignored, register_position=True, position="absolute"),
     image(rules_ignored.no_setting_of_an_image_model_is_ignored, register_position=True, num_register_tokens=2),
+    image(rules_ignored.no_setting_of_an_image_model_is_ignored, register_heads=True, num_register_tokens=2),
+    image(rules_ignored.no_setting_of_an_image_model_is_ignored, register_heads=True, num_classes=5),
     image(rules_ignored.no_setting_of_an_image_model_is_ignored, logits_bias=False),
     image(rules_vision.rows_are_read_one_after_another, "warning", position="rope"),
     image(rules_vision.a_window_counts_along_rows, "warning", window=3),

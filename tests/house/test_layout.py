@@ -18,8 +18,7 @@ MAX_SINGLE = 1 / 5  # of all modules
 REASONS: dict[str, str] = {
     "cli/finetune.py": "one file a command",
     "cli/main.py": "the entry point: imports nothing that an extra brings, so that it can report a missing one",
-    "hf/register.py": "what importing the folder does to transformers; __init__.py first checks its version",
-    "modules/pooling.py": "a layer of its own",
+    "modules/pooling.py": "attention over patches; patches.py has pixels and tables",
 }
 """Modules below SMALL lines with a single importer, and why each stands alone."""
 

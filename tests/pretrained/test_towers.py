@@ -173,3 +173,32 @@ def test_what_a_file_leaves_out_means_what_its_class_says(name: str, config: str
     family = FAMILIES[name]
     assert family.to_fields({}) == family.to_fields(defaults)
     assert not family.unknown_keys(defaults)
+
+
+DUMPED = {"add_cross_attention": False, "bad_words_ids": None, "is_decoder": False, "pruned_heads": {}, "top_k": 50}
+"""Keys that older versions of transformers wrote into every config."""
+LAYERS = {"decoder_layers": 6, "encoder_layers": 6, "normalize_before": False, "static_position_embeddings": True}
+KNOWN: dict[str, dict[str, Any]] = {
+    "clip_text_model": {**DUMPED, "projection_dim": 512, "hidden_act": "quick_gelu"},
+    "clip_vision_model": {**DUMPED, "patch_size": 32},
+    "siglip_vision_model": {"model_type": "siglip_vision_model"},
+    "distilbert": {"activation": "gelu", "qa_dropout": 0.1, "sinusoidal_pos_embds": False, "tie_weights_": True},
+    "camembert": {"output_past": True, "type_vocab_size": 1},
+    "electra": {"embedding_size": 128, "summary_last_dropout": 0.1, "summary_type": "first"},
+    "marian": {**LAYERS, "_num_labels": 3, "decoder_vocab_size": 58101, "add_bias_logits": False},
+    "mbart": {**LAYERS, "_num_labels": 3, "normalize_embedding": True, "extra_pos_embeddings": 2},
+    "umt5": {"scalable_attention": True, "dense_act_fn": "gelu_new", "is_gated_act": True, "output_past": True},
+    "t5gemma": {"encoder": {**DUMPED, "model_type": "t5_gemma_module", "rope_theta": 10000.0}},
+}
+"""Keys of published files."""
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_keys_of_published_files_are_known(name: str):
+    assert FAMILIES[name].unknown_keys(KNOWN[name]) == []
+    assert FAMILIES[name].to_fields(KNOWN[name])[1] == []
+    assert FAMILIES[name].unknown_keys({**KNOWN[name], "alibi_slopes": 3}) == ["alibi_slopes"]
+
+
+def test_keys_of_a_nested_side_are_checked():
+    assert FAMILIES["t5gemma"].unknown_keys({"decoder": {"alibi_slopes": 3}}) == ["decoder.alibi_slopes"]

@@ -124,7 +124,7 @@ FEEDFORWARD = st.fixed_dictionaries(
     optional={
         "mult": maybe(2.0, usual=4.0),
         "dim": maybe(13),
-        "activation": st.sampled_from(["gelu", "silu", "relu2"]),
+        "activation": st.sampled_from(["gelu", "silu", "relu2", "xielu"]),
         "glu": st.booleans(),
         "bias": st.booleans(),
         "gate_bias": maybe(True, False),

@@ -146,7 +146,7 @@ class FeedForwardConfig(Config):
     dim: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
     """Inner width. None is int(model dim * mult)."""
     activation: ActivationKind = "gelu"
-    """The nonlinearity."""
+    """The nonlinearity. xielu has learned slopes (Apertus)."""
     glu: bool = False
     """Gated: value * activation(gate)."""
     bias: bool = True

@@ -10,7 +10,7 @@ from typing_extensions import Self
 from x_positional.config.layers import LayersConfig, NormConfig
 from x_positional.config.reading import read_yaml
 from x_positional.errors import ConfigError
-from x_positional.modules.feedforward import ActivationKind
+from x_positional.modules.feedforward import FixedActivationKind
 from x_positional.schemes.registry import Config, Custom
 from x_positional.schemes.values import MAX_LENGTH, MAX_ROWS, MAX_WIDTH
 
@@ -55,7 +55,7 @@ class FileConfig(Config):
 class HeadConfig(Config):
     """BERT-style prediction head before the last projection: norm(activation(linear(x)))."""
 
-    activation: ActivationKind = "gelu"
+    activation: FixedActivationKind = "gelu"
     """The nonlinearity."""
     bias: bool = True
     """Bias of the linear layer."""

@@ -47,6 +47,8 @@ class VisionConfig(FileConfig):
     """Width of the head's logits. None is no head."""
     logits_bias: bool = True
     """A bias of the logits."""
+    register_heads: bool = False
+    """Each register has a head of its own, and the logits are the mean of all heads (DeiT's distillation token)."""
     pool: Literal["mean", "cls", "cls_mean", "attention"] = "mean"
     """What the head reads: the mean of the patches; a cls token, which is then added; both concatenated (DINOv2); or what a
     learned query attends to, see `AttentionPooling` (SigLIP)."""

@@ -34,7 +34,7 @@ from x_positional.models.stacks import ConfiguredLayers, config_of, layers_of_mo
 from x_positional.modules.caching import CachingModule
 from x_positional.modules.cross_entropy import PLAIN, TokenLoss, Unembedding, cross_entropy_by_chunks
 from x_positional.modules.dropout import Dropout
-from x_positional.modules.feedforward import ACTIVATIONS, ActivationKind
+from x_positional.modules.feedforward import ACTIVATIONS, FixedActivationKind
 from x_positional.modules.norms import Norm
 from x_positional.modules.plain import linear, plain_weight
 from x_positional.modules.quantized import Int8Embedding
@@ -54,7 +54,7 @@ class PredictionHead(nn.Module):
     """BERT-style prediction head: linear, activation, norm (Devlin et al. 2018, arXiv:1810.04805, in the published code).
     [... M] -> [... width of the norm]."""
 
-    def __init__(self, dim: int, activation: ActivationKind, bias: bool, norm: Norm):
+    def __init__(self, dim: int, activation: FixedActivationKind, bias: bool, norm: Norm):
         super().__init__()
         self.linear = nn.Linear(dim, norm.dim, bias=bias)
         self.activation, self.norm = ACTIVATIONS[activation], norm

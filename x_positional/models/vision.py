@@ -71,8 +71,8 @@ class ViTransformerWrapper(Saveable):
         num_classes: None returns the pooled embedding [B M].
         flags: post_emb_norm, num_register_tokens, emb_dropout as in x-transformers; pool ("mean", "cls", "cls_mean",
             "attention"), coordinates ("index", "rescaled", "centered"), interpolation ("bicubic", "bilinear"), antialias,
-            cls_position, register_position, tokens_norm, norm_pooled, patch_dropout, patch_norms, patch_bias and logits_bias as in
-            `VisionConfig`.
+            cls_position, register_position, register_heads, tokens_norm, norm_pooled, patch_dropout, patch_norms, patch_bias and
+            logits_bias as in `VisionConfig`.
 
     Raises:
         IncompatibleConfig, FlagError, ConfigError: for what cannot be built.
@@ -129,6 +129,10 @@ class ViTransformerWrapper(Saveable):
             self.pooling = AttentionPooling(layers.dim, layers.heads, layers.head_dim, build_norm(layers), ff)
         self.pooled_norm = build_norm(layers, dim=width) if config.norm_pooled else None
         self.to_logits = None if classes is None else nn.Linear(width, classes, bias=config.logits_bias)
+        heads = config.num_register_tokens if config.register_heads and classes is not None else 0
+        self.register_logits = nn.ModuleList(
+            nn.Linear(layers.dim, classes or 0, bias=config.logits_bias) for _ in range(heads)
+        )
 
     @property
     def extra_tokens(self) -> int:
@@ -282,7 +286,12 @@ class ViTransformerWrapper(Saveable):
     def _logits(self, encoded: EncodedImage) -> Tensor:
         """[B, num_classes], or what the head would read."""
         pooled = self.pooled(encoded)
-        return pooled if self.to_logits is None else self.to_logits(pooled)
+        if self.to_logits is None:
+            return pooled
+        logits = self.to_logits(pooled)
+        for i, head in enumerate(self.register_logits):
+            logits = logits + head(encoded.registers[:, i])
+        return logits / (1 + len(self.register_logits)) if len(self.register_logits) else logits
 
 
 def _table(config: VisionConfig) -> PatchTable | None:

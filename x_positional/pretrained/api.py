@@ -19,6 +19,7 @@ from x_positional.pretrained.config_json.codecs import Fields
 from x_positional.pretrained.config_json.encoder_decoder import encoder_only
 from x_positional.pretrained.config_json.keys import ignored, overridden, refused_keys
 from x_positional.pretrained.families import FAMILIES, NESTED, TOWERS
+from x_positional.pretrained.families.refused import REFUSED
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.folder import CONFIG
 from x_positional.pretrained.integrity import ORIGIN
@@ -198,6 +199,7 @@ def load(
     """The model of a config and its tensors. outer: keys of a text model that are set beside its config."""
     if family.kind == "seq2seq" and not any("decoder." in name for name in tensors.names()):
         family = encoder_only(family)
+    family = next((variant for tensor, variant in family.variants.items() if tensor in tensors.names()), family)
     names = TensorNames(tensors, family)
     with failures(f"unsupported {CONFIG} in {tensors.source}:"):
         model = _build(family, hf, names, backend, outer)
@@ -249,6 +251,11 @@ def family_of(hf: Mapping[str, Any], source: str) -> Family:
     name = hf.get("model_type")
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
+    if isinstance(name, str) and name in REFUSED:
+        raise PretrainedError(
+            f"{source} cannot be read:",
+            [f"unsupported model_type={name!r}: {REFUSED[name]}, which x_positional does not support."],
+        )
     raise PretrainedError(
         f"{source} cannot be read:",
         [

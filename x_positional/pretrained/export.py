@@ -263,10 +263,12 @@ def _candidates(model: Saveable, config: AnyConfig, model_type: str | None, head
             raise PretrainedError(
                 f"{CANNOT_WRITE}:", [f"unknown model_type={model_type!r}; {did_you_mean(model_type, FAMILIES)}"]
             )
-        return [FAMILIES[model_type].written_as or FAMILIES[model_type]]
+        family = FAMILIES[model_type].written_as or FAMILIES[model_type]
+        return [family, *family.variants.values()]
     own = [] if model.origin is None else [model.origin.family]
     kind = kind_of(config)
-    others = [family for family in FAMILIES.values() if family not in own and family.kind == kind]
+    every = [each for family in FAMILIES.values() for each in (family, *family.variants.values())]
+    others = [family for family in every if family not in own and family.kind == kind]
     return own + [f for f in others if f.written_as is None and (f.architecture or not headed)]
 
 

@@ -55,6 +55,8 @@ class Family:
     """Other name of a key -> the key; the other name wins if both are set."""
     older_names: Mapping[str, str] = field(default_factory=dict)
     """Older name of a key -> the key, which wins if both are set."""
+    variants: Mapping[str, "Family"] = field(default_factory=dict)
+    """Tensor -> the family of the same `model_type` that checkpoints with this tensor belong to."""
     written_as: "Family | None" = None
     """The family that such models are saved as, where transformers has no class for this `model_type`."""
 

@@ -54,8 +54,8 @@ def seq2seq_config(fields: Fields) -> Seq2SeqConfig:
 
 
 def vision_config(fields: Fields) -> VisionConfig:
-    """The config of fields by path. The bias of a head is dropped where there is no head."""
-    unused = {"logits_bias"} if fields.get("num_classes") is None else set()
+    """The config of fields by path. Settings of the head are dropped where there is none."""
+    unused = {"logits_bias", "register_heads"} if fields.get("num_classes") is None else set()
     return VisionConfig.model_validate(assemble({path: value for path, value in fields.items() if path not in unused}))
 
 

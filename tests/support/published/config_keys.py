@@ -76,6 +76,7 @@ VISION_CASES = [
     Published(name="keys vit", model="ViTForImageClassification", config={**SEEING, "intermediate_size": 50}),
     Published(name="keys dinov2", model="Dinov2ForImageClassification", config={**SEEING, "mlp_ratio": 3}),
     Published(name="keys deit", model="DeiTForImageClassification", config={**SEEING, "intermediate_size": 50}),
+    Published(name="keys dinov3", model="DINOv3ViTModel", config={**TOWER, "num_register_tokens": 2}),
     Published(name="keys clip", model="CLIPVisionModelWithProjection", config={**TOWER, "projection_dim": 7}),
     Published(name="keys siglip", model="SiglipVisionModel", config=TOWER),
     Published(

@@ -101,6 +101,16 @@ SMALL = [
         model="NanoChatForCausalLM",
         config={**LLAMA, "final_logit_softcapping": 2.5, "attention_bias": True},
     ),
+    Published(
+        name="apertus",
+        model="ApertusForCausalLM",
+        config={**WIDE, "attention_bias": True, "rope_parameters": LLAMA3},
+    ),
+    Published(
+        name="apertus with another activation",
+        model="ApertusForCausalLM",
+        config={**LLAMA, "hidden_act": "relu2", "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}},
+    ),
     Published(name="persimmon", model="PersimmonForCausalLM", config=PERSIMMON),
     Published(
         name="persimmon without norms of heads",

@@ -716,6 +716,7 @@ VISION = table(
             "`mean` of the patches, a `cls` token, both (`cls_mean`), or a learned query (`attention`).",
             default="mean",
         ),
+        own("register_heads", "register_heads", "Each register has a head; logits are the mean of all.", default=False),
         own("norm_pooled", "norm_pooled", "A norm of what the head reads.", default=False),
         own("cls_position", "cls_position", "The learned table has a row for the cls token.", default=False),
         own("register_position", "register_position", "The learned table has a row for each register.", default=False),

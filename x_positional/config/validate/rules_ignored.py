@@ -198,6 +198,9 @@ OF_LANGUAGE_MODELS = (
     ),
 )
 
+_NO_REGISTERS = ("there are no registers", "Set num_register_tokens, or leave it out.")
+_NO_HEAD = ("there is no head", "Set num_classes, or leave it out.")
+
 OF_IMAGE_MODELS = (
     Ignored("interpolation", lambda config: not config.tables, *_NO_TABLE),
     Ignored("antialias", lambda config: not config.tables, *_NO_TABLE),
@@ -209,18 +212,10 @@ OF_IMAGE_MODELS = (
         "Use pool='cls' or 'cls_mean', or leave it out.",
     ),
     Ignored("register_position", lambda config: config.num_register_tokens and not config.tables, *_NO_TABLE),
-    Ignored(
-        "register_position",
-        lambda config: not config.num_register_tokens,
-        "there are no registers",
-        "Set num_register_tokens, or leave it out.",
-    ),
-    Ignored(
-        "logits_bias",
-        lambda config: config.num_classes is None,
-        "there is no head",
-        "Set num_classes, or leave it out.",
-    ),
+    Ignored("register_position", lambda config: not config.num_register_tokens, *_NO_REGISTERS),
+    Ignored("register_heads", lambda config: config.num_classes is None, *_NO_HEAD),
+    Ignored("register_heads", lambda config: config.num_classes and not config.num_register_tokens, *_NO_REGISTERS),
+    Ignored("logits_bias", lambda config: config.num_classes is None, *_NO_HEAD),
 )
 
 

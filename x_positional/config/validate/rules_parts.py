@@ -6,6 +6,7 @@ from x_positional.config.layers import MLAConfig
 from x_positional.config.validate.case import Case
 from x_positional.config.validate.probe import rotated_width
 from x_positional.config.validate.rule import rule
+from x_positional.modules.feedforward import LEARNED
 from x_positional.schemes.base import PositionScheme
 from x_positional.schemes.rotary.rotation import RotationScheme
 
@@ -42,6 +43,18 @@ def a_feedforward_has_channels(case: Case) -> Iterator[str]:
         yield (
             f"ff.mult={ff.mult:g} of dim={dim} is an inner width of {dim * ff.mult:g}, which rounds down to 0. Use at least "
             "ff.dim=1, or a larger ff.mult."
+        )
+
+
+@rule()
+def learned_activations_stand_alone(case: Case) -> Iterator[str]:
+    """An activation with parameters of its own is between the two projections of one plain feedforward."""
+    ff = case.layers.ff
+    if ff.activation in LEARNED and (ff.glu or ff.moe is not None):
+        with_it = "ff.glu=True" if ff.glu else "ff.moe"
+        yield (
+            f"ff.activation={ff.activation!r} has learned parameters, and {with_it} cannot hold them. Use a plain feedforward, or "
+            "another activation."
         )
 
 

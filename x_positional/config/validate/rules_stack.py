@@ -233,9 +233,12 @@ def a_window_is_shorter_than_the_sequence(case: Case) -> Iterator[str]:
 @rule("warning")
 def pixel_frequencies_need_coordinates(case: Case) -> Iterator[str]:
     """Pixel frequencies are for coordinates from -1 to 1; rules of images check what an image model passes."""
-    pixels = any(isinstance(part, Axial) and part.freqs == "pixel" for part in case.parts)
-    if pixels and not isinstance(case.model, VisionConfig):
+    rotated = {"pixel": "all rotate by multiples of pi", "period": "rotate the first pair of an axis by full turns"}
+    kinds = {part.freqs for part in case.parts if isinstance(part, Axial) and part.freqs in rotated}
+    if isinstance(case.model, VisionConfig):
+        return
+    for kind in sorted(kinds):
         yield (
-            "axial: freqs='pixel' is for coordinates from -1 to 1. Integers, such as the index of a token, all rotate by "
-            "multiples of pi and look alike. Pass float positions."
+            f"axial: freqs={kind!r} is for coordinates from -1 to 1. Integers, such as the index of a token, {rotated[kind]} "
+            "and look alike. Pass float positions."
         )

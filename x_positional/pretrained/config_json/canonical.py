@@ -23,7 +23,7 @@ from x_positional.schemes.base import Dims
 
 LEFT_OUT = {"dropout", "emb_dropout", "patch_dropout", "backend", "flash", "mult", "unit_offset", "qk_norm_unit_offset"}
 """Fields that do not affect the logits, or only how a gain is stored."""
-HEAD_FIELDS = ("head.", "logits_", "tie_embedding", "num_classes", "pool")
+HEAD_FIELDS = ("head.", "logits_", "tie_embedding", "num_classes", "pool", "register_heads")
 """Prefixes of fields that have no effect without a head."""
 GROUPS = ("attn", "ff")
 LAYER_SETTINGS = ("window", "chunk", "keep_first")

@@ -1,5 +1,6 @@
 """All supported families, by `model_type`. A family is data: docs/pretrained.md shows how to add one."""
 
+from x_positional.pretrained.families.apertus import APERTUS
 from x_positional.pretrained.families.arcee import ARCEE
 from x_positional.pretrained.families.bart import BART
 from x_positional.pretrained.families.bert import BERT, CAMEMBERT, ROBERTA, XLM_ROBERTA, XLM_ROBERTA_XL
@@ -11,6 +12,7 @@ from x_positional.pretrained.families.deberta import DEBERTA_V2
 from x_positional.pretrained.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, KIMI_K2
 from x_positional.pretrained.families.deit import DEIT
 from x_positional.pretrained.families.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
+from x_positional.pretrained.families.dinov3 import DINOV3_VIT
 from x_positional.pretrained.families.distilbert import DISTILBERT
 from x_positional.pretrained.families.electra import ELECTRA
 from x_positional.pretrained.families.ernie import ERNIE4_5, ERNIE4_5_MOE
@@ -106,6 +108,7 @@ DENSE = (
     HELIUM,
     NANOCHAT,
     PERSIMMON,
+    APERTUS,
 )
 MIXTURES = (
     MIXTRAL,
@@ -141,7 +144,7 @@ ENCODERS = (
     EUROBERT,
 )
 SEQ2SEQ = (T5, MT5, UMT5, T5GEMMA, BART, MBART, MARIAN, PEGASUS, M2M_100)
-VISION = (VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS, CLIP_VISION, SIGLIP_VISION)
+VISION = (VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS, DINOV3_VIT, CLIP_VISION, SIGLIP_VISION)
 TEXT_TOWERS = (CLIP_TEXT, SIGLIP_TEXT)
 ALL: tuple[Family, ...] = (LLAMA, GPT2, *DENSE, *MIXTURES, *OLDER, *ENCODERS, *SEQ2SEQ, *VISION, *TEXT_TOWERS)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}

@@ -123,6 +123,7 @@ BART = Family(
     },
     ignored_keys=frozenset(
         {
+            "_num_labels",
             "activation_dropout",
             "add_bias_logits",
             "add_final_layer_norm",

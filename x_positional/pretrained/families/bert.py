@@ -162,6 +162,7 @@ ROBERTA = BERT.like(
     body_architecture="RobertaModel",
     prefix="roberta.",
     ignored_tensors=(*POOLER, IDLE_BIAS),
+    ignored_keys=frozenset({"output_past"}),
     copies=LM_HEAD_COPIES,
 )
 XLM_ROBERTA = ROBERTA.like(

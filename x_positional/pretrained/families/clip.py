@@ -69,6 +69,8 @@ def layer_names(base: str) -> dict[str, str | Layout]:
 
 IDS = (r"(^|\.)embeddings\.position_ids$",)
 """Index buffers of older files."""
+UNUSED = key_names("tie_word_embeddings add_cross_attention")
+"""Keys of every config that no tower reads."""
 
 CLIP_TEXT = Family(
     model_type="clip_text_model",
@@ -91,7 +93,7 @@ CLIP_TEXT = Family(
         "to_logits": "text_projection",
     },
     ignored_tensors=IDS,
-    ignored_keys=key_names("tie_word_embeddings"),
+    ignored_keys=UNUSED,
 )
 CLIP_VISION = Family(
     model_type="clip_vision_model",
@@ -126,7 +128,7 @@ CLIP_VISION = Family(
         "to_logits": "visual_projection",
     },
     ignored_tensors=IDS,
-    ignored_keys=key_names("tie_word_embeddings"),
+    ignored_keys=UNUSED,
 )
 
 

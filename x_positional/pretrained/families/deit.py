@@ -1,9 +1,13 @@
-"""DeiT: ViT with a distillation token after the cls token, which has a row of the position table too."""
+"""DeiT: ViT with a distillation token after the cls token, which has a row of the position table too, and a head of its own in
+distilled models.
+"""
+
+from dataclasses import replace
 
 from x_positional.pretrained.config_json.codecs import Fixed
 from x_positional.pretrained.families.vit import BLOCK, VIT, attention, embeddings, tokens
 
-DEIT = VIT.like(
+PLAIN = VIT.like(
     "deit",
     "DeiTForImageClassification",
     codecs=(Fixed("num_register_tokens", 1), Fixed("register_position", True)),
@@ -16,3 +20,10 @@ DEIT = VIT.like(
     body_architecture="DeiTModel",
     prefix="deit.",
 )
+DISTILLED = PLAIN.like(
+    "deit",
+    "DeiTForImageClassificationWithTeacher",
+    codecs=(Fixed("register_heads", True),),
+    names={"to_logits": "cls_classifier", "register_logits.0": "distillation_classifier"},
+)
+DEIT = replace(PLAIN, variants={"distillation_classifier.weight": DISTILLED})

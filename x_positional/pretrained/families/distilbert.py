@@ -44,6 +44,6 @@ DISTILBERT = BERT.like(
     ignored_tensors=(*POOLER, IDLE_BIAS),
     copies={},
     aliases={"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
-    ignored_keys=key_names("qa_dropout seq_classif_dropout"),
+    ignored_keys=key_names("qa_dropout seq_classif_dropout tie_weights_"),
 )
 """Sinusoidal tables are stored, so that both kinds of positions are read from the checkpoint."""

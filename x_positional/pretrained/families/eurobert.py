@@ -16,5 +16,5 @@ EUROBERT = LLAMA.like(
     ),
     names={"to_logits.bias": "lm_head.bias", "tied_bias": "lm_head.bias"},
     defaults=sizes(128256, 768, 3072, 12, 12, 8192),
-    ignored_keys=key_names("mask_token_id classifier_pooling"),
+    ignored_keys=key_names("mask_token_id mask_token bos_token eos_token pad_token classifier_pooling clf_pooling"),
 )

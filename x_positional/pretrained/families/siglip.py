@@ -1,9 +1,8 @@
 """SigLIP: a bidirectional text tower, whose head reads the last token, and an image tower with attention pooling."""
 
 from x_positional.pretrained.config_json.codecs import Custom, Fields, Fixed, Hf, Key
-from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.families.bert import norms
-from x_positional.pretrained.families.clip import IDS, activation, image, layer_names, text, tower, tower_sizes
+from x_positional.pretrained.families.clip import IDS, UNUSED, activation, image, layer_names, text, tower, tower_sizes
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.tensors.layouts import Reshaped, SquareGrid
 
@@ -39,7 +38,7 @@ SIGLIP_TEXT = Family(
         "to_logits": "text_model.head",
     },
     ignored_tensors=IDS,
-    ignored_keys=key_names("tie_word_embeddings"),
+    ignored_keys=UNUSED,
 )
 HEAD = "vision_model.head"
 SIGLIP_VISION = Family(
@@ -74,7 +73,7 @@ SIGLIP_VISION = Family(
         "pooling.ff.down": f"{HEAD}.mlp.fc2",
     },
     ignored_tensors=IDS,
-    ignored_keys=key_names("tie_word_embeddings"),
+    ignored_keys=UNUSED,
 )
 SIGLIP = (
     tower("siglip", "SiglipModel", SIGLIP_TEXT, "text_config", (r"^vision_model\.",)),

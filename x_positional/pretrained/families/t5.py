@@ -204,4 +204,5 @@ UMT5 = MT5.like(
         "encoder.schemes.{i}": "encoder.block.{i}.layer.0.SelfAttention.relative_attention_bias",
         "decoder.net.schemes.{i}": "decoder.block.{i}.layer.0.SelfAttention.relative_attention_bias",
     },
+    ignored_keys=MT5.ignored_keys | {"scalable_attention"},
 )

@@ -69,8 +69,8 @@ T5GEMMA = Family(
         "decoder.net.blocks.{i}.cross_residual.after": f"{CROSS}.post_cross_attn_layernorm",
     },
     ignored_keys=key_names(
-        "dropout_rate classifier_dropout_rate vocab_size cross_attention_hidden_size hidden_act tie_word_embeddings "
-        "final_logit_softcapping"
+        "dropout_rate classifier_dropout_rate vocab_size add_cross_attention cross_attention_hidden_size hidden_act "
+        "tie_word_embeddings final_logit_softcapping"
     ),
     ignored_tensors=(r"rotary_emb\.inv_freq$",),
 )

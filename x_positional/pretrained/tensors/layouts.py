@@ -233,6 +233,33 @@ def qkv(*names: str) -> Joined:
 
 
 @dataclass(frozen=True)
+class KeylessBias:
+    """Biases of queries and values; the keys have none."""
+
+    query: str
+    value: str
+
+    def names(self, sizes: Sizes) -> Sequence[str]:
+        return (self.query, self.value)
+
+    def load(self, parts: list[Tensor], sizes: Sizes) -> Tensor:
+        query, value = parts
+        return torch.cat([query, value.new_zeros(qkv_rows(sizes)[1]), value])
+
+    def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
+        query, key, value = tensor.split(qkv_rows(sizes))
+        if key.any():
+            raise PretrainedError(
+                "this model cannot be written:",
+                [
+                    f"keys have no bias there, and its bias is up to {key.abs().max():.2g}. Set the middle rows of "
+                    "to_qkv.bias to 0, or use format='native'."
+                ],
+            )
+        return [query, value]
+
+
+@dataclass(frozen=True)
 class MirroredQkv:
     """Separate projections of queries, keys and values, with the halves of each query and key swapped: RoPE in the other
     direction (NanoChat)."""

@@ -52,8 +52,9 @@ class TensorNames:
         self.aliases[name] = found
 
     def unused(self) -> list[str]:
-        """Tensors that no parameter uses and that are not ignored."""
-        return sorted(n for n in self.stored.keys() - self.used if not any(p.search(n) for p in self.ignored))
+        """Tensors that no parameter uses and that are not ignored. Tensors without elements hold nothing."""
+        left = {n for n in self.stored.keys() - self.used if 0 not in self.tensors.shape(self.stored[n])}
+        return sorted(n for n in left if not any(p.search(n) for p in self.ignored))
 
     def read(self, found: str) -> Tensor:
         """A tensor by the name that `find` returned."""
