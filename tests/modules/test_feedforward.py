@@ -33,7 +33,7 @@ def test_formula_and_gradients() -> None:
     with torch.no_grad():
         for parameter in act.parameters():
             parameter -= 0.07
-    numbers = [float(value) for value in (act.alpha_p, act.alpha_n, act.beta, act.eps)]
+    numbers = [float(value.detach()) for value in (act.alpha_p, act.alpha_n, act.beta, act.eps)]
     expected = torch.tensor([one(float(v), *numbers) for v in x], dtype=torch.float64)
     torch.testing.assert_close(act(x), expected, atol=1e-14, rtol=1e-14)
     assert torch.autograd.gradcheck(act, (x.requires_grad_(),))
