@@ -243,7 +243,9 @@ class DistanceScheme(PositionScheme):
             return bound
         if self.reach is None or ctx.q_positions.is_floating_point() or ctx.kv_positions.is_floating_point():
             return None
-        fits = torch.compiler.is_compiling() or 2 * self.reach + 1 <= pairs  # comparing would restrict a graph's lengths
+        fits = (
+            torch.compiler.is_compiling() or 2 * self.reach + 1 <= pairs
+        )  # comparing would restrict a graph's lengths
         return self.reach + 1 if fits else None
 
     def _table(self, ctx: AttentionContext, low: int, high: int) -> tuple[Tensor, int]:

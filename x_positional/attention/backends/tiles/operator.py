@@ -257,7 +257,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     saved, after = list(ctx.saved_tensors), 2 + ctx.given
-    result, tensors, inputs, others = saved[:2], saved[2:after], saved[after : after + ctx.floats], saved[after + ctx.floats :]
+    result, tensors, inputs, others = (
+        saved[:2],
+        saved[2:after],
+        saved[after : after + ctx.floats],
+        saved[after + ctx.floats :],
+    )
     found = _gradients(grad, result, tensors, inputs, others, *ctx.described)
     of_sinks = found[3] if ctx.given > 3 else None
     of_inputs = [t if asked else None for t, asked in zip(found[ctx.given :], _wanted(ctx.described[-1]), strict=True)]
