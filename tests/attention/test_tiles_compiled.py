@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
-from torch._functorch.aot_autograd import make_boxed_func
+from torch._functorch._aot_autograd.utils import make_boxed_func
+from torch.utils._pytree import tree_leaves
 
 from tests.support.block_models import by_small_blocks, model
 from tests.support.draws import draws
@@ -60,7 +61,7 @@ class Graphs:
     @property
     def largest(self) -> int:
         """Elements of the largest tensor between operations."""
-        made = (t for node in self._nodes() for t in torch.utils._pytree.tree_leaves(node.meta.get("val")))
+        made = (t for node in self._nodes() for t in tree_leaves(node.meta.get("val")))
         return max(int(t.numel()) for t in made if isinstance(t, Tensor))
 
 
