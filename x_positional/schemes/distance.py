@@ -204,6 +204,9 @@ class DistanceScheme(PositionScheme):
         heads: H.
     """
 
+    reach: int | None = None
+    """The bias is constant from this distance on, to either side; None where it is not."""
+
     def __init__(self, heads: int):
         super().__init__()
         self.heads = heads
@@ -218,11 +221,11 @@ class DistanceScheme(PositionScheme):
             table, low = self._table(ctx, low, ctx.q_start + ctx.T - 1 - ctx.kv_start)
             offset = ctx.q_start - ctx.kv_start - low
             return ToeplitzBias(lambda b, h, i, j: table[h, i - j + offset], 1, self.heads, table, low)
-        bound = distance_bound(ctx)
-        shortest = 0 if ctx.causal and not ctx.custom_positions else 1 - (bound or 0)  # shorter ones are masked
-        if bound is None or bound - shortest > ctx.mask_batch * ctx.T * ctx.S + 64:
+        one_sided = ctx.causal and not ctx.custom_positions  # negative distances are masked
+        bound = self._bound(ctx, one_sided)
+        if bound is None:
             return self._of_pairs(ctx)
-        table, low = self._table(ctx, shortest, bound - 1)
+        table, low = self._table(ctx, 0 if one_sided else 1 - bound, bound - 1)
         q, k = self._columns(ctx)
         high = low + table.shape[-1] - 1
         return LookupBias(
@@ -232,6 +235,18 @@ class DistanceScheme(PositionScheme):
             table,
             low,
         )
+
+    def _bound(self, ctx: AttentionContext, one_sided: bool) -> int | None:
+        """The distances of a table are below it; None where there is no table smaller than the biases of all pairs."""
+        bound, pairs = distance_bound(ctx), ctx.mask_batch * ctx.T * ctx.S + 64
+        if bound is not None and (bound if one_sided else 2 * bound - 1) <= pairs:
+            return bound
+        if self.reach is None or ctx.q_positions.is_floating_point() or ctx.kv_positions.is_floating_point():
+            return None
+        fits = (
+            torch.compiler.is_compiling() or 2 * self.reach + 1 <= pairs
+        )  # comparing would restrict a graph's lengths
+        return self.reach + 1 if fits else None
 
     def _table(self, ctx: AttentionContext, low: int, high: int) -> tuple[Tensor, int]:
         """The table for distances low..high and the distance it starts at; taken from the cache's memo if it covers them."""

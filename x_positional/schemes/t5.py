@@ -62,6 +62,7 @@ class T5Bias(DistanceScheme):
         self.per_layer = per_layer
         self.causal_only = causal
         self.num_buckets, self.max_distance, self.scale = num_buckets, max_distance, scale
+        self.reach = max_distance
         self.table = nn.Parameter(small_normal(num_buckets, heads))
 
     def of_distance(self, distance: Tensor) -> Tensor:

@@ -229,7 +229,8 @@ def _gradients(
         bias = DistanceBias.of(plan, (q, k, v), inputs)
         found = tile_gradients(plan, bias, (q, k, v, out, logsumexp), inputs, grad, _wanted(code))
         of_sinks = [sink_gradient(own, out, logsumexp, grad) for own in sinks]
-    return [*found[:3], *of_sinks, *(q.new_empty(0) if t is None else t for t in found[3:])]
+    of_each = [*found[:3], *of_sinks, *found[3:]]
+    return [q.new_empty(0) if t is None else t for t in of_each]
 
 
 @_gradients.register_fake
