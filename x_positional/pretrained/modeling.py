@@ -31,9 +31,9 @@ SOURCE = f'''"""Loads this folder with the classes of the installed package x_po
 try:
     from x_positional.hf import {CONFIG_CLASS}, {TEXT}, {CAUSAL}, {MASKED}, {SEQ2SEQ}
 except ModuleNotFoundError as error:
-    if error.name != "x_positional":
+    if error.name not in ("x_positional", "x_positional.hf"):
         raise
-    raise ImportError("this model needs the package x_positional: pip install 'x-positional[hf]'") from error
+    raise ImportError("this model needs the package x_positional: pip install -U 'x-positional[hf]'") from error
 
 __all__ = ["{CONFIG_CLASS}", "{TEXT}", "{CAUSAL}", "{MASKED}", "{SEQ2SEQ}"]
 '''
