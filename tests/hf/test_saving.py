@@ -207,4 +207,6 @@ def test_missing_packages_are_named(tmp_path: Path):
     before = (tmp_path / "config.json").read_bytes()
     found = run_without("transformers", SAVE_WITHOUT.format(folder=str(tmp_path)))
     assert found == ["x_positional.hf needs transformers: pip install 'x-positional[hf]'"]
+    found = run_without("none", "import transformers; transformers.__version__ = '5.7.1'\nimport x_positional.hf")[-1]
+    assert found.endswith("needs transformers 5.8 or newer, and 5.7.1 is installed: pip install -U transformers")
     assert (tmp_path / "config.json").read_bytes() == before, "writing needs no transformers"

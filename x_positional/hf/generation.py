@@ -11,6 +11,9 @@ from x_positional.hf.caching import XPositionalCache
 from x_positional.hf.reading import cacheable
 from x_positional.models.language import TransformerWrapper
 
+GROWING = (None, "dynamic", "dynamic_full")
+"""Names of transformers' default cache, which grows as x_positional's does."""
+
 
 class OwnCache:
     """A model of transformers whose `generate` keeps keys in an `XPositionalCache`. Stands before GenerationMixin."""
@@ -43,7 +46,7 @@ class OwnCache:
             CacheError: Where rejected tokens would have overwritten keys of a window.
         """
         kind = generation_config.cache_implementation
-        if kind is not None:
+        if kind not in GROWING:
             raise ArgumentError(
                 f"cache_implementation={kind!r} holds keys and values alone; x_positional's layers write to their own cache. Leave "
                 "it out."
