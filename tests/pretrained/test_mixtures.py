@@ -271,7 +271,7 @@ def test_what_no_family_has_is_said(tmp_path: Path) -> None:
     layers = {"dim": 32, "depth": 2, "heads": 4, "head_dim": 8, "position": "rope", "norm": {"kind": "rms"}, "ff": ff}
     model = build_model(ModelConfig.model_validate({"num_tokens": 67, "max_seq_len": 64, "layers": layers}))
     with pytest.raises(PretrainedError, match=r"moe=None \(this model: .*'scale': 3\.0"):
-        model.save_pretrained(tmp_path, format="hf")
+        model.save_pretrained(tmp_path, format="hf", code=False)
 
 
 @torch.no_grad()

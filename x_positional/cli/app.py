@@ -241,8 +241,17 @@ def convert(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Output folder.", show_default=False)],
     form: Annotated[
         Format,
-        typer.Option("--format", help="hf: readable by transformers. native: x_positional's format, for any model."),
+        typer.Option("--to", "--format", help="hf: readable by transformers. native: x_positional's own format."),
     ] = "hf",
+    code: Annotated[
+        bool | None,
+        typer.Option(
+            "--code/--no-code",
+            help="With a module that imports x_positional beside the weights (hf), or as a published family alone. Default: the "
+            "module where no family expresses the model.",
+            show_default=False,
+        ),
+    ] = None,
     model_type: Annotated[
         str | None,
         typer.Option(help="Model family to write (hf). Default: the family of the source, or the first that fits."),
@@ -255,7 +264,7 @@ def convert(
     ] = None,
 ) -> None:
     """Convert a model and its tokenizer to config.json and safetensors."""
-    write_converted(source, target, form, model_type=model_type, dtype=dtype, ignore=ignore or ())
+    write_converted(source, target, form, code=code, model_type=model_type, dtype=dtype, ignore=ignore or ())
 
 
 @app.command()

@@ -15,7 +15,7 @@ from x_positional.cli.published import checkpoint_of, dtype_of, is_published, lo
 from x_positional.errors import MissingExtra, PretrainedError, UserError
 from x_positional.models.saving import Format
 from x_positional.pretrained.commit import open_folder, replacing
-from x_positional.pretrained.folder import contains_model
+from x_positional.pretrained.folder import MODELING, contains_model
 from x_positional.pretrained.source import Source
 from x_positional.pretrained.tensors.write import write_json
 from x_positional.pretrained.tokenizers.text import GENERATION, TextTokenizer, byte_tokenizer
@@ -51,6 +51,7 @@ def convert(
     target: Path,
     form: Format,
     *,
+    code: bool | None = None,
     model_type: str | None,
     dtype: str | None,
     ignore: Collection[str] = (),
@@ -63,7 +64,7 @@ def convert(
         raise UserError(f"--ignore needs a published model; {path} is a run")
     source = _published(opened(path, console), console, dtype, ignore) if is_published(path) else _run(path, dtype)
     with console.status(f"writing {target}"), replacing(target) as stage:
-        source.model.save_pretrained(stage, format=form, model_type=model_type)
+        source.model.save_pretrained(stage, format=form, model_type=model_type, code=code)
         if (target / GENERATION).is_file():  # the user's own is kept, unless the source has one too
             shutil.copyfile(target / GENERATION, stage / GENERATION)
         note = _write_tokenizer(source, stage)
@@ -127,6 +128,7 @@ def _write_end_tokens(tokenizer: TextTokenizer, target: Path) -> None:
 
 def _next_commands(target: Path, form: Format, generate: bool) -> list[str]:
     folder, program = shlex.quote(str(target)), command()
-    lines = [f"{program} verify {folder}"] if form == "hf" else []
+    family = form == "hf" and not (target / MODELING).exists()
+    lines = [f"{program} verify {folder}"] if family else []
     lines += [f"{program} generate {folder} --prompt 'The '"] if generate else []
     return ["next:", *(f"  {line}" for line in lines)] if lines else []

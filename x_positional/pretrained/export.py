@@ -148,7 +148,8 @@ def _way_out(fit: Fit, needs: list[str]) -> list[str]:
     shown = MAX_SHOWN - 2 - len(fit.problems)
     more = [f"and {len(needs) - shown} more settings."] if len(needs) > shown else []
     how = "a model with these keys in its config can be written; " if needs and not fit.problems else ""
-    return [*more, f"{how}format='native' (--format native) writes this one as it is, for x_positional alone."]
+    as_it_is = "code=True (--code) or format='native' (--format native) writes this one as it is, for x_positional."
+    return [*more, f"{how}{as_it_is}"]
 
 
 def _short(value: Any) -> str:

@@ -24,6 +24,7 @@ def write_folder(
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     max_shard: int = MAX_SHARD,
+    *,
     texts: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write a model. After a crash at any instant the folder contains the old or the new model; other files are kept.
