@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from x_positional.config.models import plain
 from x_positional.errors import ArgumentError, PretrainedError
@@ -44,7 +44,7 @@ class XPositionalPreTrainedModel(PreTrainedModel):
         self.model = self._build(config)
         shared: dict[int, str] = {}
         names = [(n, shared.setdefault(id(p), n)) for n, p in self.named_parameters(remove_duplicate=False)]
-        self._tied_weights_keys = {name: first for name, first in names if name != first} or None
+        self._tied_weights_keys = {name: first for name, first in names if name != first}
         self.post_init()
         self._loading = True
 

@@ -19,8 +19,6 @@ class XPositionalCache(Cache):
     transformers counts columns of a padded batch; x_positional counts the tokens of each row. This keeps both.
     """
 
-    is_compileable = False  # of transformers' own graphs
-
     def __init__(self) -> None:
         super().__init__(layers=[])
         self.kv: KVCache | None = None
@@ -48,6 +46,11 @@ class XPositionalCache(Cache):
     def __len__(self) -> int:
         """Layers that hold keys."""
         return 0 if self.kv is None else len(self.kv.windows)
+
+    @property
+    def is_compileable(self) -> bool:
+        """False: transformers' own graphs need tensors of a fixed size."""
+        return False
 
     @property
     def batch_size(self) -> int:

@@ -56,8 +56,8 @@ def read_places(
         if ragged or read_value(mask.all()) is not True:
             given["attention_mask"], columns = mask, mask[:, -length:]
     elif attention_mask is not None:
-        given["attention_mask"] = attention_mask
-    positions = _positions(position_ids, length, batch)
+        given["attention_mask"] = _as_bool(attention_mask)
+    positions = _positions(position_ids)
     if positions is None or _follows(positions, columns, attention_mask, cache):
         return Places(given, columns)
     given["positions"] = positions
@@ -72,7 +72,15 @@ def read_places(
     return Places(given, columns)
 
 
-def _positions(position_ids: Tensor | None, length: int, batch: int) -> Tensor | None:
+def _as_bool(mask: Tensor) -> Tensor:
+    """An additive mask [B 1 T S] of zeros and very negative numbers as a bool one; any other as it is."""
+    if not mask.is_floating_point():
+        return mask
+    visible, hidden = mask == 0, mask <= torch.finfo(mask.dtype).min / 2
+    return visible if read_value((visible | hidden).all()) is True else mask
+
+
+def _positions(position_ids: Tensor | None) -> Tensor | None:
     """[B|1 T] or [A B|1 T] -> [B|1 T] or [B|1 T A]."""
     if position_ids is None or position_ids.ndim < 3:
         return position_ids

@@ -13,6 +13,7 @@ from x_positional.errors import PretrainedError
 from x_positional.hf.base import XPositionalPreTrainedModel
 from x_positional.hf.configuration import XPositionalConfig
 from x_positional.hf.generation import OwnCache
+from x_positional.hf.losses import loss_and_logits
 from x_positional.hf.reading import Read, read
 from x_positional.models.language import TokenEncoder, TransformerWrapper
 from x_positional.pretrained.modeling import auto_classes
@@ -106,10 +107,12 @@ class XPositionalForCausalLM(OwnCache, _Text, GenerationMixin):
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Ids [B T] -> logits, and with labels the loss, as the models of transformers compute them.
 
+        In training, the loss of more than 2^25 logits is computed by chunks of tokens, and logits are None.
+
         Args:
             input_ids: [B T].
             attention_mask: [B S], 1 at tokens and 0 at padding, with a cache also of earlier columns. Padding may be on either
-                side. Or who sees whom, [B 1 T S] bool.
+                side. Or who sees whom, [B 1 T S]: bool, or 0 where visible and the dtype's minimum where not.
             token_type_ids: [B T], for models with token types.
             position_ids: [B T]; without them positions count the tokens that the mask shows. Rows packed without a mask and a
                 cache restart them at each text.
@@ -137,13 +140,12 @@ class XPositionalForCausalLM(OwnCache, _Text, GenerationMixin):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        logits, loss = self._net.logits(kept(found.hidden, logits_to_keep)), None
-        if labels is not None:
-            vocab = self._net.num_tokens
-            loss = self.loss_function(logits, labels, vocab_size=vocab, num_items_in_batch=num_items_in_batch)
+        loss, logits = loss_and_logits(
+            self, self._net, found.hidden, labels, num_items_in_batch, shifted=True, keep=logits_to_keep
+        )
         out = CausalLMOutputWithPast(
             loss=loss,
-            logits=logits,  # type: ignore[arg-type]
+            logits=logits,
             past_key_values=found.cache,
             hidden_states=found.hidden_states,
             attentions=found.attentions,
@@ -182,21 +184,11 @@ class XPositionalForMaskedLM(_Text):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        logits, loss = self._net.logits(found.hidden), None
-        if labels is not None:
-            vocab = self._net.num_tokens
-            loss = self.loss_function(logits, labels, vocab_size=vocab, num_items_in_batch=num_items_in_batch)
+        loss, logits = loss_and_logits(self, self._net, found.hidden, labels, num_items_in_batch)
         out = MaskedLMOutput(
             loss=loss,
-            logits=logits,  # type: ignore[arg-type]
+            logits=logits,
             hidden_states=found.hidden_states,
             attentions=found.attentions,
         )
         return self._returned(out, return_dict)
-
-
-def kept(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """The hidden states [B T M] that logits are computed of."""
-    if isinstance(logits_to_keep, Tensor):
-        return hidden[:, logits_to_keep]
-    return hidden[:, -logits_to_keep:] if logits_to_keep else hidden

@@ -3,13 +3,14 @@
 B batch, T tokens, S tokens so far, M model dim, H heads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers import Cache
 
+from x_positional.attention.inputs import read_value
 from x_positional.errors import InputError
 from x_positional.hf.caching import XPositionalCache
 from x_positional.hf.inputs import own_cache, read_places
@@ -25,9 +26,9 @@ class Read(NamedTuple):
     cache: XPositionalCache | None
     hidden_states: tuple[Tensor, ...] | None
     """The embeddings, then what each block returns, the last one normed."""
-    attentions: tuple[Tensor | None, ...] | None
-    """[B H T S] a layer."""
-    cross_attentions: tuple[Tensor | None, ...] | None = None
+    attentions: tuple[Any, ...] | None
+    """[B H T S] a layer, None for one without self-attention."""
+    cross_attentions: tuple[Any, ...] | None = None
 
 
 def cacheable(net: TransformerWrapper) -> bool:
@@ -75,6 +76,8 @@ def read(
     states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
     if context is not None and (kv is None or kv.state.cross_context is None):
         given |= context
+    if token_type_ids is not None and not net.token_types and read_value((token_type_ids == 0).all()) is True:
+        given["token_types"] = None  # tokenizers return zeros for a single text, whatever the model
     with recorded(net.attn_layers, bool(states)) as seen:
         out = net(input_ids, cache=kv, return_embeddings=True, return_attention=bool(maps), **given)
     hidden, *found = out if isinstance(out, tuple) else (out,)
@@ -89,10 +92,19 @@ def recorded(layers: AttentionLayers, on: bool) -> Iterator[list[Tensor]]:
     """Collects the input of the first block, and what each block returns."""
     seen: list[Tensor] = []
     blocks: list[nn.Module] = list(layers.blocks) if on else []
-    hooks = [block.register_forward_hook(lambda m, args, out: seen.append(out)) for block in blocks]
-    hooks += [block.register_forward_pre_hook(lambda m, args: seen.append(args[0])) for block in blocks[:1]]
+    hooks = [block.register_forward_hook(lambda block, given, out: seen.append(out)) for block in blocks]
+    hooks += [block.register_forward_pre_hook(_noting(seen)) for block in blocks[:1]]
     try:
         yield seen
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _noting(seen: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    """A hook that keeps the hidden states that a block is called with."""
+
+    def note(block: nn.Module, given: tuple[Any, ...]) -> None:
+        seen.append(given[0])
+
+    return note

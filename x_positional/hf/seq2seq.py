@@ -14,6 +14,7 @@ from x_positional.errors import InputError, PretrainedError
 from x_positional.hf.base import XPositionalPreTrainedModel
 from x_positional.hf.configuration import XPositionalConfig
 from x_positional.hf.generation import OwnCache
+from x_positional.hf.losses import loss_and_logits
 from x_positional.hf.reading import read
 from x_positional.models.language import TransformerWrapper
 from x_positional.models.seq2seq import XTransformer
@@ -67,6 +68,10 @@ class XPositionalForSeq2SeqLM(OwnCache, XPositionalPreTrainedModel, GenerationMi
     auto_class = "AutoModelForSeq2SeqLM"
     accepts_loss_kwargs = True
     model: XTransformer
+
+    def __init__(self, config: XPositionalConfig):
+        super().__init__(config)
+        self.loss_type = "ForMaskedLM"  # transformers' name of the loss of labels that are not shifted
 
     def _build(self, config: XPositionalConfig) -> nn.Module:
         native = config.native()
@@ -184,10 +189,10 @@ class XPositionalForSeq2SeqLM(OwnCache, XPositionalPreTrainedModel, GenerationMi
             output_hidden_states=output_hidden_states,
             context={"context": source, "context_mask": None if attention_mask is None else attention_mask.bool()},
         )
-        logits = self._decoder.logits(found.hidden)
+        loss, logits = loss_and_logits(self, self._decoder, found.hidden, labels, num_items_in_batch)
         out = Seq2SeqLMOutput(
-            loss=self._loss(logits, labels, num_items_in_batch),
-            logits=logits,  # type: ignore[arg-type]
+            loss=loss,
+            logits=logits,
             past_key_values=found.cache,  # type: ignore[arg-type]
             decoder_hidden_states=found.hidden_states,
             decoder_attentions=found.attentions,
@@ -197,10 +202,3 @@ class XPositionalForSeq2SeqLM(OwnCache, XPositionalPreTrainedModel, GenerationMi
             encoder_attentions=encoder_outputs.attentions,
         )
         return self._returned(out, return_dict)
-
-    def _loss(self, logits: Tensor, labels: Tensor | None, num_items_in_batch: int | Tensor | None) -> Any:
-        """The cross entropy of labels [B T] that align with logits [B T V]."""
-        if labels is None:
-            return None
-        vocab = self._decoder.num_tokens
-        return self.loss_function(logits, labels, vocab_size=vocab, num_items_in_batch=num_items_in_batch)

@@ -358,12 +358,14 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
     def _output(self, x: Tensor, targets: Tensor | None, token_loss: TokenLoss) -> Tensor:
         """Hidden states [B T M] -> logits [B T V], the cross entropies of the targets, or without a head what it would read."""
         if targets is not None:
-            x = self._features(x).flatten(0, 1)
-            found = cross_entropy_by_chunks(
-                x, targets.flatten(), self._logits_of_features, self.unembedding(), token_loss
-            )
-            return found if token_loss.reduction == "sum" else found.view_as(targets)
+            return self.token_losses(x, targets, token_loss)
         return self.logits(x) if self.has_head else self.projected(x)
+
+    def token_losses(self, x: Tensor, targets: Tensor, token_loss: TokenLoss = PLAIN) -> Tensor:
+        """Hidden states [B T M] -> what `forward` returns for targets [B T], without holding all logits."""
+        x, matrix = self._features(x).flatten(0, 1), self.unembedding()
+        found = cross_entropy_by_chunks(x, targets.flatten(), self._logits_of_features, matrix, token_loss)
+        return found if token_loss.reduction == "sum" else found.view_as(targets)
 
     def _check_targets(self, targets: Tensor, shape: tuple[int, int], return_embeddings: bool) -> None:
         """Raises InputError."""
