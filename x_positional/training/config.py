@@ -1,7 +1,7 @@
 """One schema for a training run: the file, the overrides and `--print-config` are all a TrainConfig."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -83,6 +83,9 @@ class RunConfig(Config):
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     """auto is bfloat16 autocast on CUDA (weights stay float32) and float32 elsewhere. fp64 is for comparisons: weights and
     activations are float64."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes divide the work. `ddp`: each holds the whole model. `fsdp`: parameters, gradients and optimizer
+    state are divided among them. No effect on a single process."""
     label_smoothing: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of each target that is spread evenly over the vocabulary, in training only."""
     z_loss: float = Field(default=0.0, ge=0.0)
@@ -153,6 +156,11 @@ class TrainConfig(Config):
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves none of run.steps={self.run.steps}; "
                 "lower the warm-up or train longer"
             )
+        if self.run.compile and self.run.parallel == "fsdp":
+            problems.append(
+                "run.compile=true cannot be combined with run.parallel=fsdp: gathering the parameters of a block breaks the "
+                "graph; leave run.compile out, or use run.parallel=ddp"
+            )
         if self.model.layers.kind != "decoder":
             problems.append(
                 f"model.layers.kind={self.model.layers.kind!r} cannot be trained to predict the next token; "
@@ -170,6 +178,18 @@ class TrainConfig(Config):
     def reads_token_ids(self) -> bool:
         """Whether `data.path` names one file of token ids instead of text."""
         return self.data.path is not None and Path(self.data.path).suffix in (".npy", ".bin")
+
+    def flat(self) -> dict[str, Any]:
+        """Every key with its sections, as `run.steps`, and its value; lists are values."""
+        pending: list[tuple[str, Any]] = [("", self.model_dump(mode="json"))]
+        found = {}
+        while pending:
+            name, value = pending.pop()
+            if isinstance(value, dict) and value:
+                pending += [(f"{name}.{key}" if name else key, inner) for key, inner in value.items()]
+            else:
+                found[name] = value
+        return found
 
     def to_yaml(self) -> str:
         """The resolved config as YAML; reading it back gives an equal config."""

@@ -5,7 +5,8 @@ Shapes: B batch, T tokens in one window.
 
 import importlib.util
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,17 @@ from x_positional.generation.step.compiled import cpp_compilers
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.modules.experts import Experts, Router
 from x_positional.modules.stack import set_activation_checkpointing
+from x_positional.progress import Track
 from x_positional.training.config import OptimizerConfig, RunConfig, TrainConfig
+from x_positional.training.data.corpus import Split
 from x_positional.training.data.windows import Windows
+from x_positional.training.evaluate import EvalWindows, Score, Share, evaluate
 from x_positional.training.loop.processes import Processes
+
+if TYPE_CHECKING:  # torch may be built without distributed, and importing it takes time
+    from x_positional.training.loop.sharding import ShardedRoot
+
+Result = TypeVar("Result")
 
 LINEAR_WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("weight",),
@@ -44,16 +53,25 @@ class Engine:
     def __init__(self, net: nn.Module, wrapper: AutoregressiveWrapper, windows: Windows, config: TrainConfig) -> None:
         run = config.run
         self.processes = Processes(run)
+        self.processes.require_equal({**config.flat(), "torch": torch.__version__})
         self.precision = precision(run, self.device)
         self._config = config
         self._windows = windows
         self._ignored, self._pad = wrapper.ignore_index, wrapper.pad_value
-        net.to(self.device, torch.float64 if self.precision == "fp64" else None)
-        self.optimizer = make_optimizer(net, config.optimizer)
-        set_activation_checkpointing(net, run.activation_checkpointing)
-        model = compiled(wrapper, self.device) if run.compile else wrapper
         self.net = net
-        self._model, self._optimizer = self.processes.accelerator.prepare(model, self.optimizer)
+        self._root: ShardedRoot | None = None
+        set_activation_checkpointing(net, run.activation_checkpointing)
+        dtype = torch.float64 if self.precision == "fp64" else None
+        if self.processes.sharded:
+            from x_positional.training.loop.sharding import sharded
+
+            self._root = sharded(net.to(dtype=dtype), self.device, self.processes.count)
+            self.optimizer, model = make_optimizer(net, config.optimizer), wrapper
+        else:
+            net.to(self.device, dtype)
+            self.optimizer = make_optimizer(net, config.optimizer)
+            model = self.processes.accelerator.prepare(compiled(wrapper, self.device) if run.compile else wrapper)
+        self._model, self._optimizer = model, self.processes.accelerator.prepare(self.optimizer)
 
     @property
     def device(self) -> torch.device:
@@ -63,6 +81,14 @@ class Engine:
     def windows_per_step(self) -> int:
         """Training windows of one optimizer step, over all processes."""
         return self._config.run.batch_size * self._config.run.accumulate * self.processes.count
+
+    def gathered(self, action: Callable[[], Result]) -> Result:
+        """Call `action`, which calls the model, with the parameters that it needs on the device."""
+        return action() if self._root is None else self._root(action)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A parameter, or its gradient or optimizer state, gathered from all processes where it is sharded."""
+        return tensor if self._root is None else self._root.whole(tensor)
 
     def autocast(self) -> torch.autocast:
         """A bfloat16 autocast context, disabled for float32 and float64."""
@@ -88,7 +114,7 @@ class Engine:
             with accelerator.accumulate(self._model):
                 with self.autocast():
                     batch = batch.to(self.device, non_blocking=True)
-                    loss = self._model(batch, label_smoothing=run.label_smoothing, z_loss=run.z_loss) * weight
+                    loss = self.gathered(lambda batch=batch: self._loss(batch)) * weight
                 accelerator.backward(loss)
                 total += loss.detach().to(wide) / run.accumulate
                 if accelerator.sync_gradients:
@@ -96,7 +122,28 @@ class Engine:
                     norm = accelerator.clip_grad_norm_(self.net.parameters(), limit)
                 self._optimizer.step()
                 self._optimizer.zero_grad()
-        return accelerator.reduce(total, "mean"), norm, rate
+        return accelerator.reduce(total, "mean"), self.whole(norm), rate
+
+    def evaluate(self, data: Split, windows: EvalWindows, track: Track) -> Score:
+        """The score of all windows, which the processes share. Every process must call this at the same step."""
+        share = Share(self.processes.index, self.processes.count, self.processes.total)
+        size, device, autocast = self._config.run.batch_size, self.device, self.autocast()
+
+        def score() -> Score:
+            return evaluate(
+                self.net, data, windows, batch_size=size, device=device, autocast=autocast, track=track, share=share
+            )
+
+        try:
+            return self.gathered(score)
+        finally:
+            if self._root is not None:
+                self._root.release()
+
+    def _loss(self, batch: Tensor) -> Tensor:
+        """Windows [B, T + 1] -> their mean loss []."""
+        run = self._config.run
+        return self._model(batch, label_smoothing=run.label_smoothing, z_loss=run.z_loss)
 
     def _batch(self, step: int, micro: int) -> Tensor:
         """The windows [B, T + 1] of this process, on the host."""
