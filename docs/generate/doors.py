@@ -10,7 +10,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.support.doors import BOUNDS, DOORS, ROWS, Cell, model_of, open_door
+from tests.support.doors import BOUNDS, DOORS, ROWS, Cell, checked, model_of, open_door, sharded_cells
 
 PAGE = Path(__file__).parents[1] / "doors.md"
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "onnxruntime")
@@ -93,8 +93,12 @@ def render(table: Table) -> str:
 def measure(columns: list[str]) -> Table:
     """The cells of some columns."""
     table: Table = {}
+    if "FSDP" in columns:
+        with tempfile.TemporaryDirectory() as folder:
+            cells = sharded_cells({row: model_of(row) for row in ROWS}, Path(folder))
+        table |= {(row, "FSDP"): checked("FSDP", cell) for row, cell in cells.items()}
     for row in ROWS:
-        for column in columns:
+        for column in [column for column in columns if column != "FSDP"]:
             with tempfile.TemporaryDirectory() as folder:
                 table[row, column] = open_door(column, model_of(row), Path(folder))
             print(f"{row}, {column}: {table[row, column]}", file=sys.stderr, flush=True)

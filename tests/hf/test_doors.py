@@ -13,8 +13,8 @@ PAGE = (ROOT / "docs" / "doors.md").read_text("utf-8")
 TABLE: dict[tuple[str, str], Cell] = generator("doors").read(PAGE)
 NEEDS = {"lm-eval": "lm_eval"}
 """Packages that the tests do without."""
-COSTLY: dict[str, list[str]] = {"ONNX": [], "torch.export": ["pattern: rope in a window, none"]}
-"""Columns that take seconds a cell: the rows of them that every run measures. tests/generation has tests of both."""
+COSTLY: dict[str, list[str]] = {"ONNX": [], "FSDP": [], "torch.export": ["pattern: rope in a window, none"]}
+"""Columns that take seconds a cell: the rows that every run measures. tests/generation and tests/training test them too."""
 CELLS = draws(
     [(row, column) for column in DOORS for row in COSTLY.get(column, TESTED)],
     [(row, column) for column in DOORS for row in ROWS],

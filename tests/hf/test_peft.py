@@ -8,17 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.doors import (
-    ANSWERS,
-    LENGTH,
-    TEXTS,
-    in_transformers,
-    lora,
-    model_of,
-    tied,
-    train_adapter,
-    trainer_of,
-)
+from tests.support.doors import LENGTH, in_transformers, lora, model_of, tied, train_adapter, trainer_of
+from tests.support.doors_training import ANSWERS, TEXTS
 from tests.support.generation_models import NUM_TOKENS, equal, ids
 from x_positional import AutoregressiveWrapper
 

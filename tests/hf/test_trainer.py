@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import x_positional
-from tests.support.doors import ANSWERS, RATE, SINGLE, TEXTS, in_transformers, model_of, tied, trained, trainer_of
+from tests.support.doors import SINGLE, in_transformers, model_of, tied, trainer_of
+from tests.support.doors_training import ANSWERS, RATE, TEXTS, trained
 from tests.support.generation_models import equal
 from x_positional import AutoregressiveWrapper, TransformerWrapper
 
