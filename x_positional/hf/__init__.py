@@ -19,10 +19,11 @@ if int(_transformers.__version__.split(".")[0]) < OLDEST:
 from x_positional.hf.caching import XPositionalCache  # noqa: E402 -- after the check
 from x_positional.hf.configuration import XPositionalConfig  # noqa: E402
 from x_positional.hf.language import XPositionalForCausalLM, XPositionalForMaskedLM, XPositionalModel  # noqa: E402
-from x_positional.hf.register import register  # noqa: E402
 from x_positional.hf.seq2seq import XPositionalForSeq2SeqLM  # noqa: E402
 
-register()
+_transformers.AutoConfig.register(XPositionalConfig.model_type, XPositionalConfig, exist_ok=True)
+for _model in (XPositionalModel, XPositionalForCausalLM, XPositionalForMaskedLM, XPositionalForSeq2SeqLM):
+    getattr(_transformers, _model.auto_class).register(XPositionalConfig, _model, exist_ok=True)
 
 __all__ = [
     "XPositionalCache",

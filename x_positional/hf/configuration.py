@@ -28,7 +28,7 @@ class XPositionalConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.is_encoder_decoder = self.model_class == "XTransformer"
+        self.is_encoder_decoder = self.model_class in CLASSES and CLASSES[self.model_class][1] is Seq2SeqConfig
 
     @classmethod
     def of(cls, model: Any, **kwargs: Any) -> Self:

@@ -3,7 +3,7 @@
 B batch, T tokens, S tokens so far, M model dim, H heads.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -92,19 +92,17 @@ def recorded(layers: AttentionLayers, on: bool) -> Iterator[list[Tensor]]:
     """Collects the input of the first block, and what each block returns."""
     seen: list[Tensor] = []
     blocks: list[nn.Module] = list(layers.blocks) if on else []
-    hooks = [block.register_forward_hook(lambda block, given, out: seen.append(out)) for block in blocks]
-    hooks += [block.register_forward_pre_hook(_noting(seen)) for block in blocks[:1]]
+
+    def before(block: nn.Module, given: tuple[Any, ...]) -> None:
+        seen.append(given[0])
+
+    def after(block: nn.Module, given: tuple[Any, ...], out: Any) -> None:
+        seen.append(out)
+
+    hooks = [block.register_forward_hook(after) for block in blocks]
+    hooks += [block.register_forward_pre_hook(before) for block in blocks[:1]]
     try:
         yield seen
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _noting(seen: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    """A hook that keeps the hidden states that a block is called with."""
-
-    def note(block: nn.Module, given: tuple[Any, ...]) -> None:
-        seen.append(given[0])
-
-    return note

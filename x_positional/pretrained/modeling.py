@@ -10,9 +10,10 @@ from torch import Tensor
 from x_positional.config.models import ModelConfig
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.errors import PretrainedError
+from x_positional.models.language import TransformerWrapper
 from x_positional.models.saving import Saveable
 from x_positional.pretrained.folder import MODELING
-from x_positional.pretrained.native import PREFIX, native_config
+from x_positional.pretrained.native import CLASSES, PREFIX, native_config
 from x_positional.pretrained.tensors.write import write_folder
 
 CONFIG_CLASS = "XPositionalConfig"
@@ -31,9 +32,9 @@ SOURCE = f'''"""Loads this folder with the classes of the installed package x_po
 try:
     from x_positional.hf import {CONFIG_CLASS}, {TEXT}, {CAUSAL}, {MASKED}, {SEQ2SEQ}
 except ModuleNotFoundError as error:
-    if error.name != "x_positional":
+    if error.name not in ("x_positional", "x_positional.hf"):
         raise
-    raise ImportError("this model needs the package x_positional: pip install 'x-positional[hf]'") from error
+    raise ImportError("this model needs the package x_positional: pip install -U 'x-positional[hf]'") from error
 
 __all__ = ["{CONFIG_CLASS}", "{TEXT}", "{CAUSAL}", "{MASKED}", "{SEQ2SEQ}"]
 '''
@@ -76,7 +77,7 @@ def auto_classes(name: str, config: Any) -> dict[str, str]:
         problem = _logits_problem(config.decoder)
         found = {"AutoModelForSeq2SeqLM": SEQ2SEQ}
     elif isinstance(config, ModelConfig):
-        headed, causal = name != "TokenEncoder", config.layers.kind == "decoder"
+        headed, causal = _has_head(name), config.layers.kind == "decoder"
         problem = _context_problem(config) or (_logits_problem(config) if headed else None)
         head = {"AutoModelForCausalLM": CAUSAL} if causal else {"AutoModelForMaskedLM": MASKED}
         found = {"AutoModel": TEXT} | (head if headed else {})
@@ -85,6 +86,12 @@ def auto_classes(name: str, config: Any) -> dict[str, str]:
     if problem:
         raise PretrainedError(f"{NO_CLASS}:", [problem])
     return found
+
+
+def _has_head(name: str) -> bool:
+    """Whether a class of text models returns logits."""
+    model = CLASSES[name][0]
+    return issubclass(model, TransformerWrapper) and model.has_head
 
 
 def _context_problem(config: ModelConfig) -> str | None:

@@ -66,7 +66,7 @@ def load_native(
         raise PretrainedError(
             f"{tensors.source} cannot be read:", [f"unsupported class={name!r}; supported: {', '.join(CLASSES)}."]
         )
-    tensors = _without_prefix(tensors)
+    tensors = _Renamed(tensors)
     with failures(f"unsupported {CONFIG} in {tensors.source}:"):
         model = _build(*CLASSES[name], hf.get("model"), tensors)
         if hf.get("quantize") is not None:
@@ -103,21 +103,16 @@ class _Renamed:
 
     def __init__(self, tensors: Tensors):
         self.source, self._tensors = tensors.source, tensors
+        self._stored = {name.removeprefix(PREFIX): name for name in tensors.names()}
 
     def names(self) -> set[str]:
-        return {name.removeprefix(PREFIX) for name in self._tensors.names()}
+        return set(self._stored)
 
     def shape(self, name: str) -> list[int]:
-        return self._tensors.shape(PREFIX + name)
+        return self._tensors.shape(self._stored[name])
 
     def read(self, name: str) -> Tensor:
-        return self._tensors.read(PREFIX + name)
-
-
-def _without_prefix(tensors: Tensors) -> Tensors:
-    """The tensors of a folder for transformers under their own names."""
-    names = tensors.names()
-    return _Renamed(tensors) if names and all(name.startswith(PREFIX) for name in names) else tensors
+        return self._tensors.read(self._stored[name])
 
 
 def _build(cls: type[nn.Module], schema: type[FileConfig], config: Any, tensors: Tensors) -> nn.Module:
