@@ -1,19 +1,21 @@
 """Renders docs/doors.md: uses a model of every scheme in every tool, and writes the measurements.
 
 Run from the repository root, takes some minutes: PYTHONPATH=. python docs/generate/doors.py [COLUMN ...]
-With columns, only these are measured again, and the others are kept.
+With columns, only these are measured again, and the others are kept, as are those whose package is not installed.
 """
 
 import re
 import sys
 import tempfile
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
-from tests.support.doors import BOUNDS, DOORS, ROWS, Cell, checked, model_of, open_door, sharded_cells
+from tests.support.doors import BOUNDS, DOORS, NEEDS, ROWS, Cell, checked, model_of, open_door, sharded_cells
 
 PAGE = Path(__file__).parents[1] / "doors.md"
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "onnxruntime")
+MEASURED = "Measured with "
 Table = dict[tuple[str, str], Cell]
 """Row and column -> what was measured."""
 
@@ -33,7 +35,7 @@ computed, for the reason below the table.
 LINKS = """\
 ## How to
 
-- [Models in transformers](pretrained.md): `AutoModel*`, `generate`
+- [Any model in transformers](how-to/transformers.md): `AutoModel*`, `generate`
 - [Trainer and PEFT](how-to/trainer-and-peft.md)
 - [lm-eval](how-to/lm-eval.md)
 - [Export a decoding step](how-to/export-a-decoding-step.md): torch.export and ONNX Runtime
@@ -81,12 +83,29 @@ def read(text: str) -> Table:
     return table
 
 
-def render(table: Table) -> str:
+def read_versions(text: str) -> dict[str, str]:
+    """The packages of a page that it was measured with."""
+    (line,) = [line for line in text.splitlines() if line.startswith(MEASURED)] or [MEASURED]
+    return dict(part.split() for part in line.removeprefix(MEASURED).rstrip(".").split(", ") if part)
+
+
+def installed() -> dict[str, str]:
+    """The packages of this environment."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package).split("+")[0]
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def render(table: Table, versions: dict[str, str]) -> str:
     """The whole page."""
-    versions = ", ".join(f"{package} {version(package).split('+')[0]}" for package in PACKAGES)
+    measured = MEASURED + ", ".join(f"{package} {versions[package]}" for package in PACKAGES)
     lines = [PROSE, "| tool | what is compared | bound |", "|---|---|---|"]
     lines += [f"| {column} | {sentence(column)} | {number(BOUNDS[column])} |" for column in DOORS]
-    lines += ["", f"{LEGEND}\nMeasured with {versions}.\n", *rendered(table), LINKS]
+    lines += ["", f"{LEGEND}\n{measured}.\n", *rendered(table), LINKS]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -106,6 +125,6 @@ def measure(columns: list[str]) -> Table:
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or list(DOORS)
-    kept = read(PAGE.read_text("utf-8")) if len(chosen) < len(DOORS) else {}
-    PAGE.write_text(render(kept | measure(chosen)), "utf-8")
+    page = PAGE.read_text("utf-8") if PAGE.exists() else ""
+    chosen = [column for column in sys.argv[1:] or DOORS if column not in NEEDS or find_spec(NEEDS[column])]
+    PAGE.write_text(render(read(page) | measure(chosen), read_versions(page) | installed()), "utf-8")

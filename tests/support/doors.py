@@ -378,5 +378,7 @@ DOORS: dict[str, Door] = {
     "ONNX": onnx,
 }
 """The columns of the table."""
+NEEDS = {"lm-eval": "lm_eval"}
+"""Packages that the tests do without, by column."""
 BOUNDS: dict[str, float] = {**dict.fromkeys(DOORS, 1e-9), "Trainer": SINGLE, "ONNX": 2e-5}
 """The largest difference: rounding in float64; and in float32 for Trainer, whose loss is, and ONNX, whose model is."""
