@@ -1,10 +1,12 @@
 """Folders with code: what is in them, who reads them, and what transformers' own ways of loading and changing make of them."""
 
+import importlib
 import json
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +14,18 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch.utils.checkpoint import checkpoint
 
+import x_positional.hf
 from tests.support.hf_models import CAUSAL, load, loaded
 from tests.support.published.compare import quietly
 from tests.support.small_models import decoder, ids
-from x_positional import ArgumentError, PretrainedError, TransformerWrapper, ViTransformerWrapper, from_pretrained
+from x_positional import (
+    ArgumentError,
+    MissingExtra,
+    PretrainedError,
+    TransformerWrapper,
+    ViTransformerWrapper,
+    from_pretrained,
+)
 from x_positional import Encoder as EncoderLayers
 from x_positional.hf import XPositionalConfig, XPositionalForCausalLM
 
@@ -210,3 +220,11 @@ def test_missing_packages_are_named(tmp_path: Path):
     found = run_without("none", "import transformers; transformers.__version__ = '5.7.1'\nimport x_positional.hf")[-1]
     assert found.endswith("needs transformers 5.8 or newer, and 5.7.1 is installed: pip install -U transformers")
     assert (tmp_path / "config.json").read_bytes() == before, "writing needs no transformers"
+
+
+def test_an_old_transformers_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(__version__="4.57.1"))
+    with pytest.raises(MissingExtra) as refused:
+        importlib.reload(x_positional.hf)
+    message = "x_positional.hf needs transformers 5 or newer, and 4.57.1 is installed: pip install -U transformers"
+    assert str(refused.value) == message

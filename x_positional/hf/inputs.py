@@ -62,9 +62,13 @@ def read_places(
         return Places(given, columns)
     given["positions"] = positions
     if cache is None and attention_mask is None and positions.ndim == 2:
-        documents = (torch.diff(positions, prepend=positions[:, :1] - 1) != 1).cumsum(-1)
+        starts = torch.diff(positions, prepend=positions[:, :1] - 1) != 1
+        documents = starts.cumsum(-1)
         if read_value(documents.any()) is not False:
             given["document_ids"] = documents.expand(batch, -1)
+            starts[:, 0] = True
+            if read_value((positions[starts.expand_as(positions)] == 0).all()) is True:
+                del given["positions"]  # those of the documents, which schemes without positions support too
     return Places(given, columns)
 
 
