@@ -66,11 +66,11 @@ def codes(folder: Path) -> dict[str, list[int]]:
     return json.loads((folder / "codes.json").read_text())
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", draws([2], [2, 4]))
 def test_sharded_steps_are_those_of_one_process(folder: Path, alone: dict[str, dict[str, Any]], processes: int):
     assert codes(folder)[str(processes)] == [0] * processes
     together = json.loads((folder / f"{processes}.json").read_text())
-    assert processes == 4 or {name.rsplit(" ", 1)[0] for name in together} == FORMS.keys()
+    assert {name.rsplit(" ", 1)[0] for name in together} == FORMS.keys()
     for name, found in together.items():
         bound = BOUNDS[name.rsplit(" ", 1)[1]]
         assert found["loss"] == pytest.approx(alone[name]["loss"], rel=0, abs=bound), name
