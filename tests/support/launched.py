@@ -34,22 +34,19 @@ class Ragged(Windows):
         return rows
 
 
-def run_config(folder: Path, processes: int, precision: str, parallel: str = "ddp") -> TrainConfig:
+def run_config(folder: Path, processes: int, precision: str) -> TrainConfig:
     """The same steps for any number of processes: the windows of a step are divided between them."""
     raw = raw_config(folder, steps=STEPS, batch_size=WINDOWS // MICRO // processes, accumulate=MICRO)
     raw["run"] |= {"device": "cpu" if torch.cuda.is_available() else "auto", "precision": precision}
-    raw["run"]["parallel"] = parallel
     raw["model"]["emb_dropout"] = 0.0  # each process draws its own
     raw["model"]["layers"] |= {"attn": {}, "ff": {"mult": 2}}
     raw["optimizer"]["clip"] = None  # so that Adam's first moment is the gradient of the first step
     return TrainConfig.model_validate(raw)
 
 
-def record(
-    folder: Path, processes: int, windows: type[Windows], precision: str, parallel: str = "ddp"
-) -> dict[str, Any]:
+def record(folder: Path, processes: int, windows: type[Windows], precision: str) -> dict[str, Any]:
     """Loss of each step, gradients of the first, and how many processes trained."""
-    config = run_config(folder, processes, precision, parallel)
+    config = run_config(folder, processes, precision)
     corpus = load_corpus(config.data, config.model.num_tokens, config.seq_len)
     torch.manual_seed(config.run.seed)
     net = build_model(config.model)
@@ -57,7 +54,7 @@ def record(
     losses = [engine.step(0)[0].item()]
     share = 1 - config.optimizer.betas[0]
     gradients = {
-        name: (engine.whole(engine.optimizer.state[parameter]["exp_avg"]) / share).tolist()
+        name: (engine.optimizer.state[parameter]["exp_avg"] / share).tolist()
         for name, parameter in net.named_parameters()
     }
     losses += [engine.step(step)[0].item() for step in range(1, STEPS)]

@@ -206,6 +206,18 @@ class TrainConfig(Config):
         """Whether `data.path` names one file of token ids instead of text."""
         return self.data.path is not None and Path(self.data.path).suffix in (".npy", ".bin")
 
+    def flat(self) -> dict[str, Any]:
+        """Every key with its sections, as `run.steps`, and its value; lists are values."""
+        pending: list[tuple[str, Any]] = [("", self.model_dump(mode="json"))]
+        found = {}
+        while pending:
+            name, value = pending.pop()
+            if isinstance(value, dict) and value:
+                pending += [(f"{name}.{key}" if name else key, inner) for key, inner in value.items()]
+            else:
+                found[name] = value
+        return found
+
     def to_yaml(self) -> str:
         """The resolved config as YAML; reading it back gives an equal config."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=110)

@@ -4,6 +4,7 @@ Shapes: B batch, T tokens in one window, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +68,19 @@ def eval_windows(count: int, seq_len: int, *, limit: int | None = None, stride: 
     return EvalWindows(starts, seq_len, stride)
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of the batches that this process scores."""
+
+    index: int = 0
+    count: int = 1
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    """The sum of a tensor over all processes."""
+
+
+ALL = Share()
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -77,18 +91,28 @@ def evaluate(
     device: torch.device,
     autocast: torch.autocast,
     track: Track = silent,
+    share: Share = ALL,
 ) -> Score:
-    """Mean next-token cross-entropy over `windows`; restores the model's training mode afterwards."""
+    """Mean next-token cross-entropy over `windows`; restores the model's training mode afterwards.
+
+    With a share, every process scores some of the batches, and the result is that of all.
+    """
     was_training = model.training
     model.eval()
-    total = torch.zeros((), dtype=torch.float64)
-    count = 0
+    total, count = torch.zeros((), dtype=torch.float64), 0
     batches = [windows.starts[i : i + batch_size] for i in range(0, len(windows.starts), batch_size)]
-    for starts in track(batches, "validating"):
+    for first in track(range(0, len(batches), share.count), "validating"):
+        own = first + share.index
+        starts = batches[min(own, len(batches) - 1)]  # as many passes in every process, for sharded models
         inputs, targets = _read_windows(data.tokens, starts, windows)
-        total += _summed_loss(model, inputs.to(device), targets.to(device), autocast).cpu().double()
-        count += int((targets != -100).sum())
+        loss = _summed_loss(model, inputs.to(device), targets.to(device), autocast)
+        if own < len(batches):
+            total += loss.cpu().double()
+            count += int((targets != -100).sum())
     model.train(was_training)
+    if share.count > 1:
+        found = share.total(torch.stack([total, torch.tensor(count, dtype=torch.float64)]).to(device))
+        total, count = found[0], int(found[1])
     return Score(float(total) / count, count, data.bytes_per_token)
 
 

@@ -17,8 +17,11 @@ from x_positional.generation.step.compiled import cpp_compilers
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.modules.experts import Experts, Router
 from x_positional.modules.stack import set_activation_checkpointing
+from x_positional.progress import Track
 from x_positional.training.config import OptimizerConfig, RunConfig, TrainConfig
+from x_positional.training.data.corpus import Split
 from x_positional.training.data.windows import Windows
+from x_positional.training.evaluate import EvalWindows, Score, Share, evaluate
 from x_positional.training.loop.processes import Processes
 
 if TYPE_CHECKING:  # torch may be built without distributed, and importing it takes time
@@ -50,6 +53,7 @@ class Engine:
     def __init__(self, net: nn.Module, wrapper: AutoregressiveWrapper, windows: Windows, config: TrainConfig) -> None:
         run = config.run
         self.processes = Processes(run)
+        self.processes.require_equal({**config.flat(), "torch": torch.__version__})
         self.precision = precision(run, self.device)
         self._config = config
         self._windows = windows
@@ -58,6 +62,11 @@ class Engine:
         self._root: ShardedRoot | None = None
         set_activation_checkpointing(net, run.activation_checkpointing)
         dtype = torch.float64 if self.precision == "fp64" else None
+        if self.processes.sharded and run.compile:
+            raise UserError(
+                "run.compile cannot be combined with run.parallel=fsdp: gathering the parameters of each block breaks the "
+                "graph; leave run.compile out, or use run.parallel=ddp"
+            )
         if self.processes.sharded:
             from x_positional.training.loop.sharding import sharded
 
@@ -119,6 +128,22 @@ class Engine:
                 self._optimizer.step()
                 self._optimizer.zero_grad()
         return accelerator.reduce(total, "mean"), self.whole(norm), rate
+
+    def evaluate(self, data: Split, windows: EvalWindows, track: Track) -> Score:
+        """The score of all windows, which the processes share. Every process must call this at the same step."""
+        share = Share(self.processes.index, self.processes.count, self.processes.total)
+        size, device, autocast = self._config.run.batch_size, self.device, self.autocast()
+
+        def score() -> Score:
+            return evaluate(
+                self.net, data, windows, batch_size=size, device=device, autocast=autocast, track=track, share=share
+            )
+
+        try:
+            return self.gathered(score)
+        finally:
+            if self._root is not None:
+                self._root.release()
 
     def _loss(self, batch: Tensor) -> Tensor:
         """Windows [B, T + 1] -> their mean loss []."""

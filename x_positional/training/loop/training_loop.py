@@ -11,7 +11,7 @@ from x_positional.errors import NonFiniteLoss
 from x_positional.training.checkpoints.run_folder import RunFolder
 from x_positional.training.config import TrainConfig
 from x_positional.training.data.corpus import Corpus
-from x_positional.training.evaluate import Score, bits, eval_windows, evaluate
+from x_positional.training.evaluate import Score, bits, eval_windows
 from x_positional.training.loop.engine import Engine
 from x_positional.training.loop.interrupt import Interrupt
 from x_positional.training.loop.log import RunLog
@@ -124,15 +124,7 @@ class TrainingLoop:
 
     def _validate(self, done: int) -> Score:
         self._read_losses(done)
-        self.score = evaluate(
-            self._engine.net,
-            self._corpus.validation,
-            self._eval_windows,
-            batch_size=self._config.run.batch_size,
-            device=self._engine.device,
-            autocast=self._engine.autocast(),
-            track=self._meter.track,
-        )
+        self.score = self._engine.evaluate(self._corpus.validation, self._eval_windows, self._meter.track)
         if self._log is not None:
             self._log.write("validation", done, {"loss": self.score.loss, **self.score.bits})
         self._meter.print(f"step {done}: validation loss {self.score.loss:.4f}, {_headline(self.score.bits, 4)}")
@@ -142,7 +134,7 @@ class TrainingLoop:
     def _save(self, done: int, score: Score | None) -> None:
         self._read_losses(done)
         engine = self._engine
-        engine.processes.on_main(lambda: self._folder.save(done, engine.net, engine.optimizer, score))
+        self._folder.save(done, engine.net, engine.optimizer, score)
         self.checkpoint = self._folder.last_saved()
         self._restart_clock(done)
 
