@@ -45,7 +45,7 @@ THIRD_PARTY = {
     "training": BASE
     | {"accelerate", "datasets", "filelock", "huggingface_hub", "matplotlib", "numpy", "tensorboard", "tokenizers"},
     "plotting": BASE | {"matplotlib"},
-    "pretrained": BASE | {"huggingface_hub", "gguf", "tokenizers", "jinja2"},
+    "pretrained": BASE | {"huggingface_hub", "gguf", "tokenizers", "jinja2", "peft"},
     "cli": BASE | {"typer", "click"},
 }
 

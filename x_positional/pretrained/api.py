@@ -13,17 +13,20 @@ from torch import nn
 from x_positional.config.flags.missing import LOADING
 from x_positional.errors import ArgumentError, FlagError, PretrainedError, did_you_mean
 from x_positional.models.quantize import Quantization, QuantizeLoaded, check_quantization
+from x_positional.models.quantize import quantize as quantize_model
+from x_positional.pretrained.adapters import add_adapters, load_adapters, merge_adapters
 from x_positional.pretrained.config_json.codecs import Fields
 from x_positional.pretrained.config_json.encoder_decoder import encoder_only
 from x_positional.pretrained.config_json.keys import ignored, overridden, refused_keys
 from x_positional.pretrained.families import FAMILIES, NESTED
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.folder import CONFIG
+from x_positional.pretrained.integrity import ORIGIN
 from x_positional.pretrained.limits import Limits, at_most, failures
 from x_positional.pretrained.model_kinds import MODEL_KINDS, build_on_meta, layers_of
-from x_positional.pretrained.native import NATIVE, load_native
+from x_positional.pretrained.native import NATIVE, load_native, native_config
 from x_positional.pretrained.nested import contradictions, text_model
-from x_positional.pretrained.source import Source, open_source
+from x_positional.pretrained.source import INIT, LORA, Source, open_source
 from x_positional.pretrained.tensors.files import Tensors
 from x_positional.pretrained.tensors.layouts import Same
 from x_positional.pretrained.tensors.load import TensorNames, fill
@@ -108,7 +111,26 @@ def load_source(
             changed.append(f"backend={backend!r}: the stored config of the model sets it, as `backend` of its layers.")
         if changed:
             raise PretrainedError(f"unsupported options for {source.path}:", changed)
-        return load_native(hf, source.tensors(), dtype, device, quantize)
+        return _load_native(source, dtype, device, quantize)
+    family, hf, tensors, outer = _published(source, ignore, overrides)
+    return load(family, hf, tensors, dtype, device, backend, quantize, outer)
+
+
+def config_of(source: Source) -> Any:
+    """The config of the model that `load_source` gives; no parameter is read."""
+    hf = source.config
+    if hf.get("model_type") == NATIVE:
+        return native_config(hf, str(source.path))
+    family, hf, tensors, outer = _published(source, (), {})
+    with failures(f"unsupported {CONFIG} in {tensors.source}:"):
+        return _build(family, hf, TensorNames(tensors, family), "auto", outer).config
+
+
+def _published(
+    source: Source, ignore: Collection[str], overrides: Mapping[str, Any]
+) -> tuple[Family, Mapping[str, Any], Tensors, Mapping[str, Any]]:
+    """Family, config.json with its overrides, tensors, and keys that are set beside the config of a text model."""
+    hf = source.config
     with failures(f"unsupported {CONFIG} in {source.path}:"):
         hf = ignored(hf, ignore)
         if problems := refused_keys({**hf, **overrides}):
@@ -118,7 +140,45 @@ def load_source(
         changes = family.resolve_aliases(overrides)
         hf = overridden(family.resolve_aliases(hf), changes, family.keys, family.known_keys, family.model_type)
         outer = {key: value for key, value in outer.items() if key not in overrides}
-    return load(family, hf, tensors, dtype, device, backend, quantize, outer)
+    return family, hf, tensors, outer
+
+
+def _load_native(
+    source: Source, dtype: torch.dtype | None, device: torch.device | str | None, quantization: Quantization | None
+) -> nn.Module:
+    """A model in x_positional's format, or the newest checkpoint of a run, whose adapters are merged into its base."""
+    hf = source.config
+    if LORA not in hf:
+        model = load_native(hf, source.tensors(), dtype, device, quantization)
+        if ORIGIN in hf:
+            model.origin = Origin(family_of(hf[ORIGIN], str(source.path)), hf[ORIGIN])  # type: ignore[assignment]
+        return model
+    model = adapted(source)
+    merge_adapters(model)
+    model.to(device=device, dtype=dtype)
+    return model if quantization is None else quantize_model(model, quantization)
+
+
+def adapted(source: Source) -> Any:
+    """The base of a run with adapters, with the adapters beside its weights. Raises PretrainedError where there are none."""
+    hf = source.config
+    if LORA not in hf:
+        raise PretrainedError(f"{source.path} has no adapters:", ["it is not a run that was started with lora."])
+    base = (hf.get(INIT) or {}).get("source")
+    stored = source.tensors()
+    tensors = {name: stored.read(name) for name in stored.names()}
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors.values())
+    try:
+        opened = open_source(str(base))
+    except PretrainedError as error:
+        raise PretrainedError(
+            f"{source.path} holds adapters of {base}, which cannot be read:",
+            error.problems,
+        ) from error
+    model = load_source(opened, torch.float64 if wide else torch.float32)
+    add_adapters(model, **hf[LORA])
+    load_adapters(model, tensors, str(source.path))
+    return model.eval()
 
 
 def load(

@@ -55,8 +55,7 @@ def save_hf(model: Saveable, folder: Path, model_type: str | None = None) -> Non
             f"a {type(model).__name__} cannot be written for transformers:",
             ["only text models, encoder-decoders and image models can."],
         )
-    headed = config.num_classes is not None if isinstance(config, VisionConfig) else not isinstance(model, TokenEncoder)
-    fit = _prefer_original(model, best_fit(config, _candidates(model, config, model_type, headed), headed), headed)
+    headed, fit = is_headed(model), fit_of(model, model_type)
     tensors = export_tensors(model, fit)
     dtype = next(iter(tensors.values())).dtype
     body = fit.family.body_architecture
@@ -64,6 +63,18 @@ def save_hf(model: Saveable, folder: Path, model_type: str | None = None) -> Non
     hf = {key: value for key, value in fit.hf.items() if key not in REWRITTEN}
     dtype_key = {DTYPE_KEY: str(dtype).removeprefix("torch.")}
     write_folder(folder, {**_other_keys(model, fit.family), **hf, **architectures, **dtype_key}, tensors)
+
+
+def is_headed(model: Saveable) -> bool:
+    """Whether a model has a head."""
+    config = model.config
+    return config.num_classes is not None if isinstance(config, VisionConfig) else not isinstance(model, TokenEncoder)
+
+
+def fit_of(model: Saveable, model_type: str | None = None) -> Fit:
+    """The model as its own family, or as the first that expresses it. Raises PretrainedError where none does."""
+    config, headed = model.config, is_headed(model)
+    return _prefer_original(model, best_fit(config, _candidates(model, config, model_type, headed), headed), headed)
 
 
 def best_fit(config: AnyConfig, families: list[Family], headed: bool = True) -> Fit:
@@ -225,4 +236,4 @@ def _other_keys(model: Saveable, family: Family) -> dict[str, Any]:
     return {key: hf.get(key) for key in SPECIAL_IDS}
 
 
-__all__ = ["best_fit", "export_tensors", "fit_family", "save_hf"]
+__all__ = ["best_fit", "export_tensors", "fit_family", "fit_of", "save_hf"]

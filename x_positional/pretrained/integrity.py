@@ -17,6 +17,8 @@ MODEL, OPTIMIZER, CONFIG, TRAINER, TOKENIZER = (
     "trainer.json",
     "tokenizer.json",
 )
+ORIGIN = "origin.json"
+"""The config.json of the published model that a run started from."""
 MODEL_SHARDS, OPTIMIZER_SHARDS = "model", "optimizer"
 """Folders of a checkpoint whose tensors are divided among files."""
 NAME = re.compile(r"step-(\d{8,18})")

@@ -49,6 +49,17 @@ def save_native(model: Saveable, folder: Path, model_type: str | None = None) ->
     write_folder(folder, config, {n: p.detach().contiguous().cpu() for n, p in model.named_parameters()})
 
 
+def native_config(hf: Mapping[str, Any], source: str) -> FileConfig:
+    """The config of the model of a config.json in this format. Raises PretrainedError."""
+    name = hf.get("class")
+    if not isinstance(name, str) or name not in CLASSES:
+        raise PretrainedError(
+            f"{source} cannot be read:", [f"unsupported class={name!r}; supported: {', '.join(CLASSES)}."]
+        )
+    with failures(f"unsupported {CONFIG} in {source}:"):
+        return CLASSES[name][1].model_validate(hf.get("model"))
+
+
 def load_native(
     hf: Mapping[str, Any],
     tensors: Tensors,

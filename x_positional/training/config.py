@@ -10,6 +10,7 @@ from typing_extensions import Self
 from x_positional.config.models import ModelConfig
 from x_positional.modules.stack import Recomputed
 from x_positional.schemes.registry import Config
+from x_positional.training.finetune.config import ChatConfig, InitConfig, LoraConfig
 
 TokenDtype = Literal["uint8", "uint16", "uint32", "int16", "int32", "int64"]
 
@@ -114,6 +115,8 @@ class RunConfig(Config):
     """Steps between log lines."""
     eval_every: int = Field(default=200, ge=1)
     """Steps between evaluations."""
+    eval_first: bool = False
+    """Evaluate before the first step too."""
     eval_tokens: int | None = Field(default=65536, ge=1)
     """Validation tokens per evaluation, spread over the whole text. None is all."""
     save_every: int = Field(default=200, ge=1)
@@ -151,6 +154,12 @@ class TrainConfig(Config):
     """The optimizer and its schedule."""
     run: RunConfig = RunConfig()
     """Length, batches, evaluation, files."""
+    init: InitConfig | None = None
+    """The weights to start from. None is random ones."""
+    chat: ChatConfig | None = None
+    """Conversations in place of text."""
+    lora: LoraConfig | None = None
+    """Adapters to train in place of the model's parameters."""
 
     @property
     def seq_len(self) -> int:
@@ -163,6 +172,7 @@ class TrainConfig(Config):
         most = self.run.steps // 10
         if "warmup_steps" not in self.optimizer.model_fields_set and self.optimizer.warmup_steps > most:
             optimizer = self.optimizer.model_copy(update={"warmup_steps": most})
+            optimizer.model_fields_set.discard("warmup_steps")  # so that it follows run.steps where those change
             object.__setattr__(self, "optimizer", optimizer)  # configs are frozen once they are validated
         return self
 
@@ -193,7 +203,17 @@ class TrainConfig(Config):
                 f"model.layers.kind={self.model.layers.kind!r} cannot be trained to predict the next token; "
                 "use kind: decoder, or train it from Python with your own loss"
             )
-        if self.data.tokenizer == "bytes" and not self.reads_token_ids and self.model.num_tokens < 256:
+        if self.init is None:
+            needing = [name for name in ("chat", "lora") if getattr(self, name) is not None]
+            problems += [f"{name} needs a model to start from: set init.source" for name in needing]
+        if self.chat is not None and self.data.path is None:
+            problems.append("chat needs conversations: set data.path to a JSON Lines file")
+        if (
+            self.chat is None
+            and self.data.tokenizer == "bytes"
+            and not self.reads_token_ids
+            and self.model.num_tokens < 256
+        ):
             problems.append(
                 f"model.num_tokens={self.model.num_tokens} cannot hold bytes; set it to 256 or name a data.tokenizer"
             )

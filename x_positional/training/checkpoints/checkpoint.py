@@ -7,7 +7,7 @@ the folders `model` and `optimizer` hold a file of each process in place of the 
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from x_positional.pretrained.integrity import (
     NAME,
     OPTIMIZER,
     OPTIMIZER_SHARDS,
-    TOKENIZER,
     TRAINER,
     VERSION,
     Damage,
@@ -141,7 +140,7 @@ def save_checkpoint(
     optimizer: Mapping[str, Tensor],
     trainer: Mapping[str, Any],
     config_text: str,
-    tokenizer_file: Path | None = None,
+    write_tokenizer: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `root/step-…` so that after a crash the checkpoint is either complete or absent.
 
@@ -152,7 +151,7 @@ def save_checkpoint(
         optimizer: Optimizer state by name.
         trainer: Further entries of `trainer.json`.
         config_text: The resolved config as YAML.
-        tokenizer_file: A `tokenizer.json` to copy into the checkpoint.
+        write_tokenizer: Writes the tokenizer's files to a folder.
 
     Returns:
         The folder of the checkpoint.
@@ -167,7 +166,7 @@ def save_checkpoint(
     try:
         save_file(dict(model), temporary / MODEL, metadata={"format": "pt", "x_positional": "1"})
         save_file(dict(optimizer), temporary / OPTIMIZER, metadata={"format": "pt"})
-        complete(temporary, final, {"step": step, **trainer}, config_text, tokenizer_file)
+        complete(temporary, final, {"step": step, **trainer}, config_text, write_tokenizer)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs its space
         raise
@@ -187,7 +186,7 @@ def complete(
     final: Path,
     trainer: Mapping[str, Any],
     config_text: str,
-    tokenizer_file: Path | None,
+    write_tokenizer: Callable[[Path], None] | None,
     digests: Mapping[str, str] | None = None,
 ) -> None:
     """Add what is not a tensor to the files of a checkpoint, and give the folder its name.
@@ -197,12 +196,12 @@ def complete(
         final: Its name.
         trainer: Entries of `trainer.json`.
         config_text: As in `save_checkpoint`.
-        tokenizer_file: As in `save_checkpoint`.
+        write_tokenizer: As in `save_checkpoint`.
         digests: Of files that have been flushed to disk.
     """
     (temporary / CONFIG).write_text(config_text, encoding="utf-8")
-    if tokenizer_file is not None:
-        shutil.copyfile(tokenizer_file, temporary / TOKENIZER)
+    if write_tokenizer is not None:
+        write_tokenizer(temporary)
     files = [file for file in sorted(temporary.iterdir()) if file.is_file()]
     digests = {**(digests or {}), **{file.name: file_digest(file) for file in files}}
     write_record(temporary, {"files": digests, **trainer})

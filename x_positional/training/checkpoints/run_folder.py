@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -27,8 +27,8 @@ from x_positional.training.checkpoints.checkpoint import (
 from x_positional.training.checkpoints.sharded import restore, save_sharded
 from x_positional.training.checkpoints.state import load_model, load_optimizer, model_tensors, optimizer_tensors
 from x_positional.training.config import TrainConfig
-from x_positional.training.data.corpus import Corpus
 from x_positional.training.evaluate import Score
+from x_positional.training.finetune.base import source_fingerprint
 from x_positional.training.load import load_config, parse_config
 from x_positional.training.loop.processes import Processes
 
@@ -43,6 +43,25 @@ class Best:
     loss: float
 
 
+class RunData(Protocol):
+    """What a run folder needs to know of the data."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def checksum(self) -> str: ...
+
+    @property
+    def tokenizer_name(self) -> str | None:
+        """`bytes`, `tokenizer.json`, or None for token ids."""
+        ...
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Write the files of the tokenizer to the folder of a checkpoint."""
+        ...
+
+
 class RunFolder:
     """Config and checkpoints of one run.
 
@@ -53,7 +72,7 @@ class RunFolder:
         processes: Those that train.
     """
 
-    def __init__(self, config: TrainConfig, corpus: Corpus, *, windows_per_step: int, processes: Processes) -> None:
+    def __init__(self, config: TrainConfig, corpus: RunData, *, windows_per_step: int, processes: Processes) -> None:
         self._processes = processes
         self.path = Path(config.run.dir)
         self._checkpoints = self.path / "checkpoints"
@@ -70,6 +89,8 @@ class RunFolder:
             "batch_size": config.run.batch_size,
             "accumulate": config.run.accumulate,
         }
+        if config.init is not None:
+            self._order["init"] = source_fingerprint(config.init.source)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -128,7 +149,7 @@ class RunFolder:
         self.require_checkpoint()
         checkpoint = open_checkpoint(self.path)
         self._check_same_run(checkpoint)
-        if self._corpus.tokenizer is not None and self._corpus.tokenizer.file is not None:
+        if self._corpus.tokenizer_name == TOKENIZER:
             checkpoint.verified(TOKENIZER)
         if self._processes.sharded or checkpoint.shards is not None:
             restore(checkpoint, net, optimizer, self._processes)
@@ -171,6 +192,8 @@ class RunFolder:
         precisions = self._config.run.precision, saved.run.precision
         if precisions.count("fp64") == 1:
             problems.append(f"precision is {precisions[0]}; the checkpoint has {precisions[1]}")
+        if saved.lora != self._config.lora:
+            problems.append(f"the lora section differs from that of {checkpoint.path / CONFIG}")
         if saved.model != self._config.model:
             problems.append(f"the model section differs from that of {checkpoint.path / CONFIG}")
         if checkpoint.step >= self._config.run.steps:
@@ -205,18 +228,17 @@ class RunFolder:
             ) from error
 
     def _save(self, step: int, net: nn.Module, optimizer: torch.optim.Optimizer, score: Score | None) -> None:
-        tokenizer = self._corpus.tokenizer
         trainer = {
             "order": self._order,
             "validation": None if score is None else {"loss": score.loss, "tokens": score.tokens, **score.bits},
             "best": None if self._best is None else {"step": self._best.step, "loss": self._best.loss},
-            "tokenizer": None if tokenizer is None else tokenizer.name,
+            "tokenizer": self._corpus.tokenizer_name,
             "torch": torch.__version__,
         }
         texts: Any = {
             "trainer": trainer,
             "config_text": self._config_text,
-            "tokenizer_file": None if tokenizer is None else tokenizer.file,
+            "write_tokenizer": self._corpus.write_tokenizer,
         }
 
         def save_whole() -> None:

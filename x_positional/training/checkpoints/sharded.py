@@ -2,7 +2,7 @@
 into a model that is sharded in another way, or whole."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def save_sharded(
     *,
     trainer: Mapping[str, Any],
     config_text: str,
-    tokenizer_file: Path | None = None,
+    write_tokenizer: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `root/step-...` from all processes, which need to share the file system. Arguments and errors as in `save_checkpoint`.
 
@@ -48,7 +48,7 @@ def save_sharded(
 
     def end() -> None:
         record = {"step": step, "shards": processes.count, **trainer}
-        complete(temporary, final, record, config_text, tokenizer_file, digests)
+        complete(temporary, final, record, config_text, write_tokenizer, digests)
 
     try:
         processes.on_main(begin)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from x_positional.errors import ArgumentError, UserError, listed
+from x_positional.pretrained.adapters import adapter_parameters
 
 _ADAMW_STATE = ("exp_avg", "exp_avg_sq", "step")
 MAX_SHOWN = 8
@@ -14,12 +15,12 @@ MAX_SHOWN = 8
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with each shared tensor (tied embeddings) once, under its first name.
+    """The state dict with each shared tensor (tied embeddings) once, under its first name; of a model with adapters, theirs.
 
     Raises:
         ArgumentError: The model has buffers.
     """
-    named = dict(model.named_parameters())
+    named = saved_parameters(model)
     state = model.state_dict(keep_vars=True)
     buffers = sorted(name for name, tensor in state.items() if not isinstance(tensor, nn.Parameter))
     if buffers:
@@ -34,13 +35,18 @@ def load_model(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
         UserError: Names, shapes or dtypes do not match; the message lists every mismatch. The model is unchanged.
     """
     check_model(model, {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}, source)
-    for name, parameter in model.named_parameters():
+    for name, parameter in saved_parameters(model).items():
         parameter.data.copy_(tensors[name])
 
 
+def saved_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What a checkpoint holds: the adapters of a model that has some, since the rest never changes; otherwise all parameters."""
+    return adapter_parameters(model) or dict(model.named_parameters())
+
+
 def check_model(model: nn.Module, stored: Mapping[str, tuple[Sequence[int], torch.dtype]], source: Path) -> None:
-    """Raise `UserError`, with every mismatch, unless `stored` are the shapes and dtypes of the parameters of `model`."""
-    own = dict(model.named_parameters())
+    """Raise `UserError`, with every mismatch, unless `stored` are the shapes and dtypes of what is saved of `model`."""
+    own = dict(saved_parameters(model))
     problems = [f"missing tensor {name}" for name in own if name not in stored]
     problems += [f"unexpected tensor {name}" for name in stored if name not in own]
     for name in own.keys() & stored.keys():
@@ -95,8 +101,8 @@ def check_optimizer(model: nn.Module, stored: Mapping[str, Sequence[int]], sourc
 
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters by name, each once: the tensors themselves, sharded where the model is."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    """What is saved of a model, by name, each once: the tensors themselves, sharded where the model is."""
+    return {name: parameter.detach() for name, parameter in saved_parameters(model).items()}
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, *, new: bool = False) -> dict[str, Tensor]:

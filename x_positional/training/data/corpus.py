@@ -1,6 +1,7 @@
 """Token ids for training and validation, read from what `data.path` names and checked before the first step."""
 
 import hashlib
+import shutil
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,16 @@ class Corpus:
     validation: Split
     source: str
     tokenizer: Tokenizer | None
+
+    @property
+    def tokenizer_name(self) -> str | None:
+        """`bytes`, `tokenizer.json`, or None for token ids."""
+        return None if self.tokenizer is None else self.tokenizer.name
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Copy the tokenizer to a folder, if it is a file."""
+        if self.tokenizer is not None and self.tokenizer.file is not None:
+            shutil.copyfile(self.tokenizer.file, folder / self.tokenizer.name)
 
     @property
     def fingerprint(self) -> str:

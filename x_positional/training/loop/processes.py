@@ -187,6 +187,11 @@ def refuse_launcher_options(environment: Mapping[str, str]) -> None:
             raise UserError(f"accelerate launch {option} ({variable}={value}) is unsupported; {remedy}")
 
 
+def launched_processes(environment: Mapping[str, str]) -> int:
+    """How many processes a launcher has announced; 0 where none did."""
+    return max((int(environment[name]) for name in WORLD_SIZES if environment.get(name, "").isdigit()), default=0)
+
+
 def refuse_separate_processes(count: int, kind: str, environment: Mapping[str, str]) -> None:
     """Raise `UserError` where fewer processes train together than were launched or requested.
 
@@ -195,7 +200,7 @@ def refuse_separate_processes(count: int, kind: str, environment: Mapping[str, s
         kind: accelerate's name for how they do.
         environment: The variables that launchers set.
     """
-    launched = max((int(environment[name]) for name in WORLD_SIZES if environment.get(name, "").isdigit()), default=0)
+    launched = launched_processes(environment)
     if launched > 1 and launched != count:
         raise UserError(
             f"{launched} processes were launched, but {count} would train together ({kind}), each of them its own model; "

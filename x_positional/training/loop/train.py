@@ -8,19 +8,23 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from x_positional.config.validate import Report, check
 from x_positional.errors import MissingExtra, UserError, listed
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.describe import position_words
-from x_positional.models.language import TransformerWrapper, build_model
-from x_positional.progress import print_lines, progress_bars
+from x_positional.models.language import TransformerWrapper
+from x_positional.progress import Track, print_lines, progress_bars
 from x_positional.training.checkpoints.run_folder import RunFolder, refuse_to_overwrite
 from x_positional.training.config import TrainConfig
 from x_positional.training.cpu import bf16_warning
 from x_positional.training.data.corpus import Corpus, load_corpus
 from x_positional.training.data.windows import Windows
-from x_positional.training.evaluate import Score
+from x_positional.training.evaluate import EvalRows, EvalWindows, Score, eval_rows, eval_windows
+from x_positional.training.finetune.base import initial_model
+from x_positional.training.finetune.dataset import Conversations, load_conversations
+from x_positional.training.finetune.packing import PackedRows
 from x_positional.training.loop.engine import Engine
 from x_positional.training.loop.interrupt import Interrupt
 from x_positional.training.loop.log import RunLog, check_trackers, start_trackers
@@ -52,7 +56,7 @@ class TrainResult:
     """The loss plot; None without matplotlib."""
     engine: Engine
     net: TransformerWrapper
-    corpus: Corpus
+    corpus: Corpus | Conversations
 
 
 def check_trainable(config: TrainConfig) -> Report:
@@ -90,10 +94,10 @@ def train(
     report = check_trainable(config)
     if not resume:
         refuse_to_overwrite(config)
-    corpus = load_corpus(config.data, config.model.num_tokens, config.seq_len, progress_bars(console))
+    config, corpus = load_data(config, progress_bars(console))
     torch.manual_seed(config.run.seed)
-    net = build_model(config.model)
-    windows = Windows(corpus.train.tokens, config.seq_len, config.run.seed)
+    net = initial_model(config)
+    windows = training_windows(config, corpus)
     engine = Engine(net, AutoregressiveWrapper(net), windows, config)
     engine.processes.require_equal({"data (hash)": corpus.fingerprint, "--resume": resume})
     if not engine.processes.main:
@@ -106,7 +110,8 @@ def train(
         engine.processes.on_main(lambda: stack.enter_context(folder.lock()))
         start = _start(config, engine, folder, console, resume=resume, skip_damaged=skip_damaged)
         headline = describe_run(config, engine, report)
-        warnings = [f"warning: {warning}" for warning in (*report.warnings, *slow_precision(engine))]
+        notes = corpus.notes if isinstance(corpus, Conversations) else ()
+        warnings = [f"warning: {warning}" for warning in (*report.warnings, *slow_precision(engine), *notes)]
         print_lines(console, headline, describe_data(corpus, windows), *warnings)
         loop, done, interrupted = _session(config, corpus, engine, folder, console, start, headline)
         seconds = time.monotonic() - began
@@ -126,6 +131,28 @@ def train(
     )
 
 
+def load_data(config: TrainConfig, track: Track) -> tuple[TrainConfig, Corpus | Conversations]:
+    """The data of a run, and its config with what follows from them."""
+    if config.chat is None:
+        return config, load_corpus(config.data, config.model.num_tokens, config.seq_len, track)
+    return load_conversations(config, track)
+
+
+def training_windows(config: TrainConfig, corpus: Corpus | Conversations) -> Windows | PackedRows:
+    """What each step takes its batch from."""
+    if isinstance(corpus, Conversations):
+        return corpus.train
+    return Windows(corpus.train.tokens, config.seq_len, config.run.seed)
+
+
+def scored(config: TrainConfig, corpus: Corpus | Conversations) -> EvalWindows | EvalRows:
+    """What each validation scores."""
+    limit = config.run.eval_tokens
+    if isinstance(corpus, Conversations):
+        return eval_rows(len(corpus.validation), config.seq_len, limit=limit)
+    return eval_windows(len(corpus.validation.tokens), config.seq_len, limit=limit)
+
+
 def _start(
     config: TrainConfig, engine: Engine, folder: RunFolder, console: Console, *, resume: bool, skip_damaged: bool
 ) -> int:
@@ -141,7 +168,7 @@ def _start(
 
 def _session(
     config: TrainConfig,
-    corpus: Corpus,
+    corpus: Corpus | Conversations,
     engine: Engine,
     folder: RunFolder,
     console: Console,
@@ -160,7 +187,7 @@ def _session(
             log.write("start", start, {"run": headline, "data": corpus.source})
         interrupt = stack.enter_context(Interrupt())
         meter = stack.enter_context(Meter(console, config.run.steps, start))
-        loop = TrainingLoop(config, corpus, engine, folder, log, meter)
+        loop = TrainingLoop(config, corpus, scored(config, corpus), engine, folder, log, meter)
         done = loop.run(start, stop, interrupt)
         if log is not None:
             log.write("end", done, {"seconds": round(time.monotonic() - began, 1)})
@@ -182,15 +209,22 @@ def session_end(config: TrainConfig, start: int) -> int:
 def describe_run(config: TrainConfig, engine: Engine, report: Report) -> str:
     """One line: scheme, backend and why, dtype, parameter count, trained length."""
     position = position_words(config.model.layers, config.model.max_seq_len)
-    parameters = sum(parameter.numel() for parameter in engine.net.parameters())
+    parameters, trained = parameter_counts(engine.net)
     emulated = " (emulated by this CPU)" if slow_precision(engine) else ""
     dtype = {"bf16": f"float32 weights, bfloat16 autocast{emulated}", "fp32": "float32", "fp64": "float64"}
     processes = "" if engine.processes.count == 1 else f", {engine.processes.count} processes"
     return (
         f"position {position} | backend {report.backend} ({report.reason}) | {dtype[engine.precision]} on "
-        f"{engine.device.type}{processes} | {parameters:,} parameters | trained length {config.seq_len}"
+        f"{engine.device.type}{processes} | {parameters:,} parameters{'' if config.lora is None else f', {trained:,} trained'} | "
+        f"trained length {config.seq_len}"
         f"{_loss_words(config)}"
     )
+
+
+def parameter_counts(net: nn.Module) -> tuple[int, int]:
+    """All parameters, and those that are trained."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in net.parameters()]
+    return sum(count for count, _ in counts), sum(count for count, trained in counts if trained)
 
 
 def _loss_words(config: TrainConfig) -> str:
@@ -213,8 +247,10 @@ def plot_title(config: TrainConfig, engine: Engine) -> str:
     return f"position {position}, {parameters:,} parameters, trained length {config.seq_len}{words and ',' + words}"
 
 
-def describe_data(corpus: Corpus, windows: Windows) -> str:
+def describe_data(corpus: Corpus | Conversations, windows: Windows | PackedRows) -> str:
     """One line: source and number of tokens."""
+    if isinstance(corpus, Conversations):
+        return corpus.describe()
     return (
         f"data {corpus.source} | {len(corpus.train.tokens):,} training tokens in {len(windows):,} windows | "
         f"{len(corpus.validation.tokens):,} validation tokens"
