@@ -15,10 +15,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from x_positional.errors import UserError, import_extra, listed
-from x_positional.pretrained.integrity import checkpoint_folders, newest_good
+from x_positional.pretrained.integrity import TOKENIZER, checkpoint_folders, newest_good
 from x_positional.training.checkpoints.checkpoint import (
     CONFIG,
-    TOKENIZER,
     Checkpoint,
     open_checkpoint,
     prune,
