@@ -22,9 +22,10 @@ from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.models.quantize import Quantization, quantize
 from x_positional.models.seq2seq import XTransformer
 from x_positional.pretrained.api import load_source
+from x_positional.pretrained.integrity import TOKENIZER
 from x_positional.pretrained.source import open_source
 from x_positional.pretrained.tokenizers.text import TextTokenizer
-from x_positional.training.checkpoints.checkpoint import TOKENIZER, Checkpoint
+from x_positional.training.checkpoints.checkpoint import Checkpoint
 from x_positional.training.checkpoints.state import load_model
 from x_positional.training.data.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 from x_positional.training.load import parse_config
