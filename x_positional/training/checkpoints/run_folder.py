@@ -170,7 +170,9 @@ class RunFolder:
         for name, now in self._order.items():
             if name in divided:
                 continue
-            if order.get(name) != now and not (name in ADDED and name not in order):
+            if name == "init" and order.get(name) != now:
+                problems.append("init.source is another model than the one that the run started from")
+            elif order.get(name) != now and not (name in ADDED and name not in order):
                 problems.append(f"{name} is {now}; the checkpoint has {order.get(name)}")
         saved = parse_config(checkpoint.config_text(), str(checkpoint.path))
         precisions = self._config.run.precision, saved.run.precision
