@@ -171,3 +171,18 @@ def test_models_and_losses_that_do_not_fit() -> None:
         ContinuousAutoregressiveWrapper(build())(series(2, 4, WIDTH), rollout_steps=2, lens=None)
     with pytest.raises(InputError, match="positions end at 8"):
         ContinuousAutoregressiveWrapper(build(TABLES[0], max_seq_len=8)).generate(series(4, WIDTH), 9)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"mask": torch.zeros(2, 6, dtype=torch.bool)}, "mask hides every token"),
+        (
+            {"positions": torch.tensor([[0.0, 1.0, 2.0, float("nan"), 4.0, 5.0]]).expand(2, -1)},
+            "must be a finite number",
+        ),
+    ],
+)
+def test_a_loss_refuses_what_it_cannot_read(given: dict[str, Tensor], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        ContinuousAutoregressiveWrapper(build())(series(2, 6, WIDTH), **given)

@@ -4,7 +4,7 @@ B batch, T prompt tokens, S tokens so far, I width, M model dim.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -70,49 +70,58 @@ def _check(x: Any, axes: tuple[int, ...], width: int, name: str) -> None:
         raise InputError(f"{name} must be floats {shapes}, not empty; got {list(x.shape)} of {x.dtype}.")
 
 
-class FloatLoop:
-    """One call of `generate` or `stream` of a model of floats.
+@dataclass(frozen=True, eq=False)
+class FloatOptions:
+    """The parameters of `generate` and `stream` of a model of floats.
 
     Args:
-        net: a `ContinuousTransformerWrapper` whose outputs are as wide as its inputs.
-        prompts: in any form that `read_series` takes.
-        seq_len: new tokens per row.
+        start_tokens: One prompt [T I], a right-padded batch [B T I] with `prompt_lens`, or a list of prompts [T I] of any
+            lengths. Each row gives the tokens it would give alone.
+        seq_len: New tokens per row.
         prompt_lens: [B] the tokens of each row of a padded batch.
-        cache_kv: keep keys and values between steps; False recomputes the whole sequence for every token.
-        restrict: beyond the model's max_seq_len each token attends to the last max_seq_len tokens only.
+        cache_kv: Keep keys and values between steps; False recomputes the whole sequence for every token.
+        restrict_to_max_seq_len: Beyond the model's max_seq_len each token attends to the last max_seq_len tokens only;
+            False: to all of them.
         context: [B S C] for cross-attention.
         context_mask: [B S] bool, True = keep.
+    """
+
+    start_tokens: FloatPrompts
+    seq_len: int
+    _: KW_ONLY
+    prompt_lens: Tensor | Sequence[int] | None = None
+    cache_kv: bool = True
+    restrict_to_max_seq_len: bool = True
+    context: Tensor | None = None
+    context_mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        problems = [*Range(0, integer=True).problems("seq_len", self.seq_len)]
+        for name in ("cache_kv", "restrict_to_max_seq_len"):
+            if not isinstance(getattr(self, name), bool):
+                problems.append(f"{name}={getattr(self, name)!r} must be a bool.")
+        if problems:
+            raise InputError("\n".join(problems))
+
+
+class FloatLoop:
+    """One call of `generate` or `stream` of a `ContinuousTransformerWrapper` whose outputs are as wide as its inputs.
 
     Raises:
         InputError: before anything is computed.
     """
 
-    def __init__(
-        self,
-        net: Any,
-        prompts: FloatPrompts,
-        seq_len: int,
-        *,
-        prompt_lens: Any,
-        cache_kv: bool,
-        restrict: bool,
-        context: Tensor | None,
-        context_mask: Tensor | None,
-    ):
-        problems = [*Range(0, integer=True).problems("seq_len", seq_len)]
-        switches = (("cache_kv", cache_kv), ("restrict_to_max_seq_len", restrict))
-        problems += [f"{name}={value!r} must be a bool." for name, value in switches if not isinstance(value, bool)]
-        if problems:
-            raise InputError("\n".join(problems))
-        self.net, self.steps = in_eval_mode(net), seq_len
-        self.context: dict[str, Tensor | None] = {"context": context, "context_mask": context_mask}
-        self.series = read_series(prompts, prompt_lens, net.dim_in, next(net.parameters()).device)
+    def __init__(self, net: Any, options: FloatOptions):
+        self.net, self.steps = in_eval_mode(net), options.seq_len
+        self.context: dict[str, Tensor | None] = {"context": options.context, "context_mask": options.context_mask}
+        device = next(net.parameters()).device
+        self.series = read_series(options.start_tokens, options.prompt_lens, net.dim_in, device)
         schemes = net.attn_layers.position_schemes
-        total = self.total = self.series.longest + seq_len - (seq_len > 0)
+        total = self.total = self.series.longest + self.steps - (self.steps > 0)
         trained = net.config.max_seq_len
         check_limits(schemes, total, trained)
-        self.window = trained if restrict and trained is not None and total > trained else None
-        recomputes = not cache_kv or not all(scheme.capabilities().kv_cacheable for scheme in schemes)
+        self.window = trained if options.restrict_to_max_seq_len and trained is not None and total > trained else None
+        recomputes = not options.cache_kv or not all(scheme.capabilities().kv_cacheable for scheme in schemes)
         self.cached = not recomputes
         fixed = any(scheme.takes_final_length for scheme in schemes)
         self.final_lengths = self._final_lengths() if fixed else None

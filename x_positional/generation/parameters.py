@@ -36,17 +36,17 @@ def parameters_of(
         own = inspect.signature(method)
         first = next(iter(own.parameters.values()))
         call.__signature__ = own.replace(parameters=[first, *fields])  # type: ignore[attr-defined]
-        call.__doc__ = f"{inspect.getdoc(method)}\n\n{descriptions}"
+        call.__doc__ = f"{inspect.getdoc(method)}{descriptions}"
         return call
 
     return decorate
 
 
 def _descriptions(options: Any, names: set[str]) -> str:
-    """The `Args:` of a class of options and its bases, those of `names` alone."""
-    lines = ["Args:"]
+    """The `Args:` of a class of options and its bases, those of `names` alone; empty where it describes none."""
+    lines: list[str] = []
     for cls in inspect.getmro(options):
         described = inspect.cleandoc(cls.__doc__ or "").partition("\n\nArgs:\n")[2]
         for entry in re.split(r"\n(?=    \w)", described) if described else []:
             lines += [entry] if entry.split(":")[0].strip() in names else []
-    return "\n".join(lines)
+    return "\n".join(["\n\nArgs:", *lines]) if lines else ""

@@ -4,7 +4,7 @@ B batch, T prompt tokens, N new tokens.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, overload
 
 from torch import Tensor, nn
@@ -47,20 +47,21 @@ NET_CALL = ("TransformerWrapper.forward", "AttentionLayers.forward")
 """The tables of the calls that x-transformers passes further keywords on to."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Given:
-    """The arguments of a call that determine what is read and what is predicted."""
+@dataclass(frozen=True, eq=False)
+class LossInputs:
+    """What a loss reads and predicts: the arguments of `forward` with the same names, see there."""
 
-    tokens: Tensor | None
-    mask: Tensor | None
-    positions: Tensor | None
-    document_ids: Tensor | None
-    labels: Tensor | None
-    loss_mask: Tensor | None
-    inputs_embeds: Tensor | None
-    prepend_embeds: Tensor | None
-    seq_lens: SeqLens | None
-    prefix_len: PrefixLen | None
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    positions: Tensor | None = None
+    document_ids: Tensor | None = None
+    _: KW_ONLY
+    labels: Tensor | None = None
+    loss_mask: Tensor | None = None
+    inputs_embeds: Tensor | None = None
+    prepend_embeds: Tensor | None = None
+    seq_lens: SeqLens | None = None
+    prefix_len: PrefixLen | None = None
 
 
 @dataclass(frozen=True)
@@ -174,11 +175,11 @@ class AutoregressiveWrapper(ExplainsAbsent):
             InputError: For fewer than two tokens, a mask that hides all of them, and ids, labels, masks, positions, documents
                 or options that do not fit.
         """
-        given = _Given(
-            tokens=tokens,
-            mask=mask,
-            positions=positions,
-            document_ids=document_ids,
+        inputs = LossInputs(
+            tokens,
+            mask,
+            positions,
+            document_ids,
             labels=labels,
             loss_mask=loss_mask,
             inputs_embeds=inputs_embeds,
@@ -187,7 +188,7 @@ class AutoregressiveWrapper(ExplainsAbsent):
             prefix_len=prefix_len,
         )
         options = LossOptions(reduction, num_targets, label_smoothing, z_loss)
-        batch = self._read(given, options)
+        batch = self._read(inputs, options)
         targets, token_loss = batch.targets, options.token_loss()
         by_chunks = sums_by_chunks(self.net, targets, token_loss.reduction)
         inner = {"targets": targets, "token_loss": token_loss} if by_chunks else {}
@@ -198,73 +199,49 @@ class AutoregressiveWrapper(ExplainsAbsent):
             found = found if token_loss.reduction == "sum" else found.view_as(targets)
         return options.reduced(found, targets)
 
-    def count_targets(
-        self,
-        tokens: Tensor | None = None,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        *,
-        labels: Tensor | None = None,
-        loss_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        prepend_embeds: Tensor | None = None,
-        seq_lens: SeqLens | None = None,
-        prefix_len: PrefixLen | None = None,
-    ) -> Tensor:
+    @parameters_of(LossInputs)
+    def count_targets(self, inputs: LossInputs) -> Tensor:
         """The number of targets of `forward` with these arguments, as a tensor [] on the device of the tokens.
 
         `total = sum(model.count_targets(part) for part in parts)`, then `model(part, num_targets=total).backward()` for each
         part, gives the gradients of one batch with the rows of all parts. Raises InputError as `forward` does.
         """
-        given = _Given(
-            tokens=tokens,
-            mask=mask,
-            positions=positions,
-            document_ids=document_ids,
-            labels=labels,
-            loss_mask=loss_mask,
-            inputs_embeds=inputs_embeds,
-            prepend_embeds=prepend_embeds,
-            seq_lens=seq_lens,
-            prefix_len=prefix_len,
-        )
-        return (self._read(given, LossOptions()).targets != NO_TARGET).sum()
+        return (self._read(inputs, LossOptions()).targets != NO_TARGET).sum()
 
-    def _read(self, given: _Given, options: LossOptions) -> _Batch:
+    def _read(self, inputs: LossInputs, options: LossOptions) -> _Batch:
         """Raises InputError."""
-        row, labels = self._row(given, options)
+        row, labels = self._row(inputs, options)
         batch, length, device = row[0].shape[0], places(row), row[0].device
-        mask, positions = with_prepended(given.mask, "mask", row, 1), given.positions
-        check_covers_prepended(row, positions=positions, document_ids=given.document_ids)
+        mask, positions = with_prepended(inputs.mask, "mask", row, 1), inputs.positions
+        check_covers_prepended(row, positions=positions, document_ids=inputs.document_ids)
         positions = None if positions is None else check_positions(positions, batch, length)
         if positions is not None:
             check_finite(positions)
         present = token_mask(batch, length, mask, positions)
         if present is not None:
             check_shows_a_token(present)
-        documents = packed_documents(given.document_ids, given.seq_lens, batch, length)
+        documents = packed_documents(inputs.document_ids, inputs.seq_lens, batch, length)
         if documents is not None:
             documents = check_documents(documents, batch, length).to(device)
         prefix, prepended = None, length - labels.shape[1]
-        if given.prefix_len is not None:
-            prefix, hidden = prefix_of_loss(given.prefix_len, batch, length, present)
+        if inputs.prefix_len is not None:
+            prefix, hidden = prefix_of_loss(inputs.prefix_len, batch, length, present)
             labels = labels.masked_fill(hidden[:, prepended:].to(device), NO_TARGET)
         targets = targets_after(labels, prepended, present, documents)
-        return _Batch(row, None if given.mask is None else present, positions, documents, targets, prefix)
+        return _Batch(row, None if inputs.mask is None else present, positions, documents, targets, prefix)
 
-    def _row(self, given: _Given, options: LossOptions) -> tuple[tuple[Tensor, ...], Tensor]:
+    def _row(self, inputs: LossInputs, options: LossOptions) -> tuple[tuple[Tensor, ...], Tensor]:
         """The parts of a row, as in `parts_of`, with ids that the model can read, and marked labels [B T]. Raises InputError."""
-        tokens, prepend_embeds = given.tokens, given.prepend_embeds
+        tokens, prepend_embeds = inputs.tokens, inputs.prepend_embeds
         if tokens is not None:
             tokens = as_ids(self.net.as_ids(tokens))
             if tokens.ndim != 2 or tokens.shape[1] < 2 - (prepend_embeds is not None):
                 raise InputError(f"a loss needs [batch, tokens] with at least two tokens; got {list(tokens.shape)}.")
-        row = parts_of(tokens, given.inputs_embeds, prepend_embeds, self.net.check_embeds)
+        row = parts_of(tokens, inputs.inputs_embeds, prepend_embeds, self.net.check_embeds)
         if places(row) < 2:
             raise InputError(f"a loss needs at least two places a row; inputs_embeds has shape {list(row[-1].shape)}.")
         known = {"ignore_index": self.ignore_index, "num_tokens": self.net.num_tokens}
-        marked = marked_labels(row[-1], given.labels, given.loss_mask, options=options, **known)
+        marked = marked_labels(row[-1], inputs.labels, inputs.loss_mask, options=options, **known)
         if tokens is None:
             return row, marked
         ids = tokens.masked_fill(tokens == self.ignore_index, self.pad_value)

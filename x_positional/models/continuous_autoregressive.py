@@ -3,8 +3,7 @@
 B batch, T tokens, I width, S context tokens, C context width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,14 +11,17 @@ from torch import Tensor, nn
 from x_positional.attention.inputs import (
     SeqLens,
     check_documents,
+    check_finite,
     check_floats,
     check_positions,
+    check_shows_a_token,
     packed_documents,
     token_mask,
 )
 from x_positional.config.flags.answers import answers
 from x_positional.errors import InputError
-from x_positional.generation.floats import FloatLoop, FloatPrompts
+from x_positional.generation.floats import FloatLoop, FloatOptions
+from x_positional.generation.parameters import parameters_of
 from x_positional.models.continuous import ContinuousTransformerWrapper
 from x_positional.models.loss import continues_text
 
@@ -99,8 +101,12 @@ class ContinuousAutoregressiveWrapper(nn.Module):
         batch, length = x.shape[:2]
         if length < 2:
             raise InputError(f"a loss needs at least two tokens; got {list(x.shape)}.")
-        positions = None if positions is None else check_positions(positions, batch, length)
+        if positions is not None:
+            positions = check_positions(positions, batch, length)
+            check_finite(positions)
         present = token_mask(batch, length, mask, positions)
+        if present is not None:
+            check_shows_a_token(present)
         documents = packed_documents(document_ids, seq_lens, batch, length)
         documents = None if documents is None else check_documents(documents, batch, length).to(x.device)
         found = self.net(
@@ -131,29 +137,9 @@ class ContinuousAutoregressiveWrapper(nn.Module):
         return (losses.sum(-1) / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
 
     @answers("ContinuousAutoregressiveWrapper.generate", *NET_CALL)
-    def generate(
-        self,
-        start_tokens: FloatPrompts,
-        seq_len: int,
-        *,
-        prompt_lens: Tensor | Sequence[int] | None = None,
-        cache_kv: bool = True,
-        restrict_to_max_seq_len: bool = True,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
+    @parameters_of(FloatOptions)
+    def generate(self, options: FloatOptions) -> Tensor:
         """Continue series of floats by `seq_len` tokens, each the output for the one before.
-
-        Args:
-            start_tokens: One prompt [T I], a right-padded batch [B T I] with `prompt_lens`, or a list of prompts [T I] of
-                any lengths. Each row gives the tokens it would give alone.
-            seq_len: New tokens per row.
-            prompt_lens: [B] the tokens of each row of a padded batch.
-            cache_kv: Keep keys and values between steps; False recomputes the whole sequence for every token.
-            restrict_to_max_seq_len: Beyond the model's max_seq_len each token attends to the last max_seq_len tokens only;
-                False: to all of them.
-            context: [B S C] for cross-attention.
-            context_mask: [B S] bool, True = keep.
 
         Returns:
             The new tokens [B N I], [N I] for one prompt [T I].
@@ -161,47 +147,13 @@ class ContinuousAutoregressiveWrapper(nn.Module):
         Raises:
             InputError: Before anything is computed.
         """
-        return self._loop(
-            start_tokens, seq_len, prompt_lens, cache_kv, restrict_to_max_seq_len, context, context_mask
-        ).generate()
+        return FloatLoop(self.net, options).generate()
 
     @answers("ContinuousAutoregressiveWrapper.stream", "ContinuousAutoregressiveWrapper.generate", *NET_CALL)
-    def stream(
-        self,
-        start_tokens: FloatPrompts,
-        seq_len: int,
-        *,
-        prompt_lens: Tensor | Sequence[int] | None = None,
-        cache_kv: bool = True,
-        restrict_to_max_seq_len: bool = True,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Iterator[Tensor]:
-        """The tokens of `generate`, [B I] at a time as they are computed; its parameters."""
-        return self._loop(
-            start_tokens, seq_len, prompt_lens, cache_kv, restrict_to_max_seq_len, context, context_mask
-        ).stream()
-
-    def _loop(
-        self,
-        start_tokens: FloatPrompts,
-        seq_len: int,
-        prompt_lens: Any,
-        cache_kv: bool,
-        restrict: bool,
-        context: Tensor | None,
-        context_mask: Tensor | None,
-    ) -> FloatLoop:
-        return FloatLoop(
-            self.net,
-            start_tokens,
-            seq_len,
-            prompt_lens=prompt_lens,
-            cache_kv=cache_kv,
-            restrict=restrict,
-            context=context,
-            context_mask=context_mask,
-        )
+    @parameters_of(FloatOptions)
+    def stream(self, options: FloatOptions) -> Iterator[Tensor]:
+        """The tokens of `generate`, [B I] at a time as they are computed."""
+        return FloatLoop(self.net, options).stream()
 
 
 def _squared_errors(found: Tensor, targets: Tensor) -> Tensor:
