@@ -19,6 +19,7 @@ from x_positional.pretrained.gguf.tokens import gguf_tokenizer
 from x_positional.pretrained.integrity import CONFIG as RUN_CONFIG
 from x_positional.pretrained.integrity import (
     MODEL,
+    MODEL_SHARDS,
     NAME,
     ORIGIN,
     TOKENIZER,
@@ -29,10 +30,13 @@ from x_positional.pretrained.integrity import (
     file_damage,
     newest_good,
     read_record,
+    shard_damage,
+    shard_files,
 )
 from x_positional.pretrained.limits import failures
 from x_positional.pretrained.native import NATIVE
 from x_positional.pretrained.tensors.files import PICKLES, SAFE, Tensors, open_tensors
+from x_positional.pretrained.tensors.shards import Shards
 from x_positional.pretrained.tokenizers.text import TextTokenizer, byte_tokenizer, folder_tokenizer
 
 T = TypeVar("T")
@@ -167,8 +171,15 @@ def _run(path: Path) -> Source:
         return hf if run.get(LORA) is None else {**hf, LORA: run[LORA], INIT: run.get(INIT)}
 
     def tensors() -> Tensors:
-        verified(MODEL)
-        return open_tensors(list_folder(path))
+        if not record().get("shards"):
+            verified(MODEL)
+            return open_tensors(list_folder(path))
+        damage = shard_damage(path, record(), MODEL_SHARDS)
+        if damage is not None:
+            raise _damaged(path, damage)
+        for name in shard_files(record(), MODEL_SHARDS):
+            verified(name)
+        return Shards(path / MODEL_SHARDS)
 
     def tokenizer() -> TextTokenizer:
         kind = record().get("tokenizer")

@@ -1,7 +1,7 @@
 """One schema for a training run: the file, the overrides and `--print-config` are all a TrainConfig."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -209,6 +209,18 @@ class TrainConfig(Config):
     def reads_token_ids(self) -> bool:
         """Whether `data.path` names one file of token ids instead of text."""
         return self.data.path is not None and Path(self.data.path).suffix in (".npy", ".bin")
+
+    def flat(self) -> dict[str, Any]:
+        """Every key with its sections, as `run.steps`, and its value; lists are values."""
+        pending: list[tuple[str, Any]] = [("", self.model_dump(mode="json"))]
+        found = {}
+        while pending:
+            name, value = pending.pop()
+            if isinstance(value, dict) and value:
+                pending += [(f"{name}.{key}" if name else key, inner) for key, inner in value.items()]
+            else:
+                found[name] = value
+        return found
 
     def to_yaml(self) -> str:
         """The resolved config as YAML; reading it back gives an equal config."""

@@ -65,6 +65,7 @@ class Engine:
     def __init__(self, net: nn.Module, wrapper: AutoregressiveWrapper, windows: Batches, config: TrainConfig) -> None:
         run = config.run
         self.processes = Processes(run)
+        self.processes.require_equal({**config.flat(), "torch": torch.__version__})
         self.precision = precision(run, self.device)
         self._config = config
         self._windows = windows
@@ -73,6 +74,11 @@ class Engine:
         self._root: ShardedRoot | None = None
         set_activation_checkpointing(net, run.activation_checkpointing)
         dtype = torch.float64 if self.precision == "fp64" else None
+        if self.processes.sharded and run.compile:
+            raise UserError(
+                "run.compile cannot be combined with run.parallel=fsdp: gathering the parameters of each block breaks the "
+                "graph; leave run.compile out, or use run.parallel=ddp"
+            )
         if self.processes.sharded:
             from x_positional.training.loop.sharding import sharded
 

@@ -1,16 +1,20 @@
 """The processes of one run: all that were launched train one model, or none starts."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
-from x_positional.errors import MainProcessFailed, UserError, import_extra
+from x_positional.errors import MainProcessFailed, ProcessLost, UserError, import_extra, listed, shown
 from x_positional.training.config import RunConfig
 
 Result = TypeVar("Result")
+DIFFERENT = "the processes of this run differ; start all of them with the same command, config, data and versions:"
+MAX_SHOWN = 8
 
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Variables in which torchrun and the MPI launchers announce the number of processes."""
@@ -61,6 +65,45 @@ class Processes:
         distributed.all_gather_object(values, value, group=self.hosts)
         return values
 
+    @contextmanager
+    def watched(self, newest: Callable[[], Path | None]) -> Iterator[None]:
+        """Raise `ProcessLost` in place of the error of a collective whose other end is gone.
+
+        Args:
+            newest: The newest checkpoint.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.count == 1 or not _is_lost(error):
+                raise
+            kept = newest()
+            left = "No checkpoint had been saved." if kept is None else f"Continue from {kept} with --resume."
+            raise ProcessLost(
+                f"process {self.index} stops because another process was killed or crashed. {left}"
+            ) from error
+
+    def require_equal(self, values: Mapping[str, Any]) -> None:
+        """Raise `UserError` where a process has other values than the main one. Every process must call this.
+
+        Raises:
+            MainProcessFailed: In the other processes.
+        """
+        problems = [
+            f"{name} is {shown(value)} in process {index}, {shown(first.get(name))} in process 0"
+            for first in [values]
+            for index, own in enumerate(self.gather(dict(values)))
+            for name, value in own.items()
+            if value != first.get(name)
+        ]
+
+        def report() -> None:
+            if problems:
+                more = [f"and {len(problems) - MAX_SHOWN} more"] if len(problems) > MAX_SHOWN else []
+                raise UserError(listed(DIFFERENT, [*problems[:MAX_SHOWN], *more]))
+
+        self.on_main(report)
+
     def on_main(self, action: Callable[[], Result]) -> Result | None:
         """Call `action` in the main process while the others wait; they return None.
 
@@ -81,6 +124,11 @@ class Processes:
                 f"process {self.index} stops because the main process failed; it reports the reason"
             )
         return result
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether a collective failed because its other end is gone. gloo raises plain RuntimeErrors."""
+    return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
 
 
 def make_accelerator(run: RunConfig) -> Any:
@@ -124,7 +172,7 @@ def refuse_launcher_options(environment: Mapping[str, str]) -> None:
         "ACCELERATE_DYNAMO_BACKEND": ("--dynamo_backend", "set run.compile"),
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("--gradient_accumulation_steps", "set run.accumulate"),
         "ACCELERATE_USE_DEEPSPEED": ("--use_deepspeed", "leave it out: training is data-parallel"),
-        "ACCELERATE_USE_FSDP": ("--use_fsdp", "leave it out: training is data-parallel"),
+        "ACCELERATE_USE_FSDP": ("--use_fsdp", "set run.parallel=fsdp"),
         "ACCELERATE_USE_MEGATRON_LM": ("--use_megatron_lm", "leave it out: training is data-parallel"),
     }
     for variable, (option, remedy) in options.items():

@@ -100,12 +100,14 @@ def train(
     net = initial_model(config)
     windows = training_windows(config, corpus)
     engine = Engine(net, AutoregressiveWrapper(net), windows, config)
+    engine.processes.require_equal({"data (hash)": corpus.fingerprint, "--resume": resume})
     if not engine.processes.main:
         console = Console(quiet=True)
     folder = RunFolder(config, corpus, windows_per_step=engine.windows_per_step, processes=engine.processes)
     if resume:
         folder.require_checkpoint()
     with ExitStack() as stack:
+        stack.enter_context(engine.processes.watched(folder.last_saved))
         engine.processes.on_main(lambda: stack.enter_context(folder.lock()))
         start = _start(config, engine, folder, console, resume=resume, skip_damaged=skip_damaged)
         headline = describe_run(config, engine, report)
