@@ -105,6 +105,8 @@ def test_text_in_any_8_bit_encoding_is_text(call: Call, file: Path, tmp_path: Pa
         (["--data", ".", "--pattern", "/x"], "data.pattern='/x' is not a pattern of relative paths"),
         (["--depth"], "--depth has no value; write --depth VALUE"),
         (["--steps"], "--steps has no value"),
+        (["--trackers"], "--trackers has no value"),
+        (["--trackers", "tensorbord"], "run.trackers: unknown tracker 'tensorbord'; did you mean 'tensorboard'?"),
         (["--steps", "--depth", "3"], "--steps has no value"),
         (["--lr="], "--lr has no value"),
         (["--lr", ""], "--lr has no value"),
@@ -121,7 +123,7 @@ def test_values_that_are_missing_or_cannot_be_used(call: Call, file: Path, argum
 
 
 def test_switches_need_no_value(call: Call, file: Path):
-    for switch in ("--run.compile", "--tensorboard", "--model.tie_embedding", "--tie-embedding"):
+    for switch in ("--run.compile", "--model.tie_embedding", "--tie-embedding"):
         code, out, _ = call("train", file, switch, "--print-config")
         assert code == 0
         assert f"{switch.split('.')[-1].removeprefix('--').replace('-', '_')}: true" in out

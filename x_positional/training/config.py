@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from x_positional.config.models import ModelConfig
@@ -123,8 +123,24 @@ class RunConfig(Config):
     """Steps between checkpoints."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept, besides the one with the best validation loss."""
-    tensorboard: bool = False
-    """Write TensorBoard logs too."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers that get the log too, by their names in accelerate: tensorboard, wandb, mlflow, comet_ml, trackio, ..."""
+    project: str = "x-positional"
+    """Name of the project (the experiment in mlflow) that trackers write to."""
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one_tracker(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_runs(cls, raw: Any) -> Any:
+        """Runs that began before there were trackers have `tensorboard: true` or `false`."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("tensorboard"), bool):
+            return raw
+        rest = {name: value for name, value in raw.items() if name != "tensorboard"}
+        return {"trackers": ["tensorboard"], **rest} if raw["tensorboard"] else rest
 
 
 class TrainConfig(Config):

@@ -141,7 +141,13 @@ def make_accelerator(run: RunConfig) -> Any:
         # The precision of the run decides, not ACCELERATE_MIXED_PRECISION. Without a GPU accelerate joins processes only
         # where it is told to use the CPU.
         cpu = run.device == "cpu" or (run.device == "auto" and not torch.accelerator.is_available())
-        accelerator = Accelerator(cpu=cpu, mixed_precision="no", gradient_accumulation_steps=run.accumulate)
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision="no",
+            gradient_accumulation_steps=run.accumulate,
+            log_with=list(run.trackers) or None,
+            project_dir=str(Path(run.dir) / "trackers"),
+        )
     except ValueError as error:  # accelerate keeps one device per process
         raise UserError(
             f"this Python process has already trained on another device; start a new one: {error}"

@@ -28,7 +28,7 @@ from x_positional.training.finetune.dataset import Conversations, load_conversat
 from x_positional.training.finetune.packing import PackedRows
 from x_positional.training.loop.engine import Engine
 from x_positional.training.loop.interrupt import Interrupt
-from x_positional.training.loop.log import RunLog
+from x_positional.training.loop.log import RunLog, check_trackers, start_trackers
 from x_positional.training.loop.loss_plot import plot_losses
 from x_positional.training.loop.meter import Meter
 from x_positional.training.loop.processes import refuse_launcher_options
@@ -92,6 +92,7 @@ def train(
     if skip_damaged and not resume:
         raise UserError("--skip-damaged has no effect without --resume; add --resume or omit it")
     refuse_launcher_options(os.environ)
+    check_trackers(config.run.trackers)
     report = check_trainable(config)
     if not resume:
         refuse_to_overwrite(config)
@@ -181,9 +182,9 @@ def _session(
     stop = session_end(config, start)
     with ExitStack() as stack:
         engine.processes.on_main(folder.write_config)
-        log = engine.processes.on_main(
-            lambda: stack.enter_context(closing(RunLog(folder.path, tensorboard=config.run.tensorboard)))
-        )
+        accelerator = engine.processes.accelerator
+        log = engine.processes.on_main(lambda: stack.enter_context(closing(RunLog(folder.path, accelerator))))
+        engine.processes.on_main(lambda: start_trackers(accelerator, config))
         if log is not None:
             log.write("start", start, {"run": headline, "data": corpus.source})
         interrupt = stack.enter_context(Interrupt())
