@@ -73,16 +73,18 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: str, reason: str):
 
 def test_files_that_hold_nothing(tmp_path: Path):
     reader = Reader(TOKENIZER, ChatConfig())
-    with pytest.raises(UserError, match="contains no conversations"):
+    with pytest.raises(UserError, match=r"contains no conversations"):
         reader.read(jsonl(tmp_path / "empty.jsonl", []))
-    with pytest.raises(UserError, match="cannot read .*No such file"):
+    with pytest.raises(UserError, match=r"cannot read .*No such file"):
         reader.read(tmp_path / "missing.jsonl")
 
 
 def test_a_template_that_changes_earlier_messages(tmp_path: Path):
     messages = [*turn("a", "b"), *turn("c", "d")]
     reader = Reader(chat_tokenizer(THINKING), ChatConfig())
-    with pytest.raises(UserError, match=r":1: the chat template renders message 2 differently in a longer conversation"):
+    with pytest.raises(
+        UserError, match=r":1: the chat template renders message 2 differently in a longer conversation"
+    ):
         reader.read(jsonl(tmp_path / "chats.jsonl", [{"messages": messages}]))
     last = Reader(chat_tokenizer(THINKING), ChatConfig(answers="last"))
     with pytest.raises(UserError, match="renders message 4 differently"):  # the question too depends on what follows
@@ -105,7 +107,9 @@ def of_lengths(*lengths: int) -> list[tuple[int, Conversation]]:
 
 def test_what_is_too_long():
     found = of_lengths(5, 9, 7)
-    with pytest.raises(UserError, match=r"f:2: the conversation has 9 tokens, 3 more than a row \(6\); 2 of 3 are too long"):
+    with pytest.raises(
+        UserError, match=r"f:2: the conversation has 9 tokens, 3 more than a row \(6\); 2 of 3 are too long"
+    ):
         fitted(found, 6, ChatConfig(), Path("f"))
     kept, notes = fitted(found, 6, ChatConfig(too_long="skip"), Path("f"))
     assert [len(one) for one in kept] == [5]
@@ -130,7 +134,9 @@ def test_every_conversation_is_in_one_row(seed: int):
 
 def test_each_epoch_visits_each_row_once_in_another_order():
     rows = PackedRows([one for _, one in of_lengths(*range(4, 24))], 24, seed=5)
-    orders = [[rows.batch(epoch * len(rows) + place, 1)["tokens"].tolist() for place in range(len(rows))] for epoch in (0, 1)]
+    orders = [
+        [rows.batch(epoch * len(rows) + place, 1)["tokens"].tolist() for place in range(len(rows))] for epoch in (0, 1)
+    ]
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1])
     again = PackedRows([one for _, one in of_lengths(*range(4, 24))], 24, seed=5)

@@ -106,7 +106,9 @@ def test_adapters_merge_into_the_logits_that_were_trained(base: Path, chats: Pat
     result = train(config(base, chats, tmp_path / "run"))
     net = result.net.eval()
     merged = from_pretrained(tmp_path / "run")
-    assert [name for name, _ in merged.named_parameters()] == [name for name, _ in from_pretrained(base).named_parameters()]
+    assert [name for name, _ in merged.named_parameters()] == [
+        name for name, _ in from_pretrained(base).named_parameters()
+    ]
     assert all(parameter.requires_grad for parameter in merged.parameters())
     read = tokens(merged)
     torch.testing.assert_close(merged(read), net(read), rtol=0, atol=1e-5)
@@ -188,7 +190,7 @@ def test_another_model_is_not_resumed(base: Path, chats: Path, tmp_path: Path):
     with torch.no_grad():
         model.token_emb.weight[0, 0] += 1
     model.save_pretrained(other, format="hf")
-    with pytest.raises(UserError, match="init.source is another model than the one that the run started from"):
+    with pytest.raises(UserError, match=r"init\.source is another model than the one that the run started from"):
         train(config(other, chats, tmp_path / "second"), resume=True)
 
 
@@ -202,7 +204,7 @@ def test_a_base_that_is_gone(base: Path, chats: Path, tmp_path: Path):
 
 
 def test_sections_that_need_each_other(base: Path, chats: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="chat needs conversations: set data.path"):
+    with pytest.raises(UserError, match=r"chat needs conversations: set data\.path"):
         finetune_config(str(base), {}, lora=False)
     fields = config(base, chats, tmp_path).model_dump()
     with pytest.raises(ValueError, match=r"chat needs a model to start from: set init\.source"):
@@ -231,7 +233,19 @@ def test_a_model_without_a_chat_template(chats: Path, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without distributed")
 def test_two_processes_resumed_by_one_train_as_one_does(base: Path, chats: Path, tmp_path: Path):
-    options = ["--data", chats, "--lora", "--lora.r", "4", "--run-dir", tmp_path / "run", "--run.steps", STEPS, "--lr", "1e-2"]
+    options = [
+        "--data",
+        chats,
+        "--lora",
+        "--lora.r",
+        "4",
+        "--run-dir",
+        tmp_path / "run",
+        "--run.steps",
+        STEPS,
+        "--lr",
+        "1e-2",
+    ]
     options += ["--data.val_fraction", "0.2", "--device", "cpu", "--accumulate", "1", "--batch_size", "2"]
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "x_positional.cli.main"]
     command = [sys.executable, "-m", *launcher, "finetune", base, *options, "--run.stop_after", "2"]
