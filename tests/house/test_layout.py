@@ -19,6 +19,7 @@ REASONS: dict[str, str] = {
     "attention/backends/tiles/cap_and_sinks.py": "arithmetic of its own; attend.py holds where tiles apply",
     "cli/main.py": "the entry point: imports nothing that an extra brings, so that it can report a missing one",
     "cli/train.py": "one file a command",
+    "training/loop/sharding.py": "imports torch.distributed, which is imported only where a model is sharded",
 }
 """Modules below SMALL lines with a single importer, and why each stands alone."""
 
