@@ -1,6 +1,6 @@
 """Fine-tune SmolLM2-135M-Instruct with LoRA: it learns to answer a sentence about a purchase with a fixed JSON object.
 
-python examples/finetune_smollm2.py [--steps 60] [--folder runs/orders] [--quick] [MODEL.gguf]
+python examples/finetune_smollm2.py [--steps 12] [--folder runs/orders] [--quick] [MODEL.gguf]
 
 Sentences are generated; the held-out ones have other names, goods and towns than those trained on. Printed are the loss on held-out
 answers and the share of held-out answers that are right to the letter, before and after.
@@ -81,7 +81,7 @@ def exact_matches(model_path: Path, records: list[dict]) -> tuple[int, str]:
 def main(arguments: list[str] | None = None) -> tuple[int, int]:
     parser = argparse.ArgumentParser(description=__doc__, epilog=HOW, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path, nargs="?", help="GGUF file or folder of a chat model")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--folder", type=Path, default=Path("runs/orders"))
     parser.add_argument("--quick", action="store_true", help="two steps on a few sentences")
     options = parser.parse_args(arguments)

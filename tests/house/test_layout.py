@@ -19,6 +19,7 @@ REASONS: dict[str, str] = {
     "cli/finetune.py": "one file a command",
     "cli/main.py": "the entry point: imports nothing that an extra brings, so that it can report a missing one",
     "modules/pooling.py": "attention over patches; patches.py has pixels and tables",
+    "training/loop/sharding.py": "imports torch.distributed, which is imported only where a model is sharded",
 }
 """Modules below SMALL lines with a single importer, and why each stands alone."""
 

@@ -24,7 +24,8 @@ def chat_tokenizer(template: str | None = TEMPLATE) -> TextTokenizer:
     backend = byte_tokenizer().backend
     backend.add_special_tokens([START, END])
     special = {"bos_token": START, "eos_token": END}
-    return TextTokenizer(backend, special, (257,), template and ChatTemplate(template, special, "test"), "test")
+    chat = None if template is None else ChatTemplate(template, special, "test")
+    return TextTokenizer(backend, special, (257,), chat, "test")
 
 
 def llama(**flags: Any) -> TransformerWrapper:

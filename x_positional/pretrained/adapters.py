@@ -21,6 +21,8 @@ from x_positional.pretrained.tensors.load import sizes_at
 
 OLDEST = (0, 15)
 """The first supported version of peft."""
+FROZEN = "frozen_without_adapters"
+"""Attribute of a model with adapters: the parameters that are not trained without them."""
 NAME, WEIGHTS, PREFIX = "default", "adapter_model.safetensors", "base_model.model."
 """peft's name of an adapter, its file of tensors, and what their names begin with."""
 
@@ -47,10 +49,10 @@ def add_adapters(
     config = peft.LoraConfig(r=r, lora_alpha=alpha, lora_dropout=lora_dropout, target_modules=targets)
     frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
     peft.inject_adapter_in_model(config, net, NAME)
-    net.frozen_before = frozen  # type: ignore[assignment]
+    setattr(net, FROZEN, frozen)
 
 
-def merge_adapters(net: nn.Module) -> None:
+def merge_adapters(net: Any) -> None:
     """Add each adapter to the weight of its layer, in place: the same model without adapters, all of it trainable again."""
     _peft()
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -61,8 +63,9 @@ def merge_adapters(net: nn.Module) -> None:
             parent, _, leaf = name.rpartition(".")
             setattr(net.get_submodule(parent), leaf, module.get_base_layer())
     for name, parameter in net.named_parameters():
-        parameter.requires_grad_(name not in net.frozen_before)
-    del net.peft_config, net.frozen_before
+        parameter.requires_grad_(name not in getattr(net, FROZEN))
+    del net.peft_config
+    delattr(net, FROZEN)
 
 
 def adapter_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
@@ -86,7 +89,7 @@ def load_adapters(net: nn.Module, tensors: Mapping[str, Tensor], source: str) ->
         parameter.data.copy_(tensors[name])
 
 
-def save_adapters(net: nn.Module, folder: Path, base: str, *, published: bool = False) -> None:
+def save_adapters(net: Any, folder: Path, base: str, *, published: bool = False) -> None:
     """Write the adapters of a model in peft's format: `adapter_config.json` and `adapter_model.safetensors`.
 
     Args:

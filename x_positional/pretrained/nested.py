@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from x_positional.errors import PretrainedError
@@ -93,8 +94,11 @@ class _RenamedTensors:
     def shape(self, name: str) -> list[int]:
         return self._tensors.shape(self._stored[name])
 
-    def read(self, name: str) -> Tensor:
-        return self._tensors.read(self._stored[name])
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors.dtype(self._stored[name])
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        return self._tensors.read(self._stored[name], rows)
 
 
 def chosen_tower(hf: Hf, towers: Mapping[str, Sequence[NestedModel]], chosen: Any) -> NestedModel | None:

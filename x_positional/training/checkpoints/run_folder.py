@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,8 +25,10 @@ from x_positional.training.checkpoints.checkpoint import (
 from x_positional.training.checkpoints.sharded import restore, save_sharded
 from x_positional.training.checkpoints.state import load_model, load_optimizer, model_tensors, optimizer_tensors
 from x_positional.training.config import TrainConfig
+from x_positional.training.data.corpus import Corpus
 from x_positional.training.evaluate import Score
 from x_positional.training.finetune.base import source_fingerprint
+from x_positional.training.finetune.dataset import Conversations
 from x_positional.training.load import load_config, parse_config
 from x_positional.training.loop.processes import Processes
 
@@ -41,25 +43,6 @@ class Best:
     loss: float
 
 
-class RunData(Protocol):
-    """What a run folder needs to know of the data."""
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    @property
-    def checksum(self) -> str: ...
-
-    @property
-    def tokenizer_name(self) -> str | None:
-        """`bytes`, `tokenizer.json`, or None for token ids."""
-        ...
-
-    def write_tokenizer(self, folder: Path) -> None:
-        """Write the files of the tokenizer to the folder of a checkpoint."""
-        ...
-
-
 class RunFolder:
     """Config and checkpoints of one run.
 
@@ -70,7 +53,9 @@ class RunFolder:
         processes: Those that train.
     """
 
-    def __init__(self, config: TrainConfig, corpus: RunData, *, windows_per_step: int, processes: Processes) -> None:
+    def __init__(
+        self, config: TrainConfig, corpus: Corpus | Conversations, *, windows_per_step: int, processes: Processes
+    ) -> None:
         self._processes = processes
         self.path = Path(config.run.dir)
         self._checkpoints = self.path / "checkpoints"
@@ -184,7 +169,9 @@ class RunFolder:
         for name, now in self._order.items():
             if name in divided:
                 continue
-            if order.get(name) != now and not (name in ADDED and name not in order):
+            if name == "init" and order.get(name) != now:
+                problems.append("init.source is another model than the one that the run started from")
+            elif order.get(name) != now and not (name in ADDED and name not in order):
                 problems.append(f"{name} is {now}; the checkpoint has {order.get(name)}")
         saved = parse_config(checkpoint.config_text(), str(checkpoint.path))
         precisions = self._config.run.precision, saved.run.precision

@@ -95,6 +95,11 @@ class Reader:
 
     def _messages(self, messages: Any) -> Iterator[tuple[list[int], bool]]:
         """Text between answers, and answers. Each piece is encoded alone: so a prompt has the ids that it has in generation."""
+        if self.tokenizer.template is None:
+            raise UserError(
+                f"{self.tokenizer.source} has no chat template, which messages need; give the conversations as prompt and "
+                "completion, or as text"
+            )
         answers = _answers(messages)
         if self.config.answers == "last":
             answers = answers[-1:]

@@ -5,6 +5,7 @@ import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -56,7 +57,8 @@ class TrainResult:
     """The loss plot; None without matplotlib."""
     engine: Engine
     net: TransformerWrapper
-    corpus: Corpus | Conversations
+    corpus: Any
+    """A `Corpus`, or `Conversations`."""
 
 
 def check_trainable(config: TrainConfig) -> Report:
