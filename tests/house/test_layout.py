@@ -18,6 +18,7 @@ MAX_SINGLE = 1 / 5  # of all modules
 REASONS: dict[str, str] = {
     "attention/backends/tiles/cap_and_sinks.py": "arithmetic of its own; attend.py holds where tiles apply",
     "cli/main.py": "the entry point: imports nothing that an extra brings, so that it can report a missing one",
+    "cli/finetune.py": "one file a command",
     "cli/train.py": "one file a command",
 }
 """Modules below SMALL lines with a single importer, and why each stands alone."""
