@@ -198,6 +198,11 @@ class TrainConfig(Config):
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves none of run.steps={self.run.steps}; "
                 "lower the warm-up or train longer"
             )
+        if self.run.compile and self.run.parallel == "fsdp":
+            problems.append(
+                "run.compile=true cannot be combined with run.parallel=fsdp: gathering the parameters of a block breaks the "
+                "graph; leave run.compile out, or use run.parallel=ddp"
+            )
         if self.model.layers.kind != "decoder":
             problems.append(
                 f"model.layers.kind={self.model.layers.kind!r} cannot be trained to predict the next token; "

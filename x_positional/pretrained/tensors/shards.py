@@ -23,7 +23,7 @@ class Shards:
     def __init__(self, folder: Path, source: str = "") -> None:
         if not torch.distributed.is_available():
             raise UserError(f"{folder} holds sharded tensors, but this torch was built without distributed.")
-        from torch.distributed.checkpoint import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
         self.source, self._folder = source or str(folder), folder
         self._metadata: Any = HuggingFaceStorageReader(str(folder)).read_metadata()
@@ -45,7 +45,8 @@ class Shards:
 
     def read_into(self, targets: Mapping[str, Tensor]) -> None:
         """Fill tensors of the shapes and dtypes that are stored. Each process reads the parts that its DTensors hold."""
-        from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict_loader import load
 
         metadata = self._metadata
 

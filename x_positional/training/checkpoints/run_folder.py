@@ -1,7 +1,6 @@
 """The folder of one run: its lock, its config, and saving, resuming and pruning its checkpoints."""
 
 import itertools
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -245,8 +244,8 @@ ADDED = ("data_crc32", "batch_size", "accumulate")
 
 def _processes(order: Mapping[str, Any]) -> float | None:
     """How many processes trained; None for checkpoints of format version 1."""
-    each = [order.get(name) for name in ("batch_size", "accumulate")]
-    return None if None in each else order["windows_per_step"] / math.prod(each)
+    windows, batch, accumulate = (order.get(name) for name in ("windows_per_step", "batch_size", "accumulate"))
+    return None if windows is None or batch is None or accumulate is None else windows / (batch * accumulate)
 
 
 def _reason(error: Exception) -> str:

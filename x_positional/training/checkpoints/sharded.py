@@ -64,8 +64,9 @@ def save_sharded(
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], processes: Processes) -> None:
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:

@@ -74,11 +74,6 @@ class Engine:
         self._root: ShardedRoot | None = None
         set_activation_checkpointing(net, run.activation_checkpointing)
         dtype = torch.float64 if self.precision == "fp64" else None
-        if self.processes.sharded and run.compile:
-            raise UserError(
-                "run.compile cannot be combined with run.parallel=fsdp: gathering the parameters of each block breaks the "
-                "graph; leave run.compile out, or use run.parallel=ddp"
-            )
         if self.processes.sharded:
             from x_positional.training.loop.sharding import sharded
 

@@ -42,7 +42,7 @@ class Processes:
         refuse_separate_processes(self.count, self.accelerator.distributed_type.value, os.environ)
         # Decisions of the host are exchanged on the host, so that they never wait for the device.
         nccl = self.count > 1 and distributed.get_backend() != "gloo"
-        self.hosts = distributed.new_group(backend="gloo") if nccl else None
+        self.hosts: Any = distributed.new_group(backend="gloo") if nccl else None
         """The group of these exchanges; None is the default group."""
 
     def total(self, value: Tensor) -> Tensor:

@@ -214,7 +214,8 @@ def describe_run(config: TrainConfig, engine: Engine, report: Report) -> str:
     parameters, trained = parameter_counts(engine.net)
     emulated = " (emulated by this CPU)" if slow_precision(engine) else ""
     dtype = {"bf16": f"float32 weights, bfloat16 autocast{emulated}", "fp32": "float32", "fp64": "float64"}
-    processes = "" if engine.processes.count == 1 else f", {engine.processes.count} processes"
+    shared = " share the parameters" if engine.processes.sharded else ""
+    processes = "" if engine.processes.count == 1 else f", {engine.processes.count} processes{shared}"
     return (
         f"position {position} | backend {report.backend} ({report.reason}) | {dtype[engine.precision]} on "
         f"{engine.device.type}{processes} | {parameters:,} parameters{'' if config.lora is None else f', {trained:,} trained'} | "
