@@ -20,6 +20,7 @@ REASONS: dict[str, str] = {
     "cli/main.py": "the entry point: imports nothing that an extra brings, so that it can report a missing one",
     "cli/finetune.py": "one file a command",
     "cli/train.py": "one file a command",
+    "training/loop/sharding.py": "imports torch.distributed, which is imported only where a model is sharded",
 }
 """Modules below SMALL lines with a single importer, and why each stands alone."""
 

@@ -104,9 +104,12 @@ class WatchedTensors:
     def shape(self, name: str) -> list[int]:
         return self._tensors.shape(name)
 
-    def read(self, name: str) -> Tensor:
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors.dtype(name)
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
         self._progress.advance(self._task)
-        return self._tensors.read(name)
+        return self._tensors.read(name, rows)
 
 
 @contextmanager

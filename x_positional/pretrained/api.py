@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -29,7 +29,10 @@ from x_positional.pretrained.nested import contradictions, text_model
 from x_positional.pretrained.source import INIT, LORA, Source, open_source
 from x_positional.pretrained.tensors.files import Tensors
 from x_positional.pretrained.tensors.layouts import Same
-from x_positional.pretrained.tensors.load import TensorNames, fill
+from x_positional.pretrained.tensors.load import TensorNames, fill, is_mesh
+
+if TYPE_CHECKING:  # torch may be built without distributed, and importing it takes time
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ def from_pretrained(
     backend: str = "auto",
     ignore: Collection[str] = (),
     quantize: Quantization | None = None,
+    device_mesh: "DeviceMesh | None" = None,
     **overrides: Any,
 ) -> Any:
     """Load a published model, or one of your own runs.
@@ -66,12 +70,14 @@ def from_pretrained(
         ignore: Keys of `config.json` to ignore, at any depth: their defaults apply. For keys that are refused although you
             know that they do not matter for your use.
         quantize: "int8" turns each matrix into integers of 8 bits once it is read: see `x_positional.quantize`.
+        device_mesh: Shard the model among the processes of this mesh with torch's fully_shard. Each process reads the rows that
+            it holds, and no process holds the whole model. dtype=None is then the dtype of most tensors.
         overrides: Keys of `config.json`, which override the file, as `rope_parameters={"rope_type": "yarn", ...}`.
 
     Raises:
         PretrainedError: With all problems: an unknown family, unsupported settings, damaged or missing files, pickles,
             tensors that are missing, unexpected or of the wrong shape.
-        ArgumentError: If `quantize` is unknown, or the device unavailable.
+        ArgumentError: If `quantize` is unknown, the device unavailable, or `device_mesh` combined with either.
         FlagError: For keywords of transformers' from_pretrained, with what to use instead.
         MissingExtra: If a GGUF file or the Hub needs a package that is not installed.
     """
@@ -79,8 +85,13 @@ def from_pretrained(
         raise FlagError("from_pretrained", words)
     if quantize is not None:
         check_quantization(quantize)
+    if device_mesh is not None and (device is not None or quantize is not None):
+        raise ArgumentError(
+            "device_mesh cannot be combined with device or quantize: it sets the device, and divides floats"
+        )
     _check_device(device)
-    return load_source(open_source(source), dtype, device, backend, ignore, quantize, **overrides)
+    where = device if device_mesh is None else device_mesh
+    return load_source(open_source(source), dtype, where, backend, ignore, quantize, **overrides)
 
 
 def _check_device(device: torch.device | str | None) -> None:
@@ -95,7 +106,7 @@ def _check_device(device: torch.device | str | None) -> None:
 def load_source(
     source: Source,
     dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    device: "torch.device | str | DeviceMesh | None" = None,
     backend: str = "auto",
     ignore: Collection[str] = (),
     quantize: Quantization | None = None,
@@ -144,7 +155,10 @@ def _published(
 
 
 def _load_native(
-    source: Source, dtype: torch.dtype | None, device: torch.device | str | None, quantization: Quantization | None
+    source: Source,
+    dtype: torch.dtype | None,
+    device: "torch.device | str | DeviceMesh | None",
+    quantization: Quantization | None,
 ) -> nn.Module:
     """A model in x_positional's format, or the newest checkpoint of a run, whose adapters are merged into its base."""
     hf = source.config
@@ -153,9 +167,14 @@ def _load_native(
         if ORIGIN in hf:
             model.origin = Origin(family_of(hf[ORIGIN], str(source.path)), hf[ORIGIN])  # type: ignore[assignment]
         return model
+    if is_mesh(device):
+        raise PretrainedError(
+            f"{source.path} cannot be read:",
+            ["it holds adapters, which device_mesh does not divide. Merge them first: x-positional convert."],
+        )
     model = adapted(source)
     merge_adapters(model)
-    model.to(device=device, dtype=dtype)
+    model.to(device=device, dtype=dtype)  # type: ignore[arg-type]
     return model if quantization is None else quantize_model(model, quantization)
 
 
@@ -186,7 +205,7 @@ def load(
     hf: Mapping[str, Any],
     tensors: Tensors,
     dtype: torch.dtype | None,
-    device: torch.device | str | None,
+    device: "torch.device | str | DeviceMesh | None",
     backend: str,
     quantize: Quantization | None = None,
     outer: Mapping[str, Any] = MappingProxyType({}),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,13 +15,17 @@ from x_positional.models.language import TokenEncoder, TransformerWrapper
 from x_positional.models.quantize import Quantization, QuantizeLoaded, check_quantization, replace_matrices
 from x_positional.models.saving import Saveable
 from x_positional.models.seq2seq import XTransformer
+from x_positional.models.sharding import allocate, put
 from x_positional.models.vision import ViTransformerWrapper
 from x_positional.modules.quantized import IntegerWeights
 from x_positional.pretrained.folder import CONFIG
 from x_positional.pretrained.limits import Limits, at_most, failures
 from x_positional.pretrained.tensors.files import Tensors
-from x_positional.pretrained.tensors.load import FLOATS, replace_parameter
+from x_positional.pretrained.tensors.load import FLOATS, common_dtype, is_mesh, read_own, replace_parameter
 from x_positional.pretrained.tensors.write import write_folder
+
+if TYPE_CHECKING:  # torch may be built without distributed, and importing it takes time
+    from torch.distributed.device_mesh import DeviceMesh
 
 NATIVE = "x_positional"
 """The `model_type` of the format."""
@@ -64,7 +68,7 @@ def load_native(
     hf: Mapping[str, Any],
     tensors: Tensors,
     dtype: torch.dtype | None,
-    device: torch.device | str | None,
+    device: "torch.device | str | DeviceMesh | None",
     quantize: Quantization | None = None,
 ) -> nn.Module:
     """The model of a config.json in this format. Raises PretrainedError with every tensor that does not fit."""
@@ -88,6 +92,8 @@ def load_native(
     ]
     if problems:
         raise PretrainedError(f"{tensors.source} does not fit its config.json:", problems)
+    if is_mesh(device):
+        return _fill_shards(model, tensors, dtype, device, quantized=hf.get("quantize") is not None)  # type: ignore[arg-type]
     loaded = QuantizeLoaded(model, None if hf.get("quantize") == quantize else quantize)
     scales = {id(p) for m in model.modules() if isinstance(m, IntegerWeights) for p in m.scales()}
     for name, parameter in parameters.items():
@@ -98,9 +104,24 @@ def load_native(
             raise PretrainedError(
                 f"{tensors.source} cannot be read:", [f"{name} has the unsupported dtype {raw.dtype}."]
             )
-        tensor = raw.to(device=device or "cpu", dtype=target, copy=True)
+        tensor = raw.to(device=device or "cpu", dtype=target, copy=True)  # type: ignore[arg-type]
         replace_parameter(model, parameter, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
         loaded(name)
+    return model.eval()
+
+
+def _fill_shards(
+    model: nn.Module, tensors: Tensors, dtype: torch.dtype | None, mesh: "DeviceMesh", *, quantized: bool
+) -> nn.Module:
+    """Shard a model among the processes of a mesh, each of which reads what it holds."""
+    if quantized:
+        raise PretrainedError(
+            f"{tensors.source} cannot be read:", ["it is quantized; device_mesh divides float parameters only."]
+        )
+    allocate(model, mesh, dtype or common_dtype(tensors))
+    for name, parameter in model.named_parameters():
+        if not read_own(parameter, tensors, name):
+            put(parameter, tensors.read(name))
     return model.eval()
 
 

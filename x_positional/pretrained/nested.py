@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from x_positional.pretrained.config_json.codecs import Hf
@@ -80,8 +81,11 @@ class _RenamedTensors:
     def shape(self, name: str) -> list[int]:
         return self._tensors.shape(self._stored[name])
 
-    def read(self, name: str) -> Tensor:
-        return self._tensors.read(self._stored[name])
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors.dtype(self._stored[name])
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        return self._tensors.read(self._stored[name], rows)
 
 
 def text_model(

@@ -37,11 +37,11 @@ class Shards:
     def dtype(self, name: str) -> torch.dtype:
         return self._metadata.state_dict_metadata[name].properties.dtype
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, whole."""
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """One tensor, or some of its rows; it is read as a whole."""
         tensor = torch.empty(self.shape(name), dtype=self.dtype(name))
         self.read_into({name: tensor})
-        return tensor
+        return tensor if rows is None else tensor[rows].clone()
 
     def read_into(self, targets: Mapping[str, Tensor]) -> None:
         """Fill tensors of the shapes and dtypes that are stored. Each process reads the parts that its DTensors hold."""

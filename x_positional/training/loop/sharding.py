@@ -10,10 +10,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from x_positional.modules.stack import AttentionLayers
+from x_positional.models.sharding import shard
 
 Result = TypeVar("Result")
 
@@ -52,9 +52,6 @@ def sharded(model: nn.Module, device: torch.device, processes: int) -> ShardedRo
         processes: How many processes share them.
     """
     mesh = init_device_mesh(device.type, (processes,))
-    for stack in [module for module in model.modules() if isinstance(module, AttentionLayers)]:
-        for unit in stack.shard_units:
-            fully_shard(unit, mesh=mesh)
     root = ShardedRoot(model)
-    fully_shard(root, mesh=mesh)
+    shard(model, mesh, root)
     return root
