@@ -39,6 +39,8 @@ def test_snippets_run_in_order(
     name = f"snippets_of_{Path(page).stem.replace('-', '_').lower()}"  # a module, so that its classes can be pickled
     (tmp_path / f"{name}.py").write_text("\n".join(snippets))
     monkeypatch.syspath_prepend(tmp_path)
+    if page in HOW_TO:
+        monkeypatch.chdir(tmp_path)  # pages write folders
     known = dict(REGISTRY)
     try:
         module = importlib.import_module(name)

@@ -31,6 +31,10 @@ class XPositionalConfig(PreTrainedConfig):
         self.is_encoder_decoder = self.model_class in CLASSES and CLASSES[self.model_class][1] is Seq2SeqConfig
 
     @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Nothing: transformers would copy the source of this class beside every saved model."""
+
+    @classmethod
     def of(cls, model: Any, **kwargs: Any) -> Self:
         """The config of a built model. kwargs: further keys, such as `eos_token_id`."""
         return cls(**{"class": type(model).__name__, "model": plain(model.config), **kwargs})
