@@ -16,7 +16,6 @@ MAX_ROOT, MAX_FOLDER, MAX_FLOORS, MAX_SKIPS, SMALL = 16, 16, 10, 20, 60
 MAX_SINGLE = 1 / 5  # of all modules
 
 REASONS: dict[str, str] = {
-    "attention/backends/tiles/cap_and_sinks.py": "arithmetic of its own; attend.py holds where tiles apply",
     "cli/main.py": "the entry point: imports nothing that an extra brings, so that it can report a missing one",
     "cli/train.py": "one file a command",
 }
