@@ -249,6 +249,11 @@ COMBINATIONS = [
 ONE_SCHEME = [
     error("absolute has one row per position, so it needs a length.", position="absolute", max_seq_len=None),
     error("log_n counts from the trained length.", position="log_n", max_seq_len=None),
+    error(
+        "sinusoidal: both ends of the frequencies need two pairs.",
+        dim=2,
+        position={"kind": "sinusoidal", "endpoint": True},
+    ),
     error("rope, xpos: an even number of channels is rotated.", position={"kind": "rope", "dim": 7}),
     error("rope, xpos: no more channels than a head has.", position={"kind": "rope", "dim": 80}),
     error("rope, xpos: the rotated width is set once.", position={"kind": "rope", "dim": 32, "fraction": 0.5}),

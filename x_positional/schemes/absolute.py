@@ -149,11 +149,11 @@ class Sinusoidal(SchemeConfig):
         return SinusoidalEmbedding(dims.embed_dim, self.theta, self.layout, self.offset, self.endpoint)
 
     def problems(self, dims: Dims) -> list[str]:
-        if not self.endpoint or (dims.embed_dim > 2 and dims.embed_dim % 2 == 0):
+        if not self.endpoint or dims.embed_dim > 2:
             return []
         return [
-            f"sinusoidal: endpoint=True divides by the width - 2 and needs an even width of at least 4; it is "
-            f"{dims.embed_dim}. Leave endpoint out, or change the width."
+            f"sinusoidal: endpoint=True divides by the width - 2, and the width is {dims.embed_dim}. Leave endpoint out, or "
+            "widen the model."
         ]
 
 

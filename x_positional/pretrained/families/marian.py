@@ -5,6 +5,7 @@ norms come before the branches.
 from dataclasses import replace
 from typing import Any
 
+from x_positional.errors import ConfigError
 from x_positional.pretrained.config_json.codecs import Custom, Fields, Fixed, Hf, Key, Only, agrees
 from x_positional.pretrained.config_json.encoder_decoder import for_both
 from x_positional.pretrained.families.bart import (
@@ -49,6 +50,10 @@ PEGASUS = replace(
 
 
 def _position_fields(hf: Hf) -> Fields:
+    if (hf.get("d_model") or 1024) % 2:
+        raise ConfigError(
+            f"unsupported d_model={hf['d_model']}: sinusoids of an odd width end with a zero in this family."
+        )
     pad = hf.get("pad_token_id", 1)
     return {"layers.position": [Sinusoidal(layout="concat", offset=(1 if pad is None else pad) + 1, endpoint=True)]}
 

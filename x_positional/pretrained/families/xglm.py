@@ -1,13 +1,23 @@
 """XGLM: a decoder with sinusoidal positions that begin at 2, scaled embeddings and biases."""
 
+from x_positional.errors import ConfigError
 from x_positional.pretrained.config_json.causal import CAUSAL
-from x_positional.pretrained.config_json.codecs import Fixed, Key, Only, head_dim
+from x_positional.pretrained.config_json.codecs import Fixed, Hf, Key, Only, derived, head_dim
 from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.families.bart import TABLE_BUFFERS, fixed_norms, scaled
 from x_positional.pretrained.families.llama import ACTIVATIONS, tied
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.tensors.layouts import qkv
 from x_positional.schemes import Sinusoidal
+
+
+def _positions(hf: Hf) -> list[Sinusoidal]:
+    if (hf.get("d_model") or 1024) % 2:
+        raise ConfigError(
+            f"unsupported d_model={hf['d_model']}: sinusoids of an odd width end with a zero in this family."
+        )
+    return [Sinusoidal(layout="concat", offset=2, endpoint=True)]
+
 
 LAYER = "model.layers.{i}"
 XGLM = Family(
@@ -27,7 +37,7 @@ XGLM = Family(
         CAUSAL,
         scaled(True),
         Fixed("layers.attn.bias", True),
-        Fixed("layers.position", [Sinusoidal(layout="concat", offset=2, endpoint=True)]),
+        derived("layers.position", _positions),
         Only("add_cross_attention", (False,), "a decoder with cross-attention is unsupported in this family."),
     ),
     names={
