@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,15 @@ def finetune_config(name: str, overrides: Mapping[str, Any], *, lora: bool) -> T
 
 
 def initial_model(config: TrainConfig) -> TransformerWrapper:
-    """The model before the first step: random, or read from `init.source`, with adapters where the run trains them.
+    """The model before the first step: random, or read from `init.source`, with adapters where the run trains them. A random
+    one that will be sharded is on the meta device: `Engine` draws its values.
 
     Raises:
         UserError: `init.source` cannot be read, or is not a model of `config.model`.
     """
     if config.init is None:
-        return build_model(config.model)
+        with torch.device("meta") if config.run.parallel == "fsdp" else nullcontext():
+            return build_model(config.model)
     source = base_source(config.init.source)
     net = load_source(source, torch.float32)
     if not isinstance(net, TransformerWrapper) or not net.has_head or net.config != config.model:

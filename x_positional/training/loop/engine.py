@@ -15,6 +15,8 @@ from torch.nn.utils import parametrize
 from x_positional.errors import UserError
 from x_positional.generation.step.compiled import cpp_compilers
 from x_positional.models.autoregressive import AutoregressiveWrapper
+from x_positional.models.language import build_model
+from x_positional.models.sharding import materialize
 from x_positional.modules.experts import Experts, Router
 from x_positional.modules.stack import set_activation_checkpointing
 from x_positional.progress import Track
@@ -56,7 +58,7 @@ class Engine:
     and the step are all that a run needs to resume bit-equal.
 
     Args:
-        net: The model.
+        net: The model; on the meta device it gets the values that `build_model` draws from the seed of the run.
         wrapper: Maps a batch to the mean loss of `net` over its targets.
         windows: Training windows, or rows of conversations.
         config: The run.
@@ -78,12 +80,21 @@ class Engine:
             from x_positional.training.loop.sharding import sharded
 
             self._root = sharded(net.to(dtype=dtype), self.device, self.processes.count)
+            self._draw()
             self.optimizer, model = make_optimizer(net, config.optimizer), wrapper
         else:
-            net.to(self.device, dtype)
+            net.to(dtype=dtype)
+            self._draw()
+            net.to(self.device)
             self.optimizer = make_optimizer(net, config.optimizer)
             model = self.processes.accelerator.prepare(compiled(wrapper, self.device) if run.compile else wrapper)
         self._model, self._optimizer = model, self.processes.accelerator.prepare(self.optimizer)
+
+    def _draw(self) -> None:
+        """Give a model on the meta device the values of its construction, in shards where it is sharded."""
+        if any(parameter.is_meta for parameter in self.net.parameters()):
+            torch.manual_seed(self._config.run.seed)
+            materialize(self.net, lambda: build_model(self._config.model), self.device)
 
     @property
     def device(self) -> torch.device:
