@@ -5,6 +5,7 @@ XPositionalError, or Refused, where the combination is refused. `open_door` make
 """
 
 import copy
+import importlib
 import io
 import logging
 import warnings
@@ -201,7 +202,7 @@ def trainer_of(hf: Any, folder: Path, steps: int = STEPS, **options: Any) -> Any
         "use_cpu": True,
         "disable_tqdm": True,
     }
-    data = [{"input_ids": row, "labels": labels} for row, labels in zip(TEXTS, ANSWERS, strict=True)]
+    data: Any = [{"input_ids": row, "labels": labels} for row, labels in zip(TEXTS, ANSWERS, strict=True)]
     return Trainer(hf, TrainingArguments(str(folder), **{**defaults, **options}), train_dataset=data)
 
 
@@ -292,16 +293,15 @@ def log_likelihoods(net: TransformerWrapper, tokenizer: Any) -> Tensor:
 
 def lm_eval_requests(net: TransformerWrapper, folder: Path) -> Cell:
     """The log-likelihoods that `lm_eval --model hf` computes, in batches where the scheme allows them."""
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
-
+    instance: Any = importlib.import_module("lm_eval.api.instance").Instance
+    hf_lm: Any = importlib.import_module("lm_eval.models.huggingface").HFLM
     net.save_pretrained(folder, format="hf", code=True)
     tokenizer = letters()
     tokenizer.save_pretrained(folder)
     note = None if cacheable(net) else "with batch_size=1: lm-eval pads batches on the right and passes no mask"
     batch = 2 if note is None else 1
-    lm = HFLM(pretrained=str(folder), trust_remote_code=True, dtype="auto", batch_size=batch, device="cpu")
-    requests = [Instance("loglikelihood", {}, request, i) for i, request in enumerate(REQUESTS)]
+    lm = hf_lm(pretrained=str(folder), trust_remote_code=True, dtype="auto", batch_size=batch, device="cpu")
+    requests = [instance("loglikelihood", {}, request, i) for i, request in enumerate(REQUESTS)]
     got = torch.tensor([value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)], dtype=torch.float64)
     return Cell(apart(got, log_likelihoods(net, tokenizer)), note)
 
@@ -355,7 +355,7 @@ def onnx_session(step: ExportedStep, names: list[str]) -> Any:
     options: dict[str, Any] = {"input_names": ["token", *names], "output_names": outputs, "verbose": False}
     program = torch.onnx.export(step.program, dynamo=True, **options)
     assert program is not None
-    file = io.BytesIO()
+    file: Any = io.BytesIO()
     program.save(file)
     return onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
 
