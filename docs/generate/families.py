@@ -18,6 +18,7 @@ from tests.support.published import decoders, encoders, seq2seq_cases
 from tests.support.published.compare import Published, both, ids, left_padded, takes, their_logits
 
 PAGE = Path(__file__).parents[1] / "families.md"
+TORCH = torch.__version__.split("+")[0]
 COLUMNS = ("plain", "padded", "cached")
 Measured = Iterator[tuple[str, float]]
 """Columns with their differences."""
@@ -27,7 +28,7 @@ PROSE = f"""\
 
 The largest difference between the numbers of x_positional and of transformers {transformers.__version__}, for every family of
 [published models](pretrained.md). The page is generated from the models of the tests (`tests/support/published/`): small, random,
-with every parameter and buffer perturbed, float32, torch {torch.__version__.split("+")[0]}, on a CPU. A row is the largest difference
+with every parameter and buffer perturbed, float32, torch {TORCH}, on a CPU. A row is the largest difference
 over all settings of its family, relative to the largest number that is compared; `0` is exact. A single operation in float32
 rounds by up to 6e-8.
 
@@ -36,7 +37,8 @@ rounds by up to 6e-8.
 - **cached**: the same sequence in chunks of 1 to 9 tokens over a cache, against one pass of transformers.
 
 `-` marks what the family does not have, or what transformers computes wrongly (the case in the tests says where).
-Positions of several axes (`qwen2_vl`, `qwen2_5_vl`, `qwen3_vl`, `qwen3_vl_moe`) are compared in `tests/pretrained/test_three_axes.py`.
+Positions of several axes (`qwen2_vl`, `qwen2_5_vl`, `qwen3_vl`, `qwen3_vl_moe`) are in
+`tests/pretrained/test_three_axes.py`.
 """
 
 
