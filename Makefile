@@ -63,7 +63,7 @@ house: $(VENV)/.dev ## measure the layout: modules, import chains, functions
 	@$(PY) -m tests.house
 
 docs: $(VENV)/.dev ## write the generated pages of docs/ again
-	@set -e; for page in docs/generate/[!_]*.py; do echo "$$page ..."; $(PY) $$page; done
+	@set -e; for page in docs/generate/[!_]*.py; do echo "$$page ..."; PYTHONPATH=. $(PY) $$page; done
 
 bench: $(VENV)/.dev ## measure speed and memory beside x-transformers and transformers; continues where it was interrupted
 	@$(PY) -m x_positional.cli.main bench

@@ -23,6 +23,7 @@ from x_positional.errors import (
     NonFiniteLoss,
     PositionError,
     PretrainedError,
+    ProcessLost,
     RopeError,
     SamplingError,
     UserError,
@@ -37,6 +38,7 @@ from x_positional.models.continuous_autoregressive import ContinuousAutoregressi
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.models.quantize import quantize
 from x_positional.models.seq2seq import XTransformer
+from x_positional.models.sharding import materialize, shard
 from x_positional.models.stacks import CrossAttender, Decoder, Encoder
 from x_positional.models.vision import ViTransformerWrapper
 from x_positional.modules.stack import set_activation_checkpointing
@@ -102,6 +104,7 @@ __all__ = [
     "PositionError",
     "PositionScheme",
     "PretrainedError",
+    "ProcessLost",
     "PromptLookup",
     "Report",
     "Rope",
@@ -124,8 +127,10 @@ __all__ = [
     "from_pretrained",
     "from_x_transformers",
     "load_tokenizer",
+    "materialize",
     "quantize",
     "set_activation_checkpointing",
+    "shard",
 ]
 
 

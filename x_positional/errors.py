@@ -114,6 +114,10 @@ class MainProcessFailed(UserError):
     """In a run of several processes: the main one stopped with an error, and reports the reason."""
 
 
+class ProcessLost(UserError):
+    """In a run of several processes: another one was killed or crashed; the message names the newest checkpoint."""
+
+
 class MissingExtra(UserError):
     """A package of an optional extra is not installed; the message says what to install."""
 

@@ -1,6 +1,6 @@
 """Console output that training, plotting and the command line share: progress bars and plain lines."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
 from rich.console import Console
@@ -12,10 +12,10 @@ Item = TypeVar("Item")
 class Track(Protocol):
     """Yields `items` one by one and reports progress under `label`."""
 
-    def __call__(self, items: Sequence[Item], label: str) -> Iterable[Item]: ...
+    def __call__(self, items: Iterable[Item], label: str) -> Iterable[Item]: ...
 
 
-def silent(items: Sequence[Item], label: str) -> Iterable[Item]:
+def silent(items: Iterable[Item], label: str) -> Iterable[Item]:
     """A `Track` without output."""
     return items
 
@@ -23,7 +23,7 @@ def silent(items: Sequence[Item], label: str) -> Iterable[Item]:
 def progress_bars(console: Console) -> Track:
     """A `Track` that draws a bar on `console` and removes it at the end; silent when the console is not a terminal."""
 
-    def show(items: Sequence[Item], label: str) -> Iterable[Item]:
+    def show(items: Iterable[Item], label: str) -> Iterable[Item]:
         return track(items, description=label, console=console, transient=True, disable=not console.is_terminal)
 
     return show

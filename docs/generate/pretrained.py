@@ -6,8 +6,10 @@ Run from the repository root: python docs/generate/pretrained.py
 from pathlib import Path
 
 from x_positional.pretrained import FAMILIES
-from x_positional.pretrained.families import NESTED
+from x_positional.pretrained.families import NESTED, TOWERS
+from x_positional.pretrained.families.refused import REFUSED
 from x_positional.pretrained.gguf.architectures import ARCHITECTURES
+from x_positional.pretrained.nested import NestedModel
 
 PAGE = Path(__file__).parents[2] / "docs" / "pretrained.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
@@ -31,8 +33,27 @@ def rows() -> list[str]:
         for name, family in sorted(families.items()):
             more = (f" `{gguf_names[name]}` |" if name in gguf_names else " |") if gguf else ""
             lines.append(f"| `{name}` | `{family.architecture or family.body_architecture}` |{more}")
-    nested = [f"`{name}` (as `{model.family.model_type}`)" for name, model in sorted(NESTED.items())]
-    return [*lines, "", f"Of multimodal models only the text model is read: {', '.join(nested)}."]
+    nested = [f"`{name}` (as {_texts(model)})" for name, model in sorted(NESTED.items())]
+    lines += ["", f"Of multimodal models only the text model is read: {', '.join(nested)}."]
+    towers = [
+        f"`{name}` (as {' or '.join(f'`{tower.family.model_type}`' for tower in parts)})"
+        for name, parts in sorted(TOWERS.items())
+    ]
+    lines += [
+        "",
+        f"Of models of two towers one is read, `from_pretrained(folder, model_type=...)`: {', '.join(towers)}.",
+    ]
+    saved = [f"`{name}` as `{f.written_as.model_type}`" for name, f in sorted(FAMILIES.items()) if f.written_as]
+    lines += ["", f"Saved under the name that transformers has a class for: {', '.join(saved)}."]
+    lines += ["", "Refused with the reason, because the block lacks a mechanism:", ""]
+    for reason in dict.fromkeys(REFUSED.values()):
+        lines.append(f"- {', '.join(f'`{name}`' for name, why in REFUSED.items() if why == reason)}: {reason}.")
+    return lines
+
+
+def _texts(model: NestedModel) -> str:
+    """The families that the text model may belong to."""
+    return " or ".join(f"`{family.model_type}`" for family in (model.family, *model.others))
 
 
 def render(text: str) -> str:

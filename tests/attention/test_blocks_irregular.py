@@ -16,7 +16,7 @@ from tests.support.block_models import (
     without_torch_kernel,
 )
 from tests.support.draws import draws
-from x_positional import Decoder, Encoder, TransformerWrapper
+from x_positional import Alibi, Decoder, Encoder, TransformerWrapper
 from x_positional.attention.backends import texts
 
 BATCH = 3
@@ -133,5 +133,34 @@ def test_memory_of_padded_and_packed_rows_is_linear(
         net: TransformerWrapper = model(position, length=length, depth=1, ff_mult=1)
         call, tokens = inputs(length, case, 2), torch.zeros(2, length, dtype=torch.long)
         return lambda: net(tokens, **call).square().mean()
+
+    assert_linear_memory(monkeypatch, step)
+
+
+FLOATS = torch.arange(37).double().sqrt() * 7
+APART = torch.arange(37).square() * 50
+SLOPES: list[Any] = [Alibi(learned=True), Alibi(), "t5"]
+
+
+@pytest.mark.parametrize("position", SLOPES)
+@pytest.mark.parametrize("positions", [FLOATS, APART], ids=["floats", "far apart"])
+def test_biases_at_given_positions_are_those_of_eager(
+    monkeypatch: pytest.MonkeyPatch, position: Any, positions: Tensor
+) -> None:
+    if position == "t5" and positions is FLOATS:
+        pytest.skip("t5 takes whole positions")
+    by_small_blocks(monkeypatch)
+    without_torch_kernel(monkeypatch)
+    call = {"positions": positions, "mask": torch.arange(37) >= torch.tensor([[0], [6]])}
+    same_as_eager(position, 2, call, twice=position != "t5", depth=1)
+
+
+@pytest.mark.parametrize("kind", [Decoder, Encoder])
+def test_memory_at_float_positions_is_linear(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+    def step(length: int) -> Callable[[], Tensor]:
+        variant = "causal" if kind is Decoder else "asymmetric"
+        net = model(Alibi(learned=True, variant=variant), kind=kind, length=length, depth=1, ff_mult=1)
+        positions = torch.arange(length).double().sqrt()
+        return lambda: net(torch.zeros(1, length, dtype=torch.long), positions=positions).square().mean()
 
     assert_linear_memory(monkeypatch, step)

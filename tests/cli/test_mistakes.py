@@ -16,6 +16,12 @@ from x_positional.training.config import TrainConfig
 from x_positional.training.cpu import Cpu
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of token ids is not that of the user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "config.yaml"
@@ -40,11 +46,14 @@ BINARY = bytes(np.random.default_rng(0).integers(0, 256, 20_000, dtype=np.uint8)
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
-        ("a.parquet", b"PAR1" + BINARY, "is a Parquet table, not text; write the texts to a .txt file"),
-        ("table.txt", b"PAR1" + BINARY, "is a Parquet table, not text; write the texts to a .txt file"),
-        ("a.jsonl", b'{"text": "a"}\n' * 500, "is JSON lines, not text; .* rename it to .txt"),
-        ("a.JSONL", b'{"text": "a"}\n' * 500, "is JSON lines, not text"),
-        ("a.arrow", b"ARROW1\0\0" + BINARY, "is an Arrow table, not text"),
+        ("a.parquet", b"PAR1" + BINARY, r"cannot read .*a\.parquet: "),
+        ("table.txt", b"PAR1" + BINARY, "is a Parquet table, not text; give it the suffix .parquet"),
+        ("a.jsonl", b'{"body": "a"}\n' * 500, "data.field='text' does not exist in row 1 of .*; its fields are body"),
+        ("a.JSONL", b'{"text": 1}\n' * 500, "data.field='text' is not text in row 1 of .*: it is a int, 1"),
+        ("a.jsonl", b'{"text": "a"}\n{"te', r"line 2 of .*a\.jsonl is not JSON"),
+        ("a.jsonl", b'["a"]\n', r"line 1 of .*a\.jsonl is \['a'\]; each line must be an object"),
+        ("a.arrow", b"ARROW1\0\0" + BINARY, r"cannot read .*a\.arrow: "),
+        ("a.feather", b"ARROW1\0\0" + BINARY, "is an Arrow table, not text; write it as Parquet"),
         ("a.npz", b"PK\3\4" + BINARY, "is a NumPy archive, not text; save token ids as a one-dimensional integer .npy"),
         ("a.pt", b"PK\3\4" + BINARY, "is a PyTorch file, not text; save token ids"),
         ("a.txt.gz", gzip.compress(BINARY), "is compressed with gzip, not text; decompress it first"),
@@ -55,10 +64,11 @@ BINARY = bytes(np.random.default_rng(0).integers(0, 256, 20_000, dtype=np.uint8)
         ("a.dat", BINARY, "is a binary file, not text; convert it to text, or save token ids"),
         ("late.txt", TEXT[:9000] + b"\0" + TEXT, "is a binary file, not text"),
         ("empty.txt", b"", "is empty"),
-        ("saved", folder("dataset_info.json", b"{}"), "is a saved `datasets` folder, not text"),
-        ("saved", folder("dataset_dict.json", b"{}"), "is a saved `datasets` folder, not text"),
-        ("mixed", folder("b.parquet", b"PAR1\0"), r"b.parquet is a Parquet table.*set data.pattern, as '\*\*/\*.txt'"),
+        ("saved", folder("dataset_info.json", b"{}"), r"cannot read .*saved: "),
+        ("saved", folder("dataset_dict.json", b"{}"), r"cannot read .*saved: "),
+        ("mixed", folder("b.parquet", b"PAR1\0"), r"b.parquet is a Parquet table.*with data.pattern, as '\*\*/\*.txt'"),
         ("mixed", folder("b.jsonl", b"{}"), "b.jsonl is JSON lines"),
+        ("mixed", folder("b.jsonl.gz", b"{}"), "b.jsonl.gz is JSON lines"),
     ],
 )
 def test_data_that_are_no_text_are_refused_with_the_remedy(
@@ -95,6 +105,8 @@ def test_text_in_any_8_bit_encoding_is_text(call: Call, file: Path, tmp_path: Pa
         (["--data", ".", "--pattern", "/x"], "data.pattern='/x' is not a pattern of relative paths"),
         (["--depth"], "--depth has no value; write --depth VALUE"),
         (["--steps"], "--steps has no value"),
+        (["--trackers"], "--trackers has no value"),
+        (["--trackers", "tensorbord"], "run.trackers: unknown tracker 'tensorbord'; did you mean 'tensorboard'?"),
         (["--steps", "--depth", "3"], "--steps has no value"),
         (["--lr="], "--lr has no value"),
         (["--lr", ""], "--lr has no value"),
@@ -111,7 +123,7 @@ def test_values_that_are_missing_or_cannot_be_used(call: Call, file: Path, argum
 
 
 def test_switches_need_no_value(call: Call, file: Path):
-    for switch in ("--run.compile", "--tensorboard", "--model.tie_embedding", "--tie-embedding"):
+    for switch in ("--run.compile", "--model.tie_embedding", "--tie-embedding"):
         code, out, _ = call("train", file, switch, "--print-config")
         assert code == 0
         assert f"{switch.split('.')[-1].removeprefix('--').replace('-', '_')}: true" in out

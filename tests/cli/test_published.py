@@ -211,16 +211,21 @@ def test_letters_are_those_of_byte_level_tokenizers():
     assert byte_tokenizer().encode("Āa") == [0xC4, 0x80, 97]
 
 
-def test_a_model_that_no_family_has_is_written_in_our_own_form_alone(call: Call, tmp_path: Path):
+def test_a_model_that_no_family_has_is_written_with_code(call: Call, tmp_path: Path):
     layers = Decoder(dim=16, depth=1, heads=2, attn_dim_head=8, position="cope")
     TransformerWrapper(num_tokens=20, max_seq_len=9, attn_layers=layers).save_pretrained(tmp_path / "own")
-    code, _, err = call("convert", "own", "target")
+    code, _, err = call("convert", "own", "target", "--no-code")
     assert code == 2
     assert "cannot be written for transformers" in err
+    assert "--code" in err
     assert not (tmp_path / "target" / "config.json").exists()
-    assert call("convert", "own", "target", "--format", "native")[0] == 0
-    code, _, err = call("verify", "own")
-    assert (code, "own format" in err, "--format hf" in err) == (2, True, True)
+    code, out, _ = call("convert", "own", "target", "--to", "hf")
+    assert (code, "modeling_x_positional.py" in out, "verify" in out) == (0, True, False)
+    for path in ("own", "target"):
+        code, _, err = call("verify", path)
+        assert (code, "own format" in err) == (2, True)
+    assert call("convert", "target", "again", "--format", "native")[0] == 0
+    assert (tmp_path / "again" / "config.json").read_bytes() == (tmp_path / "own" / "config.json").read_bytes()
 
 
 def verdicts(out: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from tests.support.doc_pages import ROOT
+from tests.support.doors import onnx_session
 from tests.support.draws import draws
 from tests.support.generation_models import SCHEMES, equal, ids, language_model
 from tests.support.length_scalings import dynamic
@@ -128,20 +129,6 @@ NOT_IN_ONNX = {"cope": "aten.sort", "forgetting": "aten.sort"}
 """Schemes whose step has an operator that the converter of torch.onnx lacks, and which."""
 
 
-def onnx_session(step: ExportedStep, names: list[str]):
-    """The step in ONNX Runtime, by the recipe of docs/how-to/export-a-decoding-step.md. Skips where packages are missing."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason=f"{package} is not installed, so exported steps are not run through ONNX")
-    import onnxruntime
-
-    outputs = ["logits", *(f"new_{name}" for name in names)]
-    options = {"input_names": ["token", *names], "output_names": outputs, "verbose": False}
-    program = torch.onnx.export(step.program, dynamo=True, **options)
-    file = io.BytesIO()
-    program.save(file)
-    return onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
-
-
 def terms(length: int) -> int:
     """Additions that a logit goes through, as `testing.Subject.terms` counts them: projections, scores, values, feedforward."""
     return 26 + 10 + length + 3 * 12 + 26 + 4 * 26 + 26
@@ -151,6 +138,8 @@ def terms(length: int) -> int:
 @pytest.mark.parametrize("scheme", draws(["rope"], SCHEMES))
 @torch.no_grad()
 def test_onnx_runtime_gives_the_logits_of_the_eager_step(scheme: str) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed, so exported steps are not run through ONNX")
     exact = language_model(scheme, depth=1)
     net = copy.deepcopy(exact).float()
     cache = net.new_cache(2, max_len=MAX_LEN)

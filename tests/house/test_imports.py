@@ -25,6 +25,7 @@ LAYOUT = {
     "config": "errors schemes attention modules",
     "models": "errors schemes attention modules generation config",
     "pretrained": "errors schemes attention modules generation config models",
+    "hf": "errors schemes attention modules generation config models pretrained",
     "rotary": "errors schemes",
     PACKAGE: "errors schemes attention modules generation config models pretrained",  # __init__.py: the public names
     "testing": "errors schemes attention modules generation config models",
@@ -42,9 +43,11 @@ THIRD_PARTY = {
     "attention": TENSORS,
     "modules": TENSORS,
     "generation": TENSORS,
-    "training": BASE | {"accelerate", "filelock", "matplotlib", "numpy", "tensorboard", "tokenizers"},
+    "training": BASE
+    | {"accelerate", "datasets", "filelock", "huggingface_hub", "matplotlib", "numpy", "tensorboard", "tokenizers"},
     "plotting": BASE | {"matplotlib"},
-    "pretrained": BASE | {"huggingface_hub", "gguf", "tokenizers", "jinja2"},
+    "pretrained": BASE | {"huggingface_hub", "gguf", "tokenizers", "jinja2", "peft"},
+    "hf": BASE | {"transformers"},
     "cli": BASE | {"typer", "click"},
 }
 

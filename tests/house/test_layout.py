@@ -16,9 +16,10 @@ MAX_ROOT, MAX_FOLDER, MAX_FLOORS, MAX_SKIPS, SMALL = 16, 16, 10, 20, 60
 MAX_SINGLE = 1 / 5  # of all modules
 
 REASONS: dict[str, str] = {
-    "attention/backends/tiles/cap_and_sinks.py": "arithmetic of its own; attend.py holds where tiles apply",
+    "cli/finetune.py": "one file a command",
     "cli/main.py": "the entry point: imports nothing that an extra brings, so that it can report a missing one",
-    "cli/train.py": "one file a command",
+    "modules/pooling.py": "attention over patches; patches.py has pixels and tables",
+    "training/loop/sharding.py": "imports torch.distributed, which is imported only where a model is sharded",
 }
 """Modules below SMALL lines with a single importer, and why each stands alone."""
 

@@ -29,7 +29,7 @@ from x_positional.errors import InputError
 from x_positional.models import language
 from x_positional.models.language import TokenEncoder
 from x_positional.modules import cross_entropy
-from x_positional.training.data.corpus import Split
+from x_positional.training.data.token_cache import Split
 from x_positional.training.evaluate import eval_windows, evaluate
 
 ROWS, LENGTH = 3, 10

@@ -26,6 +26,7 @@ KINDS = {
     "corrected": {"score": "sigmoid", "correction": True, "scale": 2.5},
     "in groups": {"score": "sigmoid", "correction": True, "scale": 2.5, "groups": 3, "top_groups": 2, "top_k": 3},
     "in groups, softmax": {"groups": 2, "top_groups": 1, "top_k": 3},
+    "in groups by their best": {"groups": 3, "top_groups": 1, "top_k": 2, "group_best": 1, "renorm": False},
     "shared": {"shared": 5},
     "shared behind a gate": {"shared": 5, "shared_gate": True, "renorm": False},
 }
@@ -89,7 +90,9 @@ def one_token(made: MixtureOfExperts, x: Tensor) -> Tensor:
     ]
     size = moe.experts // moe.groups
     groups = [list(range(g * size, (g + 1) * size)) for g in range(moe.groups)]
-    best = sorted(groups, key=lambda group: -sum(sorted((merit[e] for e in group), reverse=True)[:2]))[: moe.top_groups]
+    best = sorted(groups, key=lambda group: -sum(sorted((merit[e] for e in group), reverse=True)[: moe.group_best]))[
+        : moe.top_groups
+    ]
     open_ = [e for group in best for e in group] if moe.groups > 1 else range(moe.experts)
     chosen = sorted(open_, key=lambda e: -merit[e])[: moe.top_k]
     weights = {e: scores[e] / (sum(scores[c] for c in chosen) if moe.renorm else 1.0) * moe.scale for e in chosen}
@@ -280,7 +283,15 @@ def test_padding_and_packing() -> None:
 
 def test_every_setting_of_routing_changes_the_output() -> None:
     made, x = mixture("in groups"), draw(40)
-    changes = [{"top_k": 2}, {"score": "softmax"}, {"renorm": False}, {"scale": 1.0}, {"groups": 1}, {"top_groups": 1}]
+    changes = [
+        {"top_k": 2},
+        {"score": "softmax"},
+        {"renorm": False},
+        {"scale": 1.0},
+        {"group_best": 1},
+        {"groups": 1},
+        {"top_groups": 1},
+    ]
     with torch.no_grad():
         outs = [made(x)]
         rule = {name: getattr(made.router, name) for change in changes for name in change}

@@ -83,7 +83,7 @@ def test_the_settings_that_a_family_needs_are_all_it_needs(name: str, tmp_path: 
     layers = Decoder(dim=32, depth=2, heads=2, **CLOSE[name])
     model = TransformerWrapper(num_tokens=31, max_seq_len=20, attn_layers=layers)
     with pytest.raises(PretrainedError, match="format='native'") as error:
-        model.save_pretrained(tmp_path / "model", format="hf")
+        model.save_pretrained(tmp_path / "model", format="hf", code=False)
     found = dict(match.groups() for problem in error.value.problems if (match := NEED.match(problem)))
     if "of each layer" in str(error.value):
         assert "it needs layers.position of each layer=[" in str(error.value)
@@ -116,7 +116,7 @@ REFUSED = {
 def test_what_no_family_has_is_named(name: str, tmp_path: Path):
     changes, word = REFUSED[name]
     with pytest.raises(PretrainedError, match="the closest family is") as error:
-        own(**changes).save_pretrained(tmp_path / "model", format="hf")
+        own(**changes).save_pretrained(tmp_path / "model", format="hf", code=False)
     assert word in str(error.value)
     assert not (tmp_path / "model").exists(), "nothing is written where something is refused"
 

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.published.compare import ids, left_padded, perturb, quietly, their_logits
 from tests.support.published.decoders_gemma import GEMMA
+from tests.support.published.decoders_llama import LLAMA
+from tests.support.published.decoders_newer import TEMPERATURE
 from tests.support.rounding import assert_same
 from x_positional import PretrainedError, TransformerWrapper, from_pretrained
 from x_positional.pretrained.config_json.ignored_keys import IGNORED_KEYS
@@ -143,3 +145,34 @@ def test_every_key_beside_the_text_config_is_classified(model_type: str):
     declared = set(quietly(transformers.CONFIG_MAPPING[model_type]).to_dict())
     known = IGNORED_KEYS | model.ignored_keys | {model.key, *model.outer_keys}
     assert not declared - known
+
+
+MISTRAL3 = {
+    "mistral": {**LLAMA, "head_dim": 10, "sliding_window": 5},
+    "ministral3": {**LLAMA, "head_dim": 10, "rope_parameters": TEMPERATURE},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("text", MISTRAL3)
+def test_the_text_config_names_its_family(text: str, tied: bool, tmp_path: Path, recwarn: pytest.WarningsRecorder):
+    eyes = {**EYES, "head_dim": 8, "model_type": "pixtral"}
+    config = transformers.Mistral3Config(
+        text_config={**MISTRAL3[text], "model_type": text}, vision_config=eyes, tie_word_embeddings=tied
+    )
+    theirs = quietly(transformers.Mistral3ForConditionalGeneration, config).eval()
+    perturb(theirs)
+    quietly(theirs.save_pretrained, tmp_path)
+    if tied:  # the class's default
+        written = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in written.items() if "tie" not in k}))
+    ours = from_pretrained(tmp_path)
+    assert ours.origin.family.model_type == text
+    tokens, mask, positions = left_padded(ids(3, 23), [23, 18, 4])
+    expected = their_logits(theirs, tokens, mask, positions)
+    assert_same(ours(tokens, mask=mask)[mask], expected[mask])
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
+    ours.save_pretrained(tmp_path / "alone", format="hf")
+    again = quietly(transformers.AutoModelForCausalLM.from_pretrained, tmp_path / "alone")
+    torch.testing.assert_close(their_logits(again, tokens, mask, positions), expected, atol=0, rtol=0)

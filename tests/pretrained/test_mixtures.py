@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.published.compare import both, ids, perturb, quietly, their_logits
 from tests.support.published.decoders_moe import CASES, LLAMA4
+from tests.support.published.decoders_newer import CASES as NEWER
 from tests.support.rounding import assert_same
 from x_positional import ModelConfig, PretrainedError, TransformerWrapper, build_model, from_pretrained
 from x_positional.modules.experts import MixtureOfExperts
 
-BY_NAME = {case.name: case for case in CASES}
+BY_NAME = {case.name: case for case in (*CASES, *NEWER)}
 
 
 def changed_everywhere(value: Any, name: str, new: Any) -> Any:
@@ -53,6 +54,18 @@ TREATMENTS = [
     ("llama4 temperature", "floor_scale", 8192),
     ("llama4 temperature", "offset", 0.0),
     ("llama4 text", "renorm", True),
+    ("deepseek_v2 in groups", "group_best", 2),
+    ("deepseek_v2 in groups", "top_groups", 3),
+    ("deepseek_v2", "scale", 1.0),
+    ("deepseek_v2", "renorm", True),
+    ("glm4_moe", "fraction", 0.9),
+    ("glm4_moe", "qk_norm_eps", 1e-5),
+    ("dots1", "window", 6),
+    ("ernie4_5_moe", "interleaved", False),
+    ("ernie4_5_moe", "score", "sigmoid"),
+    ("minimax_m2", "score", "softmax"),
+    ("minimax_m2", "qk_norm_eps", 1e-6),
+    ("granitemoe", "residual_scale", 0.7),
 ]
 
 
@@ -69,7 +82,9 @@ def test_every_treatment_counts(name: str, field: str, value: Any) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v3 halves", "deepseek_v3 yarn"])
+@pytest.mark.parametrize(
+    "name", ["deepseek_v3", "deepseek_v3 halves", "deepseek_v3 yarn", "minimax_m2", "ernie4_5_moe"]
+)
 def test_the_correction_counts(name: str) -> None:
     _, ours, _ = both(BY_NAME[name])
     tokens = ids(2, 23)
@@ -271,7 +286,7 @@ def test_what_no_family_has_is_said(tmp_path: Path) -> None:
     layers = {"dim": 32, "depth": 2, "heads": 4, "head_dim": 8, "position": "rope", "norm": {"kind": "rms"}, "ff": ff}
     model = build_model(ModelConfig.model_validate({"num_tokens": 67, "max_seq_len": 64, "layers": layers}))
     with pytest.raises(PretrainedError, match=r"moe=None \(this model: .*'scale': 3\.0"):
-        model.save_pretrained(tmp_path, format="hf")
+        model.save_pretrained(tmp_path, format="hf", code=False)
 
 
 @torch.no_grad()

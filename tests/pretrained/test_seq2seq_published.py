@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from tests.support.published.compare import Published, both, folder_of, ids, perturb, quietly
-from tests.support.published.seq2seq_cases import CASES, START, T5, expected, sources
+from tests.support.published.seq2seq_cases import CASES, START, T5, T5GEMMA, expected, sources
 from tests.support.rounding import assert_same
 from x_positional import IncompatibleConfig, PretrainedError, XTransformer, from_pretrained
 from x_positional.config.seq2seq import Seq2SeqConfig
@@ -121,7 +121,8 @@ def test_our_own_format(case: Published, tmp_path: Path):
     again = from_pretrained(tmp_path)
     src, tgt = ids(2, 7), ids(2, 9, seed=1)
     assert torch.equal(again.logits(src, tgt), ours.logits(src, tgt))
-    assert again.decoder.net.token_emb.weight is again.encoder.token_emb.weight
+    shared = again.decoder.net.token_emb.weight is again.encoder.token_emb.weight
+    assert shared == ours.config.tie_token_emb
     assert again.config == ours.config
     assert Seq2SeqConfig.from_yaml(_written(ours.config.to_yaml(), tmp_path / "model.yaml")) == ours.config
 
@@ -206,11 +207,15 @@ def test_a_bart_without_the_bias_of_its_logits(tmp_path: Path):
 
 
 @torch.no_grad()
-def test_a_t5_encoder_alone(tmp_path: Path):
-    config = quietly(transformers.T5Config, **T5)
-    theirs = quietly(transformers.T5EncoderModel, config).eval()
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("T5", T5), ("UMT5", T5), ("T5Gemma", {**T5GEMMA, "is_encoder_decoder": False, "attn_implementation": "eager"})],
+)
+def test_an_encoder_alone(name: str, settings: dict, tmp_path: Path):
+    cls = getattr(transformers, f"{name}EncoderModel")
+    theirs = quietly(cls, quietly(cls.config_class, **settings)).eval()
     perturb(theirs)
-    folder = folder_of("t5 encoder", "T5EncoderModel")
+    folder = folder_of(f"{name} encoder", "encoder")
     quietly(theirs.save_pretrained, folder)
     ours = from_pretrained(folder)
     assert type(ours) is TokenEncoder
@@ -218,7 +223,7 @@ def test_a_t5_encoder_alone(tmp_path: Path):
     hidden = theirs(src, attention_mask=mask.long()).last_hidden_state
     assert_same(ours(src, mask=mask)[mask], hidden[mask])
     ours.save_pretrained(tmp_path, format="hf")
-    again = quietly(transformers.T5EncoderModel.from_pretrained, tmp_path)
+    again = quietly(cls.from_pretrained, tmp_path, attn_implementation=settings.get("attn_implementation"))
     assert torch.equal(again(src, attention_mask=mask.long()).last_hidden_state, hidden)
 
 
@@ -237,7 +242,7 @@ def test_what_no_family_has(tmp_path: Path):
     with pytest.raises(
         PretrainedError, match=r"closest family is t5:\n.*it needs decoder\.logits_softcap=None \(this model: 3"
     ):
-        other.save_pretrained(tmp_path, format="hf")
+        other.save_pretrained(tmp_path, format="hf", code=False)
 
 
 def test_sides_that_do_not_fit():

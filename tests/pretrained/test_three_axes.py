@@ -1,4 +1,4 @@
-"""The text models of Qwen 2 and 2.5 VL: positions with three axes, time, height and width; what sees images is left out."""
+"""The text models of Qwen 2, 2.5 and 3 VL: positions with three axes, time, height and width; what sees images is left out."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.support.published.compare import VOCABULARY, ids, left_padded, perturb, quietly, their_logits
@@ -27,6 +27,16 @@ TEXT = LLAMA | {
     "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "mrope_section": [2, 1, 1]},
 }
 IDS = {"image_token_id": 60, "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63}
+DEEP = {
+    "depth": 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "out_hidden_size": 32,
+    "num_heads": 2,
+    "patch_size": 4,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [1],
+}
 EYES = {
     "qwen2_vl": {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2},
     "qwen2_5_vl": {
@@ -38,14 +48,37 @@ EYES = {
         "intermediate_size": 24,
         "fullatt_block_indexes": [0],
     },
+    "qwen3_vl": DEEP,
+    "qwen3_vl_moe": DEEP,
 }
-CLASSES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}
+CLASSES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL", "qwen3_vl_moe": "Qwen3VLMoe"}
+EXPERTS = {
+    "num_hidden_layers": 4,
+    "moe_intermediate_size": 12,
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "mlp_only_layers": [1],
+}
+BASES = {"qwen3_vl": LLAMA, "qwen3_vl_moe": LLAMA}
+"""Text settings where there are no windows."""
+INTERLEAVED = {
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 500.0,
+        "mrope_section": [2, 2, 1],
+        "mrope_interleaved": True,
+    },
+    "head_dim": 10,
+}
 CASES = {
     "qwen2_vl": ("qwen2_vl", "ForConditionalGeneration", {}),
     "qwen2_5_vl": ("qwen2_5_vl", "ForConditionalGeneration", {"use_sliding_window": False}),
     "qwen2_vl, tied": ("qwen2_vl", "ForConditionalGeneration", {"tie_word_embeddings": True}),
     "qwen2_vl, no head": ("qwen2_vl", "Model", {}),
     "qwen2_5_vl, text alone": ("qwen2_5_vl", "TextModel", {}),
+    "qwen3_vl": ("qwen3_vl", "ForConditionalGeneration", {**INTERLEAVED, "attention_bias": True}),
+    "qwen3_vl, text alone": ("qwen3_vl", "TextModel", INTERLEAVED),
+    "qwen3_vl_moe": ("qwen3_vl_moe", "ForConditionalGeneration", {**INTERLEAVED, **EXPERTS}),
 }
 SEEN = [Text(4), Image(2, 3), Text(3), Video(2, 2, 2), Text(2)]
 POSITIONS = multimodal_positions([SEEN, [Text(11), Image(3, 4)]], layout="grid").positions
@@ -63,7 +96,7 @@ def made(name: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module
     if name not in _BUILT:
         kind, suffix, changes = CASES[name]
         tied = {"tie_word_embeddings": True} if "tie_word_embeddings" in changes else {}
-        text = TEXT | {key: value for key, value in changes.items() if key not in tied}
+        text = BASES.get(kind, TEXT) | {key: value for key, value in changes.items() if key not in tied}
         if suffix == "TextModel":
             config = getattr(transformers, CLASSES[kind] + "TextConfig")(**text)
         else:
@@ -179,7 +212,19 @@ def test_files_as_the_hub_has_them(tmp_path: Path, tmp_path_factory: pytest.Temp
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["qwen2_vl, no head", "qwen2_5_vl, text alone"])
+def test_experts_are_read_in_either_order(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Published as [E in out]; transformers writes [E out in]."""
+    _, ours, folder = made("qwen3_vl_moe", tmp_path_factory)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    held = load_file(folder / "model.safetensors")
+    turned = {name: t.mT.contiguous() if ".experts." in name else t for name, t in held.items()}
+    save_file(turned, tmp_path / "model.safetensors")
+    tokens = ids(2, 9)
+    assert torch.equal(from_pretrained(tmp_path)(tokens), ours(tokens))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen2_vl, no head", "qwen2_5_vl, text alone", "qwen3_vl, text alone"])
 def test_hidden_states_are_written_for_the_text_model(
     name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ):
@@ -196,7 +241,7 @@ def test_hidden_states_are_written_for_the_text_model(
 def test_with_its_head_there_is_no_class_to_write(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory):
     _, ours, _ = made("qwen2_vl", tmp_path_factory)
     with pytest.raises(PretrainedError, match="no class for a qwen2_vl_text with a head"):
-        ours.save_pretrained(tmp_path / "hf", format="hf")
+        ours.save_pretrained(tmp_path / "hf", format="hf", code=False)
     with pytest.raises(PretrainedError, match=r"position=.*\(this model: .*'sections': \[2, 1, 1\]"):
         ours.save_pretrained(tmp_path / "hf", format="hf", model_type="qwen2")
     ours.save_pretrained(tmp_path / "own")

@@ -25,6 +25,9 @@ from x_positional.pretrained.model_kinds import vision_config
 from x_positional.pretrained.tensors.files import open_tensors
 
 VIT = {**SEEING, "intermediate_size": 50}
+UNPROJECTED = {key: value for key, value in VIT.items() if key != "num_labels"}
+TOWER = {**UNPROJECTED, "projection_dim": 7}
+DINO3 = {**UNPROJECTED, "layerscale_value": 0.5, "rope_theta": 30.0}
 DINO = {**SEEING, "mlp_ratio": 3, "layerscale_value": 0.5}
 SIZES = {
     "trained": (20, 20),
@@ -38,19 +41,22 @@ SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Imaged:
-    """A small model of images; as `Published`. asked: it resizes its table when it is asked to, and else refuses."""
+    """A small model of images; as `Published`. asked: it resizes its table when it is asked to, and else refuses.
+    pooled: its pooled embedding is read too."""
 
     name: str
     model: str
     config: Mapping[str, Any]
     asked: bool = False
+    pooled: bool = False
     sizes: tuple[str, ...] = tuple(SIZES)
     attention: str = "sdpa"
     loads: Mapping[str, Any] = field(default_factory=dict)
+    computed: str = ""
 
     @property
     def headed(self) -> bool:
-        return self.model.endswith("Classification")
+        return self.model.endswith(("Classification", "WithTeacher", "WithProjection"))
 
 
 CASES = [
@@ -82,6 +88,26 @@ CASES = [
         model="Dinov2WithRegistersForImageClassification",
         config={**DINO, "num_register_tokens": 3},
     ),
+    Imaged(name="dinov3", model="DINOv3ViTModel", config={**DINO3, "num_register_tokens": 3}),
+    Imaged(
+        name="dinov3, gated",
+        model="DINOv3ViTModel",
+        config={**DINO3, "use_gated_mlp": True, "hidden_act": "silu", "query_bias": False, "value_bias": False},
+    ),
+    Imaged(name="deit", model="DeiTForImageClassification", config=VIT, asked=True),
+    Imaged(name="deit, distilled", model="DeiTForImageClassificationWithTeacher", config=VIT, asked=True),
+    Imaged(name="deit, no head", model="DeiTModel", config={**VIT, "hidden_act": "relu"}, asked=True),
+    Imaged(name="clip", model="CLIPVisionModelWithProjection", config=TOWER, asked=True),
+    Imaged(
+        name="clip, no head", model="CLIPVisionModel", config={**TOWER, "hidden_act": "gelu"}, asked=True, pooled=True
+    ),
+    Imaged(name="siglip", model="SiglipVisionModel", config=UNPROJECTED, asked=True, pooled=True),
+    Imaged(
+        name="siglip, no pooling",
+        model="SiglipVisionModel",
+        asked=True,
+        config={**UNPROJECTED, "vision_use_head": False},
+    ),
     Imaged(
         name="dinov2, registers, gated, no head",
         model="Dinov2WithRegistersModel",
@@ -99,10 +125,14 @@ def images(case: Imaged, size: str) -> Tensor:
 
 
 def expected(model: nn.Module, case: Imaged, pixels: Tensor, size: str = "trained") -> Tensor:
-    """Their logits [B classes], or hidden states [B 1+R+T M]."""
+    """Their logits [B classes], or hidden states [B 1+R+T M], after the pooled embedding where it is read."""
     more = {"interpolate_pos_encoding": True} if case.asked and size != "trained" else {}
     out = model(pixels, **more)
-    return out.logits if case.headed else out.last_hidden_state
+    if case.pooled:
+        return torch.cat([out.pooler_output[:, None], out.last_hidden_state], dim=1)
+    if not case.headed:
+        return out.last_hidden_state
+    return out.image_embeds if "image_embeds" in out else out.logits
 
 
 def found(model: ViTransformerWrapper, pixels: Tensor) -> Tensor:
@@ -110,7 +140,9 @@ def found(model: ViTransformerWrapper, pixels: Tensor) -> Tensor:
     if model.to_logits is not None:
         return model(pixels)
     encoded = model.encode(pixels)
-    return torch.cat([encoded.cls[:, None], encoded.registers, encoded.patches], dim=1)
+    cls = [] if encoded.cls is None else [encoded.cls[:, None]]
+    pooled = [model.pooled(encoded)[:, None]] if model.config.norm_pooled or model.pooling is not None else []
+    return torch.cat([*pooled, *cls, encoded.registers, encoded.patches], dim=1)
 
 
 def assert_close(ours: Tensor, theirs: Tensor) -> None:
@@ -154,8 +186,10 @@ def test_the_way_back(case: Imaged, tmp_path: Path):
     for name, tensor in named.items():
         assert torch.equal(before.read(name), tensor), f"{name} is not bit by bit what was read"
     lost = {name for name in before.names() - named.keys() if not name.endswith(("mask_token", "pooler.dense.weight"))}
+    lost = {name for name in lost if before.read(name).numel()}
     assert lost <= {"pooler.dense.bias"}, "what only training reads is not written, and nothing else"
     auto = transformers.AutoModelForImageClassification if case.headed else transformers.AutoModel
+    auto = getattr(transformers, case.model) if case.model.endswith(("WithTeacher", "WithProjection")) else auto
     again = quietly(auto.from_pretrained, tmp_path, attn_implementation=case.attention)
     assert type(again) is type(theirs)
     for size in case.sizes[:2]:
@@ -174,7 +208,27 @@ def test_our_own_format(case: Imaged, tmp_path: Path):
     assert torch.equal(found(again, pixels), found(ours, pixels))
 
 
-DEFAULTS = {"vit": "ViTConfig", "dinov2": "Dinov2Config", "dinov2_with_registers": "Dinov2WithRegistersConfig"}
+@torch.no_grad()
+def test_pooled_towers():
+    """Without a head a tower returns its pooled embedding, also of images of several sizes."""
+    for name in ("clip, no head", "siglip"):
+        theirs, ours, _ = both(by_name[name])
+        pixels = images(by_name[name], "trained")
+        assert_close(ours(pixels), theirs(pixels).pooler_output)
+        wider = images(by_name[name], "wider")
+        mixed = ours([*pixels, *wider])
+        assert_close(mixed, torch.cat([ours(pixels), theirs(wider, interpolate_pos_encoding=True).pooler_output]))
+
+
+DEFAULTS = {
+    "vit": "ViTConfig",
+    "deit": "DeiTConfig",
+    "dinov2": "Dinov2Config",
+    "dinov2_with_registers": "Dinov2WithRegistersConfig",
+    "dinov3_vit": "DINOv3ViTConfig",
+    "clip_vision_model": "CLIPVisionConfig",
+    "siglip_vision_model": "SiglipVisionConfig",
+}
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
@@ -183,11 +237,13 @@ def test_what_a_file_leaves_out_means_what_its_class_says(name: str):
     family = FAMILIES[name]
     assert family.to_fields({}) == family.to_fields(said)
     assert not family.unknown_keys(said)
-    assert vision_config(family.to_fields({})[0]).trained_patches == (224 // (14 if name == "dinov2" else 16)) ** 2
+    patch = {"dinov2": 14, "clip_vision_model": 32}.get(name, 16)
+    assert vision_config(family.to_fields({})[0]).trained_patches == (224 // patch) ** 2
 
 
 def test_tables_of_larger_grids_are_smoothed_with_registers_alone():
-    assert [FAMILIES[name].to_fields({})[0].get("antialias", False) for name in DEFAULTS] == [False, False, True]
+    smoothed = [name for name in DEFAULTS if FAMILIES[name].to_fields({})[0].get("antialias", False)]
+    assert smoothed == ["dinov2_with_registers"]
 
 
 @torch.no_grad()

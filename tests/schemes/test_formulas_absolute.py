@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.support.naive_attention import one_layer as attention_layer
 from tests.support.naive_attention import worst
 from x_positional import Decoder, TransformerWrapper
-from x_positional.errors import PositionError
+from x_positional.errors import IncompatibleConfig, PositionError
 from x_positional.modules.stack import AttentionLayers
 from x_positional.schemes import Absolute, ScaledSinusoidal, Sinusoidal, SinusoidalEmbedding
 from x_positional.schemes.registry import SchemeConfig
@@ -55,6 +55,22 @@ def test_sinusoids(width: int, layout: str, theta: float, chunk: int) -> None:
     layers = one_layer(Sinusoidal(layout=layout, theta=theta), width)
     expected = torch.tensor([waves(t, width, layout, theta) for t in range(7)], dtype=torch.float64)
     assert worst(added(layers, 7, chunk=chunk), expected.expand(2, -1, -1)) < TIGHT
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_sinusoids_with_an_offset_and_both_ends(chunk: int) -> None:
+    """w_i = theta^(-i / (M/2 - 1)): the first is 1, the last 1 / theta; positions begin at 2."""
+    layers = one_layer(Sinusoidal(layout="concat", theta=50.0, offset=2, endpoint=True), 12)
+    expected = torch.tensor(
+        [[f((t + 2) * 50.0 ** (-i / 5)) for f in (math.sin, math.cos) for i in range(6)] for t in range(7)],
+        dtype=torch.float64,
+    )
+    assert worst(added(layers, 7, chunk=chunk), expected.expand(2, -1, -1)) < TIGHT
+
+
+def test_both_ends_need_two_pairs() -> None:
+    with pytest.raises(IncompatibleConfig, match="endpoint=True divides by the width - 2, and the width is 2"):
+        Decoder(dim=2, depth=1, heads=1, position=Sinusoidal(endpoint=True))
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "concat"])

@@ -16,7 +16,7 @@ UNEVEN = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 5, 3, 70, 71, 9, 300, 2,
 
 
 def shaw_logit(scheme, causal: bool) -> Pair:
-    rows, K = scheme.table.tolist(), scheme.max_distance
+    rows, K = scheme.table.tolist(), scheme.rows.farthest
 
     def logit(q: Row, k: Row, m: float, n: float, h: int) -> float:
         offset = max(-K, min(0 if causal else K, int(n - m)))  # of the key, as in the paper: a_{-K} is the first row

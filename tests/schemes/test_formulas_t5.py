@@ -5,6 +5,7 @@ import torch
 
 from tests.support.naive_attention import attended, naive, one_layer, pairwise, random_qkv, worst
 from tests.support.scheme_logits import bucket, t5_logit
+from x_positional import Encoder
 from x_positional.schemes import T5, T5Bias, t5_buckets
 
 HEADS, HEAD_DIM = 3, 5
@@ -76,3 +77,19 @@ def test_a_narrow_model_has_the_same_buckets(dtype: torch.dtype, causal: bool) -
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         rows = scheme.of_distance(distance)[1].long().tolist()
     assert rows == [bucket(d, 32, 512, causal) for d in distance.tolist()]
+
+
+def test_a_table_for_each_layer() -> None:
+    """Layers share one scheme, or have as many schemes as there are layers, which take part one by one."""
+    stacks = {
+        each: Encoder(dim=15, depth=3, heads=3, attn_dim_head=5, position=T5(per_layer=each)) for each in (True, False)
+    }
+    assert [len(stack.schemes) for stack in stacks.values()] == [3, 1]
+    layers, x = stacks[True].double(), torch.randn(1, 7, 15, dtype=torch.float64)
+    before = layers(x)
+    for scheme in layers.schemes:
+        kept = scheme.table.detach().clone()
+        torch.nn.init.normal_(scheme.table)
+        assert worst(layers(x), before) > 1e-4
+        scheme.table.data.copy_(kept)
+    assert worst(layers(x), before) < TIGHT

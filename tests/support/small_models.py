@@ -1,5 +1,7 @@
 """A small decoder with every parameter moved off its start, for tests of what a model is given."""
 
+from typing import Any
+
 import torch
 
 from tests.support.rounding import assert_same
@@ -10,7 +12,9 @@ SIDE = {"num_tokens": NUM_TOKENS, "depth": 1, "heads": 3, "attn_dim_head": 8, "m
 """Flags of either side of a small XTransformer, without their prefix."""
 
 
-def decoder(position="rope", *, kind=Decoder, depth: int = 2, max_seq_len: int = 300, noise: float = 0.3, **flags):
+def decoder(
+    position: Any = "rope", *, kind=Decoder, depth: int = 2, max_seq_len: int = 300, noise: float = 0.3, **flags
+):
     """A model in eval mode: three heads of 8 channels, no width a power of two."""
     torch.manual_seed(0)
     layers = kind(dim=24, depth=depth, heads=3, head_dim=8, position=position, **flags)

@@ -100,6 +100,7 @@ MIXTURES = st.fixed_dictionaries(
         "correction": st.booleans(),
         "groups": maybe(2, 4, 8, usual=1, weight=1),
         "top_groups": maybe(2, 3, usual=1, weight=1),
+        "group_best": maybe(1, 3, usual=2, weight=1),
         "weigh": maybe("input", usual="output"),
         "shared": maybe(5),
         "shared_gate": maybe(True, usual=False),
@@ -123,7 +124,7 @@ FEEDFORWARD = st.fixed_dictionaries(
     optional={
         "mult": maybe(2.0, usual=4.0),
         "dim": maybe(13),
-        "activation": st.sampled_from(["gelu", "silu", "relu2"]),
+        "activation": st.sampled_from(["gelu", "silu", "relu2", "xielu"]),
         "glu": st.booleans(),
         "bias": st.booleans(),
         "gate_bias": maybe(True, False),

@@ -151,7 +151,7 @@ def test_a_newer_format_is_refused(tmp_path: Path):
     record = json.loads((path / "trainer.json").read_text())
     (path / "trainer.json").write_text(json.dumps({**record, "version": 99}))
     with pytest.raises(
-        UserError, match=r"has checkpoint format version 99; this x_positional reads up to version 2\. Upgrade"
+        UserError, match=r"has checkpoint format version 99; this x_positional reads up to version 3\. Upgrade"
     ):
         open_checkpoint(path)
 

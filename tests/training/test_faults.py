@@ -237,7 +237,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
 def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path):
     resource = pytest.importorskip("resource", reason="Windows has no limit on the size of files")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    log = RunLog(tmp_path, tensorboard=False)
+    log = RunLog(tmp_path)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
@@ -249,7 +249,7 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path):
         log.close()
     steps, _ = read_curve(tmp_path / LOG, "train", "loss")
     assert (tmp_path / LOG).stat().st_size == 100
-    log = RunLog(tmp_path, tensorboard=False)
+    log = RunLog(tmp_path)
     log.write("start", 1, {})
     log.close()
     assert read_curve(tmp_path / LOG, "train", "loss")[0] == [step for step in steps if step <= 1]

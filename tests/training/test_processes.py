@@ -107,7 +107,7 @@ def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch
         ("ACCELERATE_MIXED_PRECISION", "bf16", "--mixed_precision .* set run.precision"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "--dynamo_backend .* set run.compile"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "--gradient_accumulation_steps .* set run.accumulate"),
-        ("ACCELERATE_USE_FSDP", "true", "--use_fsdp .* data-parallel"),
+        ("ACCELERATE_USE_FSDP", "true", "--use_fsdp .* set run.parallel=fsdp"),
         ("ACCELERATE_USE_DEEPSPEED", "true", "--use_deepspeed .* data-parallel"),
     ],
 )

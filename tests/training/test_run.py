@@ -107,7 +107,7 @@ def test_training_learns(tmp_path: Path):
 
 
 def test_a_run_leaves_config_log_plot_and_checkpoints(tmp_path: Path):
-    base = config(tmp_path, steps=9, keep=1, tensorboard=True)
+    base = config(tmp_path, steps=9, keep=1, trackers=["tensorboard"])
     result = train(base)
     folder = tmp_path / "run"
     assert {file.name for file in folder.iterdir()} == {
@@ -116,7 +116,7 @@ def test_a_run_leaves_config_log_plot_and_checkpoints(tmp_path: Path):
         "log.jsonl",
         "loss.png",
         "checkpoints",
-        "tensorboard",
+        "trackers",
     }
     saved = open_checkpoint(folder)
     assert saved.config_text() == (folder / "config.yaml").read_text() == base.to_yaml()
@@ -130,7 +130,7 @@ def test_a_run_leaves_config_log_plot_and_checkpoints(tmp_path: Path):
     assert last["tokens"] == 9 * 3 * 2 * 33
     assert last["bits_per_byte"] == pytest.approx(last["loss"] / np.log(2))
     assert {"lr", "grad_norm", "tokens_per_s"} <= last.keys()
-    assert any(file.stat().st_size > 500 for file in (folder / "tensorboard").iterdir())
+    assert any(file.stat().st_size > 500 for file in (folder / "trackers" / "x-positional").glob("events*"))
     assert (folder / "loss.png").read_bytes()[:4] == b"\x89PNG"
 
 

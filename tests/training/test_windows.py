@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from x_positional import ModelConfig, build_model
-from x_positional.training.data.corpus import Split
+from x_positional.training.data.token_cache import Split
 from x_positional.training.data.windows import Windows
-from x_positional.training.evaluate import _read_windows, eval_windows, evaluate, xz_bits_per_byte
+from x_positional.training.evaluate import eval_windows, evaluate, xz_bits_per_byte
 
 CPU = torch.device("cpu")
 FULL = torch.autocast("cpu", enabled=False)
@@ -57,7 +57,8 @@ def test_too_few_tokens_are_refused():
 def test_every_id_but_the_first_is_predicted_once_with_its_context(count: int, seq_len: int, stride: int | None):
     tokens = np.arange(count)
     plan = eval_windows(count, seq_len, stride=stride)
-    inputs, targets = _read_windows(tokens, plan.starts, plan)
+    read = plan.read(Split(tokens, None), plan.starts)
+    inputs, targets = read.inputs, read.targets
     scored = targets != -100
     assert sorted(targets[scored].tolist()) == list(range(1, count))
     assert torch.equal(inputs[scored], targets[scored] - 1)

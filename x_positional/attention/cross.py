@@ -3,7 +3,7 @@
 B batch, T query tokens, S context tokens, C context dim.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -188,15 +188,14 @@ def _attention_context(
     batch: int, heads: int, layout: TokenLayout, keys: TokenLayout
 ) -> tuple[AttentionContext, Tensor | None]:
     """Queries, keys and mask of cross-attention, and which rows have any key: [B 1 1 1] bool, None for all of them."""
-    visible, reads = None, None
+    kv_index, reads = keys.index, None
     if keys.start is None:
-        kv_index = keys.index.expand(batch, -1)
+        kv_index = kv_index.expand(batch, -1)
         reads = (kv_index != NO_TOKEN).any(-1)[:, None, None, None]
-        readable = torch.where(reads[:, 0, 0], kv_index, 0)  # an empty row attends to padding: finite, then zeroed
-        visible = masks.all_of([masks.filled(readable)], layout.index.expand(batch, -1))
+        kv_index = torch.where(reads[:, 0, 0], kv_index, 0)  # an empty row attends to padding: finite, then zeroed
     ctx = AttentionContext(
         q_index=layout.index,
-        kv_index=keys.index,
+        kv_index=kv_index,
         q_positions=layout.positions,
         kv_positions=keys.positions,
         batch=batch,
@@ -204,7 +203,6 @@ def _attention_context(
         span=max(layout.span, keys.span),
         causal=False,
         window=AttentionWindow(),  # torch.compile cannot read the default
-        visible=visible,
         custom_positions=True,
     )
-    return ctx, reads
+    return ctx if reads is None else replace(ctx, visible=masks.visible(ctx)), reads

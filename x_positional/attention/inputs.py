@@ -343,7 +343,7 @@ def check_final_lengths(lengths: Any, batch: int, schemes: list[PositionScheme])
 def check_positions_fit(tokens: TokenLayout, schemes: list[PositionScheme]) -> None:
     """Raises PositionError where a scheme cannot use these positions: too large, fractional, too many axes, or ignored."""
     positions = tokens.positions
-    given = tokens.custom_positions and positions is not tokens.in_document
+    given = not tokens.within_span
     if given and not any(s.capabilities().uses_positions for s in schemes):
         names = ", ".join(type(s).__name__ for s in schemes)
         raise PositionError(

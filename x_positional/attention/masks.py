@@ -6,7 +6,7 @@ B batch, T query tokens, S key tokens. Every function takes per-row tensors of t
 import torch
 from torch import Tensor
 
-from x_positional.schemes.base import NO_TOKEN, IndexFn
+from x_positional.schemes.base import NO_TOKEN, AttentionContext, IndexFn
 
 
 def filled(kv_index: Tensor) -> IndexFn:
@@ -68,6 +68,28 @@ def all_of(fns: list[IndexFn], q_index: Tensor) -> IndexFn:
         return out | (q_index[b, i] == NO_TOKEN)
 
     return visible
+
+
+def visible(ctx: AttentionContext) -> IndexFn | None:
+    """Which keys a query may see, from all other fields of a context; None if all are visible."""
+    q_index, kv_index = ctx.q_index.expand(ctx.batch, -1), ctx.kv_index.expand(ctx.batch, -1)
+    size, chunk, given = ctx.window.size, ctx.window.chunk, ctx.custom_mask
+    rules: list[IndexFn] = []
+    if not ctx.ordered:
+        rules.append(filled(kv_index))
+    if ctx.causal:
+        rules.append(causal(q_index, kv_index))
+    if given is not None and given.ndim == 1:
+        rules.append(causal_after_prefix(q_index, kv_index, given.expand(ctx.batch)))
+    elif given is not None:
+        rules.append(given_pairs(given, kv_index))
+    if size is not None:
+        rules.append(sliding_window(q_index, kv_index, size, ctx.causal, ctx.window.keep_first))
+    if chunk is not None and ctx.q_place is not None:
+        rules.append(same_chunk(q_index, kv_index, ctx.q_place.expand(ctx.batch, -1), chunk))
+    if ctx.q_documents is not None and ctx.kv_documents is not None:
+        rules.append(same_document(ctx.q_documents, ctx.kv_documents))
+    return all_of(rules, q_index) if rules else None
 
 
 def index_of(mask: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from x_positional.attention.plan import LayerKind, LayerPlan, PassPlan
 from x_positional.attention.streaming import KeptTokens, as_kept_tokens_see, bias_of_kept, tables_of_kept
 from x_positional.attention.tokens import TokenLayout
 from x_positional.errors import InputError
-from x_positional.schemes.base import AttentionContext, AttentionWindow, Capabilities, Dims, IndexFn, PositionScheme
+from x_positional.schemes.base import AttentionContext, AttentionWindow, Capabilities, Dims, PositionScheme
 
 IN_ADVANCE = 64
 """Tokens whose tables are computed at once while decoding."""
@@ -129,35 +129,14 @@ def attention_context(run: Pass, window: AttentionWindow, view: KeyView | None) 
         q_start=layout.start or 0 if view is None else view.q_start,
         kv_start=layout.start or 0 if view is None else view.start,
         custom_positions=layout.custom_positions or (view is not None and view.positions is not view.index),
+        positions_below_span=layout.within_span and (view is None or view.positions is view.index),
         q_documents=q_documents,
         kv_documents=kv_documents,
+        q_place=None if window.chunk is None else layout.offset_in_document,
         memo=memo,
     )
     only_visible = view is not None and view.only_visible and q_documents is None and layout.pairs is None
-    rules = [] if only_visible else _mask_rules(ctx, layout)
-    return replace(ctx, visible=masks.all_of(rules, ctx.q_index.expand(batch, -1))) if rules else ctx
-
-
-def _mask_rules(ctx: AttentionContext, layout: TokenLayout) -> list[IndexFn]:
-    """Every reason to hide a key from a query that applies."""
-    q_index, kv_index = ctx.q_index.expand(ctx.batch, -1), ctx.kv_index.expand(ctx.batch, -1)
-    size, chunk = ctx.window.size, ctx.window.chunk
-    rules: list[IndexFn] = []
-    if not ctx.ordered:
-        rules.append(masks.filled(kv_index))
-    if ctx.causal:
-        rules.append(masks.causal(q_index, kv_index))
-    if layout.prefix is not None:
-        rules.append(masks.causal_after_prefix(q_index, kv_index, layout.prefix.expand(ctx.batch)))
-    if layout.pairs is not None:
-        rules.append(masks.given_pairs(layout.pairs, kv_index))
-    if size is not None:
-        rules.append(masks.sliding_window(q_index, kv_index, size, ctx.causal, ctx.window.keep_first))
-    if chunk is not None:
-        rules.append(masks.same_chunk(q_index, kv_index, layout.offset_in_document.expand(ctx.batch, -1), chunk))
-    if ctx.q_documents is not None and ctx.kv_documents is not None:
-        rules.append(masks.same_document(ctx.q_documents, ctx.kv_documents))
-    return rules
+    return ctx if only_visible else replace(ctx, visible=masks.visible(ctx))
 
 
 def _moved(layout: TokenLayout, window: AttentionWindow) -> TokenLayout | None:

@@ -84,6 +84,10 @@ class KeptTerm(ScoreTerm):
         self.inputs, self.kv_index = (change,), kv_index
         self.known: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return *self.inputs, self.kv_index
+
     def _columns(self, block: ScoreBlock) -> tuple[Tensor, Tensor]:
         """Which of a block's keys are kept first tokens, and the number of each."""
         place = block.row % len(self.kv_index), block.keys.start, block.keys.stop

@@ -51,6 +51,11 @@ class TokenLayout:
         """Positions were given, or restart per document, so they are not the index."""
         return self.positions is not self.index
 
+    @property
+    def within_span(self) -> bool:
+        """Positions are the index, or the place in a document, so they are below `span`."""
+        return self.positions is self.index or self.positions is self.in_document
+
 
 def following_positions(positions: Tensor, before: Tensor | None = None) -> Tensor:
     """[B|1 T] or [B|1 T A] positions -> [B|1] or [B|1 A] the position after them: the largest of any axis + 1, on every axis

@@ -10,10 +10,13 @@ import typer
 
 from x_positional.cli.bench import bench as run_bench
 from x_positional.cli.convert import convert as write_converted
+from x_positional.cli.convert import convert_adapters
+from x_positional.cli.finetune import resolved as resolved_finetuning
+from x_positional.cli.finetune import run_finetuning
 from x_positional.cli.generate import GenerateOptions, generate_from_published, generate_from_run, prompt_text
 from x_positional.cli.plot import plot_model
 from x_positional.cli.plot_text import plot_text
-from x_positional.cli.published import is_published
+from x_positional.cli.published import descends_from_published, is_published
 from x_positional.cli.train import run_training
 from x_positional.cli.verify import verify as compare
 from x_positional.config import validate
@@ -69,6 +72,48 @@ def train(
         print(resolved.to_yaml(), end="")
         return
     raise typer.Exit(run_training(resolved, resume=resume, skip_damaged=skip_damaged))
+
+
+@app.command(context_settings=OVERRIDES, epilog="Every config key is an option: --lr 1e-4 --epochs 2 --lora.r 8")
+def finetune(
+    context: typer.Context,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder of a published model, GGUF file, run folder, or model name on the Hub.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="JSON Lines file of conversations (data.path).", show_default=False)
+    ] = None,
+    val: Annotated[
+        str | None,
+        typer.Option(help="JSON Lines file to hold out (chat.validation).", show_default="a fraction of the data"),
+    ] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters instead of all parameters.")] = False,
+    run_dir: Annotated[
+        str | None, typer.Option(help="Folder for checkpoints and log (run.dir).", show_default="runs/finetune")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint. MODEL may be the run folder.")
+    ] = False,
+    skip_damaged: Annotated[
+        bool,
+        typer.Option(
+            "--skip-damaged", help="With --resume: continue from the newest checkpoint whose files are all intact."
+        ),
+    ] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved config and exit.")] = False,
+) -> None:
+    """Fine-tune a published model, or your own run, on conversations: loss on the answers, with its chat template."""
+    overrides = _overrides(model, context, {"data.path": data, "chat.validation": val, "run.dir": run_dir})
+    config = resolved_finetuning(model, overrides, lora=lora, resume=resume, skip_damaged=skip_damaged)
+    if print_config:
+        print(config.to_yaml(), end="")
+        return
+    raise typer.Exit(run_finetuning(config, resume=resume, skip_damaged=skip_damaged))
 
 
 @app.command()
@@ -155,7 +200,7 @@ def generate(
         num_return_sequences=num_return_sequences,
     )
     text = prompt_text(prompt)
-    if is_published(model):
+    if is_published(model) or descends_from_published(model):
         return generate_from_published(
             model, text, options, chat=chat, device=device, dtype=dtype, quantization=quantize
         )
@@ -241,8 +286,17 @@ def convert(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Output folder.", show_default=False)],
     form: Annotated[
         Format,
-        typer.Option("--format", help="hf: readable by transformers. native: x_positional's format, for any model."),
+        typer.Option("--to", "--format", help="hf: readable by transformers. native: x_positional's own format."),
     ] = "hf",
+    code: Annotated[
+        bool | None,
+        typer.Option(
+            "--code/--no-code",
+            help="With a module that imports x_positional beside the weights (hf), or as a published family alone. Default: the "
+            "module where no family expresses the model.",
+            show_default=False,
+        ),
+    ] = None,
     model_type: Annotated[
         str | None,
         typer.Option(help="Model family to write (hf). Default: the family of the source, or the first that fits."),
@@ -253,9 +307,21 @@ def convert(
     ignore: Annotated[
         list[str] | None, typer.Option(help="Key of the published config.json to ignore. Can be repeated.")
     ] = None,
+    adapter: Annotated[
+        bool,
+        typer.Option(
+            "--adapter", help="Write the LoRA adapters of a run alone, in peft's format. hf: for transformers' model."
+        ),
+    ] = False,
 ) -> None:
-    """Convert a model and its tokenizer to config.json and safetensors."""
-    write_converted(source, target, form, model_type=model_type, dtype=dtype, ignore=ignore or ())
+    """Convert a model and its tokenizer to config.json and safetensors. Adapters of a run are merged into its weights."""
+    if adapter:
+        for name, given in (("--model-type", model_type), ("--dtype", dtype), ("--ignore", ignore), ("--code", code)):
+            if given not in (None, []):
+                raise UserError(f"{name} has no effect on adapters; omit it or --adapter")
+        convert_adapters(source, target, form)
+    else:
+        write_converted(source, target, form, code=code, model_type=model_type, dtype=dtype, ignore=ignore or ())
 
 
 @app.command()

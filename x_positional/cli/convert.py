@@ -14,27 +14,13 @@ from x_positional.cli.hints import command
 from x_positional.cli.published import checkpoint_of, dtype_of, is_published, loaded, opened
 from x_positional.errors import MissingExtra, PretrainedError, UserError
 from x_positional.models.saving import Format
+from x_positional.pretrained.adapters import save_adapters
+from x_positional.pretrained.api import adapted
 from x_positional.pretrained.commit import open_folder, replacing
-from x_positional.pretrained.folder import contains_model
-from x_positional.pretrained.source import Source
-from x_positional.pretrained.tensors.write import write_json
-from x_positional.pretrained.tokenizers.text import GENERATION, TextTokenizer, byte_tokenizer
-from x_positional.training.checkpoints.checkpoint import TOKENIZER
-
-COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-)
-"""Files of the tokenizer, copied unchanged."""
+from x_positional.pretrained.folder import MODELING, contains_model
+from x_positional.pretrained.source import INIT, Source, open_source
+from x_positional.pretrained.tokenizers.text import GENERATION
+from x_positional.pretrained.tokenizers.write import write_tokenizer
 
 
 @dataclass(frozen=True)
@@ -51,6 +37,7 @@ def convert(
     target: Path,
     form: Format,
     *,
+    code: bool | None = None,
     model_type: str | None,
     dtype: str | None,
     ignore: Collection[str] = (),
@@ -63,7 +50,7 @@ def convert(
         raise UserError(f"--ignore needs a published model; {path} is a run")
     source = _published(opened(path, console), console, dtype, ignore) if is_published(path) else _run(path, dtype)
     with console.status(f"writing {target}"), replacing(target) as stage:
-        source.model.save_pretrained(stage, format=form, model_type=model_type)
+        source.model.save_pretrained(stage, format=form, model_type=model_type, code=code)
         if (target / GENERATION).is_file():  # the user's own is kept, unless the source has one too
             shutil.copyfile(target / GENERATION, stage / GENERATION)
         note = _write_tokenizer(source, stage)
@@ -76,38 +63,37 @@ def convert(
         print(line)
 
 
-def _published(source: Source, console: Console, dtype: str | None, ignore: Collection[str]) -> Loaded:
-    def write_tokenizer(target: Path) -> None:
-        tokenizer = source.tokenizer()
-        if source.path.is_dir():
-            folder = open_folder(source.path)
-            for name in COPIED:
-                file = folder.find(name)
-                if file is not None:
-                    shutil.copyfile(file, target / name)
-        else:
-            tokenizer.save(target)
-        _write_end_tokens(tokenizer, target)
+def convert_adapters(path: Path, target: Path, form: Format) -> None:
+    """Write the adapters of a run alone, in peft's format. Raises UserError, PretrainedError."""
+    if is_published(path):
+        raise UserError(f"--adapter needs a run that trained adapters; {path} is a published model")
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise UserError(f"{target} is not an empty folder; choose another one")
+    source = open_source(checkpoint_of(path).path)
+    net = adapted(source)
+    save_adapters(net, target, source.config[INIT]["source"], published=form == "hf")
+    print(f"{target}:")
+    for file in sorted(target.iterdir()):
+        print(f"  {file.stat().st_size:>13,}  {file.name}")
 
-    return Loaded(loaded(source, console, dtype, "cpu", ignore), write_tokenizer)
+
+def _published(source: Source, console: Console, dtype: str | None, ignore: Collection[str]) -> Loaded:
+    def write(target: Path) -> None:
+        tokenizer = source.tokenizer()
+        write_tokenizer(tokenizer, target, open_folder(source.path) if source.path.is_dir() else None)
+
+    return Loaded(loaded(source, console, dtype, "cpu", ignore), write)
 
 
 def _run(path: Path, dtype: str | None) -> Loaded:
     checkpoint = checkpoint_of(path)
     model = load_net(checkpoint, "cpu").to(dtype_of(dtype))
-    kind = checkpoint.entry("tokenizer")
 
-    def write_tokenizer(target: Path) -> None:
-        if kind is None:
-            raise PretrainedError(f"{path} has no tokenizer:", ["it was trained on token ids."])
-        if kind == TOKENIZER:
-            shutil.copyfile(checkpoint.verified(TOKENIZER), target / TOKENIZER)
-        else:
-            tokenizer = byte_tokenizer()
-            tokenizer.save(target)
-            _write_end_tokens(tokenizer, target)
+    def write(target: Path) -> None:
+        tokenizer = open_source(checkpoint.path).tokenizer()
+        write_tokenizer(tokenizer, target, open_folder(checkpoint.path))
 
-    return Loaded(model, write_tokenizer)
+    return Loaded(model, write)
 
 
 def _write_tokenizer(source: Loaded, target: Path) -> str:
@@ -119,14 +105,9 @@ def _write_tokenizer(source: Loaded, target: Path) -> str:
     return ""
 
 
-def _write_end_tokens(tokenizer: TextTokenizer, target: Path) -> None:
-    """Write the ids that end a text to generation_config.json, unless that exists."""
-    if tokenizer.ends and not (target / GENERATION).exists():
-        write_json(target / GENERATION, {"eos_token_id": list(tokenizer.ends)})
-
-
 def _next_commands(target: Path, form: Format, generate: bool) -> list[str]:
     folder, program = shlex.quote(str(target)), command()
-    lines = [f"{program} verify {folder}"] if form == "hf" else []
+    family = form == "hf" and not (target / MODELING).exists()
+    lines = [f"{program} verify {folder}"] if family else []
     lines += [f"{program} generate {folder} --prompt 'The '"] if generate else []
     return ["next:", *(f"  {line}" for line in lines)] if lines else []

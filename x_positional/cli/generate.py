@@ -21,8 +21,11 @@ from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.models.quantize import Quantization, quantize
 from x_positional.models.seq2seq import XTransformer
+from x_positional.pretrained.api import load_source
+from x_positional.pretrained.integrity import TOKENIZER
+from x_positional.pretrained.source import open_source
 from x_positional.pretrained.tokenizers.text import TextTokenizer
-from x_positional.training.checkpoints.checkpoint import TOKENIZER, Checkpoint
+from x_positional.training.checkpoints.checkpoint import Checkpoint
 from x_positional.training.checkpoints.state import load_model
 from x_positional.training.data.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 from x_positional.training.load import parse_config
@@ -319,11 +322,14 @@ def load_net(checkpoint: Checkpoint, device: str, quantization: Quantization | N
     """The model of a checkpoint on `device`. Raises UserError if it cannot be quantized, or the device is unavailable."""
     device = resolve_device(device)
     config = parse_config(checkpoint.config_text(), str(checkpoint.path))
-    tensors = checkpoint.model_tensors()
-    wide = any(tensor.dtype == torch.float64 for tensor in tensors.values())  # run.precision=fp64
-    net = build_model(config.model).to(torch.float64 if wide else None)
-    load_model(net, tensors, checkpoint.path)
-    net.eval()
+    if config.init is not None:
+        net = load_source(open_source(checkpoint.path))
+    else:
+        tensors = checkpoint.model_tensors()
+        wide = any(tensor.dtype == torch.float64 for tensor in tensors.values())  # run.precision=fp64
+        net = build_model(config.model).to(torch.float64 if wide else None)
+        load_model(net, tensors, checkpoint.path)
+        net.eval()
     if quantization is not None:
         try:
             quantize(net, quantization)

@@ -15,8 +15,9 @@ from x_positional.errors import DamagedCheckpoint, UserError
 from x_positional.models.quantize import Quantization
 from x_positional.pretrained.api import load_source
 from x_positional.pretrained.folder import CONFIG, contains_model
-from x_positional.pretrained.source import Source, open_source
+from x_positional.pretrained.source import Source, checkpoint_of_run, open_source
 from x_positional.pretrained.tensors.files import Tensors
+from x_positional.pretrained.tokenizers.text import SETTINGS
 from x_positional.training.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from x_positional.training.config import RunConfig
 
@@ -28,6 +29,12 @@ def is_published(path: Path) -> bool:
     if path.is_dir():
         return contains_model(path) or any(path.glob("*.gguf"))
     return path.is_file() or _is_hub_name(path)
+
+
+def descends_from_published(path: Path) -> bool:
+    """Whether a path is a run whose tokenizer is that of a published model: a fine-tuned one."""
+    checkpoint = checkpoint_of_run(path) if path.is_dir() else None
+    return checkpoint is not None and (checkpoint / SETTINGS).is_file()
 
 
 def _is_hub_name(path: Path) -> bool:
@@ -97,9 +104,12 @@ class WatchedTensors:
     def shape(self, name: str) -> list[int]:
         return self._tensors.shape(name)
 
-    def read(self, name: str) -> Tensor:
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors.dtype(name)
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
         self._progress.advance(self._task)
-        return self._tensors.read(name)
+        return self._tensors.read(name, rows)
 
 
 @contextmanager

@@ -70,8 +70,8 @@ def verify(path: Path, tolerance: float, dtype: str, max_tokens: int) -> bool:
     source = opened(path, status)
     if source.config.get("model_type") == NATIVE:
         raise UserError(
-            f"{path} is in x_positional's own format, which transformers cannot read; convert it first: "
-            f"{command()} convert {path} OTHER_FOLDER --format hf"
+            f"{path} is in x_positional's own format, which transformers computes with x_positional itself, so there is nothing "
+            f"to compare; a published family can be verified: {command()} convert {path} OTHER_FOLDER --no-code"
         )
     model = loaded(source, status, dtype, "cpu")
     kind, family = model.origin.family.kind, model.origin.family.model_type

@@ -177,4 +177,5 @@ def _output(model: Any, pixels: Tensor) -> Tensor:
     if model.config.num_classes is not None:
         return model(pixels)
     encoded = model.encode(pixels)
-    return torch.cat([encoded.cls[:, None], encoded.registers, encoded.patches], dim=1)
+    cls = [] if encoded.cls is None else [encoded.cls[:, None]]
+    return torch.cat([*cls, encoded.registers, encoded.patches], dim=1)

@@ -126,8 +126,10 @@ class MoEConfig(Config):
     groups: int = Field(default=1, gt=0)
     """Groups that the experts are split into."""
     top_groups: int = Field(default=1, gt=0)
-    """Experts are chosen only from this many groups, those with the largest sum of their two best scores (DeepSeek-V3
-    2024, arXiv:2412.19437, section 2.1.2)."""
+    """Experts are chosen only from this many groups, those with the largest sum of their best scores (DeepSeek-V3 2024,
+    arXiv:2412.19437, section 2.1.2)."""
+    group_best: int = Field(default=2, gt=0)
+    """How many of its best scores rank a group: 2 in DeepSeek-V3, 1 in DeepSeek-V2."""
     weigh: WeighKind = "output"
     """Whether the weight multiplies the expert's output or its input (Llama 4)."""
     shared: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
@@ -144,7 +146,7 @@ class FeedForwardConfig(Config):
     dim: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
     """Inner width. None is int(model dim * mult)."""
     activation: ActivationKind = "gelu"
-    """The nonlinearity."""
+    """The nonlinearity. xielu has learned slopes (Apertus)."""
     glu: bool = False
     """Gated: value * activation(gate)."""
     bias: bool = True

@@ -10,7 +10,7 @@ from typing_extensions import Self
 from x_positional.config.layers import LayersConfig, NormConfig
 from x_positional.config.reading import read_yaml
 from x_positional.errors import ConfigError
-from x_positional.modules.feedforward import ActivationKind
+from x_positional.modules.feedforward import FixedActivationKind
 from x_positional.schemes.registry import Config, Custom
 from x_positional.schemes.values import MAX_LENGTH, MAX_ROWS, MAX_WIDTH
 
@@ -55,10 +55,12 @@ class FileConfig(Config):
 class HeadConfig(Config):
     """BERT-style prediction head before the last projection: norm(activation(linear(x)))."""
 
-    activation: ActivationKind = "gelu"
+    activation: FixedActivationKind = "gelu"
     """The nonlinearity."""
     bias: bool = True
     """Bias of the linear layer."""
+    width: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
+    """Width after the linear layer, `emb_dim` where the logits are tied to it (ELECTRA). None is the model's width."""
     norm: NormConfig = NormConfig(bias=True, unit_offset=False)
     """The norm after the activation."""
 
@@ -111,6 +113,13 @@ class ModelConfig(FileConfig):
     def placed_dim(self) -> int | None:
         """The width at which positions are added. None is the model's."""
         return None if self.emb_proj_first else self.emb_dim
+
+    @property
+    def logits_width(self) -> int:
+        """Width of what the last projection reads."""
+        if self.head is not None and self.head.width is not None:
+            return self.head.width
+        return self.emb_dim or self.layers.dim if self.logits_proj else self.layers.dim
 
     @property
     def projected(self) -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from x_positional.config.layers import LayersConfig
+from x_positional.config.layers import LayersConfig, NormConfig
 from x_positional.config.models import FileConfig
 from x_positional.modules.patches import Coordinates, Interpolation
 from x_positional.schemes.absolute import Absolute
@@ -41,14 +41,27 @@ class VisionConfig(FileConfig):
     """Channels of a pixel."""
     patch_norms: bool = True
     """Norms over the pixels of a patch and after their projection. False is a projection alone (ViT)."""
+    patch_bias: bool = True
+    """A bias of the patch projection."""
     num_classes: int | None = Field(default=None, gt=0, le=MAX_LENGTH)
     """Width of the head's logits. None is no head."""
-    pool: Literal["mean", "cls", "cls_mean"] = "mean"
-    """What the head reads: the mean of the patches, a cls token, which is then added, or both concatenated (DINOv2)."""
+    logits_bias: bool = True
+    """A bias of the logits."""
+    register_heads: bool = False
+    """Each register has a head of its own, and the logits are the mean of all heads (DeiT's distillation token)."""
+    pool: Literal["mean", "cls", "cls_mean", "attention"] = "mean"
+    """What the head reads: the mean of the patches; a cls token, which is then added; both concatenated (DINOv2); or what a
+    learned query attends to, see `AttentionPooling` (SigLIP)."""
+    norm_pooled: bool = False
+    """A norm of what the head reads, as those of the layers. With layers.final_norm=False it is the only one (CLIP)."""
     cls_position: bool = False
     """The learned table has a row for the cls token, its first."""
     num_register_tokens: int = Field(default=0, ge=0, le=MAX_ROWS)
     """Learned tokens before the patches."""
+    register_position: bool = False
+    """The learned table has a row for each register, before those of the patches (DeiT's distillation token)."""
+    tokens_norm: NormConfig | None = None
+    """A norm of every token before the first layer, cls token and registers included (CLIP). None is none."""
     post_emb_norm: bool = False
     """A LayerNorm without bias after the embedding of the patches."""
     emb_dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -66,7 +79,12 @@ class VisionConfig(FileConfig):
     @property
     def has_cls(self) -> bool:
         """Whether there is a cls token."""
-        return self.pool != "mean"
+        return self.pool in ("cls", "cls_mean")
+
+    @property
+    def table_extra(self) -> int:
+        """Rows of the table before those of the patches."""
+        return self.cls_position + (self.num_register_tokens if self.register_position else 0)
 
     @property
     def resizing(self) -> str:

@@ -104,6 +104,7 @@ def build_router(dim: int, moe: MoEConfig) -> Router:
         scale=moe.scale,
         groups=moe.groups,
         top_groups=moe.top_groups,
+        group_best=moe.group_best,
         bias=moe.router_bias,
         correction=moe.correction,
     )

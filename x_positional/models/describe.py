@@ -82,6 +82,7 @@ POOLED = {
     "mean": "mean of the patches",
     "cls": "cls token",
     "cls_mean": "cls token and the mean of the patches",
+    "attention": "patches that a learned query attends to",
 }
 
 

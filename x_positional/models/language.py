@@ -34,7 +34,7 @@ from x_positional.models.stacks import ConfiguredLayers, config_of, layers_of_mo
 from x_positional.modules.caching import CachingModule
 from x_positional.modules.cross_entropy import PLAIN, TokenLoss, Unembedding, cross_entropy_by_chunks
 from x_positional.modules.dropout import Dropout
-from x_positional.modules.feedforward import ACTIVATIONS, ActivationKind
+from x_positional.modules.feedforward import ACTIVATIONS, FixedActivationKind
 from x_positional.modules.norms import Norm
 from x_positional.modules.plain import linear, plain_weight
 from x_positional.modules.quantized import Int8Embedding
@@ -52,11 +52,11 @@ def embedding_table(rows: int, width: int, l2norm: bool) -> nn.Embedding:
 
 class PredictionHead(nn.Module):
     """BERT-style prediction head: linear, activation, norm (Devlin et al. 2018, arXiv:1810.04805, in the published code).
-    [... M] -> [... M]."""
+    [... M] -> [... width of the norm]."""
 
-    def __init__(self, dim: int, activation: ActivationKind, bias: bool, norm: Norm):
+    def __init__(self, dim: int, activation: FixedActivationKind, bias: bool, norm: Norm):
         super().__init__()
-        self.linear = nn.Linear(dim, dim, bias=bias)
+        self.linear = nn.Linear(dim, norm.dim, bias=bias)
         self.activation, self.norm = ACTIVATIONS[activation], norm
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,14 +113,14 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
         self.project_emb = nn.Linear(emb_dim, dim, bias=bias) if projected else None
         self.project_out = nn.Linear(dim, emb_dim, bias=bias) if projected and config.logits_proj else None
         self.attn_layers = layers
-        self._build_head(config, dim if self.project_out is None else emb_dim)
+        self._build_head(config)
 
-    def _build_head(self, config: ModelConfig, width: int) -> None:
-        """What turns hidden states into logits. width: of what the last projection reads."""
-        dim, tied = config.layers.dim, config.tie_embedding
+    def _build_head(self, config: ModelConfig) -> None:
+        """What turns hidden states into logits."""
+        dim, tied, width = config.layers.dim, config.tie_embedding, config.logits_width
         self.logits_width, self.head = width, None
         if config.head is not None and self.has_head:
-            norm = build_norm(config.layers, config.head.norm)
+            norm = build_norm(config.layers, config.head.norm, config.head.width)
             self.head = PredictionHead(dim, config.head.activation, config.head.bias, norm)
         columns = config.logits_dim or config.num_tokens
         own_matrix = self.has_head and not tied
@@ -358,12 +358,14 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
     def _output(self, x: Tensor, targets: Tensor | None, token_loss: TokenLoss) -> Tensor:
         """Hidden states [B T M] -> logits [B T V], the cross entropies of the targets, or without a head what it would read."""
         if targets is not None:
-            x = self._features(x).flatten(0, 1)
-            found = cross_entropy_by_chunks(
-                x, targets.flatten(), self._logits_of_features, self.unembedding(), token_loss
-            )
-            return found if token_loss.reduction == "sum" else found.view_as(targets)
+            return self.token_losses(x, targets, token_loss)
         return self.logits(x) if self.has_head else self.projected(x)
+
+    def token_losses(self, x: Tensor, targets: Tensor, token_loss: TokenLoss = PLAIN) -> Tensor:
+        """Hidden states [B T M] -> what `forward` returns for targets [B T], without holding all logits."""
+        x, matrix = self._features(x).flatten(0, 1), self.unembedding()
+        found = cross_entropy_by_chunks(x, targets.flatten(), self._logits_of_features, matrix, token_loss)
+        return found if token_loss.reduction == "sum" else found.view_as(targets)
 
     def _check_targets(self, targets: Tensor, shape: tuple[int, int], return_embeddings: bool) -> None:
         """Raises InputError."""
@@ -378,7 +380,10 @@ class TransformerWrapper(ExplainsAbsent, CachingModule, Saveable):
 
     def _lookup(self, tokens: Tensor) -> Tensor:
         """[B T] -> [B T E]."""
-        x = self.token_emb(tokens.long())
+        return self.scaled(self.token_emb(tokens.long()))
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Rows of the table of embeddings [... E] -> what `inputs_embeds` takes: times emb_scale, normalised with l2norm_embed."""
         x = x if self.config.emb_scale is None else x * x.new_full((), self.config.emb_scale)  # rounded to the dtype
         return F.normalize(x, dim=-1) if self.config.l2norm_embed else x
 

@@ -13,8 +13,8 @@ from x_positional.models.quantize import Quantizable, replace_matrices
 from x_positional.schemes.base import PositionScheme
 
 Format = Literal["hf", "native"]
-Writer = Callable[[Any, Path, str | None], None]
-"""(Model, folder, model_type) -> writes the folder."""
+Writer = Callable[[Any, Path, str | None, bool | None], None]
+"""(Model, folder, model_type, code) -> writes the folder."""
 
 _WRITERS: dict[Format, Writer] = {}
 
@@ -41,7 +41,13 @@ class Saveable(Quantizable):
         """The model of a config."""
         raise TypeError(f"{cls.__name__} defines no from_config(config)")
 
-    def save_pretrained(self, folder: str | Path, format: Format = "native", model_type: str | None = None) -> None:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        format: Format = "native",
+        model_type: str | None = None,
+        code: bool | None = None,
+    ) -> None:
         """Write config and safetensors to a folder; `x_positional.from_pretrained(folder)` reads both formats.
 
         The model of the folder is replaced as a whole: after a crash at any instant the folder contains the old or the new
@@ -49,14 +55,16 @@ class Saveable(Quantizable):
 
         Args:
             folder: Created if it does not exist.
-            format: "native" supports every model; "hf" is what transformers reads, for models that a published family
-                can express.
+            format: "native" supports every model; "hf" is what `AutoModel*.from_pretrained` of transformers reads.
             model_type: The family for "hf"; None for the family that the model was loaded from, or the first that fits.
+            code: How "hf" writes it. None: as a published family where one expresses the model exactly, otherwise with a
+                small module beside the weights that imports x_positional (`trust_remote_code=True`). False: as a family, or not
+                at all. True: with that module.
 
         Raises:
             ArgumentError: If the format is unknown.
-            PretrainedError: If no family can express the model, with the settings that the closest one lacks; if the
-                parameters are not those that `config` describes; if the folder cannot be written.
+            PretrainedError: If nothing that `code` allows expresses the model, with the settings that the closest family lacks;
+                if the parameters are not those that `config` describes; if the folder cannot be written.
         """
         if format not in _WRITERS:
             raise ArgumentError(f"unknown format={format!r}; supported: {', '.join(map(repr, _WRITERS))}.")
@@ -64,12 +72,12 @@ class Saveable(Quantizable):
             raise PretrainedError(
                 "this model cannot be written for transformers:",
                 [
-                    f"its weights are {self.quantized} with a scale per row, which no published family stores. Use "
+                    f"its weights are {self.quantized} with a scale per row, which transformers does not read. Use "
                     "format='native', or save the model before it is quantized."
                 ],
             )
         check_matches_config(self)
-        _WRITERS[format](self, Path(folder), model_type)
+        _WRITERS[format](self, Path(folder), model_type, code)
 
 
 def check_matches_config(model: Saveable) -> None:

@@ -19,6 +19,7 @@ from x_positional.config.flags.answers import answers
 from x_positional.config.validate import model_report, require
 from x_positional.config.validate.rules_vision import position_axes
 from x_positional.config.vision import VisionConfig
+from x_positional.models.build import build_feedforward, build_norm
 from x_positional.models.describe import describe_image
 from x_positional.models.saving import Saveable
 from x_positional.models.stacks import ConfiguredLayers, config_of, layers_of_model
@@ -26,6 +27,7 @@ from x_positional.modules.dropout import Dropout
 from x_positional.modules.norms import Norm
 from x_positional.modules.patch_choice import PatchChoice, choose_patches
 from x_positional.modules.patches import INIT_STD, PatchEmbedding, PatchTable, patch_positions
+from x_positional.modules.pooling import AttentionPooling
 
 Images: TypeAlias = Tensor | Sequence[Tensor]
 """[B C H W], or a list of [C H W], which may differ in size."""
@@ -58,8 +60,8 @@ class ViTransformerWrapper(Saveable):
     Schemes with two axes ("axial", "mixed") get (row, column), see `patch_positions`; schemes with one axis number the
     patches in raster order. "absolute" is a learned table of the trained grid, and the default where no scheme is chosen. The cls
     token and the registers come before the patches, at position 0 on every axis, so rotation leaves them unchanged. Nothing is
-    added to them, except to the cls token its own row of the table with cls_position. Schemes of distances place them at the
-    first patch.
+    added to them, except their own rows of the table with cls_position and register_position. Schemes of distances place them
+    at the first patch.
 
     Args:
         image_size: trained height and width in pixels; one number is both.
@@ -67,9 +69,10 @@ class ViTransformerWrapper(Saveable):
         attn_layers: an Encoder.
         channels: C.
         num_classes: None returns the pooled embedding [B M].
-        flags: post_emb_norm, num_register_tokens, emb_dropout as in x-transformers; pool ("mean", "cls", "cls_mean"), coordinates
-            ("index", "rescaled", "centered"), interpolation ("bicubic", "bilinear"), antialias, cls_position, patch_dropout and
-            patch_norms as in `VisionConfig`.
+        flags: post_emb_norm, num_register_tokens, emb_dropout as in x-transformers; pool ("mean", "cls", "cls_mean",
+            "attention"), coordinates ("index", "rescaled", "centered"), interpolation ("bicubic", "bilinear"), antialias,
+            cls_position, register_position, register_heads, tokens_norm, norm_pooled, patch_dropout, patch_norms, patch_bias and
+            logits_bias as in `VisionConfig`.
 
     Raises:
         IncompatibleConfig, FlagError, ConfigError: for what cannot be built.
@@ -102,17 +105,34 @@ class ViTransformerWrapper(Saveable):
         super().__init__()
         self.config, dim = config, config.layers.dim
         layers = layers_of_model(config.stack, config.trained_patches, dim, attn_layers)
-        self.patch_embedding = PatchEmbedding(config.channels, config.patch_size, dim, config.patch_norms)
+        self.patch_embedding = PatchEmbedding(
+            config.channels, config.patch_size, dim, config.patch_norms, config.patch_bias
+        )
         self.patch_table = _table(config)
         self.emb_norm = Norm(dim, unit_offset=False) if config.post_emb_norm else None
         self.emb_dropout = Dropout(config.emb_dropout)
         self.cls_token = nn.Parameter(torch.randn(1, dim) * INIT_STD) if config.has_cls else None
         registers = config.num_register_tokens
         self.register_tokens = nn.Parameter(torch.randn(registers, dim) * INIT_STD) if registers else None
+        self.tokens_norm = None if config.tokens_norm is None else build_norm(config.layers, config.tokens_norm)
         self.attn_layers = layers
-        width = dim * (2 if config.pool == "cls_mean" else 1)
-        self.to_logits = None if config.num_classes is None else nn.Linear(width, config.num_classes)
+        self._build_head(config)
         self.axes = position_axes(layers.position_schemes)
+
+    def _build_head(self, config: VisionConfig) -> None:
+        """What turns hidden states into logits."""
+        layers, classes = config.layers, config.num_classes
+        width = layers.dim * (2 if config.pool == "cls_mean" else 1)
+        self.pooling = None
+        if config.pool == "attention":
+            ff = build_feedforward(layers, layers.ff)
+            self.pooling = AttentionPooling(layers.dim, layers.heads, layers.head_dim, build_norm(layers), ff)
+        self.pooled_norm = build_norm(layers, dim=width) if config.norm_pooled else None
+        self.to_logits = None if classes is None else nn.Linear(width, classes, bias=config.logits_bias)
+        heads = config.num_register_tokens if config.register_heads and classes is not None else 0
+        self.register_logits = nn.ModuleList(
+            nn.Linear(layers.dim, classes or 0, bias=config.logits_bias) for _ in range(heads)
+        )
 
     @property
     def extra_tokens(self) -> int:
@@ -169,9 +189,10 @@ class ViTransformerWrapper(Saveable):
         for scheme in layers.position_schemes:  # of patches alone: the other tokens have no position
             x = scheme.embed(x, layout.positions[:, extra:])
         x = self.emb_dropout(x if self.emb_norm is None else self.emb_norm(x))
-        beside = [t.to(x.dtype).expand(len(x), -1, -1) for t in (self._cls(), self.register_tokens) if t is not None]
+        beside = [t.to(x.dtype).expand(len(x), -1, -1) for t in self._tokens_before()]
         maps = layers.map_collector() if return_attention else None
-        x = layers.run(torch.cat([*beside, x], dim=1), layout, maps=maps)
+        x = torch.cat([*beside, x], dim=1)
+        x = layers.run(x if self.tokens_norm is None else self.tokens_norm(x), layout, maps=maps)
         first = extra - self.config.num_register_tokens
         patches = x[:, extra:] if chosen.mask is None else x[:, extra:].masked_fill(~chosen.mask[..., None], 0)
         return EncodedImage(
@@ -212,14 +233,26 @@ class ViTransformerWrapper(Saveable):
             [x + rows[grid] if rows else x for x, grid in zip(each, grids, strict=True)], batch_first=True
         )
 
-    def _cls(self) -> Tensor | None:
-        """[1 M] the cls token as it enters the layers."""
-        row = None if self.patch_table is None else self.patch_table.cls_row()
-        return self.cls_token if self.cls_token is None or row is None else self.cls_token + row
+    def _tokens_before(self) -> list[Tensor]:
+        """[1 M] the cls token and [R M] the registers as they enter the layers, those that there are."""
+        cls, registers, config = self.cls_token, self.register_tokens, self.config
+        if self.patch_table is not None and config.table_extra:
+            rows = self.patch_table.extra_rows()
+            cls = cls + rows[:1] if cls is not None and config.cls_position else cls
+            registers = (
+                registers + rows[-len(registers) :] if registers is not None and config.register_position else registers
+            )
+        return [tokens for tokens in (cls, registers) if tokens is not None]
 
     def pooled(self, encoded: EncodedImage) -> Tensor:
         """What the head reads: [B M], or [B 2M] with pool="cls_mean"."""
+        pooled = self._pool(encoded)
+        return pooled if self.pooled_norm is None else self.pooled_norm(pooled)
+
+    def _pool(self, encoded: EncodedImage) -> Tensor:
         patches, mask = encoded.patches, encoded.mask
+        if self.pooling is not None:
+            return self.pooling(patches, mask)
         mean = patches.mean(dim=1) if mask is None else patches.sum(dim=1) / mask.sum(dim=1, keepdim=True)
         if encoded.cls is None:
             return mean
@@ -253,7 +286,12 @@ class ViTransformerWrapper(Saveable):
     def _logits(self, encoded: EncodedImage) -> Tensor:
         """[B, num_classes], or what the head would read."""
         pooled = self.pooled(encoded)
-        return pooled if self.to_logits is None else self.to_logits(pooled)
+        if self.to_logits is None:
+            return pooled
+        logits = self.to_logits(pooled)
+        for i, head in enumerate(self.register_logits):
+            logits = logits + head(encoded.registers[:, i])
+        return logits / (1 + len(self.register_logits)) if len(self.register_logits) else logits
 
 
 def _table(config: VisionConfig) -> PatchTable | None:
@@ -266,5 +304,5 @@ def _table(config: VisionConfig) -> PatchTable | None:
         config.interpolation,
         1.0 if scale is None else scale,
         antialias=config.antialias,
-        cls=config.cls_position,
+        extra=config.table_extra,
     )

@@ -44,7 +44,8 @@ class Router(nn.Module):
         renorm: the weights of a token's experts are divided by their sum.
         scale: weights are multiplied by it.
         groups: experts are divided into as many groups (DeepSeek-V3).
-        top_groups: experts come from as many groups, those with the largest sum of their two best scores.
+        top_groups: experts come from as many groups, those with the largest sum of their best scores.
+        group_best: how many scores of a group that sum includes.
         bias: of the logits.
         correction: a parameter [E] that is added to the scores for the selection alone (DeepSeek-V3, Wang et al. 2024,
             arXiv:2408.15664). It has no gradient: the training loop moves it, up for experts that get too few tokens. It stays in
@@ -62,12 +63,13 @@ class Router(nn.Module):
         scale: float = 1.0,
         groups: int = 1,
         top_groups: int = 1,
+        group_best: int = 2,
         bias: bool = False,
         correction: bool = False,
     ):
         super().__init__()
         self.top_k, self.score, self.renorm, self.scale = top_k, score, renorm, scale
-        self.groups, self.top_groups = groups, top_groups
+        self.groups, self.top_groups, self.group_best = groups, top_groups, group_best
         self.weight = nn.Parameter(torch.empty(experts, dim))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         self.bias = nn.Parameter(torch.zeros(experts)) if bias else None
@@ -103,9 +105,9 @@ class Router(nn.Module):
         return super()._apply(wide, recurse)
 
     def _in_groups(self, merit: Tensor) -> Tensor:
-        """[N E] -> [N E]: -inf outside the best groups, ranked by the sum of their two best scores."""
+        """[N E] -> [N E]: -inf outside the best groups, ranked by the sum of their best scores."""
         grouped = torch.unflatten(merit, -1, (self.groups, -1))
-        best = grouped.topk(2, dim=-1).values.sum(-1).topk(self.top_groups, dim=-1).indices
+        best = grouped.topk(self.group_best, dim=-1).values.sum(-1).topk(self.top_groups, dim=-1).indices
         kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, True)
         return grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from x_positional.modules.dropout import Dropout
 from x_positional.modules.plain import linear
 
-ActivationKind = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"]
+FixedActivationKind = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"]
+ActivationKind = Literal[FixedActivationKind, "xielu"]
 
 
 def _relu2(x: Tensor) -> Tensor:
@@ -35,6 +36,30 @@ ACTIVATIONS = {
     "relu": F.relu,
     "relu2": _relu2,
 }
+
+
+class XIELU(nn.Module):
+    """p x^2 + beta x above 0, n (exp(min(x, eps)) - 1 - x) + beta x below, with two learned slopes p = softplus(alpha_p) and
+    n = beta + softplus(alpha_n) (Huang & Schlag 2024, arXiv:2411.13010).
+
+    beta and eps have no gradient; checkpoints contain them.
+    """
+
+    def __init__(self, slope: float = 0.8, beta: float = 0.5, eps: float = -1e-6):
+        super().__init__()
+        self.alpha_p = nn.Parameter(torch.full((1,), slope).expm1().log())
+        self.alpha_n = nn.Parameter(torch.full((1,), slope - beta).expm1().log())
+        self.beta = nn.Parameter(torch.full((1,), beta), requires_grad=False)
+        self.eps = nn.Parameter(torch.full((1,), eps), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        beta, eps = self.beta.to(x.dtype), self.eps.to(x.dtype)
+        above, below = F.softplus(self.alpha_p).to(x.dtype), beta + F.softplus(self.alpha_n).to(x.dtype)
+        return torch.where(x > 0, above * x * x, (torch.expm1(torch.minimum(x, eps)) - x) * below) + beta * x
+
+
+LEARNED = {"xielu": XIELU}
+"""Activations with parameters of their own, which one feedforward has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +118,13 @@ class FeedForward(nn.Module):
     ):
         super().__init__()
         self.activation = activation
+        learned = LEARNED.get(activation.activation)
+        self.learned = None if learned is None else learned()
         up_bias = bias if gate_bias is None or not activation.glu else gate_bias
         self.up = nn.Linear(dim, activation.up_width(width), bias=up_bias)
         self.down = nn.Linear(width, dim, bias=bias)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(self.down, self.dropout(self.activation(linear(self.up, x))))
+        activation = self.activation if self.learned is None else self.learned
+        return linear(self.down, self.dropout(activation(linear(self.up, x))))

@@ -65,12 +65,13 @@ class PatchEmbedding(nn.Module):
     """Pixels [B C H W] -> [B T M]: norm, linear, norm on the pixels of each patch, in the order row, column, channel. Without
     norms, a convolution whose stride is its width, which is a linear layer on each patch (Dosovitskiy et al. 2021)."""
 
-    def __init__(self, channels: int, patch_size: tuple[int, int], dim: int, norms: bool = True):
+    def __init__(self, channels: int, patch_size: tuple[int, int], dim: int, norms: bool = True, bias: bool = True):
         super().__init__()
         self.channels, self.patch_size = channels, patch_size
         pixels = channels * patch_size[0] * patch_size[1]
         self.pixel_norm = nn.LayerNorm(pixels, bias=False) if norms else None
-        self.project = nn.Linear(pixels, dim) if norms else nn.Conv2d(channels, dim, patch_size, patch_size)
+        size = patch_size
+        self.project = nn.Linear(pixels, dim, bias) if norms else nn.Conv2d(channels, dim, size, size, bias=bias)
         self.norm = nn.LayerNorm(dim, bias=False) if norms else None
 
     def grids(self, images: Any) -> list[tuple[int, int]]:
@@ -139,7 +140,7 @@ class PatchTable(nn.Module):
         interpolation: how it is resized.
         scale: the vectors are multiplied by it.
         antialias: when it is made smaller.
-        cls: the table is [1 + T M]; its first row, never resized, is for the cls token.
+        extra: E, tokens before the patches that have a row too: the table is [E + T M], and its first rows are never resized.
     """
 
     def __init__(
@@ -150,16 +151,22 @@ class PatchTable(nn.Module):
         scale: float = 1.0,
         *,
         antialias: bool = False,
-        cls: bool = False,
+        extra: int = 0,
     ):
         super().__init__()
-        self.grid, self.interpolation, self.scale, self.antialias, self.cls = grid, interpolation, scale, antialias, cls
-        self.table = nn.Parameter(torch.empty(1 + grid[0] * grid[1], dim) if cls else torch.empty(*grid, dim))
+        self.grid, self.interpolation, self.scale, self.antialias, self.extra = (
+            grid,
+            interpolation,
+            scale,
+            antialias,
+            extra,
+        )
+        self.table = nn.Parameter(torch.empty(extra + grid[0] * grid[1], dim) if extra else torch.empty(*grid, dim))
         nn.init.normal_(self.table, std=INIT_STD)
 
     def forward(self, grid: tuple[int, int]) -> Tensor:
         """[T M] for the patches of a grid, in raster order."""
-        table = torch.unflatten(self.table[1:], 0, self.grid) if self.cls else self.table
+        table = torch.unflatten(self.table[self.extra :], 0, self.grid) if self.extra else self.table
         if grid != self.grid:
             image = table.permute(2, 0, 1)[None]
             wide = image if image.dtype == torch.float64 else image.float()
@@ -167,6 +174,6 @@ class PatchTable(nn.Module):
             table = sized[0].permute(1, 2, 0)
         return table.to(self.table.dtype).flatten(0, 1) * self.scale
 
-    def cls_row(self) -> Tensor | None:
-        """[1 M] for the cls token; None without `cls`."""
-        return self.table[:1] * self.scale if self.cls else None
+    def extra_rows(self) -> Tensor:
+        """[E M] for the tokens before the patches, where E > 0."""
+        return self.table[: self.extra] * self.scale

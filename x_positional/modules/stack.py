@@ -89,6 +89,12 @@ class AttentionLayers(CachingModule):
         """The distinct schemes, typed."""
         return [s for s in self.schemes if isinstance(s, PositionScheme)]
 
+    @property
+    def shard_units(self) -> list[nn.Module]:
+        """The modules whose parameters are gathered and released together where a model is sharded. All other parameters, those
+        of schemes included, are shared by layers."""
+        return list(self.blocks)
+
     def new_cache(
         self,
         batch_size: int,

@@ -19,11 +19,13 @@ from x_positional.pretrained.config_json.codecs import Fields, WriteOnly
 from x_positional.pretrained.families import FAMILIES
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.model_kinds import MODEL_KINDS, kind_of, layers_of, side_of
+from x_positional.pretrained.modeling import code_for, save_with_code
 from x_positional.pretrained.tensors.load import sizes_at
 from x_positional.pretrained.tensors.write import write_folder
 
 DTYPE_KEY = "dtype"
-REWRITTEN = {"dtype", "torch_dtype", "transformers_version"}
+REWRITTEN = {"dtype", "torch_dtype", "transformers_version", "auto_map"}
+"""Keys of the original config that are not kept. auto_map names files of code, which are not written."""
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 CANNOT_WRITE = "this model cannot be written for transformers"
 
@@ -47,23 +49,73 @@ class Fit:
         return not self.mismatches and not self.problems
 
 
-def save_hf(model: Saveable, folder: Path, model_type: str | None = None) -> None:
-    """Write a model for transformers. Raises PretrainedError with the settings that no family supports."""
+def save_hf(model: Saveable, folder: Path, model_type: str | None = None, code: bool | None = None) -> None:
+    """Write a model for transformers.
+
+    Args:
+        model: A built model.
+        folder: Created if it does not exist.
+        model_type: The family to write.
+        code: As in `save_pretrained`.
+
+    Raises:
+        PretrainedError: With the settings that no family supports, where a family was asked for; or where neither a family nor
+            a class of `x_positional.hf` expresses the model.
+    """
+    if code and model_type is not None:
+        problem = f"model_type={model_type!r} asks for a family, and code=True for none. Leave one of them out."
+        raise PretrainedError(f"{CANNOT_WRITE}:", [problem])
+    if code:
+        save_with_code(model, folder)
+        return
+    try:
+        config, tensors = as_family(model, model_type)
+    except PretrainedError as error:
+        if code is False or model_type is not None:
+            raise
+        _save_without_family(model, folder, error)
+    else:
+        write_folder(folder, config, tensors)
+
+
+def _save_without_family(model: Saveable, folder: Path, reason: PretrainedError) -> None:
+    """Write a model that no family expresses. Raises PretrainedError with both reasons where nothing else does."""
+    try:
+        code_for(model)
+    except PretrainedError as error:
+        what = str(reason).partition("\n")[0]
+        raise PretrainedError(what, [*reason.problems, f"with code=True: {error.problems[0]}"]) from None
+    save_with_code(model, folder)
+
+
+def as_family(model: Saveable, model_type: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config.json and the tensors of a model as a published family. Raises PretrainedError where none expresses it."""
     config = model.config
     if not isinstance(config, AnyConfig):
         raise PretrainedError(
             f"a {type(model).__name__} cannot be written for transformers:",
             ["only text models, encoder-decoders and image models can."],
         )
-    headed = config.num_classes is not None if isinstance(config, VisionConfig) else not isinstance(model, TokenEncoder)
-    fit = _prefer_original(model, best_fit(config, _candidates(model, config, model_type, headed), headed), headed)
+    headed, fit = is_headed(model), fit_of(model, model_type)
     tensors = export_tensors(model, fit)
     dtype = next(iter(tensors.values())).dtype
     body = fit.family.body_architecture
     architectures = {} if headed or not body else {"architectures": [body]}
     hf = {key: value for key, value in fit.hf.items() if key not in REWRITTEN}
     dtype_key = {DTYPE_KEY: str(dtype).removeprefix("torch.")}
-    write_folder(folder, {**_other_keys(model, fit.family), **hf, **architectures, **dtype_key}, tensors)
+    return {**_other_keys(model, fit.family), **hf, **architectures, **dtype_key}, tensors
+
+
+def is_headed(model: Saveable) -> bool:
+    """Whether a model has a head."""
+    config = model.config
+    return config.num_classes is not None if isinstance(config, VisionConfig) else not isinstance(model, TokenEncoder)
+
+
+def fit_of(model: Saveable, model_type: str | None = None) -> Fit:
+    """The model as its own family, or as the first that expresses it. Raises PretrainedError where none does."""
+    config, headed = model.config, is_headed(model)
+    return _prefer_original(model, best_fit(config, _candidates(model, config, model_type, headed), headed), headed)
 
 
 def best_fit(config: AnyConfig, families: list[Family], headed: bool = True) -> Fit:
@@ -108,7 +160,8 @@ def _way_out(fit: Fit, needs: list[str]) -> list[str]:
     shown = MAX_SHOWN - 2 - len(fit.problems)
     more = [f"and {len(needs) - shown} more settings."] if len(needs) > shown else []
     how = "a model with these keys in its config can be written; " if needs and not fit.problems else ""
-    return [*more, f"{how}format='native' (--format native) writes this one as it is, for x_positional alone."]
+    as_it_is = "code=True (--code) or format='native' (--format native) writes this one as it is, for x_positional."
+    return [*more, f"{how}{as_it_is}"]
 
 
 def _short(value: Any) -> str:
@@ -190,6 +243,8 @@ def _shift_gain(name: str, tensor: Tensor, ours: AnyConfig, theirs: AnyConfig) -
 def _unit_offset(name: str, config: ModelConfig | VisionConfig) -> bool:
     """Whether a gain is stored as gain - 1."""
     if isinstance(config, VisionConfig):
+        if name.startswith("tokens_norm"):
+            return config.tokens_norm is not None and config.tokens_norm.unit_offset
         return not name.startswith("emb_norm") and config.layers.norm.unit_offset
     if name.startswith("emb_norm"):
         return config.emb_norm is not None and config.emb_norm.unit_offset
@@ -208,11 +263,13 @@ def _candidates(model: Saveable, config: AnyConfig, model_type: str | None, head
             raise PretrainedError(
                 f"{CANNOT_WRITE}:", [f"unknown model_type={model_type!r}; {did_you_mean(model_type, FAMILIES)}"]
             )
-        return [FAMILIES[model_type]]
+        family = FAMILIES[model_type].written_as or FAMILIES[model_type]
+        return [family, *family.variants.values()]
     own = [] if model.origin is None else [model.origin.family]
     kind = kind_of(config)
-    others = [family for family in FAMILIES.values() if family not in own and family.kind == kind]
-    return own + [family for family in others if family.architecture or not headed]
+    every = [each for family in FAMILIES.values() for each in (family, *family.variants.values())]
+    others = [family for family in every if family not in own and family.kind == kind]
+    return own + [f for f in others if f.written_as is None and (f.architecture or not headed)]
 
 
 def _other_keys(model: Saveable, family: Family) -> dict[str, Any]:
@@ -225,4 +282,4 @@ def _other_keys(model: Saveable, family: Family) -> dict[str, Any]:
     return {key: hf.get(key) for key in SPECIAL_IDS}
 
 
-__all__ = ["best_fit", "export_tensors", "fit_family", "save_hf"]
+__all__ = ["as_family", "best_fit", "export_tensors", "fit_family", "fit_of", "save_hf"]

@@ -9,9 +9,10 @@ from typing import Any, Literal
 from x_positional.errors import RopeError
 from x_positional.pretrained.config_json.causal import KEY as CAUSAL_KEY
 from x_positional.pretrained.config_json.causal import bidirectional_windows
-from x_positional.pretrained.config_json.codecs import Codec, Fields, Hf, Null
+from x_positional.pretrained.config_json.codecs import Codec, Fields, Hf, unwrapped
 from x_positional.pretrained.config_json.ignored_keys import IGNORED_KEYS
 from x_positional.pretrained.config_json.keys import REFUSED_KEYS
+from x_positional.pretrained.config_json.nested_sides import NestedSide
 from x_positional.pretrained.tensors.layouts import Layout, Same, Sizes
 
 LEAVES = {"weight": "weight", "gain": "weight", "table": "weight", "bias": "bias", "shift": "bias"}
@@ -54,6 +55,10 @@ class Family:
     """Other name of a key -> the key; the other name wins if both are set."""
     older_names: Mapping[str, str] = field(default_factory=dict)
     """Older name of a key -> the key, which wins if both are set."""
+    variants: Mapping[str, "Family"] = field(default_factory=dict)
+    """Tensor -> the family of the same `model_type` that checkpoints with this tensor belong to."""
+    written_as: "Family | None" = None
+    """The family that such models are saved as, where transformers has no class for this `model_type`."""
 
     def like(
         self,
@@ -127,7 +132,12 @@ class Family:
     def unknown_keys(self, hf: Hf) -> list[str]:
         """Keys that are not known: they may affect the logits."""
         known = self.known_keys
-        return sorted(key for key, value in hf.items() if value is not None and key not in known)
+        found = {key for key, value in hf.items() if value is not None and key not in known}
+        for codec in self.codecs:
+            if isinstance(codec, NestedSide):
+                inner, own = hf.get(codec.side) or {}, known | codec.inner_keys
+                found |= {f"{codec.side}.{k}" for k, value in inner.items() if value is not None and k not in own}
+        return sorted(found)
 
     def to_hf(self, fields: Fields) -> dict[str, Any]:
         """`config.json` of canonical fields, as far as its keys can express them. Raises ValueError where they cannot."""
@@ -136,7 +146,7 @@ class Family:
         out: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
         for codec in self.codecs:
             out |= {key: value for key, value in codec.to_hf(fields).items() if value is not None}
-        return {key: None if isinstance(value, Null) else value for key, value in out.items()}
+        return {key: unwrapped(value) for key, value in out.items()}
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], Layout]]:

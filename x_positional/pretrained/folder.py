@@ -20,7 +20,11 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 COMMITTED, RECORD = ".x_positional-save", "record.json"
 """The hidden folder of a committed save, and the file in it that lists the saved files."""
 FORMAT = "x_positional save"
-MODEL_FILE = re.compile(r"config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+MODELING = "modeling_x_positional.py"
+"""The module beside the weights that transformers imports, where no published family expresses the model."""
+MODEL_FILE = re.compile(
+    rf"config\.json|model(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index\.json|{re.escape(MODELING)}"
+)
 """Files that a save replaces as a whole: those that it does not write are removed."""
 MAX_NESTED = 64
 """Depth of objects and lists in a JSON file."""

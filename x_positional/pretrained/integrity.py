@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = "x_positional checkpoint"
-VERSION = 2
-"""Version 1 had no digest of `trainer.json` itself."""
+VERSION = 3
+"""Version 1 had no digest of `trainer.json` itself. Version 3 has tensors divided among files, and is written for those alone."""
 MODEL, OPTIMIZER, CONFIG, TRAINER, TOKENIZER = (
     "model.safetensors",
     "optimizer.safetensors",
@@ -17,6 +17,10 @@ MODEL, OPTIMIZER, CONFIG, TRAINER, TOKENIZER = (
     "trainer.json",
     "tokenizer.json",
 )
+ORIGIN = "origin.json"
+"""The config.json of the published model that a run started from."""
+MODEL_SHARDS, OPTIMIZER_SHARDS = "model", "optimizer"
+"""Folders of a checkpoint whose tensors are divided among files."""
 NAME = re.compile(r"step-(\d{8,18})")
 """Of the folder of a checkpoint."""
 
@@ -26,6 +30,7 @@ ENTRIES: dict[str, tuple[type, ...]] = {
     "order": (dict,),
     "best": (dict, type(None)),
     "tokenizer": (str, type(None)),
+    "shards": (int, type(None)),
 }
 """Types of the entries that are read."""
 
@@ -44,7 +49,7 @@ class TooNew(Exception):
 
 def write_record(folder: Path, values: Mapping[str, Any]) -> None:
     """Write `trainer.json` with format, version and digest."""
-    record = {"format": FORMAT, "version": VERSION, **values}
+    record = {"format": FORMAT, "version": VERSION if values.get("shards") else VERSION - 1, **values}
     (folder / TRAINER).write_text(json.dumps({**record, "digest": _own_digest(record)}, indent=1), encoding="utf-8")
 
 
@@ -106,8 +111,10 @@ def damage_of(path: Path) -> str | None:
         return f"format version {newer}"
     except Damage as damage:
         return str(damage)
-    names = dict.fromkeys([MODEL, OPTIMIZER, CONFIG, *record["files"]])
-    return next(filter(None, (file_damage(path, record, name) for name in names)), None)
+    tensors = [] if record.get("shards") else [MODEL, OPTIMIZER]
+    names = dict.fromkeys([*tensors, CONFIG, *record["files"]])
+    unexpected = (shard_damage(path, record, folder) for folder in (MODEL_SHARDS, OPTIMIZER_SHARDS))
+    return next(filter(None, (*unexpected, *(file_damage(path, record, name) for name in names))), None)
 
 
 def newest_good(root: Path, but: Path | None = None) -> Path | None:
@@ -134,6 +141,22 @@ def file_damage(path: Path, record: Mapping[str, Any], name: str) -> str | None:
     except OSError as error:
         return f"cannot read {file}: {error.strerror}"
     return None if matches else f"the digest of {name} does not match"
+
+
+def shard_files(record: Mapping[str, Any], folder: str) -> list[str]:
+    """The files of a folder of shards, as the record lists them."""
+    return sorted(name for name in record["files"] if name.startswith(f"{folder}/"))
+
+
+def shard_damage(path: Path, record: Mapping[str, Any], folder: str) -> str | None:
+    """What is wrong with the list of files in a folder of shards, all of which are read together; None if nothing is."""
+    if not record.get("shards"):
+        return None
+    recorded = shard_files(record, folder)
+    if not recorded:
+        return f"{TRAINER} lists no files of {folder}"
+    found = {f"{folder}/{file.name}" for file in (path / folder).glob("*")}
+    return next((f"{name} is unexpected" for name in sorted(found - set(recorded))), None)
 
 
 def checkpoint_folders(root: Path) -> list[Path]:

@@ -34,8 +34,8 @@ class ModelKind:
     """What the paths of its stacks start with."""
     head: str = "to_logits.weight"
     """Parameter of the head."""
-    embedding: str = "token_emb.weight"
-    """Parameter of the embedding that the head may be tied to; "" where it cannot be."""
+    embeddings: tuple[str, ...] = ("token_emb.weight",)
+    """Parameters of the embedding that the head may be tied to, of which a family has one; () where it cannot be."""
     tied: str = "tie_embedding"
     """Field that ties head and embedding."""
 
@@ -54,8 +54,9 @@ def seq2seq_config(fields: Fields) -> Seq2SeqConfig:
 
 
 def vision_config(fields: Fields) -> VisionConfig:
-    """The config of fields by path."""
-    return VisionConfig.model_validate(assemble(fields))
+    """The config of fields by path. Settings of the head are dropped where there is none."""
+    unused = {"logits_bias", "register_heads"} if fields.get("num_classes") is None else set()
+    return VisionConfig.model_validate(assemble({path: value for path, value in fields.items() if path not in unused}))
 
 
 def side_of(config: AnyConfig, parameter: str) -> tuple[ModelConfig | VisionConfig, str]:
@@ -97,10 +98,10 @@ MODEL_KINDS: dict[Kind, ModelKind] = {
         lambda fields, head: XTransformer.from_config(seq2seq_config(fields)),
         stack_prefixes=("encoder.", "decoder."),
         head="decoder.net.to_logits.weight",
-        embedding="encoder.token_emb.weight",
+        embeddings=("decoder.net.token_emb.weight", "encoder.token_emb.weight"),
         tied="decoder.tie_embedding",
     ),
-    "vision": ModelKind(vision_config, _image, embedding=""),
+    "vision": ModelKind(vision_config, _image, embeddings=()),
 }
 
 

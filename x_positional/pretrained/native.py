@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from x_positional.config.models import FileConfig, ModelConfig, plain
 from x_positional.config.seq2seq import Seq2SeqConfig
@@ -15,16 +15,22 @@ from x_positional.models.language import TokenEncoder, TransformerWrapper
 from x_positional.models.quantize import Quantization, QuantizeLoaded, check_quantization, replace_matrices
 from x_positional.models.saving import Saveable
 from x_positional.models.seq2seq import XTransformer
+from x_positional.models.sharding import allocate, put
 from x_positional.models.vision import ViTransformerWrapper
 from x_positional.modules.quantized import IntegerWeights
 from x_positional.pretrained.folder import CONFIG
 from x_positional.pretrained.limits import Limits, at_most, failures
 from x_positional.pretrained.tensors.files import Tensors
-from x_positional.pretrained.tensors.load import FLOATS, replace_parameter
+from x_positional.pretrained.tensors.load import FLOATS, common_dtype, is_mesh, read_own, replace_parameter
 from x_positional.pretrained.tensors.write import write_folder
+
+if TYPE_CHECKING:  # torch may be built without distributed, and importing it takes time
+    from torch.distributed.device_mesh import DeviceMesh
 
 NATIVE = "x_positional"
 """The `model_type` of the format."""
+PREFIX = "model."
+"""What the names of tensors start with in a folder for transformers, whose classes hold the model as `model`."""
 CLASSES: dict[str, tuple[type[nn.Module], type[FileConfig]]] = {
     "TransformerWrapper": (TransformerWrapper, ModelConfig),
     "TokenEncoder": (TokenEncoder, ModelConfig),
@@ -33,27 +39,40 @@ CLASSES: dict[str, tuple[type[nn.Module], type[FileConfig]]] = {
 }
 
 
-def save_native(model: Saveable, folder: Path, model_type: str | None = None) -> None:
+def save_native(model: Saveable, folder: Path, model_type: str | None = None, code: bool | None = None) -> None:
     """Write config.json and safetensors. Raises ConfigError for a scheme that was passed as an instance."""
-    if model_type is not None:
-        raise PretrainedError(
-            "this model cannot be written:",
-            [f"model_type={model_type!r} needs format='hf'. Remove it or change format."],
-        )
+    given = {"model_type": model_type, "code": code}
+    if problems := [f"{name}={value!r} needs format='hf'." for name, value in given.items() if value is not None]:
+        raise PretrainedError("this model cannot be written:", [f"{p} Remove it or change format." for p in problems])
+    tensors = {n: p.detach().contiguous().cpu() for n, p in model.named_parameters()}
+    write_folder(folder, native_config(model), tensors)
+
+
+def native_config(model: Saveable) -> dict[str, Any]:
+    """The config.json of a model. Raises PretrainedError for other classes, ConfigError for a scheme passed as an instance."""
     name = type(model).__name__
     if name not in CLASSES:
         raise PretrainedError(f"a {name} cannot be written:", [f"supported classes: {', '.join(CLASSES)}."])
-    config = {"model_type": NATIVE, "class": name, "model": plain(model.config)}
-    if model.quantized is not None:
-        config["quantize"] = model.quantized
-    write_folder(folder, config, {n: p.detach().contiguous().cpu() for n, p in model.named_parameters()})
+    quantized = {} if model.quantized is None else {"quantize": model.quantized}
+    return {"model_type": NATIVE, "class": name, "model": plain(model.config), **quantized}
+
+
+def read_native_config(hf: Mapping[str, Any], source: str) -> FileConfig:
+    """The config of the model of a config.json in this format. Raises PretrainedError."""
+    name = hf.get("class")
+    if not isinstance(name, str) or name not in CLASSES:
+        raise PretrainedError(
+            f"{source} cannot be read:", [f"unsupported class={name!r}; supported: {', '.join(CLASSES)}."]
+        )
+    with failures(f"unsupported {CONFIG} in {source}:"):
+        return CLASSES[name][1].model_validate(hf.get("model"))
 
 
 def load_native(
     hf: Mapping[str, Any],
     tensors: Tensors,
     dtype: torch.dtype | None,
-    device: torch.device | str | None,
+    device: "torch.device | str | DeviceMesh | None",
     quantize: Quantization | None = None,
 ) -> nn.Module:
     """The model of a config.json in this format. Raises PretrainedError with every tensor that does not fit."""
@@ -62,6 +81,7 @@ def load_native(
         raise PretrainedError(
             f"{tensors.source} cannot be read:", [f"unsupported class={name!r}; supported: {', '.join(CLASSES)}."]
         )
+    tensors = _Renamed(tensors)
     with failures(f"unsupported {CONFIG} in {tensors.source}:"):
         model = _build(*CLASSES[name], hf.get("model"), tensors)
         if hf.get("quantize") is not None:
@@ -77,6 +97,8 @@ def load_native(
     ]
     if problems:
         raise PretrainedError(f"{tensors.source} does not fit its config.json:", problems)
+    if is_mesh(device):
+        return _fill_shards(model, tensors, dtype, device, quantized=hf.get("quantize") is not None)  # type: ignore[arg-type]
     loaded = QuantizeLoaded(model, None if hf.get("quantize") == quantize else quantize)
     scales = {id(p) for m in model.modules() if isinstance(m, IntegerWeights) for p in m.scales()}
     for name, parameter in parameters.items():
@@ -87,9 +109,44 @@ def load_native(
             raise PretrainedError(
                 f"{tensors.source} cannot be read:", [f"{name} has the unsupported dtype {raw.dtype}."]
             )
-        tensor = raw.to(device=device or "cpu", dtype=target, copy=True)
+        tensor = raw.to(device=device or "cpu", dtype=target, copy=True)  # type: ignore[arg-type]
         replace_parameter(model, parameter, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
         loaded(name)
+    return model.eval()
+
+
+class _Renamed:
+    """Tensors without PREFIX in their names."""
+
+    def __init__(self, tensors: Tensors):
+        self.source, self._tensors = tensors.source, tensors
+        self._stored = {name.removeprefix(PREFIX): name for name in tensors.names()}
+
+    def names(self) -> set[str]:
+        return set(self._stored)
+
+    def shape(self, name: str) -> list[int]:
+        return self._tensors.shape(self._stored[name])
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors.dtype(self._stored[name])
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        return self._tensors.read(self._stored[name], rows)
+
+
+def _fill_shards(
+    model: nn.Module, tensors: Tensors, dtype: torch.dtype | None, mesh: "DeviceMesh", *, quantized: bool
+) -> nn.Module:
+    """Shard a model among the processes of a mesh, each of which reads what it holds."""
+    if quantized:
+        raise PretrainedError(
+            f"{tensors.source} cannot be read:", ["it is quantized; device_mesh divides float parameters only."]
+        )
+    allocate(model, mesh, dtype or common_dtype(tensors))
+    for name, parameter in model.named_parameters():
+        if not read_own(parameter, tensors, name):
+            put(parameter, tensors.read(name))
     return model.eval()
 
 

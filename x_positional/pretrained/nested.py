@@ -1,14 +1,16 @@
-"""Text models nested in multimodal ones: the text config is under a key of `config.json`, the text tensors have a longer
-prefix. Only the text model is read, as if it had been published alone.
+"""Models nested in multimodal ones: their config is under a key of `config.json`, their tensors have a longer prefix. One of them
+is read, as if it had been published alone: the text model, or a tower that the caller names.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from x_positional.errors import PretrainedError
 from x_positional.pretrained.config_json.codecs import Hf
 from x_positional.pretrained.family import Family
 from x_positional.pretrained.tensors.files import Tensors
@@ -24,10 +26,16 @@ class NestedModel:
     """Of the whole model."""
     family: Family
     """Family of the text model."""
+    others: tuple[Family, ...] = ()
+    """Other families that the text model may belong to, by the `model_type` of its config."""
     key: str = "text_config"
     """Key of the text config. A file without it has the keys of all parts side by side."""
+    replacing_key: str = ""
+    """Older key of the same config, which replaces it as a whole."""
     outer_keys: tuple[str, ...] = ("architectures", "tie_word_embeddings", "dtype", "torch_dtype")
     """Keys of the whole model that override those of the text config."""
+    outer_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of those keys in a file that omits them."""
     prefixes: Mapping[str, str]
     """Pattern of a tensor name's prefix -> prefix in the text model alone; the first match counts."""
     dropped: tuple[str, ...]
@@ -35,22 +43,28 @@ class NestedModel:
     ignored_keys: frozenset[str] = frozenset()
     """Keys of the other parts."""
 
+    def text_family(self, hf: Hf) -> Family:
+        """The family of the text model of this config."""
+        named = (hf.get(self.key) or {}).get("model_type")
+        return next((family for family in self.others if family.model_type == named), self.family)
+
     def text_config(self, hf: Hf) -> dict[str, Any]:
         """`config.json` of the text model alone. It includes unknown keys of the whole model, so that they are reported."""
-        outside = self._outside(hf)
-        if hf.get(self.key):
-            unread = {key: value for key, value in outside.items() if key not in self.family.keys}
-            outside = {**unread, **hf[self.key]}
+        outside, family = self._outside(hf), self.text_family(hf)
+        if inner := hf.get(self.replacing_key) or hf.get(self.key):
+            unread = {key: value for key, value in outside.items() if key not in family.keys}
+            outside = {**unread, **inner}
         outer = {key: hf[key] for key in self.outer_keys if hf.get(key) is not None}
-        named = [self.family.architecture if n == self.architecture else n for n in hf.get("architectures") or ()]
-        return {**outside, "model_type": self.family.model_type, **outer, "architectures": named}
+        named = [family.architecture if n == self.architecture else n for n in hf.get("architectures") or ()]
+        return {**outside, "model_type": family.model_type, **self.outer_defaults, **outer, "architectures": named}
 
     def outer_config(self, hf: Hf) -> dict[str, Any]:
         """Keys of the text model that are set beside its config."""
         if not hf.get(self.key):
             return {}
         kept = {key: value for key, value in self._outside(hf).items() if key not in self.outer_keys}
-        return {key: value for key, value in kept.items() if key in self.family.keys and value is not None}
+        read = self.text_family(hf).keys
+        return {key: value for key, value in kept.items() if key in read and value is not None}
 
     def _outside(self, hf: Hf) -> dict[str, Any]:
         return {key: value for key, value in hf.items() if key not in self.ignored_keys and key != self.key}
@@ -80,16 +94,38 @@ class _RenamedTensors:
     def shape(self, name: str) -> list[int]:
         return self._tensors.shape(self._stored[name])
 
-    def read(self, name: str) -> Tensor:
-        return self._tensors.read(self._stored[name])
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors.dtype(self._stored[name])
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        return self._tensors.read(self._stored[name], rows)
 
 
-def text_model(
-    hf: dict[str, Any], tensors: Tensors, nested: Mapping[str, NestedModel]
+def chosen_tower(hf: Hf, towers: Mapping[str, Sequence[NestedModel]], chosen: Any) -> NestedModel | None:
+    """The tower to read; None for a model without towers. Raises PretrainedError where none, or an unknown one, is chosen.
+
+    Args:
+        hf: The config of the whole model.
+        towers: By its model_type.
+        chosen: The model_type of the tower.
+    """
+    found = towers.get(str(hf.get("model_type")))
+    if found is None:
+        return None
+    tower = next((one for one in found if one.family.model_type == chosen), None)
+    if tower is None:
+        names = " or ".join(f"model_type={one.family.model_type!r}" for one in found)
+        raise PretrainedError(
+            f"a {hf['model_type']} model has several towers, and one is read at a time:",
+            [f"pass {names}" + ("." if chosen is None else f"; got {chosen!r}.")],
+        )
+    return tower
+
+
+def inner_model(
+    hf: dict[str, Any], tensors: Tensors, found: NestedModel | None
 ) -> tuple[dict[str, Any], Tensors, dict[str, Any]]:
-    """Config and tensors of the model to read, and keys beside the config: of its text model if `nested` (by model_type)
-    lists the model."""
-    found = nested.get(str(hf.get("model_type")))
+    """Config and tensors of the model to read, and keys beside the config. found: the part that is read; None is all."""
     if found is None:
         return hf, tensors, {}
     return found.text_config(hf), found.text_tensors(tensors), found.outer_config(hf)

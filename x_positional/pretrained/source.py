@@ -1,6 +1,7 @@
 """Where a checkpoint comes from: a folder, a training run, a GGUF file or the Hugging Face Hub; opened once for config, tensors,
 tokenizer."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,9 @@ from x_positional.pretrained.gguf.tokens import gguf_tokenizer
 from x_positional.pretrained.integrity import CONFIG as RUN_CONFIG
 from x_positional.pretrained.integrity import (
     MODEL,
+    MODEL_SHARDS,
     NAME,
+    ORIGIN,
     TOKENIZER,
     TRAINER,
     Damage,
@@ -27,13 +30,18 @@ from x_positional.pretrained.integrity import (
     file_damage,
     newest_good,
     read_record,
+    shard_damage,
+    shard_files,
 )
 from x_positional.pretrained.limits import failures
 from x_positional.pretrained.native import NATIVE
 from x_positional.pretrained.tensors.files import PICKLES, SAFE, Tensors, open_tensors
+from x_positional.pretrained.tensors.shards import Shards
 from x_positional.pretrained.tokenizers.text import TextTokenizer, byte_tokenizer, folder_tokenizer
 
 T = TypeVar("T")
+INIT, LORA = "init", "lora"
+"""Sections of a run's config: the model that it started from, and its adapters. Such a checkpoint holds the adapters alone."""
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 """Files that are downloaded from the Hub: never a pickle."""
 
@@ -157,11 +165,21 @@ def _run(path: Path) -> Source:
 
     def config() -> dict[str, Any]:
         run = parse_yaml(read_text(verified(RUN_CONFIG)), f"{RUN_CONFIG} of {path}")
-        return {"model_type": NATIVE, "class": "TransformerWrapper", "model": run.get("model")}
+        hf = {"model_type": NATIVE, "class": "TransformerWrapper", "model": run.get("model")}
+        if (path / ORIGIN).is_file():
+            hf[ORIGIN] = json.loads(read_text(verified(ORIGIN)))
+        return hf if run.get(LORA) is None else {**hf, LORA: run[LORA], INIT: run.get(INIT)}
 
     def tensors() -> Tensors:
-        verified(MODEL)
-        return open_tensors(list_folder(path))
+        if not record().get("shards"):
+            verified(MODEL)
+            return open_tensors(list_folder(path))
+        damage = shard_damage(path, record(), MODEL_SHARDS)
+        if damage is not None:
+            raise _damaged(path, damage)
+        for name in shard_files(record(), MODEL_SHARDS):
+            verified(name)
+        return Shards(path / MODEL_SHARDS)
 
     def tokenizer() -> TextTokenizer:
         kind = record().get("tokenizer")

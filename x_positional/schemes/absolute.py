@@ -50,17 +50,28 @@ class SinusoidalEmbedding(PositionScheme):
         dim: M.
         theta: the base of the frequencies.
         layout: "interleaved" as in the paper (sin, cos, sin, cos, ...) or "concat" (all sines, then all cosines).
+        offset: added to positions.
+        endpoint: w_i = theta^(-2i/(M-2)), so that the last frequency is exactly 1 / theta (tensor2tensor).
     """
 
     absolute = True
 
-    def __init__(self, dim: int, theta: float = 10_000.0, layout: Literal["interleaved", "concat"] = "interleaved"):
+    def __init__(
+        self,
+        dim: int,
+        theta: float = 10_000.0,
+        layout: Literal["interleaved", "concat"] = "interleaved",
+        offset: int = 0,
+        endpoint: bool = False,
+    ):
         super().__init__()
-        self.dim, self.theta, self.concat = dim, theta, layout == "concat"
+        self.dim, self.theta, self.concat, self.offset, self.endpoint = dim, theta, layout == "concat", offset, endpoint
 
     def waves(self, positions: Tensor) -> Tensor:
         """[B|1 T] -> [B|1 T M] float32."""
-        angle = angles(positions, inverse_frequencies(self.dim, self.theta, positions.device))
+        width, count = (self.dim - 2, (self.dim + 1) // 2) if self.endpoint else (self.dim, None)
+        frequencies = inverse_frequencies(width, self.theta, positions.device, count)
+        angle = angles(positions + self.offset if self.offset else positions, frequencies)
         sin, cos = angle.sin(), angle.cos()
         both = rearrange([sin, cos], f"wave b t f -> b t {'(wave f)' if self.concat else '(f wave)'}")
         return both[..., : self.dim].float()
@@ -124,6 +135,10 @@ class Sinusoidal(SchemeConfig):
     """The base of the frequencies."""
     layout: Literal["interleaved", "concat"] = "interleaved"
     """"interleaved" is sin, cos, sin, cos, ...; "concat" is all sines, then all cosines."""
+    offset: int = Field(default=0, ge=0, le=MAX_LENGTH)
+    """Added to positions; 2 in M2M-100 and XGLM."""
+    endpoint: bool = False
+    """Frequencies are theta^(-2i/(M-2)), so that the last one is exactly 1 / theta (tensor2tensor, M2M-100)."""
     summary: ClassVar[str] = "fixed sine and cosine waves"
     paper: ClassVar[str] = "Vaswani et al. 2017, arXiv:1706.03762"
 
@@ -131,7 +146,15 @@ class Sinusoidal(SchemeConfig):
         return frozenset(("embed_dim",))
 
     def build(self, dims: Dims) -> SinusoidalEmbedding:
-        return SinusoidalEmbedding(dims.embed_dim, self.theta, self.layout)
+        return SinusoidalEmbedding(dims.embed_dim, self.theta, self.layout, self.offset, self.endpoint)
+
+    def problems(self, dims: Dims) -> list[str]:
+        if not self.endpoint or dims.embed_dim > 2:
+            return []
+        return [
+            f"sinusoidal: endpoint=True divides by the width - 2, and the width is {dims.embed_dim}. Leave endpoint out, or "
+            "widen the model."
+        ]
 
 
 class ScaledSinusoidal(SchemeConfig):

@@ -4,18 +4,21 @@ B batch, T query tokens, S key tokens, H heads; slopes in logits per position, b
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from x_positional.schemes.base import AttentionContext, Bias, Dims, PositionScheme
+from x_positional.schemes.base import AttentionContext, Bias, Dims, PositionScheme, Span
 from x_positional.schemes.distance import DistanceScheme
 from x_positional.schemes.initial import logarithms
 from x_positional.schemes.precision import widened
 from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.terms import ScoreBlock, ScoreTerm
 from x_positional.schemes.values import MAX_HEADS
 
 Variant = Literal["causal", "symmetric", "asymmetric"]
@@ -34,6 +37,60 @@ def _slopes(heads: int) -> tuple[float, ...]:
     below = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * h / below) for h in range(1, below + 1)]
     return tuple(slopes + [2 ** (-8 * h / (2 * below)) for h in range(1, 2 * below + 1, 2)][: heads - below])
+
+
+@dataclass(frozen=True)
+class SlopeBias(Bias):
+    """The bias at any positions."""
+
+    left: Tensor
+    """[H], the slope of each head."""
+    right: Tensor | None
+    """[H], for keys to the right of the query; None where it is the same."""
+
+    def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm:
+        return SlopeTerm(self.left, self.right, ctx)
+
+
+class SlopeTerm(ScoreTerm):
+    """The same for blocks of scores: the distances of a block are computed from its positions.
+
+    Args:
+        left, right: as in SlopeBias.
+        ctx: where queries and keys are.
+    """
+
+    def __init__(self, left: Tensor, right: Tensor | None, ctx: AttentionContext):
+        self.inputs, self.ctx = (left,) if right is None else (left, right), ctx
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.inputs[0], self.inputs[1] if len(self.inputs) > 1 else None, self.ctx
+
+    def _distances(self, block: ScoreBlock, of_side: int, dtype: torch.dtype) -> Tensor:
+        """[R W], the size of each distance, and 0 where the slope is another input's."""
+        q, k = self.ctx.q_positions, self.ctx.kv_positions
+        distance = q[block.row % len(q), block.queries.cut, None] - k[block.row % len(k), block.keys.cut]
+        if len(self.inputs) > 1:
+            distance = distance.clamp(min=0) if of_side == 0 else distance.clamp(max=0)
+        return distance.abs().to(dtype)
+
+    def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> None:
+        for side, slopes in enumerate(inputs):
+            own = slopes[block.heads.cut, None, None]
+            scores -= (own * self._distances(block, side, own.dtype)).to(scores.dtype)
+
+    def differentiate(self, grad: Tensor, kept: None, sums: Sequence[Tensor | None], block: ScoreBlock) -> None:
+        for side, total in enumerate(sums):
+            if total is not None:
+                distances = self._distances(block, side, total.dtype).flatten()
+                total[block.heads.cut] -= grad.flatten(1).to(total.dtype) @ distances
+
+    def recorded(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
+        for side, slopes in enumerate(inputs):
+            own = slopes[block.heads.cut, None, None]
+            scores = scores - (own * self._distances(block, side, own.dtype)).to(scores.dtype)
+        return scores
 
 
 class AlibiBias(DistanceScheme):
@@ -60,21 +117,37 @@ class AlibiBias(DistanceScheme):
         self.log_left = nn.Parameter(logarithms(slopes)) if learned else None
         self.log_right = nn.Parameter(logarithms(right)) if learned and right is not None else None
 
-    def _slopes(self, fixed: list[float], log: Tensor | None, like: Tensor) -> Tensor:
+    def _slopes(self, fixed: list[float], log: Tensor | None, device: torch.device) -> Tensor:
+        """[H]."""
         if log is None:
-            slopes = torch.tensor([s * self.scale for s in fixed], device=like.device, dtype=torch.float32)
+            slopes = torch.tensor([s * self.scale for s in fixed], device=device, dtype=torch.float32)
         else:
             slopes = widened(log).exp() * self.scale
         unbiased = slopes.new_zeros(self.heads - len(fixed))
-        return torch.cat([slopes, unbiased]).reshape(-1, *[1] * like.ndim)
+        return torch.cat([slopes, unbiased])
 
     def of_distance(self, distance: Tensor) -> Tensor:
-        left = self._slopes(self.left, self.log_left, distance)
+        each = (-1, *[1] * distance.ndim)
+        left = self._slopes(self.left, self.log_left, distance.device).view(each)
         far = distance.abs().to(left.dtype)
         if self.right is None:
             return -left * far
-        right = self._slopes(self.right, self.log_right, distance)
+        right = self._slopes(self.right, self.log_right, distance.device).view(each)
         return -torch.where(distance >= 0, left, right) * far
+
+    def _of_pairs(self, ctx: AttentionContext) -> Bias:
+        if type(self).of_distance is not AlibiBias.of_distance:
+            return super()._of_pairs(ctx)
+        q, k = self._columns(ctx)
+        left = self._slopes(self.left, self.log_left, ctx.device)
+        right = None if self.right is None else self._slopes(self.right, self.log_right, ctx.device)
+
+        def fn(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            distance = q[b, i] - k[b, j]
+            slope = left[h] if right is None else torch.where(distance >= 0, left[h], right[h])
+            return -slope * distance.abs().to(left.dtype)
+
+        return SlopeBias(fn, ctx.mask_batch, self.heads, left, right)
 
 
 class RoundedAlibiBias(PositionScheme):

@@ -93,6 +93,8 @@ class AttentionContext:
     """The first key's index, if `ordered`."""
     custom_positions: bool = False
     """Positions were given, or restart per document, so they differ from the index."""
+    positions_below_span: bool = False
+    """Every position is below `span`, and none is negative except at padding: known on the host where none was given."""
     custom_mask: Tensor | None = None
     """The mask or prefix that the caller gave, as a tensor, so that the host does not know who sees whom: which keys each query
     may see [B T N], or how many first tokens of a row see each other [B|1]."""
@@ -102,6 +104,8 @@ class AttentionContext:
     """[B T], the document of each query in packed rows."""
     kv_documents: Tensor | None = None
     """[B S], the document of each key in packed rows."""
+    q_place: Tensor | None = None
+    """[B|1 T], the place of each query in its text, which in a packed row is its document; given where chunks need it."""
     memo: dict[int, Any] | None = None
     """Results that schemes reuse between decoding steps; kept as long as the cache."""
 
@@ -212,6 +216,7 @@ class AttentionContext:
             kv_index=self.kv_index[:, keys.cut],
             kv_positions=self.kv_positions[:, keys.cut],
             q_documents=None if self.q_documents is None else self.q_documents[:, rows.cut],
+            q_place=None if self.q_place is None else self.q_place[:, rows.cut],
             kv_documents=None if self.kv_documents is None else self.kv_documents[:, keys.cut],
             q_start=self.q_start + rows.start,
             kv_start=self.kv_start + keys.start,
@@ -242,7 +247,10 @@ class Bias:
         return bias if visible is None else torch.where(visible, bias, float("-inf"))
 
     def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm | None:
-        """The same bias for these blocks of queries and keys; None if there is no such form."""
+        """The same bias for these blocks of queries and keys; None if there is no such form. Under torch.compile there are no
+        blocks yet: their number depends on the length."""
+        if not blocks:
+            return None
         queries, keys = blocks[0]
         return TracedTerm.of(self.fn, ScoreBlock(0, Span(0, self.heads), queries, keys, 0))
 

@@ -96,6 +96,10 @@ class CountTerm(ScoreTerm):
     def __init__(self, per_count: Tensor):
         self.inputs = (per_count,)
 
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.inputs
+
     def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> list[Counted]:
         values = inputs[0][block.row, block.heads.cut, block.queries.cut]
         last, stop = values.shape[-1] - 1, scores.shape[-1]
@@ -153,6 +157,10 @@ class InTokenOrder(ScoreTerm):
 
     def __init__(self, term: ScoreTerm, order: Tensor):
         self.inputs, self.whole_rows, self.term, self.order = term.inputs, term.whole_rows, term, order
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.term, self.order
 
     def _keys(self, block: ScoreBlock) -> Tensor | None:
         """[W] the block's keys in token order; None if they are already."""

@@ -4,7 +4,8 @@ B batch, T query tokens, S key tokens, H heads, G key/value heads, D head dim, M
 """
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -15,6 +16,7 @@ from x_positional.schemes.distance import distance_bound
 from x_positional.schemes.initial import small_normal
 from x_positional.schemes.pairs import PairBias
 from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.terms import Rebuilt
 from x_positional.schemes.values import MAX_ROWS
 
 Terms = Literal["both", "c2p", "p2c"]
@@ -43,6 +45,27 @@ def log_buckets(distance: Tensor, num_buckets: int, growth: float) -> Tensor:
     return torch.where(far <= exact, distance, logarithmic * distance.sign())
 
 
+@dataclass(frozen=True)
+class Buckets(Rebuilt):
+    """int64 distances (query - key) -> rows of the table."""
+
+    num_buckets: int | None
+    """Per side; None is one per distance."""
+    growth: float
+    """`log_ratio`."""
+    span: int
+    """N: the table has two rows for each."""
+
+    def __call__(self, distance: Tensor) -> Tensor:
+        if self.num_buckets is not None:
+            distance = log_buckets(distance, self.num_buckets, self.growth)
+        return (distance + self.span).clamp(0, 2 * self.span - 1)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.num_buckets, self.growth, self.span
+
+
 class DebertaBias(PositionScheme):
     """bias = scale * (q_i . W_k r + k_j . W_q r), r the row of i - j in a table [2N, M] that all layers share, W_q and W_k
     the projections of the layer (He et al. 2020, arXiv:2006.03654, section 3.1, equation 4).
@@ -68,16 +91,10 @@ class DebertaBias(PositionScheme):
     ):
         super().__init__()
         self.num_buckets, self.max_distance, self.terms = num_buckets, max_distance, terms
-        self.growth = 0.0 if num_buckets is None else log_ratio(num_buckets, max_distance)
-        self.span = num_buckets or max_distance
-        self.table = nn.Parameter(small_normal(2 * self.span, dim))
+        growth = 0.0 if num_buckets is None else log_ratio(num_buckets, max_distance)
+        self.rows = Buckets(num_buckets, growth, num_buckets or max_distance)
+        self.table = nn.Parameter(small_normal(2 * self.rows.span, dim))
         self.norm = None if norm_eps is None else nn.LayerNorm(dim, norm_eps)
-
-    def rows(self, distance: Tensor) -> Tensor:
-        """int64 distances (query - key) -> rows of the table."""
-        if self.num_buckets is not None:
-            distance = log_buckets(distance, self.num_buckets, self.growth)
-        return (distance + self.span).clamp(0, 2 * self.span - 1)
 
     def layer_bias(self, view: LayerView, ctx: AttentionContext) -> Bias:
         vectors = self.table if self.norm is None else self.norm(self.table)

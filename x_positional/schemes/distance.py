@@ -5,6 +5,7 @@ B batch, T query tokens, S key tokens, H heads, N distances. A distance is query
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,10 @@ class BandTerm(ScoreTerm):
     def __init__(self, table: Tensor, low: int, offset: int):
         self.inputs, self.low, self.offset = (table,), low, offset
 
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return *self.inputs, self.low, self.offset
+
     def by_distance(self, inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
         (table,) = inputs
         return table.flip(-1), self.offset - self.low - table.shape[-1] + 1
@@ -124,6 +129,10 @@ class LookupTerm(ScoreTerm):
         self.offset = ctx.S - ctx.T  # without padding the last query is the last key
         self.by_slot = BandTerm(table, low, self.offset)
         self.known: dict[tuple[int, ...], bool] = {}
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return *self.inputs, self.low, self.ctx
 
     def _distances(self, block: ScoreBlock) -> Tensor:
         """[R W]."""
@@ -183,7 +192,7 @@ def distance_bound(ctx: AttentionContext) -> int | None:
     if not ctx.custom_positions:
         return ctx.span + 1
     if torch.compiler.is_compiling():
-        return None
+        return ctx.span + 1 if ctx.positions_below_span else None
     spread = torch.cat([ctx.q_positions.reshape(-1), ctx.kv_positions.reshape(-1)])
     return int(spread.max() - spread.min()) + 1
 
@@ -194,6 +203,9 @@ class DistanceScheme(PositionScheme):
     Args:
         heads: H.
     """
+
+    reach: int | None = None
+    """The bias is constant from this distance on, to either side; None where it is not."""
 
     def __init__(self, heads: int):
         super().__init__()
@@ -209,11 +221,11 @@ class DistanceScheme(PositionScheme):
             table, low = self._table(ctx, low, ctx.q_start + ctx.T - 1 - ctx.kv_start)
             offset = ctx.q_start - ctx.kv_start - low
             return ToeplitzBias(lambda b, h, i, j: table[h, i - j + offset], 1, self.heads, table, low)
-        bound = distance_bound(ctx)
-        shortest = 0 if ctx.causal and not ctx.custom_positions else 1 - (bound or 0)  # shorter ones are masked
-        if bound is None or bound - shortest > ctx.mask_batch * ctx.T * ctx.S + 64:
+        one_sided = ctx.causal and not ctx.custom_positions  # negative distances are masked
+        bound = self._bound(ctx, one_sided)
+        if bound is None:
             return self._of_pairs(ctx)
-        table, low = self._table(ctx, shortest, bound - 1)
+        table, low = self._table(ctx, 0 if one_sided else 1 - bound, bound - 1)
         q, k = self._columns(ctx)
         high = low + table.shape[-1] - 1
         return LookupBias(
@@ -223,6 +235,18 @@ class DistanceScheme(PositionScheme):
             table,
             low,
         )
+
+    def _bound(self, ctx: AttentionContext, one_sided: bool) -> int | None:
+        """The distances of a table are below it; None where there is no table smaller than the biases of all pairs."""
+        bound, pairs = distance_bound(ctx), ctx.mask_batch * ctx.T * ctx.S + 64
+        if bound is not None and (bound if one_sided else 2 * bound - 1) <= pairs:
+            return bound
+        if self.reach is None or ctx.q_positions.is_floating_point() or ctx.kv_positions.is_floating_point():
+            return None
+        fits = (
+            torch.compiler.is_compiling() or 2 * self.reach + 1 <= pairs
+        )  # comparing would restrict a graph's lengths
+        return self.reach + 1 if fits else None
 
     def _table(self, ctx: AttentionContext, low: int, high: int) -> tuple[Tensor, int]:
         """The table for distances low..high and the distance it starts at; taken from the cache's memo if it covers them."""

@@ -81,6 +81,10 @@ class GateTerm(ScoreTerm):
     def __init__(self, at_query: Tensor, at_key: Tensor):
         self.inputs = (at_query, at_key)
 
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.inputs
+
     def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> None:
         at_query = inputs[0][block.row, block.heads.cut, block.queries.cut, None]
         at_key = inputs[1][block.row, block.heads.cut, None, block.keys.cut]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from x_positional.schemes.base import AttentionContext, Bias, Span
-from x_positional.schemes.terms import ScoreBlock, ScoreTerm
+from x_positional.schemes.terms import Rebuilt, ScoreBlock, ScoreTerm
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,13 @@ class PairTerm(ScoreTerm):
     ):
         self.inputs = tuple(t for t in (c2p, p2c) if t is not None)
         self.has_c2p, self.has_p2c, self.rows_of, self.ctx = c2p is not None, p2c is not None, rows_of, ctx
+
+    @property
+    def arguments(self) -> tuple[Any, ...] | None:
+        if not isinstance(self.rows_of, Rebuilt):
+            return None
+        c2p, p2c = self.inputs[0] if self.has_c2p else None, self.inputs[-1] if self.has_p2c else None
+        return c2p, p2c, self.rows_of, self.ctx
 
     def _index(self, block: ScoreBlock) -> Tensor:
         """[G R W], the row of each pair: a view for all heads."""

@@ -3,7 +3,8 @@
 B batch, T query tokens, S key tokens, H heads, D head dim.
 """
 
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -13,7 +14,25 @@ from x_positional.schemes.base import AttentionContext, Bias, Dims, LayerView, P
 from x_positional.schemes.initial import small_normal
 from x_positional.schemes.pairs import PairBias
 from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.terms import Rebuilt
 from x_positional.schemes.values import MAX_ROWS
+
+
+@dataclass(frozen=True)
+class Clipped(Rebuilt):
+    """int64 distances (query - key) -> rows of the table; row 0 is the farthest to the left."""
+
+    nearest: int
+    """The smallest distance that has a row."""
+    farthest: int
+    """The largest one."""
+
+    def __call__(self, distance: Tensor) -> Tensor:
+        return self.farthest - distance.clamp(self.nearest, self.farthest)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.nearest, self.farthest
 
 
 class ShawBias(PositionScheme):
@@ -33,12 +52,9 @@ class ShawBias(PositionScheme):
 
     def __init__(self, head_dim: int, causal: bool, max_distance: int = 64):
         super().__init__()
-        self.causal_only, self.max_distance = causal, max_distance
+        self.causal_only = causal
+        self.rows = Clipped(0 if causal else -max_distance, max_distance)
         self.table = nn.Parameter(small_normal(max_distance + 1 if causal else 2 * max_distance + 1, head_dim))
-
-    def rows(self, distance: Tensor) -> Tensor:
-        """int64 distances (query - key) -> rows of the table; row 0 is the farthest to the left."""
-        return self.max_distance - distance.clamp(0 if self.causal_only else -self.max_distance, self.max_distance)
 
     def layer_bias(self, view: LayerView, ctx: AttentionContext) -> Bias:
         c2p = torch.einsum("bhtd,nd->bhtn", view.q, self.table.to(view.q.dtype)) * view.scale

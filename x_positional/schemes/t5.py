@@ -36,7 +36,7 @@ def t5_buckets(distance: Tensor, num_buckets: int, max_distance: int, causal: bo
 
 
 class T5Bias(DistanceScheme):
-    """bias = scale * W[bucket(distance), h], W [num_buckets, H] shared by all layers.
+    """bias = scale * W[bucket(distance), h], W [num_buckets, H] shared by all layers, or one a layer.
 
     Args:
         heads: H.
@@ -44,14 +44,25 @@ class T5Bias(DistanceScheme):
         num_buckets: rows of W.
         max_distance: where the last bucket begins.
         scale: multiplies the bias.
+        per_layer: each layer has a W of its own.
     """
 
     continuous = False
 
-    def __init__(self, heads: int, causal: bool, num_buckets: int = 32, max_distance: int = 128, scale: float = 1.0):
+    def __init__(
+        self,
+        heads: int,
+        causal: bool,
+        num_buckets: int = 32,
+        max_distance: int = 128,
+        scale: float = 1.0,
+        per_layer: bool = False,
+    ):
         super().__init__(heads)
+        self.per_layer = per_layer
         self.causal_only = causal
         self.num_buckets, self.max_distance, self.scale = num_buckets, max_distance, scale
+        self.reach = max_distance
         self.table = nn.Parameter(small_normal(num_buckets, heads))
 
     def of_distance(self, distance: Tensor) -> Tensor:
@@ -69,11 +80,13 @@ class T5(SchemeConfig):
     """All distances from here on share the last bucket."""
     scale: float = 1.0
     """Multiplies the bias: 1 in T5, sqrt(head_dim) in x-transformers."""
+    per_layer: bool = False
+    """Each layer has a table of its own (UMT5); otherwise all layers share one."""
     summary: ClassVar[str] = "a learned bias per head and distance bucket"
     paper: ClassVar[str] = "Raffel et al. 2020, arXiv:1910.10683"
 
     def build(self, dims: Dims) -> T5Bias:
-        return T5Bias(dims.heads, dims.causal, self.num_buckets, self.max_distance, self.scale)
+        return T5Bias(dims.heads, dims.causal, self.num_buckets, self.max_distance, self.scale, self.per_layer)
 
     def problems(self, dims: Dims) -> list[str]:
         buckets = self.num_buckets if dims.causal else self.num_buckets // 2

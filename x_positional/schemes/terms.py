@@ -5,7 +5,7 @@ B batch, T query tokens, S key tokens, H heads; a block has G heads, R queries a
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -28,10 +28,33 @@ class ScoreBlock:
     """How many of these keys, from the first on, are known to precede every query."""
 
 
-class ScoreTerm:
+class Rebuilt:
+    """What can be rebuilt from tensors and numbers. A graph of torch.compile holds those, but no objects."""
+
+    kinds: ClassVar[dict[str, type["Rebuilt"]]] = {}
+    """Every subclass, by its module and name."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.kinds[cls.kind()] = cls
+
+    @classmethod
+    def kind(cls) -> str:
+        """The name in `kinds`."""
+        return f"{cls.__module__}.{cls.__qualname__}"
+
+    @property
+    def arguments(self) -> tuple[Any, ...] | None:
+        """What the constructor takes: tensors, numbers, None, the context, others of these objects, tuples. None where it takes
+        anything else, such as a function."""
+        return None
+
+
+class ScoreTerm(Rebuilt):
     """A term of the scores. What it reads with a gradient are its inputs; backends pass them to both methods.
 
-    Scores arrive with hidden keys at -inf, and with the terms before this one.
+    Scores arrive with hidden keys at -inf, and with the terms before this one. Of a term with `arguments`, the inputs are the
+    floating tensors among these, in order.
     """
 
     whole_rows: bool = False
@@ -70,8 +93,12 @@ class SumTerm(ScoreTerm):
     def __init__(self, parts: Sequence[ScoreTerm]):
         self.parts = parts
         self.whole_rows = any(part.whole_rows for part in parts)
-        self.fewest = max((part.fewest for part in parts), default=0)
+        self.fewest = max([0, *(part.fewest for part in parts)])
         self.inputs = tuple(t for part in parts for t in part.inputs)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return (tuple(self.parts),)
 
     def shares(self, tensors: Sequence[Any]) -> Iterator[tuple[ScoreTerm, Sequence[Any]]]:
         """Each term with its share of the inputs, or of their gradients."""

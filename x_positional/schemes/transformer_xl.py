@@ -3,6 +3,7 @@
 B batch, T query tokens, S key tokens, H heads, D head dim, M model dim, N distances.
 """
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,8 +15,26 @@ from x_positional.schemes.initial import small_normal
 from x_positional.schemes.pairs import PairBias
 from x_positional.schemes.precision import exact_dtype
 from x_positional.schemes.registry import SchemeConfig
+from x_positional.schemes.terms import Rebuilt
 
 BASE = 10_000.0
+
+
+@dataclass(frozen=True)
+class Shifted(Rebuilt):
+    """int64 distances (query - key) -> their places from the lowest one on. Those of hidden keys may be outside."""
+
+    lowest: int
+    """Of the distances."""
+    highest: int
+    """Of the distances."""
+
+    def __call__(self, distance: Tensor) -> Tensor:
+        return distance.clamp(self.lowest, self.highest) - self.lowest
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.lowest, self.highest
 
 
 class TransformerXLBias(PositionScheme):
@@ -57,12 +76,7 @@ class TransformerXLBias(PositionScheme):
         if bound is None:
             pairs = torch.einsum("bhtd,btshd->bhts", queries, rows.expand(ctx.batch, -1, -1, -1, -1))
             return Bias(lambda b, h, i, j: pairs[b, h, i, j], ctx.batch, ctx.heads)
-        return PairBias.of(
-            ctx,
-            torch.einsum("bhtd,nhd->bhtn", queries, rows),
-            None,
-            lambda distance: distance.clamp(lowest, bound - 1) - lowest,  # hidden keys may be outside
-        )
+        return PairBias.of(ctx, torch.einsum("bhtd,nhd->bhtn", queries, rows), None, Shifted(lowest, bound - 1))
 
     def _distances(self, ctx: AttentionContext, lowest: int, bound: int | None) -> Tensor:
         """[N], all that occur; of all pairs [B|1 T S] where the host knows no bound."""

@@ -101,6 +101,7 @@ VARIANTS: dict[str, SchemeCase] = {
     "alibi, symmetric": SchemeCase(Alibi(variant="symmetric")),
     "alibi, asymmetric, learned": SchemeCase(Alibi(variant="asymmetric", learned=True)),
     "t5, 8 buckets to 20, scaled": SchemeCase(T5(num_buckets=8, max_distance=20, scale=4.0)),
+    "t5, a table for each layer": SchemeCase(T5(num_buckets=8, max_distance=20, per_layer=True)),
     "deberta, 8 buckets to 20, normed": SchemeCase(Deberta(num_buckets=8, max_distance=20, norm_eps=1e-3), SHARED),
     "deberta, a row for each of 12 distances, c2p": SchemeCase(
         Deberta(num_buckets=None, max_distance=12, terms="c2p"), UNGROUPED

@@ -7,6 +7,7 @@
 from x_positional.training.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from x_positional.training.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from x_positional.training.evaluate import Score, evaluate
+from x_positional.training.finetune.base import finetune_config
 from x_positional.training.load import load_config
 from x_positional.training.loop.train import TrainResult, train
 
@@ -19,6 +20,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "evaluate",
+    "finetune_config",
     "load_config",
     "open_checkpoint",
     "train",

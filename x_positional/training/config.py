@@ -1,15 +1,16 @@
 """One schema for a training run: the file, the overrides and `--print-config` are all a TrainConfig."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from x_positional.config.models import ModelConfig
 from x_positional.modules.stack import Recomputed
 from x_positional.schemes.registry import Config
+from x_positional.training.finetune.config import ChatConfig, InitConfig, LoraConfig
 
 TokenDtype = Literal["uint8", "uint16", "uint32", "int16", "int32", "int64"]
 
@@ -19,10 +20,24 @@ class DataConfig(Config):
 
     path: str | None = None
     """A text file, a directory of text files, token ids (`.npy`, or `.bin` with `dtype`), or a directory with
-    `train.bin`/`val.bin` or `train.npy`/`val.npy`. None is the embedded text: Python's documentation topics and standard
-    library sources."""
+    `train.bin`/`val.bin` or `train.npy`/`val.npy`. A table (`.jsonl`, `.parquet`, `.arrow`, or a directory of one of them),
+    a directory of `datasets.save_to_disk`, or the name of a dataset on the Hub. None is the embedded text: Python's
+    documentation topics and standard library sources."""
+    field: str = "text"
+    """The field (column) of a table or dataset that holds the text."""
+    split: str | None = None
+    """The split of a dataset to train on. None is `train`, or the only one."""
+    subset: str | None = None
+    """The subset (configuration) of a dataset on the Hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a dataset on the Hub. None is its main branch."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Read a table or dataset until it has yielded this many training tokens. None reads all."""
+    cache_dir: str | None = None
+    """Directory for the token ids of tables and datasets. None is `x_positional/tokens` in the user's cache directory."""
     tokenizer: str = "bytes"
-    """`bytes` (one token per byte, 256 ids) or the path of a `tokenizer.json`."""
+    """`bytes` (one token per byte, 256 ids), the path of a `tokenizer.json` or of a directory with one, or the name of a
+    model on the Hub."""
     dtype: TokenDtype | None = None
     """Integer type of a `.bin` file."""
     pattern: str = "**/*"
@@ -30,9 +45,11 @@ class DataConfig(Config):
     seq_len: int | None = Field(default=None, ge=2)
     """Tokens the model sees in one training window. None is the model's `max_seq_len`."""
     val_fraction: float = Field(default=0.05, gt=0.0, lt=1.0)
-    """Fraction of the files (of the tokens, if there is one file) kept for validation."""
+    """Fraction of the files or rows (of the tokens, if there is one file) kept for validation. No effect on data with a
+    validation split."""
     document_end: int | None = Field(default=None, ge=0)
-    """Token id appended to every file when there are several. None is 0 for bytes and nothing otherwise."""
+    """Token id appended to every row, and to every file when there are several. None is 0 for bytes, the EOS token for a
+    tokenizer from a directory or the Hub, and nothing for a `tokenizer.json`."""
 
 
 class OptimizerConfig(Config):
@@ -83,6 +100,9 @@ class RunConfig(Config):
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     """auto is bfloat16 autocast on CUDA (weights stay float32) and float32 elsewhere. fp64 is for comparisons: weights and
     activations are float64."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes divide the work. `ddp`: each holds the whole model. `fsdp`: parameters, gradients and optimizer
+    state are divided among them. No effect on a single process."""
     label_smoothing: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of each target that is spread evenly over the vocabulary, in training only."""
     z_loss: float = Field(default=0.0, ge=0.0)
@@ -95,14 +115,32 @@ class RunConfig(Config):
     """Steps between log lines."""
     eval_every: int = Field(default=200, ge=1)
     """Steps between evaluations."""
+    eval_first: bool = False
+    """Evaluate before the first step too."""
     eval_tokens: int | None = Field(default=65536, ge=1)
     """Validation tokens per evaluation, spread over the whole text. None is all."""
     save_every: int = Field(default=200, ge=1)
     """Steps between checkpoints."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept, besides the one with the best validation loss."""
-    tensorboard: bool = False
-    """Write TensorBoard logs too."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers that get the log too, by their names in accelerate: tensorboard, wandb, mlflow, comet_ml, trackio, ..."""
+    project: str = "x-positional"
+    """Name of the project (the experiment in mlflow) that trackers write to."""
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one_tracker(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_runs(cls, raw: Any) -> Any:
+        """Runs that began before there were trackers have `tensorboard: true` or `false`."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("tensorboard"), bool):
+            return raw
+        rest = {name: value for name, value in raw.items() if name != "tensorboard"}
+        return {"trackers": ["tensorboard"], **rest} if raw["tensorboard"] else rest
 
 
 class TrainConfig(Config):
@@ -116,6 +154,12 @@ class TrainConfig(Config):
     """The optimizer and its schedule."""
     run: RunConfig = RunConfig()
     """Length, batches, evaluation, files."""
+    init: InitConfig | None = None
+    """The weights to start from. None is random ones."""
+    chat: ChatConfig | None = None
+    """Conversations in place of text."""
+    lora: LoraConfig | None = None
+    """Adapters to train in place of the model's parameters."""
 
     @property
     def seq_len(self) -> int:
@@ -128,6 +172,7 @@ class TrainConfig(Config):
         most = self.run.steps // 10
         if "warmup_steps" not in self.optimizer.model_fields_set and self.optimizer.warmup_steps > most:
             optimizer = self.optimizer.model_copy(update={"warmup_steps": most})
+            optimizer.model_fields_set.discard("warmup_steps")  # so that it follows run.steps where those change
             object.__setattr__(self, "optimizer", optimizer)  # configs are frozen once they are validated
         return self
 
@@ -153,12 +198,27 @@ class TrainConfig(Config):
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves none of run.steps={self.run.steps}; "
                 "lower the warm-up or train longer"
             )
+        if self.run.compile and self.run.parallel == "fsdp":
+            problems.append(
+                "run.compile=true cannot be combined with run.parallel=fsdp: gathering the parameters of a block breaks the "
+                "graph; leave run.compile out, or use run.parallel=ddp"
+            )
         if self.model.layers.kind != "decoder":
             problems.append(
                 f"model.layers.kind={self.model.layers.kind!r} cannot be trained to predict the next token; "
                 "use kind: decoder, or train it from Python with your own loss"
             )
-        if self.data.tokenizer == "bytes" and not self.reads_token_ids and self.model.num_tokens < 256:
+        if self.init is None:
+            needing = [name for name in ("chat", "lora") if getattr(self, name) is not None]
+            problems += [f"{name} needs a model to start from: set init.source" for name in needing]
+        if self.chat is not None and self.data.path is None:
+            problems.append("chat needs conversations: set data.path to a JSON Lines file")
+        if (
+            self.chat is None
+            and self.data.tokenizer == "bytes"
+            and not self.reads_token_ids
+            and self.model.num_tokens < 256
+        ):
             problems.append(
                 f"model.num_tokens={self.model.num_tokens} cannot hold bytes; set it to 256 or name a data.tokenizer"
             )
@@ -170,6 +230,18 @@ class TrainConfig(Config):
     def reads_token_ids(self) -> bool:
         """Whether `data.path` names one file of token ids instead of text."""
         return self.data.path is not None and Path(self.data.path).suffix in (".npy", ".bin")
+
+    def flat(self) -> dict[str, Any]:
+        """Every key with its sections, as `run.steps`, and its value; lists are values."""
+        pending: list[tuple[str, Any]] = [("", self.model_dump(mode="json"))]
+        found = {}
+        while pending:
+            name, value = pending.pop()
+            if isinstance(value, dict) and value:
+                pending += [(f"{name}.{key}" if name else key, inner) for key, inner in value.items()]
+            else:
+                found[name] = value
+        return found
 
     def to_yaml(self) -> str:
         """The resolved config as YAML; reading it back gives an equal config."""

@@ -13,6 +13,7 @@ from x_positional.schemes.registry import Config
 from x_positional.schemes.suggest import messages
 from x_positional.training.checkpoints.checkpoint import CONFIG
 from x_positional.training.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
+from x_positional.training.finetune.config import ChatConfig, InitConfig, LoraConfig
 from x_positional.training.overrides import override
 
 
@@ -34,6 +35,12 @@ class OtherSections(Config):
     """As in `TrainConfig`."""
     run: RunConfig = RunConfig()
     """As in `TrainConfig`."""
+    init: InitConfig | None = None
+    """As in `TrainConfig`."""
+    chat: ChatConfig | None = None
+    """As in `TrainConfig`."""
+    lora: LoraConfig | None = None
+    """As in `TrainConfig`."""
 
 
 def load_config(file: Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -41,7 +48,7 @@ def load_config(file: Path, overrides: Mapping[str, Any] | None = None) -> Train
 
     Raises `UserError` with every problem of file and overrides together.
     """
-    return _validated(_read(file), overrides or {}, str(file))
+    return config_of_fields(_read(file), overrides or {}, str(file))
 
 
 def load_model(file: Path, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -71,7 +78,7 @@ def parse_config(text: str, source: str) -> TrainConfig:
         raw = parse_yaml(text, f"the config of {source}")
     except ConfigError as error:
         raise UserError(str(error)) from error
-    return _validated(raw, {}, source)
+    return config_of_fields(raw, {}, source)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -81,7 +88,8 @@ def _read(file: Path) -> dict[str, Any]:
         raise UserError(str(error)) from error
 
 
-def _validated(raw: dict[str, Any], overrides: Mapping[str, Any], source: str) -> TrainConfig:
+def config_of_fields(raw: dict[str, Any], overrides: Mapping[str, Any], source: str) -> TrainConfig:
+    """The config of its fields, changed by dotted `overrides`. Raises `UserError` with every problem of both."""
     problems = override(TrainConfig, raw, overrides)
     try:
         config = TrainConfig.parse(raw)

@@ -29,14 +29,15 @@ VARIANTS = {
     "pixel": Axial(freqs="pixel"),
     "pixel, three axes, far": Axial(freqs="pixel", max_freq=256.0, axes=3, interleaved=True),
     "pixel, a pair for each of three axes": Axial(freqs="pixel", axes=3, dim=6),
+    "periods": Axial(freqs="period", theta=100.0),
     "one axis": Axial(axes=1, theta=300.0),
 }
 
 
 def rate(config: Axial, i: int, each: int) -> float:
     """Pair i of the `each` pairs of an axis, in radians per unit of its coordinate."""
-    if config.freqs == "lang":
-        return config.theta ** (-2 * i / (2 * each))
+    if config.freqs != "pixel":
+        return config.theta ** (-2 * i / (2 * each)) * (2 * math.pi if config.freqs == "period" else 1)
     return math.pi * (1 + (config.max_freq / 2 - 1) * i / (each - 1) if each > 1 else 1)
 
 
@@ -116,6 +117,8 @@ def test_frequencies_by_hand() -> None:
     assert scheme.inv_freq(torch.device("cpu")).tolist() == pytest.approx([1, 0.1, 1, 0.1])
     pixel = AxialEmbedding(8, freqs="pixel").inv_freq(torch.device("cpu")) / math.pi
     assert pixel.tolist() == pytest.approx([1, 5, 1, 5])
+    period = AxialEmbedding(8, theta=100.0, freqs="period").inv_freq(torch.device("cpu")) / math.pi
+    assert period.tolist() == pytest.approx([2, 0.2, 2, 0.2])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ B batch, T tokens, V vocabulary.
 import contextlib
 import inspect
 import io
+import re
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -47,13 +48,22 @@ class Published:
     attention: str = "sdpa"
     loads: Mapping[str, Any] = field(default_factory=dict)
     """Overrides for `from_pretrained`."""
+    computed: str = ""
+    """Pattern of tensors that are computed, and so not perturbed."""
 
 
-def perturb(model: nn.Module, seed: int = 0) -> None:
-    """Add noise to everything that is saved, including norms, biases, sinks and router corrections."""
+def perturb(model: nn.Module, seed: int = 0, computed: str = "") -> None:
+    """Add noise to everything that is saved, including norms, biases, sinks and router corrections.
+
+    Args:
+        model: Its parameters and buffers are changed.
+        seed: Of the noise.
+        computed: Pattern of tensors that stay as they are.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for tensor in {id(t): t for t in model.state_dict(keep_vars=True).values()}.values():
+        named = model.state_dict(keep_vars=True).items()
+        for tensor in {id(t): t for name, t in named if not (computed and re.search(computed, name))}.values():
             if tensor.is_floating_point():
                 tensor += 0.1 * torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
 
@@ -81,7 +91,7 @@ def both(case: Published) -> tuple[nn.Module, nn.Module, Path]:
         torch.manual_seed(1)
         config = quietly(cls.config_class, **{"attn_implementation": case.attention, **case.config})
         theirs = quietly(cls, config).eval()
-        perturb(theirs)
+        perturb(theirs, computed=case.computed)
         folder = folder_of(case.name, case.model)
         quietly(theirs.save_pretrained, folder)
         with warnings.catch_warnings():  # an unknown key in a freshly saved config is a gap

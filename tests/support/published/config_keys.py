@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from tests.support.published import seq2seq_cases
-from tests.support.published.compare import EPS, Published, both, ids, quietly, their_logits
+from tests.support.published.compare import EPS, VOCABULARY, Published, both, ids, quietly, their_logits
 from tests.support.published.decoders import CASES as DECODERS
 from tests.support.published.encoders import CASES as ENCODERS
 from x_positional.pretrained import FAMILIES
@@ -54,9 +54,31 @@ SEEING = {
     "num_labels": 5,
 }
 """A small model of images."""
+TOWER = {**{key: value for key, value in SEEING.items() if key != "num_labels"}, "intermediate_size": 50}
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 40,
+    "layer_norm_eps": EPS,
+    "bos_token_id": 1,
+    "eos_token_id": 66,
+    "pad_token_id": 0,
+}
+"""A small text tower."""
+TEXT_TOWERS = [
+    Published(name="keys clip text", model="CLIPTextModelWithProjection", config={**TEXT, "projection_dim": 9}),
+    Published(name="keys siglip text", model="SiglipTextModel", config={**TEXT, "projection_size": 9}),
+]
 VISION_CASES = [
     Published(name="keys vit", model="ViTForImageClassification", config={**SEEING, "intermediate_size": 50}),
     Published(name="keys dinov2", model="Dinov2ForImageClassification", config={**SEEING, "mlp_ratio": 3}),
+    Published(name="keys deit", model="DeiTForImageClassification", config={**SEEING, "intermediate_size": 50}),
+    Published(name="keys dinov3", model="DINOv3ViTModel", config={**TOWER, "num_register_tokens": 2}),
+    Published(name="keys clip", model="CLIPVisionModelWithProjection", config={**TOWER, "projection_dim": 7}),
+    Published(name="keys siglip", model="SiglipVisionModel", config=TOWER),
     Published(
         name="keys dinov2 registers",
         model="Dinov2WithRegistersForImageClassification",
@@ -84,6 +106,7 @@ def _all() -> list[Case]:
         "encoder": ENCODERS,
         "seq2seq": seq2seq_cases.CASES,
         "vision": VISION_CASES,
+        "text tower": TEXT_TOWERS,
     }
     return [
         Case(kind, case, FAMILIES[getattr(transformers, case.model).config_class.model_type])
@@ -109,7 +132,10 @@ def theirs(model: nn.Module, case: Case) -> Tensor:
             out = model(images())
         case _:
             out = model(tokens())
-    return out.logits if hasattr(out, "logits") else out.last_hidden_state
+    for name in ("logits", "image_embeds"):
+        if name in out:
+            return out[name]
+    return out.last_hidden_state
 
 
 @torch.no_grad()
@@ -119,7 +145,9 @@ def ours(model: Any, case: Case) -> Tensor:
         case "seq2seq":
             return model.logits(ids(2, 15), ids(2, 7, 1))
         case "vision":
-            return model(images()) if model.to_logits is not None else model.encode(images())
+            return model(images()) if model.to_logits is not None else model.encode(images()).patches
+        case "text tower":
+            return model(tokens(), return_embeddings=True)
         case _:
             return model(tokens())
 

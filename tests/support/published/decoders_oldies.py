@@ -249,4 +249,22 @@ FALCONS = [  # with ALiBi, positions come from the mask and position_ids are ign
     Published(name="falcon, groups, ALiBi", model="FalconForCausalLM", jumping=False, config={**NEW, "alibi": True}),
 ]
 
-CASES = [*BIGCODES, *NEOS, *GPTJS, *NEOXES, *OPTS, *BLOOMS, *MPTS, *FALCONS]
+XGLM = {
+    **TOKENS,
+    "d_model": 40,
+    "num_layers": 3,
+    "attention_heads": 4,
+    "ffn_dim": 52,
+    "max_position_embeddings": 64,
+}
+XGLMS = [
+    Published(name="xglm", model="XGLMForCausalLM", attention="eager", config=XGLM),
+    Published(
+        name="xglm, plain",
+        attention="eager",
+        model="XGLMForCausalLM",
+        config={**XGLM, "scale_embedding": False, "tie_word_embeddings": False, "activation_function": "relu"},
+    ),
+]
+
+CASES = [*BIGCODES, *NEOS, *GPTJS, *NEOXES, *OPTS, *BLOOMS, *MPTS, *FALCONS, *XGLMS]

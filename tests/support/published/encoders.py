@@ -48,9 +48,24 @@ class Encoded(Published):
 
 
 ROBERTA = {**PLAIN, "pad_token_id": 3, "max_position_embeddings": 44}
+DISTILBERT = {
+    "vocab_size": VOCABULARY,
+    "dim": 32,
+    "n_layers": 3,
+    "n_heads": 4,
+    "hidden_dim": 44,
+    "max_position_embeddings": 40,
+}
 NESTED = {
     "full_attention": {"rope_type": "default", "rope_theta": 300.0},
     "sliding_attention": {"rope_type": "linear", "rope_theta": 50.0, "factor": 2.0},
+}
+UNTYPED = {key: value for key, value in PLAIN.items() if key != "type_vocab_size"}
+MPNET = {**UNTYPED, "pad_token_id": 1}
+EURO = {
+    **{key: value for key, value in UNTYPED.items() if key != "layer_norm_eps"},
+    "rms_norm_eps": EPS,
+    "num_key_value_heads": 2,
 }
 DEBERTA = {
     **PLAIN,
@@ -107,6 +122,81 @@ CASES = [
     ),
     Encoded(name="nomic_bert", model="NomicBertForMaskedLM", config={**PLAIN, "head_dim": 6}),
     Encoded(name="nomic_bert body", model="NomicBertModel", config={**PLAIN, "hidden_act": "gelu"}, auto="AutoModel"),
+    Encoded(name="distilbert", model="DistilBertForMaskedLM", types=False, config=DISTILBERT),
+    Encoded(
+        name="distilbert body",
+        model="DistilBertModel",
+        types=False,
+        auto="AutoModel",
+        config={**DISTILBERT, "activation": "relu", "sinusoidal_pos_embds": True},
+    ),
+    Encoded(name="electra", model="ElectraForMaskedLM", config={**PLAIN, "embedding_size": 20, "hidden_act": "relu"}),
+    Encoded(name="electra body", model="ElectraModel", config={**PLAIN, "embedding_size": 20}, auto="AutoModel"),
+    Encoded(
+        name="electra, one width",
+        model="ElectraForMaskedLM",
+        config={**PLAIN, "embedding_size": 32, "tie_word_embeddings": False},
+    ),
+    Encoded(name="camembert", model="CamembertForMaskedLM", config=ROBERTA, pad=3, shift=4),
+    Encoded(name="xlm-roberta-xl", model="XLMRobertaXLForMaskedLM", config=ROBERTA, pad=3, shift=4),
+    Encoded(name="xlm-roberta-xl body", model="XLMRobertaXLModel", config=ROBERTA, pad=3, shift=4, auto="AutoModel"),
+    # distances are between slots there
+    Encoded(
+        name="mpnet",
+        attention="eager",
+        model="MPNetForMaskedLM",
+        config=MPNET,
+        pad=1,
+        shift=2,
+        types=False,
+        jumping=False,
+    ),
+    Encoded(
+        name="mpnet body",
+        attention="eager",
+        model="MPNetModel",
+        config={**MPNET, "hidden_act": "relu"},
+        pad=1,
+        shift=2,
+        types=False,
+        jumping=False,
+        auto="AutoModel",
+    ),
+    Encoded(
+        name="roformer",
+        attention="eager",
+        jumping=False,
+        model="RoFormerForMaskedLM",
+        computed="embed_positions",
+        config={**PLAIN, "embedding_size": 20, "hidden_act": "gelu_new"},
+    ),
+    Encoded(
+        name="roformer body",
+        attention="eager",
+        jumping=False,
+        model="RoFormerModel",
+        computed="embed_positions",
+        config=PLAIN,
+        auto="AutoModel",
+    ),
+    Encoded(name="eurobert", model="EuroBertForMaskedLM", types=False, config=EURO),
+    Encoded(
+        name="eurobert with biases",
+        model="EuroBertForMaskedLM",
+        types=False,
+        config={**EURO, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "head_dim": 10},
+    ),
+    Encoded(
+        name="eurobert body",
+        model="EuroBertModel",
+        types=False,
+        auto="AutoModel",
+        config={
+            **EURO,
+            "num_key_value_heads": 4,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 50.0, "factor": 2.0},
+        },
+    ),
     # distances are between cache slots there; position_ids are ignored
     Encoded(name="deberta", model="DebertaV2ForMaskedLM", attention="eager", jumping=False, config=DEBERTA),
     Encoded(

@@ -60,6 +60,63 @@ CASES = [
     ),
 ]
 
+T5GEMMA_SIDE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": EPS,
+    "query_pre_attn_scalar": 7,
+    "sliding_window": 6,
+    "attn_logit_softcapping": 3.0,
+    "final_logit_softcapping": 2.0,
+    "pad_token_id": 0,
+    "bos_token_id": START,
+}
+T5GEMMA = {
+    "encoder": T5GEMMA_SIDE,
+    "decoder": {
+        **T5GEMMA_SIDE,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 4,
+        "sliding_window": 5,
+    },
+    "decoder_start_token_id": START,
+    "vocab_size": VOCABULARY,
+}
+CASES += [
+    Published(name="umt5", model="UMT5ForConditionalGeneration", config=T5),
+    Published(name="t5gemma", model="T5GemmaForConditionalGeneration", config=T5GEMMA, attention="eager"),
+    Published(
+        name="t5gemma, untied",
+        model="T5GemmaForConditionalGeneration",
+        attention="eager",
+        config={
+            **T5GEMMA,
+            "tie_word_embeddings": False,
+            "encoder": {**T5GEMMA_SIDE, "attention_bias": True, "layer_types": ["full_attention"] * 3},
+            "decoder": {**T5GEMMA_SIDE, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+        },
+    ),
+    Published(name="mbart", model="MBartForConditionalGeneration", config=BART, padded=False),
+    Published(name="marian", model="MarianMTModel", config=BART, padded=False, computed="embed_positions"),
+    Published(
+        name="marian plain",
+        model="MarianMTModel",
+        padded=False,
+        computed="embed_positions",
+        config={**BART, "scale_embedding": False, "activation_function": "swish"},
+    ),
+    Published(name="pegasus", model="PegasusForConditionalGeneration", config=BART, padded=False),
+    # it finds padding by its id, so that a mask of other tokens moves no positions
+    Published(name="m2m_100", model="M2M100ForConditionalGeneration", config=BART, padded=False),
+]
+
 
 def sources(left: bool, T: int = 23) -> tuple[Tensor, Tensor]:
     """Rows of three lengths: ids [3 T], mask."""

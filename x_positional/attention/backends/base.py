@@ -4,6 +4,7 @@ B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -75,6 +76,11 @@ def autocasts(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
+def no_autocast() -> AbstractContextManager[object]:
+    """Disables autocast on a CPU, which would compute products in half precision."""
+    return torch.autocast("cpu", enabled=False) if autocasts("cpu") else nullcontext()
+
+
 def inside_torch_func(x: Tensor) -> bool:
     """Whether a transform of torch.func (grad, vmap, ...) runs over a tensor."""
     return not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(x)
@@ -99,7 +105,12 @@ class SeededDropout:
     @classmethod
     def drawn(cls, rate: float) -> "SeededDropout":
         """With a seed of torch's default generator, which manual_seed and activation checkpointing repeat."""
-        return cls(rate, int(torch.randint(2**62, ())))
+        return cls(rate, int(cls.drawn_in_graph()))
+
+    @staticmethod
+    def drawn_in_graph() -> Tensor:
+        """The seed [] alone, which a graph of torch.compile holds as a tensor."""
+        return torch.randint(2**62, ())
 
     @property
     def _dropped(self) -> int:

@@ -158,6 +158,12 @@ OF_LAYERS = (
         "Set moe.groups, or leave it out.",
     ),
     Ignored(
+        "ff.moe.group_best",
+        lambda config: config.ff.moe.groups == 1,
+        "the experts are in one group",
+        "Set moe.groups, or leave it out.",
+    ),
+    Ignored(
         "ff.moe.groups",
         lambda config: config.ff.moe.groups == config.ff.moe.top_groups,
         "moe.top_groups={config.ff.moe.top_groups} takes experts from all of them",
@@ -192,6 +198,9 @@ OF_LANGUAGE_MODELS = (
     ),
 )
 
+_NO_REGISTERS = ("there are no registers", "Set num_register_tokens, or leave it out.")
+_NO_HEAD = ("there is no head", "Set num_classes, or leave it out.")
+
 OF_IMAGE_MODELS = (
     Ignored("interpolation", lambda config: not config.tables, *_NO_TABLE),
     Ignored("antialias", lambda config: not config.tables, *_NO_TABLE),
@@ -202,6 +211,11 @@ OF_IMAGE_MODELS = (
         "pool={config.pool!r} has no cls token",
         "Use pool='cls' or 'cls_mean', or leave it out.",
     ),
+    Ignored("register_position", lambda config: config.num_register_tokens and not config.tables, *_NO_TABLE),
+    Ignored("register_position", lambda config: not config.num_register_tokens, *_NO_REGISTERS),
+    Ignored("register_heads", lambda config: config.num_classes is None, *_NO_HEAD),
+    Ignored("register_heads", lambda config: config.num_classes and not config.num_register_tokens, *_NO_REGISTERS),
+    Ignored("logits_bias", lambda config: config.num_classes is None, *_NO_HEAD),
 )
 
 

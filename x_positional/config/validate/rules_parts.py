@@ -6,6 +6,7 @@ from x_positional.config.layers import MLAConfig
 from x_positional.config.validate.case import Case
 from x_positional.config.validate.probe import rotated_width
 from x_positional.config.validate.rule import rule
+from x_positional.modules.feedforward import LEARNED
 from x_positional.schemes.base import PositionScheme
 from x_positional.schemes.rotary.rotation import RotationScheme
 
@@ -20,10 +21,10 @@ def experts_can_be_chosen(case: Case) -> Iterator[str]:
         yield f"moe.top_k={moe.top_k} exceeds moe.experts={moe.experts}. Use {moe.experts} or fewer."
     if moe.groups > 1 and moe.experts % moe.groups:
         yield f"moe.experts={moe.experts} is not divisible by moe.groups={moe.groups}. Use a multiple of it."
-    elif moe.groups > 1 and moe.experts // moe.groups < 2:
+    elif moe.groups > 1 and moe.experts // moe.groups < moe.group_best:
         yield (
-            f"moe.groups={moe.groups} leaves fewer than 2 experts per group, and groups are ranked by their two best "
-            f"scores. Use {moe.experts // 2} or fewer."
+            f"moe.groups={moe.groups} leaves {moe.experts // moe.groups} experts per group, and groups are ranked by their "
+            f"{moe.group_best} best scores. Lower moe.groups or moe.group_best."
         )
     elif moe.groups > 1 and moe.top_groups > moe.groups:
         yield f"moe.top_groups={moe.top_groups} exceeds moe.groups={moe.groups}. Use fewer."
@@ -42,6 +43,18 @@ def a_feedforward_has_channels(case: Case) -> Iterator[str]:
         yield (
             f"ff.mult={ff.mult:g} of dim={dim} is an inner width of {dim * ff.mult:g}, which rounds down to 0. Use at least "
             "ff.dim=1, or a larger ff.mult."
+        )
+
+
+@rule()
+def learned_activations_stand_alone(case: Case) -> Iterator[str]:
+    """An activation with parameters of its own is between the two projections of one plain feedforward."""
+    ff = case.layers.ff
+    if ff.activation in LEARNED and (ff.glu or ff.moe is not None):
+        with_it = "ff.glu=True" if ff.glu else "ff.moe"
+        yield (
+            f"ff.activation={ff.activation!r} has learned parameters, and {with_it} cannot hold them. Use a plain feedforward, or "
+            "another activation."
         )
 
 

@@ -66,10 +66,21 @@ def a_pattern_sets_what_differs(case: Case) -> Iterator[str]:
 @rule(models=ModelConfig)
 def tied_logits_fit(case: Case, model: ModelConfig) -> Iterator[str]:
     """Tied logits are as wide as the vocabulary and read embeddings as wide as the head's input."""
-    if model.tie_embedding and model.projected and not model.logits_proj:
+    width = model.emb_dim or case.layers.dim
+    if model.tie_embedding and model.logits_width != width and model.logits_width == case.layers.dim:
         yield (
             f"tie_embedding=True computes logits with the embedding matrix, which is emb_dim={model.emb_dim} wide, "
             f"and the model is dim={case.layers.dim} wide. Set logits_proj, leave emb_dim out, or untie."
+        )
+    elif model.tie_embedding and model.logits_width != width:
+        yield (
+            f"tie_embedding=True computes logits with the embedding matrix, which is {width} wide, and the head with "
+            f"head.width={model.logits_width} is not. Set head.width={width}, or untie."
+        )
+    if model.logits_proj and model.head is not None and model.head.width is not None:
+        yield (
+            f"logits_proj reads the model's width, and the head with head.width={model.head.width} comes before it. Leave one of "
+            "them out."
         )
     if model.tie_embedding and model.logits_dim not in (None, model.num_tokens):
         yield (
@@ -222,9 +233,12 @@ def a_window_is_shorter_than_the_sequence(case: Case) -> Iterator[str]:
 @rule("warning")
 def pixel_frequencies_need_coordinates(case: Case) -> Iterator[str]:
     """Pixel frequencies are for coordinates from -1 to 1; rules of images check what an image model passes."""
-    pixels = any(isinstance(part, Axial) and part.freqs == "pixel" for part in case.parts)
-    if pixels and not isinstance(case.model, VisionConfig):
+    rotated = {"pixel": "all rotate by multiples of pi", "period": "rotate the first pair of an axis by full turns"}
+    kinds = {part.freqs for part in case.parts if isinstance(part, Axial) and part.freqs in rotated}
+    if isinstance(case.model, VisionConfig):
+        return
+    for kind in sorted(kinds):
         yield (
-            "axial: freqs='pixel' is for coordinates from -1 to 1. Integers, such as the index of a token, all rotate by "
-            "multiples of pi and look alike. Pass float positions."
+            f"axial: freqs={kind!r} is for coordinates from -1 to 1. Integers, such as the index of a token, {rotated[kind]} "
+            "and look alike. Pass float positions."
         )

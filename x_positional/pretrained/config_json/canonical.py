@@ -23,7 +23,7 @@ from x_positional.schemes.base import Dims
 
 LEFT_OUT = {"dropout", "emb_dropout", "patch_dropout", "backend", "flash", "mult", "unit_offset", "qk_norm_unit_offset"}
 """Fields that do not affect the logits, or only how a gain is stored."""
-HEAD_FIELDS = ("head.", "logits_", "tie_embedding", "num_classes", "pool")
+HEAD_FIELDS = ("head.", "logits_", "tie_embedding", "num_classes", "pool", "register_heads")
 """Prefixes of fields that have no effect without a head."""
 GROUPS = ("attn", "ff")
 LAYER_SETTINGS = ("window", "chunk", "keep_first")
@@ -54,10 +54,11 @@ def _canonical(config: ModelConfig) -> Fields:
 def _image(config: VisionConfig) -> Fields:
     """Fields of an image model. `table` is the scale of its position table, which belongs to the patches."""
     stack, length = config.stack, config.trained_patches
-    skipped = LEFT_OUT | {"layers", "post_emb_norm"}
+    skipped = LEFT_OUT | {"layers", "post_emb_norm", "tokens_norm"}
     out = {name: getattr(config, name) for name in VisionConfig.model_fields if name not in skipped}
     table = config.tables[0].scale if config.tables else None
     out |= {"table": 1.0 if config.tables and table is None else table, "has_cls": config.has_cls}
+    out |= {"attention_pooling": config.pool == "attention", **_norm_fields("tokens_norm", config.tokens_norm)}
     out |= _norm_fields("emb_norm", NormConfig() if config.post_emb_norm else None)
     return out | _every_layer(stack, stack.dims(length), length)
 
@@ -86,14 +87,15 @@ def _model_fields(config: ModelConfig) -> Fields:
     out |= {name: None for name in ("emb_scale", "logits_scale") if out[name] == 1.0}
     normed = config.post_emb_norm or config.emb_norm is not None
     del out["post_emb_norm"], out["emb_norm"], out["head"]
-    out |= _head_fields(config.head)
+    out |= _head_fields(config.head, config.layers.dim)
     return out | _norm_fields("emb_norm", config.emb_norm or NormConfig() if normed else None)
 
 
-def _head_fields(head: HeadConfig | None) -> Fields:
+def _head_fields(head: HeadConfig | None, dim: int) -> Fields:
     if head is None:
         return {"head.activation": None}
-    return {"head.activation": head.activation, "head.bias": head.bias, **_norm_fields("head.norm", head.norm)}
+    own = {"head.activation": head.activation, "head.bias": head.bias, "head.width": head.width or dim}
+    return {**own, **_norm_fields("head.norm", head.norm)}
 
 
 def _stack_fields(layers: LayersConfig) -> Fields:

@@ -29,6 +29,11 @@ class Null:
 NULL = Null()
 
 
+def unwrapped(value: Any) -> Any:
+    """A value as it is written: null where it is marked so."""
+    return None if isinstance(value, Null) else value
+
+
 class Codec(Protocol):
     """A mapping between some keys and some fields, in both directions."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from x_positional.pretrained.config_json.codecs import Codec, Fields, Hf
+from x_positional.pretrained.config_json.nested_sides import NestedSide
 from x_positional.pretrained.family import Family
 
 
@@ -53,7 +54,10 @@ def for_both(codecs: Iterable[Codec]) -> tuple[Codec, ...]:
 
 def encoder_only(family: Family) -> Family:
     """The encoder of an encoder-decoder family as a family of its own, as T5EncoderModel is."""
-    codecs = tuple(c.codec for c in family.codecs if isinstance(c, SideCodec) and c.side == "encoder")
+    codecs: tuple[Codec, ...] = tuple(
+        c.codec for c in family.codecs if isinstance(c, SideCodec) and c.side == "encoder"
+    )
+    codecs += tuple(replace(c, prefix="") for c in family.codecs if isinstance(c, NestedSide) and c.side == "encoder")
     names = {
         ours.removeprefix("encoder."): theirs for ours, theirs in family.names.items() if ours.startswith("encoder.")
     }

@@ -166,6 +166,8 @@ class RopeCodec:
     """Which layers use RoPE; None for all."""
     reads: tuple[str, ...] = ()
     """Which of PARTIAL_FACTOR, ROTARY_DIM and INTERLEAVE the family reads; a fraction that it ignores is refused."""
+    others: tuple[str, ...] = ()
+    """Keys of the RoPE parameters that another codec reads."""
     axes: bool = False
     """Whether positions may have several axes, one per section of a head. If not, sections are ignored, as in transformers."""
 
@@ -179,7 +181,8 @@ class RopeCodec:
 
     def to_fields(self, hf: Hf) -> Fields:
         read = {key: value for key, value in hf.items() if key not in self._ignored}
-        found = published_rope(read, READ_SYNONYMS, ignore=() if self.axes else ("mrope_section",))
+        ignore = self.others if self.axes else (*self.others, "mrope_section")
+        found = published_rope(read, READ_SYNONYMS, ignore=ignore)
         depth = hf["num_hidden_layers"]
         if self.default_types is not None:
             types = layer_types(hf, self.default_types)

@@ -1,5 +1,6 @@
-"""BERT and RoBERTa: encoders with learned positions and token types, post-norm."""
+"""BERT, RoBERTa and its relatives: encoders with learned positions and token types, post-norm, or pre-norm in XLM-RoBERTa XL."""
 
+from dataclasses import replace
 from typing import Any
 
 from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, Only, head_dim
@@ -106,11 +107,18 @@ def _offset(hf: Hf) -> int:
     return (1 if hf.get("pad_token_id") is None else hf["pad_token_id"]) + 1
 
 
-def _table_fields(hf: Hf) -> Fields:
-    return {
-        "max_seq_len": hf.get("max_position_embeddings", 512) - _offset(hf),
-        "layers.position": [Absolute(offset=_offset(hf), scale=1.0)],
-    }
+def after_padding(default: int) -> Codec:
+    """Positions count tokens without padding; the first rows of the table are unused. default: its rows."""
+
+    def to_fields(hf: Hf) -> Fields:
+        rows = hf.get("max_position_embeddings") or default
+        return {
+            "max_seq_len": rows - _offset(hf),
+            "layers.position": [Absolute(offset=_offset(hf), scale=1.0)],
+        }
+
+    keys = ("max_position_embeddings", "pad_token_id")
+    return Custom(("max_seq_len", "layers.position"), keys, to_fields, _table_keys)
 
 
 def _table_keys(fields: Fields) -> dict[str, Any]:
@@ -121,28 +129,25 @@ def _table_keys(fields: Fields) -> dict[str, Any]:
             return {}
 
 
-AFTER_PADDING = Custom(
-    ("max_seq_len", "layers.position"), ("max_position_embeddings", "pad_token_id"), _table_fields, _table_keys
-)
-"""Positions count tokens without padding; the first rows of the table are unused."""
-
-
-def _under(prefix: str) -> dict[str, Any]:
-    """BERT's names with another prefix, and with RoBERTa's head."""
-    body = {
+def relabelled(prefix: str) -> dict[str, Any]:
+    """BERT's names with another prefix."""
+    return {
         ours: qkv(*(name.replace("bert.", prefix, 1) for name in theirs.names(None)))  # type: ignore[arg-type]
         if not isinstance(theirs, str)
         else theirs.replace("bert.", prefix, 1)
         for ours, theirs in BERT.names.items()
     }
-    return {
-        **body,
-        "head.linear": "lm_head.dense",
-        "head.norm": "lm_head.layer_norm",
-        "to_logits": "lm_head.decoder",
-        "to_logits.bias": "lm_head.decoder.bias",
-        "tied_bias": "lm_head.bias",
-    }
+
+
+LM_HEAD = {
+    "head.linear": "lm_head.dense",
+    "head.norm": "lm_head.layer_norm",
+    "to_logits": "lm_head.decoder",
+    "to_logits.bias": "lm_head.decoder.bias",
+    "tied_bias": "lm_head.bias",
+}
+"""Names of RoBERTa's head."""
+LM_HEAD_COPIES = {"lm_head.decoder.bias": "lm_head.bias"}
 
 
 ROBERTA = BERT.like(
@@ -150,18 +155,45 @@ ROBERTA = BERT.like(
     "RobertaForMaskedLM",
     codecs=(
         *sizes(768, 12, 12, 3072, 50265),
-        AFTER_PADDING,
+        after_padding(512),
         Fixed("head.activation", "gelu"),
     ),
-    names=_under("roberta."),
+    names={**relabelled("roberta."), **LM_HEAD},
     body_architecture="RobertaModel",
     prefix="roberta.",
     ignored_tensors=(*POOLER, IDLE_BIAS),
-    copies={"lm_head.decoder.bias": "lm_head.bias"},
+    ignored_keys=frozenset({"output_past"}),
+    copies=LM_HEAD_COPIES,
 )
 XLM_ROBERTA = ROBERTA.like(
     "xlm-roberta",
     "XLMRobertaForMaskedLM",
     codecs=(Key("num_tokens", "vocab_size", 30522),),
     body_architecture="XLMRobertaModel",
+)
+CAMEMBERT = ROBERTA.like(
+    "camembert",
+    "CamembertForMaskedLM",
+    codecs=(Key("num_tokens", "vocab_size", 30522),),
+    body_architecture="CamembertModel",
+)
+XL_LAYER = "roberta.encoder.layer.{i}"
+XLM_ROBERTA_XL = replace(
+    ROBERTA,
+    model_type="xlm-roberta-xl",
+    architecture="XLMRobertaXLForMaskedLM",
+    body_architecture="XLMRobertaXLModel",
+    codecs=(
+        *(codec for codec in ROBERTA.codecs if not codec.sets[0].startswith(("emb_norm.", "layers.norm"))),
+        *norms(("layers.norm", "head.norm"), "layer_norm_eps", 1e-5),
+        *sizes(2560, 36, 32, 10240, 250880),
+        after_padding(514),
+        Key("token_types", "type_vocab_size", 1),
+    ),
+    names={
+        **{ours: theirs for ours, theirs in ROBERTA.names.items() if ours != "emb_norm" and "outer" not in ours},
+        "blocks.{i}.attn_residual.before": f"{XL_LAYER}.attention.self_attn_layer_norm",
+        "blocks.{i}.ff_residual.before": f"{XL_LAYER}.LayerNorm",
+        "final_norm": "roberta.encoder.LayerNorm",
+    },
 )

@@ -1,7 +1,8 @@
-"""Mixtral and OLMoE: Llama with experts, weighted by a softmax."""
+"""Mixtral and OLMoE: Llama with experts, weighted by a softmax; MiniMax M2: with a bias correction of sigmoid scores."""
 
 from x_positional.pretrained.config_json.codecs import Fixed, Nullable, Only
 from x_positional.pretrained.config_json.ignored_keys import key_names
+from x_positional.pretrained.config_json.layer_types import PARTIAL_FACTOR, ROTARY_DIM, RopeCodec
 from x_positional.pretrained.config_json.moe_codec import AliasedKey, MoECodec
 from x_positional.pretrained.families.llama import LLAMA, qk_norms, rms_norms, sizes
 from x_positional.pretrained.families.olmo import OLMO2
@@ -53,6 +54,9 @@ MIXTRAL = LLAMA.like(
     defaults=sizes(32000, 4096, 14336, 32, 32, 131072, num_key_value_heads=8),
 )
 
+WHOLE_NORMS = {ours: layout for ours, layout in OLMO2.names.items() if "_norm" in ours and "attn." in ours}
+"""Names of norms over all heads of queries and keys."""
+
 OLMOE = LLAMA.like(
     "olmoe",
     "OlmoeForCausalLM",
@@ -75,7 +79,31 @@ OLMOE = LLAMA.like(
             "transformers applies it with flash attention alone, so the result is not defined.",
         ),
     ),
-    names={**EXPERTS, **{ours: layout for ours, layout in OLMO2.names.items() if "_norm" in ours and "attn." in ours}},
+    names={**EXPERTS, **WHOLE_NORMS},
     ignored_keys=TRAINING,
     defaults=sizes(50304, 2048, 2048, 16, 16, 4096),
+)
+
+MINIMAX_M2 = MIXTRAL.like(
+    "minimax_m2",
+    "MiniMaxM2ForCausalLM",
+    codecs=(
+        MoECodec(
+            numbers={
+                "experts": AliasedKey("num_local_experts", 256, alias="num_experts"),
+                "top_k": AliasedKey("num_experts_per_tok", 8),
+            },
+            fixed={"score": "sigmoid", "correction": True},
+            width="intermediate_size",
+        ),
+        *rms_norms(eps=1e-6),
+        *qk_norms("rms_whole", "rms_norm_eps", 1e-6),
+        RopeCodec(reads=(PARTIAL_FACTOR, ROTARY_DIM)),
+        Fixed("layers.window", None),
+    ),
+    names={
+        **WHOLE_NORMS,
+        "blocks.{i}.ff.router.correction": LAYER + "block_sparse_moe.e_score_correction_bias",
+    },
+    defaults=sizes(200064, 3072, 1536, 62, 48, 196608, num_key_value_heads=8, head_dim=128),
 )

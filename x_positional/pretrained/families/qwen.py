@@ -1,4 +1,4 @@
-"""Mistral: Llama with windows. Qwen 2 and 3: with biases, or norms, of queries and keys."""
+"""Mistral: Llama with windows. Qwen 2 and 3: with biases, or norms, of queries and keys. MiMo: Qwen 2 under its own name."""
 
 from x_positional.pretrained.config_json.codecs import Fixed, Key, Nullable, Only
 from x_positional.pretrained.config_json.layer_types import LayerTypesCodec, sliding_from
@@ -44,4 +44,12 @@ QWEN3 = QWEN2.like(
     ),
     names={f"blocks.{{i}}.attn.{x}_norm": f"model.layers.{{i}}.self_attn.{x}_norm" for x in "qk"},
     defaults={"head_dim": 128},
+)
+
+MIMO = QWEN2.like(
+    "mimo",
+    QWEN2.architecture,
+    ignored_tensors=(*QWEN2.ignored_tensors, r"^model\.mtp_layers\."),  # multi-token prediction, unused here
+    ignored_keys=frozenset({"attention_bias", "num_nextn_predict_layers"}),
+    written_as=QWEN2,
 )

@@ -1,9 +1,9 @@
-"""T5 1.0 and 1.1 (Flan), and mT5: bucketed relative bias, unscaled scores, RMS norms, no biases."""
+"""T5 1.0 and 1.1 (Flan), mT5 and UMT5: bucketed relative bias, unscaled scores, RMS norms, no biases."""
 
 from typing import Any
 
 from x_positional.errors import ConfigError
-from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, Only
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, Only, derived
 from x_positional.pretrained.config_json.encoder_decoder import for_both, for_decoder, for_encoder
 from x_positional.pretrained.families.llama import rms_norms
 from x_positional.pretrained.family import Family
@@ -19,6 +19,9 @@ T5_ACTIVATIONS = {
     "swish": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
+
+
+KEYS = ("relative_attention_num_buckets", "relative_attention_max_distance")
 
 
 def _feedforward_fields(hf: Hf, default: str) -> Fields:
@@ -43,15 +46,20 @@ def _feedforward_keys(fields: Fields) -> dict[str, Any]:
     return {"feed_forward_proj": f"gated-{word}" if glu else word}
 
 
-def _bucket_fields(hf: Hf) -> Fields:
-    buckets, furthest = hf.get("relative_attention_num_buckets") or 32, hf.get("relative_attention_max_distance") or 128
-    return {"layers.position": [Buckets(num_buckets=buckets, max_distance=furthest)]}
+def buckets(per_layer: bool = False) -> Codec:
+    """The bias of distances. per_layer: each layer has a table of its own."""
+
+    def to_fields(hf: Hf) -> Fields:
+        count, furthest = hf.get(KEYS[0]) or 32, hf.get(KEYS[1]) or 128
+        return {"layers.position": [Buckets(num_buckets=count, max_distance=furthest, per_layer=per_layer)]}
+
+    return Custom(("layers.position",), KEYS, to_fields, _bucket_keys)
 
 
 def _bucket_keys(fields: Fields) -> dict[str, Any]:
     match fields.get("layers.position"):
-        case (Buckets(num_buckets=buckets, max_distance=furthest),):
-            return {"relative_attention_num_buckets": buckets, "relative_attention_max_distance": furthest}
+        case (Buckets(num_buckets=count, max_distance=furthest),):
+            return {KEYS[0]: count, KEYS[1]: furthest}
         case _:
             return {}
 
@@ -87,12 +95,7 @@ SIDE: tuple[Codec, ...] = (
     Fixed("layers.ff.bias", False),
     *rms_norms("layer_norm_epsilon", 1e-6),
     Fixed("layers.attn.scale", 1.0),
-    Custom(
-        ("layers.position",),
-        ("relative_attention_num_buckets", "relative_attention_max_distance"),
-        _bucket_fields,
-        _bucket_keys,
-    ),
+    buckets(),
 )
 DECODER: tuple[Codec, ...] = (
     Fixed("layers.kind", "decoder"),
@@ -186,4 +189,20 @@ MT5 = T5.like(
         ),
     ),
     ignored_keys=T5.ignored_keys | {"tie_word_embeddings", "tokenizer_class"},
+)
+UMT5 = MT5.like(
+    "umt5",
+    "UMT5ForConditionalGeneration",
+    body_architecture="UMT5EncoderModel",
+    codecs=(
+        *for_both((buckets(per_layer=True),)),
+        *for_decoder((derived("logits_scale", lambda hf: hf.get("d_model", 512) ** -0.5),)),
+    ),
+    names={
+        "encoder.schemes.0": None,
+        "decoder.net.schemes.0": None,
+        "encoder.schemes.{i}": "encoder.block.{i}.layer.0.SelfAttention.relative_attention_bias",
+        "decoder.net.schemes.{i}": "decoder.block.{i}.layer.0.SelfAttention.relative_attention_bias",
+    },
+    ignored_keys=MT5.ignored_keys | {"scalable_attention"},
 )

@@ -19,7 +19,8 @@ def _square(size: Any) -> Any:
     return size[0] if size is not None and size[0] == size[1] else size
 
 
-def _size(name: str, default: int) -> Custom:
+def size(name: str, default: int) -> Custom:
+    """A size in pixels: a number, or height and width."""
     return Custom(
         (name,), (name,), lambda hf: {name: hf.get(name) or default}, lambda fields: {name: _square(fields.get(name))}
     )
@@ -42,11 +43,19 @@ def _classes(hf: Hf) -> Fields:
     return {"num_classes": (count if labels is None else len(labels)) or None}
 
 
+TABLE: tuple[Codec, ...] = (
+    Fixed("layers.kind", "encoder"),
+    Fixed("layers.position", [Absolute(scale=1.0)]),
+    Fixed("patch_norms", False),
+)
+"""An encoder of patches that are projected alone, with a learned table."""
+
+
 def images(image_size: int, patch_size: int) -> tuple[Codec, ...]:
     """Codecs of all vision families, with the defaults of a class."""
     return (
-        _size("image_size", image_size),
-        _size("patch_size", patch_size),
+        size("image_size", image_size),
+        size("patch_size", patch_size),
         Key("channels", "num_channels", 3),
         Key("layers.dim", "hidden_size", 768),
         Key("layers.depth", "num_hidden_layers", 12),
@@ -55,10 +64,8 @@ def images(image_size: int, patch_size: int) -> tuple[Codec, ...]:
         Custom(("num_classes",), ("num_labels",), _classes, lambda fields: {"num_labels": fields.get("num_classes")}),
         Key("layers.attn.bias", "qkv_bias", True),
         Fixed("layers.attn.out_bias", True),
-        Fixed("layers.kind", "encoder"),
-        Fixed("layers.position", [Absolute(scale=1.0)]),
         Fixed("cls_position", True),
-        Fixed("patch_norms", False),
+        *TABLE,
     )
 
 

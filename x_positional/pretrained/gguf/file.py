@@ -130,7 +130,15 @@ class GgufTensors:
     def shape(self, name: str) -> list[int]:
         return self._file.shape(self._stored[name])
 
-    def read(self, name: str) -> Tensor:
+    def dtype(self, name: str) -> torch.dtype:
+        return torch.float32
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor, or some of its rows; it is dequantised as a whole."""
+        whole = self._read(name)
+        return whole if rows is None else whole[rows].clone()
+
+    def _read(self, name: str) -> Tensor:
         stored = self._stored[name]
         tensor = self._file.read(stored)
         module = stored.rpartition(".")[0]

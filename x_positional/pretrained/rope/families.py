@@ -17,7 +17,7 @@ THETA = _by_name(
         1e3: "nomic_bert",
         1e4: "afmoe arcee aria_text bamba chameleon cohere2 cohere2_moe codegen dbrx deepseek_v2 deepseek_v3 deepseek_v32 "
         "dia_decoder dia_encoder diffllama doge dots1 esmc eurobert exaone4 exaone_moe falcon falcon_h1 gemma gemma2 glm glm4 "
-        "glm4v_moe_text glm4v_text glm_image_text glm_ocr_text "
+        "glm4v_moe_text glm4v_text glm_image_text glm_ocr_text kimi_k2 mimo ministral3 "
         "glm4_moe glm4_moe_lite glm_moe_dsa gpt_neox gpt_neox_japanese gptj granite granitemoe granitemoehybrid granitemoeshared "
         "hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jetmoe llama mimi minicpm3 ministral mistral moonshine "
         "moonshine_streaming moshi nemotron olmo olmo2 olmo_hybrid olmoe persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe "
@@ -64,13 +64,13 @@ LOCAL_GLOBAL = {
 SCALED_EVERYWHERE = {"modernbert", "modernbert-decoder"}
 """Families of LOCAL_GLOBAL whose old-style `rope_scaling` applies to sliding attention too."""
 
-SCALED = {"apertus", "cwm", "gpt_oss"}
+SCALED = {"apertus", "cwm", "gpt_oss", "ministral3"}
 """Families that scale their frequencies by default, so a config without RoPE parameters is refused."""
 
 INTERLEAVED = _names(
     "axk1 bailing_hybrid blt blt_global_transformer blt_local_decoder blt_local_encoder codegen cohere cohere2 cohere2_moe "
     "deepseek_v2 deepseek_v3 deepseek_v32 ernie4_5 ernie4_5_moe ernie4_5_vl_moe_text glm glm4 glm4_moe_lite glm4v_text "
-    "glm_moe_dsa glm_ocr_text gptj helium llama4_text "
+    "glm_moe_dsa glm_ocr_text gptj helium kimi_k2 llama4_text "
     "longcat_flash mistral4 moonshine moonshine_streaming roformer youtu"
 )
 """Families whose pairs are neighbouring channels."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -17,6 +18,9 @@ SAFE = (
     "write it with save_pretrained(folder), which gives model.safetensors."
 )
 
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Names of dtypes in safetensors."""
+
 
 class Tensors(Protocol):
     """Named tensors of a checkpoint."""
@@ -28,7 +32,9 @@ class Tensors(Protocol):
 
     def shape(self, name: str) -> list[int]: ...
 
-    def read(self, name: str) -> Tensor: ...
+    def dtype(self, name: str) -> torch.dtype: ...
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor: ...
 
 
 class SafeTensors:
@@ -44,9 +50,15 @@ class SafeTensors:
     def shape(self, name: str) -> list[int]:
         return list(self._handle(name).get_slice(name).get_shape())
 
-    def read(self, name: str) -> Tensor:
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of a float tensor; int8 for others."""
+        return FLOATS.get(self._handle(name).get_slice(name).get_dtype(), torch.int8)
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor, or some of its rows, which are read alone."""
         try:
-            return self._handle(name).get_tensor(name)
+            handle = self._handle(name)
+            return handle.get_tensor(name) if rows is None else handle.get_slice(name)[rows]
         except (SafetensorError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise PretrainedError(f"{self._files[name]} cannot be read:", [f"{name}: {error}"]) from error
 

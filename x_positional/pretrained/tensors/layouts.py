@@ -4,6 +4,7 @@ H query heads, G key/value heads, D head dim, E experts. x_positional's joined p
 all values; its gated feedforward is all values, then all gates.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -161,6 +162,22 @@ class Reshaped:
 
 
 @dataclass(frozen=True)
+class SquareGrid:
+    """A table of a square grid of patches [N N M], published as [N*N M]."""
+
+    name: str
+
+    def names(self, sizes: Sizes) -> Sequence[str]:
+        return (self.name,)
+
+    def load(self, parts: list[Tensor], sizes: Sizes) -> Tensor:
+        return parts[0].unflatten(0, (math.isqrt(len(parts[0])), -1))
+
+    def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
+        return [tensor.flatten(0, 1)]
+
+
+@dataclass(frozen=True)
 class Swapped:
     """One tensor with its two halves swapped: gates first, then values."""
 
@@ -213,6 +230,57 @@ def qkv_rows(sizes: Sizes) -> list[int]:
 def qkv(*names: str) -> Joined:
     """Separate projections of queries, keys and values."""
     return Joined(names, qkv_rows)
+
+
+@dataclass(frozen=True)
+class KeylessBias:
+    """Biases of queries and values; the keys have none."""
+
+    query: str
+    value: str
+
+    def names(self, sizes: Sizes) -> Sequence[str]:
+        return (self.query, self.value)
+
+    def load(self, parts: list[Tensor], sizes: Sizes) -> Tensor:
+        query, value = parts
+        return torch.cat([query, value.new_zeros(qkv_rows(sizes)[1]), value])
+
+    def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
+        query, key, value = tensor.split(qkv_rows(sizes))
+        if key.any():
+            raise PretrainedError(
+                "this model cannot be written:",
+                [
+                    f"keys have no bias there, and its bias is up to {key.abs().max():.2g}. Set the middle rows of "
+                    "to_qkv.bias to 0, or use format='native'."
+                ],
+            )
+        return [query, value]
+
+
+@dataclass(frozen=True)
+class MirroredQkv:
+    """Separate projections of queries, keys and values, with the halves of each query and key swapped: RoPE in the other
+    direction (NanoChat)."""
+
+    parts: tuple[str, ...]
+
+    def names(self, sizes: Sizes) -> Sequence[str]:
+        return self.parts
+
+    def load(self, parts: list[Tensor], sizes: Sizes) -> Tensor:
+        queries, keys, values = parts
+        return torch.cat([_halves_swapped(queries, sizes), _halves_swapped(keys, sizes), values])
+
+    def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
+        queries, keys, values = tensor.split(qkv_rows(sizes))
+        return [_halves_swapped(queries, sizes), _halves_swapped(keys, sizes), values]
+
+
+def _halves_swapped(rows: Tensor, sizes: Sizes) -> Tensor:
+    """Swap the halves of the rows of each head."""
+    return torch.roll(rows.unflatten(0, (-1, sizes.head_dim)), sizes.head_dim // 2, 1).flatten(0, 1)
 
 
 def grouped_qkv(name: str) -> Reordered:
@@ -350,6 +418,27 @@ class FusedExperts:
     def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
         theirs = tensor if self.order is None else tensor[:, self.order(tensor.shape[1]).argsort()]
         return [theirs.mT if theirs.ndim == 3 else theirs]
+
+
+@dataclass(frozen=True)
+class EitherFusedExperts:
+    """All experts in one tensor, [E out in] or [E in out]; [E out in] where both fit, and when written, as in transformers."""
+
+    name: str
+    dim_axis: int
+    """Axis of the model's width in [E out in]."""
+    order: Callable[[int], Tensor] | None = None
+    """As in `FusedExperts`."""
+
+    def names(self, sizes: Sizes) -> Sequence[str]:
+        return (self.name,)
+
+    def load(self, parts: list[Tensor], sizes: Sizes) -> Tensor:
+        ours = parts[0] if parts[0].shape[self.dim_axis] == sizes.layers.dim else parts[0].mT
+        return ours if self.order is None else ours[:, self.order(ours.shape[1])]
+
+    def store(self, tensor: Tensor, sizes: Sizes) -> list[Tensor]:
+        return [tensor if self.order is None else tensor[:, self.order(tensor.shape[1]).argsort()]]
 
 
 def gates_first(rows: int) -> Tensor:

@@ -1,16 +1,22 @@
 """Load the tensors of a published model into an x_positional model, one at a time, without a second copy."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from x_positional.config.layers import LayersConfig
 from x_positional.errors import PretrainedError
+from x_positional.models.sharding import allocate, own_rows, put, put_rows
 from x_positional.pretrained.family import Family, Location
 from x_positional.pretrained.tensors.files import Tensors
-from x_positional.pretrained.tensors.layouts import Sizes
+from x_positional.pretrained.tensors.layouts import ByNormPlace, Same, Sizes
+
+if TYPE_CHECKING:  # torch may be built without distributed, and importing it takes time
+    from torch.distributed.device_mesh import DeviceMesh
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Dtypes of parameters; others, as float8_e4m3fn or int8, hold quantised weights."""
@@ -52,8 +58,9 @@ class TensorNames:
         self.aliases[name] = found
 
     def unused(self) -> list[str]:
-        """Tensors that no parameter uses and that are not ignored."""
-        return sorted(n for n in self.stored.keys() - self.used if not any(p.search(n) for p in self.ignored))
+        """Tensors that no parameter uses and that are not ignored. Tensors without elements hold nothing."""
+        left = {n for n in self.stored.keys() - self.used if 0 not in self.tensors.shape(self.stored[n])}
+        return sorted(n for n in left if not any(p.search(n) for p in self.ignored))
 
     def read(self, found: str) -> Tensor:
         """A tensor by the name that `find` returned."""
@@ -89,7 +96,7 @@ def fill(
     names: TensorNames,
     *,
     dtype: torch.dtype | None,
-    device: torch.device | str | None,
+    device: "torch.device | str | DeviceMesh | None",
     loaded: Callable[[str], object] | None = None,
 ) -> None:
     """Load tensors into a model whose parameters are on the meta device.
@@ -100,24 +107,65 @@ def fill(
         layers: Parameter name -> the stack that it belongs to.
         names: The tensors of the checkpoint.
         dtype: None keeps the stored dtype. Parameters without gradients always keep it.
-        device: None is the CPU.
+        device: None is the CPU. A mesh shards the model among its processes, each of which reads what it holds.
         loaded: Called with the name of each parameter that has got its value.
 
     Raises:
         PretrainedError: With every tensor that is missing, of the wrong shape, or unexpected.
     """
     problems: list[str] = []
+    sharded = is_mesh(device)
+    if sharded:
+        allocate(model, device, dtype or common_dtype(names.tensors))  # type: ignore[arg-type]
     for name, parameter in list(model.named_parameters()):
+        if sharded and not problems and _load_rows(name, parameter, family, layers(name), names):
+            continue
         value = _load(name, parameter, family, layers(name), names, problems)
-        if value is not None and not problems:
+        if value is not None and not problems and sharded:
+            put(parameter, value)
+        elif value is not None and not problems:
             target = dtype if parameter.requires_grad else None
-            ready = value.to(device=device or "cpu", dtype=target or value.dtype, copy=True).contiguous()
+            ready = value.to(device=device or "cpu", dtype=target or value.dtype, copy=True).contiguous()  # type: ignore[arg-type]
             replace_parameter(model, parameter, nn.Parameter(ready, requires_grad=parameter.requires_grad))
             if loaded is not None:
                 loaded(name)
     problems += [f"unexpected tensor {name} in the checkpoint." for name in names.unused()]
     if problems:
         raise PretrainedError(f"{names.tensors.source} does not fit {family.model_type}:", problems)
+
+
+def is_mesh(device: object) -> bool:
+    """Whether a device is the mesh of several."""
+    return not isinstance(device, torch.device | str | None)
+
+
+def common_dtype(tensors: Tensors) -> torch.dtype:
+    """The dtype of most tensors."""
+    counts = Counter(tensors.dtype(name) for name in sorted(tensors.names()))
+    return max((dtype for dtype in counts if dtype in FLOATS), key=lambda dtype: counts[dtype], default=torch.float32)
+
+
+def read_own(parameter: nn.Parameter, tensors: Tensors, stored: str) -> bool:
+    """Fill the rows of a sharded parameter that this process holds from a tensor that stores it as it is; False where the
+    parameter is not divided by rows, or does not fit the tensor."""
+    rows = own_rows(parameter)
+    if rows is None or tensors.shape(stored) != list(parameter.shape) or tensors.dtype(stored) not in FLOATS:
+        return False
+    if rows.stop > rows.start:
+        put_rows(parameter, tensors.read(stored, rows))
+    return True
+
+
+def _load_rows(name: str, parameter: nn.Parameter, family: Family, layers: LayersConfig, names: TensorNames) -> bool:
+    """`read_own` of a parameter that one tensor stores unchanged; False for others."""
+    location = family.locate(name)
+    if location is None or not isinstance(location.layout, Same | ByNormPlace):
+        return False
+    found = [names.find(theirs) for theirs in location.names(sizes_at(layers, location))]
+    if len(found) != 1 or found[0] is None or not read_own(parameter, names.tensors, names.stored[found[0]]):
+        return False
+    names.used.add(found[0])
+    return True
 
 
 def _load(

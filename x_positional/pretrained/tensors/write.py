@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -19,9 +20,22 @@ MAX_SHARD = 5 * 10**9
 
 
 def write_folder(
-    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], max_shard: int = MAX_SHARD
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    max_shard: int = MAX_SHARD,
+    *,
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Write a model. After a crash at any instant the folder contains the old or the new model; other files are kept."""
+    """Write a model. After a crash at any instant the folder contains the old or the new model; other files are kept.
+
+    Args:
+        folder: Created if it does not exist.
+        config: Contents of config.json.
+        tensors: By name.
+        max_shard: Bytes of a file.
+        texts: Further files: name -> text.
+    """
     shards = split(tensors, max_shard)
     many = len(shards) > 1
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))] if many else [WEIGHTS]
@@ -32,6 +46,8 @@ def write_folder(
             total = sum(t.nbytes for t in tensors.values())
             weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
             write_json(stage / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        for name, text in texts.items():
+            (stage / name).write_text(text, encoding="utf-8")
         write_json(stage / CONFIG, config)
 
 

@@ -1,16 +1,18 @@
 """Checkpoint folders, written atomically: to a temporary folder, flushed to disk, then renamed.
 
 A checkpoint is a folder `step-00000200` with the model (`model.safetensors`, `config.yaml`), the state of training
-(`optimizer.safetensors`, `trainer.json`) and, unless text was read as bytes, `tokenizer.json`. Nothing is pickled.
+(`optimizer.safetensors`, `trainer.json`) and, unless text was read as bytes, `tokenizer.json`. Where processes share the tensors,
+the folders `model` and `optimizer` hold a file of each process in place of the two files. Nothing is pickled.
 """
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,9 +22,10 @@ from x_positional.pretrained.commit import flush_file, flush_folder
 from x_positional.pretrained.integrity import (
     CONFIG,
     MODEL,
+    MODEL_SHARDS,
     NAME,
     OPTIMIZER,
-    TOKENIZER,
+    OPTIMIZER_SHARDS,
     TRAINER,
     VERSION,
     Damage,
@@ -34,8 +37,11 @@ from x_positional.pretrained.integrity import (
     file_damage,
     file_digest,
     read_record,
+    shard_damage,
+    shard_files,
     write_record,
 )
+from x_positional.pretrained.tensors.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,31 @@ class Checkpoint:
     step: int
     trainer: dict[str, Any]
 
+    @property
+    def shards(self) -> int | None:
+        """How many processes share the tensors; None where they are whole."""
+        return self.trainer.get("shards")
+
     def model_tensors(self) -> dict[str, Tensor]:
-        """Parameters of the model by name; raises `DamagedCheckpoint`."""
-        return self._tensors(MODEL)
+        """Parameters of the model by name, whole; raises `DamagedCheckpoint`."""
+        return self._tensors(MODEL) if self.shards is None else self._gathered(MODEL_SHARDS)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Optimizer state by name; raises `DamagedCheckpoint`."""
-        return self._tensors(OPTIMIZER)
+        """Optimizer state by name, whole; raises `DamagedCheckpoint`."""
+        return self._tensors(OPTIMIZER) if self.shards is None else self._gathered(OPTIMIZER_SHARDS)
+
+    def parts(self) -> tuple[Shards, Shards]:
+        """The tensors of model and optimizer, to be read in parts; raises `DamagedCheckpoint`. The digests are not compared."""
+        if self.shards is None:
+            both = self._shards("")
+            return both, both
+        return self._shards(MODEL_SHARDS), self._shards(OPTIMIZER_SHARDS)
+
+    def tensor_files(self) -> list[str]:
+        """The files that hold tensors."""
+        if self.shards is None:
+            return [MODEL, OPTIMIZER]
+        return [name for folder in (MODEL_SHARDS, OPTIMIZER_SHARDS) for name in shard_files(self.trainer, folder)]
 
     def config_text(self) -> str:
         """The resolved config of the run, as YAML; raises `DamagedCheckpoint`."""
@@ -86,6 +110,23 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise self.damaged(f"{name} cannot be read as safetensors: {error}") from error
 
+    def _gathered(self, folder: str) -> dict[str, Tensor]:
+        for name in shard_files(self.trainer, folder):
+            self.verified(name)
+        shards = self._shards(folder)
+        tensors = {name: torch.empty(shards.shape(name), dtype=shards.dtype(name)) for name in sorted(shards.names())}
+        shards.read_into(tensors)
+        return tensors
+
+    def _shards(self, folder: str) -> Shards:
+        damage = shard_damage(self.path, self.trainer, folder) if folder else None
+        if damage is not None:
+            raise self.damaged(damage)
+        try:
+            return Shards(self.path / folder)
+        except (SafetensorError, OSError, LookupError) as error:
+            raise self.damaged(f"{folder or self.path.name} cannot be read as safetensors: {error}") from error
+
     def damaged(self, damage: str) -> DamagedCheckpoint:
         """The error for a damaged file, with the way out."""
         return DamagedCheckpoint(f"{self.path} is damaged: {damage}. {fallback(self.path)}")
@@ -99,7 +140,7 @@ def save_checkpoint(
     optimizer: Mapping[str, Tensor],
     trainer: Mapping[str, Any],
     config_text: str,
-    tokenizer_file: Path | None = None,
+    write_tokenizer: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `root/step-…` so that after a crash the checkpoint is either complete or absent.
 
@@ -110,7 +151,7 @@ def save_checkpoint(
         optimizer: Optimizer state by name.
         trainer: Further entries of `trainer.json`.
         config_text: The resolved config as YAML.
-        tokenizer_file: A `tokenizer.json` to copy into the checkpoint.
+        write_tokenizer: Writes the tokenizer's files to a folder.
 
     Returns:
         The folder of the checkpoint.
@@ -118,29 +159,58 @@ def save_checkpoint(
     Raises:
         UserError: The folder exists already: a non-empty folder cannot be replaced atomically.
     """
-    final = root / f"step-{step:08d}"
-    if final.exists():
-        raise UserError(f"{final} already exists, and checkpoints are never overwritten; move or delete it")
+    final = unused_name(root, step)
     temporary = root / f".tmp-{final.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         save_file(dict(model), temporary / MODEL, metadata={"format": "pt", "x_positional": "1"})
         save_file(dict(optimizer), temporary / OPTIMIZER, metadata={"format": "pt"})
-        (temporary / CONFIG).write_text(config_text, encoding="utf-8")
-        if tokenizer_file is not None:
-            shutil.copyfile(tokenizer_file, temporary / TOKENIZER)
-        digests = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
-        write_record(temporary, {"step": step, "files": digests, **trainer})
-        for file in temporary.iterdir():
-            flush_file(file)
-        flush_folder(temporary)
-        temporary.rename(final)
+        complete(temporary, final, {"step": step, **trainer}, config_text, write_tokenizer)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs its space
         raise
-    flush_folder(root)
     return final
+
+
+def unused_name(root: Path, step: int) -> Path:
+    """The folder of the checkpoint of a step. Raises `UserError` where it exists: it could not be replaced atomically."""
+    final = root / f"step-{step:08d}"
+    if final.exists():
+        raise UserError(f"{final} already exists, and checkpoints are never overwritten; move or delete it")
+    return final
+
+
+def complete(
+    temporary: Path,
+    final: Path,
+    trainer: Mapping[str, Any],
+    config_text: str,
+    write_tokenizer: Callable[[Path], None] | None,
+    digests: Mapping[str, str] | None = None,
+) -> None:
+    """Add what is not a tensor to the files of a checkpoint, and give the folder its name.
+
+    Args:
+        temporary: Holds the tensors.
+        final: Its name.
+        trainer: Entries of `trainer.json`.
+        config_text: As in `save_checkpoint`.
+        write_tokenizer: As in `save_checkpoint`.
+        digests: Of files that have been flushed to disk.
+    """
+    (temporary / CONFIG).write_text(config_text, encoding="utf-8")
+    if write_tokenizer is not None:
+        write_tokenizer(temporary)
+    files = [file for file in sorted(temporary.iterdir()) if file.is_file()]
+    digests = {**(digests or {}), **{file.name: file_digest(file) for file in files}}
+    write_record(temporary, {"files": digests, **trainer})
+    for file in [*files, temporary / TRAINER]:
+        flush_file(file)
+    for folder in [temporary, *(path for path in temporary.iterdir() if path.is_dir())]:
+        flush_folder(folder)
+    temporary.rename(final)
+    flush_folder(final.parent)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -14,20 +14,23 @@ from safetensors import SafetensorError
 from torch import nn
 
 from x_positional.errors import UserError, import_extra, listed
-from x_positional.pretrained.integrity import checkpoint_folders, newest_good
+from x_positional.pretrained.integrity import TOKENIZER, checkpoint_folders, newest_good
 from x_positional.training.checkpoints.checkpoint import (
     CONFIG,
-    TOKENIZER,
     Checkpoint,
     open_checkpoint,
     prune,
     save_checkpoint,
 )
+from x_positional.training.checkpoints.sharded import restore, save_sharded
 from x_positional.training.checkpoints.state import load_model, load_optimizer, model_tensors, optimizer_tensors
 from x_positional.training.config import TrainConfig
 from x_positional.training.data.corpus import Corpus
 from x_positional.training.evaluate import Score
+from x_positional.training.finetune.base import source_fingerprint
+from x_positional.training.finetune.dataset import Conversations
 from x_positional.training.load import load_config, parse_config
+from x_positional.training.loop.processes import Processes
 
 LOCK = ".lock"
 
@@ -47,9 +50,13 @@ class RunFolder:
         config: The run; `run.dir` is the folder.
         corpus: Its data.
         windows_per_step: Training windows of one optimizer step, over all processes.
+        processes: Those that train.
     """
 
-    def __init__(self, config: TrainConfig, corpus: Corpus, *, windows_per_step: int) -> None:
+    def __init__(
+        self, config: TrainConfig, corpus: Corpus | Conversations, *, windows_per_step: int, processes: Processes
+    ) -> None:
+        self._processes = processes
         self.path = Path(config.run.dir)
         self._checkpoints = self.path / "checkpoints"
         self._config = config
@@ -65,6 +72,8 @@ class RunFolder:
             "batch_size": config.run.batch_size,
             "accumulate": config.run.accumulate,
         }
+        if config.init is not None:
+            self._order["init"] = source_fingerprint(config.init.source)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -123,10 +132,13 @@ class RunFolder:
         self.require_checkpoint()
         checkpoint = open_checkpoint(self.path)
         self._check_same_run(checkpoint)
-        if self._corpus.tokenizer is not None and self._corpus.tokenizer.file is not None:
+        if self._corpus.tokenizer_name == TOKENIZER:
             checkpoint.verified(TOKENIZER)
-        load_model(net, checkpoint.model_tensors(), checkpoint.path)
-        load_optimizer(net, optimizer, checkpoint.optimizer_tensors(), checkpoint.path)
+        if self._processes.sharded or checkpoint.shards is not None:
+            restore(checkpoint, net, optimizer, self._processes)
+        else:
+            load_model(net, checkpoint.model_tensors(), checkpoint.path)
+            load_optimizer(net, optimizer, checkpoint.optimizer_tensors(), checkpoint.path)
         best = checkpoint.entry("best")
         self._best = None if best is None else Best(best["step"], best["loss"])
         return checkpoint.step
@@ -152,13 +164,21 @@ class RunFolder:
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
         problems = []
         order = checkpoint.entry("order")
+        # Other processes may divide the windows of a step in another way.
+        divided = {"batch_size", "accumulate"} if _processes(order) != _processes(self._order) else set()
         for name, now in self._order.items():
-            if order.get(name) != now and not (name in ADDED and name not in order):
+            if name in divided:
+                continue
+            if name == "init" and order.get(name) != now:
+                problems.append("init.source is another model than the one that the run started from")
+            elif order.get(name) != now and not (name in ADDED and name not in order):
                 problems.append(f"{name} is {now}; the checkpoint has {order.get(name)}")
         saved = parse_config(checkpoint.config_text(), str(checkpoint.path))
         precisions = self._config.run.precision, saved.run.precision
         if precisions.count("fp64") == 1:
             problems.append(f"precision is {precisions[0]}; the checkpoint has {precisions[1]}")
+        if saved.lora != self._config.lora:
+            problems.append(f"the lora section differs from that of {checkpoint.path / CONFIG}")
         if saved.model != self._config.model:
             problems.append(f"the model section differs from that of {checkpoint.path / CONFIG}")
         if checkpoint.step >= self._config.run.steps:
@@ -173,14 +193,17 @@ class RunFolder:
                 )
             )
 
-    def save(self, step: int, net: nn.Module, optimizer: torch.optim.Optimizer, score: Score | None) -> Path:
-        """Write the checkpoint of `step` and delete those that are no longer kept.
+    def save(self, step: int, net: nn.Module, optimizer: torch.optim.Optimizer, score: Score | None) -> None:
+        """Write the checkpoint of `step` and delete those that are no longer kept. Every process must call this.
 
         Raises:
             UserError: It cannot be written, for example because the disk is full. Older checkpoints are intact.
+            MainProcessFailed: In the other processes, where the main one could not write.
         """
+        if score is not None and (self._best is None or score.loss < self._best.loss):
+            self._best = Best(step, score.loss)
         try:
-            return self._save(step, net, optimizer, score)
+            self._save(step, net, optimizer, score)
         except (OSError, SafetensorError) as error:
             last = self.last_saved()
             kept = "No earlier checkpoint exists." if last is None else f"The newest checkpoint is {last}."
@@ -189,31 +212,40 @@ class RunFolder:
                 "then continue with --resume."
             ) from error
 
-    def _save(self, step: int, net: nn.Module, optimizer: torch.optim.Optimizer, score: Score | None) -> Path:
-        if score is not None and (self._best is None or score.loss < self._best.loss):
-            self._best = Best(step, score.loss)
-        tokenizer = self._corpus.tokenizer
-        path = save_checkpoint(
-            self._checkpoints,
-            step,
-            model=model_tensors(net),
-            optimizer=optimizer_tensors(net, optimizer),
-            trainer={
-                "order": self._order,
-                "validation": None if score is None else {"loss": score.loss, "tokens": score.tokens, **score.bits},
-                "best": None if self._best is None else {"step": self._best.step, "loss": self._best.loss},
-                "tokenizer": None if tokenizer is None else tokenizer.name,
-                "torch": torch.__version__,
-            },
-            config_text=self._config_text,
-            tokenizer_file=None if tokenizer is None else tokenizer.file,
-        )
-        prune(self._checkpoints, self._config.run.keep, None if self._best is None else self._best.step)
-        return path
+    def _save(self, step: int, net: nn.Module, optimizer: torch.optim.Optimizer, score: Score | None) -> None:
+        trainer = {
+            "order": self._order,
+            "validation": None if score is None else {"loss": score.loss, "tokens": score.tokens, **score.bits},
+            "best": None if self._best is None else {"step": self._best.step, "loss": self._best.loss},
+            "tokenizer": self._corpus.tokenizer_name,
+            "torch": torch.__version__,
+        }
+        texts: Any = {
+            "trainer": trainer,
+            "config_text": self._config_text,
+            "write_tokenizer": self._corpus.write_tokenizer,
+        }
+
+        def save_whole() -> None:
+            model, moments = model_tensors(net), optimizer_tensors(net, optimizer)
+            save_checkpoint(self._checkpoints, step, model=model, optimizer=moments, **texts)
+
+        if self._processes.sharded:
+            save_sharded(self._checkpoints, step, net, optimizer, self._processes, **texts)
+        else:
+            self._processes.on_main(save_whole)
+        best = None if self._best is None else self._best.step
+        self._processes.on_main(lambda: prune(self._checkpoints, self._config.run.keep, best))
 
 
 ADDED = ("data_crc32", "batch_size", "accumulate")
 """Entries of `order` that checkpoints of format version 1 lack."""
+
+
+def _processes(order: Mapping[str, Any]) -> float | None:
+    """How many processes trained; None for checkpoints of format version 1."""
+    windows, batch, accumulate = (order.get(name) for name in ("windows_per_step", "batch_size", "accumulate"))
+    return None if windows is None or batch is None or accumulate is None else windows / (batch * accumulate)
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Token ids for training and validation, read from what `data.path` names and checked before the first step."""
 
 import hashlib
+import shutil
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,24 +20,11 @@ from x_positional.training.data.documents import (
     folder_documents,
     split_documents,
 )
+from x_positional.training.data.tables import Table, find_table
+from x_positional.training.data.token_cache import Split, cached_splits
 from x_positional.training.data.tokenizer import Tokenizer, load_tokenizer
 
 _BLOCK = 1 << 24  # tokens checked at a time, so that a file larger than memory can be checked
-
-
-@dataclass(frozen=True)
-class Split:
-    """The training or the validation part of a corpus."""
-
-    tokens: np.ndarray
-    """Ids [N]."""
-    text_bytes: int | None
-    """Size of the text that the ids encode; None for token ids without text."""
-
-    @property
-    def bytes_per_token(self) -> float | None:
-        """None for token ids without text."""
-        return None if self.text_bytes is None else self.text_bytes / len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -49,6 +37,16 @@ class Corpus:
     tokenizer: Tokenizer | None
 
     @property
+    def tokenizer_name(self) -> str | None:
+        """`bytes`, `tokenizer.json`, or None for token ids."""
+        return None if self.tokenizer is None else self.tokenizer.name
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Copy the tokenizer to a folder, if it is a file."""
+        if self.tokenizer is not None and self.tokenizer.file is not None:
+            shutil.copyfile(self.tokenizer.file, folder / self.tokenizer.name)
+
+    @property
     def fingerprint(self) -> str:
         """Identifies the data by blocks of them: a resumed run must see the same windows."""
         return f"{_fingerprint(self.train.tokens)}-{_fingerprint(self.validation.tokens)}"
@@ -56,7 +54,7 @@ class Corpus:
     @cached_property
     def checksum(self) -> str:
         """CRC-32 of every training and validation token."""
-        return f"{_checksum(self.train.tokens):08x}-{_checksum(self.validation.tokens):08x}"
+        return f"{_checksum(self.train):08x}-{_checksum(self.validation):08x}"
 
 
 def load_corpus(config: DataConfig, num_tokens: int, seq_len: int, track: Track = silent) -> Corpus:
@@ -67,10 +65,16 @@ def load_corpus(config: DataConfig, num_tokens: int, seq_len: int, track: Track 
             outside `[0, num_tokens)`. The message lists the problems of both splits.
     """
     path = None if config.path is None else Path(config.path)
-    if path is not None and not path.exists():
+    table = find_table(config)
+    if table is None and path is not None and not path.exists():
         raise UserError(f"data.path={config.path!r} does not exist; omit it to train on the embedded text")
-    files = None if path is None else _token_files(path)
-    corpus = _from_text(config, path, num_tokens, track) if files is None else _from_ids(config, files, str(path))
+    if table is None:
+        _refuse_table_options(config)
+    files = None if path is None or table is not None else _token_files(path)
+    if files is not None:
+        corpus = _from_ids(config, files, str(path))
+    else:
+        corpus = _from_text(config, path, table, num_tokens, track)
     problems = []
     for name, split in (("training", corpus.train), ("validation", corpus.validation)):
         if len(split.tokens) < seq_len + 1:
@@ -78,11 +82,20 @@ def load_corpus(config: DataConfig, num_tokens: int, seq_len: int, track: Track 
                 f"{name} data has {len(split.tokens)} tokens; one window needs seq_len + 1 = {seq_len + 1}. "
                 "Lower data.seq_len, change data.val_fraction or add data"
             )
-        elif problem := _invalid_ids(split.tokens, num_tokens, track):
+        elif split.crc32 is None and (problem := _invalid_ids(split.tokens, num_tokens, track)):
             problems.append(f"{name} data {problem}")
     if problems:
         raise UserError(listed(f"cannot train on {corpus.source}:", problems))
     return corpus
+
+
+def _refuse_table_options(config: DataConfig) -> None:
+    """Raise `UserError` for options of tables and datasets where the data are none."""
+    names = ("field", "split", "subset", "revision", "max_tokens", "cache_dir")
+    given = [name for name in names if getattr(config, name) != DataConfig.model_fields[name].default]
+    if given:
+        data = "the embedded text is" if config.path is None else f"data.path={config.path!r} is"
+        raise UserError(f"{data} neither a table nor a dataset; omit {' and '.join(f'data.{name}' for name in given)}")
 
 
 def _token_files(path: Path) -> list[Path] | None:
@@ -122,20 +135,27 @@ def _read_ids(file: Path, dtype: str | None) -> np.ndarray:
     return ids
 
 
-def _from_text(config: DataConfig, path: Path | None, num_tokens: int, track: Track) -> Corpus:
+def _from_text(config: DataConfig, path: Path | None, table: Table | None, num_tokens: int, track: Track) -> Corpus:
     tokenizer = load_tokenizer(config.tokenizer)
     if tokenizer.vocab_size > num_tokens:
         raise UserError(
             f"the tokenizer {config.tokenizer!r} has {tokenizer.vocab_size} ids, more than model.num_tokens={num_tokens}; "
             f"set model.num_tokens={tokenizer.vocab_size}"
         )
+    end = tokenizer.document_end if config.document_end is None else config.document_end
+    if table is not None:
+        if end is not None and end >= num_tokens:
+            raise UserError(
+                f"the id that ends documents is {end}; model.num_tokens={num_tokens} allows 0 to {num_tokens - 1}"
+            )
+        train, validation, words = cached_splits(table, config, tokenizer, end, track)
+        return Corpus(train, validation, f"{table.source}{words}", tokenizer)
     if path is None:
         documents, source = embedded_documents(), "the embedded text"
     elif path.is_file():
         documents, source = [file_document(path)], str(path)
     else:
         documents, source = folder_documents(path, config.pattern, track), str(path)
-    end = tokenizer.document_end if config.document_end is None else config.document_end
     if len(documents) > 1:
         splits = [_encode(split, tokenizer, end, track) for split in split_documents(documents, config.val_fraction)]
     else:
@@ -174,10 +194,12 @@ def _invalid_ids(tokens: np.ndarray, num_tokens: int, track: Track) -> str | Non
     return None
 
 
-def _checksum(tokens: np.ndarray) -> int:
+def _checksum(split: Split) -> int:
+    if split.crc32 is not None:
+        return split.crc32
     total = 0
-    for start in range(0, len(tokens), _BLOCK):
-        total = zlib.crc32(np.ascontiguousarray(tokens[start : start + _BLOCK]).data, total)
+    for start in range(0, len(split.tokens), _BLOCK):
+        total = zlib.crc32(np.ascontiguousarray(split.tokens[start : start + _BLOCK]).data, total)
     return total
 
 

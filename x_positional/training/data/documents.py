@@ -19,12 +19,14 @@ _HEAD = 1 << 16
 """Bytes of a file that show whether it is text."""
 _TO_TEXT = "write the texts to a .txt file, one after the other, or to a folder with one file each"
 _TO_IDS = "save token ids as a one-dimensional integer .npy, or raw integers as .bin with data.dtype"
+_ALONE = "a folder holds either texts or one kind of table"
 _FORMATS: dict[str, tuple[str, str]] = {
-    ".parquet": ("a Parquet table", _TO_TEXT),
-    ".arrow": ("an Arrow table", _TO_TEXT),
-    ".feather": ("an Arrow table", _TO_TEXT),
-    ".jsonl": ("JSON lines", f"{_TO_TEXT}; to train on the JSON itself, rename it to .txt"),
-    ".ndjson": ("JSON lines", f"{_TO_TEXT}; to train on the JSON itself, rename it to .txt"),
+    ".parquet": ("a Parquet table", _ALONE),
+    ".arrow": ("an Arrow table", _ALONE),
+    ".feather": ("an Arrow table", "write it as Parquet"),
+    ".jsonl": ("JSON lines", _ALONE),
+    ".ndjson": ("JSON lines", _ALONE),
+    ".jsonl.gz": ("JSON lines", _ALONE),
     ".npz": ("a NumPy archive", _TO_IDS),
     ".pt": ("a PyTorch file", _TO_IDS),
     ".pth": ("a PyTorch file", _TO_IDS),
@@ -32,10 +34,11 @@ _FORMATS: dict[str, tuple[str, str]] = {
     ".h5": ("an HDF5 file", _TO_IDS),
     ".hdf5": ("an HDF5 file", _TO_IDS),
 }
-"""Suffixes of data formats that are not text, what they are and what to do instead. Case is ignored."""
+"""Suffixes of data formats that are not text, what they are and what to do instead. Case is ignored. Tables reach this module
+only beside texts."""
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
-    (b"PAR1", "a Parquet table", _TO_TEXT),
-    (b"ARROW1", "an Arrow table", _TO_TEXT),
+    (b"PAR1", "a Parquet table", "give it the suffix .parquet"),
+    (b"ARROW1", "an Arrow table", "give it the suffix .arrow"),
     (b"\x1f\x8b", "compressed with gzip", "decompress it first"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "decompress it first"),
     (b"BZh", "compressed with bzip2", "decompress it first"),
@@ -91,15 +94,13 @@ def folder_documents(folder: Path, pattern: str, track: Track = silent) -> list[
     """All files under `folder` that match `pattern`, sorted by name; hidden, empty and binary files are skipped.
 
     Raises:
-        UserError: The folder is a saved dataset, or contains tables or tensors: skipping them would leave out the data.
+        UserError: The folder contains tables or tensors too: skipping them would leave out the data.
     """
-    if any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        raise UserError(f"{folder} is a saved `datasets` folder, not text; {_TO_TEXT}")
     documents = []
-    for file in track(_matching(folder, pattern), "reading files"):
-        what, remedy = _FORMATS.get(file.suffix.lower(), ("", ""))
-        if what:
-            raise UserError(f"{file} is {what}, not text; {remedy}. To leave it out, set data.pattern, as '**/*.txt'")
+    for file in track(matching(folder, pattern), "reading files"):
+        known = _format(file)
+        if known is not None:
+            raise UserError(f"{file} is {known[0]}, not text; {known[1]}. Choose with data.pattern, as '**/*.txt'")
         text = _read(file)
         if text and _not_text(text) is None:
             documents.append(Document(file.relative_to(folder).as_posix(), text))
@@ -110,7 +111,8 @@ def folder_documents(folder: Path, pattern: str, track: Track = silent) -> list[
     return documents
 
 
-def _matching(folder: Path, pattern: str) -> list[Path]:
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """Files of a folder that match `data.pattern`, sorted; hidden ones are left out."""
     try:
         found = sorted(folder.glob(pattern))
     except (ValueError, NotImplementedError) as error:
@@ -123,7 +125,7 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
 
 def file_document(file: Path) -> Document:
     """A text file as one document; raises `UserError` if it is empty, not text or cannot be read."""
-    known = _FORMATS.get(file.suffix.lower())
+    known = _format(file)
     if known is not None:
         raise UserError(f"{file} is {known[0]}, not text; {known[1]}")
     text = _read(file)
@@ -133,6 +135,11 @@ def file_document(file: Path) -> Document:
     if found is not None:
         raise UserError(f"{file} is {found[0]}, not text; {found[1]}")
     return Document(file.name, text)
+
+
+def _format(file: Path) -> tuple[str, str] | None:
+    """What a file is, by its name, and what to do instead; None where the name does not tell."""
+    return next((known for suffix, known in _FORMATS.items() if file.name.lower().endswith(suffix)), None)
 
 
 def _not_text(content: bytes) -> tuple[str, str] | None:
@@ -160,14 +167,14 @@ def split_documents(documents: Sequence[Document], fraction: float) -> tuple[lis
 
     A hash of the name decides, so a file stays in its split when others are added or removed.
     """
-    order = sorted(documents, key=lambda document: _unit_hash(document.name))
-    below = sum(_unit_hash(document.name) < fraction for document in order)
+    order = sorted(documents, key=lambda document: unit_hash(document.name))
+    below = sum(unit_hash(document.name) < fraction for document in order)
     count = min(max(below, 1), len(order) - 1)
     chosen = {document.name for document in order[:count]}
     train = [document for document in documents if document.name not in chosen]
     return train, [document for document in documents if document.name in chosen]
 
 
-def _unit_hash(name: str) -> float:
+def unit_hash(name: str) -> float:
     """A number in [0, 1) that depends only on the name."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "replace")).digest()[:8], "big") / 2**64

@@ -5,7 +5,8 @@ Shapes: B batch, T tokens in one window.
 
 import importlib.util
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,21 @@ from torch.nn.utils import parametrize
 from x_positional.errors import UserError
 from x_positional.generation.step.compiled import cpp_compilers
 from x_positional.models.autoregressive import AutoregressiveWrapper
+from x_positional.models.language import build_model
+from x_positional.models.sharding import materialize
 from x_positional.modules.experts import Experts, Router
 from x_positional.modules.stack import set_activation_checkpointing
+from x_positional.progress import Track
 from x_positional.training.config import OptimizerConfig, RunConfig, TrainConfig
-from x_positional.training.data.windows import Windows
+from x_positional.training.data.token_cache import Split
+from x_positional.training.evaluate import EvalRows, EvalWindows, Score, Share, evaluate
+from x_positional.training.finetune.packing import PackedRows
 from x_positional.training.loop.processes import Processes
+
+if TYPE_CHECKING:  # torch may be built without distributed, and importing it takes time
+    from x_positional.training.loop.sharding import ShardedRoot
+
+Result = TypeVar("Result")
 
 LINEAR_WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("weight",),
@@ -28,6 +39,18 @@ LINEAR_WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
 """Linear maps, and the names of their weights."""
 
 
+Batch: TypeAlias = dict[str, Tensor]
+"""Arguments of `AutoregressiveWrapper`: `tokens`, and for packed rows `labels` and `document_ids`."""
+
+
+class Batches(Protocol):
+    """Training batches as a pure function of the index."""
+
+    def batch(self, first: int, count: int) -> Tensor | Batch:
+        """Windows or rows `first` to `first + count - 1` of the whole run. A tensor is `tokens` alone."""
+        ...
+
+
 class Engine:
     """Model and optimizer on their device.
 
@@ -35,25 +58,43 @@ class Engine:
     and the step are all that a run needs to resume bit-equal.
 
     Args:
-        net: The model.
-        wrapper: Maps windows [B, T + 1] to the mean loss of `net` over their targets.
-        windows: Training windows.
+        net: The model; on the meta device it gets the values that `build_model` draws from the seed of the run.
+        wrapper: Maps a batch to the mean loss of `net` over its targets.
+        windows: Training windows, or rows of conversations.
         config: The run.
     """
 
-    def __init__(self, net: nn.Module, wrapper: AutoregressiveWrapper, windows: Windows, config: TrainConfig) -> None:
+    def __init__(self, net: nn.Module, wrapper: AutoregressiveWrapper, windows: Batches, config: TrainConfig) -> None:
         run = config.run
         self.processes = Processes(run)
+        self.processes.require_equal({**config.flat(), "torch": torch.__version__})
         self.precision = precision(run, self.device)
         self._config = config
         self._windows = windows
         self._ignored, self._pad = wrapper.ignore_index, wrapper.pad_value
-        net.to(self.device, torch.float64 if self.precision == "fp64" else None)
-        self.optimizer = make_optimizer(net, config.optimizer)
-        set_activation_checkpointing(net, run.activation_checkpointing)
-        model = compiled(wrapper, self.device) if run.compile else wrapper
         self.net = net
-        self._model, self._optimizer = self.processes.accelerator.prepare(model, self.optimizer)
+        self._root: ShardedRoot | None = None
+        set_activation_checkpointing(net, run.activation_checkpointing)
+        dtype = torch.float64 if self.precision == "fp64" else None
+        if self.processes.sharded:
+            from x_positional.training.loop.sharding import sharded
+
+            self._root = sharded(net.to(dtype=dtype), self.device, self.processes.count)
+            self._draw()
+            self.optimizer, model = make_optimizer(net, config.optimizer), wrapper
+        else:
+            net.to(dtype=dtype)
+            self._draw()
+            net.to(self.device)
+            self.optimizer = make_optimizer(net, config.optimizer)
+            model = self.processes.accelerator.prepare(compiled(wrapper, self.device) if run.compile else wrapper)
+        self._model, self._optimizer = model, self.processes.accelerator.prepare(self.optimizer)
+
+    def _draw(self) -> None:
+        """Give a model on the meta device the values of its construction, in shards where it is sharded."""
+        if any(parameter.is_meta for parameter in self.net.parameters()):
+            torch.manual_seed(self._config.run.seed)
+            materialize(self.net, lambda: build_model(self._config.model), self.device)
 
     @property
     def device(self) -> torch.device:
@@ -63,6 +104,14 @@ class Engine:
     def windows_per_step(self) -> int:
         """Training windows of one optimizer step, over all processes."""
         return self._config.run.batch_size * self._config.run.accumulate * self.processes.count
+
+    def gathered(self, action: Callable[[], Result]) -> Result:
+        """Call `action`, which calls the model, with the parameters that it needs on the device."""
+        return action() if self._root is None else self._root(action)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A parameter, or its gradient or optimizer state, gathered from all processes where it is sharded."""
+        return tensor if self._root is None else self._root.whole(tensor)
 
     def autocast(self) -> torch.autocast:
         """A bfloat16 autocast context, disabled for float32 and float64."""
@@ -87,8 +136,8 @@ class Engine:
         for batch, weight in self._weighted([self._batch(step, micro) for micro in range(run.accumulate)], wide):
             with accelerator.accumulate(self._model):
                 with self.autocast():
-                    batch = batch.to(self.device, non_blocking=True)
-                    loss = self._model(batch, label_smoothing=run.label_smoothing, z_loss=run.z_loss) * weight
+                    batch = {name: part.to(self.device, non_blocking=True) for name, part in batch.items()}
+                    loss = self.gathered(lambda batch=batch: self._loss(batch)) * weight
                 accelerator.backward(loss)
                 total += loss.detach().to(wide) / run.accumulate
                 if accelerator.sync_gradients:
@@ -96,26 +145,52 @@ class Engine:
                     norm = accelerator.clip_grad_norm_(self.net.parameters(), limit)
                 self._optimizer.step()
                 self._optimizer.zero_grad()
-        return accelerator.reduce(total, "mean"), norm, rate
+        return accelerator.reduce(total, "mean"), self.whole(norm), rate
 
-    def _batch(self, step: int, micro: int) -> Tensor:
-        """The windows [B, T + 1] of this process, on the host."""
+    def evaluate(self, data: Split | PackedRows, windows: EvalWindows | EvalRows, track: Track) -> Score:
+        """The score of all windows, which the processes share. Every process must call this at the same step."""
+        share = Share(self.processes.index, self.processes.count, self.processes.total)
+        size, device, autocast = self._config.run.batch_size, self.device, self.autocast()
+
+        def score() -> Score:
+            return evaluate(
+                self.net, data, windows, batch_size=size, device=device, autocast=autocast, track=track, share=share
+            )
+
+        try:
+            return self.gathered(score)
+        finally:
+            if self._root is not None:
+                self._root.release()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """A batch -> the mean loss [] of its targets."""
+        run = self._config.run
+        return self._model(**batch, label_smoothing=run.label_smoothing, z_loss=run.z_loss)
+
+    def _batch(self, step: int, micro: int) -> Batch:
+        """What this process reads, on the host."""
         size = self._config.run.batch_size
         offset = (micro * self.processes.count + self.processes.index) * size
-        return self._windows.batch(step * self.windows_per_step + offset, size)
+        found = self._windows.batch(step * self.windows_per_step + offset, size)
+        return {"tokens": found} if isinstance(found, Tensor) else found
 
-    def _weighted(self, batches: list[Tensor], dtype: torch.dtype) -> list[tuple[Tensor, Tensor | float]]:
+    def _weighted(self, batches: list[Batch], dtype: torch.dtype) -> list[tuple[Batch, Tensor | float]]:
         """Each batch with the weight of its mean loss: its targets over the mean of all batches of all processes.
 
         1 where every window is full. A batch without targets weighs 0, and its tokens are replaced by any that are valid.
         """
-        targets = [int((batch[:, 1:] != self._ignored).sum()) for batch in batches]
-        full = [b if n else b.masked_fill(b == self._ignored, self._pad) for b, n in zip(batches, targets, strict=True)]
+        targets = [int((b.get("labels", b["tokens"])[:, 1:] != self._ignored).sum()) for b in batches]
+        full = [b if n else self._valid(b) for b, n in zip(batches, targets, strict=True)]
         count = self.processes.count * len(batches)
         if self.processes.count == 1:
             return [(batch, n * count / max(1, sum(targets))) for batch, n in zip(full, targets, strict=True)]
         total = self.processes.total(torch.tensor(sum(targets), dtype=torch.float64, device=self.device)).clamp(min=1)
         return [(batch, (n * count / total).to(dtype)) for batch, n in zip(full, targets, strict=True)]
+
+    def _valid(self, batch: Batch) -> Batch:
+        """The batch with ids that the model can read."""
+        return {**batch, "tokens": batch["tokens"].masked_fill(batch["tokens"] == self._ignored, self._pad)}
 
 
 def compiled(model: nn.Module, device: torch.device) -> Any:

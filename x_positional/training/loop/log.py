@@ -1,13 +1,16 @@
-"""The log of a run: one JSON object per line in `log.jsonl`, and TensorBoard if enabled."""
+"""The log of a run: one JSON object per line in `log.jsonl`, and the same numbers in accelerate's trackers."""
 
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from x_positional.errors import UserError, import_extra
+from x_positional.errors import UserError, did_you_mean, import_extra
+from x_positional.training.config import TrainConfig
 
 LOG = "log.jsonl"
 LARGEST = sys.float_info.max
@@ -16,16 +19,21 @@ Value = float | int | str | None
 
 
 class RunLog:
-    """Appends to the log of a run folder. Events: start, train, validation, end."""
+    """Appends to the log of a run folder. Events: start, train, validation, end.
 
-    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
+    Args:
+        folder: The folder of the run.
+        accelerator: Its trackers, once started, get every number as `event/name`; None for none.
+    """
+
+    def __init__(self, folder: Path, accelerator: Any = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / LOG
         self._stream = _appending(self._file)
-        self._writer = _summary_writer(folder / "tensorboard") if tensorboard else None
+        self._accelerator = accelerator
 
     def write(self, event: str, step: int, values: dict[str, Value]) -> None:
-        """Write one line; TensorBoard gets each number as `event/name`. Raises `UserError` where the disk is full."""
+        """Write one line, and its numbers to the trackers. Raises `UserError` where the disk is full."""
         line = (json.dumps({"event": event, "step": step, **values}) + "\n").encode()
         try:
             while line:  # a disk that is nearly full takes a part of it
@@ -34,22 +42,60 @@ class RunLog:
             raise UserError(
                 f"cannot write {self._file}: {error.strerror}. Continue from the newest checkpoint with --resume."
             ) from error
-        if self._writer is not None:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._writer.add_scalar(f"{event}/{name}", value, step)
+        numbers = {f"{event}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
+        if self._accelerator is not None and numbers:
+            self._accelerator.log(numbers, step=step)
 
     def close(self) -> None:
         self._stream.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._accelerator is not None:
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
 
 
-def _summary_writer(folder: Path) -> Any:
-    import_extra("tensorboard", "run.tensorboard=true needs", "train")
-    from torch.utils.tensorboard.writer import SummaryWriter
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise `UserError` for trackers that accelerate does not know, or whose package is not installed."""
+    if not names:
+        return
+    tracking = import_extra("accelerate.tracking", "run.trackers needs", "train")
+    known = tracking.LOGGER_TYPE_TO_CLASS
+    installed = {str(name) for name in tracking.get_available_trackers()}
+    registered = set(known) - {str(name) for name in tracking.LoggerType}  # by register_tracker_class
+    problems = [f"unknown tracker {name!r}; {did_you_mean(name, known)}" for name in names if name not in known]
+    problems += [
+        f"{name} is not installed: pip install {name}"
+        for name in names
+        if name in known.keys() - installed - registered
+    ]
+    if problems:
+        raise UserError(f"run.trackers: {'; '.join(problems)}")
 
-    return SummaryWriter(str(folder))
+
+def start_trackers(accelerator: Any, config: TrainConfig) -> None:
+    """Start the trackers of the run, in the main process, with its config; raises `UserError` where one cannot start."""
+    if not config.run.trackers:
+        return
+    try:
+        accelerator.init_trackers(config.run.project, _flat(config.model_dump(mode="json")))
+    except Exception as error:  # not logged in, no network, a full disk: each tracker has errors of its own
+        for tracker in accelerator.trackers:
+            with suppress(Exception):  # some have not started
+                tracker.finish()
+        accelerator.trackers = []
+        raise UserError(
+            f"run.trackers: {' or '.join(config.run.trackers)} cannot start: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | float]:
+    """Nested settings as `section.name`, without those that are null; a tracker takes strings and numbers only."""
+    found: dict[str, str | float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            found[f"{prefix}{name}"] = value if isinstance(value, (str, int, float)) else json.dumps(value)
+    return found
 
 
 def _appending(file: Path) -> FileIO:

@@ -1,7 +1,7 @@
 """The progress bar of a training run."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sized
 from types import TracebackType
 
 from rich.console import Console
@@ -49,10 +49,10 @@ class Meter:
             self._last_line = now
             self.print(f"step {step}/{self._total}  {figures}")
 
-    def track(self, items: Sequence[Item], label: str) -> Iterable[Item]:
+    def track(self, items: Iterable[Item], label: str) -> Iterable[Item]:
         """A second bar below the first one: a `Track`."""
         if self._console.is_terminal:
-            task = self._bar.add_task(label, total=len(items), figures="")
+            task = self._bar.add_task(label, total=len(items) if isinstance(items, Sized) else None, figures="")
             for item in items:
                 yield item
                 self._bar.advance(task)

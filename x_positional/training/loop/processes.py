@@ -1,16 +1,20 @@
 """The processes of one run: all that were launched train one model, or none starts."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
-from x_positional.errors import MainProcessFailed, UserError, import_extra
+from x_positional.errors import MainProcessFailed, ProcessLost, UserError, import_extra, listed, shown
 from x_positional.training.config import RunConfig
 
 Result = TypeVar("Result")
+DIFFERENT = "the processes of this run differ; start all of them with the same command, config, data and versions:"
+MAX_SHOWN = 8
 
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Variables in which torchrun and the MPI launchers announce the number of processes."""
@@ -33,10 +37,13 @@ class Processes:
         self.index: int = self.accelerator.process_index
         self.main: bool = self.accelerator.is_main_process
         self.device: torch.device = self.accelerator.device
+        self.sharded = run.parallel == "fsdp" and self.count > 1
+        """Whether parameters are divided among processes."""
         refuse_separate_processes(self.count, self.accelerator.distributed_type.value, os.environ)
         # Decisions of the host are exchanged on the host, so that they never wait for the device.
         nccl = self.count > 1 and distributed.get_backend() != "gloo"
-        self._hosts = distributed.new_group(backend="gloo") if nccl else None
+        self.hosts: Any = distributed.new_group(backend="gloo") if nccl else None
+        """The group of these exchanges; None is the default group."""
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of a device tensor over all processes; no host sync."""
@@ -47,8 +54,55 @@ class Processes:
         if self.count == 1:
             return flag
         flags = torch.tensor([int(flag)])
-        distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self._hosts)
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self.hosts)
         return bool(flags.item())
+
+    def gather(self, value: Result) -> list[Result]:
+        """The values of all processes, in every process. Every process must call this at the same step."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value, group=self.hosts)
+        return values
+
+    @contextmanager
+    def watched(self, newest: Callable[[], Path | None]) -> Iterator[None]:
+        """Raise `ProcessLost` in place of the error of a collective whose other end is gone.
+
+        Args:
+            newest: The newest checkpoint.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.count == 1 or not _is_lost(error):
+                raise
+            kept = newest()
+            left = "No checkpoint had been saved." if kept is None else f"Continue from {kept} with --resume."
+            raise ProcessLost(
+                f"process {self.index} stops because another process was killed or crashed. {left}"
+            ) from error
+
+    def require_equal(self, values: Mapping[str, Any]) -> None:
+        """Raise `UserError` where a process has other values than the main one. Every process must call this.
+
+        Raises:
+            MainProcessFailed: In the other processes.
+        """
+        problems = [
+            f"{name} is {shown(value)} in process {index}, {shown(first.get(name))} in process 0"
+            for first in [values]
+            for index, own in enumerate(self.gather(dict(values)))
+            for name, value in own.items()
+            if value != first.get(name)
+        ]
+
+        def report() -> None:
+            if problems:
+                more = [f"and {len(problems) - MAX_SHOWN} more"] if len(problems) > MAX_SHOWN else []
+                raise UserError(listed(DIFFERENT, [*problems[:MAX_SHOWN], *more]))
+
+        self.on_main(report)
 
     def on_main(self, action: Callable[[], Result]) -> Result | None:
         """Call `action` in the main process while the others wait; they return None.
@@ -72,6 +126,11 @@ class Processes:
         return result
 
 
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether a collective failed because its other end is gone. gloo raises plain RuntimeErrors."""
+    return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
+
+
 def make_accelerator(run: RunConfig) -> Any:
     """accelerate's Accelerator on `run.device`; raises `UserError` if the device is unavailable."""
     import_extra("accelerate", "training needs", "train")
@@ -82,7 +141,13 @@ def make_accelerator(run: RunConfig) -> Any:
         # The precision of the run decides, not ACCELERATE_MIXED_PRECISION. Without a GPU accelerate joins processes only
         # where it is told to use the CPU.
         cpu = run.device == "cpu" or (run.device == "auto" and not torch.accelerator.is_available())
-        accelerator = Accelerator(cpu=cpu, mixed_precision="no", gradient_accumulation_steps=run.accumulate)
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision="no",
+            gradient_accumulation_steps=run.accumulate,
+            log_with=list(run.trackers) or None,
+            project_dir=str(Path(run.dir) / "trackers"),
+        )
     except ValueError as error:  # accelerate keeps one device per process
         raise UserError(
             f"this Python process has already trained on another device; start a new one: {error}"
@@ -113,13 +178,18 @@ def refuse_launcher_options(environment: Mapping[str, str]) -> None:
         "ACCELERATE_DYNAMO_BACKEND": ("--dynamo_backend", "set run.compile"),
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("--gradient_accumulation_steps", "set run.accumulate"),
         "ACCELERATE_USE_DEEPSPEED": ("--use_deepspeed", "leave it out: training is data-parallel"),
-        "ACCELERATE_USE_FSDP": ("--use_fsdp", "leave it out: training is data-parallel"),
+        "ACCELERATE_USE_FSDP": ("--use_fsdp", "set run.parallel=fsdp"),
         "ACCELERATE_USE_MEGATRON_LM": ("--use_megatron_lm", "leave it out: training is data-parallel"),
     }
     for variable, (option, remedy) in options.items():
         value = environment.get(variable, "")
         if value.lower() not in ("", "no", "false", "0", "1" if "STEPS" in variable else ""):
             raise UserError(f"accelerate launch {option} ({variable}={value}) is unsupported; {remedy}")
+
+
+def launched_processes(environment: Mapping[str, str]) -> int:
+    """How many processes a launcher has announced; 0 where none did."""
+    return max((int(environment[name]) for name in WORLD_SIZES if environment.get(name, "").isdigit()), default=0)
 
 
 def refuse_separate_processes(count: int, kind: str, environment: Mapping[str, str]) -> None:
@@ -130,7 +200,7 @@ def refuse_separate_processes(count: int, kind: str, environment: Mapping[str, s
         kind: accelerate's name for how they do.
         environment: The variables that launchers set.
     """
-    launched = max((int(environment[name]) for name in WORLD_SIZES if environment.get(name, "").isdigit()), default=0)
+    launched = launched_processes(environment)
     if launched > 1 and launched != count:
         raise UserError(
             f"{launched} processes were launched, but {count} would train together ({kind}), each of them its own model; "

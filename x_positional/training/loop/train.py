@@ -5,25 +5,30 @@ import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from x_positional.config.validate import Report, check
 from x_positional.errors import MissingExtra, UserError, listed
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.describe import position_words
-from x_positional.models.language import TransformerWrapper, build_model
-from x_positional.progress import print_lines, progress_bars
+from x_positional.models.language import TransformerWrapper
+from x_positional.progress import Track, print_lines, progress_bars
 from x_positional.training.checkpoints.run_folder import RunFolder, refuse_to_overwrite
 from x_positional.training.config import TrainConfig
 from x_positional.training.cpu import bf16_warning
 from x_positional.training.data.corpus import Corpus, load_corpus
 from x_positional.training.data.windows import Windows
-from x_positional.training.evaluate import Score
+from x_positional.training.evaluate import EvalRows, EvalWindows, Score, eval_rows, eval_windows
+from x_positional.training.finetune.base import initial_model
+from x_positional.training.finetune.dataset import Conversations, load_conversations
+from x_positional.training.finetune.packing import PackedRows
 from x_positional.training.loop.engine import Engine
 from x_positional.training.loop.interrupt import Interrupt
-from x_positional.training.loop.log import RunLog
+from x_positional.training.loop.log import RunLog, check_trackers, start_trackers
 from x_positional.training.loop.loss_plot import plot_losses
 from x_positional.training.loop.meter import Meter
 from x_positional.training.loop.processes import refuse_launcher_options
@@ -52,7 +57,8 @@ class TrainResult:
     """The loss plot; None without matplotlib."""
     engine: Engine
     net: TransformerWrapper
-    corpus: Corpus
+    corpus: Any
+    """A `Corpus`, or `Conversations`."""
 
 
 def check_trainable(config: TrainConfig) -> Report:
@@ -86,24 +92,28 @@ def train(
     if skip_damaged and not resume:
         raise UserError("--skip-damaged has no effect without --resume; add --resume or omit it")
     refuse_launcher_options(os.environ)
+    check_trackers(config.run.trackers)
     report = check_trainable(config)
     if not resume:
         refuse_to_overwrite(config)
-    corpus = load_corpus(config.data, config.model.num_tokens, config.seq_len, progress_bars(console))
+    config, corpus = load_data(config, progress_bars(console))
     torch.manual_seed(config.run.seed)
-    net = build_model(config.model)
-    windows = Windows(corpus.train.tokens, config.seq_len, config.run.seed)
+    net = initial_model(config)
+    windows = training_windows(config, corpus)
     engine = Engine(net, AutoregressiveWrapper(net), windows, config)
+    engine.processes.require_equal({"data (hash)": corpus.fingerprint, "--resume": resume})
     if not engine.processes.main:
         console = Console(quiet=True)
-    folder = RunFolder(config, corpus, windows_per_step=engine.windows_per_step)
+    folder = RunFolder(config, corpus, windows_per_step=engine.windows_per_step, processes=engine.processes)
     if resume:
         folder.require_checkpoint()
     with ExitStack() as stack:
+        stack.enter_context(engine.processes.watched(folder.last_saved))
         engine.processes.on_main(lambda: stack.enter_context(folder.lock()))
         start = _start(config, engine, folder, console, resume=resume, skip_damaged=skip_damaged)
         headline = describe_run(config, engine, report)
-        warnings = [f"warning: {warning}" for warning in (*report.warnings, *slow_precision(engine))]
+        notes = corpus.notes if isinstance(corpus, Conversations) else ()
+        warnings = [f"warning: {warning}" for warning in (*report.warnings, *slow_precision(engine), *notes)]
         print_lines(console, headline, describe_data(corpus, windows), *warnings)
         loop, done, interrupted = _session(config, corpus, engine, folder, console, start, headline)
         seconds = time.monotonic() - began
@@ -123,6 +133,28 @@ def train(
     )
 
 
+def load_data(config: TrainConfig, track: Track) -> tuple[TrainConfig, Corpus | Conversations]:
+    """The data of a run, and its config with what follows from them."""
+    if config.chat is None:
+        return config, load_corpus(config.data, config.model.num_tokens, config.seq_len, track)
+    return load_conversations(config, track)
+
+
+def training_windows(config: TrainConfig, corpus: Corpus | Conversations) -> Windows | PackedRows:
+    """What each step takes its batch from."""
+    if isinstance(corpus, Conversations):
+        return corpus.train
+    return Windows(corpus.train.tokens, config.seq_len, config.run.seed)
+
+
+def scored(config: TrainConfig, corpus: Corpus | Conversations) -> EvalWindows | EvalRows:
+    """What each validation scores."""
+    limit = config.run.eval_tokens
+    if isinstance(corpus, Conversations):
+        return eval_rows(len(corpus.validation), config.seq_len, limit=limit)
+    return eval_windows(len(corpus.validation.tokens), config.seq_len, limit=limit)
+
+
 def _start(
     config: TrainConfig, engine: Engine, folder: RunFolder, console: Console, *, resume: bool, skip_damaged: bool
 ) -> int:
@@ -138,7 +170,7 @@ def _start(
 
 def _session(
     config: TrainConfig,
-    corpus: Corpus,
+    corpus: Corpus | Conversations,
     engine: Engine,
     folder: RunFolder,
     console: Console,
@@ -150,14 +182,14 @@ def _session(
     stop = session_end(config, start)
     with ExitStack() as stack:
         engine.processes.on_main(folder.write_config)
-        log = engine.processes.on_main(
-            lambda: stack.enter_context(closing(RunLog(folder.path, tensorboard=config.run.tensorboard)))
-        )
+        accelerator = engine.processes.accelerator
+        log = engine.processes.on_main(lambda: stack.enter_context(closing(RunLog(folder.path, accelerator))))
+        engine.processes.on_main(lambda: start_trackers(accelerator, config))
         if log is not None:
             log.write("start", start, {"run": headline, "data": corpus.source})
         interrupt = stack.enter_context(Interrupt())
         meter = stack.enter_context(Meter(console, config.run.steps, start))
-        loop = TrainingLoop(config, corpus, engine, folder, log, meter)
+        loop = TrainingLoop(config, corpus, scored(config, corpus), engine, folder, log, meter)
         done = loop.run(start, stop, interrupt)
         if log is not None:
             log.write("end", done, {"seconds": round(time.monotonic() - began, 1)})
@@ -179,15 +211,23 @@ def session_end(config: TrainConfig, start: int) -> int:
 def describe_run(config: TrainConfig, engine: Engine, report: Report) -> str:
     """One line: scheme, backend and why, dtype, parameter count, trained length."""
     position = position_words(config.model.layers, config.model.max_seq_len)
-    parameters = sum(parameter.numel() for parameter in engine.net.parameters())
+    parameters, trained = parameter_counts(engine.net)
     emulated = " (emulated by this CPU)" if slow_precision(engine) else ""
     dtype = {"bf16": f"float32 weights, bfloat16 autocast{emulated}", "fp32": "float32", "fp64": "float64"}
-    processes = "" if engine.processes.count == 1 else f", {engine.processes.count} processes"
+    shared = " share the parameters" if engine.processes.sharded else ""
+    processes = "" if engine.processes.count == 1 else f", {engine.processes.count} processes{shared}"
     return (
         f"position {position} | backend {report.backend} ({report.reason}) | {dtype[engine.precision]} on "
-        f"{engine.device.type}{processes} | {parameters:,} parameters | trained length {config.seq_len}"
+        f"{engine.device.type}{processes} | {parameters:,} parameters{'' if config.lora is None else f', {trained:,} trained'} | "
+        f"trained length {config.seq_len}"
         f"{_loss_words(config)}"
     )
+
+
+def parameter_counts(net: nn.Module) -> tuple[int, int]:
+    """All parameters, and those that are trained."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in net.parameters()]
+    return sum(count for count, _ in counts), sum(count for count, trained in counts if trained)
 
 
 def _loss_words(config: TrainConfig) -> str:
@@ -210,8 +250,10 @@ def plot_title(config: TrainConfig, engine: Engine) -> str:
     return f"position {position}, {parameters:,} parameters, trained length {config.seq_len}{words and ',' + words}"
 
 
-def describe_data(corpus: Corpus, windows: Windows) -> str:
+def describe_data(corpus: Corpus | Conversations, windows: Windows | PackedRows) -> str:
     """One line: source and number of tokens."""
+    if isinstance(corpus, Conversations):
+        return corpus.describe()
     return (
         f"data {corpus.source} | {len(corpus.train.tokens):,} training tokens in {len(windows):,} windows | "
         f"{len(corpus.validation.tokens):,} validation tokens"

@@ -11,7 +11,8 @@ from x_positional.errors import NonFiniteLoss
 from x_positional.training.checkpoints.run_folder import RunFolder
 from x_positional.training.config import TrainConfig
 from x_positional.training.data.corpus import Corpus
-from x_positional.training.evaluate import Score, bits, eval_windows, evaluate
+from x_positional.training.evaluate import EvalRows, EvalWindows, Score, bits
+from x_positional.training.finetune.dataset import Conversations
 from x_positional.training.loop.engine import Engine
 from x_positional.training.loop.interrupt import Interrupt
 from x_positional.training.loop.log import RunLog
@@ -26,6 +27,7 @@ class TrainingLoop:
     Args:
         config: The run.
         corpus: Its data.
+        scored: What of the validation data is scored.
         engine: Runs one optimizer step.
         folder: Takes the checkpoints.
         log: Takes the metrics; None in processes other than the main one.
@@ -35,7 +37,8 @@ class TrainingLoop:
     def __init__(
         self,
         config: TrainConfig,
-        corpus: Corpus,
+        corpus: Corpus | Conversations,
+        scored: EvalWindows | EvalRows,
         engine: Engine,
         folder: RunFolder,
         log: RunLog | None,
@@ -43,7 +46,7 @@ class TrainingLoop:
     ) -> None:
         self._config, self._corpus, self._engine = config, corpus, engine
         self._folder, self._log, self._meter = folder, log, meter
-        self._eval_windows = eval_windows(len(corpus.validation.tokens), config.seq_len, limit=config.run.eval_tokens)
+        self._scored = scored
         self._unread: list[tuple[Tensor, Tensor]] = []  # (loss, gradient norm) still on the device
         self._losses: list[float] = []
         self._norm = 0.0
@@ -59,6 +62,8 @@ class TrainingLoop:
             The number of steps done: `stop`, or fewer after an interrupt.
         """
         run = self._config.run
+        if run.eval_first and start == 0:
+            self._validate(0)
         self._restart_clock(start)
         done = start
         if run.compile:
@@ -124,15 +129,7 @@ class TrainingLoop:
 
     def _validate(self, done: int) -> Score:
         self._read_losses(done)
-        self.score = evaluate(
-            self._engine.net,
-            self._corpus.validation,
-            self._eval_windows,
-            batch_size=self._config.run.batch_size,
-            device=self._engine.device,
-            autocast=self._engine.autocast(),
-            track=self._meter.track,
-        )
+        self.score = self._engine.evaluate(self._corpus.validation, self._scored, self._meter.track)
         if self._log is not None:
             self._log.write("validation", done, {"loss": self.score.loss, **self.score.bits})
         self._meter.print(f"step {done}: validation loss {self.score.loss:.4f}, {_headline(self.score.bits, 4)}")
@@ -142,7 +139,7 @@ class TrainingLoop:
     def _save(self, done: int, score: Score | None) -> None:
         self._read_losses(done)
         engine = self._engine
-        engine.processes.on_main(lambda: self._folder.save(done, engine.net, engine.optimizer, score))
+        self._folder.save(done, engine.net, engine.optimizer, score)
         self.checkpoint = self._folder.last_saved()
         self._restart_clock(done)
 

@@ -1,7 +1,6 @@
 """Attention by tiles as other backends call it: where it applies, its autograd function, and second derivatives."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -9,12 +8,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from x_positional.attention.backends.base import Prepared, ScoreOps, SeededDropout, autocasts, inside_torch_func
-from x_positional.attention.backends.tiles.cap_and_sinks import SoftcapTerm, add_sinks_, sink_gradient
-from x_positional.attention.backends.tiles.distance import DistanceBias, forward_by_kernel
+from x_positional.attention.backends.base import (
+    Prepared,
+    ScoreOps,
+    SeededDropout,
+    autocasts,
+    inside_torch_func,
+    no_autocast,
+)
+from x_positional.attention.backends.tiles.cap_and_sinks import SoftcapTerm, sink_gradient
+from x_positional.attention.backends.tiles.forward import forward_pass
 from x_positional.attention.backends.tiles.geometry import TilePlan, blocks_for
 from x_positional.attention.backends.tiles.gradients import tile_gradients
-from x_positional.attention.backends.tiles.online_softmax import forward_by_tiles
+from x_positional.attention.backends.tiles.operator import attend_in_graph
 from x_positional.schemes.base import AttentionContext, Bias, Span
 from x_positional.schemes.precision import widened
 from x_positional.schemes.terms import ScoreBlock, ScoreTerm, SumTerm
@@ -28,8 +34,11 @@ FEWEST_TRAINING, FEWEST_INFERENCE = 512, 2048
 
 
 def applies(tensors: Sequence[Tensor], queries: int) -> bool:
-    """Whether attention can run by tiles: plain tensors on a CPU, outside of torch.compile and torch.func."""
-    if torch.compiler.is_compiling() or queries < FEWEST or forward_ad._current_level >= 0:
+    """Whether attention can run by tiles: plain tensors on a CPU, outside of torch.func."""
+    if torch.compiler.is_compiling():
+        on_cpu = (t.device.type == "cpu" and t.dtype in DTYPES for t in tensors)
+        return all(on_cpu) and _at_least(queries, FEWEST) and not torch.compiler.is_exporting()
+    if queries < FEWEST or forward_ad._current_level >= 0:
         return False
     plain = (type(t) in (Tensor, torch.nn.Parameter) and t.dtype in DTYPES and t.device.type == "cpu" for t in tensors)
     return all(plain) and not any(map(inside_torch_func, tensors))
@@ -37,14 +46,28 @@ def applies(tensors: Sequence[Tensor], queries: int) -> bool:
 
 def blocks_pay(queries: int) -> bool:
     """Whether attention with a bias runs by tiles although torch's kernel could take the bias as a mask."""
-    return queries >= (FEWEST_TRAINING if torch.is_grad_enabled() else FEWEST_INFERENCE)
+    return _at_least(queries, FEWEST_TRAINING if torch.is_grad_enabled() else FEWEST_INFERENCE)
+
+
+def _at_least(queries: int, fewest: int) -> bool:
+    """queries >= fewest; True where torch.compile traces a graph for any number of them, which a comparison would restrict."""
+    if not torch.compiler.is_compiling():
+        return queries >= fewest
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy, which torch.compile needs
+
+    return not statically_known_true(queries < fewest)
 
 
 def shared_term(ctx: AttentionContext, bias: Bias | None, dtype: torch.dtype) -> ScoreTerm | None:
     """The bias that all layers of a kind share, as a term for tiles; None where attention does not run by tiles."""
     if bias is None or dtype not in DTYPES or ctx.device.type != "cpu" or not applies((), ctx.T):
         return None
-    return bias.term(ctx, blocks_for(ctx))
+    return bias.term(ctx, _blocks(ctx))
+
+
+def _blocks(ctx: AttentionContext) -> list[tuple[Span, Span]]:
+    """None under torch.compile, which would make a graph for every number of them."""
+    return [] if torch.compiler.is_compiling() else blocks_for(ctx)
 
 
 def attend_by_tiles(q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: ScoreOps) -> Tensor | None:
@@ -52,13 +75,18 @@ def attend_by_tiles(q: Tensor, k: Tensor, v: Tensor, prepared: Prepared, ops: Sc
     given = (q, k, v) if ops.sinks is None else (q, k, v, ops.sinks)
     if not applies(given, q.shape[2]):
         return None
-    blocks = blocks_for(prepared.ctx)
+    ctx, blocks = prepared.ctx, _blocks(prepared.ctx)
     terms = _terms(prepared, ops, blocks)
     if terms is None or not applies(terms.inputs, q.shape[2]):
         return None
-    plan = TilePlan(prepared.ctx, blocks, ops.scale, terms, SeededDropout.drawn(ops.dropout) if ops.dropout else None)
     dtype = torch.get_autocast_dtype("cpu") if autocasts("cpu") and q.dtype != torch.float64 else q.dtype
     with no_autocast():
+        if torch.compiler.is_compiling():
+            tensors, sinks = tuple(map(widened, (q, k, v))), None if ops.sinks is None else widened(ops.sinks)
+            found = attend_in_graph(tensors, sinks, ctx, ops.scale, terms, ops.dropout)
+            return None if found is None else found.to(dtype)
+        dropout = SeededDropout.drawn(ops.dropout) if ops.dropout else None
+        plan = TilePlan(ctx, blocks, ops.scale, terms, dropout)
         out: Tensor = TiledAttention.apply(plan, len(given), *map(widened, (*given, *plan.terms.inputs)))
     return out.to(dtype)
 
@@ -76,11 +104,6 @@ def _terms(prepared: Prepared, ops: ScoreOps, blocks: list[tuple[Span, Span]]) -
     return SumTerm(terms) if len(terms) == len(found) else None
 
 
-def no_autocast() -> AbstractContextManager[object]:
-    """Disables autocast, which would compute the products in half precision."""
-    return torch.autocast("cpu", enabled=False) if autocasts("cpu") else nullcontext()
-
-
 class TiledAttention(torch.autograd.Function):
     """[B H T D], [B H S D], [B H S E], the sinks [H] where there are some, inputs of the terms -> [B H T E]."""
 
@@ -88,17 +111,8 @@ class TiledAttention(torch.autograd.Function):
     def forward(ctx: Any, plan: TilePlan, given: int, *tensors: Tensor) -> Tensor:
         """given: how many tensors come before the inputs of the terms."""
         (q, k, v), sinks, inputs = tensors[:3], tensors[3] if given > 3 else None, tensors[given:]
-        joined = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])  # the layout in which heads are joined
-        out = joined.transpose(1, 2)
-        logsumexp = q.new_empty(*q.shape[:3], 1)
-        ctx.plan, ctx.given, ctx.bias = plan, given, DistanceBias.of(plan, (q, k, v), inputs)
-        if ctx.bias is None:
-            unrecorded = [t.detach() for t in inputs]  # terms need nothing for `differentiate` here
-            forward_by_tiles(plan, (q, k, v), unrecorded, out, logsumexp, sinks)
-        else:
-            forward_by_kernel(plan, (q, k, v), ctx.bias, out, logsumexp)
-            if sinks is not None:
-                add_sinks_(sinks, out, logsumexp)
+        ctx.plan, ctx.given = plan, given
+        out, logsumexp, ctx.bias = forward_pass(plan, (q, k, v), sinks, inputs)
         ctx.save_for_backward(out, logsumexp, *tensors)
         return out
 
@@ -109,7 +123,8 @@ class TiledAttention(torch.autograd.Function):
         with no_autocast():
             if torch.is_grad_enabled():  # create_graph=True
                 return None, None, *_recorded_gradients(plan, ctx.given, tensors, grad)
-            found = tile_gradients(plan, ctx.bias, (q, k, v, out, logsumexp), inputs, grad)
+            wanted = [t.requires_grad for t in inputs]
+            found = tile_gradients(plan, ctx.bias, (q, k, v, out, logsumexp), inputs, grad, wanted)
             of_sinks = [sink_gradient(own, out, logsumexp, grad) for own in sinks]
             return None, None, *found[:3], *of_sinks, *found[3:]
 

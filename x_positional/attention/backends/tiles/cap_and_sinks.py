@@ -5,6 +5,7 @@ B batch, T query tokens, H heads, E value dim.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,10 @@ class SoftcapTerm(ScoreTerm):
 
     def __init__(self, cap: float, keeps_hidden: bool):
         self.cap, self.keeps_hidden = cap, keeps_hidden
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.cap, self.keeps_hidden
 
     def add(self, scores: Tensor, inputs: Sequence[Tensor], block: ScoreBlock) -> Tensor:
         hidden = scores.isneginf() if self.keeps_hidden else None

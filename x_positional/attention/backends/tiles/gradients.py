@@ -137,17 +137,32 @@ class KeyGradients:
 
 
 def tile_gradients(
-    plan: TilePlan, bias: DistanceBias | None, tensors: Sequence[Tensor], inputs: Sequence[Tensor], grad: Tensor
+    plan: TilePlan,
+    bias: DistanceBias | None,
+    tensors: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    grad: Tensor,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of q, k, v and inputs. tensors: q, k, v, the result, the log-sum-exp."""
+    """The gradients of q, k, v and inputs.
+
+    Args:
+        plan: of the forward pass.
+        bias: of the forward pass.
+        tensors: q, k, v, the result, the log-sum-exp.
+        inputs: of the terms.
+        grad: [B H T E], of the result.
+        wanted: which inputs need a gradient; None is returned for the others.
+    """
     q, k, v, out, logsumexp = tensors
     scaled, delta = q * plan.scale, (grad * out).sum(-1, keepdim=True)
     grad = grad if plan.dropout is None else grad * plan.dropout.factor
     dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
-    sums = [torch.zeros_like(t, memory_format=torch.contiguous_format) if t.requires_grad else None for t in inputs]
+    asked = zip(inputs, wanted, strict=True)
+    sums = [torch.zeros_like(t, memory_format=torch.contiguous_format) if own else None for t, own in asked]
     first, second, by_keys = plan.buffer(q), plan.buffer(q), plan.by_keys()
     firsts = None if bias is None or bias.margin is None else [bias.of_block(*spans)[1] for spans in plan.blocks]
-    skewed = None if bias is None or not any(t.requires_grad for t in plan.terms.inputs) else Skewed.of(q, k)
+    skewed = None if bias is None or not any(wanted) else Skewed.of(q, k)
     for row, heads in plan.parts(len(q)):
         blocks = []
         for queries, _ in plan.blocks:
