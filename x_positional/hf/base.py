@@ -67,6 +67,20 @@ class XPositionalPreTrainedModel(PreTrainedModel):
         if self._loading and missing:
             raise PretrainedError("the checkpoint does not fit its config.json:", [f"{n} is missing." for n in missing])
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As in transformers, which warns of tensors that the model of config.json has no place for.
+
+        Raises:
+            PretrainedError: With those tensors.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, found = loaded
+        if unexpected := sorted(found["unexpected_keys"]):
+            problems = [f"unexpected tensor {name} in the checkpoint." for name in unexpected]
+            raise PretrainedError("the checkpoint does not fit its config.json:", problems)
+        return (model, found) if output_loading_info else model
+
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: see `initialize_weights`."""
 
@@ -116,6 +130,8 @@ class XPositionalPreTrainedModel(PreTrainedModel):
         """
         size = self._net.num_tokens if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
+            if pad_to_multiple_of < 1:
+                raise ArgumentError(f"pad_to_multiple_of={pad_to_multiple_of} must be at least 1.")
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
         if size != self._net.num_tokens:
             self.model.resize_token_embeddings(size, init="mean" if mean_resizing else "fresh")

@@ -47,7 +47,10 @@ class XPositionalModel(_Text):
 
     auto_class = "AutoModel"
     net_class = TokenEncoder
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^model\.(to_logits|head)\.", r"^model\.tied_bias$"]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
+        r"^(model\.)?(to_logits|head)\.",
+        r"^(model\.)?tied_bias$",
+    ]
 
     def forward(
         self,
