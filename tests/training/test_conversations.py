@@ -71,6 +71,18 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: str, reason: str):
         Reader(TOKENIZER, ChatConfig()).read(file)
 
 
+def test_every_character_of_json_is_read(tmp_path: Path):
+    """A byte order mark, characters that other formats end a line at, and half of a surrogate pair."""
+    text = "a\u2028b\x85c"
+    line = json.dumps({"prompt": text, "completion": text}, ensure_ascii=False)
+    broken = '{"prompt": "\\ud800", "completion": "\\ud800"}'
+    file = tmp_path / "chats.jsonl"
+    file.write_bytes(f"\ufeff{line}\r\n{broken}\n".encode())
+    (_, one), (number, two) = Reader(TOKENIZER, ChatConfig()).read(file)
+    assert TOKENIZER.decode(one.tokens, special=True) == text + text + "<|im_end|>"
+    assert (number, targets(two)) == (2, "?<|im_end|>")
+
+
 def test_files_that_hold_nothing(tmp_path: Path):
     reader = Reader(TOKENIZER, ChatConfig())
     with pytest.raises(UserError, match=r"contains no conversations"):

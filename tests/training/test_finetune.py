@@ -211,6 +211,18 @@ def test_sections_that_need_each_other(base: Path, chats: Path, tmp_path: Path):
         TrainConfig.model_validate({**fields, "init": None})
 
 
+def test_options_of_text_are_not_ignored(base: Path, chats: Path, tmp_path: Path):
+    options = {"data.field": "body", "data.tokenizer": str(base), "data.max_tokens": 9}
+    with pytest.raises(UserError, match=r"data\.field does not apply to conversations; .*data\.tokenizer does not"):
+        config(base, chats, tmp_path / "run", **options)
+
+
+def test_a_single_target_module_needs_no_list(base: Path, chats: Path, tmp_path: Path):
+    one = config(base, chats, tmp_path / "run", **{"lora.target_modules": "to_qkv"})
+    assert one.lora is not None
+    assert one.lora.target_modules == ("to_qkv",)
+
+
 def test_a_missing_or_old_peft(base: Path, chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtra, match=r"LoRA needs peft: pip install 'x-positional\[finetune\]'"):
