@@ -157,10 +157,11 @@ def test_each_epoch_visits_each_row_once_in_another_order():
 
 @torch.no_grad()
 @pytest.mark.parametrize("pack", [True, False])
-def test_packed_rows_have_the_losses_of_their_conversations(pack: bool):
-    """No conversation sees another: the summed loss of all rows is that of each conversation alone, in float64."""
+@pytest.mark.parametrize("position", ["rope", "absolute"])
+def test_packed_rows_have_the_losses_of_their_conversations(position: str, pack: bool):
+    """The summed loss of all rows is that of each conversation alone, in float64: none sees another, positions begin at 0."""
     found = [read(record) for record in conversations(9)]
-    model = AutoregressiveWrapper(llama().double())
+    model = AutoregressiveWrapper(llama(position).double())
     rows = PackedRows(found, 150, seed=0, pack=pack)
     assert (len(rows) < len(found)) == pack
     together = model(**rows.rows(range(len(rows))), reduction="sum")
