@@ -1,14 +1,14 @@
 """What every test runs under."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pytest
 from torch.nn.attention import flex_attention
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[None]:
+def pytest_collection() -> Generator[None, object, object]:
     """Python looks for unreachable cycles after every 700 new objects, and now and then through all objects there are.
 
     Those are mostly the thousands of collected tests and the imported modules, which stay until the end: looking at them took a
