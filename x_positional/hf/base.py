@@ -3,7 +3,7 @@
 V vocabulary, E width of the embedding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,6 +51,13 @@ class XPositionalPreTrainedModel(PreTrainedModel):
     def _build(self, config: XPositionalConfig) -> nn.Module:
         """The model of a config. Raises PretrainedError where another class of transformers holds it."""
         raise TypeError(f"{type(self).__name__} defines no _build(config)")
+
+    def _belongs_to(self, config: XPositionalConfig, classes: Iterable[str]) -> PretrainedError:
+        """Why this class cannot hold a model. classes: the Auto classes that can."""
+        return PretrainedError(
+            f"{type(self).__name__} cannot hold this model:",
+            [f"it is a {config.model_class}; use {' or '.join(classes)}."],
+        )
 
     @property
     def _net(self) -> TransformerWrapper:

@@ -6,7 +6,7 @@ B batch, T query tokens, S key tokens, H heads, D head dim, E value dim.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -24,25 +24,7 @@ from x_positional.schemes.base import AttentionContext, AttentionWindow
 from x_positional.schemes.precision import widened
 from x_positional.schemes.terms import Rebuilt, SumTerm
 
-FIELDS = (
-    "q_index",
-    "kv_index",
-    "q_positions",
-    "kv_positions",
-    "batch",
-    "heads",
-    "span",
-    "causal",
-    "ordered",
-    "q_start",
-    "kv_start",
-    "custom_positions",
-    "custom_mask",
-    "ahead",
-    "q_documents",
-    "kv_documents",
-    "q_place",
-)
+FIELDS = tuple(f.name for f in fields(AttentionContext) if f.name not in ("window", "memo", "visible"))
 """Of a context: all but the window, the memo, and the mask, which follows from the others."""
 
 
@@ -126,9 +108,9 @@ class Reader:
 
     def read_context(self) -> AttentionContext:
         """The context."""
-        fields = {name: self.read() for name in FIELDS}
+        given = {name: self.read() for name in FIELDS}
         size, chunk, keep_first, hides = (self.read() for _ in range(4))
-        ctx = AttentionContext(**fields, window=AttentionWindow(size, chunk, keep_first))
+        ctx = AttentionContext(**given, window=AttentionWindow(size, chunk, keep_first))
         return replace(ctx, visible=masks.visible(ctx)) if hides else ctx
 
 
