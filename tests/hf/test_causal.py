@@ -52,6 +52,17 @@ def test_left_padding_changes_nothing(name: str):
     assert torch.equal(new_tokens(theirs, do_sample=False)[:1], alone)
 
 
+@pytest.mark.parametrize("name", CAUSAL)
+@torch.no_grad()
+def test_positions_that_only_count_tokens_suit_every_scheme(name: str):
+    theirs, more = MODELS[name][1], ids(2, 4)
+    mask = torch.cat([MASK, torch.ones_like(more)], 1)
+    counted = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)  # what users of transformers pass
+    cache = theirs(TOKENS, attention_mask=MASK, position_ids=counted[:, :7]).past_key_values
+    found = theirs(more, attention_mask=mask, position_ids=counted[:, 7:], past_key_values=cache).logits
+    assert_same(found, theirs(torch.cat([TOKENS, more], 1), attention_mask=mask).logits[:, 7:])
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", CAUSAL)
 @torch.no_grad()

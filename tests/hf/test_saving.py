@@ -227,5 +227,5 @@ def test_an_old_transformers_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(__version__="4.57.1"))
     with pytest.raises(MissingExtra) as refused:
         importlib.reload(x_positional.hf)
-    message = "x_positional.hf needs transformers 5 or newer, and 4.57.1 is installed: pip install -U transformers"
+    message = "x_positional.hf needs transformers 5.8 or newer, and 4.57.1 is installed: pip install -U transformers"
     assert str(refused.value) == message

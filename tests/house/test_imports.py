@@ -31,8 +31,9 @@ LAYOUT = {
     "testing": "errors schemes attention modules generation config models",
     "training": "errors progress schemes attention modules generation config models pretrained",
     "plotting": "errors progress schemes attention modules generation config models",
-    "benchmark": f"errors generation models pretrained rotary {PACKAGE}",
-    "cli": "errors progress schemes attention modules generation config models pretrained testing training plotting benchmark",
+    "evidence": "errors progress schemes attention modules generation config models pretrained training plotting rotary "
+    + PACKAGE,
+    "cli": "errors progress schemes attention modules generation config models pretrained testing training plotting evidence",
 }
 
 BASE = {"torch", "einops", "pydantic", "typing_extensions", "yaml", "safetensors", "rich"}  # always installed
@@ -46,6 +47,7 @@ THIRD_PARTY = {
     "training": BASE
     | {"accelerate", "datasets", "filelock", "huggingface_hub", "matplotlib", "numpy", "tensorboard", "tokenizers"},
     "plotting": BASE | {"matplotlib"},
+    "evidence": BASE | {"numpy", "lm_eval", "altair", "vl_convert", "jinja2"},
     "pretrained": BASE | {"huggingface_hub", "gguf", "tokenizers", "jinja2", "peft"},
     "hf": BASE | {"transformers"},
     "cli": BASE | {"typer", "click"},

@@ -196,6 +196,7 @@ def test_a_classifier_is_not_read(tmp_path: Path):
         ("bert body", {"is_decoder": True}, "is_decoder=True: causal BERT is unsupported"),
         ("bert body", {"position_embedding_type": "relative_key"}, "relative positions are unsupported"),
         ("bert body", {"hidden_act": "mish"}, "unsupported hidden_act='mish'"),
+        ("bert body", {"is_causal": True}, "is_causal=True: in transformers it makes an encoder causal in some"),
         ("deberta", {"conv_kernel_size": 3}, "the convolution at the first layer"),
         ("deberta", {"relative_attention": False}, "without relative attention is another architecture"),
         ("deberta", {"pos_att_type": None}, "without relative attention is another architecture"),

@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from x_positional.errors import ConfigError
+from x_positional.errors import ConfigError, RopeError
 from x_positional.pretrained.config_json.codecs import NULL, decimal
 from x_positional.pretrained.config_json.layer_types import (
+    ALPHA,
     CHUNKED,
     FULL,
     INTERLEAVE,
+    PARTIAL_FACTOR,
     ROTARY_DIM,
     SLIDING,
     LayerTypesCodec,
@@ -24,7 +26,7 @@ from x_positional.pretrained.config_json.layer_types import (
     rotary_fraction,
     sliding_from,
 )
-from x_positional.schemes import NoPE, Rope
+from x_positional.schemes import NoPE, NtkAlpha, Rope
 
 DEPTH: dict[str, Any] = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "rope_theta": 7.0}
 CHUNKS = LayerTypesCodec(default_types=full_every(4, CHUNKED), window=None, chunk="attention_chunk_size")
@@ -66,6 +68,12 @@ def test_there_and_back(types: list[str]):
     assert BOTH.to_fields(DEPTH | lengths | said) == fields
 
 
+def test_a_length_that_is_needed_without_windows():
+    fields = {"each.window": [None] * 4, "each.chunk": [None] * 4, "max_seq_len": 64}
+    assert LayerTypesCodec(default_types=all_of(FULL)).to_hf(fields)["sliding_window"] is NULL
+    assert LayerTypesCodec(default_types=all_of(FULL), window_needed=True).to_hf(fields)["sliding_window"] == 64
+
+
 def test_a_switch_turns_windows_off():
     hf, sliding = DEPTH | {"sliding_window": 5}, {"layer_types": [SLIDING] * 4}
     assert BOTH.to_fields(hf)["each.window"] == [None] * 4
@@ -100,6 +108,25 @@ def test_keys_that_a_family_does_not_read_are_not_read():
     assert found == [Rope(theta=7.0, dim=4, interleaved=True)]
     said = channels.to_hf({"each.position": [found] * 4, "layers.head_dim": 8})
     assert (said[ROTARY_DIM], said[INTERLEAVE]) == (4, True)
+
+
+def test_alpha_is_refused_where_it_is_not_read():
+    hf = DEPTH | {"rope_scaling": {"type": "dynamic", "factor": 1.0, "alpha": 50.0}, "max_position_embeddings": 64}
+    read = RopeCodec(reads=(ALPHA,)).to_fields(hf)
+    assert read["layers.position"] == [Rope(theta=7.0, scaling=NtkAlpha(alpha=50.0))]
+    with pytest.raises(RopeError, match="alpha: transformers ignores the key in this family"):
+        RopeCodec().to_fields(hf)
+
+
+@pytest.mark.parametrize("place", ["beside", "inside"])
+def test_a_width_in_both_forms_is_one_width(place: str):
+    codec, hf = RopeCodec(reads=(PARTIAL_FACTOR, ROTARY_DIM)), DEPTH | {"head_dim": 8, ROTARY_DIM: 6}
+    given = (
+        {PARTIAL_FACTOR: 0.5} if place == "beside" else {"rope_parameters": {PARTIAL_FACTOR: 0.5, "rope_theta": 7.0}}
+    )
+    with pytest.raises(RopeError, match=r"rotary_dim=6 contradicts .* which is 4 of 8 channels"):
+        codec.to_fields(hf | given)
+    assert codec.to_fields(hf | {PARTIAL_FACTOR: 0.75})["layers.position"] == [Rope(theta=7.0, dim=6)]
 
 
 @given(st.integers(1, 128), st.integers(1, 256))

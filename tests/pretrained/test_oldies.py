@@ -342,6 +342,7 @@ REFUSED = [
     ("falcon, as 7b", {"activation": "tanh"}, ["activation='tanh'"]),
     ("gptj", {"rotary_dim": 12}, ["rotary width is 12"]),
     ("gpt_bigcode", {"add_cross_attention": True}, ["add_cross_attention=True"]),
+    ("xglm", {"pad_token_id": 3}, ["pad_token_id=3"]),
 ]
 
 

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from x_positional import AutoregressiveWrapper, from_pretrained, load_tokenizer
-from x_positional.cli.generate import load_net
+from x_positional.cli.convert import convert
+from x_positional.cli.generate import checkpoint_tokenizer, load_net
 from x_positional.errors import PretrainedError
+from x_positional.pretrained.tokenizers.text import byte_tokenizer
+from x_positional.training import TrainConfig, train
 from x_positional.training.checkpoints.checkpoint import open_checkpoint
 
 STOPPED = Path(__file__).parents[1] / "fixtures" / "run_stopped" / "run"
@@ -76,3 +79,26 @@ def test_other_problems_have_their_reason(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(PretrainedError, match=r"no config.json, no GGUF file and no checkpoints/step-… of a run"):
         from_pretrained(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "tokenizer.json"])
+def test_a_run_stops_at_the_end_of_its_documents(tmp_path: Path, tokenizer: str) -> None:
+    """The id that training appended to each document, wherever it came from."""
+    if tokenizer != "bytes":
+        byte_tokenizer().save(tmp_path / "words")
+        (tmp_path / "words" / "tokenizer_config.json").write_text(json.dumps({"eos_token": "q"}))
+    (tmp_path / "text").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "text" / name).write_text("the end of a document " * 9)
+    layers = {"dim": 8, "depth": 1, "heads": 1}
+    name, end = ("bytes", 7) if tokenizer == "bytes" else (str(tmp_path / "words"), ord("q"))
+    data = {"path": str(tmp_path / "text"), "tokenizer": name, "document_end": 7 if tokenizer == "bytes" else None}
+    run = {"dir": str(tmp_path / "run"), "steps": 1, "device": "cpu", "batch_size": 2}
+    config = {"model": {"num_tokens": 256, "max_seq_len": 16, "layers": layers}, "data": data, "run": run}
+    train(TrainConfig.model_validate(config))
+    words = checkpoint_tokenizer(open_checkpoint(tmp_path / "run"))
+    assert words is not None
+    assert words.document_end == end
+    assert load_tokenizer(tmp_path / "run").ends[0] == end
+    convert(tmp_path / "run", tmp_path / "out", "native", model_type=None, dtype=None)
+    assert load_tokenizer(tmp_path / "out").ends[0] == end

@@ -115,6 +115,33 @@ def test_the_way_back(case: Published, tmp_path: Path):
 
 @every
 @torch.no_grad()
+def test_a_config_made_anew(case: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As a model of one's own, and read with the attention that transformers prefers."""
+    theirs, ours, _ = both(case)
+    family = ours.origin.family.model_type
+    monkeypatch.setattr(ours, "origin", None)
+    ours.save_pretrained(tmp_path, format="hf", model_type=family)
+    again = quietly(transformers.AutoModelForSeq2SeqLM.from_pretrained, tmp_path)
+    src, tgt = ids(2, case.length), ids(2, 9, seed=1)
+    assert_same(expected(again, src, tgt), expected(theirs, src, tgt))
+
+
+@every
+@pytest.mark.parametrize("value", [True, False, None])
+def test_a_direction_is_refused(case: Published, value: bool | None):
+    """Some kernels of transformers make the encoder causal, others follow it in the decoder alone."""
+    _, ours, _ = both(case)
+    family, hf = ours.origin.family, ours.origin.config
+    assert not family.to_fields(hf)[1]
+    assert any("is_causal" in problem for problem in family.to_fields({**hf, "is_causal": value})[1])
+    for side in ("encoder", "decoder"):
+        if isinstance(hf.get(side), dict):
+            inner = {**hf, side: {**hf[side], "is_causal": value}}
+            assert any(f"{side}: is_causal" in problem for problem in family.to_fields(inner)[1])
+
+
+@every
+@torch.no_grad()
 def test_our_own_format(case: Published, tmp_path: Path):
     _, ours, _ = both(case)
     ours.save_pretrained(tmp_path)

@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.sharded_loading import TOKENS, model
+from tests.support.sharded_loading import PROCESSES, TOKENS, model
 from x_positional import from_pretrained
 from x_positional.errors import ArgumentError
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without distributed")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without distributed"),
+]
 ROOT = Path(__file__).parents[2]
-PROCESSES, WORD = 2, 4
+WORD = 4
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +36,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder: Path) -> list[dict[str, Any]]:
     """What each process records."""
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={PROCESSES}",
-            "-m",
-            "tests.support.sharded_loading",
-            str(folder),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
+    command = [sys.executable, "-m", "tests.support.sharded_loading", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
 

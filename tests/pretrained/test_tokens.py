@@ -15,8 +15,10 @@ from tests.support.published.compare import quietly
 from tests.support.published.gguf_models import SPECIAL
 from x_positional import load_tokenizer
 from x_positional.errors import MissingExtra, PretrainedError
+from x_positional.pretrained.folder import list_folder
 from x_positional.pretrained.tokenizers.chat import ChatTemplate
 from x_positional.pretrained.tokenizers.text import TextStream
+from x_positional.pretrained.tokenizers.write import write_tokenizer
 
 TEXT = "The quick brown fox jumps. naïve café 東京タワー 🎉👩‍👩‍👧 ¡Olé! \n\n  x = f(1)\tend. "
 MESSAGES = [
@@ -169,6 +171,20 @@ def test_special_tokens_and_ends_from_every_file(tmp_path: Path):
     words = load_tokenizer(path)
     assert words.special == {"bos_token": "<|start|>", "eos_token": "<|end|>"}
     assert words.ends == (9, 7, SPECIAL.index("<|end|>"))
+
+
+def test_the_ids_of_a_copied_tokenizer_are_named_for_generate(tmp_path: Path):
+    """Also where the settings of generate that are copied name none; ids that they name are kept."""
+    settings = {"bos_token": "<|start|>", "eos_token": "<|end|>", "pad_token": None}
+    path = folder(tmp_path / "from", byte_level(), tokenizer_config=settings, generation_config={"temperature": 0.6})
+    (tmp_path / "to").mkdir()
+    write_tokenizer(load_tokenizer(path), tmp_path / "to", list_folder(path))
+    found = json.loads((tmp_path / "to" / "generation_config.json").read_text())
+    ends = [SPECIAL.index("<|end|>")]
+    assert found == {"bos_token_id": SPECIAL.index("<|start|>"), "eos_token_id": ends, "temperature": 0.6}
+    (path / "generation_config.json").write_text('{"eos_token_id": 9}')
+    write_tokenizer(load_tokenizer(path), tmp_path / "to", list_folder(path))
+    assert (tmp_path / "to" / "generation_config.json").read_text() == '{"eos_token_id": 9}'
 
 
 TEMPLATES = {

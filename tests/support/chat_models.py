@@ -28,8 +28,8 @@ def chat_tokenizer(template: str | None = TEMPLATE) -> TextTokenizer:
     return TextTokenizer(backend, special, (257,), chat, "test")
 
 
-def llama(**flags: Any) -> TransformerWrapper:
-    """A Llama with grouped queries, every parameter moved off its start."""
+def llama(position: str = "rope", **flags: Any) -> TransformerWrapper:
+    """A Llama with grouped queries, or one with another scheme, every parameter moved off its start."""
     torch.manual_seed(0)
     layers = Decoder(
         dim=24,
@@ -37,7 +37,7 @@ def llama(**flags: Any) -> TransformerWrapper:
         heads=4,
         head_dim=8,
         kv_heads=2,
-        position="rope",
+        position=position,
         norm="rms",
         ff={"glu": True, "activation": "silu", "mult": 2},
     )

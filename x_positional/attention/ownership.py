@@ -4,7 +4,7 @@ import operator
 import uuid
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 _version = operator.attrgetter("_version")
+Modules: TypeAlias = Callable[[], Iterable[nn.Module]]
+"""Lists the modules to watch."""
 
 
 class Identity:
@@ -97,34 +99,36 @@ class ParameterWatch:
 
 
 class ChangeCount:
-    """How often the parameters of a module have been found changed.
+    """How often the parameters of a module have been found changed. Nothing is watched before the first cache.
+
+    The modules to watch, each without its children, are given to each call: the count of a module that held the module would be a
+    cycle, which keeps its parameters in memory until the garbage collector runs.
 
     Args:
-        modules: the modules to watch, each without its children; called at each change.
-        count: where a copy goes on; None if nobody has asked yet, so that nothing is watched before the first cache.
+        count: where a copy goes on; None if nobody has asked yet.
+        modules: called where `count` is given.
     """
 
-    def __init__(self, modules: Callable[[], Iterable[nn.Module]], count: int | None = None):
-        self._modules = modules
+    def __init__(self, modules: Modules, count: int | None = None):
         self._now = None if count is None else (count, ParameterWatch(modules()))
 
-    def count(self) -> int:
+    def count(self, modules: Modules) -> int:
         """The changes so far."""
         now = self._now
         if now is None or now[1].changed():
             # one assignment of a value that follows from the old one: threads that find the same change agree
-            now = (0 if now is None else now[0] + 1, ParameterWatch(self._modules()))
+            now = (0 if now is None else now[0] + 1, ParameterWatch(modules()))
             self._now = now
         return now[0]
 
-    def known(self) -> int | None:
+    def known(self, modules: Modules) -> int | None:
         """The changes so far; None if nobody has asked yet."""
-        return None if self._now is None else self.count()
+        return None if self._now is None else self.count(modules)
 
-    def note(self) -> None:
+    def note(self, modules: Modules) -> None:
         """Count a change that parameters do not show."""
         if self._now is not None:
-            self._now = (self._now[0] + 1, ParameterWatch(self._modules()))
+            self._now = (self._now[0] + 1, ParameterWatch(modules()))
 
 
 _watches: "weakref.WeakSet[ParameterWatch]" = weakref.WeakSet()

@@ -39,6 +39,13 @@ app = typer.Typer(
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 Cache = Literal["static", "growing", "sliding"]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file or run folder.", show_default=False)]
+SkipDamaged = Annotated[
+    bool,
+    typer.Option(
+        "--skip-damaged", help="With --resume: continue from the newest checkpoint whose files are all intact."
+    ),
+]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved config and exit.")]
 
 
 @app.command(context_settings=OVERRIDES, epilog="Every config key is an option: --model.layers.depth 4 --lr 3e-4")
@@ -52,13 +59,8 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run from its newest checkpoint, bit-equal.")
     ] = False,
-    skip_damaged: Annotated[
-        bool,
-        typer.Option(
-            "--skip-damaged", help="With --resume: continue from the newest checkpoint whose files are all intact."
-        ),
-    ] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved config and exit.")] = False,
+    skip_damaged: SkipDamaged = False,
+    print_config: PrintConfig = False,
 ) -> None:
     """Train a decoder on text or token ids. Options override the config file, which overrides the defaults."""
     overrides = _overrides(config, context, {"data.path": data, "run.dir": run_dir})
@@ -99,13 +101,8 @@ def finetune(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint. MODEL may be the run folder.")
     ] = False,
-    skip_damaged: Annotated[
-        bool,
-        typer.Option(
-            "--skip-damaged", help="With --resume: continue from the newest checkpoint whose files are all intact."
-        ),
-    ] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved config and exit.")] = False,
+    skip_damaged: SkipDamaged = False,
+    print_config: PrintConfig = False,
 ) -> None:
     """Fine-tune a published model, or your own run, on conversations: loss on the answers, with its chat template."""
     overrides = _overrides(model, context, {"data.path": data, "chat.validation": val, "run.dir": run_dir})

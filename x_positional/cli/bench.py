@@ -11,13 +11,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from x_positional.benchmark.machine import name_of
-from x_positional.benchmark.record import Record, record_path
-from x_positional.benchmark.report import count, largest, profiles, show_row, targets_of
-from x_positional.benchmark.rows import Row, full_rows, quick_rows
-from x_positional.benchmark.run import due, expected_seconds, measure, minutes, profile_row
-from x_positional.benchmark.targets import verdicts
 from x_positional.errors import UserError, did_you_mean, printable
+from x_positional.evidence.benchmark.machine import name_of
+from x_positional.evidence.benchmark.record import Record, record_path
+from x_positional.evidence.benchmark.report import count, largest, profiles, show_row, targets_of
+from x_positional.evidence.benchmark.rows import Row, full_rows, quick_rows
+from x_positional.evidence.benchmark.run import due, expected_seconds, measure, minutes, profile_row
+from x_positional.evidence.benchmark.targets import verdicts
 from x_positional.progress import print_lines
 
 KEPT = Path("benchmarks/results")

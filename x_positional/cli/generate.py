@@ -344,9 +344,12 @@ def load_net(checkpoint: Checkpoint, device: str, quantization: Quantization | N
 def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     """The tokenizer of the run; None if it was trained on token ids."""
     name = checkpoint.entry("tokenizer")
-    if name == TOKENIZER:
-        return load_tokenizer(str(checkpoint.verified(TOKENIZER)))
-    return None if name is None else load_tokenizer(name)
+    if name is None:
+        return None
+    tokenizer = load_tokenizer(str(checkpoint.verified(TOKENIZER)) if name == TOKENIZER else name)
+    if "document_end" in checkpoint.trainer:  # older checkpoints do not name it
+        tokenizer.document_end = checkpoint.entry("document_end")
+    return tokenizer
 
 
 def prompt_ids(prompt: str, tokenizer: Tokenizer | None) -> list[int]:

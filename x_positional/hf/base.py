@@ -3,7 +3,7 @@
 V vocabulary, E width of the embedding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,6 +52,13 @@ class XPositionalPreTrainedModel(PreTrainedModel):
         """The model of a config. Raises PretrainedError where another class of transformers holds it."""
         raise TypeError(f"{type(self).__name__} defines no _build(config)")
 
+    def _belongs_to(self, config: XPositionalConfig, classes: Iterable[str]) -> PretrainedError:
+        """Why this class cannot hold a model. classes: the Auto classes that can."""
+        return PretrainedError(
+            f"{type(self).__name__} cannot hold this model:",
+            [f"it is a {config.model_class}; use {' or '.join(classes)}."],
+        )
+
     @property
     def _net(self) -> TransformerWrapper:
         """The model that reads `input_ids`."""
@@ -66,6 +73,20 @@ class XPositionalPreTrainedModel(PreTrainedModel):
         missing = [n for n, p in self.named_parameters() if not getattr(p, "_is_hf_initialized", False)]
         if self._loading and missing:
             raise PretrainedError("the checkpoint does not fit its config.json:", [f"{n} is missing." for n in missing])
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As in transformers, which warns of tensors that the model of config.json has no place for.
+
+        Raises:
+            PretrainedError: With those tensors.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, found = loaded
+        if unexpected := sorted(found["unexpected_keys"]):
+            problems = [f"unexpected tensor {name} in the checkpoint." for name in unexpected]
+            raise PretrainedError("the checkpoint does not fit its config.json:", problems)
+        return (model, found) if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: see `initialize_weights`."""
@@ -116,6 +137,8 @@ class XPositionalPreTrainedModel(PreTrainedModel):
         """
         size = self._net.num_tokens if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
+            if pad_to_multiple_of < 1:
+                raise ArgumentError(f"pad_to_multiple_of={pad_to_multiple_of} must be at least 1.")
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
         if size != self._net.num_tokens:
             self.model.resize_token_embeddings(size, init="mean" if mean_resizing else "fresh")

@@ -27,8 +27,21 @@ class XPositionalConfig(PreTrainedConfig):
     """Whether calls in eval mode return a cache, where none is given."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+        super().__post_init__(**{key: kwargs[key] for key in sorted(kwargs, key=lambda key: key != "class")})
         self.is_encoder_decoder = self.model_class in CLASSES and CLASSES[self.model_class][1] is Seq2SeqConfig
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        """As in transformers. Raises PretrainedError for a size that differs from the model's, which no key changes."""
+        if not isinstance(vars(XPositionalConfig).get(key), property):
+            super().__setattr__(key, value)
+        elif value != (size := getattr(self, key)):
+            raise PretrainedError(
+                "this config cannot be changed:",
+                [
+                    f"{key}={value!r}, but the model has {size!r}, which is read from `model`. Leave {key} out; "
+                    "resize_token_embeddings changes the number of ids."
+                ],
+            )
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:

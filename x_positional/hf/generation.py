@@ -72,7 +72,7 @@ class OwnCache:
         }
         if wanted := [what for what, given in needs.items() if given]:
             schemes = self._decoder.attn_layers.position_schemes
-            stale = [type(s).__name__ for s in schemes if not s.capabilities().kv_cacheable]
+            stale = dict.fromkeys(type(s).__name__ for s in schemes if not s.capabilities().kv_cacheable)
             raise PositionError(
                 f"{wanted[0]} needs a cache, but {', '.join(stale)} changes the keys of earlier tokens as the sequence grows. "
                 "Without it, generate reads the whole sequence for every token."

@@ -40,7 +40,7 @@ def read_places(
         cache: Of earlier calls.
 
     Raises:
-        InputError: For a mask of another shape.
+        InputError: For a mask or positions of another shape.
     """
     given: dict[str, Any] = {}
     columns = None
@@ -57,7 +57,7 @@ def read_places(
             given["attention_mask"], columns = mask, mask[:, -length:]
     elif attention_mask is not None:
         given["attention_mask"] = _as_bool(attention_mask)
-    positions = _positions(position_ids)
+    positions = _positions(position_ids, batch, length)
     if positions is None or _follows(positions, columns, attention_mask, cache):
         return Places(given, columns)
     given["positions"] = positions
@@ -80,25 +80,39 @@ def _as_bool(mask: Tensor) -> Tensor:
     return visible if read_value((visible | hidden).all()) is True else mask
 
 
-def _positions(position_ids: Tensor | None) -> Tensor | None:
-    """[B|1 T] or [A B|1 T] -> [B|1 T] or [B|1 T A]."""
-    if position_ids is None or position_ids.ndim < 3:
-        return position_ids
+def _positions(position_ids: Tensor | None, batch: int, length: int) -> Tensor | None:
+    """[T], [B|1 T] or [A B|1 T] -> [1 T], [B|1 T] or [B|1 T A]. Raises InputError for another shape."""
+    if position_ids is None:
+        return None
+    rows, tokens = (1, *position_ids.shape)[-2:]
+    if tokens != length or rows not in (1, batch):
+        raise InputError(
+            f"position_ids have shape {list(position_ids.shape)}, but must have {batch} rows and {length} columns."
+        )
+    if position_ids.ndim < 3:
+        return position_ids.reshape(-1, length)
     return position_ids.movedim(0, -1)
 
 
 def _follows(
     positions: Tensor, columns: Tensor | None, attention_mask: Tensor | None, cache: XPositionalCache | None
 ) -> bool:
-    """Whether positions are those of unpadded rows anyway, which the model knows without a tensor. Forces a device sync."""
+    """Whether positions are those that the model counts anyway, so that it need not be given any. Forces a device sync."""
     kv = None if cache is None else cache.kv
-    if columns is not None or positions.ndim != 2 or (attention_mask is not None and attention_mask.ndim != 2):
+    if positions.ndim != 2 or (attention_mask is not None and attention_mask.ndim != 2):
         return False
-    if kv is not None and (kv.state.lengths is not None or kv.state.following is not None):
+    if kv is not None and kv.state.following is not None:
         return False
-    start = 0 if kv is None else kv.span
-    expected = torch.arange(start, start + positions.shape[1], device=positions.device)
-    return read_value((positions == expected).all()) is True
+    start = 0 if kv is None else kv.starts()
+    start = start if isinstance(start, int) else start.to(positions.device)[:, None]
+    counted = torch.arange(positions.shape[1], device=positions.device) if columns is None else _counted(columns)
+    same = positions == start + counted
+    return read_value((same if columns is None else same | ~columns).all()) is True
+
+
+def _counted(columns: Tensor) -> Tensor:
+    """[B T] bool -> the number of tokens before each place of a row."""
+    return columns.long().cumsum(-1) - 1
 
 
 def own_cache(past_key_values: Cache | None, layers: Any, batch: int) -> tuple[XPositionalCache | None, KVCache | None]:

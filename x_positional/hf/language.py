@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, MaskedLMOutput
 
-from x_positional.errors import PretrainedError
 from x_positional.hf.base import XPositionalPreTrainedModel
 from x_positional.hf.configuration import XPositionalConfig
 from x_positional.hf.generation import OwnCache
@@ -25,12 +24,10 @@ class _Text(XPositionalPreTrainedModel):
     net_class: ClassVar[type[TransformerWrapper]] = TransformerWrapper
 
     def _build(self, config: XPositionalConfig) -> nn.Module:
-        native, found = config.native(), auto_classes(str(config.model_class), config.native())
+        native = config.native()
+        found = auto_classes(str(config.model_class), native)
         if self.auto_class not in found:
-            raise PretrainedError(
-                f"{type(self).__name__} cannot hold this model:",
-                [f"it is a {config.model_class}; use {' or '.join(found)}."],
-            )
+            raise self._belongs_to(config, found)
         return self.net_class.from_config(native)  # type: ignore[arg-type]
 
     @property
@@ -47,7 +44,10 @@ class XPositionalModel(_Text):
 
     auto_class = "AutoModel"
     net_class = TokenEncoder
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^model\.(to_logits|head)\.", r"^model\.tied_bias$"]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
+        r"^(model\.)?(to_logits|head)\.",
+        r"^(model\.)?tied_bias$",
+    ]
 
     def forward(
         self,

@@ -63,6 +63,10 @@ def read(
     row = inputs_embeds if input_ids is None else input_ids
     if row is None or (input_ids is not None and inputs_embeds is not None):
         raise InputError("pass exactly one of input_ids and inputs_embeds.")
+    if row.ndim < 2:
+        raise InputError(
+            f"input_ids have shape {list(row.shape)}, but must be [batch, tokens]. Use input_ids[None] for one row."
+        )
     batch, length, config = row.shape[0], row.shape[1], model.config
     by_default = config.use_cache and not model.training and cacheable(net)
     if past_key_values is None and (by_default if use_cache is None else use_cache):

@@ -10,7 +10,7 @@ from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from x_positional.config.seq2seq import Seq2SeqConfig
-from x_positional.errors import InputError, PretrainedError
+from x_positional.errors import InputError
 from x_positional.hf.base import XPositionalPreTrainedModel
 from x_positional.hf.configuration import XPositionalConfig
 from x_positional.hf.generation import OwnCache
@@ -76,11 +76,7 @@ class XPositionalForSeq2SeqLM(OwnCache, XPositionalPreTrainedModel, GenerationMi
     def _build(self, config: XPositionalConfig) -> nn.Module:
         native = config.native()
         if not isinstance(native, Seq2SeqConfig):
-            found = auto_classes(str(config.model_class), native)
-            raise PretrainedError(
-                f"{type(self).__name__} cannot hold this model:",
-                [f"it is a {config.model_class}; use {' or '.join(found)}."],
-            )
+            raise self._belongs_to(config, auto_classes(str(config.model_class), native))
         return XTransformer.from_config(native)
 
     @property

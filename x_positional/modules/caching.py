@@ -43,7 +43,7 @@ class CachingModule(nn.Module):
 
         Modules inside that count for themselves are left out.
         """
-        return None if torch.compiler.is_compiling() else self._changes.count()
+        return None if torch.compiler.is_compiling() else self._changes.count(self._counted)
 
     def _counted(self) -> Iterator[nn.Module]:
         """This module and those inside, except for those that count for themselves."""
@@ -59,12 +59,12 @@ class CachingModule(nn.Module):
         before = [(p.dtype, p.device) for p in self.parameters()]
         applied = super()._apply(fn, recurse)
         if before != [(p.dtype, p.device) for p in self.parameters()]:
-            self._changes.note()
+            self._changes.note(self._counted)
         return applied
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the count alone, since the versions of copied parameters start anew."""
-        return {**self.__dict__, "_changes": self._changes.known()}
+        return {**self.__dict__, "_changes": self._changes.known(self._counted)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -138,7 +138,8 @@ def best_fit(config: AnyConfig, families: list[Family], headed: bool = True) -> 
             closest = fit
     if closest is None:
         raise PretrainedError(f"{CANNOT_WRITE}:", ["no family has models of this kind."])
-    needs = [_need(path, own, theirs) for path, (own, theirs) in closest.mismatches.items()]
+    unread = closest.config is None  # then there is no config to compare with
+    needs = [] if unread else [_need(path, own, theirs) for path, (own, theirs) in closest.mismatches.items()]
     raise PretrainedError(
         f"{CANNOT_WRITE}; the closest family is {closest.family.model_type}:",
         [*closest.problems, *needs[: MAX_SHOWN - 2 - len(closest.problems)], *_way_out(closest, needs)],

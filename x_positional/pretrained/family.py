@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from x_positional.errors import RopeError
 from x_positional.pretrained.config_json.causal import KEY as CAUSAL_KEY
-from x_positional.pretrained.config_json.causal import bidirectional_windows
+from x_positional.pretrained.config_json.causal import bidirectional_windows, direction_problems
 from x_positional.pretrained.config_json.codecs import Codec, Fields, Hf, unwrapped
 from x_positional.pretrained.config_json.ignored_keys import IGNORED_KEYS
 from x_positional.pretrained.config_json.keys import REFUSED_KEYS
@@ -101,7 +101,7 @@ class Family:
     @property
     def known_keys(self) -> set[str]:
         """The keys that are followed, refused at some or all values, or known not to affect the logits."""
-        unused = {CAUSAL_KEY} if self.kind in ("encoder", "vision") else set()
+        unused = {CAUSAL_KEY} if self.kind != "decoder" else set()
         return self.keys | REFUSED_KEYS | IGNORED_KEYS | self.ignored_keys | unused
 
     def resolve_aliases(self, hf: Hf) -> Hf:
@@ -117,7 +117,7 @@ class Family:
         """Fields by path, and the problems of the config."""
         hf = {**self.defaults, **self.resolve_aliases(hf)}
         fields: Fields = {}
-        problems: list[str] = []
+        problems = direction_problems(hf, self.kind)
         for codec in self.codecs:
             try:
                 fields |= codec.to_fields(hf)

@@ -30,6 +30,7 @@ ENTRIES: dict[str, tuple[type, ...]] = {
     "order": (dict,),
     "best": (dict, type(None)),
     "tokenizer": (str, type(None)),
+    "document_end": (int, type(None)),
     "shards": (int, type(None)),
 }
 """Types of the entries that are read."""

@@ -59,13 +59,19 @@ def native_config(model: Saveable) -> dict[str, Any]:
 
 def read_native_config(hf: Mapping[str, Any], source: str) -> FileConfig:
     """The config of the model of a config.json in this format. Raises PretrainedError."""
+    _, schema = _classes_of(hf, source)
+    with failures(f"unsupported {CONFIG} in {source}:"):
+        return schema.model_validate(hf.get("model"))
+
+
+def _classes_of(hf: Mapping[str, Any], source: str) -> tuple[type[nn.Module], type[FileConfig]]:
+    """The class of a config.json, and that of its config. Raises PretrainedError."""
     name = hf.get("class")
     if not isinstance(name, str) or name not in CLASSES:
         raise PretrainedError(
             f"{source} cannot be read:", [f"unsupported class={name!r}; supported: {', '.join(CLASSES)}."]
         )
-    with failures(f"unsupported {CONFIG} in {source}:"):
-        return CLASSES[name][1].model_validate(hf.get("model"))
+    return CLASSES[name]
 
 
 def load_native(
@@ -76,14 +82,10 @@ def load_native(
     quantize: Quantization | None = None,
 ) -> nn.Module:
     """The model of a config.json in this format. Raises PretrainedError with every tensor that does not fit."""
-    name = hf.get("class")
-    if not isinstance(name, str) or name not in CLASSES:
-        raise PretrainedError(
-            f"{tensors.source} cannot be read:", [f"unsupported class={name!r}; supported: {', '.join(CLASSES)}."]
-        )
+    classes = _classes_of(hf, tensors.source)
     tensors = _Renamed(tensors)
     with failures(f"unsupported {CONFIG} in {tensors.source}:"):
-        model = _build(*CLASSES[name], hf.get("model"), tensors)
+        model = _build(*classes, hf.get("model"), tensors)
         if hf.get("quantize") is not None:
             check_quantization(hf["quantize"])
             replace_matrices(model)

@@ -3,7 +3,7 @@ tokenizer."""
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -183,12 +183,13 @@ def _run(path: Path) -> Source:
 
     def tokenizer() -> TextTokenizer:
         kind = record().get("tokenizer")
-        if kind == TOKENIZER:
-            verified(TOKENIZER)
-            return folder_tokenizer(list_folder(path))
         if kind is None:
             raise PretrainedError(f"{path} has no tokenizer:", ["it was trained on token ids."])
-        return byte_tokenizer()
+        if kind == TOKENIZER:
+            verified(TOKENIZER)
+        found = folder_tokenizer(list_folder(path)) if kind == TOKENIZER else byte_tokenizer()
+        end = record().get("document_end")
+        return found if end is None else replace(found, ends=tuple(dict.fromkeys((end, *found.ends))))
 
     return _guarded(Source(path, config, tensors, tokenizer))
 

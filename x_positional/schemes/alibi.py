@@ -48,12 +48,14 @@ class SlopeBias(Bias):
     right: Tensor | None
     """[H], for keys to the right of the query; None where it is the same."""
 
-    def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm:
+    def term(self, ctx: AttentionContext, blocks: Sequence[tuple[Span, Span]]) -> ScoreTerm | None:
+        if ctx.q_positions.requires_grad or ctx.kv_positions.requires_grad:
+            return super().term(ctx, blocks)
         return SlopeTerm(self.left, self.right, ctx)
 
 
 class SlopeTerm(ScoreTerm):
-    """The same for blocks of scores: the distances of a block are computed from its positions.
+    """The same for blocks of scores: the distances of a block are computed from its positions, which have no gradient.
 
     Args:
         left, right: as in SlopeBias.

@@ -15,6 +15,10 @@ from x_positional.training.finetune.config import ChatConfig, InitConfig, LoraCo
 TokenDtype = Literal["uint8", "uint16", "uint32", "int16", "int32", "int64"]
 
 
+_CHAT_DATA = {"path", "seq_len", "val_fraction"}
+"""What of the data section applies to conversations."""
+
+
 class DataConfig(Config):
     """Where the tokens come from and how they are cut into windows."""
 
@@ -211,8 +215,7 @@ class TrainConfig(Config):
         if self.init is None:
             needing = [name for name in ("chat", "lora") if getattr(self, name) is not None]
             problems += [f"{name} needs a model to start from: set init.source" for name in needing]
-        if self.chat is not None and self.data.path is None:
-            problems.append("chat needs conversations: set data.path to a JSON Lines file")
+        problems += self._unused_with_chat()
         if (
             self.chat is None
             and self.data.tokenizer == "bytes"
@@ -225,6 +228,17 @@ class TrainConfig(Config):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _unused_with_chat(self) -> list[str]:
+        """What a run on conversations lacks, or would ignore."""
+        if self.chat is None:
+            return []
+        problems = [] if self.data.path else ["chat needs conversations: set data.path to a JSON Lines file"]
+        fields = type(self.data).model_fields
+        given = [f"data.{n}" for n in fields.keys() - _CHAT_DATA if getattr(self.data, n) != fields[n].default]
+        if given:
+            problems += [f"{name} does not apply to conversations; leave it out" for name in sorted(given)]
+        return problems
 
     @property
     def reads_token_ids(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from x_positional.errors import RopeError
+from x_positional.pretrained.families import FAMILIES
 from x_positional.pretrained.rope import from_hf, to_hf
 from x_positional.pretrained.rope.families import (
     INTERLEAVED,
@@ -102,5 +103,6 @@ def test_a_family_fills_in_what_its_file_leaves_out() -> None:
         elif name not in REFUSED:
             assert from_hf({"model_type": name}) == from_hf(own[name]), name
     assert set(CONFIG_MAPPING) >= SECTIONS.keys() | INTERLEAVED_SECTIONS | VIDEO_SECTIONS
-    assert set(CONFIG_MAPPING) >= INTERLEAVED
+    unknown = {name for name, family in FAMILIES.items() if family.written_as}  # transformers has no class of that name
+    assert set(CONFIG_MAPPING) >= INTERLEAVED - unknown
     assert math.prod((from_hf({"model_type": "glm"}).fraction, from_hf({"model_type": "stablelm"}).fraction)) == 0.125

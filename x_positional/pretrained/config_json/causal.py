@@ -41,6 +41,23 @@ CAUSAL_WITHOUT_PADDING = "transformers attends in both directions in this family
 """Why a family is causal only."""
 
 
+def direction_problems(hf: Hf, kind: str) -> list[str]:
+    """Problems of the key in a model that is no decoder alone: which attention it changes depends on the kernel.
+
+    Args:
+        hf: The config.
+        kind: Of the model: `encoder`, `vision` and `seq2seq` are checked, and `decoder` follows the key.
+    """
+    if kind == "decoder" or KEY not in hf or (kind != "seq2seq" and not is_causal(hf)):
+        return []
+    effect = (
+        "makes an encoder causal in some implementations of attention"
+        if is_causal(hf)
+        else "lets the decoder look ahead"
+    )
+    return [f"{KEY}={hf[KEY]}: in transformers it {effect}. Remove it, or pass ignore=({KEY!r},)."]
+
+
 def bidirectional_windows(fields: Fields, change: Callable[[int], int]) -> Fields:
     """Windows of an encoder changed: in transformers, a bidirectional window does not count the token itself."""
     if fields.get(KIND) != "encoder":

@@ -10,7 +10,7 @@ from typing import Any
 from x_positional.errors import ConfigError, RopeError
 from x_positional.pretrained.config_json.codecs import NULL, Fields, Hf
 from x_positional.pretrained.rope import NEUTRAL, SYNONYMS, published_rope, to_hf
-from x_positional.schemes import NoPE, Rope
+from x_positional.schemes import NoPE, NtkAlpha, Rope
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 TYPE_ALIASES = {"attention": FULL}
@@ -26,8 +26,10 @@ ROPE_KEYS = (
 """Keys that may contain RoPE parameters."""
 READ_SYNONYMS = ("rope_theta", "partial_rotary_factor")
 """Names of theta and of the rotated fraction that families read."""
-PARTIAL_FACTOR, ROTARY_DIM, INTERLEAVE = "partial_rotary_factor", "rotary_dim", "rope_interleave"
-"""The rotary width as a fraction of a head or in channels, and whether adjacent channels are pairs: few families read these."""
+PARTIAL_FACTOR, ROTARY_DIM, INTERLEAVE, ALPHA = "partial_rotary_factor", "rotary_dim", "rope_interleave", "alpha"
+"""The rotary width as a fraction of a head or in channels, whether adjacent channels are pairs, and a factor of theta: few
+families read these.
+"""
 
 LayerTypes = Callable[[Hf], list[str]]
 """Config -> the type of every layer."""
@@ -82,6 +84,8 @@ class LayerTypesCodec:
     """Key that must be true to enable windows."""
     legacy_keys: tuple[str, ...] = ()
     """Keys that `default_types` reads."""
+    window_needed: bool = False
+    """transformers needs a window length even if no layer has a window: then the context length is written."""
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -118,6 +122,8 @@ class LayerTypesCodec:
         for key, path in ((self.window, "each.window"), (self.chunk, "each.chunk")):
             if key is not None:
                 out[key] = next((length for length in fields[path] if length), NULL)
+        if self.window_needed and out.get(str(self.window)) is NULL:
+            out[str(self.window)] = fields["max_seq_len"]
         if self.switch is not None:
             out[self.switch] = any(fields["each.window"])
         return out
@@ -165,7 +171,9 @@ class RopeCodec:
     layers: RopeLayers | None = None
     """Which layers use RoPE; None for all."""
     reads: tuple[str, ...] = ()
-    """Which of PARTIAL_FACTOR, ROTARY_DIM and INTERLEAVE the family reads; a fraction that it ignores is refused."""
+    """Which of PARTIAL_FACTOR, ROTARY_DIM, INTERLEAVE and ALPHA the family reads; a fraction or an alpha that it ignores is
+    refused.
+    """
     others: tuple[str, ...] = ()
     """Keys of the RoPE parameters that another codec reads."""
     axes: bool = False
@@ -193,14 +201,40 @@ class RopeCodec:
             raise RopeError(
                 [f"rope_parameters differ by layer type ({', '.join(found)}), but this family has a single layer type."]
             )
-        if any(isinstance(part, Rope) and part.fraction for part in parts) and PARTIAL_FACTOR not in self.reads:
-            raise RopeError(
-                [f"{PARTIAL_FACTOR}: this family rotates whole heads, and transformers ignores the key. Remove it."]
-            )
+        if problems := [*self._unread(parts), *self._width_problems(hf)]:
+            raise RopeError(problems)
         rotated = [True] * depth if self.layers is None else self.layers.which(hf)
         if all(rotated) and all(part == parts[0] for part in parts):
             return {"layers.position": [parts[0]]}
         return {"each.position": [[p if layer else NoPE()] for p, layer in zip(parts, rotated, strict=True)]}
+
+    def _unread(self, parts: Sequence[Rope | NoPE]) -> list[str]:
+        """Problems of what the family ignores."""
+        ropes = [part for part in parts if isinstance(part, Rope)]
+        problems = []
+        if any(rope.fraction for rope in ropes) and PARTIAL_FACTOR not in self.reads:
+            problems.append(
+                f"{PARTIAL_FACTOR}: this family rotates whole heads, and transformers ignores the key. Remove it."
+            )
+        if any(isinstance(rope.scaling, NtkAlpha) for rope in ropes) and ALPHA not in self.reads:
+            problems.append(
+                f"{ALPHA}: transformers ignores the key in this family, and theta stays as it is. Remove it."
+            )
+        return problems
+
+    def _width_problems(self, hf: Hf) -> list[str]:
+        """Problems of a rotary width that is given in both forms: transformers uses the fraction."""
+        inside = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+        fraction, channels = inside.get(PARTIAL_FACTOR, hf.get(PARTIAL_FACTOR)), hf.get(ROTARY_DIM)
+        if {PARTIAL_FACTOR, ROTARY_DIM} - set(self.reads) or fraction is None or channels is None:
+            return []
+        width = int(hf["head_dim"] * fraction)
+        if width == channels:
+            return []
+        return [
+            f"{ROTARY_DIM}={channels} contradicts {PARTIAL_FACTOR}={fraction}, which is {width} of {hf['head_dim']} channels. "
+            "Keep one."
+        ]
 
     @property
     def _ignored(self) -> set[str]:

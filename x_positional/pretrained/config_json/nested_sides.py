@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from x_positional.pretrained.config_json.causal import bidirectional_windows
+from x_positional.errors import ConfigError
+from x_positional.pretrained.config_json.causal import bidirectional_windows, direction_problems
 from x_positional.pretrained.config_json.codecs import Codec, Fields, Hf, unwrapped
 
 
@@ -34,6 +35,8 @@ class NestedSide:
 
     def to_fields(self, hf: Hf) -> Fields:
         inner = {**self.defaults, **(hf.get(self.side) or {})}
+        if problems := direction_problems(inner, "seq2seq"):
+            raise ConfigError(f"{self.side}: {problems[0]}")
         fields: Fields = {}
         for codec in self.codecs:
             fields |= codec.to_fields(inner)

@@ -1,6 +1,6 @@
 """BART: learned positions with two unused rows at the start of the table, post-norm."""
 
-from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, Only, derived
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, derived
 from x_positional.pretrained.config_json.encoder_decoder import for_both, for_decoder, for_encoder
 from x_positional.pretrained.families.bert import TIED
 from x_positional.pretrained.families.llama import ACTIVATIONS
@@ -62,7 +62,6 @@ def bart_codecs(*both: Codec, decoder: tuple[Codec, ...] = (Fixed("logits_bias",
     return (
         *for_both((*SHARED, *both)),
         Fixed("tie_token_emb", True),
-        Only("is_causal", (True,), "decoders of encoder-decoders are causal."),
         *for_encoder(_side("encoder")),
         *for_decoder((*_side("decoder"), Fixed("layers.cross_attend", True), *TIED, *decoder)),
     )

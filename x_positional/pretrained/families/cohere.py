@@ -37,7 +37,7 @@ COHERE2 = COHERE.like(
     codecs=(
         Fixed("layers.attn.qk_norm", None),
         head_dim(quotient("hidden_size", "num_attention_heads")),
-        LayerTypesCodec(default_types=LOCAL, legacy_keys=("sliding_window_pattern",)),
+        LayerTypesCodec(default_types=LOCAL, legacy_keys=("sliding_window_pattern",), window_needed=True),
         RopeCodec(layers=rope_in(SLIDING, LOCAL)),
     ),
     ignored_keys=key_names(

@@ -45,7 +45,7 @@ GEMMA2 = GEMMA.like(
         Nullable("layers.attn.softcap", "attn_logit_softcapping"),
         Nullable("logits_softcap", "final_logit_softcapping"),
         Fixed("layers.norm_place", "sandwich"),
-        LayerTypesCodec(default_types=full_every(2)),
+        LayerTypesCodec(default_types=full_every(2), window_needed=True),
     ),
     names={
         "blocks.{i}.attn_residual.after": "model.layers.{i}.post_attention_layernorm",
@@ -76,7 +76,7 @@ GEMMA3_TEXT = GEMMA2.like(
     codecs=(
         *qk_norms("rms", "rms_norm_eps", 1e-6, unit_offset=True),
         Fixed("layers.attn.softcap", None),
-        LayerTypesCodec(default_types=LOCAL, legacy_keys=("sliding_window_pattern",)),
+        LayerTypesCodec(default_types=LOCAL, legacy_keys=("sliding_window_pattern",), window_needed=True),
         RopeCodec(default_types=LOCAL),
     ),
     names={f"blocks.{{i}}.attn.{x}_norm": f"model.layers.{{i}}.self_attn.{x}_norm" for x in "qk"},

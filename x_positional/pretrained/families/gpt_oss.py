@@ -20,7 +20,7 @@ GPT_OSS = LLAMA.like(
             width="intermediate_size",
         ),
         *rms_norms(eps=1e-5),
-        LayerTypesCodec(default_types=full_every(2)),
+        LayerTypesCodec(default_types=full_every(2), window_needed=True),
         Key("layers.attn.bias", "attention_bias", True),
         Fixed("layers.attn.sinks", True),
         Fixed("layers.ff.bias", True),

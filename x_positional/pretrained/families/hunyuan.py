@@ -1,6 +1,7 @@
 """Hunyuan: Llama with norms of queries and keys after rotation, and a theta scaled by alpha."""
 
 from x_positional.pretrained.config_json.codecs import Fixed
+from x_positional.pretrained.config_json.layer_types import ALPHA, RopeCodec
 from x_positional.pretrained.families.llama import LLAMA, qk_norms, rms_norms, sizes
 
 HUNYUAN_V1_DENSE = LLAMA.like(
@@ -8,6 +9,7 @@ HUNYUAN_V1_DENSE = LLAMA.like(
     "HunYuanDenseV1ForCausalLM",
     codecs=(
         *rms_norms(eps=1e-5),
+        RopeCodec(reads=(ALPHA,)),
         *qk_norms("rms", "rms_norm_eps", 1e-5),
         Fixed("layers.attn.qk_norm_after", True),
         Fixed("layers.ff.bias", False),

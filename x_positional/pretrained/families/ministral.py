@@ -69,7 +69,7 @@ def _types(hf: Hf) -> list[str]:
 MINISTRAL = MISTRAL.like(
     "ministral",
     "MinistralForCausalLM",
-    codecs=(LayerTypesCodec(default_types=_types),),
+    codecs=(LayerTypesCodec(default_types=_types, window_needed=True),),
 )
 
 MISTRAL3 = NestedModel(

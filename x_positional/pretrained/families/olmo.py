@@ -43,6 +43,6 @@ OLMO2 = LLAMA.like(
 OLMO3 = OLMO2.like(
     "olmo3",
     "Olmo3ForCausalLM",
-    codecs=(LayerTypesCodec(default_types=full_every(4)), RopeCodec(default_types=full_every(4))),
+    codecs=(LayerTypesCodec(default_types=full_every(4), window_needed=True), RopeCodec(default_types=full_every(4))),
     defaults={"sliding_window": 4096},
 )

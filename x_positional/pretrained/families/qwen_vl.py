@@ -4,6 +4,7 @@ The vision tower is not read: pass text tokens, or pass your own embeddings to t
 """
 
 from dataclasses import replace
+from functools import partial
 
 from x_positional.pretrained.config_json.codecs import Fixed
 from x_positional.pretrained.config_json.ignored_keys import key_names
@@ -86,36 +87,26 @@ IGNORED = key_names(
     "vision_config vision_start_token_id vision_end_token_id vision_token_id image_token_id video_token_id processor_class"
 )
 
-QWEN2_VL = NestedModel(
+_vision_language = partial(NestedModel, prefixes=PREFIXES, dropped=DROPPED, ignored_keys=IGNORED)
+
+QWEN2_VL = _vision_language(
     model_type="qwen2_vl",
     architecture="Qwen2VLForConditionalGeneration",
     family=QWEN2_VL_TEXT,
-    prefixes=PREFIXES,
-    dropped=DROPPED,
-    ignored_keys=IGNORED,
 )
-QWEN2_5_VL = NestedModel(
+QWEN2_5_VL = _vision_language(
     model_type="qwen2_5_vl",
     architecture="Qwen2_5_VLForConditionalGeneration",
     family=QWEN2_5_VL_TEXT,
-    prefixes=PREFIXES,
-    dropped=DROPPED,
-    ignored_keys=IGNORED,
 )
-QWEN3_VL = NestedModel(
+QWEN3_VL = _vision_language(
     model_type="qwen3_vl",
     architecture="Qwen3VLForConditionalGeneration",
     family=QWEN3_VL_TEXT,
-    prefixes=PREFIXES,
-    dropped=DROPPED,
-    ignored_keys=IGNORED,
 )
-QWEN3_VL_MOE = NestedModel(
+QWEN3_VL_MOE = _vision_language(
     model_type="qwen3_vl_moe",
     architecture="Qwen3VLMoeForConditionalGeneration",
     family=QWEN3_VL_MOE_TEXT,
     outer_defaults={"tie_word_embeddings": False},
-    prefixes=PREFIXES,
-    dropped=DROPPED,
-    ignored_keys=IGNORED,
 )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from x_positional.errors import ConfigError
-from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, Only, derived
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, derived
 from x_positional.pretrained.config_json.encoder_decoder import for_both, for_decoder, for_encoder
 from x_positional.pretrained.families.llama import rms_norms
 from x_positional.pretrained.family import Family
@@ -130,7 +130,6 @@ T5 = Family(
     codecs=(
         *for_both(SIDE),
         Fixed("tie_token_emb", True),
-        Only("is_causal", (True,), "decoders of encoder-decoders are causal."),
         *for_encoder((Fixed("layers.kind", "encoder"), Key("layers.depth", "num_layers", 6))),
         *for_decoder(
             (

@@ -1,6 +1,6 @@
 """T5Gemma: an encoder and a decoder like Gemma 2, with cross-attention between norms; each has a config and an embedding."""
 
-from x_positional.pretrained.config_json.codecs import Codec, Custom, Fixed, Key, Only
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fixed, Key
 from x_positional.pretrained.config_json.ignored_keys import key_names
 from x_positional.pretrained.config_json.nested_sides import NestedSide
 from x_positional.pretrained.families.gemma import GEMMA2
@@ -56,7 +56,6 @@ T5GEMMA = Family(
         ),
         Key("decoder.tie_embedding", "tie_word_embeddings", True),
         Fixed("tie_token_emb", False),
-        Only("is_causal", (True,), "decoders of encoder-decoders are causal."),
     ),
     names={
         **_names("encoder", "encoder"),

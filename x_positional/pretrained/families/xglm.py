@@ -38,6 +38,7 @@ XGLM = Family(
         scaled(True),
         Fixed("layers.attn.bias", True),
         derived("layers.position", _positions),
+        Only("pad_token_id", (1, 0, None), "the sinusoid of the position in that row would be zero: rows begin at 2."),
         Only("add_cross_attention", (False,), "a decoder with cross-attention is unsupported in this family."),
     ),
     names={

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from x_positional.pretrained.folder import Folder
+from x_positional.pretrained.folder import Folder, read_json
 from x_positional.pretrained.tensors.write import write_json
 from x_positional.pretrained.tokenizers.text import GENERATION, TOKENIZER, TextTokenizer
 
@@ -38,5 +38,13 @@ def write_tokenizer(tokenizer: TextTokenizer, target: Path, folder: Folder | Non
                 shutil.copyfile(file, target / name)
     else:
         tokenizer.save(target)
-    if tokenizer.ends and not (target / GENERATION).exists():
-        write_json(target / GENERATION, {"eos_token_id": list(tokenizer.ends)})
+    generation = read_json(target / GENERATION) if (target / GENERATION).exists() else {}
+    if tokenizer.ends and generation.get("eos_token_id") is None:
+        write_json(target / GENERATION, {**_ids(tokenizer), **generation, "eos_token_id": list(tokenizer.ends)})
+
+
+def _ids(tokenizer: TextTokenizer) -> dict[str, int]:
+    """The ids that `generate` of transformers begins and pads texts with, where there are such tokens."""
+    tokens = {name: tokenizer.special.get(name) for name in ("bos_token", "pad_token")}
+    ids = {f"{name}_id": tokenizer.backend.token_to_id(text) for name, text in tokens.items() if text is not None}
+    return {name: number for name, number in ids.items() if number is not None}

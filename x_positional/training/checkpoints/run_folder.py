@@ -218,6 +218,7 @@ class RunFolder:
             "validation": None if score is None else {"loss": score.loss, "tokens": score.tokens, **score.bits},
             "best": None if self._best is None else {"step": self._best.step, "loss": self._best.loss},
             "tokenizer": self._corpus.tokenizer_name,
+            "document_end": self._corpus.document_end,
             "torch": torch.__version__,
         }
         texts: Any = {

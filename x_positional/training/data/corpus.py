@@ -35,6 +35,8 @@ class Corpus:
     validation: Split
     source: str
     tokenizer: Tokenizer | None
+    document_end: int | None = None
+    """The id after each document; None for token ids, and where nothing is appended."""
 
     @property
     def tokenizer_name(self) -> str | None:
@@ -143,13 +145,13 @@ def _from_text(config: DataConfig, path: Path | None, table: Table | None, num_t
             f"set model.num_tokens={tokenizer.vocab_size}"
         )
     end = tokenizer.document_end if config.document_end is None else config.document_end
+    if end is not None and end >= num_tokens:
+        raise UserError(
+            f"the id that ends documents is {end}; model.num_tokens={num_tokens} allows 0 to {num_tokens - 1}"
+        )
     if table is not None:
-        if end is not None and end >= num_tokens:
-            raise UserError(
-                f"the id that ends documents is {end}; model.num_tokens={num_tokens} allows 0 to {num_tokens - 1}"
-            )
         train, validation, words = cached_splits(table, config, tokenizer, end, track)
-        return Corpus(train, validation, f"{table.source}{words}", tokenizer)
+        return Corpus(train, validation, f"{table.source}{words}", tokenizer, end)
     if path is None:
         documents, source = embedded_documents(), "the embedded text"
     elif path.is_file():
@@ -161,7 +163,7 @@ def _from_text(config: DataConfig, path: Path | None, table: Table | None, num_t
     else:
         halves = _cut(np.frombuffer(documents[0].text, dtype=np.uint8), config.val_fraction)
         splits = [_encode([Document(source, half.tobytes())], tokenizer, None, track) for half in halves]
-    return Corpus(splits[0], splits[1], source, tokenizer)
+    return Corpus(splits[0], splits[1], source, tokenizer, end)
 
 
 def _encode(documents: Sequence[Document], tokenizer: Tokenizer, end: int | None, track: Track) -> Split:

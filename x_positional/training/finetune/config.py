@@ -1,8 +1,8 @@
 """The sections of a training config that make it fine-tuning. Each is optional, and None by default."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from x_positional.schemes.registry import Config
 
@@ -44,3 +44,8 @@ class LoraConfig(Config):
     """Dropout of what an adapter reads."""
     target_modules: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Names of linear layers, or how these names end, as `to_qkv`. None is every linear layer of every block."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _one_name(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names

@@ -49,7 +49,8 @@ class Reader:
     def read(self, file: Path, track: Track = silent) -> list[tuple[int, Conversation]]:
         """(line number, conversation) of each line that is not blank. Raises `UserError` with every line that is malformed."""
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            # Only a line feed ends a line: a string of JSON may hold U+2028 and U+0085, which splitlines would split at.
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise UserError(f"cannot read {file}: {reason}") from error
@@ -80,10 +81,10 @@ class Reader:
             yield from self._messages(record["messages"])
         elif record.keys() >= {"prompt", "completion"}:
             prompt, completion = (_string(record, name) for name in ("prompt", "completion"))
-            yield self.tokenizer.encode(prompt), False
-            yield [*self.tokenizer.encode(completion, special=False), *self._end()], True
+            yield self._encode(prompt, special=True), False
+            yield [*self._encode(completion), *self._end()], True
         elif record.keys() >= {"text"}:
-            yield [*self.tokenizer.encode(_string(record, "text")), *self._end()], True
+            yield [*self._encode(_string(record, "text"), special=True), *self._end()], True
         else:
             raise Malformed(
                 f"a conversation is {FORMS}; this line has the keys {', '.join(sorted(record)) or '(none)'}"
@@ -124,8 +125,9 @@ class Reader:
         yield ids[: last + 1], True
         yield ids[last + 1 :], False
 
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, special=False) if text else []
+    def _encode(self, text: str, special: bool = False) -> list[int]:
+        clean = text.encode("utf-8", "replace").decode()  # JSON can contain lone surrogates
+        return self.tokenizer.encode(clean, special) if clean or special else []
 
     def _render(self, messages: Sequence[Any], *, reply: bool) -> str:
         try:
@@ -176,7 +178,8 @@ def fitted(
         number, length = max(long, key=lambda each: each[1])
         raise UserError(
             f"{file}:{number}: the conversation has {length} tokens, {length - limit} more than a row ({limit}); "
-            f"{len(long)} of {len(found)} are too long. Raise data.seq_len, or set chat.too_long to truncate or skip"
+            f"{len(long)} of {len(found)} are too long. Raise data.seq_len if it is below model.max_seq_len, or "
+            "set chat.too_long to truncate or skip"
         )
     kept, notes = [], []
     if config.too_long == "skip":

@@ -55,6 +55,11 @@ class Conversations:
         """As in the record of a checkpoint."""
         return "bytes" if self.tokenizer.source == "bytes" else TOKENIZER
 
+    @property
+    def document_end(self) -> int | None:
+        """As in the record of a checkpoint: the token after a completion or a text."""
+        return next(iter(self.tokenizer.ends), None)
+
     def write_tokenizer(self, folder: Path) -> None:
         """Write tokenizer, chat template and the published config.json to the folder of a checkpoint."""
         if self.tokenizer_name == TOKENIZER:

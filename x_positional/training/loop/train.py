@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from x_positional.config.validate import Report, check
-from x_positional.errors import MissingExtra, UserError, listed
+from x_positional.errors import MissingExtra, PretrainedError, UserError, listed
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.describe import position_words
 from x_positional.models.language import TransformerWrapper
@@ -23,7 +23,7 @@ from x_positional.training.cpu import bf16_warning
 from x_positional.training.data.corpus import Corpus, load_corpus
 from x_positional.training.data.windows import Windows
 from x_positional.training.evaluate import EvalRows, EvalWindows, Score, eval_rows, eval_windows
-from x_positional.training.finetune.base import initial_model
+from x_positional.training.finetune.base import base_source, initial_model
 from x_positional.training.finetune.dataset import Conversations, load_conversations
 from x_positional.training.finetune.packing import PackedRows
 from x_positional.training.loop.engine import Engine
@@ -136,8 +136,24 @@ def train(
 def load_data(config: TrainConfig, track: Track) -> tuple[TrainConfig, Corpus | Conversations]:
     """The data of a run, and its config with what follows from them."""
     if config.chat is None:
+        refuse_other_tokens(config)
         return config, load_corpus(config.data, config.model.num_tokens, config.seq_len, track)
     return load_conversations(config, track)
+
+
+def refuse_other_tokens(config: TrainConfig) -> None:
+    """Raise `UserError` where a model that has a tokenizer would go on with bytes, because `data.tokenizer` is not set."""
+    if config.init is None or config.reads_token_ids or "tokenizer" in config.data.model_fields_set:
+        return
+    try:
+        own = base_source(config.init.source).tokenizer().source
+    except PretrainedError:  # it has none
+        return
+    if own != "bytes":
+        raise UserError(
+            f"data.tokenizer is not set, and init.source={config.init.source} has a tokenizer of its own; set data.tokenizer "
+            "to a folder with its tokenizer.json (or to bytes)"
+        )
 
 
 def training_windows(config: TrainConfig, corpus: Corpus | Conversations) -> Windows | PackedRows:

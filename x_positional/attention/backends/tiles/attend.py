@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_dynamic_layer_stack_depth  # type: ignore[import-not-found]
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
@@ -35,10 +36,13 @@ FEWEST_TRAINING, FEWEST_INFERENCE = 512, 2048
 
 def applies(tensors: Sequence[Tensor], queries: int) -> bool:
     """Whether attention can run by tiles: plain tensors on a CPU, outside of torch.func."""
+    if forward_ad._current_level >= 0:
+        return False
     if torch.compiler.is_compiling():
-        on_cpu = (t.device.type == "cpu" and t.dtype in DTYPES for t in tensors)
-        return all(on_cpu) and _at_least(queries, FEWEST) and not torch.compiler.is_exporting()
-    if queries < FEWEST or forward_ad._current_level >= 0:
+        if torch.compiler.is_exporting() or get_dynamic_layer_stack_depth():
+            return False
+        return _at_least(queries, FEWEST) and all(t.device.type == "cpu" and t.dtype in DTYPES for t in tensors)
+    if queries < FEWEST:
         return False
     plain = (type(t) in (Tensor, torch.nn.Parameter) and t.dtype in DTYPES and t.device.type == "cpu" for t in tensors)
     return all(plain) and not any(map(inside_torch_func, tensors))

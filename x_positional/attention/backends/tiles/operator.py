@@ -6,7 +6,7 @@ B batch, T query tokens, S key tokens, H heads, D head dim, E value dim.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -19,28 +19,12 @@ from x_positional.attention.backends.tiles.distance import DistanceBias
 from x_positional.attention.backends.tiles.forward import empty_results, forward_pass
 from x_positional.attention.backends.tiles.geometry import TilePlan, blocks_for
 from x_positional.attention.backends.tiles.gradients import tile_gradients
+from x_positional.errors import BackendError
 from x_positional.schemes.base import AttentionContext, AttentionWindow
+from x_positional.schemes.precision import widened
 from x_positional.schemes.terms import Rebuilt, SumTerm
 
-FIELDS = (
-    "q_index",
-    "kv_index",
-    "q_positions",
-    "kv_positions",
-    "batch",
-    "heads",
-    "span",
-    "causal",
-    "ordered",
-    "q_start",
-    "kv_start",
-    "custom_positions",
-    "custom_mask",
-    "ahead",
-    "q_documents",
-    "kv_documents",
-    "q_place",
-)
+FIELDS = tuple(f.name for f in fields(AttentionContext) if f.name not in ("window", "memo", "visible"))
 """Of a context: all but the window, the memo, and the mask, which follows from the others."""
 
 
@@ -49,7 +33,7 @@ class Written:
     """What a plan consists of, in the order in which it was written."""
 
     inputs: list[Tensor] = field(default_factory=list)
-    """Floating tensors of the terms, which may have a gradient."""
+    """Floating tensors of the terms, which may have a gradient; half precision as float32."""
     others: list[Tensor] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     reals: list[float] = field(default_factory=list)
@@ -61,7 +45,7 @@ class Written:
     def write(self, value: Any) -> None:
         """Tensors, numbers, None, tuples, the context in place of which `context` is read, and objects with `arguments`."""
         if isinstance(value, Tensor) and value.is_floating_point():
-            self._put("input" if value.requires_grad else "fixed", self.inputs, value)
+            self._put("input" if value.requires_grad else "fixed", self.inputs, widened(value))
         elif isinstance(value, Tensor):
             self._put("other", self.others, value)
         elif value is None or isinstance(value, bool):
@@ -124,9 +108,9 @@ class Reader:
 
     def read_context(self) -> AttentionContext:
         """The context."""
-        fields = {name: self.read() for name in FIELDS}
+        given = {name: self.read() for name in FIELDS}
         size, chunk, keep_first, hides = (self.read() for _ in range(4))
-        ctx = AttentionContext(**fields, window=AttentionWindow(size, chunk, keep_first))
+        ctx = AttentionContext(**given, window=AttentionWindow(size, chunk, keep_first))
         return replace(ctx, visible=masks.visible(ctx)) if hides else ctx
 
 
@@ -270,4 +254,12 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     return *found[:3], of_sinks, of_inputs, [None] * len(others), None, None, None
 
 
+def _refuse(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    raise BackendError(
+        "A gradient of a gradient (create_graph=True) of attention in a graph of torch.compile is not computed. Call the model "
+        'without torch.compile for it, or build it with backend="eager".'
+    )
+
+
 _attention.register_autograd(_backward, setup_context=_keep)
+_gradients.register_autograd(_refuse)

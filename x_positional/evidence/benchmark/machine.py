@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from x_positional.benchmark.clock import seconds
+from x_positional.evidence.benchmark.clock import seconds
 
 PACKAGES = ("torch", "transformers", "x-transformers", "rotary-embedding-torch", "x-positional")
 LARGE = 512 * 2**20

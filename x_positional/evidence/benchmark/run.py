@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from x_positional.benchmark.clock import interleave, rounds_within
-from x_positional.benchmark.machine import PROBE, Probe
-from x_positional.benchmark.memory import measure_memory
-from x_positional.benchmark.models import Models, Recipe
-from x_positional.benchmark.profiling import Profile, profile_decode
-from x_positional.benchmark.record import Measured, Record, RowRecord, limits_of
-from x_positional.benchmark.rows import Row
-from x_positional.benchmark.work import SIDES, Prepared, prepare
 from x_positional.errors import MissingExtra
+from x_positional.evidence.benchmark.clock import interleave, rounds_within
+from x_positional.evidence.benchmark.machine import PROBE, Probe
+from x_positional.evidence.benchmark.memory import measure_memory
+from x_positional.evidence.benchmark.models import Models, Recipe
+from x_positional.evidence.benchmark.profiling import Profile, profile_decode
+from x_positional.evidence.benchmark.record import Measured, Record, RowRecord, limits_of
+from x_positional.evidence.benchmark.rows import Row
+from x_positional.evidence.benchmark.work import SIDES, Prepared, prepare
 
 LIMITS = "limits"
 """What the probe is called among the sides: it takes its turn in every round."""

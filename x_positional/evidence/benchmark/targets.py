@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from x_positional.benchmark.models import OURS
-from x_positional.benchmark.record import RowRecord
+from x_positional.evidence.benchmark.models import OURS
+from x_positional.evidence.benchmark.record import RowRecord
 
 Rows = Mapping[str, RowRecord]
 Direction = Literal["≥", "≤"]

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from x_positional.benchmark.machine import DTYPES
 from x_positional.errors import MissingExtra, import_extra
+from x_positional.evidence.benchmark.machine import DTYPES
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.pretrained.api import from_pretrained
 from x_positional.pretrained.x_transformers import from_x_transformers

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from x_positional.benchmark.models import Models, Recipe, Shape
-from x_positional.benchmark.rows import Row
-from x_positional.benchmark.work import SIDES, Prepared, Work, prepare
 from x_positional.errors import UserError
+from x_positional.evidence.benchmark.models import Models, Recipe, Shape
+from x_positional.evidence.benchmark.rows import Row
+from x_positional.evidence.benchmark.work import SIDES, Prepared, Work, prepare
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -33,7 +33,7 @@ def measure_memory(row: Row, name: str, device: torch.device) -> int:
         "work": vars(row.work),
         "threads": torch.get_num_threads(),
     }
-    command = [sys.executable, "-m", "x_positional.benchmark.memory", json.dumps(asked)]
+    command = [sys.executable, "-m", "x_positional.evidence.benchmark.memory", json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError((done.stderr.strip().splitlines() or ["the process ended without a message"])[-1])

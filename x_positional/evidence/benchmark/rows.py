@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from x_positional.benchmark.models import OURS, Shape
-from x_positional.benchmark.work import Work
+from x_positional.evidence.benchmark.models import OURS, Shape
+from x_positional.evidence.benchmark.work import Work
 
 DECODERS = ("x-transformers", "transformers", OURS)
 COMPILED, INT8 = f"{OURS} compiled", f"{OURS} int8"

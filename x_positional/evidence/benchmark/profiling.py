@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from x_positional.benchmark.clock import synchronize
+from x_positional.evidence.benchmark.clock import synchronize
 
 PARTS = {
     "weights": (

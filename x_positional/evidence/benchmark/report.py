@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from x_positional.benchmark.models import OURS
-from x_positional.benchmark.profiling import Profile
-from x_positional.benchmark.record import Measured, RowRecord
-from x_positional.benchmark.targets import Target, Verdict
+from x_positional.evidence.benchmark.models import OURS
+from x_positional.evidence.benchmark.profiling import Profile
+from x_positional.evidence.benchmark.record import Measured, RowRecord
+from x_positional.evidence.benchmark.targets import Target, Verdict
 
 
 @dataclass(frozen=True)
