@@ -51,7 +51,7 @@ class Corpus:
     @property
     def fingerprint(self) -> str:
         """Identifies the data by blocks of them: a resumed run must see the same windows."""
-        return f"{_fingerprint(self.train.tokens)}-{_fingerprint(self.validation.tokens)}"
+        return f"{fingerprint_of(self.train.tokens)}-{fingerprint_of(self.validation.tokens)}"
 
     @cached_property
     def checksum(self) -> str:
@@ -112,13 +112,13 @@ def _token_files(path: Path) -> list[Path] | None:
 
 
 def _from_ids(config: DataConfig, files: list[Path], source: str) -> Corpus:
-    arrays = [_read_ids(file, config.dtype) for file in files]
+    arrays = [read_ids(file, config.dtype) for file in files]
     if len(arrays) == 1:
         arrays = _cut(arrays[0], config.val_fraction)
     return Corpus(Split(arrays[0], None), Split(arrays[1], None), source, None)
 
 
-def _read_ids(file: Path, dtype: str | None) -> np.ndarray:
+def read_ids(file: Path, dtype: str | None) -> np.ndarray:
     """Ids [N], memory-mapped; pickled arrays are refused."""
     if file.suffix == ".bin" and dtype is None:
         raise UserError(f"{file} has no header that specifies its dtype; set data.dtype, for example uint16")
@@ -205,7 +205,7 @@ def _checksum(split: Split) -> int:
     return total
 
 
-def _fingerprint(tokens: np.ndarray) -> str:
+def fingerprint_of(tokens: np.ndarray) -> str:
     """Hash of length, dtype and 64 evenly spaced blocks, so that it is fast for large files."""
     digest = hashlib.sha256(f"{len(tokens)} {tokens.dtype}".encode())
     for start in np.linspace(0, max(0, len(tokens) - 65536), 64, dtype=np.int64):
