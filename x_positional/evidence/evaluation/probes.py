@@ -27,19 +27,19 @@ from x_positional.progress import Track, silent
 class ProbeOptions:
     """Size of the model, training, and lengths of a probe."""
 
-    longest: int = 24
+    longest: int = 20
     """Inputs of 1 to this many symbols are trained."""
     factors: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
     """Scored lengths, as multiples of `longest`."""
     dim: int = 64
     """Model width."""
-    depth: int = 2
+    depth: int = 3
     """Layers; as many as the pattern has where it is longer."""
     heads: int = 4
     """Query heads, and key heads."""
     head_dim: int = 32
     """Width of a head."""
-    steps: int = 1200
+    steps: int = 2000
     """Optimizer steps."""
     batch: int = 16
     """Rows in a step."""
@@ -117,8 +117,8 @@ def _train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     model.train()
     for step in track(range(options.steps), f"training {task.name}"):
-        lengths = random.integers(1, options.longest + 1, size=options.batch).tolist()
-        rows = task_rows(task, lengths, max(options.lengths), random)
+        length = int(random.integers(1, options.longest + 1))  # one a step: mixed lengths would be half padding
+        rows = task_rows(task, [length] * options.batch, max(options.lengths), random)
         loss = model(rows.tokens, labels=rows.labels)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
