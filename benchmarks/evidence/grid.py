@@ -6,6 +6,8 @@ from x_positional.evidence.comparison.results import Entry
 
 SEEDS = (0, 1, 2)
 LENGTHS = (256, 512, 1024, 2048, 4096)
+WINDOWS = 16
+"""Scored windows of the validation text, of 64 targets each, the same at every length and for every scheme."""
 CONFIG = "configs/evidence.yaml"
 
 SCHEMES = (
