@@ -127,7 +127,7 @@ def answers(evidence: Evidence, task: str, better: str, worse: str) -> Part:
     reason = "" if found else "fewer than two seeds have both scores"
     if unlearned:
         reason = f"not learned at the trained length: {', '.join(unlearned)}, below {LEARNED}"
-    statistic = f"accuracy of {better} minus accuracy of {worse}, {_at(lengths)}" if lengths else "accuracy"
+    statistic = f"accuracy of {better} minus accuracy of {worse}" + (f", {_at(lengths)}" if lengths else "")
     return Part(statistic, found, "above", 0.0, reason, valid=not unlearned)
 
 
@@ -139,10 +139,10 @@ def attempt_of(extension: Extension | None, *words: str) -> Attempt | None:
 
 def window_gap(extension: Extension | None, worse: Attempt | None, better: Attempt | None, length: int) -> Part:
     """Loss of one method minus that of another on the same windows, in nats per token."""
+    if extension is None:
+        return Part("loss of a published checkpoint", None, "above", reason="not measured")
     names = [a.label if a else "a method that was not tried" for a in (worse, better)]
     statistic = f"loss of {names[0]} minus loss of {names[1]}, at {length:,}, nats per token"
-    if extension is None:
-        return Part(statistic, None, "above", reason="no measurement of a published checkpoint")
     rows = [_windows(a, length) for a in (worse, better)]
     if rows[0] is None or rows[1] is None or len(rows[0]) < 2:
         return Part(statistic, None, "above", reason="not both methods have a loss at this length")
@@ -157,11 +157,12 @@ def _windows(attempt: Attempt | None, length: int) -> tuple[float, ...] | None:
 
 def _yarn(evidence: Evidence) -> list[Part]:
     extension = evidence.extension
+    if extension is None:
+        return [window_gap(None, None, None, 0)]
     linear, ntk, yarn = attempt_of(extension, "linear"), attempt_of(extension, "ntk x"), attempt_of(extension, "yarn")
-    lengths = (extension.trained_length, extension.target) if extension else (0, 0)
     return [
         window_gap(extension, worse, better, length)
-        for length in lengths
+        for length in (extension.trained_length, extension.target)
         for worse, better in ((ntk, yarn), (linear, ntk))
     ]
 

@@ -25,8 +25,13 @@ OTHERS = "#b8b8b8"
 
 def draw(evidence: Evidence, path: Path) -> None:
     """Write the PNG. Raises UserError where matplotlib is missing."""
-    pyplot = import_extra("matplotlib.pyplot", "the picture needs", "train")
-    figure, axes = pyplot.subplots(figsize=(8.5, 5.2), dpi=130, layout="constrained")
+    import_extra("matplotlib.figure", "the picture needs", "train")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.5, 5.2), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
     labels = ranked(evidence)
     for label in labels:
         if label not in NAMED:
@@ -50,7 +55,6 @@ def draw(evidence: Evidence, path: Path) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Software": None})
-    pyplot.close(figure)
 
 
 def _points(evidence: Evidence, label: str) -> dict[int, list[float]]:
@@ -58,8 +62,8 @@ def _points(evidence: Evidence, label: str) -> dict[int, list[float]]:
     return {length: values for length, values in found.items() if values}
 
 
-def _line(axes: Any, evidence: Evidence, label: str, **style: Any) -> None:
-    points = _points(evidence, label)
+def _line(axes: Any, evidence: Evidence, scheme: str, **style: Any) -> None:
+    points = _points(evidence, scheme)
     axes.plot(list(points), [sum(values) / len(values) for values in points.values()], **style)
 
 
