@@ -90,19 +90,22 @@ def read_entry(text: str) -> Entry:
 def with_layers(raw: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
     """The fields of a training config with the layers of an entry.
 
-    A position replaces those of the config's own `pattern` too, whose windows stay.
+    A position replaces those of the config's own `pattern` too, whose windows stay. A pattern replaces the config's position,
+    unless a kind of layer has none of its own.
     """
     fields = copy.deepcopy(dict(raw))
     model = fields.get("model")
     layers = model.get("layers") if isinstance(model, dict) else None
     if not isinstance(layers, dict):
         return fields  # validation reports it
-    pattern = layers.get("pattern")
-    if "position" in entry.layers and "pattern" not in entry.layers and isinstance(pattern, list):
+    pattern, own = layers.get("pattern"), entry.layers.get("pattern")
+    if "position" in entry.layers and own is None and isinstance(pattern, list):
         layers["pattern"] = [
             {key: value for key, value in kind.items() if key != "position"} if isinstance(kind, dict) else kind
             for kind in pattern
         ]
+    if isinstance(own, list) and all(isinstance(kind, dict) and "position" in kind for kind in own):
+        layers.pop("position", None)  # it would be ignored
     layers.update(copy.deepcopy(entry.layers))
     return fields
 
@@ -130,11 +133,11 @@ def _part(text: str) -> tuple[Any, str | None]:
             raise ConfigError(f"{module} has no {path}")
         found = getattr(found, name)
     if isinstance(found, type) and issubclass(found, SchemeConfig):
-        found = found()
+        found = found()  # pyright: ignore[reportCallIssue]  (a subclass has a default)
     if isinstance(found, SchemeConfig):
         settings = plain(found)
         return (settings["kind"] if len(settings) == 1 else settings), module
-    what = "a scheme" if isinstance(found, PositionScheme) or isinstance(found, type) else shown(found)
+    what = "a scheme" if isinstance(found, PositionScheme | type) else shown(found)
     raise ConfigError(
         f"{path} is {what}, which a config file cannot hold; pass a SchemeConfig (a class with `kind` and `build`)"
     )
@@ -173,9 +176,7 @@ def _words(value: Any, *, inner: bool = False) -> str:
         rest = ", ".join(f"{key}={_words(v, inner=True)}" for key, v in value.items() if key != "kind")
         return f"{value['kind']}({rest})" if rest else str(value["kind"])
     shown_first = [_words(value[key], inner=True) for key in ("position", "pattern") if key in value]
-    rest_words = [
-        f"{key}={_words(v, inner=True)}" for key, v in value.items() if key not in ("position", "pattern")
-    ]
+    rest_words = [f"{key}={_words(v, inner=True)}" for key, v in value.items() if key not in ("position", "pattern")]
     return " ".join([*shown_first, *rest_words])
 
 
