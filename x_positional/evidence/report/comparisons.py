@@ -23,7 +23,7 @@ from x_positional.evidence.report.series import (
     of_comparison,
     unit_of,
 )
-from x_positional.evidence.report.tables import EMPTY, Cell, Html, listing, paragraph, quantity, settings, table
+from x_positional.evidence.report.tables import EMPTY, Cell, Html, folded, listing, paragraph, quantity, settings, table
 from x_positional.plotting.words import counted, number
 
 MIB = 2**20
@@ -170,28 +170,25 @@ def _any_evaluation(comparison: Comparison) -> Evaluation | None:
 
 
 def cell_section(comparison: Comparison) -> Section:
-    """Every cell with its status and reason."""
-    rows = [
-        (
-            cell.label,
-            [
-                Cell(str(cell.seed), value=cell.seed, kind="number"),
-                Cell(cell.status, kind="" if cell.status == "done" else "bad"),
-                Cell(cell.reason or ""),
-                quantity(cell.steps or None, digits=6),
-                quantity(_usable(cell), digits=6),
-                Cell(cell.run or "", code=True),
-            ],
-        )
-        for cell in comparison.cells
-    ]
+    """Every cell with its status and reason; those without a complete result first."""
     columns = ["scheme", "seed", "status", "reason", "steps", "loss does not rise up to (tokens)", "run"]
-    return Section("Cells", [table(columns, rows)] if rows else [paragraph("No cell has finished yet.")])
+    failed = [cell for cell in comparison.cells if cell.status != "done" or cell.reason]
+    blocks = [table(columns, map(_cell_row, failed))] if failed else [paragraph("Every cell has a complete result.")]
+    rest = table(columns, map(_cell_row, comparison.cells))
+    return Section("Cells", [*blocks, folded(f"All {counted(len(comparison.cells), 'cell')}", rest)])
 
 
-def _usable(cell: Trained) -> int | None:
+def _cell_row(cell: Trained) -> tuple[str, list[Cell]]:
     usable = None if cell.evaluation is None else cell.evaluation.usable
-    return None if usable is None else usable.length
+    cells = [
+        Cell(str(cell.seed), value=cell.seed, kind="number"),
+        Cell(cell.status, kind="" if cell.status == "done" else "bad"),
+        Cell(cell.reason or ""),
+        quantity(cell.steps or None, digits=6),
+        quantity(None if usable is None else usable.length, digits=9),
+        Cell(cell.run or "", code=True),
+    ]
+    return cell.label, cells
 
 
 def settings_section(comparison: Comparison) -> Section:

@@ -45,9 +45,18 @@ def loss_chart(
     ends = (float(min(lengths)), float(max(lengths))) if len(lengths) > 1 else None
     x = Axis(TOKENS, "log2", ticks_of(lengths), trained, domain=ends)
     tooltip = {"series": "series", "length": "context length", "value": unit.name, "interval": "95 % interval"}
-    y = Axis(f"loss ({unit.name})", domain=domain)
+    y = Axis(f"loss ({unit.name})", domain=domain, cut=None if domain else _cut(rows, trained))
     spec = Lines(rows, x, y, labels or [one.label for one in series], marks, tooltip=tooltip).spec()
     return Chart(title, spec, "Lower is better. Hover over a point for its values; click a name above to hide or show it.")
+
+
+def _cut(rows: Sequence[Row], trained: int | None) -> float | None:
+    """Where to end the loss axis to see the lowest curves: twice the range within the trained length; None if all fits."""
+    inside = [row["y"] for row in rows if trained is not None and row["x"] <= trained]
+    if not inside:
+        return None
+    end = max(inside) + max(max(inside) - min(inside), 0.02 * max(inside))
+    return end if max(row["y"] for row in rows) > end + (end - min(inside)) else None
 
 
 def _length_rows(one: Series, trained: int | None, unit: Unit) -> list[Row]:
@@ -77,9 +86,9 @@ def _bold(series: Sequence[Series], length: int, unit: Unit) -> set[str]:
 def _loss_cell(one: Series, length: int, bold: bool, unit: Unit) -> Cell:
     mean, reasons = estimate(one.losses(length, unit)), "; ".join(one.reasons(length))
     if mean is None:
-        return Cell("not measured", reasons or "not asked for at this length", kind="missing")
-    detail = interval_text(mean, one.over) + (f"; {reasons}" if reasons else "")
-    return Cell(number(mean.mean, DIGITS), detail, mean.mean, "number best" if bold else "number")
+        return Cell("not measured", why=reasons or "no result at this length", kind="missing")
+    kind = "number best" if bold else "number"
+    return Cell(number(mean.mean, DIGITS, zeros=True), interval_text(mean, one.over), reasons, mean.mean, kind)
 
 
 def position_section(series: Sequence[Series], marks: Sequence[Mark], unit: Unit) -> Section:
@@ -126,7 +135,8 @@ def passkey_section(series: Sequence[Series]) -> Section:
     """A heat map a series: how often a hidden number was repeated, by length and depth."""
     charts = [_passkey_chart(one) for one in series if any(e.passkey for e in one.evaluations.values())]
     note = paragraph(
-        "A number is hidden in filler text, and the model is to repeat it. Depth 0 % is the start of the prompt, 100 % its end.",
+        "A number is hidden in filler text, and the model is asked for it. "
+        "Cells: how many percent of the trials repeated it exactly. Depth 0 % is the start of the prompt, 100 % its end.",
         "note",
     )
     return Section("Passkey retrieval", [note, charts] if charts else [])
@@ -148,7 +158,7 @@ def _passkey_chart(one: Series) -> Chart:
         rows.append(row)
     lengths = [f"{length:,}" for length in sorted({length for length, _ in scores})]
     depths = [f"{number(100 * depth)} %" for depth in sorted({depth for _, depth in scores})]
-    spec = heat_map(rows, "prompt length (tokens)", "depth of the number", lengths, depths, "repeated exactly (%)")
+    spec = heat_map(rows, "prompt length (tokens)", "depth of the number", lengths, depths)
     return Chart(f"Passkey: {one.label}", spec, series=one.label)
 
 

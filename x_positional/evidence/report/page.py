@@ -93,10 +93,11 @@ def _block(block: Block, charts: list[dict[str, Any]]) -> Html:
 def _figure(chart: Chart, charts: list[dict[str, Any]]) -> Html:
     file = re.sub(r"[^a-z0-9]+", "-", chart.title.lower()).strip("-")
     charts.append({"spec": chart.spec, "panel": chart.panel, "heavy": chart.heavy, "file": file})
-    series = "" if chart.series is None else f' data-series="{escaped(chart.series)}"'
+    owner = "" if chart.series is None else f' data-series="{escaped(chart.series)}"'
+    kind = "" if chart.panel is None else ' class="panels"'
     caption = f"<figcaption>{escaped(chart.caption)}</figcaption>" if chart.caption else ""
     return Html(
-        f'<figure data-chart="{len(charts) - 1}"{series}><h3>{escaped(chart.title)}</h3>'
+        f'<figure data-chart="{len(charts) - 1}"{kind}{owner}><h3>{escaped(chart.title)}</h3>'
         f'<div class="plot"></div>{caption}</figure>'
     )
 

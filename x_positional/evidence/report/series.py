@@ -134,12 +134,12 @@ def difference(values: Mapping[int, float], reference: Mapping[int, float]) -> I
 
 
 def interval_text(interval: Interval, over: str, digits: int = DIGITS) -> str:
-    """`1.80 to 1.86 (3 seeds)`, or why there is no interval."""
+    """`1.80 to 1.86, 3 seeds`, or why there is no interval."""
     if interval.low is None or interval.high is None:
-        return f"no interval (1 {over})"
-    return f"{bounds(interval, digits)} ({counted(interval.count, over)})"
+        return f"1 {over}: no interval"
+    return f"{bounds(interval, digits)}, {counted(interval.count, over)}"
 
 
 def bounds(interval: Interval, digits: int = DIGITS) -> str:
     """`1.80 to 1.86`."""
-    return f"{number(interval.low or 0.0, digits)} to {number(interval.high or 0.0, digits)}"
+    return f"{number(interval.low or 0.0, digits, zeros=True)} to {number(interval.high or 0.0, digits, zeros=True)}"

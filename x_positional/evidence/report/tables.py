@@ -24,6 +24,8 @@ class Cell:
     text: str
     detail: str = ""
     """A second line in small letters."""
+    why: str = ""
+    """Why something is missing, below it."""
     value: float | None = None
     """What the column is sorted by; by default the text."""
     kind: str = ""
@@ -38,7 +40,8 @@ class Cell:
             value = ' data-value=""'  # sorted last
         text = f"<code>{escaped(self.text)}</code>" if self.code and self.text else escaped(self.text)
         detail = f"<small>{escaped(self.detail)}</small>" if self.detail else ""
-        return f'<td class="{self.kind}"{value}>{text}{detail}</td>'
+        why = f'<small class="why">{escaped(self.why)}</small>' if self.why else ""
+        return f'<td class="{self.kind}"{value}>{text}{detail}{why}</td>'
 
 
 EMPTY = Cell("–", value=None, kind="number missing")
@@ -87,4 +90,9 @@ def settings(fields: Mapping[str, Any]) -> Cell:
 
 def listing(title: str, text: str) -> Html:
     """A folded block of text."""
-    return Html(f"<details><summary>{escaped(title)}</summary><pre>{escaped(text)}</pre></details>")
+    return folded(title, Html(f"<pre>{escaped(text)}</pre>"))
+
+
+def folded(title: str, inside: Html) -> Html:
+    """HTML that is shown by a click on its title."""
+    return Html(f"<details><summary>{escaped(title)}</summary>{inside}</details>")
