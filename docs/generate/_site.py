@@ -2,6 +2,7 @@
 
 - A page in docs/ links to a file outside of it by a relative path, as GitHub needs it. In the site such a file is a page
   below `repository/`, and the link leads there.
+- A public name that a page of docs/reference/ lists gets its parameters and methods, by mkdocstrings.
 - Nothing is loaded from the network.
 """
 
@@ -24,6 +25,7 @@ FENCED = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 LOADED = re.compile(
     r"""<(?:script|img|iframe|source|link(?! rel="canonical"))\b[^>]*(?:src|href)="((?:https?:)?//[^"]+)"""
 )
+API = re.compile(r"## \w+\n\n.*?<!-- api: (\S+) -->", re.DOTALL)
 SHIM = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
 """What mkdocs-material loads so that search works in a page opened from a file."""
 LOG = logging.getLogger("mkdocs.plugins.site")
@@ -93,8 +95,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
-    """Lead links to files of the repository to their pages."""
+    """Lead links to files of the repository to their pages, and document public names."""
     here = page.file.src_uri
+    if here.startswith("reference/api-"):
+        return API.sub(r"::: \1", markdown)
     source = source_of(here)
     folder = source if source.is_dir() else source.parent
 
