@@ -325,6 +325,10 @@ ONE_SCHEME = [
         max_seq_len=4096,
     ),
     warning("alibi: symmetric slopes do not distinguish left from right.", kind="encoder", position="alibi"),
+    warning("kerple: the bias does not distinguish left from right.", kind="encoder", position="kerple"),
+    warning("sandwich: the bias does not distinguish left from right.", kind="encoder", position="sandwich"),
+    error("sandwich: a frequency has two channels.", head_dim=1, position="sandwich"),
+    error("ssmax: a query counts the keys before it.", kind="encoder", position=["rope", "ssmax"]),
     error("t5: each side needs two buckets.", kind="encoder", position={"kind": "t5", "num_buckets": 3}),
     error(
         "deberta: distances past the exact buckets share the rest.", position={"kind": "deberta", "max_distance": 129}

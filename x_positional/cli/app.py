@@ -9,6 +9,7 @@ import torch
 import typer
 
 from x_positional.cli.bench import bench as run_bench
+from x_positional.cli.compare import run_comparison
 from x_positional.cli.convert import convert as write_converted
 from x_positional.cli.convert import convert_adapters
 from x_positional.cli.finetune import resolved as resolved_finetuning
@@ -18,7 +19,7 @@ from x_positional.cli.plot import plot_model
 from x_positional.cli.plot_text import plot_text
 from x_positional.cli.published import descends_from_published, is_published
 from x_positional.cli.train import run_training
-from x_positional.cli.verify import verify as compare
+from x_positional.cli.verify import verify as run_verify
 from x_positional.config import validate
 from x_positional.errors import UserError
 from x_positional.models.quantize import Quantization
@@ -338,7 +339,7 @@ def verify(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest sequence to run, to test attention windows.")] = 2048,
 ) -> None:
     """Compare a model's logits with those of transformers. Exit code 1 if they differ."""
-    if not compare(model, tolerance, dtype, max_tokens):
+    if not run_verify(model, tolerance, dtype, max_tokens):
         raise typer.Exit(1)
 
 
@@ -379,6 +380,57 @@ def bench(
         out=out,
         device=device,
         threads=threads,
+    )
+    if not fine:
+        raise typer.Exit(1)
+
+
+@app.command(context_settings=OVERRIDES, epilog="Every config key is an option: --model.layers.depth 4 --lr 3e-4")
+def compare(
+    context: typer.Context,
+    config: ConfigFile,
+    schemes: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: a name (rope), several (alibi+rope), a YAML mapping ({kind: rope, theta: 500000}) or one of "
+            "fields of model.layers ({pattern: [...]}), module:Config, or a recipe file. LABEL=... names an entry.",
+            show_default=False,
+        ),
+    ],
+    seeds: Annotated[str, typer.Option(help="How many, or a list: 0,1,2.")] = "1",
+    budget: Annotated[
+        str | None, typer.Option(help="Time of training the whole grid: 90s, 8m, 1h.", show_default="steps decide")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps of every cell.", show_default="run.steps")
+    ] = None,
+    lengths: Annotated[
+        str, typer.Option(help="Context lengths to evaluate: multiples of the trained length, or tokens.")
+    ] = "1x,2x,4x,8x",
+    equal: Annotated[
+        Literal["tokens", "time"], typer.Option(help="What every cell gets the same amount of.")
+    ] = "tokens",
+    jobs: Annotated[int, typer.Option(min=1, help="Cells that are trained side by side.")] = 1,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of the text in an evaluation.")] = 32,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the comparison.", show_default="runs/compare-CONFIG")
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Run the cells again that failed.")] = False,
+) -> None:
+    """Train position schemes on the same data and budget, and compare their loss by length and their cost."""
+    fine = run_comparison(
+        config,
+        _overrides(config, context, {}),
+        schemes,
+        seeds=seeds,
+        budget=budget,
+        steps=steps,
+        lengths=lengths,
+        equal=equal,
+        jobs=jobs,
+        windows=windows,
+        out=out,
+        retry=retry,
     )
     if not fine:
         raise typer.Exit(1)

@@ -7,7 +7,9 @@ from x_positional.schemes.alibi import Alibi
 from x_positional.schemes.cope import Cope
 from x_positional.schemes.deberta import Deberta
 from x_positional.schemes.dynamic_bias import Dynamic
+from x_positional.schemes.fire import Fire
 from x_positional.schemes.forgetting import Forgetting
+from x_positional.schemes.kerple import Kerple
 from x_positional.schemes.registry import REGISTRY
 from x_positional.schemes.rotary.axial import Axial
 from x_positional.schemes.rotary.mixed import Mixed
@@ -15,6 +17,7 @@ from x_positional.schemes.rotary.polar import Polar
 from x_positional.schemes.rotary.rope import Rope, XPos
 from x_positional.schemes.rotary.scaling.length import DynamicNtk, LongRope
 from x_positional.schemes.rotary.scaling.parts import Llama3, Yarn
+from x_positional.schemes.shaw import Shaw
 from x_positional.schemes.t5 import T5
 from x_positional.schemes.temperature import LogN, Temperature
 from x_positional.testing.subject import Scheme, Sizes
@@ -108,6 +111,10 @@ VARIANTS: dict[str, SchemeCase] = {
     ),
     "dynamic, log distance, norm": SchemeCase(Dynamic(log_distance=True, norm=True, depth=1, dim=7)),
     "cope, 4 positions": SchemeCase(Cope(max_pos=4), SHARED),
+    "kerple, power": SchemeCase(Kerple(kernel="power"), UNGROUPED),
+    "fire, 5 units, fractions from 6 on": SchemeCase(Fire(width=5, scale=0.7, threshold=6.0)),
+    "shaw, 3 distances to a side": SchemeCase(Shaw(max_distance=3), SHARED),
+    "rope + ssmax": SchemeCase(["rope", "ssmax"]),
     "rope + temperature": SchemeCase(["rope", Temperature(floor_scale=0.7)]),
     "forgetting, gates half open": SchemeCase(Forgetting(bias_init=0.0)),
 }

@@ -51,6 +51,17 @@ def load_config(file: Path, overrides: Mapping[str, Any] | None = None) -> Train
     return config_of_fields(_read(file), overrides or {}, str(file))
 
 
+def load_fields(file: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a training config after `overrides`, before they are validated.
+
+    Raises `UserError` with every override that cannot be set.
+    """
+    raw = _read(file)
+    if problems := override(TrainConfig, raw, overrides):
+        raise UserError(listed(f"invalid overrides of {file}:", problems))
+    return raw
+
+
 def load_model(file: Path, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The model's fields in a training config or in a model file, and the problems of everything else.
 

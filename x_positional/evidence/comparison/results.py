@@ -38,6 +38,8 @@ class Entry(Record):
     label: str
     layers: dict[str, Any]
     """What it changes in `model.layers`, as in a config file."""
+    module: str | None = None
+    """The Python module that registers a scheme of your own."""
 
 
 class Comparison(Record):

@@ -51,7 +51,7 @@ class Corpus:
     @property
     def fingerprint(self) -> str:
         """Identifies the data by blocks of them: a resumed run must see the same windows."""
-        return f"{_fingerprint(self.train.tokens)}-{_fingerprint(self.validation.tokens)}"
+        return f"{fingerprint_of(self.train.tokens)}-{fingerprint_of(self.validation.tokens)}"
 
     @cached_property
     def checksum(self) -> str:
@@ -205,7 +205,7 @@ def _checksum(split: Split) -> int:
     return total
 
 
-def _fingerprint(tokens: np.ndarray) -> str:
+def fingerprint_of(tokens: np.ndarray) -> str:
     """Hash of length, dtype and 64 evenly spaced blocks, so that it is fast for large files."""
     digest = hashlib.sha256(f"{len(tokens)} {tokens.dtype}".encode())
     for start in np.linspace(0, max(0, len(tokens) - 65536), 64, dtype=np.int64):

@@ -54,26 +54,36 @@ class TrainResult:
     seconds: float
     """Wall-clock time of this session."""
     plot: Path | None
-    """The loss plot; None without matplotlib."""
+    """The loss plot; None without matplotlib, or where none was asked for."""
     engine: Engine
     net: TransformerWrapper
     corpus: Any
     """A `Corpus`, or `Conversations`."""
 
 
-def check_trainable(config: TrainConfig) -> Report:
-    """The validator's report for training this model on this device; raises `UserError` with every error in it."""
+def training_report(config: TrainConfig) -> Report:
+    """The validator's report for training this model on this device."""
     device = config.run.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    report = check(config.model, device=device, train=True, dtype="float64" if config.run.precision == "fp64" else None)
+    return check(config.model, device=device, train=True, dtype="float64" if config.run.precision == "fp64" else None)
+
+
+def check_trainable(config: TrainConfig) -> Report:
+    """The validator's report for training this model on this device; raises `UserError` with every error in it."""
+    report = training_report(config)
     if report.errors:
         raise UserError(listed("this model cannot be trained:", report.errors))
     return report
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, skip_damaged: bool = False, console: Console | None = None
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    skip_damaged: bool = False,
+    console: Console | None = None,
+    plot: bool = True,
 ) -> TrainResult:
     """Train a model. Nothing is written before model, data and device have been checked.
 
@@ -82,6 +92,7 @@ def train(
         resume: Continue the run in `config.run.dir` from its newest checkpoint.
         skip_damaged: Continue from the newest checkpoint without damage, and rename newer ones to `damaged-step-…`.
         console: Shows progress; None is silent.
+        plot: Whether to draw the loss at the end.
 
     Raises:
         UserError: The model, the data, the device or the run folder cannot be used, or a file cannot be written.
@@ -117,7 +128,8 @@ def train(
         print_lines(console, headline, describe_data(corpus, windows), *warnings)
         loop, done, interrupted = _session(config, corpus, engine, folder, console, start, headline)
         seconds = time.monotonic() - began
-        plot = _plot(folder.path, plot_title(config, engine), console) if engine.processes.main else None
+        drawn = plot and engine.processes.main
+        picture = _plot(folder.path, plot_title(config, engine), console) if drawn else None
     return TrainResult(
         folder=folder.path,
         step=done,
@@ -126,7 +138,7 @@ def train(
         checkpoint=loop.checkpoint,
         validation=loop.score,
         seconds=seconds,
-        plot=plot,
+        plot=picture,
         engine=engine,
         net=net,
         corpus=corpus,

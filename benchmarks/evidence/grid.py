@@ -1,0 +1,65 @@
+"""What is measured: schemes, seeds, lengths, and the schemes that are also tried on tasks."""
+
+from x_positional.errors import UserError, listed
+from x_positional.evidence.comparison.entries import read_entries
+from x_positional.evidence.comparison.results import Entry
+
+SEEDS = (0, 1, 2)
+LENGTHS = (256, 512, 1024, 2048, 4096)
+WINDOWS = 16
+"""Scored windows of the validation text, of 64 targets each, the same at every length and for every scheme."""
+CONFIG = "configs/evidence.yaml"
+
+SCHEMES = (
+    "none",
+    "absolute",
+    "sinusoidal",
+    "scaled_sinusoidal",
+    "rope",
+    "rope theta 500000={kind: rope, theta: 500000.0}",
+    "rope half={kind: rope, fraction: 0.5}",
+    "rope learned={kind: rope, learned: true}",
+    "xpos",
+    "polar",
+    "alibi",
+    "alibi learned={kind: alibi, learned: true}",
+    "kerple",
+    "fire={kind: fire, threshold: 64.0}",
+    "sandwich",
+    "t5",
+    "dynamic",
+    "dynamic log={kind: dynamic, log_distance: true}",
+    "forgetting",
+    "forgetting+rope",
+    "cable",
+    "cope",
+    "deberta",
+    "shaw",
+    "transformer_xl",
+    "log_n+rope",
+    "ssmax+rope",
+    "alibi+rope",
+    "rope none every 4th={pattern: [{position: rope}, {position: rope}, {position: rope}, {position: none}]}",
+    "windowed rope and none={pattern: [{position: rope, window: 64}, {position: rope, window: 64}, "
+    "{position: rope, window: 64}, {position: none}]}",
+)
+"""Entries as `x-positional compare --schemes` reads them. FIRE's threshold starts at a quarter of the trained length, as in its
+paper."""
+
+
+def entries() -> tuple[Entry, ...]:
+    """The schemes as data. Raises UserError with every entry that cannot be read."""
+    found, problems = read_entries(SCHEMES)
+    if problems:
+        raise UserError(listed("the grid cannot be read:", problems))
+    return tuple(found)
+
+
+def text_of(label: str) -> str:
+    """The entry with this label, as on the command line."""
+    return next(text for text in SCHEMES if text.split("=")[0] == label)
+
+
+PROBED = ("none", "sinusoidal", "rope", "xpos", "alibi", "kerple", "fire", "t5")
+"""Schemes that are also trained on tasks."""
+TASKS = ("copy", "repeat")

@@ -1,0 +1,93 @@
+"""What `python -m benchmarks.evidence` leaves in evidence/: the folder of a comparison, and a JSON file for each scheme on tasks."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from x_positional.evidence.comparison.plan import PLAN, Plan, comparison_of, finished_cells, slug
+from x_positional.evidence.comparison.results import Cell, Comparison
+from x_positional.evidence.evaluation.results import Evaluation, Record, TaskScore
+from x_positional.evidence.extension.results import Extension
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "evidence"
+PROBES = "probes"
+EXTENSION = "extend-smollm2-135m.json"
+
+
+class Probe(Record):
+    """The scores of one scheme and seed on the tasks."""
+
+    label: str
+    seed: int
+    scores: tuple[TaskScore, ...]
+    seconds: float
+    """Time of training and scoring."""
+
+
+def probe_path(folder: Path, label: str, seed: int) -> Path:
+    """The file of a scheme's scores on tasks."""
+    return folder / PROBES / f"{slug(label, seed)}.json"
+
+
+def bits_per_byte(evaluation: Evaluation, length: int) -> float | None:
+    """The loss at a context length in bits per byte; None where there is none."""
+    bytes_per_token = evaluation.data.bytes_per_token or 1.0
+    for row in evaluation.lengths:
+        if row.length == length and row.loss is not None:
+            return row.loss / math.log(2) / bytes_per_token
+    return None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that was measured."""
+
+    comparison: Comparison
+    probes: tuple[Probe, ...] = ()
+    extension: Extension | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Schemes of the grid, in its order."""
+        return tuple(entry.label for entry in self.comparison.entries)
+
+    def cell(self, label: str, seed: int) -> Cell | None:
+        """None where it was not measured."""
+        found = [cell for cell in self.comparison.cells if (cell.label, cell.seed) == (label, seed)]
+        return found[0] if found else None
+
+    def bits(self, label: str, length: int) -> dict[int, float]:
+        """Bits per byte of each seed that has a loss at this length."""
+        found = {}
+        for seed in self.comparison.seeds:
+            cell = self.cell(label, seed)
+            value = None if cell is None or cell.evaluation is None else bits_per_byte(cell.evaluation, length)
+            if value is not None:
+                found[seed] = value
+        return found
+
+    def accuracy(self, label: str, task: str, length: int) -> dict[int, float]:
+        """Share of right answer tokens of each seed."""
+        return {
+            probe.seed: score.accuracy
+            for probe in self.probes
+            for score in probe.scores
+            if probe.label == label and (score.task, score.length) == (task, length) and score.accuracy is not None
+        }
+
+    @property
+    def task_lengths(self) -> tuple[int, ...]:
+        """Scored lengths of the tasks; the first one is the longest that was trained."""
+        return tuple(sorted({score.length for probe in self.probes for score in probe.scores}))
+
+
+def read(folder: Path = FOLDER) -> Evidence | None:
+    """What is there so far; None before the first start. Raises UserError for a file that cannot be read."""
+    if not (folder / PLAN).exists():
+        return None
+    plan = Plan.load(folder / PLAN)
+    comparison = comparison_of(plan, finished_cells(folder, plan.grid))
+    probes = tuple(Probe.load(path) for path in sorted((folder / PROBES).glob("*.json")))
+    extension = folder / EXTENSION
+    return Evidence(comparison, probes, Extension.load(extension) if extension.exists() else None)

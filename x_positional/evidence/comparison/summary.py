@@ -1,0 +1,152 @@
+"""The numbers that a comparison's tables and pictures show: means over seeds with intervals, and paired differences."""
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from x_positional.evidence.comparison.results import Cell, Comparison
+from x_positional.evidence.comparison.statistics import (
+    PAIRED_METHOD,
+    T_METHOD,
+    Interval,
+    paired_interval,
+    t_interval,
+)
+
+
+@dataclass(frozen=True)
+class AtLength:
+    """One scheme at one context length."""
+
+    label: str
+    length: int
+    loss: Interval | None
+    """In the unit of the comparison, over the seeds that have a loss; None where none has."""
+    difference: Interval | None
+    """Minus the loss of the first scheme, paired by seed; None for the first scheme, and where no seed has both."""
+    reason: str | None = None
+    """Why a seed has no loss."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one scheme costs, the median over seeds; None where nothing was measured."""
+
+    label: str
+    tokens: int | None
+    """Trained on."""
+    seconds: float | None
+    """Of training."""
+    train_speed: float | None
+    """Tokens per second."""
+    decode_speed: float | None
+    """Tokens per second."""
+    peak_bytes: int | None
+
+
+def unit(comparison: Comparison) -> str:
+    """`bits per byte` where the text of every cell is known, otherwise `bits per token`."""
+    known = [cell.evaluation.data.bytes_per_token for cell in comparison.cells if cell.evaluation is not None]
+    return "bits per byte" if known and None not in known else "bits per token"
+
+
+def losses(comparison: Comparison, label: str, length: int) -> dict[int, float]:
+    """The loss of a scheme at a length by seed, in the unit of the comparison."""
+    per_byte = unit(comparison) == "bits per byte"
+    found = {}
+    for cell in _cells(comparison, label):
+        if cell.evaluation is None:
+            continue
+        per_token = cell.evaluation.data.bytes_per_token if per_byte else None
+        for entry in cell.evaluation.lengths:
+            if entry.length == length and entry.loss is not None:
+                found[cell.seed] = entry.loss / math.log(2) / (per_token or 1.0)
+    return found
+
+
+def by_length(comparison: Comparison) -> list[AtLength]:
+    """Every scheme at every length, in the order of the comparison."""
+    first = comparison.entries[0].label
+    found = []
+    for entry in comparison.entries:
+        for length in comparison.lengths:
+            own, reference = losses(comparison, entry.label, length), losses(comparison, first, length)
+            both = [seed for seed in comparison.seeds if seed in own and seed in reference]
+            paired = entry.label != first and both
+            found.append(
+                AtLength(
+                    label=entry.label,
+                    length=length,
+                    loss=t_interval([own[seed] for seed in sorted(own)]) if own else None,
+                    difference=paired_interval([own[s] for s in both], [reference[s] for s in both])
+                    if paired
+                    else None,
+                    reason=_reason(comparison, entry.label, length),
+                )
+            )
+    return found
+
+
+def costs(comparison: Comparison) -> list[Cost]:
+    """What every scheme costs."""
+
+    def middle(label: str, read: Callable[[Cell], float | None]) -> float | None:
+        values = [value for cell in _cells(comparison, label) if (value := read(cell)) is not None]
+        return statistics.median(values) if values else None
+
+    return [
+        Cost(
+            label=entry.label,
+            tokens=_whole(middle(entry.label, lambda cell: cell.tokens or None)),
+            seconds=middle(entry.label, lambda cell: cell.seconds or None),
+            train_speed=middle(entry.label, lambda cell: cell.tokens_per_second),
+            decode_speed=middle(entry.label, lambda cell: cell.decode_tokens_per_second),
+            peak_bytes=_whole(middle(entry.label, lambda cell: cell.peak_bytes)),
+        )
+        for entry in comparison.entries
+    ]
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """How the numbers were made, and what is missing."""
+    lines = []
+    if len(comparison.seeds) == 1:
+        lines.append(
+            "One seed: no intervals. Differences between schemes may be chance; --seeds 3 or more shows by how much."
+        )
+    else:
+        lines.append(f"Intervals: {T_METHOD}. Differences: {PAIRED_METHOD}; * marks those whose interval excludes 0.")
+    protocol = next((cell.evaluation.protocol for cell in comparison.cells if cell.evaluation is not None), None)
+    if protocol is not None:
+        lines.append(f"Loss: {protocol}.")
+    budget = (
+        "" if comparison.budget_seconds is None else f" (training budget of the grid {comparison.budget_seconds:g} s)"
+    )
+    equal = f"{comparison.steps:,} steps" if comparison.steps is not None else "the same training time"
+    lines.append(f"Every cell: {equal}{budget}, trained at {comparison.trained_length} tokens.")
+    missing = len(comparison.entries) * len(comparison.seeds) - len(comparison.cells)
+    if missing:
+        lines.append(f"{missing} cell{' is' if missing == 1 else 's are'} not done; the same command continues.")
+    for cell in comparison.cells:
+        if cell.status != "done":
+            lines.append(f"{cell.label}, seed {cell.seed}: {cell.status}: {cell.reason}")
+    return lines + [
+        f"{place.label} at {place.length}: {place.reason}" for place in by_length(comparison) if place.reason
+    ]
+
+
+def _cells(comparison: Comparison, label: str) -> list[Cell]:
+    return [cell for cell in comparison.cells if cell.label == label]
+
+
+def _reason(comparison: Comparison, label: str, length: int) -> str | None:
+    for cell in _cells(comparison, label):
+        for entry in () if cell.evaluation is None else cell.evaluation.lengths:
+            if entry.length == length and entry.loss is None:
+                return entry.reason
+    return None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
