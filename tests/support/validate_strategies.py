@@ -71,9 +71,9 @@ SCHEMES = {
     "forgetting": fields("forgetting", bias_init=[1.0]),
     "cable": fields("cable"),
     "kerple": fields("kerple", kernel=["power"]),
-    "sandwich": fields("sandwich", width=[2, 6]),
+    "sandwich": fields("sandwich", width=[4, 10]),
     "fire": fields("fire", width=[5], scale=[0.7], threshold=[3.0]),
-    "shaw": fields("shaw", max_distance=[1, 3]),
+    "shaw": fields("shaw", max_distance=[2, 3]),
     "transformer_xl": fields("transformer_xl"),
     "ssmax": fields("ssmax", init=[0.4]),
     "temperature": st.fixed_dictionaries(
