@@ -15,7 +15,7 @@ from x_positional.attention.backends.tiles import attend, distance, geometry, gr
 from x_positional.schemes.base import AttentionContext
 from x_positional.schemes.cope import CountTerm
 from x_positional.schemes.distance import BandTerm
-from x_positional.schemes.forgetting import GateTerm
+from x_positional.schemes.gates import GateTerm
 from x_positional.schemes.spans import Span
 from x_positional.schemes.terms import ScoreBlock
 from x_positional.testing import Sizes

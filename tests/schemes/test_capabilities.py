@@ -28,6 +28,13 @@ ACTS_ON = {
     "t5": ("bias",),
     "dynamic": ("bias",),
     "forgetting": ("bias",),
+    "cable": ("bias",),
+    "kerple": ("bias",),
+    "sandwich": ("bias",),
+    "fire": ("bias",),
+    "shaw": ("bias",),
+    "transformer_xl": ("queries", "bias"),
+    "ssmax": ("queries",),
     "deberta": ("bias",),
     "cope": ("rows",),
     "none": (),
@@ -73,7 +80,7 @@ def test_where_a_scheme_acts_follows_from_its_hooks(name: str) -> None:
     caps = built(name).capabilities()
     assert caps.acts_on == ACTS_ON[name]
     assert caps.kernel == ("rows" if "rows" in caps.acts_on else "bias" if "bias" in caps.acts_on else "fused")
-    assert caps.tells_order == (name not in ("none", "temperature", "log_n"))
+    assert caps.tells_order == (name not in ("none", "temperature", "log_n", "ssmax"))
 
 
 @pytest.mark.parametrize("name", NAMES)

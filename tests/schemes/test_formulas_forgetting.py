@@ -7,7 +7,7 @@ import torch
 
 from tests.support.naive_attention import Row, attended, dot, joined, naive, one_layer, random_qkv, worst
 from tests.support.planning import plan_of
-from x_positional.schemes import Alibi, Forgetting, alibi_slopes
+from x_positional.schemes import Alibi, Cable, Forgetting, alibi_slopes
 
 HEADS, HEAD_DIM = 3, 5
 TIGHT = 1e-12
@@ -117,3 +117,35 @@ def test_neighbours_after_thousands_of_tokens(dtype: torch.dtype) -> None:
     assert worst(found, expected) < 1e-3
     gates = (x.double() @ scheme.gate.weight.double().t() + scheme.gate.bias.double())[0].t()
     assert worst(log_f, -torch.log1p(torch.exp(-gates))) < (1e-6 if dtype == torch.float32 else 0.01)
+
+
+def cable_logits(layers, x):
+    """scale * q.k + p_m - p_n, p_t = -(softplus(w_h . x_0 + b_h) + ... + softplus(w_h . x_t + b_h))."""
+    to_bias = layers.kinds[0].scheme.to_bias
+    w, bias, rows = to_bias.weight.tolist(), to_bias.bias.tolist(), x.tolist()
+
+    def logits(q: Row, keys: list[Row], seen: list[int], m: int, h: int, b: int) -> list[float]:
+        p = [-math.log1p(math.exp(dot(w[h], x_t) + bias[h])) for x_t in rows[b]]
+        p = [math.fsum(p[: t + 1]) for t in range(len(p))]
+        return [dot(q, k) / math.sqrt(len(q)) + p[m] - p[n] for k, n in zip(keys, seen, strict=True)]
+
+    return logits
+
+
+@pytest.mark.parametrize("backend", ["eager", "blockwise", "sdpa", "flex"])
+def test_cable(backend: str) -> None:
+    """Veisi et al. 2025, arXiv:2503.08067."""
+    layers = one_layer(Cable(), 4, HEAD_DIM, kv_heads=2, backend=backend)
+    qkv = random_qkv(4, HEAD_DIM, kv_heads=2)
+    expected = naive(qkv, cable_logits(layers, joined(*qkv)))
+    assert worst(attended(layers, qkv), expected) < TIGHT
+    assert worst(attended(layers, qkv, chunks=(4, 1, 3, 1)), expected) < TIGHT
+
+
+def test_cable_is_a_forget_gate_of_the_other_sign() -> None:
+    layers, qkv = one_layer(Cable(), HEADS, HEAD_DIM), random_qkv(HEADS, HEAD_DIM)
+    other = one_layer(Forgetting(), HEADS, HEAD_DIM)
+    with torch.no_grad():
+        other.kinds[0].scheme.gate.weight.copy_(-layers.kinds[0].scheme.to_bias.weight)
+        other.kinds[0].scheme.gate.bias.copy_(-layers.kinds[0].scheme.to_bias.bias)
+    assert worst(attended(layers, qkv), attended(other, qkv)) < TIGHT

@@ -1,11 +1,13 @@
 """Temperatures by position against the formulas of Llama 4, Ministral 3 and log-n scaling, in float64."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from x_positional.schemes import LogN, RopeEmbedding, Temperature
+from tests.support.naive_attention import attended, dot, naive, one_layer, random_qkv, worst
+from x_positional.schemes import LogN, RopeEmbedding, SSMax, Temperature
 from x_positional.schemes.base import Dims
 from x_positional.schemes.compose import Chain
 
@@ -46,3 +48,26 @@ def test_beside_rotary_embedding() -> None:
     factor = torch.tensor([1 + 0.1 * math.log(1 + (t + 1) // 3) for t in range(11)], dtype=torch.float64)
     torch.testing.assert_close(chain.rotate_q(q, tables), rope.rotate_q(q, turned) * factor[:, None], atol=1e-6, rtol=0)
     torch.testing.assert_close(chain.rotate_k(k, tables), rope.rotate_k(k, turned), atol=0, rtol=0)
+
+
+def test_scalable_softmax() -> None:
+    """softmax(s ln(n) z) for n visible keys: Nakanishi 2025, arXiv:2501.19399."""
+    scheme = SSMax().build(DIMS)
+    mean = sum(math.log(n) for n in range(1, 41)) / 40
+    assert scheme.scale.tolist() == pytest.approx([1 / mean] * 2)  # 1 on average over the trained length
+    assert SSMax().build(replace(DIMS, max_seq_len=None)).scale[0].item() == pytest.approx(0.16847, abs=1e-5)
+    with torch.no_grad():
+        scheme.scale.copy_(torch.tensor([0.3, 0.43]))
+    assert scaled(scheme, FAR) == pytest.approx([0.43 * math.log(t + 1) for t in FAR], abs=1e-5)
+
+
+def test_scalable_softmax_gives_n_to_the_power_of_s() -> None:
+    """Two equal scores apart by z: their ratio is n^(s z)."""
+    layers, qkv = one_layer(SSMax(init=0.4), 3, 5), random_qkv(3, 5)
+    s = layers.kinds[0].scheme.scale.tolist()
+
+    def logits(q, keys, seen, m, h, b):
+        return [s[h] * math.log(m + 1) * dot(q, k) / math.sqrt(len(q)) for k in keys]
+
+    for chunks in ((), (4, 1, 3, 1)):
+        assert worst(attended(layers, qkv, chunks=chunks), naive(qkv, logits)) < 1e-6

@@ -9,12 +9,15 @@ from x_positional.schemes.absolute import (
     SinusoidalEmbedding,
 )
 from x_positional.schemes.alibi import Alibi, AlibiBias, RoundedAlibiBias, alibi_slopes
+from x_positional.schemes.cable import Cable, CableBias
 from x_positional.schemes.compose import Chain
 from x_positional.schemes.cope import Cope, CopeScores
 from x_positional.schemes.deberta import Deberta, DebertaBias, log_buckets, log_ratio
 from x_positional.schemes.distance import DistanceScheme
 from x_positional.schemes.dynamic_bias import Dynamic, DynamicBias
+from x_positional.schemes.fire import Fire, FireBias
 from x_positional.schemes.forgetting import Forgetting, ForgettingBias
+from x_positional.schemes.kerple import Kerple, KerpleBias
 from x_positional.schemes.none import NoPE, NoPosition
 from x_positional.schemes.rotary.axial import Axial, AxialEmbedding
 from x_positional.schemes.rotary.mixed import Mixed, MixedEmbedding
@@ -35,8 +38,12 @@ from x_positional.schemes.rotary.scaling import (
     Yarn,
     YarnPaper,
 )
+from x_positional.schemes.sandwich import Sandwich, SandwichBias
+from x_positional.schemes.shaw import Shaw, ShawBias
+from x_positional.schemes.ssmax import ScalableSoftmax, SSMax
 from x_positional.schemes.t5 import T5, T5Bias, t5_buckets
 from x_positional.schemes.temperature import LogLengthTemperature, LogN, QueryTemperature, Temperature
+from x_positional.schemes.transformer_xl import TransformerXL, TransformerXLBias
 
 __all__ = [
     "T5",
@@ -45,6 +52,8 @@ __all__ = [
     "AlibiBias",
     "Axial",
     "AxialEmbedding",
+    "Cable",
+    "CableBias",
     "Chain",
     "Cope",
     "CopeScores",
@@ -55,8 +64,12 @@ __all__ = [
     "Dynamic",
     "DynamicBias",
     "DynamicNtk",
+    "Fire",
+    "FireBias",
     "Forgetting",
     "ForgettingBias",
+    "Kerple",
+    "KerpleBias",
     "LearnedAbsolute",
     "Linear",
     "Llama3",
@@ -78,12 +91,20 @@ __all__ = [
     "RopeEmbedding",
     "RopeScaling",
     "RoundedAlibiBias",
+    "SSMax",
+    "Sandwich",
+    "SandwichBias",
+    "ScalableSoftmax",
     "ScaledSinusoidal",
     "ScaledSinusoidalEmbedding",
+    "Shaw",
+    "ShawBias",
     "Sinusoidal",
     "SinusoidalEmbedding",
     "T5Bias",
     "Temperature",
+    "TransformerXL",
+    "TransformerXLBias",
     "XPos",
     "XPosEmbedding",
     "Yarn",

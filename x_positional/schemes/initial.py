@@ -16,3 +16,9 @@ def logarithms(numbers: Sequence[float]) -> Tensor:
     """Natural logarithms in the default dtype."""
     values = torch.tensor(numbers)
     return values if values.is_meta else values.log()
+
+
+def log_uniform(count: int, lowest: float, highest: float) -> Tensor:
+    """[count] natural logarithms of numbers that are uniform from 0 to `highest`, and at least `lowest`."""
+    drawn = torch.rand(count)
+    return drawn if drawn.is_meta else (drawn * highest).clamp(min=lowest).log()
