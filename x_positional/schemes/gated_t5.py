@@ -40,11 +40,11 @@ class Buckets(Rebuilt):
 
 class GatedT5Bias(PositionScheme):
     """bias = (2 - a + a b w_h) W[bucket(distance), h], a and b the sigmoids of U x_ih + c, x_ih the share of head h in the input
-    of the layer at query i: its channels h M / H to (h + 1) M / H (Chi et al. 2021, XLM-E, arXiv:2106.16138; Chen et al. 2021,
-    WavLM, arXiv:2110.13900, whose update gate is 1 - a).
+    of the layer at query i, floor(M / H) channels (Chi et al. 2021, XLM-E, arXiv:2106.16138; Chen et al. 2021, WavLM,
+    arXiv:2110.13900, whose update gate is 1 - a).
 
     Args:
-        dim: M, a multiple of the heads.
+        dim: M, at least the number of heads.
         heads: H.
         causal: whether attention is causal; if not, half of the buckets are for keys to the right.
         num_buckets: N.
@@ -58,15 +58,16 @@ class GatedT5Bias(PositionScheme):
     def __init__(self, dim: int, heads: int, causal: bool, num_buckets: int = 320, max_distance: int = 800):
         super().__init__()
         self.causal_only = causal
-        self.heads = heads
+        self.heads, self.share = heads, dim // heads
         self.buckets = Buckets(num_buckets, max_distance, causal)
         self.table = nn.Parameter(small_normal(num_buckets, heads))
-        self.to_gates = nn.Linear(dim // heads, 2)
+        self.to_gates = nn.Linear(self.share, 2)
         self.reset = nn.Parameter(torch.ones(heads))
 
     def query_state(self, x: Tensor) -> Tensor:
         """[B T M] -> [B H T 1], the factor of each query's biases."""
-        a, b = self.to_gates(x.unflatten(-1, (self.heads, -1)).transpose(1, 2)).sigmoid().chunk(2, dim=-1)
+        shares = x[..., : self.heads * self.share].unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        a, b = self.to_gates(shares).sigmoid().chunk(2, dim=-1)
         return a * (b * self.reset[:, None, None].to(b.dtype) - 1) + 2
 
     def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: Tensor) -> Bias:
@@ -89,9 +90,9 @@ class GatedT5(SchemeConfig):
 
     def problems(self, dims: Dims) -> list[str]:
         found = t5_bucket_problems(self.kind, self.num_buckets, self.max_distance, dims.causal)
-        if dims.dim % dims.heads:
+        if dims.dim < dims.heads:
             found.append(
-                f"gated_t5: the gates of a head read its share of the layer's input, but dim={dims.dim} is no multiple of "
-                f"heads={dims.heads}. Change either."
+                f"gated_t5: the gates of a head read its share of the layer's input, but dim={dims.dim} is below "
+                f"heads={dims.heads}. Raise dim."
             )
         return found

@@ -80,7 +80,7 @@ class RelativeBias(PositionScheme):
         columns = Within(0, reach) if self.causal_only else Within(1 - reach, 2 * reach - 1)
         first = 0 if self.causal_only else self.extent - reach
         profiles = F.pad(self.profiles[:, first : first + columns.count], (0, 1))  # the last column is that of no bias
-        return PairBias.of(ctx, query_state @ profiles.to(query_state.dtype), None, columns)
+        return PairBias.of(ctx, (query_state @ profiles.to(query_state.dtype)).to(q.dtype), None, columns)
 
     def _reach(self, ctx: AttentionContext) -> int:
         """Distances from it on have no bias, or do not occur."""
@@ -116,7 +116,7 @@ class LogScaledRelativeBias(RelativeBias):
         return (q * tables).to(q.dtype)
 
     def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: Tensor) -> Bias:
-        return super().content_bias(q, ctx, state, self.rotate_q(query_state, self.tables(ctx.q_positions)))
+        return super().content_bias(q, ctx, state, widened(query_state) * self.tables(ctx.q_positions))
 
 
 class RelativeLogits(SchemeConfig):
