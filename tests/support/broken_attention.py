@@ -15,6 +15,7 @@ from tests.support.broken_bases import (
     PlainCope,
     PlainForgetting,
     PlainLearned,
+    PlainRelative,
     PlainRope,
     PlainSinusoidal,
     pairs,
@@ -163,6 +164,43 @@ class UnorderedGates(StashedGates):
         if ctx.S > ctx.T:
             self.seen = self.seen.repeat_interleave(len(self.new) // len(self.seen), 0)
         return super().content_bias(q, ctx, state, query_state)
+
+
+class NeighboursState(PlainRelative):
+    """Takes the query state of each token from the next one."""
+
+    def query_state(self, x: Tensor) -> Tensor:
+        return super().query_state(x.roll(-1, 1))
+
+
+class LateState(PlainRelative):
+    """After a cache, takes the query state of each token from the one before."""
+
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: Any) -> Bias:
+        before, self.last = getattr(self, "last", query_state), query_state[:, :, -1:]
+        if ctx.S > ctx.T and len(before) == len(query_state):
+            query_state = torch.cat([before, query_state[:, :, :-1]], 2)
+        return super().content_bias(q, ctx, state, query_state)
+
+
+class FirstKeysState(PlainRelative):
+    """Reads the state of queries from cached states of keys, from the first key on."""
+
+    def key_state(self, x: Tensor) -> Tensor:
+        return super().query_state(x)
+
+    def _own(self, state: Tensor, ctx: AttentionContext) -> Tensor:
+        return state[:, :, : ctx.T]
+
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: Any) -> Bias:
+        return super().content_bias(q, ctx, state, query_state if state is None else self._own(state, ctx))
+
+
+class LastSlotsState(FirstKeysState):
+    """Reads it from the last slots, which are not those of the queries in a ring."""
+
+    def _own(self, state: Tensor, ctx: AttentionContext) -> Tensor:
+        return state[:, :, ctx.S - ctx.T :]
 
 
 class FixedTable(PlainAlibi):
