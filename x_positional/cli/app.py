@@ -15,6 +15,7 @@ from x_positional.cli.evaluate import EvalOptions, Protocol, evaluate
 from x_positional.cli.finetune import resolved as resolved_finetuning
 from x_positional.cli.finetune import run_finetuning
 from x_positional.cli.generate import GenerateOptions, generate_from_published, generate_from_run, prompt_text
+from x_positional.cli.lm_eval import run_lm_eval
 from x_positional.cli.plot import plot_model
 from x_positional.cli.plot_text import plot_text
 from x_positional.cli.published import descends_from_published, is_published
@@ -465,6 +466,16 @@ def eval_model(
             dtype=dtype,
         ),
     )
+
+
+@app.command(
+    "lm-eval",
+    context_settings={**OVERRIDES, "help_option_names": []},
+    epilog="x-positional lm-eval --model_args path=MODEL --tasks hellaswag",
+)
+def lm_eval(context: typer.Context) -> None:
+    """Run lm-evaluation-harness on a model: all options of lm_eval, with the model x_positional."""
+    run_lm_eval(context.args)
 
 
 def _bf16_on_cpu(config: Path, overrides: dict[str, object], device: str | None, dtype: str | None) -> bool:
