@@ -15,14 +15,13 @@ from x_positional.cli.evaluate import EvalOptions, Protocol, evaluate
 from x_positional.cli.finetune import resolved as resolved_finetuning
 from x_positional.cli.finetune import run_finetuning
 from x_positional.cli.generate import GenerateOptions, generate_from_published, generate_from_run, prompt_text
-from x_positional.cli.lm_eval import run_lm_eval
 from x_positional.cli.plot import plot_model
 from x_positional.cli.plot_text import plot_text
 from x_positional.cli.published import descends_from_published, is_published
 from x_positional.cli.train import run_training
 from x_positional.cli.verify import verify as compare
 from x_positional.config import validate
-from x_positional.errors import UserError
+from x_positional.errors import UserError, import_extra
 from x_positional.evidence.evaluation.options import DEFAULT as DEFAULT_LENGTHS
 from x_positional.evidence.evaluation.usable import TOLERANCE
 from x_positional.models.quantize import Quantization
@@ -475,6 +474,9 @@ def eval_model(
 )
 def lm_eval(context: typer.Context) -> None:
     """Run lm-evaluation-harness on a model: all options of lm_eval, with the model x_positional."""
+    import_extra("lm_eval", "x-positional lm-eval needs", "lm-eval")
+    from x_positional.evidence.evaluation.harness import run_lm_eval  # only here: it is a model of lm_eval
+
     run_lm_eval(context.args)
 
 

@@ -1,5 +1,6 @@
 """x_positional as a model of lm-eval: a plain loop, lm-eval's own model for transformers, and its command line."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,8 @@ def ours(folder: Path, **options: Any) -> Any:
 
 
 def instances(kind: str, requests: list[Any]) -> list[Any]:
-    from lm_eval.api.instance import Instance
-
-    return [Instance(kind, {}, request, i) for i, request in enumerate(requests)]
+    instance: Any = importlib.import_module("lm_eval.api.instance").Instance
+    return [instance(kind, {}, request, i) for i, request in enumerate(requests)]
 
 
 @torch.no_grad()
@@ -70,8 +70,7 @@ def plain(net: TransformerWrapper, context: str, continuation: str, most: int = 
 
 @pytest.mark.parametrize("row", ["rope", "cope"])
 def test_log_likelihoods_are_those_of_a_plain_loop_and_of_transformers(row: str, tmp_path: Path):
-    from lm_eval.models.huggingface import HFLM
-
+    hf_lm: Any = importlib.import_module("lm_eval.models.huggingface").HFLM
     net = saved(tmp_path, row)
     requests = instances("loglikelihood", PAIRS)
     expected = [plain(net, *pair) for pair in PAIRS]
@@ -79,14 +78,14 @@ def test_log_likelihoods_are_those_of_a_plain_loop_and_of_transformers(row: str,
         found = ours(tmp_path, **options).loglikelihood(requests)
         assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-9)
         assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
-    theirs = HFLM(str(tmp_path / "model"), trust_remote_code=True, dtype="auto", device="cpu", batch_size=3)
+    theirs = hf_lm(str(tmp_path / "model"), trust_remote_code=True, dtype="auto", device="cpu", batch_size=3)
     assert [value for value, _ in ours(tmp_path).loglikelihood(requests)] == pytest.approx(
         [value for value, _ in theirs.loglikelihood(requests, disable_tqdm=True)], abs=1e-5
     )
     texts = [("the cat sat on the mat and looked at the dog for hours",), ("a mat",)]
     rolling = instances("loglikelihood_rolling", texts)
     for length in (7, 48):
-        theirs = HFLM(str(tmp_path / "model"), trust_remote_code=True, dtype="auto", device="cpu", max_length=length)
+        theirs = hf_lm(str(tmp_path / "model"), trust_remote_code=True, dtype="auto", device="cpu", max_length=length)
         lm = ours(tmp_path, max_length=length, batch_size=2)
         assert lm.loglikelihood_rolling(rolling) == pytest.approx(
             theirs.loglikelihood_rolling(rolling, disable_tqdm=True), abs=1e-5
@@ -123,8 +122,7 @@ def test_generation_stops_at_ends_and_strings(tmp_path: Path):
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """`x-positional lm-eval` is lm_eval with the model x_positional, on a local task."""
-    import datasets
-
+    datasets: Any = importlib.import_module("datasets")
     net = saved(tmp_path, "rope")
     (tmp_path / "tasks").mkdir()
     rows = [{"question": "the cat sat on", "choices": ["a mat", "the table"], "answer": 0}]

@@ -4,6 +4,7 @@ Log-likelihoods come from batches padded on the right with their mask, so they a
 scored tokens are computed, and texts that differ in their last token alone are read once.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -30,6 +32,10 @@ TOKENS_AT_ONCE, LOGITS_AT_ONCE = 8192, 1 << 24
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 COUNTS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names of the largest number of new tokens."""
+
+MODEL = "x_positional"
+COMMANDS = ("run", "ls", "validate")
+"""Of lm_eval."""
 
 Request = tuple[Any, list[int], list[int]]
 """What identifies a request in lm-eval's cache, context ids, continuation ids."""
@@ -75,7 +81,7 @@ class Sampling:
         return text
 
 
-@register_model("x_positional")
+@register_model(MODEL)
 class XPositionalLM(TemplateLM):
     """A decoder from anything that `from_pretrained` reads: a run, a published folder, a GGUF file, a name on the Hub.
 
@@ -115,7 +121,7 @@ class XPositionalLM(TemplateLM):
         self.model, self.words, self.path = model.eval(), source.tokenizer(), Path(path)
         self.max_length = max_length or model.config.max_seq_len
         self.max_gen_toks = max_gen_toks
-        self._rows = None if batch_size in (None, "auto") else int(batch_size)
+        self._rows = None if batch_size is None or str(batch_size).startswith("auto") else int(batch_size)
         self._most = max_batch_size or 64
         self._track = progress_bars(Console(stderr=True))
 
@@ -276,3 +282,17 @@ class XPositionalLM(TemplateLM):
         """The text before the first id that ends one."""
         end = next((place for place, number in enumerate(ids) if number in self.words.ends), len(ids))
         return self.words.decode(ids[:end])
+
+
+def run_lm_eval(arguments: Sequence[str]) -> None:
+    """The command line of lm_eval with these arguments; the model is `x_positional` unless they name one."""
+    given = list(arguments)
+    name, rest = (given[0], given[1:]) if given and given[0] in COMMANDS else ("run", given)
+    named = any(word in ("--model", "-M") or word.startswith("--model=") for word in rest)
+    model = [] if named or name != "run" else ["--model", MODEL]
+    before = sys.argv
+    sys.argv = ["lm_eval", name, *model, *rest]
+    try:
+        cli_evaluate()
+    finally:
+        sys.argv = before
