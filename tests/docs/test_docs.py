@@ -15,6 +15,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 SHOWN = {
     "README.md": "loss",
     "docs/adding-a-scheme.md": "GaussianWindow",
+    "docs/evaluate.md": "found",
     "docs/generation.md": "tokens",
     "docs/layers.md": "logits",
     "docs/migration.md": "ours",

@@ -122,8 +122,8 @@ class GrowingCable(CableBias):
     def __init__(self, dims: Dims):
         super().__init__(dims.dim, dims.heads)
 
-    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
-        right = super().content_bias(q, ctx, state)
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: Any) -> Bias:
+        right = super().content_bias(q, ctx, state, query_state)
         assert state is not None
         total = state.abs().sum(2)[..., 0]  # [B H]
         return Bias(lambda b, h, i, j: right.fn(b, h, i, j) / (1 + total[b, h]), right.batch, right.heads)

@@ -22,7 +22,7 @@ from x_positional.cli.published import descends_from_published, is_published
 from x_positional.cli.train import run_training
 from x_positional.cli.verify import verify as run_verify
 from x_positional.config import validate
-from x_positional.errors import UserError
+from x_positional.errors import UserError, import_extra
 from x_positional.evidence.evaluation.options import DEFAULT as DEFAULT_LENGTHS
 from x_positional.evidence.evaluation.usable import TOLERANCE
 from x_positional.models.quantize import Quantization
@@ -515,6 +515,19 @@ def compare(
     )
     if not fine:
         raise typer.Exit(1)
+
+
+@app.command(
+    "lm-eval",
+    context_settings={**OVERRIDES, "help_option_names": []},
+    epilog="x-positional lm-eval --model_args path=MODEL --tasks hellaswag",
+)
+def lm_eval(context: typer.Context) -> None:
+    """Run lm-evaluation-harness on a model: all options of lm_eval, with the model x_positional."""
+    import_extra("lm_eval", "x-positional lm-eval needs", "lm-eval")
+    from x_positional.evidence.evaluation.harness import run_lm_eval  # only here: it is a model of lm_eval
+
+    run_lm_eval(context.args)
 
 
 def _bf16_on_cpu(config: Path, overrides: dict[str, object], device: str | None, dtype: str | None) -> bool:

@@ -89,6 +89,7 @@ def _settings(subject: Subject, options: EvalOptions, trained: int) -> EvalSetti
     try:
         return EvalSettings(
             LengthSettings(lengths, options.targets, windows, stride, subject.start_token),
+            position_windows=min(16, max(2, windows // 2)),
             tolerance=options.tolerance,
             passkey=PasskeySettings(trials=options.passkey_trials) if passkey else None,
         )
