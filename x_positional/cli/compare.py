@@ -16,9 +16,6 @@ from x_positional.evidence.comparison.summary import AtLength, by_length, costs,
 from x_positional.progress import print_lines, progress_bars
 from x_positional.training.load import load_fields
 
-NARROW = 100
-"""Columns of a console below which the differences get a table of their own."""
-
 
 def run_comparison(
     config: Path,
@@ -83,9 +80,9 @@ def show(result: Comparison, console: Console) -> None:
     """Print losses by length, paired differences and costs, and how they were made."""
     places = by_length(result)
     console.print()
-    console.print(_lengths(result, places, f"validation loss in {unit(result)}, by context length", "loss"))
+    console.print(_lengths(result, places, f"{unit(result)} by context length", "loss"))
     if len(result.entries) > 1:
-        title = f"difference to {result.entries[0].label}, paired by seed"
+        title = f"minus {result.entries[0].label}, by seed"
         console.print(_lengths(result, places, title, "difference"))
     table = Table(title="cost", title_justify="left")
     table.add_column("scheme")
@@ -116,7 +113,7 @@ def _lengths(result: Comparison, places: list[AtLength], title: str, what: Liter
 def _cell_words(place: AtLength, what: Literal["loss", "difference"]) -> str:
     interval: Interval | None = place.loss if what == "loss" else place.difference
     if interval is None:
-        return "cannot run" if what == "loss" and place.reason else "-"
+        return "none" if what == "loss" else ""
     sign = "+" if what == "difference" else ""
     half = "" if interval.half is None else f" ± {interval.half:.3f}"
     marked = "*" if what == "difference" and interval.excludes_zero else ""
