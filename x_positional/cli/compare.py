@@ -7,14 +7,18 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from x_positional.errors import MissingExtra
 from x_positional.evidence.comparison.entries import read_entries, split_entries
 from x_positional.evidence.comparison.plan import RESULT, asked, read_budget
 from x_positional.evidence.comparison.results import Comparison
 from x_positional.evidence.comparison.run import compare
 from x_positional.evidence.comparison.statistics import Interval
 from x_positional.evidence.comparison.summary import AtLength, by_length, costs, notes, unit
+from x_positional.evidence.report import comparison_page, write_page
 from x_positional.progress import print_lines, progress_bars
 from x_positional.training.load import load_fields
+
+PAGE = "comparison.html"
 
 
 def run_comparison(
@@ -121,4 +125,9 @@ def _cell_words(place: AtLength, what: Literal["loss", "difference"]) -> str:
 
 
 def _page(result: Comparison, folder: Path) -> list[str]:
-    return []
+    """Write the page of the comparison; the line that names it, or what it needs."""
+    try:
+        write_page(folder / PAGE, comparison_page(result))
+    except MissingExtra as error:
+        return [f"no page: {error}"]
+    return [f"page {folder / PAGE}"]
