@@ -409,7 +409,7 @@ def compare(
     ] = None,
     lengths: Annotated[
         str, typer.Option(help="Context lengths to evaluate: multiples of the trained length, or tokens.")
-    ] = "1x,2x,4x,8x",
+    ] = DEFAULT_LENGTHS,
     equal: Annotated[
         Literal["tokens", "time"], typer.Option(help="What every cell gets the same amount of.")
     ] = "tokens",
