@@ -388,6 +388,57 @@ def bench(
         raise typer.Exit(1)
 
 
+@app.command(context_settings=OVERRIDES, epilog="Every config key is an option: --model.layers.depth 4 --lr 3e-4")
+def compare(
+    context: typer.Context,
+    config: ConfigFile,
+    schemes: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: a name (rope), several (alibi+rope), a YAML mapping ({kind: rope, theta: 500000}) or one of "
+            "fields of model.layers ({pattern: [...]}), module:Config, or a recipe file. LABEL=... names an entry.",
+            show_default=False,
+        ),
+    ],
+    seeds: Annotated[str, typer.Option(help="How many, or a list: 0,1,2.")] = "1",
+    budget: Annotated[
+        str | None, typer.Option(help="Time of training the whole grid: 90s, 8m, 1h.", show_default="steps decide")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps of every cell.", show_default="run.steps")
+    ] = None,
+    lengths: Annotated[
+        str, typer.Option(help="Context lengths to evaluate: multiples of the trained length, or tokens.")
+    ] = DEFAULT_LENGTHS,
+    equal: Annotated[
+        Literal["tokens", "time"], typer.Option(help="What every cell gets the same amount of.")
+    ] = "tokens",
+    jobs: Annotated[int, typer.Option(min=1, help="Cells that are trained side by side.")] = 1,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of the text in an evaluation.")] = 32,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the comparison.", show_default="runs/compare-CONFIG")
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Run the cells again that failed.")] = False,
+) -> None:
+    """Train position schemes on the same data and budget, and compare their loss by length and their cost."""
+    fine = run_comparison(
+        config,
+        _overrides(config, context, {}),
+        schemes,
+        seeds=seeds,
+        budget=budget,
+        steps=steps,
+        lengths=lengths,
+        equal=equal,
+        jobs=jobs,
+        windows=windows,
+        out=out,
+        retry=retry,
+    )
+    if not fine:
+        raise typer.Exit(1)
+
+
 @app.command("eval")
 def eval_model(
     model: Annotated[
@@ -466,55 +517,6 @@ def eval_model(
             dtype=dtype,
         ),
     )
-@app.command(context_settings=OVERRIDES, epilog="Every config key is an option: --model.layers.depth 4 --lr 3e-4")
-def compare(
-    context: typer.Context,
-    config: ConfigFile,
-    schemes: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated: a name (rope), several (alibi+rope), a YAML mapping ({kind: rope, theta: 500000}) or one of "
-            "fields of model.layers ({pattern: [...]}), module:Config, or a recipe file. LABEL=... names an entry.",
-            show_default=False,
-        ),
-    ],
-    seeds: Annotated[str, typer.Option(help="How many, or a list: 0,1,2.")] = "1",
-    budget: Annotated[
-        str | None, typer.Option(help="Time of training the whole grid: 90s, 8m, 1h.", show_default="steps decide")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimizer steps of every cell.", show_default="run.steps")
-    ] = None,
-    lengths: Annotated[
-        str, typer.Option(help="Context lengths to evaluate: multiples of the trained length, or tokens.")
-    ] = "1x,2x,4x,8x",
-    equal: Annotated[
-        Literal["tokens", "time"], typer.Option(help="What every cell gets the same amount of.")
-    ] = "tokens",
-    jobs: Annotated[int, typer.Option(min=1, help="Cells that are trained side by side.")] = 1,
-    windows: Annotated[int, typer.Option(min=1, help="Windows of the text in an evaluation.")] = 32,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the comparison.", show_default="runs/compare-CONFIG")
-    ] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Run the cells again that failed.")] = False,
-) -> None:
-    """Train position schemes on the same data and budget, and compare their loss by length and their cost."""
-    fine = run_comparison(
-        config,
-        _overrides(config, context, {}),
-        schemes,
-        seeds=seeds,
-        budget=budget,
-        steps=steps,
-        lengths=lengths,
-        equal=equal,
-        jobs=jobs,
-        windows=windows,
-        out=out,
-        retry=retry,
-    )
-    if not fine:
-        raise typer.Exit(1)
 
 
 @app.command(

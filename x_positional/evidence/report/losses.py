@@ -47,7 +47,9 @@ def loss_chart(
     tooltip = {"series": "series", "length": "context length", "value": unit.name, "interval": "95 % interval"}
     y = Axis(f"loss ({unit.name})", domain=domain, cut=None if domain else _cut(rows, trained))
     spec = Lines(rows, x, y, labels or [one.label for one in series], marks, tooltip=tooltip).spec()
-    return Chart(title, spec, "Lower is better. Hover over a point for its values; click a name above to hide or show it.")
+    return Chart(
+        title, spec, "Lower is better. Hover over a point for its values; click a name above to hide or show it."
+    )
 
 
 def _cut(rows: Sequence[Row], trained: int | None) -> float | None:
@@ -74,7 +76,9 @@ def loss_table(series: Sequence[Series], trained: int | None, unit: Unit) -> Htm
     """One row a series, one column a length; reasons where a loss is missing."""
     lengths = lengths_of(series)
     bold = {length: _bold(series, length, unit) for length in lengths}
-    rows = [(one.label, [_loss_cell(one, length, one.label in bold[length], unit) for length in lengths]) for one in series]
+    rows = [
+        (one.label, [_loss_cell(one, length, one.label in bold[length], unit) for length in lengths]) for one in series
+    ]
     return table([f"{unit.name} at", *(times(length, trained) for length in lengths)], rows)
 
 
@@ -114,7 +118,9 @@ def _position_chart(series: Sequence[Series], length: int, marks: Sequence[Mark]
 
 def _position_rows(one: Series, length: int, unit: Unit) -> list[Row]:
     found: dict[int, PositionLoss] = {
-        seed: e.positions for seed, e in one.evaluations.items() if e.positions is not None and e.positions.length == length
+        seed: e.positions
+        for seed, e in one.evaluations.items()
+        if e.positions is not None and e.positions.length == length
     }
     rows: list[Row] = []
     edges = next((positions.edges for positions in found.values()), ())
@@ -150,7 +156,11 @@ def _passkey_chart(one: Series) -> Chart:
     rows: list[Row] = []
     for (length, depth), found in sorted(scores.items()):
         correct, trials = sum(s.correct for s in found), sum(s.trials for s in found)
-        row = {"x": f"{length:,}", "y": f"{number(100 * depth)} %", "where": f"{length:,} tokens, depth {number(100 * depth)} %"}
+        row = {
+            "x": f"{length:,}",
+            "y": f"{number(100 * depth)} %",
+            "where": f"{length:,} tokens, depth {number(100 * depth)} %",
+        }
         reason = next((s.reason for s in found if s.reason), None)
         share = correct / trials if trials else None
         row |= {"value": share, "text": "–" if share is None else f"{round(100 * share)}"}
@@ -166,7 +176,10 @@ def task_section(series: Sequence[Series]) -> Section:
     """Accuracy by length of each trained task."""
     names = list(dict.fromkeys(t.task for one in series for e in one.evaluations.values() for t in e.tasks))
     reasons = [
-        (one.label, [Cell(score.task), Cell(f"{score.length:,}", value=score.length, kind="number"), Cell(score.reason)])
+        (
+            one.label,
+            [Cell(score.task), Cell(f"{score.length:,}", value=score.length, kind="number"), Cell(score.reason)],
+        )
         for one in series
         for e in one.evaluations.values()
         for score in e.tasks
@@ -197,7 +210,13 @@ def _task_chart(series: Sequence[Series], task: str) -> Chart:
     ends = (float(lengths[0]), float(lengths[-1])) if len(lengths) > 1 else None
     x = Axis("input length (tokens, log scale)", "log2", ticks_of(lengths, 8), format=INTEGER, domain=ends)
     marks = [Mark(float(max(trained)), f"trained up to {max(trained):,}")] if trained else []
-    tooltip = {"series": "series", "length": "input", "value": "tokens right", "exact": "answers right", "interval": "95 % interval"}
+    tooltip = {
+        "series": "series",
+        "length": "input",
+        "value": "tokens right",
+        "exact": "answers right",
+        "interval": "95 % interval",
+    }
     y = Axis("answer tokens right (%)", domain=(0.0, 100.0))
     spec = Lines(rows, x, y, [one.label for one in series], marks, tooltip=tooltip, height=260).spec()
     return Chart(f"Task: {task}", spec)

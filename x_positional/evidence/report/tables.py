@@ -60,7 +60,10 @@ def paragraph(text: str, kind: str = "") -> Html:
 def table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[Cell]]], *, series: bool = True) -> Html:
     """A table sorted by a click on a column. The first cell of a row is its name, by default that of a series."""
     rows = list(rows)
-    kinds = [{cell.kind.split()[0] if cell.kind else "" for cell in column} for column in zip(*(row for _, row in rows), strict=True)]
+    kinds = [
+        {cell.kind.split()[0] if cell.kind else "" for cell in column}
+        for column in zip(*(row for _, row in rows), strict=True)
+    ]
     numbers = [bool(rows) and kind <= {"number", "missing"} for kind in kinds or [set()] * (len(columns) - 1)]
     heads = "".join(
         f'<th scope="col"{" class=number" if numeric else ""}><button type="button">{escaped(column)}</button></th>'
