@@ -6,8 +6,8 @@ from x_positional.evidence.comparison.results import Entry
 
 SEEDS = (0, 1, 2)
 LENGTHS = (256, 512, 1024, 2048, 4096)
-WINDOWS = 16
-"""Scored windows of the validation text, of 64 targets each, the same at every length and for every scheme."""
+WINDOWS, TARGETS = 8, 128
+"""Scored windows of the validation text and targets in each, the same at every length and for every scheme."""
 CONFIG = "configs/evidence.yaml"
 
 SCHEMES = (
@@ -39,9 +39,8 @@ SCHEMES = (
     "log_n+rope",
     "ssmax+rope",
     "alibi+rope",
-    "rope none every 4th={pattern: [{position: rope}, {position: rope}, {position: rope}, {position: none}]}",
-    "windowed rope and none={pattern: [{position: rope, window: 64}, {position: rope, window: 64}, "
-    "{position: rope, window: 64}, {position: none}]}",
+    "rope and none every 3rd={pattern: [{position: rope}, {position: rope}, {position: none}]}",
+    "windowed rope and none={pattern: [{position: rope, window: 64}, {position: rope, window: 64}, {position: none}]}",
 )
 """Entries as `x-positional compare --schemes` reads them. FIRE's threshold starts at a quarter of the trained length, as in its
 paper."""

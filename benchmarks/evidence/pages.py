@@ -148,7 +148,7 @@ def commands(label: str, seed: int) -> list[str]:
     scheme = shlex.quote(text_of(label))
     return [
         f"python -m benchmarks.evidence --only {shlex.quote(label)} --seed {seed} --folder again",
-        f"x-positional compare {CONFIG} --schemes {scheme} --seeds {seed + 1}",
+        f"x-positional compare {CONFIG} --schemes {scheme} --seeds {seed},{seed}",
     ]
 
 
@@ -157,5 +157,3 @@ def probed(evidence: Evidence) -> list[str]:
     if not evidence.probes:
         return ["Not measured yet."]
     return [line for task in TASKS for line in (*task_table(evidence, task), "")]
-
-

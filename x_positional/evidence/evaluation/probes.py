@@ -73,9 +73,7 @@ def task_scores(
         options: Sizes, training and lengths.
         track: Progress over the steps.
     """
-    return tuple(
-        score for task in named_tasks(tasks) for score in train_task(layers, task, seed, options, track)
-    )
+    return tuple(score for task in named_tasks(tasks) for score in train_task(layers, task, seed, options, track))
 
 
 def train_task(
@@ -103,15 +101,11 @@ def probe_layers(layers: LayersConfig, options: ProbeOptions = DEFAULT) -> Layer
 def _model(layers: LayersConfig, task: Task, options: ProbeOptions) -> AutoregressiveWrapper:
     longest = max(options.lengths)
     trained = task_rows(task, [options.longest], longest, np.random.default_rng(0)).tokens.shape[1]
-    config = ModelConfig(
-        num_tokens=task.num_tokens(longest), max_seq_len=trained, layers=probe_layers(layers, options)
-    )
+    config = ModelConfig(num_tokens=task.num_tokens(longest), max_seq_len=trained, layers=probe_layers(layers, options))
     return AutoregressiveWrapper(TransformerWrapper.from_config(config))
 
 
-def _train(
-    model: AutoregressiveWrapper, task: Task, seed: int, options: ProbeOptions, track: Track
-) -> str | None:
+def _train(model: AutoregressiveWrapper, task: Task, seed: int, options: ProbeOptions, track: Track) -> str | None:
     """Returns the reason where the loss or a gradient is not finite."""
     random = np.random.default_rng([seed, 0])
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
