@@ -73,8 +73,10 @@ one trains the same model from the command line, and scores it on that command's
 """
 
 
-def render(evidence: Evidence) -> str:
+def render(evidence: Evidence | None) -> str:
     """The whole page."""
+    if evidence is None or not evidence.comparison.cells:
+        return "# Evidence\n\nNothing has been measured yet: `make evidence`.\n"
     found = verdicts(evidence)
     return "\n".join([*_introduction(evidence), *_tables(evidence, found), ""])
 
@@ -144,18 +146,16 @@ def paragraph(evidence: Evidence) -> str:
     )
 
 
-def main() -> None:
-    evidence = read()
-    if evidence is None or not evidence.comparison.cells:
-        print("evidence/ is empty: make evidence")
-        return
-    PAGE.write_text(render(evidence), encoding="utf-8")
-    draw(evidence, PICTURE)
-    text = README.read_text(encoding="utf-8")
-    if BEGIN in text:
-        before, rest = text.split(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n{paragraph(evidence)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+def render_readme(text: str, evidence: Evidence | None) -> str:
+    """README.md with the paragraph between its marks."""
+    before, rest = text.split(BEGIN)
+    inner = f"{paragraph(evidence)}\n" if evidence is not None and evidence.comparison.cells else ""
+    return f"{before}{BEGIN}\n{inner}{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
-    main()
+    measured = read()
+    PAGE.write_text(render(measured), encoding="utf-8")
+    README.write_text(render_readme(README.read_text(encoding="utf-8"), measured), encoding="utf-8")
+    if measured is not None and measured.comparison.cells:
+        draw(measured, PICTURE)
