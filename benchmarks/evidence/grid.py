@@ -27,6 +27,8 @@ SCHEMES = (
     "fire={kind: fire, threshold: 64.0}",
     "sandwich",
     "t5",
+    "gated_t5",
+    "relative_logits={kind: relative_logits, extent: 128}",
     "dynamic",
     "dynamic log={kind: dynamic, log_distance: true}",
     "forgetting",
