@@ -12,6 +12,8 @@ PYTESTFLAGS ?=
 WORKERS     ?= auto
 # `GPUFLAGS="--wheels wheels --out results"`: `python -m benchmarks.gpu --help` lists all.
 GPUFLAGS    ?=
+# Pages whose numbers are measured, which takes minutes.
+MEASURED    := $(addprefix docs/generate/,conformance.py doors.py families.py)
 
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install $(PIPFLAGS)
@@ -24,7 +26,7 @@ export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo quick quick-static quick-tests test test-all fuzz lint types format house docs bench evidence gpu clean
+.PHONY: help demo quick quick-static quick-tests test test-all fuzz lint types format house docs pages site bench evidence gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,8 +64,17 @@ format: $(VENV)/.dev ## let ruff fix and format everything
 house: $(VENV)/.dev ## measure the layout: modules, import chains, functions
 	@$(PY) -m tests.house
 
-docs: $(VENV)/.dev ## write the generated pages of docs/ again
-	@set -e; for page in docs/generate/[!_]*.py; do echo "$$page ..."; PYTHONPATH=. $(PY) $$page; done
+docs: $(VENV)/.dev ## write the generated pages of docs/ again, except those of `make pages`, and build the site (a minute)
+	@set -e; for page in $(filter-out $(MEASURED),$(wildcard docs/generate/[!_]*.py)); do \
+		echo "$$page ..."; PYTHONPATH=. $(PY) $$page; done
+	@$(MAKE) --no-print-directory site
+
+pages: $(VENV)/.dev ## write the generated pages that are measured: conformance, doors, families (ten minutes on two cores)
+	@set -e; for page in $(MEASURED); do echo "$$page ..."; PYTHONPATH=. $(PY) $$page; done
+
+site: $(VENV)/.dev ## build the documentation as a site into site/; any warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "Open site/index.html."
 
 bench: $(VENV)/.dev ## measure speed and memory beside x-transformers and transformers; continues where it was interrupted
 	@$(PY) -m x_positional.cli.main bench
@@ -76,7 +87,7 @@ gpu: ## check and time everything on a CUDA device, without a network (under eig
 	@$(PYTHON) -m benchmarks.gpu $(GPUFLAGS)
 
 clean: ## remove the environment and what tools left behind; runs/ stays
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The two halves of `make quick`, side by side.

@@ -1,13 +1,12 @@
 """Renders docs/schemes.md and the table in README.md from the registry: what each scheme is and can do.
 
-Run from the repository root: python docs/generate/schemes.py
+Run from the repository root: PYTHONPATH=. python docs/generate/schemes.py
 """
 
-import ast
 import inspect
-from itertools import pairwise
 from pathlib import Path
 
+from docs.generate._fields import field_docs
 from x_positional.attention.backends import obstacles
 from x_positional.config.layers import LayersConfig
 from x_positional.config.validate import Report, layers_report
@@ -111,21 +110,6 @@ def capability_rows() -> list[str]:
         )
         rows.append(f"| {' | '.join(cells)} |")
     return rows
-
-
-def field_docs(config: type[SchemeConfig]) -> dict[str, str]:
-    """The docstring below each field of a config and its bases, on one line."""
-    docs: dict[str, str] = {}
-    for cls in reversed(config.__mro__):
-        if not issubclass(cls, SchemeConfig):
-            continue
-        body = ast.parse(inspect.getsource(cls)).body[0]
-        statements = body.body if isinstance(body, ast.ClassDef) else []
-        for field, text in pairwise(statements):
-            documented = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and documented:
-                docs[field.target.id] = " ".join(str(text.value.value).split())
-    return docs
 
 
 def settings(config: type[SchemeConfig]) -> list[str]:

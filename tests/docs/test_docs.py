@@ -73,3 +73,10 @@ def test_evidence_page_is_up_to_date() -> None:
 
 def test_performance_page_is_up_to_date() -> None:
     assert (ROOT / "docs" / "performance.md").read_text() == generator("performance").render(), "run make docs"
+
+
+def test_reference_pages_are_up_to_date() -> None:
+    pages = generator("reference").render()
+    folder = ROOT / "docs" / "reference"
+    assert {path.name for path in folder.iterdir()} == set(pages)
+    assert [name for name, text in pages.items() if (folder / name).read_text() != text] == [], "run make docs"

@@ -39,7 +39,7 @@ class ProbeOptions:
     """Query heads, and key heads."""
     head_dim: int = 32
     """Width of a head."""
-    steps: int = 2000
+    steps: int = 1500
     """Optimizer steps."""
     batch: int = 16
     """Rows in a step."""
