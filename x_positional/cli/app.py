@@ -485,6 +485,14 @@ def eval_model(
         ),
     ] = None,
     passkey_trials: Annotated[int, typer.Option(min=1, help="Numbers to hide at each depth and length.")] = 3,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Tasks that small models with the same scheme are trained on, half a minute each: copy, repeat, reverse, "
+            "counting, first_occurrence.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.", show_default=False)] = None,
     store: Annotated[
         bool, typer.Option("--store/--no-store", help="Keep the usable length beside the weights, for generate.")
@@ -511,6 +519,7 @@ def eval_model(
             tolerance=tolerance,
             passkey=passkey,
             passkey_trials=passkey_trials,
+            tasks=tasks,
             out=out,
             store=store,
             device=device,

@@ -16,8 +16,10 @@ from x_positional.evidence.evaluation.lengths import LengthSettings
 from x_positional.evidence.evaluation.measure import EvalSettings, evaluate_model
 from x_positional.evidence.evaluation.options import DEFAULT, parse_lengths, windows_for
 from x_positional.evidence.evaluation.passkey import PasskeySettings
+from x_positional.evidence.evaluation.probes import task_scores
 from x_positional.evidence.evaluation.results import Evaluation, LengthLoss, PasskeyScore, TaskScore
 from x_positional.evidence.evaluation.stored import store_length
+from x_positional.evidence.evaluation.tasks import named_tasks
 from x_positional.evidence.evaluation.usable import TOLERANCE, mean_and_error, paired
 from x_positional.progress import print_lines, progress_bars
 from x_positional.training.evaluate import bits
@@ -45,6 +47,8 @@ class EvalOptions:
     passkey: bool | None = None
     """None is passkey retrieval for published models."""
     passkey_trials: int = 3
+    tasks: str | None = None
+    """Comma-separated names of tasks that small models with the same scheme are trained on."""
     out: Path | None = None
     """The JSON file to write."""
     store: bool = True
@@ -59,7 +63,7 @@ def evaluate(path: Path, options: EvalOptions) -> Evaluation:
     track = progress_bars(status)
     subject = open_subject(path, status, device=options.device, dtype=options.dtype)
     trained = options.trained_length or subject.trained_length
-    settings = _settings(subject, options, trained)
+    settings, tasks = _settings(subject, options, trained), _tasks(options)
     text = subject.text(options.data, track)
     settings.lengths.ends(len(text.tokens))  # before the weights are read
     _check_out(options.out)
@@ -73,6 +77,8 @@ def evaluate(path: Path, options: EvalOptions) -> Evaluation:
         codec=subject.codec,
         track=track,
     )
+    if tasks:
+        found = found.model_copy(update={"tasks": task_scores(subject.config.layers, tasks, track=track)})
     _report(console, found)
     print_lines(console, *_endings(subject, path, found, settings, options))
     return found
@@ -95,6 +101,14 @@ def _settings(subject: Subject, options: EvalOptions, trained: int) -> EvalSetti
         )
     except ArgumentError as error:
         raise UserError(str(error)) from error
+
+
+def _tasks(options: EvalOptions) -> tuple[str, ...]:
+    """Raises UserError for unknown names."""
+    try:
+        return tuple(task.name for task in named_tasks(options.tasks.split(","))) if options.tasks else ()
+    except ArgumentError as error:
+        raise UserError(f"--tasks {options.tasks}: {error}") from error
 
 
 def _check_out(out: Path | None) -> None:

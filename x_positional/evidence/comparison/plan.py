@@ -60,6 +60,8 @@ class Grid(Record):
     """Time of training all cells."""
     windows: int
     """Windows of an evaluation."""
+    position_windows: int = 16
+    """Windows of the loss by position, at most; 0 leaves it out."""
     targets: int
     """Tokens scored in each window."""
     data: str

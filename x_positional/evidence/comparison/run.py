@@ -270,6 +270,7 @@ def _tasks(asked: Asked, plan: Plan, folder: Path, cells: Mapping[Key, Cell]) ->
                     lengths=grid.lengths,
                     targets=grid.targets,
                     windows=grid.windows,
+                    position_windows=grid.position_windows,
                 )
             )
     return tasks
