@@ -1,11 +1,31 @@
 """Reports for eyes: one self-contained HTML page of an evaluation, a comparison, an extension, or of what schemes do."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
-from x_positional.errors import import_extra
+from x_positional.errors import ArgumentError, import_extra
 from x_positional.evidence.comparison.results import Comparison
+from x_positional.evidence.evaluation.results import Evaluation
+from x_positional.evidence.extension.results import Extension
+
+
+def evaluation_page(evaluations: Sequence[Evaluation]) -> str:
+    """The page of one or several models. Raises MissingExtra, ArgumentError."""
+    _require()
+    if not evaluations:
+        raise ArgumentError("no evaluations to show; give at least one")
+    from x_positional.evidence.report.evaluations import evaluation_html
+
+    return evaluation_html(evaluations)
+
+
+def extension_page(extension: Extension) -> str:
+    """The page of an extension. Raises MissingExtra."""
+    _require()
+    from x_positional.evidence.report.extensions import extension_html
+
+    return extension_html(extension)
 
 
 def comparison_page(comparison: Comparison, *, beside: Comparison | None = None) -> str:

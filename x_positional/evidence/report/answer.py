@@ -70,7 +70,9 @@ def _rest(series: Sequence[Series], best: Series, length: int, unit: Unit) -> li
     if same:
         sentences.append(f"Not distinguishable from it: {_names(same)}.")
     if unknown:
-        sentences.append(f"Differences from {_names(unknown)} have no interval: that takes two {best.over}s that both have.")
+        sentences.append(
+            f"Differences from {_names(unknown)} have no interval: that takes two {best.over}s that both have."
+        )
     if not same and not unknown:
         gaps = {one.label: difference(one.losses(length, unit), best.losses(length, unit)) for one in others}
         label, gap = min(((k, v) for k, v in gaps.items() if v is not None), key=lambda pair: pair[1].mean)

@@ -63,9 +63,7 @@ class Axis:
         if self.ticks:
             axis["values"] = list(self.ticks)
         if self.multiples_of:
-            axis["labelExpr"] = (
-                f"[format(datum.value, ',d'), format(datum.value / {self.multiples_of}, '.3~r') + '×']"
-            )
+            axis["labelExpr"] = f"[format(datum.value, ',d'), format(datum.value / {self.multiples_of}, '.3~r') + '×']"
         return kind(f"{name}:Q", title=self.title, scale=alt.Scale(**scale), axis=alt.Axis(**axis), **more)
 
 
@@ -97,17 +95,18 @@ class Lines:
         near = alt.selection_point(
             fields=["series"], on="pointerover", nearest=True, clear="pointerout", empty=False, name="near"
         )
+        clip = alt.expr("zoom") if self.y.cut is not None else False
         base = alt.Chart(alt.NamedData("rows")).encode(
             self.x.channel(alt.X, "x"), color=colour(self.labels), detail="series:N"
         )
-        band = base.mark_area(opacity=0.16, clip=True).encode(self.y.channel(alt.Y, "low"), y2="high:Q")
-        line = base.mark_line(clip=True).encode(
+        band = base.mark_area(opacity=0.16, clip=clip).encode(self.y.channel(alt.Y, "low"), y2="high:Q")
+        line = base.mark_line(clip=clip).encode(
             self.y.channel(alt.Y, "y"),
             strokeDash=dash(self.labels),
             strokeWidth=alt.condition(near, alt.value(4), alt.value(2)),
         )
         size = 64 if self.points else 24
-        dots = base.mark_point(filled=True, size=size, opacity=1 if self.points else 0, clip=self.y.cut is not None).encode(
+        dots = base.mark_point(filled=True, size=size, opacity=1 if self.points else 0, clip=clip).encode(
             self.y.channel(alt.Y, "y"), shape=shape(self.labels), tooltip=tooltips(self.tooltip)
         )
         layers: list[Any] = []
@@ -115,7 +114,9 @@ class Lines:
             layers.append(band.transform_filter("isValid(datum.low)"))
         chart = alt.layer(*layers, line, dots.add_params(near), *marked(self.marks, self.x))
         if self.y.cut is not None:
-            chart = chart.add_params(alt.param(name="zoom", value=False, bind=alt.binding_checkbox(name="Zoom in on the lowest ")))
+            chart = chart.add_params(
+                alt.param(name="zoom", value=False, bind=alt.binding_checkbox(name="Zoom in on the lowest "))
+            )
         return finish(chart, self.rows, self.labels, height=self.height)
 
 
@@ -146,7 +147,8 @@ class Scatter:
         dots = base.mark_point(filled=True, size=140, opacity=1).encode(
             self.y.channel(alt.Y, "y"), shape=shape(self.labels), tooltip=tooltips(self.tooltip)
         )
-        return finish(alt.layer(span.transform_filter("isValid(datum.low)"), dots), self.rows, self.labels, height=self.height)
+        layers = [span.transform_filter("isValid(datum.low)")] if any("low" in row for row in self.rows) else []
+        return finish(alt.layer(*layers, dots), self.rows, self.labels, height=self.height)
 
 
 def colour(labels: Sequence[str]) -> alt.Color:
@@ -224,7 +226,9 @@ def heat_map(rows: Sequence[Row], x: str, y: str, xs: Sequence[str], ys: Sequenc
         tooltip=tooltips({"where": "prompt", "result": "result"}),
     )
     scale = alt.Scale(domain=[0, 1], scheme="blues")
-    shares = base.transform_filter("isValid(datum.value)").mark_rect().encode(alt.Color("value:Q", scale=scale, legend=None))
+    shares = (
+        base.transform_filter("isValid(datum.value)").mark_rect().encode(alt.Color("value:Q", scale=scale, legend=None))
+    )
     missing = base.transform_filter("!isValid(datum.value)").mark_rect(color="#8888")
     words = alt.condition("datum.value > 0.55", alt.value("#ffffff"), alt.value("#1b1f24"))
     text = base.mark_text(fontSize=11).encode(text="text:N", color=words)

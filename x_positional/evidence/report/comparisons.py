@@ -51,7 +51,9 @@ def comparison_html(comparison: Comparison, beside: Comparison | None) -> str:
     sentences = answers(series, trained, unit)
     failed = [cell for cell in comparison.cells if cell.status != "done"]
     if failed:
-        sentences.append(f"{counted(len(failed), 'cell')} of {len(comparison.cells)} gave no complete result; see Cells.")
+        sentences.append(
+            f"{counted(len(failed), 'cell')} of {len(comparison.cells)} gave no complete result; see Cells."
+        )
     title = f"Comparison: {comparison.name}"
     return render(Page(title, sections, facts(comparison), sentences, labels, "Schemes"))
 
@@ -61,7 +63,11 @@ def facts(comparison: Comparison) -> str:
     schemes, seeds = counted(len(comparison.entries), "scheme"), counted(len(comparison.seeds), "seed")
     tokens = [cell.tokens for cell in comparison.cells if cell.tokens]
     if comparison.equal == "time":
-        each = f"{number(comparison.budget_seconds / 60)} minutes for the grid, shared equally" if comparison.budget_seconds else ""
+        each = (
+            f"{number(comparison.budget_seconds / 60)} minutes for the grid, shared equally"
+            if comparison.budget_seconds
+            else ""
+        )
     elif tokens and min(tokens) == max(tokens):
         each = f"{counted(tokens[0], 'token')} each"
     else:
@@ -107,7 +113,13 @@ def _cost_chart(
     if not rows:
         return None
     x = Axis("tokens per second", format=",.3~r")
-    tooltip = {"series": "series", "speed": "speed", "loss": "loss", "choice": "context length", "interval": "95 % interval"}
+    tooltip = {
+        "series": "series",
+        "speed": "speed",
+        "loss": "loss",
+        "choice": "context length",
+        "interval": "95 % interval",
+    }
     choices = [times(length, trained) for length in lengths]
     first = times(trained, trained) if trained in lengths else choices[0]
     spec = Scatter(rows, x, Axis(f"loss ({unit.name})"), [one.label for one in series], tooltip, choices, first).spec()
@@ -132,7 +144,14 @@ def cost_table(comparison: Comparison) -> Html:
                 ],
             )
         )
-    columns = ["scheme", "training (tokens/s)", "decoding (tokens/s)", "memory of a step (MiB)", "tokens trained on", "training (s)"]
+    columns = [
+        "scheme",
+        "training (tokens/s)",
+        "decoding (tokens/s)",
+        "memory of a step (MiB)",
+        "tokens trained on",
+        "training (s)",
+    ]
     return table(columns, rows)
 
 
@@ -246,16 +265,23 @@ def _differences(runs: Sequence[Comparison], both: Sequence[Sequence[Series]], u
     """The loss of the second run minus that of the first, of every scheme and length that both have."""
     rows = []
     for one in both[0]:
-        other = next((series for series in both[1] if series.label == one.label), None)
-        for length in lengths_of([one]) if other is not None else ():
+        other = next((series for series in both[1] if series.label == one.label), Series(one.label, {}))
+        for length in lengths_of([one]):
             first, second = one.losses(length, unit), other.losses(length, unit)
             means, gap = [estimate(first), estimate(second)], difference(second, first)
             if means[0] is None or means[1] is None:
                 continue
-            cells = [Cell(f"{length:,}", value=length, kind="number"), *(quantity(m.mean, digits=DIGITS) for m in means if m)]
+            cells = [
+                Cell(f"{length:,}", value=length, kind="number"),
+                *(quantity(m.mean, digits=DIGITS) for m in means if m),
+            ]
             apart = "number best" if gap is not None and gap.excludes_zero else "number"
-            gap_cell = EMPTY if gap is None else Cell(number(gap.mean), interval_text(gap, "seed", 3), gap.mean, apart)
-            rows.append((one.label, [*cells, gap_cell]))
+            if gap is None:
+                cells.append(EMPTY)
+            else:
+                detail = interval_text(gap, "seed", 3)
+                cells.append(Cell(number(gap.mean), detail=detail, value=gap.mean, kind=apart))
+            rows.append((one.label, cells))
     columns = ["scheme", "context length", *(run.name for run in runs), f"difference ({unit.name})"]
     note = "Differences are paired by seed; bold where the 95 % interval does not contain 0."
     return [table(columns, rows), paragraph(note, "note")] if rows else []

@@ -5,8 +5,34 @@ The counts of colours, shapes and dashes share no factor, so that a series furth
 
 from typing import Any
 
-LIGHT = ("#1f6fb4", "#d1491b", "#13865c", "#a2409c", "#a67a00", "#0b8a99", "#c2255c", "#5b53c4", "#5d7d1e", "#8a5a44", "#3d4a5c", "#e0638f")
-DARK = ("#5aa9f0", "#ff8a57", "#3fcf98", "#dc86d6", "#e5b83a", "#41cbdc", "#ff6f9a", "#a49cff", "#a9cf52", "#cf9e86", "#b6c3d6", "#ffa8c6")
+LIGHT = (
+    "#1f6fb4",
+    "#d1491b",
+    "#13865c",
+    "#a2409c",
+    "#a67a00",
+    "#0b8a99",
+    "#c2255c",
+    "#5b53c4",
+    "#5d7d1e",
+    "#8a5a44",
+    "#3d4a5c",
+    "#e0638f",
+)
+DARK = (
+    "#5aa9f0",
+    "#ff8a57",
+    "#3fcf98",
+    "#dc86d6",
+    "#e5b83a",
+    "#41cbdc",
+    "#ff6f9a",
+    "#a49cff",
+    "#a9cf52",
+    "#cf9e86",
+    "#b6c3d6",
+    "#ffa8c6",
+)
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-left")
 DASHES = ((1, 0), (8, 3), (2, 2), (10, 3, 2, 3), (14, 4))
 
@@ -31,7 +57,14 @@ def _theme(text: str, faint: str, grid: str, colours: tuple[str, ...]) -> dict[s
             "tickColor": faint,
         },
         "header": {"labelColor": text, "titleColor": text, "labelFontSize": 12, "titleFontSize": 12, "labelLimit": 0},
-        "legend": {"labelColor": text, "titleColor": text, "labelFontSize": 12, "titleFontSize": 12, "labelLimit": 0, "titleLimit": 0},
+        "legend": {
+            "labelColor": text,
+            "titleColor": text,
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "labelLimit": 0,
+            "titleLimit": 0,
+        },
         "title": words,
         "text": {"color": text},
         "style": {"mark": {"stroke": None, "fill": faint, "color": faint}},

@@ -1,7 +1,7 @@
 """Tables as HTML."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from html import escape
 from typing import Any
 
@@ -22,6 +22,7 @@ class Cell:
     """One entry of a table."""
 
     text: str
+    _: KW_ONLY
     detail: str = ""
     """A second line in small letters."""
     why: str = ""
@@ -60,7 +61,10 @@ def paragraph(text: str, kind: str = "") -> Html:
 def table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[Cell]]], *, series: bool = True) -> Html:
     """A table sorted by a click on a column. The first cell of a row is its name, by default that of a series."""
     rows = list(rows)
-    kinds = [{cell.kind.split()[0] if cell.kind else "" for cell in column} for column in zip(*(row for _, row in rows), strict=True)]
+    kinds = [
+        {cell.kind.split()[0] if cell.kind else "" for cell in column}
+        for column in zip(*(row for _, row in rows), strict=True)
+    ]
     numbers = [bool(rows) and kind <= {"number", "missing"} for kind in kinds or [set()] * (len(columns) - 1)]
     heads = "".join(
         f'<th scope="col"{" class=number" if numeric else ""}><button type="button">{escaped(column)}</button></th>'
