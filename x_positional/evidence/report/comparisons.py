@@ -12,6 +12,8 @@ from x_positional.evidence.report.answer import answers
 from x_positional.evidence.report.charts import INTEGER, Axis, Chart, Lines, Mark, Row, Scatter, times
 from x_positional.evidence.report.losses import METHODS, evaluation_sections, loss_chart, protocols
 from x_positional.evidence.report.page import Page, Section, render
+from x_positional.evidence.report.pictures import Pictures
+from x_positional.evidence.report.schemes import scheme_sections
 from x_positional.evidence.report.series import (
     DIGITS,
     Series,
@@ -30,22 +32,24 @@ MIB = 2**20
 CURVE_POINTS = 200
 
 
-def comparison_html(comparison: Comparison, beside: Comparison | None) -> str:
+def comparison_html(comparison: Comparison, beside: Comparison | None, pictures: Mapping[str, Pictures]) -> str:
     """The page; with `beside` two runs next to each other."""
     series = of_comparison(comparison)
     unit = unit_of([*series, *(of_comparison(beside) if beside else [])])
     trained = comparison.trained_length
     marks = [Mark(float(trained), f"trained length {trained:,}")]
+    known = [entry.label for entry in comparison.entries]
     sections = [
         *(_beside(comparison, beside, unit) if beside else []),
         *evaluation_sections(series, marks, trained, unit),
         cost_section(comparison, series, unit),
         curve_section(comparison, unit),
+        *(one for label in pictures if label in known for one in scheme_sections(pictures[label], label)),
         cell_section(comparison),
         settings_section(comparison),
         method_section(comparison),
     ]
-    labels = [entry.label for entry in comparison.entries]
+    labels = [*known]
     if beside is not None:
         labels += [entry.label for entry in beside.entries if entry.label not in labels]
     sentences = answers(series, trained, unit)

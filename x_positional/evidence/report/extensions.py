@@ -28,7 +28,8 @@ def extension_html(extension: Extension) -> str:
             [*map(paragraph, protocols(evaluations)), paragraph(METHODS.replace("over seeds", "over windows"))],
         ),
     ]
-    facts = f"From the trained length of {counted(trained, 'token')} to {counted(target, 'token')}, {number(target / trained)} times."
+    longer = f"{counted(target, 'token')}, {number(target / trained)} times"
+    facts = f"From the trained length of {counted(trained, 'token')} to {longer}."
     labels = [one.label for one in series]
     return render(
         Page(f"Extension: {extension.name}", sections, facts, _answer(extension, series, unit), labels, "Methods")
