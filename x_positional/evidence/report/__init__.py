@@ -8,13 +8,14 @@ from x_positional.errors import ArgumentError, import_extra
 from x_positional.evidence.comparison.results import Comparison
 from x_positional.evidence.evaluation.results import Evaluation
 from x_positional.evidence.extension.results import Extension
-from x_positional.evidence.report.pictures import Pictures, pictures_of
+from x_positional.evidence.report.pictures import Pictures, measure, pictures_of
 
 __all__ = [
     "Pictures",
     "comparison_page",
     "evaluation_page",
     "extension_page",
+    "measure",
     "pictures_of",
     "plot_page",
     "write_page",

@@ -60,6 +60,8 @@ class Axis:
         elif self.cut is not None:
             scale["domainMax"] = {"expr": f"zoom ? {self.cut!r} : null"}
         axis: dict[str, Any] = {"format": self.format, "labelOverlap": "greedy", "titlePadding": 8}
+        if self.scale == "linear":
+            axis["tickCount"] = 8
         if self.ticks:
             axis["values"] = list(self.ticks)
         if self.multiples_of:

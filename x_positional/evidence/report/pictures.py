@@ -88,6 +88,8 @@ class SchemePicture(Record):
     rotation: Rotation | None = None
     similarity: Map | None = None
     """Cosine similarity of position embeddings, for schemes that have some."""
+    note: str = ""
+    """Which learned parameters these are."""
     problem: str | None = None
     """Why it could not be measured."""
 
@@ -147,6 +149,7 @@ def _measured(plotted: PlottedScheme) -> SchemePicture:
         summary=summary,
         stage=None if plotted.stage is None else plotted.stage.when,
         trained_length=plotted.trained,
+        note=plotted.learned_note.strip() if plotted.stage is None else "",
     )
     try:
         return base.model_copy(

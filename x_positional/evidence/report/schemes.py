@@ -18,7 +18,6 @@ from x_positional.plotting.words import counted, number
 PANEL = 128
 """Width of the map of a head, in pixels."""
 NOTHING = "This scheme changes no embeddings, queries, keys or scores: there is nothing to plot."
-NEW = "initial parameters"
 
 
 def plot_html(pictures: Pictures, title: str) -> str:
@@ -62,7 +61,12 @@ def scheme_charts(stages: Sequence[SchemePicture], series: str | None = None) ->
 
 
 def _when(picture: SchemePicture) -> str:
-    return picture.stage or NEW
+    """The stage; empty for a scheme whose parameters do not change."""
+    return picture.stage or ""
+
+
+def _titled(title: str, when: str) -> str:
+    return f"{title}, {when}" if when else title
 
 
 def _bias_curves(biases: Sequence[tuple[str, Bias]], trained: int) -> Chart:
@@ -132,7 +136,7 @@ def _dashes(stages: Sequence[str]) -> alt.StrokeDash:
     )
 
 
-def _below(columns: int = 2) -> alt.Legend:
+def _below(columns: int = 1) -> alt.Legend:
     return alt.Legend(orient="bottom", direction="horizontal", columns=columns, labelLimit=0, symbolStrokeWidth=2.5)
 
 
@@ -144,7 +148,7 @@ def _bias_maps(biases: Sequence[tuple[str, Bias]]) -> list[Chart]:
         names = [
             f"head {head}: {number(low)} to {number(high)}" for head, (low, high) in zip(bias.heads, ends, strict=True)
         ]
-        title = "Bias by query and key" if len(biases) == 1 else f"Bias by query and key, {when}"
+        title = _titled("Bias by query and key", when)
         note = "Each head has its own colours" + (", the same before and after training" if len(biases) > 1 else "")
         caption = (
             f"{note}; its range is in its title, in logits. Every {counted_step(bias.map.step)}; masked keys are empty."
@@ -169,7 +173,7 @@ def _similarity(when: str, table: Map) -> Chart:
     caption = (
         f"Cosine similarity of what is added to the embeddings at two positions. Every {counted_step(table.step)}."
     )
-    return Chart(f"Similarity of position embeddings, {when}", spec, caption, panel=2 * PANEL, heavy=True)
+    return Chart(_titled("Similarity of position embeddings", when), spec, caption, panel=2 * PANEL, heavy=True)
 
 
 def _ends(values: Sequence[Values]) -> tuple[float, float]:
@@ -270,7 +274,7 @@ def _wavelengths(rotations: Sequence[tuple[str, Rotation]], trained: int) -> Cha
     rows: list[Row] = []
     for when, rotation in rotations:
         rows += _waves(
-            when if not rotation.unscaled else f"{when}, with scaling", rotation.channels, rotation.wavelengths
+            _titled("with scaling", when) if rotation.unscaled else when, rotation.channels, rotation.wavelengths
         )
     rows += _waves("before scaling", rotations[0][1].channels, rotations[0][1].unscaled)
     kinds = list(dict.fromkeys(row["stage"] for row in rows))
@@ -279,14 +283,14 @@ def _wavelengths(rotations: Sequence[tuple[str, Rotation]], trained: int) -> Cha
         alt.X(
             "x:Q",
             title="first channel of the pair",
-            axis=alt.Axis(format=INTEGER, tickMinStep=1),
-            scale=alt.Scale(nice=False),
+            axis=alt.Axis(format=INTEGER, tickMinStep=1, tickCount=8),
+            scale=alt.Scale(nice=False, padding=10),
         ),
         alt.Y(
             "y:Q",
             title="wavelength (tokens per turn, log scale)",
-            scale=alt.Scale(type="log", nice=False),
-            axis=alt.Axis(format=READABLE),
+            scale=alt.Scale(type="log", nice=False, padding=8),
+            axis=alt.Axis(format=READABLE, values=[10**power for power in range(12)]),
         ),
         color=_stage_colour(kinds),
         shape=alt.Shape(
@@ -330,7 +334,7 @@ def _angles(when: str, rotation: Rotation) -> Chart:
         {"x": str(channel), "values": list(row)}
         for channel, row in zip(rotation.shown_channels, rotation.cosines, strict=True)
     ]
-    positions = list(rotation.positions)
+    positions, colours = list(rotation.positions), alt.Scale(domain=[-1, 1], scheme="purpleorange")
     ticks = alt.Axis(values=positions[:: max(1, len(positions) // 4)], labelAngle=0, format=INTEGER)
     legend = alt.Legend(orient="bottom", values=[-1, 0, 1], gradientLength=220, title="cosine of the angle")
     chart = (
@@ -340,11 +344,11 @@ def _angles(when: str, rotation: Rotation) -> Chart:
         .transform_calculate(
             value="datum.values[datum.cell]", position=f"datum.cell * {positions[1] if len(positions) > 1 else 1}"
         )
-        .mark_rect()
+        .mark_rect(stroke=alt.expr("scale('color', datum.value)"), strokeWidth=0.7)  # over the seams between cells
         .encode(
             alt.X("position:O", title="position (tokens)", axis=ticks),
             alt.Y("x:N", sort=None, title="first channel of the pair", axis=alt.Axis(labelOverlap="greedy")),
-            alt.Color("value:Q", scale=alt.Scale(domain=[-1, 1], scheme="purpleorange"), legend=legend),
+            alt.Color("value:Q", scale=colours, legend=legend),
             tooltip=[
                 alt.Tooltip("x:N", title="first channel"),
                 alt.Tooltip("position:Q", format=INTEGER),
@@ -354,7 +358,7 @@ def _angles(when: str, rotation: Rotation) -> Chart:
     )
     spec = finish(chart, rows, [], height=max(120, 10 * len(rows)))
     return Chart(
-        f"Angles by position, {when}",
+        _titled("Angles by position", when),
         spec,
         f"Rotation of each pair relative to position 0. {counted(len(rows), 'pair')}.",
         heavy=True,
