@@ -259,6 +259,12 @@ def plot(
     ] = None,
     layer: Annotated[int | None, typer.Option(help="With --text: only this layer, from 1. Default: all.")] = None,
     head: Annotated[int | None, typer.Option(help="With --text: only this head, from 1. Default: all.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write one HTML file of interactive charts, which needs no network.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Plot what a model's position schemes do, or with --text what it attends to: PNG files, and an HTML page."""
     if text is not None:
@@ -266,12 +272,14 @@ def plot(
             raise UserError(
                 f"--text plots trained weights, so no key of the model can be set: {' '.join(context.args)}"
             )
+        if html is not None:
+            raise UserError("--html shows position schemes, not attention to a text. Leave out --text or --html")
         plot_text(config, text, layer, head, out)
         return
     if layer is not None or head is not None:
         raise UserError("--layer and --head choose attention maps of a text. Pass --text, or leave them out")
     fields, problems = load_model(config, _overrides(config, context, {}))
-    plot_model(fields, problems, config, out)
+    plot_model(fields, problems, config, out, html)
 
 
 @app.command()
