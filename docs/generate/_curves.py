@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from benchmarks.evidence.store import Evidence
 from x_positional.evidence.comparison.statistics import t_interval
 
-COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7")
-"""Of Okabe and Ito (2008): readable on white and on black, and told apart by colour-blind readers."""
+COLORS = ("#d55e00", "#3a8fd6", "#009e73", "#cc79a7")
+"""Of Okabe and Ito (2008), the blue lighter: readable on white and on black, and told apart by colour-blind readers."""
 GREY, TEXT = "#88888866", "#808080"
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 280, 48, 150, 14, 40
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 290, 48, 150, 26, 40
 MOST = 3.0
 """Bits per byte above the lowest loss at which the picture ends."""
 
@@ -88,5 +88,5 @@ def draw(evidence: Evidence, labels: Sequence[str]) -> str:
         lines.append(f'<polyline clip-path="url(#c)" points="{line}" fill="none" stroke="{color}" stroke-width="2.5"/>')
         lines.append(text(WIDTH - RIGHT + 10, TOP + 12 + 17 * row, label, f' fill="{color}" font-weight="bold"'))
     lines.append(text(WIDTH - RIGHT + 10, TOP + 12 + 17 * min(len(labels), len(COLORS)), "grey: other schemes"))
-    lines.append(text(4, TOP - 3, "bits per byte"))
+    lines.append(text(4, TOP - 12, "bits per byte"))
     return "\n".join([*lines, "</svg>", ""])
