@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.evidence.store import read
 from tests.support.doc_pages import ROOT, generator
 from x_positional.schemes.registry import REGISTRY
 
@@ -64,6 +65,9 @@ def test_scheme_pages_are_up_to_date() -> None:
     assert (ROOT / "docs" / "schemes.md").read_text() == schemes.render(), "run make docs"
     readme = (ROOT / "README.md").read_text()
     assert readme == schemes.render_readme(readme), "run make docs"
+    pages, folder = schemes.render_pages(read()), ROOT / "docs" / "schemes"
+    assert {path.name for path in folder.iterdir()} == set(pages)
+    assert [name for name, text in pages.items() if (folder / name).read_text() != text] == [], "run make docs"
 
 
 def test_evidence_page_is_up_to_date() -> None:
