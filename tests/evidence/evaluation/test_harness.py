@@ -47,9 +47,8 @@ def saved(folder: Path, row: str) -> TransformerWrapper:
 
 
 def ours(folder: Path, **options: Any) -> Any:
-    from x_positional.evidence.evaluation.harness import XPositionalLM
-
-    return XPositionalLM(str(folder / "model"), device="cpu", **options)
+    lm: Any = importlib.import_module("x_positional.evidence.evaluation.harness").XPositionalLM
+    return lm(str(folder / "model"), device="cpu", **options)
 
 
 def instances(kind: str, requests: list[Any]) -> list[Any]:
