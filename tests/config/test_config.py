@@ -220,7 +220,7 @@ def test_an_instance_is_shared_unless_it_belongs_to_layers() -> None:
             {"position": [{"kind": "rope", "thta": 1}, {"kind": "alibbi"}]},
             ["position[0].thta", "position[1]", "did you mean 'alibi'?"],
         ),
-        ({"position": 3}, ["position must be a name", "got 3", "absolute, alibi, axial, cope"]),
+        ({"position": 3}, ["position must be a name", "got 3", "absolute, alibi, axial, cable, cope"]),
         ({"position": [None]}, ["position must be a name", "got None"]),
         ({"attn": {"dropout": 1.0}}, ["attn.dropout", "less than 1"]),
     ],

@@ -14,7 +14,7 @@ SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 SHOWN = {
     "README.md": "loss",
-    "docs/adding-a-scheme.md": "KerpleLog",
+    "docs/adding-a-scheme.md": "GaussianWindow",
     "docs/generation.md": "tokens",
     "docs/layers.md": "logits",
     "docs/migration.md": "ours",

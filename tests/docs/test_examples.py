@@ -87,15 +87,15 @@ def test_your_own_scheme(example, capsys) -> None:
     assert report.ok
     assert [o.verdict for o in report.results] == ["pass"] * 3
     assert max(o.difference for o in report.results) < 1e-4
-    assert "rope + kerple" in capsys.readouterr().out
+    assert "rope + gaussian" in capsys.readouterr().out
 
 
 def test_your_own_scheme_is_the_formula_of_the_paper(example) -> None:
-    scheme = example("your_own_scheme").Kerple(heads=3).double()
+    scheme = example("your_own_scheme").Gaussian(heads=3).double()
     bias = scheme.of_distance(torch.tensor([-2, 0, 5]))
-    for head, (a, b) in enumerate(zip(scheme.r1.tolist(), scheme.r2.tolist(), strict=True)):
-        r1, r2 = (torch.tensor(x, dtype=torch.float64).exp().add(1).log() for x in (a, b))
-        expected = torch.stack([-r1 * (1 + r2 * distance).log() for distance in (2, 0, 5)])
+    for head, raw in enumerate(scheme.width.tolist()):
+        width = torch.tensor(raw, dtype=torch.float64).exp().add(1).log()
+        expected = torch.stack([-(distance**2) / (2 * width**2) for distance in (2, 0, 5)])
         torch.testing.assert_close(bias[head], expected, atol=1e-12, rtol=0)
 
 

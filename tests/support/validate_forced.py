@@ -109,7 +109,7 @@ def far(a: Tensor, b: Tensor, close: float = CLOSE) -> bool:
 
 Path = tuple[str | int, ...]
 MEANT_FOR_KERNELS = {"backend", "flash"}
-MEANT_FOR_THE_START = {"bias_init", "uniform_init"}
+MEANT_FOR_THE_START = {"bias_init", "init", "scale_init", "threshold_init", "uniform_init"}
 CANCELS = {"center"}  # xPos: the same in queries and keys
 
 

@@ -44,6 +44,7 @@ from x_positional.schemes import (
     NoPE,
     Rope,
     RopeEmbedding,
+    ScalableSoftmax,
     T5Bias,
     XPosEmbedding,
     t5_buckets,
@@ -323,6 +324,8 @@ def both_sides(config: ModelConfig, use: Use, model: TransformerWrapper, full: T
             )
             if (bias > 0).any():
                 yield "forgetting remembers what lies to the right better the farther it is"
+        if isinstance(scheme, ScalableSoftmax) and not scheme.tables(index)[..., 0, :].any():
+            yield "ssmax scales the first query to zero, which sees every key"
         if isinstance(scheme, CopeScores):
             same = torch.ones(1, heads, n, config.layers.head_dim)
             counted = scheme.transform_scores(torch.zeros(1, heads, n, n), None, same, ctx)

@@ -73,6 +73,8 @@ def find_pairs(probe: Probe, length: int) -> Pairs | None:
             planes.setdefault(plane, []).append(channel)
         else:
             unrotated.append(channel)
+    if not planes:
+        return None  # every channel is only scaled
     own = tuple(channels[0] if channels[0] in plane else plane[0] for plane, channels in planes.items())
     partner = tuple(sum(plane) - first for plane, first in zip(planes, own, strict=True))
     return Pairs(head, tuple(map(tuple, planes.values())), own, partner, tuple(unrotated))

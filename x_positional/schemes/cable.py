@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from x_positional.schemes.base import Dims
 from x_positional.schemes.gates import GatedScheme
+from x_positional.schemes.initial import small_normal
 from x_positional.schemes.precision import widened
 from x_positional.schemes.registry import SchemeConfig
 
@@ -28,7 +29,7 @@ class CableBias(GatedScheme):
     def __init__(self, dim: int, heads: int):
         super().__init__()
         self.to_bias = nn.Linear(dim, heads)
-        nn.init.normal_(self.to_bias.weight, std=0.02)
+        self.to_bias.weight = nn.Parameter(small_normal(heads, dim))
         nn.init.zeros_(self.to_bias.bias)
 
     def log_gates(self, x: Tensor) -> Tensor:

@@ -69,8 +69,8 @@ class Chain(PositionScheme):
 
     def rotate_q(self, q: Tensor, tables: list[Any]) -> Tensor:
         pairs = list(zip(self._all(), tables, strict=True))
-        for part, table in sorted(pairs, key=lambda pair: not pair[0].overrides("rotate_k")):
-            q = part.rotate_q(q, table)  # what scales queries alone (a temperature) comes last, after rotations
+        for part, table in sorted(pairs, key=lambda pair: _only_scales(pair[0])):
+            q = part.rotate_q(q, table)  # a temperature comes last
         return q
 
     def rotate_k(self, k: Tensor, tables: list[Any]) -> Tensor:
@@ -105,6 +105,11 @@ class Chain(PositionScheme):
     def row_term(self, q: Tensor, ctx: AttentionContext) -> ScoreTerm | None:
         transforming = [part for part in self._all() if part.overrides("transform_scores")]
         return transforming[0].row_term(q, ctx) if transforming else None
+
+
+def _only_scales(part: PositionScheme) -> bool:
+    """Whether a scheme that changes queries is a temperature: it neither rotates keys nor adds to queries and scores."""
+    return not (part.overrides("rotate_k") or part.overrides("layer_bias"))
 
 
 def chain_problems(parts: Sequence[PositionScheme]) -> list[str]:

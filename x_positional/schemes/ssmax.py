@@ -19,8 +19,10 @@ TRAINED = 1024
 
 
 class ScalableSoftmax(PositionScheme):
-    """q_t is multiplied by s_h ln(t + 1): softmax(s ln(n) z) for n = t + 1 visible keys, so that attention does not fade as
-    the sequence grows (Nakanishi 2025, arXiv:2501.19399). s is learned, one per head of each layer.
+    """q_t is multiplied by s_h ln(t + 1): softmax(s ln(n) z), n = t + 1, so that attention does not fade as the sequence grows
+    (Nakanishi 2025, arXiv:2501.19399, equation 2). s is learned, one per head of each layer.
+
+    n is the number of keys up to the query's position, also where a window hides some of them. Biases are not scaled.
 
     Args:
         heads: H.
@@ -60,3 +62,11 @@ class SSMax(SchemeConfig):
         trained = max(2, dims.max_seq_len or TRAINED)
         mean = math.lgamma(trained + 1) / trained  # of ln 1 .. ln trained
         return ScalableSoftmax(dims.heads, self.init or 1 / mean)
+
+    def problems(self, dims: Dims) -> list[str]:
+        if dims.causal:
+            return []
+        return [
+            "ssmax: without a causal mask every query sees all keys, and ssmax counts those up to the query's position: the first "
+            "query would attend to all keys alike. Use a decoder."
+        ]

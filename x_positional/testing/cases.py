@@ -7,8 +7,10 @@ from x_positional.schemes.alibi import Alibi
 from x_positional.schemes.cope import Cope
 from x_positional.schemes.deberta import Deberta
 from x_positional.schemes.dynamic_bias import Dynamic
+from x_positional.schemes.fire import Fire
 from x_positional.schemes.forgetting import Forgetting
 from x_positional.schemes.gated_t5 import GatedT5
+from x_positional.schemes.kerple import Kerple
 from x_positional.schemes.registry import REGISTRY
 from x_positional.schemes.relative_logits import RelativeLogits
 from x_positional.schemes.rotary.axial import Axial
@@ -17,6 +19,7 @@ from x_positional.schemes.rotary.polar import Polar
 from x_positional.schemes.rotary.rope import Rope, XPos
 from x_positional.schemes.rotary.scaling.length import DynamicNtk, LongRope
 from x_positional.schemes.rotary.scaling.parts import Llama3, Yarn
+from x_positional.schemes.shaw import Shaw
 from x_positional.schemes.t5 import T5
 from x_positional.schemes.temperature import LogN, Temperature
 from x_positional.testing.subject import Scheme, Sizes
@@ -111,6 +114,10 @@ VARIANTS: dict[str, SchemeCase] = {
     ),
     "dynamic, log distance, norm": SchemeCase(Dynamic(log_distance=True, norm=True, depth=1, dim=7)),
     "cope, 4 positions": SchemeCase(Cope(max_pos=4), SHARED),
+    "kerple, power": SchemeCase(Kerple(kernel="power"), UNGROUPED),
+    "fire, 5 units, fractions from 6 on": SchemeCase(Fire(width=5, scale=0.7, threshold=6.0)),
+    "shaw, 3 distances to a side": SchemeCase(Shaw(max_distance=3), SHARED),
+    "rope + ssmax": SchemeCase(["rope", "ssmax"]),
     "rope + temperature": SchemeCase(["rope", Temperature(floor_scale=0.7)]),
     "relative_logits, 6 distances, clipped": SchemeCase(RelativeLogits(width=3, extent=6, clip=0.5), SHARED),
     "relative_logits, 6 distances, scaled": SchemeCase(RelativeLogits(width=3, extent=6, log_floor=4, log_scale=0.2)),
