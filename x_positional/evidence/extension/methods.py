@@ -166,7 +166,9 @@ def _unscalable(config: ModelConfig) -> str | None:
     scaled = [part for part in ropes if not _unscaled(part)]
     if not scaled:
         return None
-    what = scaled[0].scaling.rope_type if scaled[0].scaling is not None else "interpolation_factor or base_rescale_factor"
+    what = (
+        scaled[0].scaling.rope_type if scaled[0].scaling is not None else "interpolation_factor or base_rescale_factor"
+    )
     return f"the model was trained with scaled frequencies already ({what})"
 
 
