@@ -13,6 +13,8 @@ from x_positional.cli.compare import run_comparison
 from x_positional.cli.convert import convert as write_converted
 from x_positional.cli.convert import convert_adapters
 from x_positional.cli.evaluate import EvalOptions, Protocol, evaluate
+from x_positional.cli.extend import ExtendOptions
+from x_positional.cli.extend import extend as run_extension
 from x_positional.cli.finetune import resolved as resolved_finetuning
 from x_positional.cli.finetune import run_finetuning
 from x_positional.cli.generate import GenerateOptions, generate_from_published, generate_from_run, prompt_text
@@ -352,6 +354,81 @@ def verify(
     """Compare a model's logits with those of transformers. Exit code 1 if they differ."""
     if not run_verify(model, tolerance, dtype, max_tokens):
         raise typer.Exit(1)
+
+
+@app.command()
+def extend(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="Run folder, folder of a published model, GGUF file, or model name on the Hub.",
+            show_default=False,
+        ),
+    ],
+    to: Annotated[
+        str, typer.Option(help="Length to reach: tokens, or a multiple of the trained length (4x).", show_default=False)
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Text or .npy ids to score. Default: the validation split of a run, or the embedded text's."),
+    ] = None,
+    lengths: Annotated[
+        str | None, typer.Option(help="More lengths to score: 0.5x,12288. Default: doubled up to the target.")
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Only these: linear,ntk,dynamic,ntk_by_parts,yarn,longrope,keep_first.", show_default="all"),
+    ] = None,
+    choose: Annotated[
+        str | None, typer.Option(help="Fine-tune and write this method.", show_default="the best at the target length")
+    ] = None,
+    trained_length: Annotated[
+        int | None, typer.Option(min=2, help="Length the model was trained on. Default: that of the run or the config.")
+    ] = None,
+    longrope_factors: Annotated[
+        Path | None, typer.Option(help="JSON file with long_factor (and short_factor): one number a pair.")
+    ] = None,
+    targets: Annotated[int, typer.Option(min=1, help="Tokens scored at the end of each window.")] = 64,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="Windows, at most. Default: 32, and fewer of very long ones.")
+    ] = None,
+    position_windows: Annotated[int, typer.Option(min=0, help="Windows of the loss by position; 0 leaves it out.")] = 1,
+    finetune_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Fine-tune the best method at the target length on this many tokens.")
+    ] = None,
+    finetune_data: Annotated[
+        Path | None, typer.Option(help="Text to fine-tune on. Default: the training split of the run or embedded text.")
+    ] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Fine-tune LoRA adapters, merged at the end.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder to write the extended model to.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the record and of fine-tuning.", show_default="runs/extend/...")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, for a published model.")] = None,
+) -> None:
+    """Extend a model's context: try every method that needs no training, rank them, fine-tune, write a folder."""
+    options = ExtendOptions(
+        to=to,
+        data=data,
+        lengths=lengths,
+        methods=methods,
+        choose=choose,
+        trained_length=trained_length,
+        longrope_factors=longrope_factors,
+        targets=targets,
+        windows=windows,
+        position_windows=position_windows,
+        finetune_tokens=finetune_tokens,
+        finetune_data=finetune_data,
+        lora=lora,
+        out=out,
+        run_dir=run_dir,
+        device=device,
+        dtype=dtype,
+    )
+    raise typer.Exit(run_extension(model, options))
 
 
 @app.command()
