@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests.support.command_line import Call
-from x_positional.cli import compare as command
+from x_positional.cli.evidence import compare as command
 from x_positional.evidence.comparison.plan import Asked
 from x_positional.evidence.comparison.results import Cell, Comparison
 from x_positional.evidence.evaluation.results import DataSummary, Evaluation, LengthLoss, ModelSummary

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from tests.support.draws import draws
-from x_positional.cli.compare import show
+from x_positional.cli.evidence.compare import show
 from x_positional.errors import UserError
 from x_positional.evidence.comparison import run as run_module
 from x_positional.evidence.comparison.cell import make_cell, step_seconds

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from x_positional.cli.convert import next_commands, tokenizer_writer, try_tokenizer
+from x_positional.cli.evidence.subject import Subject, open_subject
 from x_positional.cli.hints import command
-from x_positional.cli.subject import Subject, open_subject
 from x_positional.cli.train import INTERRUPTED
 from x_positional.errors import ArgumentError, UserError
 from x_positional.evidence.evaluation.lengths import LengthSettings
