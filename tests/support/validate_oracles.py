@@ -41,6 +41,7 @@ from x_positional.schemes import (
     CopeScores,
     DebertaBias,
     ForgettingBias,
+    GatedT5Bias,
     NoPE,
     Rope,
     RopeEmbedding,
@@ -282,6 +283,8 @@ def laws(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor)
                 yield "t5 buckets are out of order"
         if isinstance(scheme, DebertaBias) and (scheme.rows(torch.arange(200)).diff() < 0).any():
             yield "deberta buckets are out of order"
+        if isinstance(scheme, GatedT5Bias) and not scheme.share:
+            yield "the gates of a head read no channel"
 
 
 def choosing(config: ModelConfig, use: Use, model: TransformerWrapper, full: Tensor) -> Iterator[str]:
