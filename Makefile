@@ -26,7 +26,7 @@ export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo quick quick-static quick-tests test test-all fuzz lint types format house docs pages site bench gpu clean
+.PHONY: help demo quick quick-static quick-tests test test-all fuzz lint types format house docs pages site bench evidence gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +78,10 @@ site: $(VENV)/.dev ## build the documentation as a site into site/; any warning 
 
 bench: $(VENV)/.dev ## measure speed and memory beside x-transformers and transformers; continues where it was interrupted
 	@$(PY) -m x_positional.cli.main bench
+
+evidence: $(VENV)/.dev ## measure every scheme at equal compute (about an hour on two cores); continues where it was interrupted
+	@OMP_NUM_THREADS=1 $(PY) -m benchmarks.evidence
+	@PYTHONPATH=. $(PY) docs/generate/evidence.py
 
 gpu: ## check and time everything on a CUDA device, without a network (under eight minutes); GPUFLAGS="--wheels DIR"
 	@$(PYTHON) -m benchmarks.gpu $(GPUFLAGS)

@@ -1,17 +1,18 @@
 """Measures everything that docs/evidence.md shows; a second start continues where the first one was interrupted.
 
-    python -m benchmarks.evidence                                     # what is missing in evidence/
-    python -m benchmarks.evidence --only rope --seed 0 --folder again # one cell, measured again in another folder
-    python docs/generate/evidence.py                                  # writes the page
+python -m benchmarks.evidence                                     # what is missing in evidence/
+python -m benchmarks.evidence --only rope --seed 0 --folder again # one cell, measured again in another folder
+python docs/generate/evidence.py                                  # writes the page
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.evidence.grid import CONFIG, LENGTHS, PROBED, SEEDS, WINDOWS, entries
+from benchmarks.evidence.grid import CONFIG, LENGTHS, PROBED, SEEDS, TARGETS, WINDOWS, entries
 from benchmarks.evidence.store import FOLDER, ROOT
 from benchmarks.evidence.tasks import measure_probes
 from x_positional.errors import UserError, did_you_mean
@@ -45,17 +46,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def request(chosen: tuple[Entry, ...], seeds: tuple[int, ...], steps: int | None) -> Asked:
     """The comparison of these schemes and seeds. steps: None is that of the config. Raises UserError."""
-    return asked(
+    found = asked(
         "evidence",
         load_fields(ROOT / CONFIG, {}),
         chosen,
-        seeds=",".join(map(str, seeds)),
+        seeds=",".join(map(str, (*seeds, seeds[0]))),  # one number alone would be a count
         lengths=",".join(map(str, LENGTHS)),
         steps=steps,
         budget=None,
         equal="tokens",
         windows=WINDOWS,
     )
+    return replace(found, grid=found.grid.model_copy(update={"targets": TARGETS, "position_windows": 0}))
 
 
 def _chosen(labels: list[str]) -> tuple[Entry, ...]:

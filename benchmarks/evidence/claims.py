@@ -117,7 +117,10 @@ def answers(evidence: Evidence, task: str, better: str, worse: str) -> Part:
     scores = {(label, n): evidence.accuracy(label, task, n) for label in (better, worse) for n in (trained, *lengths)}
     shared = set(scores[better, trained]).intersection(*scores.values())
     found = over_seeds(
-        {seed: sum(scores[better, n][seed] - scores[worse, n][seed] for n in lengths) / max(1, len(lengths)) for seed in shared}
+        {
+            seed: sum(scores[better, n][seed] - scores[worse, n][seed] for n in lengths) / max(1, len(lengths))
+            for seed in shared
+        }
     )
     unlearned = [
         f"{label} reaches {sum(scores[label, trained].values()) / len(scores[label, trained]):.2f}"

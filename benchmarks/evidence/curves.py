@@ -43,8 +43,14 @@ def draw(evidence: Evidence, path: Path) -> None:
     lengths = evidence.comparison.lengths
     axes.axvline(evidence.comparison.trained_length, color="#555555", linewidth=1, linestyle=":")
     axes.annotate(
-        "trained length", (evidence.comparison.trained_length, 1.0), (4, -4), xycoords=("data", "axes fraction"),
-        textcoords="offset points", va="top", fontsize=9, color="#555555",
+        "trained length",
+        (evidence.comparison.trained_length, 1.0),
+        (4, -4),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        va="top",
+        fontsize=9,
+        color="#555555",
     )
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [f"{n:,}" for n in lengths])

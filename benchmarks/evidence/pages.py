@@ -65,20 +65,18 @@ def leaderboard(evidence: Evidence) -> list[str]:
 
 
 def missing(evidence: Evidence) -> Iterator[str]:
-    """Why losses are missing, a line a reason."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """Why losses are missing, a line a scheme: its seeds or lengths, and the first reason."""
+    found: dict[str, dict[str, str]] = {}
     for cell in evidence.comparison.cells:
+        reasons = found.setdefault(cell.label, {})
         if cell.status != "done":
-            found.setdefault((cell.label, cell.reason or cell.status), []).append(f"seed {cell.seed}")
+            reasons[f"seed {cell.seed}"] = cell.reason or cell.status
         for row in cell.evaluation.lengths if cell.evaluation else ():
             if row.loss is None:
-                found.setdefault((cell.label, _first_line(row.reason)), []).append(f"{row.length:,}")
-    for (label, reason), where in found.items():
-        yield f"- {label} ({', '.join(dict.fromkeys(where))}): {reason}"
-
-
-def _first_line(reason: str | None) -> str:
-    return (reason or "no reason given").splitlines()[0]
+                reasons[f"{row.length:,}"] = row.reason or "no reason given"
+    for label, reasons in found.items():
+        if reasons:
+            yield f"- {label} ({', '.join(reasons)}): {next(iter(reasons.values())).splitlines()[0]}"
 
 
 def verdict_table(found: Sequence[Verdict]) -> list[str]:
@@ -148,7 +146,7 @@ def commands(label: str, seed: int) -> list[str]:
     scheme = shlex.quote(text_of(label))
     return [
         f"python -m benchmarks.evidence --only {shlex.quote(label)} --seed {seed} --folder again",
-        f"x-positional compare {CONFIG} --schemes {scheme} --seeds {seed + 1}",
+        f"x-positional compare {CONFIG} --schemes {scheme} --seeds {seed},{seed}",
     ]
 
 
@@ -157,5 +155,3 @@ def probed(evidence: Evidence) -> list[str]:
     if not evidence.probes:
         return ["Not measured yet."]
     return [line for task in TASKS for line in (*task_table(evidence, task), "")]
-
-

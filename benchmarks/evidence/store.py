@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.evidence` leaves in evidence/: the folder of a comparison, and a JSON file for each scheme on tasks."""
+"""The results in evidence/: the folder of a comparison, and a JSON file for each scheme and seed on the tasks."""
 
 import math
 from dataclasses import dataclass

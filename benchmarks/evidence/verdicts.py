@@ -1,7 +1,7 @@
 """The rule that decides whether a published claim was reproduced. It reads numbers and nothing else.
 
-A claim has one or more parts. Each is a statistic with a 95 % interval, and a bound that the paper puts it above or below. A part
-holds where its whole interval is on the claimed side of the bound, and fails where the whole interval is on the other side. A claim is
+A claim has one or more parts. Each is a statistic with a 95 % interval, and a bound that the paper puts it above or below. A
+part holds where its whole interval is on the claimed side of the bound, and fails where all of it is on the other side. A claim is
 
 - reproduced, where every part holds;
 - contradicted, where a part fails;
@@ -39,12 +39,10 @@ class Part:
     @property
     def holds(self) -> bool | None:
         """None where the interval contains the bound, or nothing can be decided."""
-        if self.found is None or not self.valid:
+        if self.found is None or self.found.half is None or not self.valid:
             return None
-        low, high = self.found.low - self.bound, self.found.high - self.bound
-        if self.side == "below":
-            low, high = -high, -low
-        return True if low > 0 else False if high < 0 else None
+        beyond = (self.found.mean - self.bound) * (1 if self.side == "above" else -1)
+        return None if abs(beyond) <= self.found.half else beyond > 0
 
 
 @dataclass(frozen=True)

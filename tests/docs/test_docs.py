@@ -68,6 +68,13 @@ def test_scheme_pages_are_up_to_date() -> None:
     assert [name for name, text in pages.items() if (folder / name).read_text() != text] == [], "run make docs"
 
 
+def test_evidence_page_is_up_to_date() -> None:
+    evidence = generator("evidence")
+    measured, readme = evidence.read(), (ROOT / "README.md").read_text()
+    assert (ROOT / "docs" / "evidence.md").read_text() == evidence.render(measured), "run make docs"
+    assert readme == evidence.render_readme(readme, measured), "run make docs"
+
+
 def test_performance_page_is_up_to_date() -> None:
     assert (ROOT / "docs" / "performance.md").read_text() == generator("performance").render(), "run make docs"
 

@@ -11,6 +11,7 @@ from tests.support.rounding import assert_same
 from tests.support.small_models import ids
 from x_positional import AutoregressiveWrapper, CacheError
 from x_positional.hf import XPositionalCache
+from x_positional.hf.caching import CACHE_NAME
 
 TOKENS = ids(2, 7)
 MASK = torch.ones_like(TOKENS)
@@ -108,10 +109,12 @@ def test_a_cache_continues_by_chunks_and_from_embeddings(name: str):
     cache = theirs(TOKENS, attention_mask=MASK).past_key_values
     assert cache.get_seq_length() == 7
     found = theirs(more, attention_mask=mask, past_key_values=copy.deepcopy(cache)).logits
+    assert torch.equal(theirs(more, attention_mask=mask, cache=copy.deepcopy(cache)).logits, found)
     assert_same(found, theirs(both, attention_mask=mask).logits[:, 7:])
     settings = {"attention_mask": mask, "do_sample": False, "max_new_tokens": 5}
     want = theirs.generate(both, **settings)
-    assert torch.equal(theirs.generate(both, past_key_values=cache, **settings), want)
+    for name in ("past_key_values", "cache") if CACHE_NAME == "cache" else ("past_key_values",):
+        assert torch.equal(theirs.generate(both, **{name: copy.deepcopy(cache)}, **settings), want)
     assert torch.equal(theirs.generate(both, prefill_chunk_size=3, **settings), want)
     embeds = theirs.get_input_embeddings()(both)
     assert torch.equal(theirs.generate(inputs_embeds=embeds, **settings), want[:, both.shape[1] :])

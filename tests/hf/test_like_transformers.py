@@ -9,6 +9,7 @@ from tests.support.export_models import own
 from tests.support.hf_models import load, loaded
 from tests.support.rounding import assert_same
 from x_positional import TransformerWrapper
+from x_positional.hf.caching import CACHE_NAME
 
 FAMILIES = {
     "LlamaForCausalLM": {},
@@ -90,8 +91,8 @@ def test_arguments_mean_the_same(name: str, models: tuple[Any, Any]):
     if isinstance(want, tuple):
         assert compared(found, want, kept) == 2
         return
-    names = {key for key in found if key != "past_key_values"}
-    assert names == {key for key in want if key not in ("past_key_values", "cross_attentions")}
+    names = {key for key in found if key != CACHE_NAME}
+    assert names == {key for key in want if key not in (CACHE_NAME, "cross_attentions")}
     assert sum(compared(found[key], want[key], kept) for key in sorted(names)) >= len(names)
     if name == "who sees whom":
         assert torch.equal(ours(TOKENS, attention_mask=PREFIX.expand(2, 1, 11, 11)).logits, found.logits)

@@ -12,10 +12,12 @@ from tests.support.hf_models import causal, load, loaded
 from tests.support.published.compare import quietly
 from tests.support.small_models import decoder, ids
 from x_positional import ArgumentError, PretrainedError, XPositionalError
+from x_positional.hf import XPositionalCache
 
 TOKENS = ids(2, 9)
 MODEL = causal("rope")[1]
 CALLS: dict[str, tuple[dict[str, Any], str]] = {
+    "two caches": ({"past_key_values": XPositionalCache(), "cache": XPositionalCache()}, "two names of one argument"),
     "another cache": ({"past_key_values": transformers.DynamicCache()}, "holds keys and values alone"),
     "a float mask": ({"attention_mask": torch.rand(2, 1, 9, 9)}, "additive masks are unsupported"),
     "a mask of another length": ({"attention_mask": torch.ones(2, 4)}, "must have 2 rows and 9 columns"),

@@ -133,7 +133,7 @@ def test_the_text_inside_of_llama4(whole: tuple[Any, Path], recwarn: pytest.Warn
     ours, tokens = from_pretrained(folder), ids(2, 23)
     assert isinstance(ours, TransformerWrapper)
     assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
-    expected = their_logits(theirs, tokens)
+    expected = their_logits(theirs.language_model, tokens)  # transformers 5.24 fails on the whole model in every call
     assert_same(ours(tokens), expected)
     ours.save_pretrained(tmp_path, format="hf")
     again = quietly(transformers.AutoModelForCausalLM.from_pretrained, tmp_path)

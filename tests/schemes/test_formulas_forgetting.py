@@ -106,7 +106,7 @@ def test_neighbours_after_thousands_of_tokens(dtype: torch.dtype) -> None:
     scheme = layers.kinds[0].scheme
     with torch.no_grad():
         ctx, state = plan_of(layers, T, dtype).layers[0].prepared.ctx, scheme.key_state(x)
-        bias = scheme.content_bias(x, ctx, state)
+        bias = scheme.content_bias(x, ctx, state, None)
         query, key = torch.tensor(T - 1), torch.arange(T - 4, T)
         head = torch.arange(HEADS)[:, None]
         found = bias.fn(torch.tensor(0), head, query, key)

@@ -206,7 +206,7 @@ def test_transformers_agrees_where_no_text_follows_a_video() -> None:
 
 
 def test_text_after_a_video_does_not_fall_into_it() -> None:
-    """transformers 5.23 starts it inside the video, and goes on decoding from elsewhere."""
+    """transformers 5.24 starts it inside the video, and goes on decoding from elsewhere."""
     rows: list[list[Segment]] = [[Text(3), Video(10, 2, 2, seconds_per_grid=0.5), Text(3)]]
     found, (want, _) = multimodal_positions(rows, tokens_per_second=2), theirs(rows, 2)
     assert found.positions[0, -3:, 0].tolist() == [13, 14, 15]

@@ -15,6 +15,7 @@ from tests.support.broken_bases import (
     PlainCope,
     PlainForgetting,
     PlainLearned,
+    PlainRelative,
     PlainRope,
     PlainSinusoidal,
     pairs,
@@ -138,7 +139,7 @@ class UncachedGates(PlainForgetting):
         self.log_f = F.logsigmoid(self.gate(x)).transpose(1, 2)
         return self.log_f[..., None]
 
-    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: Any) -> Bias:
         c = self.log_f.cumsum(-1)
         last = c.shape[-1] - 1
         return Bias(lambda b, h, i, j: c[b, h, i] - c[b, h, j.clamp(max=last)], ctx.batch, ctx.heads)
@@ -151,18 +152,55 @@ class StashedGates(PlainForgetting):
         self.new = F.logsigmoid(self.gate(x)).transpose(1, 2)
         return self.new[..., None]
 
-    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: Any) -> Bias:
         self.seen = torch.cat([self.seen, self.new], -1) if ctx.S > ctx.T else self.new
-        return super().content_bias(q, ctx, self.seen[:, :, -ctx.S :, None])
+        return super().content_bias(q, ctx, self.seen[:, :, -ctx.S :, None], query_state)
 
 
 class UnorderedGates(StashedGates):
     """Keeps gates in an attribute that follows the number of rows, but not their order."""
 
-    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: Any) -> Bias:
         if ctx.S > ctx.T:
             self.seen = self.seen.repeat_interleave(len(self.new) // len(self.seen), 0)
-        return super().content_bias(q, ctx, state)
+        return super().content_bias(q, ctx, state, query_state)
+
+
+class NeighboursState(PlainRelative):
+    """Takes the query state of each token from the next one."""
+
+    def query_state(self, x: Tensor) -> Tensor:
+        return super().query_state(x.roll(-1, 1))
+
+
+class LateState(PlainRelative):
+    """After a cache, takes the query state of each token from the one before."""
+
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: Any) -> Bias:
+        before, self.last = getattr(self, "last", query_state), query_state[:, :, -1:]
+        if ctx.S > ctx.T and len(before) == len(query_state):
+            query_state = torch.cat([before, query_state[:, :, :-1]], 2)
+        return super().content_bias(q, ctx, state, query_state)
+
+
+class FirstKeysState(PlainRelative):
+    """Reads the state of queries from cached states of keys, from the first key on."""
+
+    def key_state(self, x: Tensor) -> Tensor:
+        return super().query_state(x)
+
+    def _own(self, state: Tensor, ctx: AttentionContext) -> Tensor:
+        return state[:, :, : ctx.T]
+
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: Any) -> Bias:
+        return super().content_bias(q, ctx, state, query_state if state is None else self._own(state, ctx))
+
+
+class LastSlotsState(FirstKeysState):
+    """Reads it from the last slots, which are not those of the queries in a ring."""
+
+    def _own(self, state: Tensor, ctx: AttentionContext) -> Tensor:
+        return state[:, :, ctx.S - ctx.T :]
 
 
 class FixedTable(PlainAlibi):
@@ -201,7 +239,7 @@ class LeftOnly(PlainAlibi):
 class NarrowSums(PlainForgetting):
     """Sums in float32, so earlier documents change the rounding within a document."""
 
-    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: Any) -> Bias:
         c = torch.zeros(1).to(q) + state[..., 0].cumsum(-1)  # type: ignore[index]
         return Bias(lambda b, h, i, j: c[b, h, i + ctx.S - ctx.T] - c[b, h, j], ctx.batch, ctx.heads)
 
@@ -212,7 +250,7 @@ class BatchMean(PlainAlibi):
     def bias(self, ctx: AttentionContext) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         return None
 
-    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: Any) -> Bias:
         far, bias = q.abs().mean(), super().bias(ctx)
         return Bias(lambda b, h, i, j: bias.fn(b, h, i, j) * far, ctx.batch, ctx.heads)
 

@@ -10,6 +10,7 @@ from x_positional.schemes import (
     CopeScores,
     ForgettingBias,
     LearnedAbsolute,
+    RelativeBias,
     RopeEmbedding,
     SinusoidalEmbedding,
     alibi_slopes,
@@ -35,6 +36,11 @@ class PlainCope(CopeScores):
 class PlainForgetting(ForgettingBias):
     def __init__(self, dims: Dims):
         super().__init__(dims.dim, dims.heads)
+
+
+class PlainRelative(RelativeBias):
+    def __init__(self, dims: Dims):
+        super().__init__(dims.dim, dims.heads, dims.causal, width=3, extent=24)
 
 
 class PlainSinusoidal(SinusoidalEmbedding):

@@ -82,7 +82,7 @@ class SecretReader(PlainAlibi):
     def bias(self, ctx: AttentionContext) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         return None
 
-    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: Any) -> Bias:
         return super().bias(ctx)
 
     def capabilities(self) -> Capabilities:
@@ -186,7 +186,7 @@ class HalfGates(PlainForgetting):
     def key_state(self, x: Tensor) -> Tensor:
         return F.logsigmoid(self.gate(x)).transpose(1, 2)[..., None]
 
-    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: Any) -> Bias:
         c = torch.zeros(1).to(q) + state[..., 0].to(q.dtype).cumsum(-1)  # type: ignore[index]
         return Bias(lambda b, h, i, j: c[b, h, i + ctx.S - ctx.T] - c[b, h, j], ctx.batch, ctx.heads)
 

@@ -319,7 +319,7 @@ def both_sides(config: ModelConfig, use: Use, model: TransformerWrapper, full: T
             if (factor[0] > factor[1]).any():
                 yield "xpos scores grow to the right"
         if isinstance(scheme, ForgettingBias):
-            bias = scheme.content_bias(torch.zeros(1), ctx, torch.full((1, heads, n, 1), -1.0)).dense(
+            bias = scheme.content_bias(torch.zeros(1), ctx, torch.full((1, heads, n, 1), -1.0), None).dense(
                 ctx, Span(0, n), Span(0, n)
             )
             if (bias > 0).any():

@@ -157,6 +157,7 @@ def keep_first_problem(layers: Sequence[tuple[Sequence[PositionScheme], Attentio
         "embed": "adds positions to the embeddings, before any layer could move them. Leave keep_first out, or use a scheme of "
         "distances: rope, alibi, t5.",
         "layer_bias": "cannot move a query to another position. Leave keep_first out, or use rope, alibi, t5.",
+        "query_state": "cannot move a query to another position. Leave keep_first out, or use rope, alibi, t5.",
         "key_state": "sums over every token between query and key, and keep_first drops those between the first tokens and the "
         "window. Leave keep_first out, or use rope, alibi, t5, cope.",
     }

@@ -12,6 +12,7 @@ from x_positional.cli.bench import bench as run_bench
 from x_positional.cli.compare import run_comparison
 from x_positional.cli.convert import convert as write_converted
 from x_positional.cli.convert import convert_adapters
+from x_positional.cli.evaluate import EvalOptions, Protocol, evaluate
 from x_positional.cli.finetune import resolved as resolved_finetuning
 from x_positional.cli.finetune import run_finetuning
 from x_positional.cli.generate import GenerateOptions, generate_from_published, generate_from_run, prompt_text
@@ -22,6 +23,8 @@ from x_positional.cli.train import run_training
 from x_positional.cli.verify import verify as run_verify
 from x_positional.config import validate
 from x_positional.errors import UserError
+from x_positional.evidence.evaluation.options import DEFAULT as DEFAULT_LENGTHS
+from x_positional.evidence.evaluation.usable import TOLERANCE
 from x_positional.models.quantize import Quantization
 from x_positional.models.saving import Format
 from x_positional.training.checkpoints.run_folder import load_run_config
@@ -434,6 +437,95 @@ def compare(
     )
     if not fine:
         raise typer.Exit(1)
+
+
+@app.command("eval")
+def eval_model(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL_OR_RUN",
+            help="Run folder, folder of a published model, GGUF file, or model name on the Hub.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Held-out text: a file, a folder, or ids in .npy.",
+            show_default="the validation split of a run; else held-out embedded text",
+        ),
+    ] = None,
+    lengths: Annotated[
+        str, typer.Option(help="Context lengths: multiples of the trained length (2x, 0.5x), or tokens (1024).")
+    ] = DEFAULT_LENGTHS,
+    trained_length: Annotated[
+        int | None, typer.Option(min=1, help="Trained length.", show_default="of the run or the model's config")
+    ] = None,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            help="same-targets: the last tokens of windows spread over the text. sliding: consecutive tokens, each window one "
+            "stride (--targets) after the other. Both score the same tokens at every length."
+        ),
+    ] = "same-targets",
+    targets: Annotated[int, typer.Option(min=1, help="Tokens scored at the end of each window.")] = 64,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="Windows, at most.", show_default="32, fewer of very long ones")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="Rise of the loss that a usable length allows, in nats per token.")
+    ] = TOLERANCE,
+    passkey: Annotated[
+        bool | None,
+        typer.Option(
+            "--passkey/--no-passkey",
+            help="Retrieve a number hidden in filler text, by depth and length.",
+            show_default="for published models",
+        ),
+    ] = None,
+    passkey_trials: Annotated[int, typer.Option(min=1, help="Numbers to hide at each depth and length.")] = 3,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Tasks that small models with the same scheme are trained on, half a minute each: copy, repeat, reverse, "
+            "counting, first_occurrence.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.", show_default=False)] = None,
+    store: Annotated[
+        bool, typer.Option("--store/--no-store", help="Keep the usable length beside the weights, for generate.")
+    ] = True,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 or float16, for a published model.",
+            show_default="float32 on a CPU, else as stored",
+        ),
+    ] = None,
+) -> None:
+    """Measure how far a trained model goes: loss by context length and by position, and passkey retrieval."""
+    evaluate(
+        model,
+        EvalOptions(
+            data=data,
+            lengths=lengths,
+            trained_length=trained_length,
+            protocol=protocol,
+            targets=targets,
+            windows=windows,
+            tolerance=tolerance,
+            passkey=passkey,
+            passkey_trials=passkey_trials,
+            tasks=tasks,
+            out=out,
+            store=store,
+            device=device,
+            dtype=dtype,
+        ),
+    )
 
 
 def _bf16_on_cpu(config: Path, overrides: dict[str, object], device: str | None, dtype: str | None) -> bool:

@@ -7,17 +7,18 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from x_positional.errors import MissingExtra
 from x_positional.evidence.comparison.entries import read_entries, split_entries
 from x_positional.evidence.comparison.plan import RESULT, asked, read_budget
 from x_positional.evidence.comparison.results import Comparison
 from x_positional.evidence.comparison.run import compare
 from x_positional.evidence.comparison.statistics import Interval
 from x_positional.evidence.comparison.summary import AtLength, by_length, costs, notes, unit
+from x_positional.evidence.report import comparison_page, write_page
 from x_positional.progress import print_lines, progress_bars
 from x_positional.training.load import load_fields
 
-NARROW = 100
-"""Columns of a console below which the differences get a table of their own."""
+PAGE = "comparison.html"
 
 
 def run_comparison(
@@ -83,9 +84,9 @@ def show(result: Comparison, console: Console) -> None:
     """Print losses by length, paired differences and costs, and how they were made."""
     places = by_length(result)
     console.print()
-    console.print(_lengths(result, places, f"validation loss in {unit(result)}, by context length", "loss"))
+    console.print(_lengths(result, places, f"{unit(result)} by context length", "loss"))
     if len(result.entries) > 1:
-        title = f"difference to {result.entries[0].label}, paired by seed"
+        title = f"minus {result.entries[0].label}, by seed"
         console.print(_lengths(result, places, title, "difference"))
     table = Table(title="cost", title_justify="left")
     table.add_column("scheme")
@@ -116,7 +117,7 @@ def _lengths(result: Comparison, places: list[AtLength], title: str, what: Liter
 def _cell_words(place: AtLength, what: Literal["loss", "difference"]) -> str:
     interval: Interval | None = place.loss if what == "loss" else place.difference
     if interval is None:
-        return "cannot run" if what == "loss" and place.reason else "-"
+        return "none" if what == "loss" else ""
     sign = "+" if what == "difference" else ""
     half = "" if interval.half is None else f" ± {interval.half:.3f}"
     marked = "*" if what == "difference" and interval.excludes_zero else ""
@@ -124,4 +125,9 @@ def _cell_words(place: AtLength, what: Literal["loss", "difference"]) -> str:
 
 
 def _page(result: Comparison, folder: Path) -> list[str]:
-    return []
+    """Write the page of the comparison; the line that names it, or what it needs."""
+    try:
+        write_page(folder / PAGE, comparison_page(result))
+    except MissingExtra as error:
+        return [f"no page: {error}"]
+    return [f"page {folder / PAGE}"]

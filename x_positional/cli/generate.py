@@ -15,6 +15,7 @@ from rich.console import Console
 
 from x_positional.cli.published import checkpoint_of, is_published, loaded, opened
 from x_positional.errors import ArgumentError, UserError
+from x_positional.evidence.evaluation.stored import stored_length
 from x_positional.generation.proposals import DraftModel, PromptLookup
 from x_positional.generation.speculative import Speculate
 from x_positional.models.autoregressive import AutoregressiveWrapper
@@ -99,7 +100,8 @@ def generate_from_run(
     trained = parse_config(checkpoint.config_text(), str(checkpoint.path)).seq_len
     speculate = speculation(options, device, None)
     pieces = stream_text(net, ids, tokenizer, options, speculate)
-    print_stream(prompt, pieces, str(checkpoint.path), room=trained - len(ids))
+    limits = LengthLimits(len(ids), trained, checkpoint.path)
+    print_stream(prompt, pieces, str(checkpoint.path), limits)
     print_report(speculate)
 
 
@@ -130,9 +132,8 @@ def generate_from_published(
         )
     speculate = speculation(options, device, dtype)
     pieces = stream_pieces(model, ids, tokenizer.ends, tokenizer.decoder, options, speculate)
-    trained = model.config.max_seq_len
-    room = None if trained is None else trained - len(ids)
-    print_stream("" if chat else prompt, pieces, source.path.name, room=room)
+    limits = LengthLimits(len(ids), model.config.max_seq_len, source.path)
+    print_stream("" if chat else prompt, pieces, source.path.name, limits)
     print_report(speculate)
     if tokenizer.template is not None and not chat:
         print("[this model has a chat template: use --chat to get a reply to the prompt]", file=sys.stderr)
@@ -152,7 +153,7 @@ def generate_from_source(
     speculate, device = speculation(options, "cpu", None), next(model.parameters()).device
     ends = tokenizer.ends if options.stop else ()
     inputs = torch.tensor([ids], device=device), torch.tensor([starts], device=device)
-    print_stream("", text_of(model, inputs, ends, tokenizer.decoder, options, speculate), name, room=None)
+    print_stream("", text_of(model, inputs, ends, tokenizer.decoder, options, speculate), name)
     print_report(speculate)
 
 
@@ -179,14 +180,14 @@ def print_report(speculate: Speculate | None) -> None:
         print(f"[speculative decoding: {speculate.report}]", file=sys.stderr)
 
 
-def print_stream(prompt: str, pieces: Iterable[str], model: str, *, room: int | None) -> None:
+def print_stream(prompt: str, pieces: Iterable[str], model: str, limits: "LengthLimits | None" = None) -> None:
     """Print the prompt and each piece of text as it arrives; then, to stderr, tokens, speed and the name of the model.
 
     Args:
         prompt: Printed first.
         pieces: The text of each new token.
         model: Its name.
-        room: New tokens up to the trained length; a text that is longer gets a note. None if the length is unknown.
+        limits: Lengths of the model; a text that is longer gets a note. None where they are unknown.
     """
     print(prompt, end="", flush=True)
     try:
@@ -194,9 +195,36 @@ def print_stream(prompt: str, pieces: Iterable[str], model: str, *, room: int | 
     finally:  # an error begins on a line of its own
         print(flush=True)
     print(f"[{count} tokens, {count / seconds:,.1f} tokens/s, {model}]", file=sys.stderr)
-    if room is not None and count > room:
-        where = "the prompt alone exceeds it" if room < 0 else f"passed after {room} new tokens"
-        print(f"[longer than the trained length: {where}; the model extrapolates from there]", file=sys.stderr)
+    for note in () if limits is None else limits.notes(count):
+        print(f"[{note}]", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class LengthLimits:
+    """The lengths of a model that a text is compared with."""
+
+    prompt: int
+    """Tokens of the prompt."""
+    trained: int
+    """The trained length."""
+    path: Path
+    """The folder or file of the weights, beside which `eval` stores the measured length."""
+
+    def notes(self, new: int) -> Iterator[str]:
+        """Which lengths a text with this many new tokens exceeds, and what was measured there."""
+        room = self.trained - self.prompt
+        if new > room:
+            where = "the prompt alone exceeds it" if room < 0 else f"passed after {room} new tokens"
+            yield f"longer than the trained length: {where}; the model extrapolates from there"
+        try:
+            measured = stored_length(self.path)
+        except UserError as problem:
+            yield f"measured length ignored: {problem}"
+            return
+        if measured is not None and self.prompt + new > measured.usable:
+            yield f"{self.prompt + new:,} tokens: {measured.words()}"
+        elif measured is not None and new > room:
+            yield f"measured: the loss does not rise up to {measured.usable:,} tokens ({measured.protocol}, {measured.data})"
 
 
 def write_stream(pieces: Iterable[str], write: Callable[[str], object]) -> tuple[int, float]:

@@ -3,14 +3,19 @@
 B rows, C columns: tokens and padding, as transformers counts them.
 """
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from x_positional.attention.cache import KVCache
 from x_positional.errors import CacheError
+
+CACHE_NAME = "cache" if any(f.name == "cache" for f in fields(BaseModelOutputWithPast)) else "past_key_values"
+"""The name of a cache in outputs and in `generate` of transformers: "cache" from 5.24 on."""
 
 
 class XPositionalCache(Cache):
@@ -46,6 +51,11 @@ class XPositionalCache(Cache):
     def __len__(self) -> int:
         """Layers that hold keys."""
         return 0 if self.kv is None else len(self.kv.windows)
+
+    @property
+    def is_linear(self) -> list[bool]:  # type: ignore[override]
+        """False for each layer, one before the first call: none keeps a running state in place of keys."""
+        return [False] * max(1, len(self))
 
     @property
     def is_compileable(self) -> bool:

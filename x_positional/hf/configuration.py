@@ -19,7 +19,7 @@ class XPositionalConfig(PreTrainedConfig):
     """
 
     model_type = NATIVE
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
 
     model: dict[str, Any] | None = None
     """The config of the model, as `plain(model.config)`."""

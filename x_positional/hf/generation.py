@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 from x_positional.errors import ArgumentError, CacheError, PositionError
-from x_positional.hf.caching import XPositionalCache
+from x_positional.hf.caching import CACHE_NAME, XPositionalCache
 from x_positional.hf.reading import cacheable
 from x_positional.models.language import TransformerWrapper
 
@@ -60,15 +60,15 @@ class OwnCache:
             return
         if assisted or generation_config.is_assistant:
             self._check_windows(max_cache_length)
-        if model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = XPositionalCache()
+        if model_kwargs.get(CACHE_NAME) is None:
+            model_kwargs[CACHE_NAME] = XPositionalCache()
 
     def _check_needs_no_cache(self, assisted: bool, model_kwargs: dict[str, Any]) -> None:
         """Raises PositionError where a call of generate cannot read the whole sequence for every token."""
         needs = {
             "assisted decoding": assisted,
             "inputs_embeds in generate": model_kwargs.get("inputs_embeds") is not None,
-            "past_key_values": model_kwargs.get("past_key_values") is not None,
+            CACHE_NAME: model_kwargs.get(CACHE_NAME) is not None,
         }
         if wanted := [what for what, given in needs.items() if given]:
             schemes = self._decoder.attn_layers.position_schemes

@@ -115,19 +115,26 @@ def _counted(columns: Tensor) -> Tensor:
     return columns.long().cumsum(-1) - 1
 
 
-def own_cache(past_key_values: Cache | None, layers: Any, batch: int) -> tuple[XPositionalCache | None, KVCache | None]:
+def given_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
+    """The cache that a call was given, by its old or new name in transformers. Raises CacheError for two of them."""
+    if past_key_values is not None and cache is not None and past_key_values is not cache:
+        raise CacheError("past_key_values and cache are two names of one argument. Pass one of them.")
+    return past_key_values if cache is None else cache
+
+
+def own_cache(cache: Cache | None, layers: Any, batch: int) -> tuple[XPositionalCache | None, KVCache | None]:
     """The cache of a call, and the one of the model in it, which is made for the first call.
 
     Raises:
         CacheError: For a cache of another class.
         PositionError: Where cached keys would go stale.
     """
-    if past_key_values is None:
+    if cache is None:
         return None, None
-    if not isinstance(past_key_values, XPositionalCache):
+    if not isinstance(cache, XPositionalCache):
         raise CacheError(
-            f"past_key_values is a {type(past_key_values).__name__}, which holds keys and values alone. Pass an "
+            f"the cache is a {type(cache).__name__}, which holds keys and values alone. Pass an "
             "x_positional.hf.XPositionalCache(), or leave it out: calls in eval mode return one."
         )
-    kv = past_key_values.kv
-    return past_key_values, layers.new_cache(batch) if kv is None else kv
+    kv = cache.kv
+    return cache, layers.new_cache(batch) if kv is None else kv

@@ -10,6 +10,7 @@ from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, MaskedLMOutput
 
 from x_positional.hf.base import XPositionalPreTrainedModel
+from x_positional.hf.caching import CACHE_NAME
 from x_positional.hf.configuration import XPositionalConfig
 from x_positional.hf.generation import OwnCache
 from x_positional.hf.losses import loss_and_logits
@@ -61,6 +62,7 @@ class XPositionalModel(_Text):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        cache: Cache | None = None,
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """As `XPositionalForCausalLM.forward`, without logits. With logits_proj hidden states are as wide as the embedding."""
         found = self._read(
@@ -70,15 +72,16 @@ class XPositionalModel(_Text):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
         out = BaseModelOutputWithPast(
             last_hidden_state=self._net.projected(found.hidden),  # type: ignore[arg-type]
-            past_key_values=found.cache,
             hidden_states=found.hidden_states,
             attentions=found.attentions,
+            **{CACHE_NAME: found.cache},  # type: ignore[arg-type]
         )
         return self._returned(out, return_dict)
 
@@ -104,6 +107,7 @@ class XPositionalForCausalLM(OwnCache, _Text, GenerationMixin):
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
+        cache: Cache | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Ids [B T] -> logits, and with labels the loss, as the models of transformers compute them.
 
@@ -116,7 +120,7 @@ class XPositionalForCausalLM(OwnCache, _Text, GenerationMixin):
             token_type_ids: [B T], for models with token types.
             position_ids: [B T]; without them positions count the tokens that the mask shows. Rows packed without a mask and a
                 cache restart them at each text.
-            past_key_values: What an earlier call returned.
+            past_key_values: What an earlier call returned; `cache` is its name in transformers from 5.24 on.
             inputs_embeds: [B T E] in place of ids: rows of `get_input_embeddings()`.
             labels: [B T], the target of each place, -100 for none; they are shifted here.
             use_cache: Whether to return a cache. None: in eval mode, where cached keys stay right.
@@ -125,6 +129,7 @@ class XPositionalForCausalLM(OwnCache, _Text, GenerationMixin):
             return_dict: False returns a tuple.
             logits_to_keep: Compute logits of the last places alone, 0 for all; or of these places.
             num_items_in_batch: What the sum of the loss is divided by, in place of the number of targets.
+            cache: The same as past_key_values.
 
         Raises:
             InputError, PositionError, CacheError: Before any kernel runs.
@@ -136,6 +141,7 @@ class XPositionalForCausalLM(OwnCache, _Text, GenerationMixin):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
@@ -146,9 +152,9 @@ class XPositionalForCausalLM(OwnCache, _Text, GenerationMixin):
         out = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=found.cache,
             hidden_states=found.hidden_states,
             attentions=found.attentions,
+            **{CACHE_NAME: found.cache},  # type: ignore[arg-type]
         )
         return self._returned(out, return_dict)
 
@@ -179,7 +185,6 @@ class XPositionalForMaskedLM(_Text):
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
-            past_key_values=None,
             use_cache=False,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,

@@ -13,7 +13,7 @@ from transformers import Cache
 from x_positional.attention.inputs import read_value
 from x_positional.errors import InputError
 from x_positional.hf.caching import XPositionalCache
-from x_positional.hf.inputs import own_cache, read_places
+from x_positional.hf.inputs import given_cache, own_cache, read_places
 from x_positional.models.language import TransformerWrapper
 from x_positional.modules.stack import AttentionLayers
 
@@ -46,7 +46,8 @@ def read(
     attention_mask: Tensor | None,
     token_type_ids: Tensor | None,
     position_ids: Tensor | None,
-    past_key_values: Cache | None,
+    past_key_values: Cache | None = None,
+    cache: Cache | None = None,
     use_cache: bool | None,
     output_attentions: bool | None,
     output_hidden_states: bool | None,
@@ -69,10 +70,11 @@ def read(
         )
     batch, length, config = row.shape[0], row.shape[1], model.config
     by_default = config.use_cache and not model.training and cacheable(net)
-    if past_key_values is None and (by_default if use_cache is None else use_cache):
-        past_key_values = XPositionalCache()
-    cache, kv = own_cache(past_key_values, net, batch)
-    places = read_places(length, batch, attention_mask, position_ids, cache)
+    held = given_cache(past_key_values, cache)
+    if held is None and (by_default if use_cache is None else use_cache):
+        held = XPositionalCache()
+    own, kv = own_cache(held, net, batch)
+    places = read_places(length, batch, attention_mask, position_ids, own)
     given: dict[str, Any] = {**places.given, "token_types": token_type_ids}
     if inputs_embeds is not None:
         given["inputs_embeds"] = net.scaled(net.check_embeds(inputs_embeds, "inputs_embeds"))
@@ -85,10 +87,10 @@ def read(
     with recorded(net.attn_layers, bool(states)) as seen:
         out = net(input_ids, cache=kv, return_embeddings=True, return_attention=bool(maps), **given)
     hidden, *found = out if isinstance(out, tuple) else (out,)
-    if cache is not None and kv is not None:
-        cache.added(kv, length, places.columns)
+    if own is not None and kv is not None:
+        own.added(kv, length, places.columns)
     of_self, of_cross = (*(tuple(layers) for layers in found), None, None)[:2]
-    return Read(hidden, cache, (*seen[:-1], hidden) if states else None, of_self, of_cross)
+    return Read(hidden, own, (*seen[:-1], hidden) if states else None, of_self, of_cross)
 
 
 @contextmanager

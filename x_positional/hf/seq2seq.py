@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from x_positional.config.seq2seq import Seq2SeqConfig
 from x_positional.errors import InputError
 from x_positional.hf.base import XPositionalPreTrainedModel
+from x_positional.hf.caching import CACHE_NAME
 from x_positional.hf.configuration import XPositionalConfig
 from x_positional.hf.generation import OwnCache
 from x_positional.hf.losses import loss_and_logits
@@ -49,7 +50,6 @@ class SourceEncoder(nn.Module):
             attention_mask=attention_mask,
             token_type_ids=None,
             position_ids=None,
-            past_key_values=None,
             use_cache=False,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
@@ -141,6 +141,7 @@ class XPositionalForSeq2SeqLM(OwnCache, XPositionalPreTrainedModel, GenerationMi
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
         """Source and target ids -> logits, and with labels the loss, as in T5 of transformers.
 
@@ -150,7 +151,7 @@ class XPositionalForSeq2SeqLM(OwnCache, XPositionalPreTrainedModel, GenerationMi
             decoder_input_ids: [B T]; without them, labels shifted to the right.
             decoder_attention_mask: [B T], 1 at target tokens.
             encoder_outputs: What `get_encoder()` returned for the source; a filled cache holds what is needed of it.
-            past_key_values: What an earlier call returned.
+            past_key_values: What an earlier call returned; `cache` is its name in transformers from 5.24 on.
             inputs_embeds: [B S E] in place of source ids.
             decoder_inputs_embeds: [B T E] in place of target ids.
             labels: [B T] the id that each place predicts, -100 for none. They are not shifted.
@@ -159,6 +160,7 @@ class XPositionalForSeq2SeqLM(OwnCache, XPositionalPreTrainedModel, GenerationMi
             output_hidden_states: Whether to return the embeddings and what each block returns; the last one is normed.
             return_dict: False returns a tuple.
             num_items_in_batch: What the sum of the loss is divided by, in place of the number of targets.
+            cache: The same as past_key_values.
 
         Raises:
             InputError, PositionError, CacheError: Before any kernel runs.
@@ -180,6 +182,7 @@ class XPositionalForSeq2SeqLM(OwnCache, XPositionalPreTrainedModel, GenerationMi
             token_type_ids=None,
             position_ids=None,
             past_key_values=past_key_values,
+            cache=cache,
             use_cache=False if labels is not None and use_cache is None else use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
@@ -189,12 +192,12 @@ class XPositionalForSeq2SeqLM(OwnCache, XPositionalPreTrainedModel, GenerationMi
         out = Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=found.cache,  # type: ignore[arg-type]
             decoder_hidden_states=found.hidden_states,
             decoder_attentions=found.attentions,
             cross_attentions=found.cross_attentions,
             encoder_last_hidden_state=source,
             encoder_hidden_states=encoder_outputs.hidden_states,
             encoder_attentions=encoder_outputs.attentions,
+            **{CACHE_NAME: found.cache},  # type: ignore[arg-type]
         )
         return self._returned(out, return_dict)

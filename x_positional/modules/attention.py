@@ -93,14 +93,25 @@ class Heads(nn.Module):
     def ops(
         self,
         scheme: PositionScheme | None,
+        x: Tensor,
         content: Tensor,
         state: Tensor | None,
         prepared: Prepared,
         view: LayerView | None = None,
         rows: bool = False,
     ) -> ScoreOps:
-        """What is done to this layer's scores. scheme: None where positions do not apply. rows: it transforms whole rows."""
-        bias = None if scheme is None else scheme.content_bias(content, prepared.ctx, state)
+        """What is done to this layer's scores.
+
+        Args:
+            scheme: None where positions do not apply.
+            x: [B T M], what queries are projected from.
+            content: [B H T D], the unrotated queries.
+            state: of all keys.
+            prepared: masks and biases that layers share.
+            view: for schemes that read the layer.
+            rows: whether the scheme transforms whole rows.
+        """
+        bias = None if scheme is None else scheme.content_bias(content, prepared.ctx, state, scheme.query_state(x))
         if view is not None and scheme is not None:
             bias = add([bias, scheme.layer_bias(view, prepared.ctx)])
         return ScoreOps(
@@ -154,7 +165,7 @@ class Attention(Heads):
         view = None
         if plan.reads_layer:
             view = LayerView(q=content, k=k, scale=self.scale, to_q=self._queries_of, to_k=self._keys_of)
-        ops = self.ops(scheme, content, state, plan.prepared, view, plan.whole_rows)
+        ops = self.ops(scheme, x, content, state, plan.prepared, view, plan.whole_rows)
         if plan.kept_tokens is not None:
             moved = self.rotate_and_norm(content, q_norm, scheme.rotate_q, plan.kept_tokens.tables)
             ops = ops._replace(content=add([ops.content, plan.kept_tokens.correction(moved, q, k, self.scale)]))
@@ -195,7 +206,7 @@ class CrossAttention(Heads):
         content = self.split_and_norm(self.to_q(x), self.q_norm)
         q = self.rotate_and_norm(content, self.q_norm, scheme.rotate_q if plan.rotated else no_rotation, plan.q_tables)
         k, v = self._keys(scheme, plan)
-        ops = self.ops(scheme if plan.rotated else None, content, None, plan.prepared)
+        ops = self.ops(scheme if plan.rotated else None, x, content, None, plan.prepared)
         if plan.maps is not None:
             plan.collect(q, k, ops)
         out = plan.backend.attend(q, k, v, plan.prepared, ops)

@@ -86,7 +86,7 @@ class LatentAttention(Heads):
             key, latent, state = plan.cache.write(plan.layer, plan.view, key, latent, state)
         latent = latent.expand(-1, key.shape[1], -1, -1)  # a scheme may rotate keys differently in each head
         absorbed = self._from_latent() if self._absorbs(x.shape[1], latent.shape[2]) else None
-        ops = self.ops(scheme, content, state, plan.prepared, rows=plan.whole_rows)
+        ops = self.ops(scheme, x, content, state, plan.prepared, rows=plan.whole_rows)
         q = self._in_space(scheme.rotate_q(content, plan.tables), absorbed)
         k, v = self._of_heads(key, latent) if absorbed is None else (torch.cat([key, latent], dim=-1), latent)
         if plan.kept_tokens is not None:

@@ -16,7 +16,7 @@ from x_positional.plotting.schemes import PlottedScheme
 from x_positional.schemes.base import AttentionContext, LayerView, PositionScheme
 from x_positional.schemes.context import add
 
-CONTENT_HOOKS = ("key_state", "content_bias", "layer_bias", "transform_scores")
+CONTENT_HOOKS = ("key_state", "query_state", "content_bias", "layer_bias", "transform_scores")
 SAMPLES, MOST_KEYS = 8, 4096
 """Random sequences that a content-dependent bias is averaged over, and the most keys each can have."""
 RANDOM_STD = 0.3
@@ -101,7 +101,7 @@ def _added(scheme: PositionScheme, plotted: PlottedScheme, ctx: AttentionContext
         x = torch.randn(ctx.batch, ctx.S, dims.dim, generator=draw)
         content = add(
             [
-                scheme.content_bias(q, ctx, scheme.key_state(x)),
+                scheme.content_bias(q, ctx, scheme.key_state(x), scheme.query_state(x[:, ctx.S - ctx.T :])),
                 scheme.layer_bias(_random_layer(plotted, q, k, draw), ctx),
             ]
         )

@@ -9,6 +9,7 @@ from x_positional.schemes.absolute import (
     SinusoidalEmbedding,
 )
 from x_positional.schemes.alibi import Alibi, AlibiBias, RoundedAlibiBias, alibi_slopes
+from x_positional.schemes.buckets import t5_buckets
 from x_positional.schemes.cable import Cable, CableBias
 from x_positional.schemes.compose import Chain
 from x_positional.schemes.cope import Cope, CopeScores
@@ -17,8 +18,10 @@ from x_positional.schemes.distance import DistanceScheme
 from x_positional.schemes.dynamic_bias import Dynamic, DynamicBias
 from x_positional.schemes.fire import Fire, FireBias
 from x_positional.schemes.forgetting import Forgetting, ForgettingBias
+from x_positional.schemes.gated_t5 import GatedT5, GatedT5Bias
 from x_positional.schemes.kerple import Kerple, KerpleBias
 from x_positional.schemes.none import NoPE, NoPosition
+from x_positional.schemes.relative_logits import LogScaledRelativeBias, RelativeBias, RelativeLogits
 from x_positional.schemes.rotary.axial import Axial, AxialEmbedding
 from x_positional.schemes.rotary.mixed import Mixed, MixedEmbedding
 from x_positional.schemes.rotary.polar import Polar, PolarEmbedding
@@ -41,7 +44,7 @@ from x_positional.schemes.rotary.scaling import (
 from x_positional.schemes.sandwich import Sandwich, SandwichBias
 from x_positional.schemes.shaw import Shaw, ShawBias
 from x_positional.schemes.ssmax import ScalableSoftmax, SSMax
-from x_positional.schemes.t5 import T5, T5Bias, t5_buckets
+from x_positional.schemes.t5 import T5, T5Bias
 from x_positional.schemes.temperature import LogLengthTemperature, LogN, QueryTemperature, Temperature
 from x_positional.schemes.transformer_xl import TransformerXL, TransformerXLBias
 
@@ -68,6 +71,8 @@ __all__ = [
     "FireBias",
     "Forgetting",
     "ForgettingBias",
+    "GatedT5",
+    "GatedT5Bias",
     "Kerple",
     "KerpleBias",
     "LearnedAbsolute",
@@ -75,6 +80,7 @@ __all__ = [
     "Llama3",
     "LogLengthTemperature",
     "LogN",
+    "LogScaledRelativeBias",
     "LongRope",
     "Mixed",
     "MixedEmbedding",
@@ -87,6 +93,8 @@ __all__ = [
     "PolarEmbedding",
     "Proportional",
     "QueryTemperature",
+    "RelativeBias",
+    "RelativeLogits",
     "Rope",
     "RopeEmbedding",
     "RopeScaling",

@@ -223,12 +223,17 @@ class PositionScheme(nn.Module):
         """[B T M] -> [B H T C]. Extra state of each key, cached with k and v: forget gates."""
         return None
 
+    def query_state(self, x: Tensor) -> Any:
+        """[B T M] -> [B H T C]. Extra state of each new query, from the input of the query projection; never cached, since no
+        later token reads it: relative logits, gates of T5's bias."""
+        return None
+
     def bias(self, ctx: AttentionContext) -> Bias | None:
         """A bias that depends on positions alone. Once per forward pass: ALiBi, T5, dynamic position bias."""
         return None
 
-    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias | None:
-        """A pointwise bias that may read the unrotated queries [B H T D] and the key state [B H S C] of a layer."""
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: Any) -> Bias | None:
+        """A pointwise bias that may read a layer's unrotated queries [B H T D], key state [B H S C] and query state [B H T C]."""
         return None
 
     def layer_bias(self, view: LayerView, ctx: AttentionContext) -> Bias | None:

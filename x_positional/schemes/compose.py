@@ -82,11 +82,17 @@ class Chain(PositionScheme):
         states = [part.key_state(x) for part in self._all()]
         return next((state for state in states if state is not None), None)
 
+    def query_state(self, x: Tensor) -> list[Any]:
+        return [part.query_state(x) for part in self._all()]
+
     def bias(self, ctx: AttentionContext) -> Bias | None:
         return add([part.bias(ctx) for part in self._all()])
 
-    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias | None:
-        return add([part.content_bias(q, ctx, state) for part in self._all()])
+    def content_bias(
+        self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: list[Any]
+    ) -> Bias | None:
+        parts = zip(self._all(), query_state, strict=True)
+        return add([part.content_bias(q, ctx, state, mine) for part, mine in parts])
 
     def layer_bias(self, view: LayerView, ctx: AttentionContext) -> Bias | None:
         return add([part.layer_bias(view, ctx) for part in self._all()])

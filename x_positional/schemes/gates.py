@@ -123,7 +123,7 @@ class GatedScheme(PositionScheme):
     def key_state(self, x: Tensor) -> Tensor:
         return self.log_gates(x).transpose(1, 2)[..., None]
 
-    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None) -> Bias:
+    def content_bias(self, q: Tensor, ctx: AttentionContext, state: Tensor | None, query_state: None) -> Bias:
         if state is None:
             raise PositionError(
                 f"{type(self).__name__} needs key state, which cross-attention does not have. Use another scheme there."

@@ -3,36 +3,17 @@
 H heads; the bias is in logits, after scaling.
 """
 
-import math
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from x_positional.schemes.base import Dims
+from x_positional.schemes.buckets import t5_bucket_problems, t5_buckets
 from x_positional.schemes.distance import DistanceScheme
 from x_positional.schemes.initial import small_normal
 from x_positional.schemes.registry import SchemeConfig
 from x_positional.schemes.values import MAX_LENGTH, MAX_ROWS
-
-
-def t5_buckets(distance: Tensor, num_buckets: int, max_distance: int, causal: bool) -> Tensor:
-    """int64 distances (query - key) -> buckets (Raffel et al. 2020, arXiv:1910.10683, section 2.1).
-
-    The first half of the buckets hold one distance each, the rest are logarithmic up to max_distance. Without a causal mask
-    half of all buckets are for keys to the right of the query.
-    """
-    offset = 0
-    if not causal:
-        num_buckets //= 2
-        offset = (distance < 0).long() * num_buckets
-        distance = distance.abs()
-    distance = distance.clamp(min=0)
-    exact = num_buckets // 2
-    ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
-    far = (exact + (ratio * (num_buckets - exact)).long()).clamp(max=num_buckets - 1)
-    return torch.where(distance < exact, distance, far) + offset
 
 
 class T5Bias(DistanceScheme):
@@ -89,15 +70,4 @@ class T5(SchemeConfig):
         return T5Bias(dims.heads, dims.causal, self.num_buckets, self.max_distance, self.scale, self.per_layer)
 
     def problems(self, dims: Dims) -> list[str]:
-        buckets = self.num_buckets if dims.causal else self.num_buckets // 2
-        found = []
-        if buckets < 2:
-            found.append(
-                f"t5: num_buckets={self.num_buckets} leaves fewer than two buckets per side in an encoder. Use 4 or more."
-            )
-        if self.max_distance <= buckets // 2:
-            found.append(
-                f"t5: max_distance={self.max_distance} must exceed the {buckets // 2} distances that have their own bucket "
-                f"(num_buckets={self.num_buckets}). Raise max_distance or lower num_buckets."
-            )
-        return found
+        return t5_bucket_problems(self.kind, self.num_buckets, self.max_distance, dims.causal)

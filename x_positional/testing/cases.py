@@ -9,8 +9,10 @@ from x_positional.schemes.deberta import Deberta
 from x_positional.schemes.dynamic_bias import Dynamic
 from x_positional.schemes.fire import Fire
 from x_positional.schemes.forgetting import Forgetting
+from x_positional.schemes.gated_t5 import GatedT5
 from x_positional.schemes.kerple import Kerple
 from x_positional.schemes.registry import REGISTRY
+from x_positional.schemes.relative_logits import RelativeLogits
 from x_positional.schemes.rotary.axial import Axial
 from x_positional.schemes.rotary.mixed import Mixed
 from x_positional.schemes.rotary.polar import Polar
@@ -46,6 +48,7 @@ CHAINS: tuple[list[Scheme], ...] = (
     ["xpos", "alibi", "forgetting"],
     ["mixed", "forgetting"],
     ["absolute", "deberta"],
+    ["relative_logits", "gated_t5", "forgetting"],
 )
 
 NTK = DynamicNtk(original_max_position_embeddings=9, length_policy="recompute")
@@ -116,6 +119,9 @@ VARIANTS: dict[str, SchemeCase] = {
     "shaw, 3 distances to a side": SchemeCase(Shaw(max_distance=3), SHARED),
     "rope + ssmax": SchemeCase(["rope", "ssmax"]),
     "rope + temperature": SchemeCase(["rope", Temperature(floor_scale=0.7)]),
+    "relative_logits, 6 distances, clipped": SchemeCase(RelativeLogits(width=3, extent=6, clip=0.5), SHARED),
+    "relative_logits, 6 distances, scaled": SchemeCase(RelativeLogits(width=3, extent=6, log_floor=4, log_scale=0.2)),
+    "gated_t5, 8 buckets to 12": SchemeCase(GatedT5(num_buckets=8, max_distance=12), EVEN),
     "forgetting, gates half open": SchemeCase(Forgetting(bias_init=0.0)),
 }
 

@@ -24,6 +24,7 @@ HOOKS = (
     "rotate_q",
     "rotate_k",
     "key_state",
+    "query_state",
     "bias",
     "content_bias",
     "layer_bias",

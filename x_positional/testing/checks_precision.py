@@ -82,7 +82,7 @@ def _content(
         rows = Span(FAR - LAST, FAR)
         yield (
             f"content_bias of {FAR} tokens",
-            lambda p, t: bias_of(p.content_bias(q.to(t), far, p.key_state(x.to(t))), far, rows),
+            lambda p, t: bias_of(p.content_bias(q.to(t), far, p.key_state(x.to(t)), p.query_state(x.to(t))), far, rows),
         )
     if scheme.overrides("transform_scores"):
         at = subject.positions(LONG)

@@ -61,7 +61,9 @@ def test_unknown_tasks_are_refused_before_training():
 
 
 def test_a_pattern_keeps_all_of_its_layers():
-    layers = LayersConfig(dim=8, depth=8, kv_heads=1, heads=8, pattern=[{"position": "rope"}] * 3 + [{"position": "none"}])  # type: ignore[arg-type]
+    layers = LayersConfig(
+        dim=8, depth=8, kv_heads=1, heads=8, pattern=[{"position": "rope"}] * 3 + [{"position": "none"}]
+    )  # type: ignore[arg-type]
     small = probe_layers(layers, TINY)
     assert (small.depth, small.heads, small.kv_heads, small.dim) == (4, 2, None, 16)
 

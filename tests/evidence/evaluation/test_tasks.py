@@ -56,7 +56,8 @@ def test_answers_are_right_and_end(name: str, length: int):
 def test_padding_is_no_target(name: str):
     rows = task_rows(TASKS[name], [3, 9], 12, np.random.default_rng(0))
     assert (rows.labels != NO_TARGET).sum(1).tolist() == [
-        len(ANSWERS[name]([t - FIRST_SYMBOL for t in row[1 : row.index(SEPARATOR)]])) + 1 for row in rows.tokens.tolist()
+        len(ANSWERS[name]([t - FIRST_SYMBOL for t in row[1 : row.index(SEPARATOR)]])) + 1
+        for row in rows.tokens.tolist()
     ]
 
 

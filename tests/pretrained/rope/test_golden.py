@@ -245,7 +245,7 @@ def test_phimoe_turns_long_texts_by_the_long_factors() -> None:
 
 
 def test_su_is_longrope() -> None:
-    """The first name of Phi-3's scaling; transformers 5.23 fails on it."""
+    """The first name of Phi-3's scaling; transformers 5.24 fails on it."""
     scaling = {"type": "su", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
     size = {
         "hidden_size": 64,

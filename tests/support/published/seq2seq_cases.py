@@ -91,6 +91,7 @@ T5GEMMA = {
 }
 CASES += [
     Published(name="umt5", model="UMT5ForConditionalGeneration", config=T5),
+    Published(name="umt5, unscaled", model="UMT5ForConditionalGeneration", config={**T5, "tie_word_embeddings": False}),
     Published(name="t5gemma", model="T5GemmaForConditionalGeneration", config=T5GEMMA, attention="eager"),
     Published(
         name="t5gemma, untied",

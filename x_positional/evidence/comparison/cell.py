@@ -51,6 +51,7 @@ class Task(Record):
     lengths: tuple[int, ...]
     targets: int
     windows: int
+    position_windows: int
 
 
 class Interrupted(Exception):
@@ -173,7 +174,10 @@ def _evaluated(task: Task, config: TrainConfig, net: TransformerWrapper, corpus:
     return evaluate_model(
         net,
         split.tokens,
-        EvalSettings(LengthSettings(task.lengths, targets=task.targets, windows=task.windows)),
+        EvalSettings(
+            LengthSettings(task.lengths, targets=task.targets, windows=task.windows),
+            position_windows=task.position_windows,
+        ),
         name=task.label,
         trained_length=config.seq_len,
         data=summary_of_data(corpus.source, split.tokens, split.text_bytes),

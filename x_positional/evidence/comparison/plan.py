@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,6 @@ from x_positional.config.validate import Report
 from x_positional.errors import UserError, import_extra, listed, shown
 from x_positional.evidence.comparison.entries import with_layers
 from x_positional.evidence.comparison.results import Cell, Comparison, Entry
-from x_positional.evidence.evaluation.lengths import LengthSettings
 from x_positional.evidence.evaluation.results import Record
 from x_positional.progress import Track, silent
 from x_positional.schemes.suggest import messages
@@ -60,6 +59,8 @@ class Grid(Record):
     """Time of training all cells."""
     windows: int
     """Windows of an evaluation."""
+    position_windows: int = 16
+    """Windows of the loss by position, at most; 0 leaves it out."""
     targets: int
     """Tokens scored in each window."""
     data: str
@@ -184,13 +185,14 @@ def asked(
     Raises:
         UserError: With every problem of all entries.
     """
-    found = [*problems, *_contradictions(fields, steps, budget, equal)]
     configs, wrong, warnings = _configs(fields, entries)
-    found += wrong
-    if found or not configs:
+    found = [*problems, *_contradictions(fields, steps, budget, equal), *wrong]
+    first = configs[0] if configs else None
+    seed, trained = (0, 2) if first is None else (first.run.seed, first.seq_len)
+    seed_values = _tried(lambda: read_seeds(seeds, seed), found)
+    length_values = _tried(lambda: read_lengths(lengths, trained), found)
+    if found or first is None:
         raise UserError(listed("this comparison cannot run:", found or ["it has no schemes; name some with --schemes"]))
-    first = configs[0]
-    seed_values, length_values = read_seeds(seeds, first.run.seed), read_lengths(lengths, first.seq_len)
     targets = max(1, min(64, length_values[0] // 2))
     corpus = _data(first, length_values, track)
     grid = Grid(
@@ -210,9 +212,13 @@ def asked(
     return Asked(grid, dict(fields), tuple(warnings))
 
 
-def length_settings(grid: Grid) -> LengthSettings:
-    """The windows of an evaluation."""
-    return LengthSettings(grid.lengths, targets=grid.targets, windows=grid.windows)
+def _tried(read: Callable[[], tuple[int, ...]], problems: list[str]) -> tuple[int, ...]:
+    """What `read` returns; its UserError is added to the problems."""
+    try:
+        return read()
+    except UserError as error:
+        problems.append(str(error))
+        return ()
 
 
 def run_settings(plan: Plan, entry: Entry, seed: int, folder: Path) -> dict[str, Any]:

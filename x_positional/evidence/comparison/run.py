@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -107,7 +108,8 @@ class Worker:
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which asks for a checkpoint
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(place for place in places if place)},
             )
-        threading.Thread(target=self._listen, args=(answers,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(answers,), daemon=True)
+        self._listener.start()
 
     def _listen(self, answers: "queue.Queue[tuple[Worker, Any]]") -> None:
         """Passes answers on, and None when the process has ended."""
@@ -124,6 +126,16 @@ class Worker:
                 stream.flush()
         except OSError:
             return
+
+    def end(self) -> None:
+        """Kill the process if it runs, and close its pipes."""
+        self.process.kill()
+        self.process.wait()
+        self._listener.join()
+        for stream in (self.process.stdin, self.process.stdout):
+            with suppress(OSError):  # what was not read any more
+                if stream is not None:
+                    stream.close()
 
     def last_words(self) -> str:
         """The last line that the process wrote to its log."""
@@ -157,8 +169,7 @@ class Pool:
             pass  # a second Ctrl-C does not wait
         finally:
             for worker in self.workers:
-                worker.process.kill()
-                worker.process.wait()
+                worker.end()
 
     def start(self, count: int) -> list[Worker]:
         """At least `count` processes."""
@@ -168,7 +179,7 @@ class Pool:
 
     def replace(self, worker: Worker) -> Worker:
         """A new process for one that has ended."""
-        worker.process.wait()
+        worker.end()
         place = self.workers.index(worker)
         self.workers[place] = Worker(self._folder, place, self._threads, self.answers)
         return self.workers[place]
@@ -212,7 +223,10 @@ def _calibrated(asked: Asked, pool: Pool, console: Console) -> dict[str, float]:
     for worker in workers:
         worker.send(request)
     found: list[Sequence[float | None]] = []
-    with console.status(f"timing a few steps of {len(grid.entries)} schemes"):
+    what = f"timing a few steps of {counted(len(grid.entries), 'scheme')}"
+    if not console.is_terminal:
+        print_lines(console, what)
+    with console.status(what):
         while len(found) < len(workers):
             worker, answer = pool.answers.get()
             if answer is None:
@@ -256,6 +270,7 @@ def _tasks(asked: Asked, plan: Plan, folder: Path, cells: Mapping[Key, Cell]) ->
                     lengths=grid.lengths,
                     targets=grid.targets,
                     windows=grid.windows,
+                    position_windows=grid.position_windows,
                 )
             )
     return tasks
@@ -354,7 +369,8 @@ class Meter:
         steps = sorted(set(self.plan.steps.values()))
         each = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
         held = f", {count - len(cells)} of them finished before" if len(cells) < count else ""
-        print_lines(self._console, f"{count} cells of {each} steps{held}; interrupted, the same command continues")
+        cells_of = f"{counted(count, 'cell')} of {each} step{'' if each == '1' else 's'}"
+        print_lines(self._console, f"{cells_of}{held}; interrupted, the same command continues")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -399,8 +415,15 @@ def in_words(cell: Cell) -> str:
     if cell.evaluation is None:
         return f"{name}: {cell.status}: {cell.reason}"
     first = next((entry for entry in cell.evaluation.lengths if entry.loss is not None), None)
-    loss = "no loss" if first is None else f"loss {first.loss:.4f} at {first.length}"
-    return f"{name}: {loss}, {cell.seconds:.0f} s of training{'' if cell.reason is None else f' ({cell.reason})'}"
+    loss = f"{cell.status}: {cell.reason}" if first is None else f"loss {first.loss:.4f} at {first.length}"
+    missing = [f"{entry.length:,}" for entry in cell.evaluation.lengths if entry.loss is None]
+    none = f", none at {', '.join(missing)}" if missing and first is not None else ""
+    return f"{name}: {loss}{none}, {cell.seconds:.0f} s of training"
+
+
+def counted(count: int, name: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 def _share_done(task: Task) -> float:

@@ -131,8 +131,18 @@ def notes(comparison: Comparison) -> list[str]:
     for cell in comparison.cells:
         if cell.status != "done":
             lines.append(f"{cell.label}, seed {cell.seed}: {cell.status}: {cell.reason}")
-    return lines + [
-        f"{place.label} at {place.length}: {place.reason}" for place in by_length(comparison) if place.reason
+    return lines + _missing_lengths(comparison)
+
+
+def _missing_lengths(comparison: Comparison) -> list[str]:
+    """Which schemes have no loss at which lengths, with the first reason."""
+    missing: dict[str, list[AtLength]] = {}
+    for place in by_length(comparison):
+        if place.reason is not None:
+            missing.setdefault(place.label, []).append(place)
+    return [
+        f"{label} has no loss at {', '.join(f'{place.length:,}' for place in places)}: {places[0].reason}"
+        for label, places in missing.items()
     ]
 
 

@@ -9,14 +9,16 @@ import torch
 
 from x_positional.config.layers import LayersConfig
 from x_positional.config.models import plain
-from x_positional.errors import ConfigError, UserError
+from x_positional.errors import ArgumentError, ConfigError, UserError
 from x_positional.evidence.evaluation.lengths import LengthSettings, loss_by_length
+from x_positional.evidence.evaluation.passkey import Codec, PasskeySettings, passkey_scores
 from x_positional.evidence.evaluation.positions import loss_by_position
 from x_positional.evidence.evaluation.results import (
     DataSummary,
     Evaluation,
     LengthLoss,
     ModelSummary,
+    PasskeyScore,
     PositionLoss,
 )
 from x_positional.evidence.evaluation.usable import TOLERANCE, usable_length
@@ -38,6 +40,8 @@ class EvalSettings:
     """Bins of positions."""
     tolerance: float = TOLERANCE
     """The rise of the loss that a usable length allows, in nats per token."""
+    passkey: PasskeySettings | None = None
+    """Passkey retrieval at the same lengths. None leaves it out."""
 
 
 def evaluate_model(
@@ -48,6 +52,7 @@ def evaluate_model(
     name: str,
     trained_length: int | None,
     data: DataSummary,
+    codec: Codec | None = None,
     device: torch.device | None = None,
     autocast: torch.autocast | None = None,
     track: Track = silent,
@@ -61,24 +66,31 @@ def evaluate_model(
         name: Of the model, for tables.
         trained_length: Tokens of a training window; None where unknown.
         data: The text, see `summary_of_data`.
+        codec: The tokenizer, for passkey retrieval.
         device: Where the windows go; None is the device of the model.
         autocast: Entered around each pass; None is none.
         track: Shows progress.
 
     Raises:
         UserError: The text is shorter than the longest length.
-        ArgumentError: The model does not predict the next token.
+        ArgumentError: The model does not predict the next token, or passkey retrieval has no tokenizer.
     """
+    if settings.passkey is not None and codec is None:
+        raise ArgumentError("passkey retrieval needs codec, the model's tokenizer")
     started = time.perf_counter()
     how: dict[str, Any] = {"device": device, "autocast": autocast, "track": track}
     protocol = settings.lengths.protocol(len(tokens))
     lengths = loss_by_length(model, tokens, settings.lengths, **how)
+    retrieval: tuple[PasskeyScore, ...] = ()
+    if settings.passkey is not None and codec is not None:
+        retrieval = passkey_scores(model, codec, settings.lengths.lengths, settings.passkey, track=track)
     return Evaluation(
         model=summary_of_model(model, name, trained_length),
         data=data,
         protocol=protocol,
         lengths=lengths,
         positions=_positions(model, tokens, lengths, settings, how),
+        passkey=retrieval,
         usable=usable_length(lengths, settings.tolerance),
         seconds=time.perf_counter() - started,
     )

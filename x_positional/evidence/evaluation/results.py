@@ -1,6 +1,7 @@
 """Results of an evaluation as data: written as JSON, read back, and drawn by the report."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,8 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError) as error:
-            raise UserError(f"{path} is not a {cls.__name__.lower()} that this version can read: {error}") from error
+            kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).lower()
+            raise UserError(f"{path} is not a {kind} that this version can read: {error}") from error
 
 
 class LengthLoss(Record):

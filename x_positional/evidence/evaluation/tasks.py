@@ -120,7 +120,7 @@ TASKS = {
         Task(
             "first_occurrence",
             "which symbol follows the first occurrence of the last one",
-            "the retrieval of associative recall (Arora et al. 2023, arXiv:2312.04927) with repeated keys, where the first one counts",
+            "associative recall (Arora et al. 2023, arXiv:2312.04927) with repeated keys, of which the first one counts",
             "c a d a | a > d",
             _first_occurrence,
         ),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from x_positional.errors import ConfigError
-from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key, derived
+from x_positional.pretrained.config_json.codecs import Codec, Custom, Fields, Fixed, Hf, Key
 from x_positional.pretrained.config_json.encoder_decoder import for_both, for_decoder, for_encoder
 from x_positional.pretrained.families.llama import rms_norms
 from x_positional.pretrained.family import Family
@@ -65,13 +65,21 @@ def _bucket_keys(fields: Fields) -> dict[str, Any]:
 
 
 def _head_fields(hf: Hf) -> Fields:
-    """T5 1.0 scales the input of the head; 1.1 disables that with `tie_word_embeddings: false`. Whether the head is really tied
-    to the embedding is inferred from the tensors.
+    """T5 1.0 scales the input of the head; T5 1.1 and UMT5 disable that with `tie_word_embeddings: false`. Whether the head is
+    really tied to the embedding is inferred from the tensors.
     """
     scaled = hf.get("scale_decoder_outputs")
     if scaled is None:
         scaled = hf.get("tie_word_embeddings") is not False
     return {"tie_embedding": True, "logits_scale": hf.get("d_model", 512) ** -0.5 if scaled else None}
+
+
+HEAD = Custom(
+    ("tie_embedding", "logits_scale"),
+    ("tie_word_embeddings", "scale_decoder_outputs"),
+    _head_fields,
+    lambda fields: {"tie_word_embeddings": fields.get("logits_scale") is not None},
+)
 
 
 def feedforward(default: str) -> Codec:
@@ -135,12 +143,7 @@ T5 = Family(
             (
                 *DECODER,
                 Key("layers.depth", "num_decoder_layers", lambda hf: hf.get("num_layers", 6)),
-                Custom(
-                    ("tie_embedding", "logits_scale"),
-                    ("tie_word_embeddings", "scale_decoder_outputs"),
-                    _head_fields,
-                    lambda fields: {"tie_word_embeddings": fields.get("logits_scale") is not None},
-                ),
+                HEAD,
             )
         ),
     ),
@@ -195,7 +198,7 @@ UMT5 = MT5.like(
     body_architecture="UMT5EncoderModel",
     codecs=(
         *for_both((buckets(per_layer=True),)),
-        *for_decoder((derived("logits_scale", lambda hf: hf.get("d_model", 512) ** -0.5),)),
+        *for_decoder((HEAD,)),
     ),
     names={
         "encoder.schemes.0": None,
@@ -203,5 +206,5 @@ UMT5 = MT5.like(
         "encoder.schemes.{i}": "encoder.block.{i}.layer.0.SelfAttention.relative_attention_bias",
         "decoder.net.schemes.{i}": "decoder.block.{i}.layer.0.SelfAttention.relative_attention_bias",
     },
-    ignored_keys=MT5.ignored_keys | {"scalable_attention"},
+    ignored_keys=(MT5.ignored_keys - {"tie_word_embeddings"}) | {"scalable_attention"},
 )

@@ -1,6 +1,6 @@
 """Defaults of RoPE parameters by `model_type`, for keys that a `config.json` leaves out. Data only.
 
-From the config classes of transformers 5.23. Of multimodal models only the text model is listed, not the vision tower.
+From the config classes of transformers 5.24. Of multimodal models only the text model is listed, not the vision tower.
 """
 
 

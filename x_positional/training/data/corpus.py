@@ -112,13 +112,13 @@ def _token_files(path: Path) -> list[Path] | None:
 
 
 def _from_ids(config: DataConfig, files: list[Path], source: str) -> Corpus:
-    arrays = [_read_ids(file, config.dtype) for file in files]
+    arrays = [read_ids(file, config.dtype) for file in files]
     if len(arrays) == 1:
         arrays = _cut(arrays[0], config.val_fraction)
     return Corpus(Split(arrays[0], None), Split(arrays[1], None), source, None)
 
 
-def _read_ids(file: Path, dtype: str | None) -> np.ndarray:
+def read_ids(file: Path, dtype: str | None) -> np.ndarray:
     """Ids [N], memory-mapped; pickled arrays are refused."""
     if file.suffix == ".bin" and dtype is None:
         raise UserError(f"{file} has no header that specifies its dtype; set data.dtype, for example uint16")

@@ -90,8 +90,12 @@ def initial_model(config: TrainConfig) -> TransformerWrapper:
 
 
 def source_fingerprint(name: str) -> str:
-    """Identifies the weights of a checkpoint by blocks of its files, so that it is fast for large ones."""
-    path = base_source(name).path
+    """`weights_fingerprint` of the checkpoint that `init.source` names. Raises `UserError`."""
+    return weights_fingerprint(base_source(name).path)
+
+
+def weights_fingerprint(path: Path) -> str:
+    """Identifies the weights in a folder or file by blocks of its files, so that it is fast for large ones."""
     files = [*sorted(path.glob("*.safetensors")), path / CONFIG] if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in filter(Path.is_file, files):

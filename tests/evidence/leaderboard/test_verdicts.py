@@ -1,0 +1,209 @@
+"""The rule of the leaderboard on made-up numbers, where the outcome is known: reproduced, contradicted or neither."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.evidence.claims import CLAIMS
+from benchmarks.evidence.pages import leaderboard, missing, ranked, rankings, stability, verdict_table
+from benchmarks.evidence.store import Evidence, Probe
+from benchmarks.evidence.verdicts import Part, Side, Verdict, decide
+from x_positional.evidence.comparison.results import Cell, Comparison, Entry
+from x_positional.evidence.comparison.statistics import Interval
+from x_positional.evidence.evaluation.results import (
+    DataSummary,
+    Evaluation,
+    LengthLoss,
+    ModelSummary,
+    TaskScore,
+)
+from x_positional.evidence.extension.results import Attempt, Extension
+
+LENGTHS, SEEDS = (256, 512, 1024), (0, 1, 2)
+Bits = Mapping[str, Sequence[float]]
+"""Label -> bits per byte at each length."""
+
+
+def evaluation(losses: Sequence[float | None], lengths: Sequence[int] = LENGTHS) -> Evaluation:
+    """Losses in bits per byte, the same in each of four windows but for what their mean does not see."""
+    rows = []
+    for length, bits in zip(lengths, losses, strict=True):
+        nats = None if bits is None else bits * math.log(2)
+        windows = () if nats is None else tuple(nats + offset for offset in (-0.1, 0.1, -0.1, 0.1))
+        reason = None if nats is not None else "it cannot run here"
+        rows.append(LengthLoss(length=length, loss=nats, targets=4, windows=windows, reason=reason))
+    model = ModelSummary(name="m", position="p", trained_length=256, parameters=1)
+    data = DataSummary(name="d", tokens=1, bytes_per_token=1.0, fingerprint="f")
+    return Evaluation(model=model, data=data, protocol="p", lengths=tuple(rows))
+
+
+def evidence(losses: Bits, spread: float = 0.01, seeds: Sequence[int] = SEEDS) -> Evidence:
+    """A comparison; spread: how far each scheme moves from seed to seed, each in its own way."""
+    cells = []
+    for place, (label, values) in enumerate(losses.items()):
+        for seed in seeds:
+            own = [bits + spread * math.sin(7 * place + 3 * seed + n) for n, bits in enumerate(values)]
+            cells.append(Cell(label=label, seed=seed, status="done", evaluation=evaluation(own)))
+    comparison = Comparison(
+        name="made up",
+        entries=tuple(Entry(label=label, layers={"position": label}) for label in losses),
+        seeds=tuple(seeds),
+        lengths=LENGTHS,
+        trained_length=256,
+        equal="tokens",
+        steps=1,
+        budget_seconds=None,
+        config={},
+        cells=tuple(cells),
+    )
+    return Evidence(comparison)
+
+
+def verdict(name: str, measured: Evidence) -> str:
+    claim = next(claim for claim in CLAIMS if claim.name.startswith(name))
+    return Verdict(claim, tuple(claim.measure(measured))).word
+
+
+FLAT, RISING, LOW, HIGH = (2.0, 2.0, 2.0), (2.0, 3.0, 4.0), (2.0, 1.8, 1.8), (2.0, 2.4, 2.4)
+
+
+@pytest.mark.parametrize(
+    ("claim", "losses", "word"),
+    [
+        ("ALiBi", {"alibi": FLAT, "sinusoidal": RISING}, "reproduced"),
+        ("ALiBi", {"alibi": RISING, "sinusoidal": FLAT}, "contradicted"),
+        ("ALiBi", {"alibi": FLAT, "sinusoidal": FLAT}, "contradicted"),  # sinusoidal does not rise
+        ("ALiBi", {"alibi": FLAT}, "not measured"),
+        ("RoPE", {"rope": RISING}, "reproduced"),
+        ("RoPE", {"rope": FLAT}, "contradicted"),
+        ("Without positions", {"rope": RISING, "none": (2.0, 2.1, 2.5)}, "reproduced"),
+        ("Without positions", {"rope": FLAT, "none": RISING}, "contradicted"),
+        ("KERPLE", {"alibi": HIGH, "kerple": LOW}, "reproduced"),
+        ("KERPLE", {"alibi": LOW, "kerple": HIGH}, "contradicted"),
+        ("KERPLE", {"alibi": FLAT, "kerple": FLAT}, "inconclusive on this budget"),
+        ("FIRE over A", {"alibi": HIGH, "fire": LOW}, "reproduced"),
+        ("FIRE over K", {"kerple": LOW, "fire": HIGH}, "contradicted"),
+        ("T5", {"rope": RISING, "sinusoidal": RISING, "t5": HIGH, "alibi": LOW}, "reproduced"),
+        ("T5", {"rope": RISING, "sinusoidal": RISING, "t5": LOW, "alibi": HIGH}, "contradicted"),
+        ("xPos", {"rope": RISING, "alibi": HIGH, "xpos": LOW}, "reproduced"),
+        ("xPos", {"rope": RISING, "alibi": LOW, "xpos": HIGH}, "contradicted"),
+        ("Sandwich", {"alibi": HIGH, "sandwich": LOW}, "reproduced"),
+        ("Cable", {"alibi": LOW, "cable": HIGH}, "contradicted"),
+        ("Forget", {"rope": RISING, "forgetting": LOW}, "reproduced"),
+    ],
+)
+def test_claims_on_losses(claim: str, losses: Bits, word: str):
+    assert verdict(claim, evidence(losses)) == word
+
+
+def test_noise_between_seeds_leaves_a_claim_open():
+    losses = {"alibi": (2.0, 2.02, 2.02), "kerple": FLAT}
+    assert verdict("KERPLE", evidence(losses, spread=0.001)) == "reproduced"
+    assert verdict("KERPLE", evidence(losses, spread=0.5)) == "inconclusive on this budget"
+
+
+def test_one_seed_decides_nothing():
+    assert verdict("KERPLE", evidence({"alibi": HIGH, "kerple": LOW}, seeds=(0,))) == "not measured"
+
+
+def extension(inside: Mapping[str, float], outside: Mapping[str, float]) -> Evidence:
+    attempts = tuple(
+        Attempt(label=label, settings={}, evaluation=evaluation((inside[label], outside[label]), (256, 1024)))
+        for label in inside
+    )
+    found = Extension(name="made up", trained_length=256, target=1024, attempts=attempts, chosen=None)
+    return replace(evidence({"rope": FLAT}), extension=found)
+
+
+def test_claims_on_a_published_checkpoint():
+    good, bad = {"none": 2.0, "linear x4": 2.5, "ntk x4": 2.3, "yarn x4": 2.1}, 3.0
+    assert verdict("YaRN", extension(good, good)) == "reproduced"
+    assert verdict("YaRN", extension(good, {**good, "yarn x4": bad})) == "contradicted"
+    assert verdict("YaRN", extension({"none": 2.0}, {"none": 2.0})) == "not measured"
+    assert verdict("YaRN", evidence({"rope": FLAT})) == "not measured"
+    inside = {"window 256": 2.0, "keep_first 4": 2.0}
+    assert verdict("Window", extension(inside, {"window 256": 5.0, "keep_first 4": 2.1})) == "reproduced"
+    assert verdict("Window", extension(inside, {"window 256": 2.0, "keep_first 4": 2.5})) == "contradicted"
+
+
+def on_tasks(scores: Mapping[str, Sequence[float]], task: str = "copy") -> Evidence:
+    """Accuracies at the trained length and at twice that."""
+    probes = [
+        Probe(
+            label=label,
+            seed=seed,
+            seconds=1.0,
+            scores=tuple(
+                TaskScore(task=task, length=length, trained=length == 4, accuracy=value - 0.01 * seed, exact=0.0)
+                for length, value in zip((4, 8), values, strict=True)
+            ),
+        )
+        for label, values in scores.items()
+        for seed in SEEDS
+    ]
+    return replace(evidence({"rope": FLAT}), probes=tuple(probes))
+
+
+def test_claims_on_tasks():
+    others = dict.fromkeys(("t5", "alibi", "sinusoidal", "rope"), (1.0, 0.4))
+    assert verdict("Copy", on_tasks({"none": (1.0, 0.8), **others})) == "reproduced"
+    assert verdict("Copy", on_tasks({"none": (1.0, 0.2), **others})) == "contradicted"
+    assert verdict("Repeat", on_tasks({"none": (1.0, 0.8), **others}, "repeat")) == "reproduced"
+    assert verdict("Repeat", on_tasks({"none": (1.0, 0.8), **others})) == "not measured"
+
+
+def test_a_task_that_was_not_learned_decides_nothing():
+    others = dict.fromkeys(("t5", "alibi", "sinusoidal", "rope"), (1.0, 0.4))
+    assert verdict("Copy", on_tasks({"none": (0.5, 0.1), **others})) == "inconclusive on this budget"
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "side", "holds"),
+    [
+        (0.3, 0.1, "above", True),
+        (0.3, 0.1, "below", False),
+        (0.1, 0.1, "above", None),
+        (0.0, 0.01, "above", False),
+        (0.0, 0.01, "below", True),
+        (0.3, None, "above", None),
+    ],
+)
+def test_a_part_holds_where_its_whole_interval_is_on_the_claimed_side(
+    mean: float, half: float | None, side: Side, holds: bool | None
+):
+    assert Part("made up", Interval(mean, 3, half), side, bound=0.05).holds is holds
+
+
+def test_a_failed_part_contradicts_even_beside_a_missing_one():
+    failed = Part("made up", Interval(-1.0, 3, 0.1), "above")
+    assert decide([Part("missing", None, "above"), failed]) == "contradicted"
+    assert decide([]) == "not measured"
+
+
+def test_tables_rank_by_the_loss_past_the_trained_length_and_name_what_is_missing():
+    measured = evidence({"rope": RISING, "alibi": FLAT, "none": HIGH})
+    gone = Cell(label="absolute", seed=0, status="done", evaluation=evaluation((1.0, None, None)))
+    comparison = measured.comparison.model_copy(
+        update={
+            "cells": (*measured.comparison.cells, gone),
+            "entries": (Entry(label="absolute", layers={}), *measured.comparison.entries),
+        }
+    )
+    measured = replace(measured, comparison=comparison)
+    assert ranked(measured) == ["alibi", "none", "rope", "absolute"]
+    assert [row.split(" | ")[0] for row in leaderboard(measured)[2:]] == ["| alibi", "| none", "| rope", "| absolute"]
+    assert list(missing(measured)) == ["- absolute (512, 1,024): it cannot run here"]
+    table = verdict_table([Verdict(claim, tuple(claim.measure(measured))) for claim in CLAIMS])
+    assert len(table) == 2 + len(CLAIMS)
+
+
+def test_the_stability_is_the_rank_correlation_of_two_seeds():
+    losses = {name: (2.0 + place, 2.0 + place, 2.0 + place) for place, name in enumerate("abcdef")}
+    same = rankings(evidence(losses), 512)
+    assert [found.value for found in same.values() if found] == [1.0, 1.0, 1.0]
+    mixed = rankings(evidence(losses, spread=20.0), 512)
+    assert all(found is not None and found.value < 1.0 for found in mixed.values())
+    assert len(stability(evidence(losses))) == 2 + len(LENGTHS)
+    assert rankings(evidence({"a": FLAT}), 512)[0, 1] is None
