@@ -70,7 +70,11 @@ def test_each_kind_of_scheme_is_drawn_and_small(position: object, monkeypatch: p
 
 
 def test_many_heads_and_maps_of_content_are_thinned():
-    bias = pictures_of(model("cope", heads=12)).schemes[0].bias
+    trained = model("cope", heads=12)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.normal_()
+    bias = pictures_of(trained).schemes[0].bias
     assert bias is not None
     assert len(bias.heads) == len(bias.values) == len(bias.map.values) == HEADS
     assert bias.of_heads == 12
