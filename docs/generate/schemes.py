@@ -1,12 +1,13 @@
-"""Renders docs/schemes.md and the table in README.md from the registry: what each scheme is and can do.
+"""Renders docs/schemes.md, a page for each scheme and the table in README.md: what each scheme is and can do.
 
 Run from the repository root: PYTHONPATH=. python docs/generate/schemes.py
 """
 
-import inspect
 from pathlib import Path
 
-from docs.generate._fields import field_docs
+from benchmarks.evidence.store import Evidence, read
+from docs.generate import _scheme_page
+from docs.generate._curves import COLORS, draw
 from x_positional.attention.backends import obstacles
 from x_positional.config.layers import LayersConfig
 from x_positional.config.validate import Report, layers_report
@@ -15,6 +16,7 @@ from x_positional.schemes.registry import REGISTRY, SchemeConfig
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "schemes.md"
+FOLDER = PAGE.with_suffix("")
 README = ROOT / "README.md"
 BEGIN, END = "<!-- schemes: begin -->", "<!-- schemes: end -->"
 ORDER = (
@@ -44,11 +46,17 @@ PROSE = """\
 # Schemes
 
 Choose a scheme by name (`position="rope"`), by a config with its settings (`position=Rope(theta=5e5)`), or combine several
-(`position=["absolute", "alibi"]`). This page is generated from the registry. The contract suite verifies the capabilities: what is
-declared works, and what is not declared fails ([conformance.md](conformance.md)).
+(`position=["absolute", "alibi"]`). Each name below leads to a page with formula, settings, measured losses and source. Which one
+to take: [Which scheme should I choose?](choose.md). This page is generated from the registry. The contract suite verifies the
+capabilities: what is declared works, and what is not declared fails ([Conformance](conformance.md)).
 
-How to read the columns:
+Rotary schemes and their scalings have [a page each](rotary/index.md): formula, when to use it, cost, and behaviour past the
+trained length. For images, video and timestamps see [positions with more than one axis](axes.md). To see what a scheme does:
+[`x-positional plot`](plot.md).
+"""
 
+
+LEGEND = """\
 - **acts on**: where position enters. Any kernel can run schemes that act on *q* and *k* or on *embeddings*. A *bias* is added
   to scores, as a mask tensor (sdpa) or inside the kernel (flex). *Rows of scores* need eager attention, or blockwise, which
   holds one block of rows at a time.
@@ -56,10 +64,6 @@ How to read the columns:
 - **past max_seq_len**: whether positions are defined there. Quality there is a different question: measure it.
 - **float positions**: timestamps and other fractions are supported. Schemes that read no positions reject custom ones.
 - **needs a causal mask**: the scheme is undefined without one, and rejected in an `Encoder`.
-
-Rotary schemes and their scalings have [a page each](rotary/index.md): formula, when to use it, cost, and behaviour past the
-trained length. For images, video and timestamps see [positions with more than one axis](axes.md). To see what a scheme does:
-[`x-positional plot`](plot.md).
 """
 
 
@@ -87,36 +91,37 @@ def past_length(name: str) -> str:
     return "no" if limit <= LENGTH else f"to {limit:,}"
 
 
+COLUMNS = (
+    "acts on",
+    "backends",
+    "cached keys stay valid",
+    "past max_seq_len",
+    "float positions",
+    "needs a causal mask",
+)
+KERNELS = ("sdpa", "flex", "blockwise", "eager")
+
+
+def capabilities(name: str) -> list[str]:
+    """The cells of one scheme, one for each of COLUMNS."""
+    report = report_of(name, "decoder")
+    caps = report.capabilities
+    if caps is None:
+        raise ValueError(f"{name} could not be built: {report.errors}")
+    return [
+        ", ".join(WORDS[place] for place in caps.acts_on) or "nothing",
+        ", ".join(kernel for kernel in KERNELS if not obstacles(kernel, caps.kernel, frozenset())),
+        yes(caps.kv_cacheable),
+        past_length(name),
+        yes(caps.continuous) if caps.uses_positions else "reads none",
+        yes(bool(report_of(name, "encoder").errors)),
+    ]
+
+
 def capability_rows() -> list[str]:
     """The table, one scheme per row."""
-    rows = [
-        "| scheme | acts on | backends | cached keys stay valid | past max_seq_len | float positions | needs a causal mask |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in names():
-        report = report_of(name, "decoder")
-        caps = report.capabilities
-        if caps is None:
-            raise ValueError(f"{name} could not be built: {report.errors}")
-        kernels = ("sdpa", "flex", "blockwise", "eager")
-        cells = (
-            f"`{name}`",
-            ", ".join(WORDS[place] for place in caps.acts_on) or "nothing",
-            ", ".join(kernel for kernel in kernels if not obstacles(kernel, caps.kernel, frozenset())),
-            yes(caps.kv_cacheable),
-            past_length(name),
-            yes(caps.continuous) if caps.uses_positions else "reads none",
-            yes(bool(report_of(name, "encoder").errors)),
-        )
-        rows.append(f"| {' | '.join(cells)} |")
-    return rows
-
-
-def settings(config: type[SchemeConfig]) -> list[str]:
-    """One line per field: name, default, meaning."""
-    docs = field_docs(config)
-    fields = [(n, f.default) for n, f in config.model_fields.items() if n != "kind"]
-    return [f"- `{name}={default!r}`: {docs[name]}" for name, default in fields]
+    rows = [f"| scheme | {' | '.join(COLUMNS)} |", f"|---{'|---' * len(COLUMNS)}|"]
+    return rows + [f"| [`{name}`](schemes/{name}.md) | {' | '.join(capabilities(name))} |" for name in names()]
 
 
 def summary_rows() -> list[str]:
@@ -125,30 +130,24 @@ def summary_rows() -> list[str]:
     return rows + [f"| `{n}` | {REGISTRY[n].summary} | {REGISTRY[n].paper} |" for n in names()]
 
 
-def about(cls: type) -> str:
-    """A class's docstring without its arguments."""
-    return inspect.cleandoc(cls.__doc__ or "").split("\nArgs:")[0].rstrip()
-
-
-def details() -> list[str]:
-    """One section per scheme: what it is, its formula, its settings."""
-    lines = []
-    for name in names():
-        config = REGISTRY[name]
-        lines += [f"### `{name}`", "", f"{config.summary[0].upper()}{config.summary[1:]} ({config.paper}).", ""]
-        scheme = config().build(LayersConfig(dim=64, depth=1, heads=4, head_dim=32).dims(LENGTH))
-        described = about(config).removeprefix(f'`position="{name}"`')
-        lines += [about(type(scheme)), "", f"Config `{config.__name__}`{described}", ""]
-        if fields := settings(config):
-            lines += [*fields, ""]
-        if (PAGE.parent / "rotary" / f"{name}.md").exists():
-            lines += [f"More: [rotary/{name}.md](rotary/{name}.md).", ""]
-    return lines
-
-
 def render() -> str:
-    """The whole page."""
-    return "\n".join([PROSE, *capability_rows(), "", "## Each scheme", "", *details()]).rstrip() + "\n"
+    """The page of all schemes."""
+    what = ["| scheme | what it does | source |", "|---|---|---|"]
+    what += [
+        f"| [`{n}`](schemes/{n}.md) | {REGISTRY[n].summary} | {_scheme_page.source(REGISTRY[n].paper)} |"
+        for n in names()
+    ]
+    return "\n".join([PROSE, *what, "", "## Capabilities", "", LEGEND, *capability_rows(), ""])
+
+
+def render_pages(evidence: Evidence | None) -> dict[str, str]:
+    """The page of each scheme, and the picture of its measured losses where there are any, by file name."""
+    found = {}
+    for name in names():
+        found[f"{name}.md"] = _scheme_page.render(name, list(zip(COLUMNS, capabilities(name), strict=True)), evidence)
+        if evidence and (labels := _scheme_page.measured_labels(evidence, name)):
+            found[f"{name}.svg"] = draw(evidence, labels[: len(COLORS)])
+    return found
 
 
 def render_readme(text: str) -> str:
@@ -161,3 +160,6 @@ def render_readme(text: str) -> str:
 if __name__ == "__main__":
     PAGE.write_text(render())
     README.write_text(render_readme(README.read_text()))
+    FOLDER.mkdir(exist_ok=True)
+    for file, text in render_pages(read()).items():
+        (FOLDER / file).write_text(text)

@@ -329,6 +329,11 @@ ONE_SCHEME = [
     warning("sandwich: the bias does not distinguish left from right.", kind="encoder", position="sandwich"),
     error("sandwich: a frequency has two channels.", head_dim=1, position="sandwich"),
     error("ssmax: a query counts the keys before it.", kind="encoder", position=["rope", "ssmax"]),
+    error(
+        "relative_logits: log_scale is read beside log_floor.", position={"kind": "relative_logits", "log_scale": 0.3}
+    ),
+    error("gated_t5: every head reads channels of the input.", dim=2, position="gated_t5"),
+    error("gated_t5: buckets are those of t5.", position={"kind": "gated_t5", "max_distance": 160}),
     error("t5: each side needs two buckets.", kind="encoder", position={"kind": "t5", "num_buckets": 3}),
     error(
         "deberta: distances past the exact buckets share the rest.", position={"kind": "deberta", "max_distance": 129}

@@ -208,6 +208,8 @@ def test_what_cannot_be_kept_is_refused() -> None:
         IncompatibleConfig, match=r"keep_first is unsupported with ForgettingBias, which sums over every token"
     ):
         model(position="forgetting", window=8, keep_first=4)
+    with pytest.raises(IncompatibleConfig, match=r"keep_first is unsupported with RelativeBias, which cannot move"):
+        model(position="relative_logits", window=8, keep_first=4)
     with pytest.raises(IncompatibleConfig, match="beside pattern: entries of a pattern do not inherit it"):
         model(window=8, pattern=[{"window": 4}, {}])
     with pytest.raises(IncompatibleConfig, match="position=rope is ignored: every entry of pattern sets its own"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import Call
-from x_positional.cli import bench
+from x_positional.cli.evidence import bench
 from x_positional.evidence.benchmark import machine, rows
 from x_positional.evidence.benchmark.models import OURS, Shape
 from x_positional.evidence.benchmark.rows import Row

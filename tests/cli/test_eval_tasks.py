@@ -2,7 +2,7 @@
 
 import pytest
 
-from x_positional.cli.evaluate import EvalOptions, _tasks
+from x_positional.cli.evidence.evaluate import EvalOptions, _tasks
 from x_positional.errors import UserError
 
 

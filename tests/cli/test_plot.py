@@ -114,3 +114,16 @@ def test_without_matplotlib_it_says_what_to_install(plot: Call, tmp_path: Path, 
     code, _, err = plot("config.yaml")
     assert (code, err) == (2, "error: plots need matplotlib: pip install 'x-positional[train]'\n")
     assert not (tmp_path / "plots").exists()
+
+
+def test_html_writes_interactive_charts_beside_the_pictures(plot: Call, tmp_path: Path):
+    pytest.importorskip("altair", reason="altair is not installed")
+    pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
+    code, out, _ = plot("config.yaml", "--html", "new/charts.html")
+    assert code == 0
+    assert "new/charts.html has interactive charts" in out
+    assert "What rope does" in (tmp_path / "new" / "charts.html").read_text()
+    assert (tmp_path / "plots" / "config" / "index.html").exists()
+    code, _, error = plot("config.yaml", "--text", "a", "--html", "x.html")
+    assert code != 0
+    assert "--html shows position schemes" in error

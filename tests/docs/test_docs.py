@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.evidence.store import read
 from tests.support.doc_pages import ROOT, generator
 from x_positional.schemes.registry import REGISTRY
 
@@ -15,6 +16,8 @@ LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 SHOWN = {
     "README.md": "loss",
     "docs/adding-a-scheme.md": "GaussianWindow",
+    "docs/evaluate.md": "found",
+    "docs/compare.md": "result",
     "docs/generation.md": "tokens",
     "docs/layers.md": "logits",
     "docs/migration.md": "ours",
@@ -39,7 +42,7 @@ def test_snippets_run_in_order(
     name = f"snippets_of_{Path(page).stem.replace('-', '_').lower()}"  # a module, so that its classes can be pickled
     (tmp_path / f"{name}.py").write_text("\n".join(snippets))
     monkeypatch.syspath_prepend(tmp_path)
-    if page in HOW_TO:
+    if page in (*HOW_TO, "docs/compare.md"):
         monkeypatch.chdir(tmp_path)  # pages write folders
     known = dict(REGISTRY)
     try:
@@ -62,6 +65,9 @@ def test_scheme_pages_are_up_to_date() -> None:
     assert (ROOT / "docs" / "schemes.md").read_text() == schemes.render(), "run make docs"
     readme = (ROOT / "README.md").read_text()
     assert readme == schemes.render_readme(readme), "run make docs"
+    pages, folder = schemes.render_pages(read()), ROOT / "docs" / "schemes"
+    assert {path.name for path in folder.iterdir()} == set(pages)
+    assert [name for name, text in pages.items() if (folder / name).read_text() != text] == [], "run make docs"
 
 
 def test_evidence_page_is_up_to_date() -> None:

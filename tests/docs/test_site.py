@@ -1,13 +1,10 @@
 """The site: every page has one place in the reading path, and nothing is loaded from the network."""
 
 import logging
-import re
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.support.doc_pages import ROOT, generator
 
@@ -25,17 +22,15 @@ SECTIONS = [
 ]
 
 
+navigation = generator("index")
+
+
+def pages_of(entries: list[Any]) -> list[str]:
+    return [page for page, _ in navigation.pages_of(entries)]
+
+
 def nav() -> list[Any]:
-    text = re.sub(r"!!python\S+", "", (ROOT / "mkdocs.yml").read_text("utf-8"))
-    return yaml.safe_load(text)["nav"]
-
-
-def pages_of(entry: Any) -> Iterator[str]:
-    if isinstance(entry, str):
-        yield entry
-    else:
-        for part in entry.values() if isinstance(entry, dict) else entry:
-            yield from pages_of(part)
+    return navigation.navigation()
 
 
 def test_every_page_is_in_the_nav_exactly_once() -> None:
@@ -89,3 +84,25 @@ def test_what_is_loaded_from_the_network_is_a_warning(site: Any, caplog: pytest.
     assert [record.getMessage() for record in caplog.records] == [
         "a.html loads https://fonts.example/x.css from the network"
     ]
+
+
+def test_the_start_page_lists_every_page() -> None:
+    text = navigation.PAGE.read_text("utf-8")
+    assert text == navigation.render(text), "run make docs"
+
+
+@pytest.mark.parametrize("name", ["rope", "alibi", "cope"])
+def test_reasons_are_those_of_the_validator(name: str) -> None:
+    page, why = (DOCS / "why-refused.md").read_text("utf-8"), generator("why_refused")
+    answers = why.row(name)
+    assert why.table_row(name, answers) in page, "run make docs"
+    assert [text for _, text in answers.values() if text not in page] == [], "run make docs"
+
+
+def test_pairs_are_those_of_the_validator() -> None:
+    page, why = (DOCS / "why-refused.md").read_text("utf-8"), generator("why_refused")
+    assert why.pair("rope", "alibi") is None
+    word, _ = why.pair("rope", "xpos")
+    assert word == "**no**"
+    assert "`rope` + `xpos`" in page
+    assert "`rope` + `alibi`" not in page

@@ -159,6 +159,20 @@ def test_the_map_shows_the_values_and_hides_the_future(figure):
     assert "-5 to 0 logits; masked keys are grey" in picture.caption
 
 
+def test_every_head_of_a_map_fills_its_own_colours(figure):
+    """On one scale for all, the heads of alibi with small slopes are one flat colour."""
+    found = one("alibi", heads=4, dim=32)
+    draw_biases.draw_map(found)
+    panels = [axes for axes in figure().axes if axes.get_title().startswith("head")]
+    for axes, head in zip(panels, bias_map(found, LENGTH).values, strict=True):
+        assert axes.images[0].get_clim() == (float(head[head.isfinite()].min()), 0.0)
+
+
+def test_heads_of_both_signs_are_coloured_around_nothing():
+    stages = torch.tensor([[-1.0, 4.0], [0.0, 0.5]]), torch.tensor([[-6.0, 0.0], [0.25, 0.5]])
+    assert canvas.colour_ranges(*stages) == (canvas.DIVERGING, [(-6.0, 6.0), (-0.5, 0.5)])
+
+
 def test_the_lines_show_every_head_and_the_trained_length(figure):
     found = one("alibi")
     picture = draw_biases.draw_curves(found)

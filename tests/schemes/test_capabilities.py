@@ -28,6 +28,8 @@ ACTS_ON = {
     "t5": ("bias",),
     "dynamic": ("bias",),
     "forgetting": ("bias",),
+    "relative_logits": ("bias",),
+    "gated_t5": ("bias",),
     "cable": ("bias",),
     "kerple": ("bias",),
     "sandwich": ("bias",),

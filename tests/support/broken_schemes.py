@@ -58,6 +58,18 @@ from tests.support.broken_positions import (
     TensorRope,
     TextOnTimeAxis,
 )
+from tests.support.broken_relative import (
+    ChunkSSMax,
+    DetachedXL,
+    GrowingCable,
+    LongestFire,
+    OneSidedPairs,
+    RelativeFire,
+    ShiftedPairs,
+    SlotShaw,
+    UnmovedXL,
+    WholeSandwich,
+)
 from x_positional.schemes.base import PositionScheme
 
 
@@ -136,4 +148,14 @@ BROKEN = [
     BrokenCase(SharedTable, "copies", "after its copy was changed"),
     BrokenCase(LooksAtPositions, "compiles", "data-dependent"),
     BrokenCase(CountsCalls, "compiles_decoding", "graphs were compiled"),
+    BrokenCase(SlotShaw, "custom_positions", "with gaps"),
+    BrokenCase(OneSidedPairs, "order", "after the query"),
+    BrokenCase(ShiftedPairs, "cached_equals_full", "growing cache"),
+    BrokenCase(DetachedXL, "gradients_agree", "no gradient reaches"),
+    BrokenCase(UnmovedXL, "shift", "absolute=False"),
+    BrokenCase(LongestFire, "cached_equals_full", "growing cache"),
+    BrokenCase(RelativeFire, "shift", "absolute=False"),
+    BrokenCase(WholeSandwich, "float_positions", "fractional"),
+    BrokenCase(ChunkSSMax, "cached_equals_full", "growing cache"),
+    BrokenCase(GrowingCable, "prefix_consistent", "other tokens after the first 8"),
 ]

@@ -71,10 +71,12 @@ SCHEMES = {
     "forgetting": fields("forgetting", bias_init=[1.0]),
     "cable": fields("cable"),
     "kerple": fields("kerple", kernel=["power"]),
-    "sandwich": fields("sandwich", width=[2, 6]),
+    "sandwich": fields("sandwich", width=[4, 10]),
     "fire": fields("fire", width=[5], scale=[0.7], threshold=[3.0]),
-    "shaw": fields("shaw", max_distance=[1, 3]),
+    "shaw": fields("shaw", max_distance=[2, 3]),
     "transformer_xl": fields("transformer_xl"),
+    "relative_logits": fields("relative_logits", width=[3], extent=[2, 4], clip=[0.5], log_floor=[2]),
+    "gated_t5": fields("gated_t5", num_buckets=[8], max_distance=[9]),
     "ssmax": fields("ssmax", init=[0.4]),
     "temperature": st.fixed_dictionaries(
         {"kind": st.just("temperature"), "floor_scale": st.just(2.0)},  # short enough to be seen in these texts

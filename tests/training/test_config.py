@@ -181,6 +181,6 @@ def test_a_model_is_read_from_a_run_or_a_model_file(tmp_path: Path, file: Path):
     assert "kind" not in problems
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_config_that_is_shipped_is_valid(path: Path):
     assert isinstance(load_config(path), TrainConfig)

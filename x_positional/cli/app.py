@@ -8,14 +8,13 @@ from typing import Annotated, Literal
 import torch
 import typer
 
-from x_positional.cli.bench import bench as run_bench
-from x_positional.cli.compare import run_comparison
 from x_positional.cli.convert import convert as write_converted
 from x_positional.cli.convert import convert_adapters
-from x_positional.cli.evaluate import EvalOptions, Protocol, evaluate
+from x_positional.cli.evidence.commands import measuring
 from x_positional.cli.finetune import resolved as resolved_finetuning
 from x_positional.cli.finetune import run_finetuning
 from x_positional.cli.generate import GenerateOptions, generate_from_published, generate_from_run, prompt_text
+from x_positional.cli.options import OVERRIDES, ConfigFile, overrides_of
 from x_positional.cli.plot import plot_model
 from x_positional.cli.plot_text import plot_text
 from x_positional.cli.published import descends_from_published, is_published
@@ -23,15 +22,12 @@ from x_positional.cli.train import run_training
 from x_positional.cli.verify import verify as run_verify
 from x_positional.config import validate
 from x_positional.errors import UserError
-from x_positional.evidence.evaluation.options import DEFAULT as DEFAULT_LENGTHS
-from x_positional.evidence.evaluation.usable import TOLERANCE
 from x_positional.models.quantize import Quantization
 from x_positional.models.saving import Format
 from x_positional.training.checkpoints.run_folder import load_run_config
-from x_positional.training.config import RunConfig, TrainConfig
+from x_positional.training.config import RunConfig
 from x_positional.training.cpu import bf16_warning
 from x_positional.training.load import load_config, load_model
-from x_positional.training.overrides import parse_overrides
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,9 +36,7 @@ app = typer.Typer(
     help="Check, train, sample, plot, convert, verify and measure transformers with any position scheme.",
 )
 
-OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 Cache = Literal["static", "growing", "sliding"]
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file or run folder.", show_default=False)]
 SkipDamaged = Annotated[
     bool,
     typer.Option(
@@ -67,7 +61,7 @@ def train(
     print_config: PrintConfig = False,
 ) -> None:
     """Train a decoder on text or token ids. Options override the config file, which overrides the defaults."""
-    overrides = _overrides(config, context, {"data.path": data, "run.dir": run_dir})
+    overrides = overrides_of(config, context, {"data.path": data, "run.dir": run_dir})
     if config.is_dir() and "run.dir" not in overrides:
         overrides["run.dir"] = str(config)
     if config.is_dir():
@@ -109,7 +103,7 @@ def finetune(
     print_config: PrintConfig = False,
 ) -> None:
     """Fine-tune a published model, or your own run, on conversations: loss on the answers, with its chat template."""
-    overrides = _overrides(model, context, {"data.path": data, "chat.validation": val, "run.dir": run_dir})
+    overrides = overrides_of(model, context, {"data.path": data, "chat.validation": val, "run.dir": run_dir})
     config = resolved_finetuning(model, overrides, lora=lora, resume=resume, skip_damaged=skip_damaged)
     if print_config:
         print(config.to_yaml(), end="")
@@ -226,7 +220,7 @@ def check(
     for_training: Annotated[bool, typer.Option("--train", help="Check for training.")] = False,
 ) -> None:
     """Check whether a model can be built and used, and which backend runs it. Exit code 1 if there are errors."""
-    overrides = _overrides(config, context, {})
+    overrides = overrides_of(config, context, {})
     fields, problems = load_model(config, overrides)
     report = validate.check(
         fields,
@@ -259,6 +253,12 @@ def plot(
     ] = None,
     layer: Annotated[int | None, typer.Option(help="With --text: only this layer, from 1. Default: all.")] = None,
     head: Annotated[int | None, typer.Option(help="With --text: only this head, from 1. Default: all.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write one HTML file of interactive charts, which needs no network.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Plot what a model's position schemes do, or with --text what it attends to: PNG files, and an HTML page."""
     if text is not None:
@@ -266,12 +266,14 @@ def plot(
             raise UserError(
                 f"--text plots trained weights, so no key of the model can be set: {' '.join(context.args)}"
             )
+        if html is not None:
+            raise UserError("--html shows position schemes, not attention to a text. Leave out --text or --html")
         plot_text(config, text, layer, head, out)
         return
     if layer is not None or head is not None:
         raise UserError("--layer and --head choose attention maps of a text. Pass --text, or leave them out")
-    fields, problems = load_model(config, _overrides(config, context, {}))
-    plot_model(fields, problems, config, out)
+    fields, problems = load_model(config, overrides_of(config, context, {}))
+    plot_model(fields, problems, config, out, html)
 
 
 @app.command()
@@ -346,186 +348,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
-def bench(
-    rows: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[ROWS]...",
-            help="Rows, or how their names begin: decode, train-alibi. Default: those with a target.",
-        ),
-    ] = None,
-    more: Annotated[
-        bool, typer.Option("--all", help="Also the rows that no target of docs/performance.md needs.")
-    ] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A few small rows, under a minute; kept only with --out.")
-    ] = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Show where the time of a decoded token goes, in place of measuring.")
-    ] = False,
-    listing: Annotated[bool, typer.Option("--list", help="Print the names of the rows and exit.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Also measure rows that the record holds already.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the record. Default: benchmarks/results.", show_default=False)
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: as torch chooses.")] = None,
-) -> None:
-    """Measure speed and memory beside x-transformers and transformers, with the limits of this machine."""
-    fine = run_bench(
-        rows or [],
-        quick=quick,
-        more=more,
-        profile=profile,
-        listing=listing,
-        again=again,
-        out=out,
-        device=device,
-        threads=threads,
-    )
-    if not fine:
-        raise typer.Exit(1)
-
-
-@app.command(context_settings=OVERRIDES, epilog="Every config key is an option: --model.layers.depth 4 --lr 3e-4")
-def compare(
-    context: typer.Context,
-    config: ConfigFile,
-    schemes: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated: a name (rope), several (alibi+rope), a YAML mapping ({kind: rope, theta: 500000}) or one of "
-            "fields of model.layers ({pattern: [...]}), module:Config, or a recipe file. LABEL=... names an entry.",
-            show_default=False,
-        ),
-    ],
-    seeds: Annotated[str, typer.Option(help="How many, or a list: 0,1,2.")] = "1",
-    budget: Annotated[
-        str | None, typer.Option(help="Time of training the whole grid: 90s, 8m, 1h.", show_default="steps decide")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimizer steps of every cell.", show_default="run.steps")
-    ] = None,
-    lengths: Annotated[
-        str, typer.Option(help="Context lengths to evaluate: multiples of the trained length, or tokens.")
-    ] = "1x,2x,4x,8x",
-    equal: Annotated[
-        Literal["tokens", "time"], typer.Option(help="What every cell gets the same amount of.")
-    ] = "tokens",
-    jobs: Annotated[int, typer.Option(min=1, help="Cells that are trained side by side.")] = 1,
-    windows: Annotated[int, typer.Option(min=1, help="Windows of the text in an evaluation.")] = 32,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the comparison.", show_default="runs/compare-CONFIG")
-    ] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Run the cells again that failed.")] = False,
-) -> None:
-    """Train position schemes on the same data and budget, and compare their loss by length and their cost."""
-    fine = run_comparison(
-        config,
-        _overrides(config, context, {}),
-        schemes,
-        seeds=seeds,
-        budget=budget,
-        steps=steps,
-        lengths=lengths,
-        equal=equal,
-        jobs=jobs,
-        windows=windows,
-        out=out,
-        retry=retry,
-    )
-    if not fine:
-        raise typer.Exit(1)
-
-
-@app.command("eval")
-def eval_model(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL_OR_RUN",
-            help="Run folder, folder of a published model, GGUF file, or model name on the Hub.",
-            show_default=False,
-        ),
-    ],
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Held-out text: a file, a folder, or ids in .npy.",
-            show_default="the validation split of a run; else held-out embedded text",
-        ),
-    ] = None,
-    lengths: Annotated[
-        str, typer.Option(help="Context lengths: multiples of the trained length (2x, 0.5x), or tokens (1024).")
-    ] = DEFAULT_LENGTHS,
-    trained_length: Annotated[
-        int | None, typer.Option(min=1, help="Trained length.", show_default="of the run or the model's config")
-    ] = None,
-    protocol: Annotated[
-        Protocol,
-        typer.Option(
-            help="same-targets: the last tokens of windows spread over the text. sliding: consecutive tokens, each window one "
-            "stride (--targets) after the other. Both score the same tokens at every length."
-        ),
-    ] = "same-targets",
-    targets: Annotated[int, typer.Option(min=1, help="Tokens scored at the end of each window.")] = 64,
-    windows: Annotated[
-        int | None, typer.Option(min=1, help="Windows, at most.", show_default="32, fewer of very long ones")
-    ] = None,
-    tolerance: Annotated[
-        float, typer.Option(min=0.0, help="Rise of the loss that a usable length allows, in nats per token.")
-    ] = TOLERANCE,
-    passkey: Annotated[
-        bool | None,
-        typer.Option(
-            "--passkey/--no-passkey",
-            help="Retrieve a number hidden in filler text, by depth and length.",
-            show_default="for published models",
-        ),
-    ] = None,
-    passkey_trials: Annotated[int, typer.Option(min=1, help="Numbers to hide at each depth and length.")] = 3,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help="Tasks that small models with the same scheme are trained on, half a minute each: copy, repeat, reverse, "
-            "counting, first_occurrence.",
-            show_default=False,
-        ),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.", show_default=False)] = None,
-    store: Annotated[
-        bool, typer.Option("--store/--no-store", help="Keep the usable length beside the weights, for generate.")
-    ] = True,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="float32, bfloat16 or float16, for a published model.",
-            show_default="float32 on a CPU, else as stored",
-        ),
-    ] = None,
-) -> None:
-    """Measure how far a trained model goes: loss by context length and by position, and passkey retrieval."""
-    evaluate(
-        model,
-        EvalOptions(
-            data=data,
-            lengths=lengths,
-            trained_length=trained_length,
-            protocol=protocol,
-            targets=targets,
-            windows=windows,
-            tolerance=tolerance,
-            passkey=passkey,
-            passkey_trials=passkey_trials,
-            tasks=tasks,
-            out=out,
-            store=store,
-            device=device,
-            dtype=dtype,
-        ),
-    )
+app.add_typer(measuring)
 
 
 def _bf16_on_cpu(config: Path, overrides: dict[str, object], device: str | None, dtype: str | None) -> bool:
@@ -538,16 +361,3 @@ def _bf16_on_cpu(config: Path, overrides: dict[str, object], device: str | None,
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return device == "cpu" and (dtype == "bfloat16" or run.precision == "bf16")
-
-
-def _overrides(config: Path, context: typer.Context, short: dict[str, str | None]) -> dict[str, object]:
-    """Dotted options and short options in one mapping."""
-    if str(config).startswith("-"):
-        raise UserError(f"the first argument must be the config, not {str(config)!r}; put options after it")
-    values = parse_overrides(context.args, TrainConfig)
-    for name, value in short.items():
-        if value is not None and name in values:
-            raise UserError(f"{name} is given twice: as --{name} and by its short option")
-        if value is not None:
-            values[name] = value
-    return values

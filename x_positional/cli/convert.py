@@ -53,13 +53,13 @@ def convert(
         source.model.save_pretrained(stage, format=form, model_type=model_type, code=code)
         if (target / GENERATION).is_file():  # the user's own is kept, unless the source has one too
             shutil.copyfile(target / GENERATION, stage / GENERATION)
-        note = _write_tokenizer(source, stage)
+        note = try_tokenizer(source.write_tokenizer, stage)
     print(f"{target}:")
     for file in sorted(target.iterdir()):
         print(f"  {file.stat().st_size:>13,}  {file.name}")
     if note:
         print(note)
-    for line in _next_commands(target, form, generate=not note):
+    for line in next_commands(target, form, generate=not note):
         print(line)
 
 
@@ -78,34 +78,36 @@ def convert_adapters(path: Path, target: Path, form: Format) -> None:
 
 
 def _published(source: Source, console: Console, dtype: str | None, ignore: Collection[str]) -> Loaded:
-    def write(target: Path) -> None:
-        tokenizer = source.tokenizer()
-        write_tokenizer(tokenizer, target, open_folder(source.path) if source.path.is_dir() else None)
-
-    return Loaded(loaded(source, console, dtype, "cpu", ignore), write)
+    return Loaded(loaded(source, console, dtype, "cpu", ignore), tokenizer_writer(source))
 
 
 def _run(path: Path, dtype: str | None) -> Loaded:
     checkpoint = checkpoint_of(path)
     model = load_net(checkpoint, "cpu").to(dtype_of(dtype))
 
+    return Loaded(model, tokenizer_writer(open_source(checkpoint.path)))
+
+
+def tokenizer_writer(source: Source) -> Callable[[Path], None]:
+    """Writes the tokenizer of a source to a folder. Raises PretrainedError if there is none, MissingExtra."""
+
     def write(target: Path) -> None:
-        tokenizer = open_source(checkpoint.path).tokenizer()
-        write_tokenizer(tokenizer, target, open_folder(checkpoint.path))
+        tokenizer = source.tokenizer()
+        write_tokenizer(tokenizer, target, open_folder(source.path) if source.path.is_dir() else None)
 
-    return Loaded(model, write)
+    return write
 
 
-def _write_tokenizer(source: Loaded, target: Path) -> str:
+def try_tokenizer(write: Callable[[Path], None], target: Path) -> str:
     """Write the tokenizer next to the model. Returns a note for the user where that is not possible."""
     try:
-        source.write_tokenizer(target)
+        write(target)
     except (PretrainedError, MissingExtra) as error:
         return f"no tokenizer was written: {error}"
     return ""
 
 
-def _next_commands(target: Path, form: Format, generate: bool) -> list[str]:
+def next_commands(target: Path, form: Format, generate: bool) -> list[str]:
     folder, program = shlex.quote(str(target)), command()
     family = form == "hf" and not (target / MODELING).exists()
     lines = [f"{program} verify {folder}"] if family else []

@@ -14,6 +14,7 @@ from x_positional.config.models import ModelConfig
 from x_positional.config.validate.target import AnyConfig, read_target
 from x_positional.config.vision import VisionConfig
 from x_positional.errors import UserError, listed
+from x_positional.evidence.report import measure, plot_page, write_page
 from x_positional.models.language import build_model
 from x_positional.plotting import Stage, draw
 from x_positional.pretrained.source import checkpoint_of_run
@@ -24,7 +25,9 @@ from x_positional.training.load import parse_config
 FOLDER = Path("plots")
 
 
-def plot_model(fields: Mapping[str, Any], problems: Sequence[str], source: Path, out: Path | None) -> None:
+def plot_model(
+    fields: Mapping[str, Any], problems: Sequence[str], source: Path, out: Path | None, html: Path | None = None
+) -> None:
     """Draw the position schemes of a model and print the names of the files; those of a run before and after training.
 
     Args:
@@ -32,10 +35,11 @@ def plot_model(fields: Mapping[str, Any], problems: Sequence[str], source: Path,
         problems: Errors found while reading it.
         source: The file or run folder it comes from.
         out: Folder for the files. Default: `plots/` and the name of `source`.
+        html: Also write a page of interactive charts to this file.
 
     Raises:
         UserError: The config has errors; the message lists all of them.
-        MissingExtra: matplotlib is not installed.
+        MissingExtra: matplotlib is not installed, or with `html` a package of the `report` extra.
     """
     errors = [*problems, *validate.check(fields).errors]
     if errors:
@@ -45,13 +49,17 @@ def plot_model(fields: Mapping[str, Any], problems: Sequence[str], source: Path,
     if length is None:
         raise UserError(f"{source} has no max_seq_len, which sets the range of the plots; add --model.max_seq_len 1024")
     name = source.resolve().stem if source.is_file() else source.resolve().name
+    title, stages = f"Position schemes of {name}", _stages(source, config)
+    if html is not None:
+        write_page(html, plot_page(measure(layers, length, embed_dim=embed_dim, stages=stages), title=title))
+        print(f"{html} has interactive charts")
     gallery = draw(
         layers,
         length,
         out or FOLDER / name,
-        title=f"Position schemes of {name}",
+        title=title,
         embed_dim=embed_dim,
-        stages=_stages(source, config),
+        stages=stages,
         track=progress_bars(Console()),
     )
     for picture in gallery.pictures:

@@ -79,6 +79,15 @@ def evenly_spaced(count: int, most: int) -> list[int]:
     return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).round().long().tolist()
 
 
+def colour_ranges(*stages: Tensor) -> tuple[str, list[tuple[float, float]]]:
+    """[H ...] at each stage -> one colour map, and limits for each head, so that a head with small values is seen as well."""
+    colour_map, _, _ = colour_range(*stages)
+    heads = [colour_range(*(values[head] for values in stages))[1:] for head in range(len(stages[0]))]
+    if colour_map == DIVERGING:
+        heads = [(-max(-low, high), max(-low, high)) for low, high in heads]
+    return colour_map, heads
+
+
 def colour_range(*values: Tensor) -> tuple[str, float, float]:
     """Colour map and limits: diverging and symmetric about 0 if there are both signs, otherwise from minimum to maximum."""
     finite = torch.cat([one[one.isfinite()] for one in values])

@@ -15,6 +15,7 @@ from x_positional.plotting.canvas import (
     MASKED,
     Picture,
     colour_range,
+    colour_ranges,
     colours,
     evenly_spaced,
     figure,
@@ -24,6 +25,7 @@ from x_positional.plotting.canvas import (
 )
 from x_positional.plotting.contexts import distance_grid, nearest
 from x_positional.plotting.schemes import PlottedScheme
+from x_positional.plotting.words import counted, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,28 +34,27 @@ TOKENS, PANELS, LINES, NEAR, COUNT = 64, 12, 8, 128, 1024
 
 
 def draw_map(plotted: PlottedScheme) -> Picture:
-    """One panel per head, all with the same colour scale."""
+    """One panel per head, each with its own colour scale."""
     tokens = min(plotted.max_seq_len, TOKENS)
     added = bias_map(plotted, tokens)
     heads = evenly_spaced(plotted.dims.heads, PANELS)
     columns = min(4, len(heads))
     rows = math.ceil(len(heads) / columns)
-    drawn = figure(2.1 * columns + 1.2, 2.1 * rows + 0.5)
+    drawn = figure(2.6 * columns + 0.6, 2.1 * rows + 0.5)
     grid = drawn.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    colour_map, low, high = colour_range(*(bias_map(one, tokens).values[heads] for one in plotted.beside))
-    images = []
+    colour_map, ranges = colour_ranges(*(bias_map(one, tokens).values[heads] for one in plotted.beside))
     for index, axes in enumerate(grid.flat):
         if index >= len(heads):
             axes.set_visible(False)
             continue
         axes.set_facecolor(MASKED)
-        values = added.values[heads[index]].numpy()
-        images.append(axes.imshow(values, cmap=colour_map, vmin=low, vmax=high, interpolation="nearest"))
+        values, (low, high) = added.values[heads[index]].numpy(), ranges[index]
+        image = axes.imshow(values, cmap=colour_map, vmin=low, vmax=high, interpolation="nearest")
+        drawn.colorbar(image, ax=axes, shrink=0.85).ax.tick_params(labelsize=7)
         axes.set_title(f"head {heads[index] + 1}", fontsize=9)
         axes.tick_params(labelsize=8, labelbottom=index + columns >= len(heads))
     drawn.supxlabel("key position", fontsize=10)
     drawn.supylabel("query position", fontsize=10)
-    drawn.colorbar(images[0], ax=grid, label="bias added to the score (logits)")
     return Picture(
         f"{plotted.name}-bias-map", "Bias by query and key", _map_caption(plotted, added, len(heads)), png(drawn)
     )
@@ -101,18 +102,22 @@ def _same_limits(axes: Axes, plotted: PlottedScheme, distances: Tensor) -> None:
 def _map_caption(plotted: PlottedScheme, added: ScoreBias, shown: int) -> str:
     values, count = added.values, plotted.dims.heads
     low, high = (float(bound) for bound in values[values.isfinite()].aminmax())
-    heads = f"{shown} of {count} heads" if shown < count else f"{count} head{'s' if count > 1 else ''}"
+    heads = f"{shown} of {counted(count, 'head')}" if shown < count else counted(count, "head")
     masked = "; masked keys are grey" if values.isnan().any() else ""
     return (
-        f"What is added to the attention score of each query (row) and key (column), for {heads}: {low:.3g} to "
-        f"{high:.3g} logits{masked}.{_measurement_note(plotted, added)}"
+        f"What is added to the attention score of each query (row) and key (column), for {heads}: "
+        f"{number(low)} to {number(high)} logits{masked}. Each head has its own colours.{_measurement_note(plotted, added)}"
     )
 
 
 def _curves_caption(plotted: PlottedScheme, distances: Tensor, added: ScoreBias) -> str:
     at = nearest(distances, plotted.trained)
     low, high = (float(bound) for bound in added.values[:, at].aminmax())
-    bias = f"{low:.3g} logits" if plotted.dims.heads == 1 else f"{low:.3g} to {high:.3g} logits, depending on the head"
+    bias = (
+        f"{number(low)} logits"
+        if plotted.dims.heads == 1
+        else f"{number(low)} to {number(high)} logits, depending on the head"
+    )
     text = f"What is added to the attention score by distance, one line per head. At distance {int(distances[at])}: {bias}."
     flat = _constant_from(distances, added.values)
     if flat is not None:

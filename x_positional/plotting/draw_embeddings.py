@@ -9,6 +9,7 @@ from torch import Tensor
 
 from x_positional.plotting.canvas import Picture, colour_range, figure, png
 from x_positional.plotting.schemes import PlottedScheme
+from x_positional.plotting.words import number
 
 ROWS = 512
 
@@ -42,7 +43,7 @@ def draw_table(plotted: PlottedScheme) -> Picture:
     drawn.colorbar(image, ax=axes, label="added to the embedding")
     caption = (
         f"What each of the first {len(rows)} positions adds to the {rows.shape[1]} channels of a token embedding: "
-        f"values from {float(rows.min()):.3g} to {float(rows.max()):.3g}."
+        f"values from {number(float(rows.min()))} to {number(float(rows.max()))}."
     )
     if plotted.scheme.limit is not None:
         caption += f" The last position is {plotted.scheme.limit - 1}."

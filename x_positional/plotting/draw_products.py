@@ -30,6 +30,7 @@ from x_positional.plotting.canvas import (
 from x_positional.plotting.contexts import distance_grid, nearest
 from x_positional.plotting.rotation import Pairs, find_pairs, phasors, tables_at
 from x_positional.plotting.schemes import PlottedScheme, Probe
+from x_positional.plotting.words import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,8 +141,8 @@ def draw_bound(plotted: PlottedScheme) -> Picture | None:
     at = nearest(distances, plotted.trained)
     caption = (
         "Upper bound on the product of a query and a key over the rotated channels, if the products of neighbouring pairs "
-        f"differ by at most 1/{len(pairs.inputs)} (RoFormer, section 3.4.3). It falls from {float(limit[0]):.3g} to "
-        f"{float(limit[at]):.3g} at distance {int(distances[at])} and averages {float(limit[at:].mean()):.3g} beyond."
+        f"differ by at most 1/{len(pairs.inputs)} (RoFormer, section 3.4.3). It falls from {number(float(limit[0]))} to "
+        f"{number(float(limit[at]))} at distance {int(distances[at])} and averages {number(float(limit[at:].mean()))} beyond."
     )
     return Picture(f"{plotted.name}-bound", "Upper bound by distance", caption, png(drawn))
 
@@ -195,9 +196,10 @@ def most_varying(found: Products) -> int:
 def _caption(plotted: PlottedScheme, distances: Tensor, found: Products) -> str:
     head = most_varying(found)
     equal, mean, at = found.equal[head], found.mean[head], nearest(distances, plotted.trained)
+    first, then, beyond = (number(float(value)) for value in (equal[0], equal[at], equal[at:].mean()))
+    random, later = (number(float(value), 2) for value in (mean[0], mean[at:].mean()))
     return (
-        f"The product of an equal query and key of unit length is {float(equal[0]):.3g} at distance 0, {float(equal[at]):.3g} "
-        f"at distance {int(distances[at])}, and averages {float(equal[at:].mean()):.3g} beyond. For random ones the mean is "
-        f"{float(mean[0]):.2g} at distance 0 and {float(mean[at:].mean()):.2g} beyond distance {int(distances[at])}."
-        f"{_omitted_groups(len(equal_heads(found.equal)))}{plotted.learned_note}"
+        f"The product of an equal query and key of unit length is {first} at distance 0, {then} at distance "
+        f"{int(distances[at])}, and averages {beyond} beyond. For random ones the mean is {random} at distance 0 and {later} "
+        f"beyond distance {int(distances[at])}.{_omitted_groups(len(equal_heads(found.equal)))}{plotted.learned_note}"
     )

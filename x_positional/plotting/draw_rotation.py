@@ -11,6 +11,7 @@ from torch import Tensor
 from x_positional.plotting.canvas import BLUE, DIVERGING, GREY, ORANGE, Picture, figure, mark_lengths, png, style
 from x_positional.plotting.rotation import Pairs, cos_sin, find_pairs, frequencies
 from x_positional.plotting.schemes import PlottedScheme, Probe
+from x_positional.plotting.words import counted, number
 
 POSITIONS = 256
 
@@ -103,11 +104,11 @@ def _cos_sin_caption(plotted: PlottedScheme, pairs: Pairs) -> str:
 
 def _wavelengths_caption(plotted: PlottedScheme, pairs: Pairs, before: Tensor, after: Tensor) -> str:
     text = _coverage(plotted, before, after)
-    text += f" Wavelengths range from {float(after.min()):.3g} to {float(after.max()):.3g} positions."
+    text += f" Wavelengths range from {number(float(after.min()))} to {number(float(after.max()))} positions."
     if plotted.unscaled is not None and not plotted.scheme.capabilities().prefix_consistent:
         text += f" The scaling depends on the sequence length, which is {plotted.horizon + 1} here."
     if pairs.unrotated:
-        text += f" {len(pairs.unrotated)} channels are not rotated and not shown."
+        text += f" Not rotated and not shown: {counted(len(pairs.unrotated), 'channel')}."
     return text + plotted.learned_note
 
 

@@ -16,6 +16,7 @@ from x_positional.plotting.draw_products import draw_bound, draw_products
 from x_positional.plotting.draw_rotation import draw_cos_sin, draw_wavelengths
 from x_positional.plotting.rotation import rotates
 from x_positional.plotting.schemes import PlottedScheme, Stage, plotted_schemes
+from x_positional.plotting.words import counted
 from x_positional.progress import Track, silent
 
 PAGE = "index.html"
@@ -99,7 +100,7 @@ def draw(
     shown = [plotted for plotted in schemes if plotted.stage is None or plotted.stage is stages[0]]
     sections = [_section(p, list(zip(*(by_scheme[one.name] for one in p.beside), strict=True))) for p in shown]
     page = folder / PAGE
-    page.write_text(_render(title, _facts(layers, max_seq_len), sections), encoding="utf-8")
+    page.write_text(_render(title, facts(layers, max_seq_len), sections), encoding="utf-8")
     return Gallery(page, files)
 
 
@@ -126,9 +127,12 @@ def _axes(plotted: PlottedScheme) -> str:
     return f"all {axes} axes together" if axis is None else f"axis {axis + 1} of {axes}; the others are 0"
 
 
-def _facts(layers: LayersConfig, max_seq_len: int) -> str:
-    heads = f"{layers.heads} heads of {layers.head_dim} channels"
-    groups = f", {layers.kv_heads} key/value heads" if layers.kv_heads and layers.kv_heads != layers.heads else ""
+def facts(layers: LayersConfig, max_seq_len: int) -> str:
+    """The model in a line."""
+    heads = f"{counted(layers.heads, 'head')} of {counted(layers.head_dim, 'channel')}"
+    groups = (
+        f", {counted(layers.kv_heads, 'key/value head')}" if layers.kv_heads and layers.kv_heads != layers.heads else ""
+    )
     window = f", attention window {layers.window}" if layers.window else ""
     return f"Model with {layers.dim} channels, {heads}{groups}, max_seq_len {max_seq_len}{window}."
 

@@ -39,9 +39,10 @@ class Within(Rebuilt):
 
 
 class RelativeBias(PositionScheme):
-    """bias = r_ih . P[:, i - j], r_i = W x_i, x the input of the layer, P [C N] learned profiles that heads share; 0 from distance
-    `extent` on (Thinking Machines Lab 2026, Inkling; transformers, `models/inkling`). With `clip`, r is scaled by a learned
-    factor per channel and shortened to that norm (Inkling 2, `models/inkling2`).
+    """bias = r_ih . P[:, i - j], r_i = W x_i: x_i the input of the layer at query i, r_ih [C] its part for head h, P [C N] learned
+    profiles that all heads share. It is 0 from distance `extent` on (Inkling, Thinking Machines Lab 2026,
+    thinkingmachines.ai/news/introducing-inkling; transformers, `models/inkling`). With `clip`, r is scaled by a learned factor
+    per channel and shortened to that norm (Inkling 2, transformers, `models/inkling2`).
 
     Args:
         dim: M.
@@ -120,8 +121,8 @@ class LogScaledRelativeBias(RelativeBias):
 
 
 class RelativeLogits(SchemeConfig):
-    """`position="relative_logits"`. Inkling has it in every layer, with `extent` the window in its windowed layers, and
-    `log_floor` in its other layers."""
+    """`position="relative_logits"`. In Inkling windowed layers have the window as `extent`, and the others `log_floor`; its scores
+    are scaled by 1 / head_dim after RMS norms of queries and keys."""
 
     kind: Literal["relative_logits"] = "relative_logits"
     width: int = Field(default=16, gt=0, le=MAX_HEAD_DIM)
@@ -133,7 +134,7 @@ class RelativeLogits(SchemeConfig):
     log_floor: int | None = Field(default=None, gt=0, le=MAX_LENGTH)
     """From this position on, queries and biases are scaled up with the logarithm of the position; None scales none."""
     log_scale: float = 0.1
-    """How much: the factor is 1 + log_scale * ln((position + 1) / log_floor). Without log_floor it has no effect."""
+    """How much: the factor is 1 + log_scale * ln((position + 1) / log_floor)."""
     summary: ClassVar[str] = "a projection of the query's input mixes learned biases by distance"
     paper: ClassVar[str] = "Inkling, Thinking Machines Lab 2026"
 
@@ -142,3 +143,10 @@ class RelativeLogits(SchemeConfig):
         if self.log_floor is None:
             return RelativeBias(dims.dim, dims.heads, dims.causal, **sizes)
         return LogScaledRelativeBias(dims.dim, dims.heads, dims.causal, self.log_floor, self.log_scale, **sizes)
+
+    def problems(self, dims: Dims) -> list[str]:
+        if self.log_floor is not None or self.log_scale == type(self).model_fields["log_scale"].default:
+            return []
+        return [
+            f"relative_logits: log_scale={self.log_scale} has no effect without log_floor. Set log_floor, or leave log_scale out."
+        ]

@@ -69,20 +69,29 @@ class TransformerXLBias(PositionScheme):
     def layer_bias(self, view: LayerView, ctx: AttentionContext) -> Bias:
         queries = (view.q + self.v[:, None].to(view.q.dtype)) * view.scale
         bound = distance_bound(ctx)
-        lowest = 0 if bound is None or (ctx.causal and not ctx.custom_positions) else 1 - bound
-        distances = self._distances(ctx, lowest, bound)
-        rows = self.to_r(self._sinusoids(distances).to(self.to_r.weight.dtype))
-        rows = rows.unflatten(-1, (ctx.heads, -1)).to(queries.dtype)
         if bound is None:
-            pairs = torch.einsum("bhtd,btshd->bhts", queries, rows.expand(ctx.batch, -1, -1, -1, -1))
+            distances = ctx.q_positions[:, :, None] - ctx.kv_positions[:, None, :]
+            keys = self._keys(distances, ctx.heads).to(queries.dtype).expand(ctx.batch, -1, -1, -1, -1)
+            pairs = torch.einsum("bhtd,btshd->bhts", queries, keys)
             return Bias(lambda b, h, i, j: pairs[b, h, i, j], ctx.batch, ctx.heads)
-        return PairBias.of(ctx, torch.einsum("bhtd,nhd->bhtn", queries, rows), None, Shifted(lowest, bound - 1))
+        lowest = 0 if ctx.causal and not ctx.custom_positions else 1 - bound
+        keys = self._known_keys(ctx, lowest, bound - 1).to(queries.dtype)
+        return PairBias.of(ctx, torch.einsum("bhtd,nhd->bhtn", queries, keys), None, Shifted(lowest, bound - 1))
 
-    def _distances(self, ctx: AttentionContext, lowest: int, bound: int | None) -> Tensor:
-        """[N], all that occur; of all pairs [B|1 T S] where the host knows no bound."""
-        if bound is None:
-            return ctx.q_positions[:, :, None] - ctx.kv_positions[:, None, :]
-        return torch.arange(lowest, bound, device=ctx.device)
+    def _keys(self, distances: Tensor, heads: int) -> Tensor:
+        """[...] -> [... H D], W R."""
+        return self.to_r(self._sinusoids(distances).to(self.to_r.weight.dtype)).unflatten(-1, (heads, -1))
+
+    def _known_keys(self, ctx: AttentionContext, lowest: int, highest: int) -> Tensor:
+        """[N H D] of the distances lowest..highest; taken from the cache's memo if it covers them."""
+        if ctx.memo is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._keys(torch.arange(lowest, highest + 1, device=ctx.device), ctx.heads)
+        known = ctx.memo.get(id(self))
+        if known is None or known[1] > lowest or known[1] + len(known[0]) - 1 < highest:
+            ahead = max(64, highest) * 2  # for decoding, as in `DistanceScheme`
+            known = (self._keys(torch.arange(lowest, ahead + 1, device=ctx.device), ctx.heads), lowest)
+            ctx.memo[id(self)] = known
+        return known[0][lowest - known[1] : highest + 1 - known[1]]
 
 
 class TransformerXL(SchemeConfig):

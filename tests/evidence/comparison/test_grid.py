@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from tests.support.draws import draws
-from x_positional.cli.compare import show
+from x_positional.cli.evidence.compare import show
 from x_positional.errors import UserError
 from x_positional.evidence.comparison import run as run_module
 from x_positional.evidence.comparison.cell import make_cell, step_seconds
@@ -305,7 +305,7 @@ def test_a_text_too_short_for_the_longest_length(fields: dict[str, Any]):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lengths": "1x,fast"}, "fast is not a length"),
+        ({"lengths": "1x,fast"}, "fast: give a multiple of the trained length"),
         ({"seeds": "0"}, "at least 1 seed"),
         ({"seeds": "two"}, "neither a number of seeds nor a list"),
         ({"equal": "time"}, "--equal time divides a time"),

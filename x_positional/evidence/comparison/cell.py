@@ -70,6 +70,8 @@ def make_cell(task: Task) -> Cell:
     try:
         net, corpus = trained(config)
         evaluation = _evaluated(task, config, net, corpus)
+        decoding = _decoding(net, corpus)
+        del net  # before another one is made, to measure the memory of a step
     except Interrupted:
         raise
     except NonFiniteLoss as error:
@@ -81,7 +83,7 @@ def make_cell(task: Task) -> Cell:
     return Cell(
         status="done" if any(loss is not None for loss in losses) else "failed",
         reason="; ".join(reasons) or None,
-        decode_tokens_per_second=_decoding(net, corpus),
+        decode_tokens_per_second=decoding,
         peak_bytes=_peak_bytes(config, corpus),
         evaluation=evaluation,
         **facts,

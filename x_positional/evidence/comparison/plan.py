@@ -15,6 +15,7 @@ from x_positional.config.validate import Report
 from x_positional.errors import UserError, import_extra, listed, shown
 from x_positional.evidence.comparison.entries import with_layers
 from x_positional.evidence.comparison.results import Cell, Comparison, Entry
+from x_positional.evidence.evaluation.options import DEFAULT, parse_lengths
 from x_positional.evidence.evaluation.results import Record
 from x_positional.progress import Track, silent
 from x_positional.schemes.suggest import messages
@@ -93,22 +94,6 @@ class Asked:
     warnings: tuple[str, ...] = ()
 
 
-def read_lengths(text: str, trained: int) -> tuple[int, ...]:
-    """`1x,2x,512` -> context lengths, sorted. Raises UserError."""
-    found, problems = set[int](), []
-    for item in text.split(","):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)x|(\d+)", item.strip())
-        length = 0 if match is None else int(float(match[1]) * trained) if match[1] else int(match[2])
-        if length < 2:
-            problems.append(f"{item.strip() or 'an empty item'} is not a length of at least 2 tokens")
-        found.add(length)
-    if problems:
-        raise UserError(
-            f"--lengths {text}: {'; '.join(problems)}; write multiples of the trained length or tokens, as 1x,2x,512"
-        )
-    return tuple(sorted(found))
-
-
 def read_budget(text: str) -> float:
     """`8m` -> seconds. Raises UserError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
@@ -158,12 +143,12 @@ def asked(
     fields: Mapping[str, Any],
     entries: Sequence[Entry],
     *,
-    seeds: str,
-    lengths: str,
-    steps: int | None,
-    budget: float | None,
-    equal: Literal["tokens", "time"],
-    windows: int,
+    seeds: str = "1",
+    lengths: str = DEFAULT,
+    steps: int | None = None,
+    budget: float | None = None,
+    equal: Literal["tokens", "time"] = "tokens",
+    windows: int = 32,
     problems: Iterable[str] = (),
     track: Track = silent,
 ) -> Asked:
@@ -174,7 +159,7 @@ def asked(
         fields: The training config, before it is validated.
         entries: The schemes.
         seeds: As in `read_seeds`.
-        lengths: As in `read_lengths`.
+        lengths: As in `parse_lengths`.
         steps: Steps of every cell; None for the budget, or without one for `run.steps`.
         budget: Seconds of training for the whole grid.
         equal: What every cell gets the same amount of.
@@ -190,7 +175,7 @@ def asked(
     first = configs[0] if configs else None
     seed, trained = (0, 2) if first is None else (first.run.seed, first.seq_len)
     seed_values = _tried(lambda: read_seeds(seeds, seed), found)
-    length_values = _tried(lambda: read_lengths(lengths, trained), found)
+    length_values = _tried(lambda: parse_lengths(lengths, trained), found)
     if found or first is None:
         raise UserError(listed("this comparison cannot run:", found or ["it has no schemes; name some with --schemes"]))
     targets = max(1, min(64, length_values[0] // 2))

@@ -404,8 +404,9 @@ class Meter:
 
     def _done_weight(self) -> float:
         finished = sum(self._weights[key] for key in self._cells)
+        in_work = [task for task in self.working if (task.label, task.seed) not in self._cells]
         return finished + sum(
-            self._weights[task.label, task.seed] * SHARE_OF_TRAINING * _share_done(task) for task in self.working
+            self._weights[task.label, task.seed] * SHARE_OF_TRAINING * _share_done(task) for task in in_work
         )
 
 

@@ -33,6 +33,12 @@ class Extension(Record):
     attempts: tuple[Attempt, ...]
     """The unchanged model first, then by rank."""
     chosen: str | None
-    """Label of the attempt that was written."""
+    """Label of the attempt with the lowest loss at the target length, or of the one that was asked for."""
+    weights: str | None = None
+    """Identifies the weights and their dtype, so that a later session knows what was measured."""
     folder: str | None = None
     """The folder it was written to."""
+    format: Literal["hf", "native"] | None = None
+    """`hf`: transformers reads the folder. `native`: x_positional alone does."""
+    format_reason: str | None = None
+    """Why transformers cannot read it."""

@@ -60,6 +60,8 @@ class Axis:
         elif self.cut is not None:
             scale["domainMax"] = {"expr": f"zoom ? {self.cut!r} : null"}
         axis: dict[str, Any] = {"format": self.format, "labelOverlap": "greedy", "titlePadding": 8}
+        if self.scale == "linear":
+            axis["tickCount"] = 8
         if self.ticks:
             axis["values"] = list(self.ticks)
         if self.multiples_of:
@@ -95,19 +97,20 @@ class Lines:
         near = alt.selection_point(
             fields=["series"], on="pointerover", nearest=True, clear="pointerout", empty=False, name="near"
         )
+        clip = alt.expr("zoom") if self.y.cut is not None else False
         base = alt.Chart(alt.NamedData("rows")).encode(
             self.x.channel(alt.X, "x"), color=colour(self.labels), detail="series:N"
         )
-        band = base.mark_area(opacity=0.16, clip=True).encode(self.y.channel(alt.Y, "low"), y2="high:Q")
-        line = base.mark_line(clip=True).encode(
+        band = base.mark_area(opacity=0.16, clip=clip).encode(self.y.channel(alt.Y, "low"), y2="high:Q")
+        line = base.mark_line(clip=clip).encode(
             self.y.channel(alt.Y, "y"),
             strokeDash=dash(self.labels),
             strokeWidth=alt.condition(near, alt.value(4), alt.value(2)),
         )
         size = 64 if self.points else 24
-        dots = base.mark_point(
-            filled=True, size=size, opacity=1 if self.points else 0, clip=self.y.cut is not None
-        ).encode(self.y.channel(alt.Y, "y"), shape=shape(self.labels), tooltip=tooltips(self.tooltip))
+        dots = base.mark_point(filled=True, size=size, opacity=1 if self.points else 0, clip=clip).encode(
+            self.y.channel(alt.Y, "y"), shape=shape(self.labels), tooltip=tooltips(self.tooltip)
+        )
         layers: list[Any] = []
         if any("low" in row for row in self.rows):
             layers.append(band.transform_filter("isValid(datum.low)"))
@@ -146,9 +149,8 @@ class Scatter:
         dots = base.mark_point(filled=True, size=140, opacity=1).encode(
             self.y.channel(alt.Y, "y"), shape=shape(self.labels), tooltip=tooltips(self.tooltip)
         )
-        return finish(
-            alt.layer(span.transform_filter("isValid(datum.low)"), dots), self.rows, self.labels, height=self.height
-        )
+        layers = [span.transform_filter("isValid(datum.low)")] if any("low" in row for row in self.rows) else []
+        return finish(alt.layer(*layers, dots), self.rows, self.labels, height=self.height)
 
 
 def colour(labels: Sequence[str]) -> alt.Color:

@@ -12,6 +12,8 @@ from x_positional.evidence.report.answer import answers
 from x_positional.evidence.report.charts import INTEGER, Axis, Chart, Lines, Mark, Row, Scatter, times
 from x_positional.evidence.report.losses import METHODS, evaluation_sections, loss_chart, protocols
 from x_positional.evidence.report.page import Page, Section, render
+from x_positional.evidence.report.pictures import Pictures
+from x_positional.evidence.report.schemes import scheme_sections
 from x_positional.evidence.report.series import (
     DIGITS,
     Series,
@@ -30,22 +32,24 @@ MIB = 2**20
 CURVE_POINTS = 200
 
 
-def comparison_html(comparison: Comparison, beside: Comparison | None) -> str:
+def comparison_html(comparison: Comparison, beside: Comparison | None, pictures: Mapping[str, Pictures]) -> str:
     """The page; with `beside` two runs next to each other."""
     series = of_comparison(comparison)
     unit = unit_of([*series, *(of_comparison(beside) if beside else [])])
     trained = comparison.trained_length
     marks = [Mark(float(trained), f"trained length {trained:,}")]
+    known = [entry.label for entry in comparison.entries]
     sections = [
         *(_beside(comparison, beside, unit) if beside else []),
         *evaluation_sections(series, marks, trained, unit),
         cost_section(comparison, series, unit),
         curve_section(comparison, unit),
+        *(one for label in pictures if label in known for one in scheme_sections(pictures[label], label)),
         cell_section(comparison),
         settings_section(comparison),
         method_section(comparison),
     ]
-    labels = [entry.label for entry in comparison.entries]
+    labels = [*known]
     if beside is not None:
         labels += [entry.label for entry in beside.entries if entry.label not in labels]
     sentences = answers(series, trained, unit)
@@ -265,8 +269,8 @@ def _differences(runs: Sequence[Comparison], both: Sequence[Sequence[Series]], u
     """The loss of the second run minus that of the first, of every scheme and length that both have."""
     rows = []
     for one in both[0]:
-        other = next((series for series in both[1] if series.label == one.label), None)
-        for length in lengths_of([one]) if other is not None else ():
+        other = next((series for series in both[1] if series.label == one.label), Series(one.label, {}))
+        for length in lengths_of([one]):
             first, second = one.losses(length, unit), other.losses(length, unit)
             means, gap = [estimate(first), estimate(second)], difference(second, first)
             if means[0] is None or means[1] is None:
@@ -276,8 +280,12 @@ def _differences(runs: Sequence[Comparison], both: Sequence[Sequence[Series]], u
                 *(quantity(m.mean, digits=DIGITS) for m in means if m),
             ]
             apart = "number best" if gap is not None and gap.excludes_zero else "number"
-            gap_cell = EMPTY if gap is None else Cell(number(gap.mean), interval_text(gap, "seed", 3), gap.mean, apart)
-            rows.append((one.label, [*cells, gap_cell]))
+            if gap is None:
+                cells.append(EMPTY)
+            else:
+                detail = interval_text(gap, "seed", 3)
+                cells.append(Cell(number(gap.mean), detail=detail, value=gap.mean, kind=apart))
+            rows.append((one.label, cells))
     columns = ["scheme", "context length", *(run.name for run in runs), f"difference ({unit.name})"]
     note = "Differences are paired by seed; bold where the 95 % interval does not contain 0."
     return [table(columns, rows), paragraph(note, "note")] if rows else []

@@ -10,7 +10,7 @@ from x_positional.evidence.report.answer import as_good, lowest
 from x_positional.evidence.report.charts import INTEGER, Axis, Chart, Lines, Mark, Row, heat_map, ticks_of, times
 from x_positional.evidence.report.page import Section
 from x_positional.evidence.report.series import DIGITS, Series, Unit, estimate, interval_text, lengths_of
-from x_positional.evidence.report.tables import Cell, Html, paragraph, table
+from x_positional.evidence.report.tables import Cell, Html, escaped, paragraph, table
 from x_positional.plotting.words import counted, number
 
 TOKENS = "context length (tokens, log scale)"
@@ -19,14 +19,17 @@ TOKENS = "context length (tokens, log scale)"
 def loss_section(series: Sequence[Series], marks: Sequence[Mark], trained: int | None, unit: Unit) -> Section:
     """Loss by context length: the chart, and the table with reasons where a loss is missing."""
     over = series[0].over if series else "seed"
+    if not any(one.losses(length, unit) for one in series for length in lengths_of([one])):
+        problems = [Html(f"<li>{escaped(f'{one.label}: {why}')}</li>") for one in series for why in one.problems]
+        return Section(
+            "Loss by context length", [paragraph("No loss was measured."), Html(f"<ul>{''.join(problems)}</ul>")]
+        )
     chart = loss_chart(series, marks, trained, unit)
     note = (
         f"Bands and second lines: 95 % interval by Student's t over {over}s. Bold: lowest at this length, and all that are not "
         f"distinguishable from it (paired by {over}, not corrected for the number of comparisons)."
     )
-    return Section(
-        "Loss by context length", [chart, loss_table(series, trained, unit), paragraph(note, "note")] if series else []
-    )
+    return Section("Loss by context length", [chart, loss_table(series, trained, unit), paragraph(note, "note")])
 
 
 def loss_chart(
@@ -91,8 +94,8 @@ def _loss_cell(one: Series, length: int, bold: bool, unit: Unit) -> Cell:
     mean, reasons = estimate(one.losses(length, unit)), "; ".join(one.reasons(length))
     if mean is None:
         return Cell("not measured", why=reasons or "no result at this length", kind="missing")
-    kind = "number best" if bold else "number"
-    return Cell(number(mean.mean, DIGITS, zeros=True), interval_text(mean, one.over), reasons, mean.mean, kind)
+    kind, text = "number best" if bold else "number", number(mean.mean, DIGITS, zeros=True)
+    return Cell(text, detail=interval_text(mean, one.over), why=reasons, value=mean.mean, kind=kind)
 
 
 def position_section(series: Sequence[Series], marks: Sequence[Mark], unit: Unit) -> Section:
@@ -206,7 +209,14 @@ def _task_chart(series: Sequence[Series], task: str) -> Chart:
             row = {"series": one.label, "x": length, "y": mean.mean, "length": f"{length:,} tokens"}
             row |= {"value": f"{number(mean.mean)} %", "exact": "–" if exact is None else f"{number(exact.mean)} %"}
             row |= {"interval": interval_text(mean, "seed", 3)}
-            rows.append(row | ({} if mean.half is None else {"low": max(0.0, mean.low), "high": min(100.0, mean.high)}))
+            rows.append(
+                row
+                | (
+                    {}
+                    if mean.half is None
+                    else {"low": max(0.0, mean.low or 0.0), "high": min(100.0, mean.high or 0.0)}
+                )
+            )
     ends = (float(lengths[0]), float(lengths[-1])) if len(lengths) > 1 else None
     x = Axis("input length (tokens, log scale)", "log2", ticks_of(lengths, 8), format=INTEGER, domain=ends)
     marks = [Mark(float(max(trained)), f"trained up to {max(trained):,}")] if trained else []

@@ -103,10 +103,11 @@ def _figure(chart: Chart, charts: list[dict[str, Any]]) -> Html:
 
 
 def _asset(name: str) -> str:
-    return files("x_positional.evidence.report").joinpath("template", name).read_text("utf-8")
+    return (files("x_positional.evidence.report") / "template" / name).read_text("utf-8")
 
 
 @lru_cache(maxsize=1)
 def _bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed in one script."""
-    return re.sub("</(script)", r"<\\/\1", vl_convert.javascript_bundle(), flags=re.IGNORECASE)
+    script = vl_convert.javascript_bundle("Object.assign(window, { vegaEmbed, vegaLite, vega });")
+    return re.sub("</(script)", r"<\\/\1", script, flags=re.IGNORECASE)

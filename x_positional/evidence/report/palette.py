@@ -64,6 +64,7 @@ def _theme(text: str, faint: str, grid: str, colours: tuple[str, ...]) -> dict[s
             "titleFontSize": 12,
             "labelLimit": 0,
             "titleLimit": 0,
+            "layout": {"bottom": {"direction": "vertical", "anchor": "start"}},
         },
         "title": words,
         "text": {"color": text},

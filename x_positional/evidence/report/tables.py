@@ -1,7 +1,7 @@
 """Tables as HTML."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from html import escape
 from typing import Any
 
@@ -22,6 +22,7 @@ class Cell:
     """One entry of a table."""
 
     text: str
+    _: KW_ONLY
     detail: str = ""
     """A second line in small letters."""
     why: str = ""

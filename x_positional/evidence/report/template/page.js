@@ -18,7 +18,7 @@
   }));
 
   const panels = (figure) =>
-    figure.chart.panel ? Math.max(1, Math.floor(figure.plot.clientWidth / (figure.chart.panel + 34))) : 0;
+    figure.chart.panel ? Math.max(1, Math.floor((figure.plot.clientWidth - 56 + 24) / (figure.chart.panel + 24))) : 0;
 
   function specOf(figure) {
     const spec = structuredClone(figure.chart.spec);

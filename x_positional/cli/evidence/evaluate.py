@@ -9,8 +9,8 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from x_positional.cli.evidence.subject import Subject, open_subject
 from x_positional.cli.hints import command
-from x_positional.cli.subject import Subject, open_subject
 from x_positional.errors import ArgumentError, UserError
 from x_positional.evidence.evaluation.lengths import LengthSettings
 from x_positional.evidence.evaluation.measure import EvalSettings, evaluate_model

@@ -90,12 +90,14 @@ def show(result: Comparison, console: Console) -> None:
         console.print(_lengths(result, places, title, "difference"))
     table = Table(title="cost", title_justify="left")
     table.add_column("scheme")
-    for column in ("tokens", "training s", "training tok/s", "decoding tok/s", "step memory MB"):
+    for column in ("tokens", "train s", "train tok/s", "decode tok/s", "step MB"):
         table.add_column(column, justify="right")
     for cost in costs(result):
         megabytes = None if cost.peak_bytes is None else cost.peak_bytes / 1e6
         values = (cost.tokens, cost.seconds, cost.train_speed, cost.decode_speed, megabytes)
-        table.add_row(cost.label, *("" if value is None else f"{value:,.0f}" for value in values))
+        table.add_row(
+            cost.label, *("" if value is None else f"{value:,.{0 if value >= 10 else 1}f}" for value in values)
+        )
     console.print(table)
     print_lines(console, *notes(result))
 

@@ -18,6 +18,7 @@ from x_positional.pretrained.source import Source
 from x_positional.pretrained.tokenizers.text import TextTokenizer
 from x_positional.progress import Track
 from x_positional.training.checkpoints.checkpoint import Checkpoint
+from x_positional.training.config import DataConfig
 from x_positional.training.data.tokenizer import Tokenizer
 from x_positional.training.load import parse_config
 
@@ -43,6 +44,8 @@ class Subject:
     own_text: Callable[[Track], HeldOut]
     """The validation split of a run, or the held-out part of the embedded text."""
     load: Callable[[], TransformerWrapper]
+    data: DataConfig | None = None
+    """What a run was trained on; None for a published model."""
 
     def text(self, data: Path | None, track: Track) -> HeldOut:
         """The text to score: `data`, or else the model's own. Raises UserError, also for ids that the model lacks."""
@@ -110,6 +113,7 @@ def _run(path: Path, checkpoint: Checkpoint, device: str) -> Subject:
         codec=None if tokenizer is None else RunCodec(tokenizer),
         own_text=lambda track: of_run(data, config.model.num_tokens, config.seq_len, track),
         load=lambda: load_net(checkpoint, device),
+        data=data,
     )
 
 
