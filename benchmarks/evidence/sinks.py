@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.evidence.store import FOLDER, SINKS
-from x_positional.cli.subject import Subject, open_subject
+from x_positional.cli.evidence.subject import Subject, open_subject
 from x_positional.config.models import ModelConfig
 from x_positional.errors import XPositionalError
 from x_positional.evidence.evaluation.lengths import LengthSettings
