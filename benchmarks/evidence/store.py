@@ -1,7 +1,8 @@
 """The results in evidence/: the folder of a comparison, and a JSON file for each scheme and seed on the tasks."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from x_positional.evidence.comparison.plan import PLAN, Plan, comparison_of, finished_cells, slug
@@ -11,7 +12,7 @@ from x_positional.evidence.extension.results import Extension
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "evidence"
-PROBES = "probes"
+PROBES, SINKS = "probes", "sinks"
 EXTENSION = "extend-smollm2-135m.json"
 
 
@@ -46,6 +47,8 @@ class Evidence:
     comparison: Comparison
     probes: tuple[Probe, ...] = ()
     extension: Extension | None = None
+    sinks: Mapping[str, Evaluation] = field(default_factory=dict)
+    """A published checkpoint with other windows, see `sinks.py`."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -90,4 +93,5 @@ def read(folder: Path = FOLDER) -> Evidence | None:
     comparison = comparison_of(plan, finished_cells(folder, plan.grid))
     probes = tuple(Probe.load(path) for path in sorted((folder / PROBES).glob("*.json")))
     extension = folder / EXTENSION
-    return Evidence(comparison, probes, Extension.load(extension) if extension.exists() else None)
+    sinks = {path.stem: Evaluation.load(path) for path in sorted((folder / SINKS).glob("*.json"))}
+    return Evidence(comparison, probes, Extension.load(extension) if extension.exists() else None, sinks)

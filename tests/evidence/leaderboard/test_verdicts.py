@@ -123,9 +123,16 @@ def test_claims_on_a_published_checkpoint():
     assert verdict("YaRN", extension(good, {**good, "yarn x4": bad})) == "contradicted"
     assert verdict("YaRN", extension({"none": 2.0}, {"none": 2.0})) == "not measured"
     assert verdict("YaRN", evidence({"rope": FLAT})) == "not measured"
-    inside = {"window 256": 2.0, "keep_first 4": 2.0}
-    assert verdict("Window", extension(inside, {"window 256": 5.0, "keep_first 4": 2.1})) == "reproduced"
-    assert verdict("Window", extension(inside, {"window 256": 2.0, "keep_first 4": 2.5})) == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("window", "kept", "word"),
+    [(5.0, 2.1, "reproduced"), (2.0, 2.5, "contradicted"), (2.5, 2.0, "contradicted"), (5.0, None, "not measured")],
+)
+def test_the_claim_on_first_tokens(window: float, kept: float | None, word: str):
+    rows = {"window": evaluation((2.0, window), (256, 1024)), "window-and-first": evaluation((2.0, kept), (256, 1024))}
+    assert verdict("Window", replace(evidence({"rope": FLAT}), sinks=rows)) == word
+    assert verdict("Window", evidence({"rope": FLAT})) == "not measured"
 
 
 def on_tasks(scores: Mapping[str, Sequence[float]], task: str = "copy") -> Evidence:
