@@ -77,7 +77,8 @@ def test_each_method_is_the_scheme_built_directly():
         direct = toy(position, 64, **flags)
         losses = loss_by_length(direct, TOKENS, LENGTHS)
         evaluation = found[label].evaluation
-        assert evaluation is not None and evaluation.lengths == losses, label
+        assert evaluation is not None
+        assert evaluation.lengths == losses, label
     assert len({attempt.outside for attempt in found.values()}) == len(found)
 
 
