@@ -108,7 +108,7 @@ def try_tokenizer(write: Callable[[Path], None], target: Path) -> str:
 
 
 def next_commands(target: Path, form: Format, generate: bool) -> list[str]:
-    """Commands that use the written folder."""
+    """The commands to run on a folder that was written."""
     folder, program = shlex.quote(str(target)), command()
     family = form == "hf" and not (target / MODELING).exists()
     lines = [f"{program} verify {folder}"] if family else []

@@ -328,8 +328,8 @@ def _finetune_data(session: Session, run: Path) -> DataConfig:
     own, path = session.subject.data, session.options.finetune_data
     if own is not None:
         return own if path is None else DataConfig(path=str(path), **_tokenizer_of(own))
-    tokenizer = {"tokenizer": str(run.with_name(START))}
-    return DataConfig(**tokenizer) if path is None else DataConfig(path=str(path), **tokenizer)
+    start = str(run.with_name(START))
+    return DataConfig(tokenizer=start) if path is None else DataConfig(tokenizer=start, path=str(path))
 
 
 def _tokenizer_of(data: DataConfig) -> dict[str, Any]:
@@ -344,7 +344,7 @@ def _write_start_tokenizer(session: Session, folder: Path) -> None:
 def _finish(session: Session, model: TransformerWrapper | None, winner: Attempt) -> None:
     """Write the folder and the record, and print what to run next."""
     out, more = session.options.out, {}
-    lines = [f"best at {session.measuring.to.target:,} tokens: {winner.label}"]
+    lines: list[str] = [f"best at {session.measuring.to.target:,} tokens: {winner.label}"]
     if session.options.choose is not None:
         lines = [f"chosen: {winner.label}"]
     if out is not None and winner.label == UNCHANGED:

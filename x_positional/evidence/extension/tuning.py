@@ -8,11 +8,12 @@ import torch
 from rich.console import Console
 
 from x_positional.config.models import ModelConfig, plain
-from x_positional.errors import UserError
 from x_positional.evidence.extension.rebuild import with_config
 from x_positional.models.language import TransformerWrapper
 from x_positional.pretrained.api import load_source
+from x_positional.pretrained.integrity import checkpoint_folders
 from x_positional.pretrained.source import open_source
+from x_positional.training.checkpoints.checkpoint import open_checkpoint
 from x_positional.training.config import DataConfig, TrainConfig
 from x_positional.training.finetune.base import FULL_LR, LORA_LR
 from x_positional.training.load import config_of_fields
@@ -91,13 +92,12 @@ def tuned(model: TransformerWrapper, tuning: Tuning, folder: Path, console: Cons
     # dynamic NTK keeps the trained length as the model's; training windows have the target length
     longer = model.config.model_copy(update={"max_seq_len": max(model.config.max_seq_len, tuning.target)})
     with_config(model, longer).save_pretrained(folder.with_name(START), format="native")
-    resume = (folder / "checkpoints").is_dir()
-    result = train(tuning.config(longer, folder), resume=resume, console=console)
-    if result.interrupted:
-        return None
-    if not result.finished:
-        raise UserError(f"the run in {folder} ended at step {result.step} of {tuning.steps}; run the command again")
-    del result
+    earlier = checkpoint_folders(folder / "checkpoints")
+    if not earlier or open_checkpoint(earlier[-1]).step < tuning.steps:
+        result = train(tuning.config(longer, folder), resume=bool(earlier), console=console)
+        if result.interrupted:
+            return None
+        del result  # the optimizer's state
     parameter = next(model.parameters())
     found = load_source(open_source(folder), torch.float32).to(device=parameter.device, dtype=parameter.dtype)
     found.origin = model.origin
