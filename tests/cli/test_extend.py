@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from x_positional.cli.extend import ExtendOptions, extend, target_length
+from x_positional.cli.evidence.extend import ExtendOptions, extend, target_length
 
 import x_positional
 from tests.support.training_runs import config
