@@ -1,7 +1,8 @@
 """Renders docs/doors.md: uses a model of every scheme in every tool, and writes the measurements.
 
-Run from the repository root, takes some minutes: PYTHONPATH=. python docs/generate/doors.py [COLUMN ...]
+Run from the repository root, takes some minutes: PYTHONPATH=. python docs/generate/doors.py [--missing] [COLUMN ...]
 With columns, only these are measured again, and the others are kept, as are those whose package is not installed.
+With --missing, only cells that the page lacks are measured: those of new rows.
 """
 
 import re
@@ -109,22 +110,31 @@ def render(table: Table, versions: dict[str, str]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def measure(columns: list[str]) -> Table:
-    """The cells of some columns."""
+def measure(cells: list[tuple[str, str]]) -> Table:
+    """Some cells, by row and column."""
     table: Table = {}
-    if "FSDP" in columns:
+    sharded = [row for row, column in cells if column == "FSDP"]
+    if sharded:
         with tempfile.TemporaryDirectory() as folder:
-            cells = sharded_cells({row: model_of(row) for row in ROWS}, Path(folder))
-        table |= {(row, "FSDP"): checked("FSDP", cell) for row, cell in cells.items()}
-    for row in ROWS:
-        for column in [column for column in columns if column != "FSDP"]:
-            with tempfile.TemporaryDirectory() as folder:
-                table[row, column] = open_door(column, model_of(row), Path(folder))
-            print(f"{row}, {column}: {table[row, column]}", file=sys.stderr, flush=True)
+            outcomes = sharded_cells({row: model_of(row) for row in sharded}, Path(folder))
+        table |= {(row, "FSDP"): checked("FSDP", cell) for row, cell in outcomes.items()}
+    for row, column in cells:
+        if column == "FSDP":
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            table[row, column] = open_door(column, model_of(row), Path(folder))
+        print(f"{row}, {column}: {table[row, column]}", file=sys.stderr, flush=True)
     return table
 
 
-if __name__ == "__main__":
+def main(columns: list[str], missing: bool) -> None:
+    """Measures all rows in some columns (default: all that are installed) and writes the page."""
     page = PAGE.read_text("utf-8") if PAGE.exists() else ""
-    chosen = [column for column in sys.argv[1:] or DOORS if column not in NEEDS or find_spec(NEEDS[column])]
-    PAGE.write_text(render(read(page) | measure(chosen), read_versions(page) | installed()), "utf-8")
+    kept = read(page)
+    chosen = [column for column in columns or DOORS if column not in NEEDS or find_spec(NEEDS[column])]
+    cells = [(row, column) for row in ROWS for column in chosen if not missing or (row, column) not in kept]
+    PAGE.write_text(render(kept | measure(cells), read_versions(page) | installed()), "utf-8")
+
+
+if __name__ == "__main__":
+    main([word for word in sys.argv[1:] if word != "--missing"], "--missing" in sys.argv[1:])

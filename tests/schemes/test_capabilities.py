@@ -86,6 +86,12 @@ def test_where_a_scheme_acts_follows_from_its_hooks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_no_parameter_is_a_scalar(name: str) -> None:
+    """torch's fully_shard divides parameters along their first dimension, and refuses those without one."""
+    assert [key for key, parameter in built(name).named_parameters() if parameter.ndim == 0] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_scheme_combined_with_nothing_is_itself(name: str) -> None:
     scheme = built(name)
     assert Capabilities.combined([scheme.capabilities()]) == scheme.capabilities()

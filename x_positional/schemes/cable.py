@@ -29,7 +29,7 @@ class CableBias(GatedScheme):
     def __init__(self, dim: int, heads: int):
         super().__init__()
         self.to_bias = nn.Linear(dim, heads)
-        self.to_bias.weight = nn.Parameter(small_normal(heads, dim))
+        self.to_bias.register_parameter("weight", nn.Parameter(small_normal(heads, dim)))
         nn.init.zeros_(self.to_bias.bias)
 
     def log_gates(self, x: Tensor) -> Tensor:

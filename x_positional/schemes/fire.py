@@ -42,6 +42,24 @@ class FireFunction(Bias):
         return bias if visible is None else bias.masked_fill(~visible, float("-inf"))
 
 
+class Affine(nn.Module):
+    """A matrix [O I] and a bias [O], which FIRE's function of pairs reads. `nn.Linear` may be wrapped, as LoRA or int8 weights do,
+    and then is more than its matrix; this map is too small to gain from either.
+
+    Initial values are those of `nn.Linear`.
+    """
+
+    def __init__(self, width_in: int, width_out: int):
+        super().__init__()
+        bound = width_in**-0.5
+        self.weight = nn.Parameter(torch.empty(width_out, width_in).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(width_out).uniform_(-bound, bound))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Both in float32 or wider."""
+        return widened(self.weight), widened(self.bias)
+
+
 class FireBias(PositionScheme):
     """bias = MLP(psi(i - j) / psi(max(i, L)))_h, psi(x) = log(|c| x + 1), i and j the positions of query and key (Li et al.
     2023, arXiv:2310.04418). c and L are learned; the MLP has one hidden layer with ReLU.
@@ -61,16 +79,15 @@ class FireBias(PositionScheme):
     def __init__(self, heads: int, width: int = 32, scale: float = 0.1, threshold: float = 512.0):
         super().__init__()
         self.heads, self.initial_threshold = heads, threshold
-        self.scale = nn.Parameter(torch.tensor(scale))
-        self.threshold = nn.Parameter(torch.tensor(1.0))  # of its initial value: so that both train at the same rate
-        self.to_hidden, self.to_bias = nn.Linear(1, width), nn.Linear(width, heads)
+        self.scale = nn.Parameter(torch.full((1,), scale))  # a dimension, as fully_shard refuses scalars
+        self.threshold = nn.Parameter(torch.ones(1))  # of its initial value: so that both train at the same rate
+        self.to_hidden, self.to_bias = Affine(1, width), Affine(width, heads)
 
     def bias(self, ctx: AttentionContext) -> Bias:
-        first, last = self.to_hidden, self.to_bias
-        w1, b1, w2, b2 = (widened(t) for t in (first.weight[:, 0], first.bias, last.weight, last.bias))
-        scale, dtype = widened(self.scale).abs(), w1.dtype
+        (column, b1), (w2, b2) = self.to_hidden(), self.to_bias()
+        w1, scale, dtype = column[:, 0], widened(self.scale[0]).abs(), column.dtype
         q, k = ctx.q_positions.expand(ctx.batch, -1), ctx.kv_positions.expand(ctx.batch, -1)
-        threshold = (widened(self.threshold) * self.initial_threshold).abs()
+        threshold = (widened(self.threshold[0]) * self.initial_threshold).abs()
         longest = torch.log1p(scale * torch.maximum(q.to(dtype), threshold)).clamp(min=SMALLEST)
 
         def fraction(b: Tensor, i: Tensor, j: Tensor) -> Tensor:

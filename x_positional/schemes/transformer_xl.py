@@ -80,7 +80,7 @@ class TransformerXLBias(PositionScheme):
 
     def _keys(self, distances: Tensor, heads: int) -> Tensor:
         """[...] -> [... H D], W R."""
-        return self.to_r(self._sinusoids(distances).to(self.to_r.weight.dtype)).unflatten(-1, (heads, -1))
+        return self.to_r(self._sinusoids(distances).to(self.u.dtype)).unflatten(-1, (heads, -1))
 
     def _known_keys(self, ctx: AttentionContext, lowest: int, highest: int) -> Tensor:
         """[N H D] of the distances lowest..highest; taken from the cache's memo if it covers them."""

@@ -20,6 +20,7 @@ from x_positional.models.sharding import materialize
 from x_positional.modules.experts import Experts, Router
 from x_positional.modules.stack import set_activation_checkpointing
 from x_positional.progress import Track
+from x_positional.schemes.fire import Affine
 from x_positional.training.config import OptimizerConfig, RunConfig, TrainConfig
 from x_positional.training.data.token_cache import Split
 from x_positional.training.evaluate import EvalRows, EvalWindows, Score, Share, evaluate
@@ -33,6 +34,7 @@ Result = TypeVar("Result")
 
 LINEAR_WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("weight",),
+    Affine: ("weight",),
     Router: ("weight",),
     Experts: ("up", "down"),
 }
