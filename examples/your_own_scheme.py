@@ -1,6 +1,6 @@
 """A custom position scheme: registered by name, checked by the contract suite, and used like any other.
 
-The scheme is a Gaussian window of learned width (after Yang et al. 2018, arXiv:1810.10182, equation 3, centred at the query).
+The scheme is a Gaussian window of learned width (after Yang et al. 2018, arXiv:1810.10182, centred at the query).
 python examples/your_own_scheme.py [--quick]
 """
 
@@ -27,8 +27,7 @@ class Gaussian(DistanceScheme):
 
     def of_distance(self, distance: Tensor) -> Tensor:
         """[...] -> [H ...], in logits."""
-        # at least float32: squares of far distances are large
-        width = F.softplus(widened(self.width)).reshape(-1, *[1] * distance.ndim)
+        width = F.softplus(widened(self.width)).reshape(-1, *[1] * distance.ndim)  # float32: squares are large
         return -0.5 * (distance / width).square()
 
 
@@ -53,8 +52,7 @@ def main(arguments: list[str] | None = None) -> ContractReport:
     model = TransformerWrapper(
         num_tokens=256, max_seq_len=128, attn_layers=Decoder(dim=64, depth=2, heads=4, position=["rope", "gaussian"])
     )
-    print(model.describe())
-    print(model.config.to_yaml())
+    print(model.describe(), model.config.to_yaml(), sep="\n")
     return report
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from x_positional.cli.evidence.extend import ExtendOptions, extend, target_length
 
 import x_positional
 from tests.support.training_runs import config
+from x_positional.cli.evidence.extend import ExtendOptions, extend, target_length
 from x_positional.errors import UserError
 from x_positional.evidence.extension.results import Extension
 from x_positional.training.loop.train import train

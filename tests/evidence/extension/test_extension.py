@@ -14,9 +14,8 @@ from x_positional.evidence.evaluation.lengths import LengthSettings, loss_by_len
 from x_positional.evidence.evaluation.measure import EvalSettings, summary_of_data
 from x_positional.evidence.extension.attempts import Measuring, at, best, extension, judged, ranked, try_all
 from x_positional.evidence.extension.methods import METHODS, Stretch, alternatives, candidates, for_transformers
-from x_positional.evidence.extension.rebuild import with_config
+from x_positional.evidence.extension.rebuild import with_config, write_extended
 from x_positional.evidence.extension.results import Extension
-from x_positional.evidence.extension.writing import write_extended
 
 TOKENS = np.random.default_rng(0).integers(0, 61, 900)
 TO = Stretch(32, 64, {"short_factor": [1.0] * 8, "long_factor": [1.0 + i / 4 for i in range(8)]})

@@ -23,10 +23,9 @@ from x_positional.evidence.evaluation.text import HeldOut
 from x_positional.evidence.evaluation.usable import paired
 from x_positional.evidence.extension.attempts import Measuring, at, best, extension, judged, try_all
 from x_positional.evidence.extension.methods import METHODS, UNCHANGED, Candidate, Stretch, alternatives, candidates
-from x_positional.evidence.extension.rebuild import with_config
+from x_positional.evidence.extension.rebuild import with_config, write_extended
 from x_positional.evidence.extension.results import Attempt, Extension
 from x_positional.evidence.extension.tuning import START, Tuning, tuned
-from x_positional.evidence.extension.writing import write_extended
 from x_positional.models.language import TransformerWrapper
 from x_positional.pretrained.commit import replacing
 from x_positional.pretrained.folder import contains_model

@@ -1,9 +1,12 @@
 """The same weights under another config, without a copy of them."""
 
+from pathlib import Path
+
 import torch
 
 from x_positional.config.models import ModelConfig
-from x_positional.errors import ArgumentError, listed
+from x_positional.errors import ArgumentError, PretrainedError, listed
+from x_positional.evidence.extension.methods import for_transformers
 from x_positional.models.language import TransformerWrapper
 from x_positional.pretrained.tensors.load import replace_parameter
 
@@ -30,3 +33,17 @@ def with_config(model: TransformerWrapper, config: ModelConfig) -> TransformerWr
         replace_parameter(new, parameter, own[name])
     new.origin = model.origin
     return new.train(model.training)
+
+
+def write_extended(model: TransformerWrapper, folder: Path) -> str | None:
+    """Write config and weights; the reason why transformers cannot read them, None where it can.
+
+    Raises:
+        PretrainedError: The folder cannot be written.
+    """
+    try:
+        with_config(model, for_transformers(model.config)).save_pretrained(folder, format="hf", code=False)
+    except PretrainedError as reason:
+        model.save_pretrained(folder, format="native")
+        return str(reason)
+    return None
