@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tests.support.command_line import Call
 from tests.support.published.gguf_models import llama, write_gguf
 from tests.support.training_runs import config, text_file
 from x_positional import Decoder, TransformerWrapper
+from x_positional.cli.evidence import evaluate as command
 from x_positional.cli.generate import load_net
 from x_positional.cli.published import checkpoint_of
 from x_positional.evidence.evaluation.results import Evaluation
@@ -109,6 +111,32 @@ def test_the_sliding_protocol_equals_sliding_validation(call: Call, run: Path, t
     assert sum(found.windows[1:]) / 19 == pytest.approx(score.loss, abs=1e-5)
 
 
+def test_a_page_beside_earlier_results_and_what_to_run_next(
+    call: Call, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    given = ("eval", run, *QUICK, "--lengths", "1x,2x", "--no-store")
+    out = call(*given, "--out", "first.json")[1]
+    assert f"extend {run} --to 64\n" in out
+    assert "--html eval.html" in out
+    pages: list[list[Evaluation]] = []
+    monkeypatch.setattr(command, "evaluation_page", lambda found: pages.append(found) or "<p>the page</p>")
+    code, out, _ = call(*given, "--html", "pages/eval.html", "--beside", "first.json")
+    assert code == 0
+    assert "page pages/eval.html" in out
+    assert "--html eval.html" not in out
+    assert (tmp_path / "pages" / "eval.html").read_text() == "<p>the page</p>"
+    assert [[entry.length for entry in one.lengths] for one in pages[0]] == [[32, 64], [32, 64]]
+    assert pages[0][1] == Evaluation.load(tmp_path / "first.json")
+
+
+def test_a_page_without_its_extra_is_one_line(call: Call, run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "altair", None)
+    code, out, _ = call("eval", run, *QUICK, "--lengths", "1x", "--no-store", "--html", "eval.html")
+    assert code == 0
+    assert "no page: reports need altair: pip install 'x-positional[report]'" in out
+    assert not Path("eval.html").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -119,6 +147,9 @@ def test_the_sliding_protocol_equals_sliding_validation(call: Call, run: Path, t
         (["--data", "ids.npy"], "contains id 399; the model has ids 0 to 255"),
         (["--dtype", "float32"], "--dtype needs a published model"),
         (["--out", "."], "--out . must be the name of a JSON file"),
+        (["--html", "."], "--html . must be the name of an HTML file"),
+        (["--beside", "a.json"], "--beside has no effect without --html"),
+        (["--html", "a.html", "--beside", "ids.npy"], "ids.npy is not a evaluation that this version can read"),
     ],
 )
 def test_requests_that_cannot_be_measured(

@@ -241,6 +241,13 @@ def eval_model(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.", show_default=False)] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with charts to this HTML file.", show_default=False)
+    ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --html: show the results in this JSON file too. Repeatable.", show_default=False),
+    ] = None,
     store: Annotated[
         bool, typer.Option("--store/--no-store", help="Keep the usable length beside the weights, for generate.")
     ] = True,
@@ -268,6 +275,8 @@ def eval_model(
             passkey_trials=passkey_trials,
             tasks=tasks,
             out=out,
+            html=html,
+            beside=beside or (),
             store=store,
             device=device,
             dtype=dtype,

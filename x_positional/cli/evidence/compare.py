@@ -7,14 +7,14 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from x_positional.errors import MissingExtra
+from x_positional.cli.evidence.page import page_line
 from x_positional.evidence.comparison.entries import read_entries, split_entries
-from x_positional.evidence.comparison.plan import RESULT, asked, read_budget
+from x_positional.evidence.comparison.plan import RESULT, asked, kept_pictures, read_budget
 from x_positional.evidence.comparison.results import Comparison
 from x_positional.evidence.comparison.run import compare
 from x_positional.evidence.comparison.statistics import Interval
 from x_positional.evidence.comparison.summary import AtLength, by_length, costs, notes, unit
-from x_positional.evidence.report import comparison_page, write_page
+from x_positional.evidence.report import comparison_page
 from x_positional.progress import print_lines, progress_bars
 from x_positional.training.load import load_fields
 
@@ -76,7 +76,9 @@ def run_comparison(
     folder = out or Path("runs") / f"compare-{name}"
     result = compare(request, folder, jobs=jobs, retry=retry, console=console)
     show(result, console)
-    print_lines(console, f"kept in {folder / RESULT}", *_page(result, folder))
+    pictures = kept_pictures(folder, result)
+    page = page_line(folder / PAGE, lambda: comparison_page(result, pictures=pictures))
+    print_lines(console, f"kept in {folder / RESULT}", page)
     return all(cell.status == "done" for cell in result.cells)
 
 
@@ -124,12 +126,3 @@ def _cell_words(place: AtLength, what: Literal["loss", "difference"]) -> str:
     half = "" if interval.half is None else f" ± {interval.half:.3f}"
     marked = "*" if what == "difference" and interval.excludes_zero else ""
     return f"{interval.mean:{sign}.3f}{half}{marked}"
-
-
-def _page(result: Comparison, folder: Path) -> list[str]:
-    """Write the page of the comparison; the line that names it, or what it needs."""
-    try:
-        write_page(folder / PAGE, comparison_page(result))
-    except MissingExtra as error:
-        return [f"no page: {error}"]
-    return [f"page {folder / PAGE}"]

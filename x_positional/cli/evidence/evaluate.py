@@ -1,7 +1,7 @@
 """`x-positional eval`: loss by context length and by position, passkey retrieval, and the usable length of a trained model."""
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +9,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from x_positional.cli.evidence.page import page_line
 from x_positional.cli.evidence.subject import Subject, open_subject
 from x_positional.cli.hints import command
 from x_positional.errors import ArgumentError, UserError
@@ -21,6 +22,7 @@ from x_positional.evidence.evaluation.results import Evaluation, LengthLoss, Pas
 from x_positional.evidence.evaluation.stored import store_length
 from x_positional.evidence.evaluation.tasks import named_tasks
 from x_positional.evidence.evaluation.usable import TOLERANCE, mean_and_error, paired
+from x_positional.evidence.report import evaluation_page
 from x_positional.progress import print_lines, progress_bars
 from x_positional.training.evaluate import bits
 
@@ -51,6 +53,10 @@ class EvalOptions:
     """Comma-separated names of tasks that small models with the same scheme are trained on."""
     out: Path | None = None
     """The JSON file to write."""
+    html: Path | None = None
+    """The page to write."""
+    beside: Sequence[Path] = ()
+    """JSON files of earlier results, for the same page."""
     store: bool = True
     """Whether to keep the usable length beside the weights."""
     device: str = "auto"
@@ -66,7 +72,7 @@ def evaluate(path: Path, options: EvalOptions) -> Evaluation:
     settings, tasks = _settings(subject, options, trained), _tasks(options)
     text = subject.text(options.data, track)
     settings.lengths.ends(len(text.tokens))  # before the weights are read
-    _check_out(options.out)
+    earlier = _earlier(options)
     found = evaluate_model(
         subject.load(),
         text.tokens,
@@ -80,7 +86,10 @@ def evaluate(path: Path, options: EvalOptions) -> Evaluation:
     if tasks:
         found = found.model_copy(update={"tasks": task_scores(subject.config.layers, tasks, track=track)})
     _report(console, found)
-    print_lines(console, *_endings(subject, path, found, settings, options))
+    print_lines(console, *_endings(subject, found, settings, options))
+    if options.html is not None:
+        print_lines(console, page_line(options.html, lambda: evaluation_page([found, *earlier])))
+    print_lines(console, *_next(path, found, options))
     return found
 
 
@@ -111,10 +120,14 @@ def _tasks(options: EvalOptions) -> tuple[str, ...]:
         raise UserError(f"--tasks {options.tasks}: {error}") from error
 
 
-def _check_out(out: Path | None) -> None:
-    """Raise UserError now rather than after the measurement."""
-    if out is not None and (out.is_dir() or not (out.parent.is_dir() or not out.parent.exists())):
-        raise UserError(f"--out {out} must be the name of a JSON file")
+def _earlier(options: EvalOptions) -> list[Evaluation]:
+    """The results to show beside the new ones. What is wrong with files is found here, before the measurement."""
+    for name, file, kind in (("--out", options.out, "a JSON file"), ("--html", options.html, "an HTML file")):
+        if file is not None and (file.is_dir() or not (file.parent.is_dir() or not file.parent.exists())):
+            raise UserError(f"{name} {file} must be the name of {kind}")
+    if options.beside and options.html is None:
+        raise UserError("--beside has no effect without --html")
+    return [Evaluation.load(file) for file in options.beside]
 
 
 def _report(console: Console, found: Evaluation) -> None:
@@ -203,10 +216,8 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
-def _endings(
-    subject: Subject, path: Path, found: Evaluation, settings: EvalSettings, options: EvalOptions
-) -> Iterator[str]:
-    """What was left out, what was written, and the command to run next."""
+def _endings(subject: Subject, found: Evaluation, settings: EvalSettings, options: EvalOptions) -> Iterator[str]:
+    """What was left out, and what was written."""
     if settings.passkey is None and options.passkey is None and subject.codec is not None:
         yield "passkey retrieval is left out: a model trained here on little text cannot follow its prompt; --passkey runs it"
     if options.out is not None:
@@ -214,8 +225,20 @@ def _endings(
         yield f"wrote {options.out}"
     if options.store and found.usable is not None:
         yield _stored(subject, found)
+
+
+def _next(path: Path, found: Evaluation, options: EvalOptions) -> Iterator[str]:
+    """Commands to run next."""
     given, program = shlex.quote(str(path)), command()
     yield f"sample: {program} generate {given} --prompt 'The '"
+    trained = found.model.trained_length or 0
+    longest = max(entry.length for entry in found.lengths)
+    more = "" if options.data is None else f" --data {shlex.quote(str(options.data))}"
+    if options.trained_length is not None:
+        more += f" --trained-length {trained}"
+    yield f"longer contexts: {program} extend {given} --to {longest if longest > trained else '2x'}{more}"
+    if options.html is None:
+        yield "a page with charts: the same command with --html eval.html"
 
 
 def _stored(subject: Subject, found: Evaluation) -> str:

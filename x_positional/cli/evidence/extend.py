@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from x_positional.cli.convert import next_commands, tokenizer_writer, try_tokenizer
+from x_positional.cli.evidence.page import page_line
 from x_positional.cli.evidence.subject import Subject, open_subject
 from x_positional.cli.hints import command
 from x_positional.cli.train import INTERRUPTED
@@ -26,6 +27,7 @@ from x_positional.evidence.extension.methods import METHODS, UNCHANGED, Candidat
 from x_positional.evidence.extension.rebuild import with_config, write_extended
 from x_positional.evidence.extension.results import Attempt, Extension
 from x_positional.evidence.extension.tuning import START, Tuning, tuned
+from x_positional.evidence.report import extension_page
 from x_positional.models.language import TransformerWrapper
 from x_positional.pretrained.commit import replacing
 from x_positional.pretrained.folder import contains_model
@@ -34,7 +36,7 @@ from x_positional.progress import print_lines, progress_bars
 from x_positional.training.config import DataConfig
 from x_positional.training.finetune.base import weights_fingerprint
 
-RECORD = "extension.json"
+RECORD, PAGE = "extension.json", "extension.html"
 _MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)x")
 
 
@@ -106,7 +108,7 @@ def extend(path: Path, options: ExtendOptions) -> int:
     winner = _choice(session)
     if winner is None:
         print_lines(session.console, "no method runs at the target length, so nothing is chosen")
-        session.save()
+        print_lines(session.console, *_kept(session))
         return 0
     found: TransformerWrapper | None = with_config(model, _config_of(session, winner))
     if options.finetune_tokens is not None:
@@ -350,8 +352,14 @@ def _finish(session: Session, model: TransformerWrapper | None, winner: Attempt)
         lines.append(f"{out} was not written: the unchanged model is the best. --choose writes another method")
     elif out is not None and model is not None:
         lines += _write(session, model, out, more)
-    session.save(chosen=winner.label, **more)
-    print_lines(session.console, *lines, f"record: {session.folder / RECORD}")
+    print_lines(session.console, *lines, *_kept(session, chosen=winner.label, **more))
+
+
+def _kept(session: Session, **more: Any) -> Iterator[str]:
+    """Write the record and its page, and name them."""
+    found = session.save(**more)
+    yield f"record: {session.folder / RECORD}"
+    yield page_line(session.folder / PAGE, lambda: extension_page(found))
 
 
 def _write(session: Session, model: TransformerWrapper, out: Path, more: dict[str, Any]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from x_positional.evidence.comparison.results import Cell
 from x_positional.evidence.evaluation.lengths import LengthSettings
 from x_positional.evidence.evaluation.measure import EvalSettings, evaluate_model, summary_of_data
 from x_positional.evidence.evaluation.results import Evaluation, Record
+from x_positional.evidence.report.pictures import not_measured, pictures_of
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.language import TransformerWrapper, build_model
 from x_positional.pretrained.integrity import newest_good
@@ -52,6 +53,8 @@ class Task(Record):
     targets: int
     windows: int
     position_windows: int
+    pictures: str | None = None
+    """Where to write what the scheme does, before and after training; None leaves it out."""
 
 
 class Interrupted(Exception):
@@ -71,6 +74,8 @@ def make_cell(task: Task) -> Cell:
         net, corpus = trained(config)
         evaluation = _evaluated(task, config, net, corpus)
         decoding = _decoding(net, corpus)
+        if task.pictures is not None:
+            write_pictures(Path(task.pictures), config, net)
         del net  # before another one is made, to measure the memory of a step
     except Interrupted:
         raise
@@ -109,6 +114,20 @@ def trained(config: TrainConfig) -> tuple[TransformerWrapper, Corpus]:
     if not result.finished:
         raise Interrupted
     return result.net, result.corpus
+
+
+def write_pictures(path: Path, config: TrainConfig, net: TransformerWrapper) -> None:
+    """Write what the schemes of a trained model do, beside those before training, or why that cannot be measured."""
+    steps = f"{config.run.steps:,} training step{'' if config.run.steps == 1 else 's'}"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.run.seed)  # as training begins
+            initial = build_model(config.model)
+        found = pictures_of(net, initial=initial, when=f"after {steps}")
+    except Exception as error:  # also of a user's scheme; the losses stand
+        found = not_measured("the position scheme", reason_of(error), config.seq_len)
+    with contextlib.suppress(OSError):
+        found.save(path)
 
 
 def step_seconds(configs: Sequence[TrainConfig], seconds: float) -> list[float | None]:

@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from x_positional.evidence.comparison.entries import with_layers
 from x_positional.evidence.comparison.results import Cell, Comparison, Entry
 from x_positional.evidence.evaluation.options import DEFAULT, parse_lengths
 from x_positional.evidence.evaluation.results import Record
+from x_positional.evidence.report.pictures import Pictures
 from x_positional.progress import Track, silent
 from x_positional.schemes.suggest import messages
 from x_positional.training.config import TrainConfig
@@ -24,7 +25,7 @@ from x_positional.training.data.corpus import Corpus
 from x_positional.training.finetune.dataset import Conversations
 from x_positional.training.loop.train import load_data, training_report
 
-PLAN, RESULT, CELLS, RUNS = "plan.json", "comparison.json", "cells", "runs"
+PLAN, RESULT, CELLS, RUNS, PICTURES = "plan.json", "comparison.json", "cells", "runs", "pictures.json"
 POINTS = 100
 """Points of a training curve, at most."""
 SAVE_SECONDS = 20.0
@@ -228,6 +229,23 @@ def run_settings(plan: Plan, entry: Entry, seed: int, folder: Path) -> dict[str,
 def cell_file(folder: Path, label: str, seed: int) -> Path:
     """Where a finished cell is kept."""
     return folder / CELLS / f"{slug(label, seed)}.json"
+
+
+def pictures_file(folder: Path, label: str, seed: int) -> Path:
+    """Where what the scheme of a cell does is kept, beside its run."""
+    return folder / RUNS / slug(label, seed) / PICTURES
+
+
+def kept_pictures(folder: Path, comparison: Comparison) -> dict[str, Pictures]:
+    """What each scheme does, by label, of the first seed that has it. A file that cannot be read is left out."""
+    found: dict[str, Pictures] = {}
+    for entry in comparison.entries:
+        for seed in comparison.seeds:
+            file = pictures_file(folder, entry.label, seed)
+            if entry.label not in found and file.is_file():
+                with suppress(UserError):  # of another version; the losses do not need it
+                    found[entry.label] = Pictures.load(file)
+    return found
 
 
 def slug(label: str, seed: int) -> str:

@@ -35,6 +35,7 @@ from x_positional.evidence.comparison.plan import (
     finished_cells,
     kept_plan,
     locked,
+    pictures_file,
     run_settings,
 )
 from x_positional.evidence.comparison.results import Cell, Comparison
@@ -271,6 +272,7 @@ def _tasks(asked: Asked, plan: Plan, folder: Path, cells: Mapping[Key, Cell]) ->
                     targets=grid.targets,
                     windows=grid.windows,
                     position_windows=grid.position_windows,
+                    pictures=str(pictures_file(folder, entry.label, seed)) if seed == grid.seeds[0] else None,
                 )
             )
     return tasks

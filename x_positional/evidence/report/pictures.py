@@ -119,6 +119,12 @@ def pictures_of(
     return measure(config.layers, config.max_seq_len, embed_dim=config.placed_dim, stages=stages)
 
 
+def not_measured(section: str, problem: str, trained_length: int) -> Pictures:
+    """In place of pictures that could not be made."""
+    scheme = SchemePicture(section=section, summary="", trained_length=trained_length, problem=problem)
+    return Pictures(facts="", schemes=(scheme,))
+
+
 def measure(
     layers: LayersConfig, max_seq_len: int, *, embed_dim: int | None = None, stages: Sequence[Stage] = ()
 ) -> Pictures:
