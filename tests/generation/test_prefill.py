@@ -160,7 +160,8 @@ class Largest(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.any, self.product, self.logit_rows = 0, 0, 0
-        self.cached: set[int] = set()
+        self.cached: dict[int, torch.UntypedStorage] = {}
+        """By address; held, as the address of a freed one is reused by other results."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -169,7 +170,7 @@ class Largest(TorchDispatchMode):
                 continue
             name = func._schema.name.split("::")[1]
             if name in ("new_zeros", "zeros"):  # what a cache is made of
-                self.cached.add(found.untyped_storage().data_ptr())
+                self.cached[found.untyped_storage().data_ptr()] = found.untyped_storage()
             if found.untyped_storage().data_ptr() in self.cached:
                 continue
             self.any = max(self.any, found.numel())
