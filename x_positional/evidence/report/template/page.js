@@ -40,6 +40,7 @@
           actions: { export: true, source: false, compiled: false, editor: false },
           downloadFileName: figure.chart.file,
           tooltip: { theme: "custom" },
+          logLevel: vega.Error, // a chart without visible series warns of infinite extents
         });
       } while (figure.again);
     })();
