@@ -112,5 +112,5 @@ def _asset(name: str) -> str:
 @lru_cache(maxsize=1)
 def _bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed in one script."""
-    script = vl_convert.javascript_bundle("Object.assign(window, { vegaEmbed, vegaLite, vega });", VEGA_LITE)
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
     return re.sub("</(script)", r"<\\/\1", script, flags=re.IGNORECASE)
