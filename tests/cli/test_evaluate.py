@@ -149,7 +149,7 @@ def test_a_page_without_its_extra_is_one_line(call: Call, run: Path, monkeypatch
         (["--out", "."], "--out . must be the name of a JSON file"),
         (["--html", "."], "--html . must be the name of an HTML file"),
         (["--beside", "a.json"], "--beside has no effect without --html"),
-        (["--html", "a.html", "--beside", "ids.npy"], "ids.npy is not a evaluation that this version can read"),
+        (["--html", "a.html", "--beside", "ids.npy"], "ids.npy is not an evaluation that this version can read"),
     ],
 )
 def test_requests_that_cannot_be_measured(

@@ -1,5 +1,6 @@
 """`x-positional extend`: the table, the record, the folder, fine-tuning, and mistakes."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import x_positional
 from tests.support.training_runs import config
+from x_positional.cli.evidence import extend as command
 from x_positional.cli.evidence.extend import ExtendOptions, extend, target_length
 from x_positional.errors import UserError
 from x_positional.evidence.extension.results import Extension
@@ -25,7 +27,11 @@ def options(folder: Path, **given: object) -> ExtendOptions:
     return ExtendOptions(**{**few, **given})  # type: ignore[arg-type]
 
 
-def test_table_record_and_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_table_record_page_and_folder(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    pages: list[Extension] = []
+    monkeypatch.setattr(command, "extension_page", lambda found: pages.append(found) or "<p>the page</p>")
     given = options(tmp_path, methods="yarn,keep_first,longrope", choose="yarn", out=tmp_path / "out")
     assert extend(run, given) == 0
     shown = capsys.readouterr().out
@@ -38,6 +44,8 @@ def test_table_record_and_folder(run: Path, tmp_path: Path, capsys: pytest.Captu
     ):
         assert words in shown
     record = Extension.load(tmp_path / "work" / "extension.json")
+    assert pages == [record]
+    assert (tmp_path / "work" / "extension.html").read_text() == "<p>the page</p>"
     assert record.chosen == "yarn x2"
     assert record.folder == str(tmp_path / "out")
     assert (record.format, record.format_reason is None) in (("hf", True), ("native", False))
@@ -67,10 +75,13 @@ def test_fine_tuning_of_two_steps_continues_and_is_written(
 
 
 def test_nothing_is_written_where_the_unchanged_model_is_best(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setitem(sys.modules, "altair", None)
     assert extend(run, options(tmp_path, methods="longrope", out=tmp_path / "out")) == 0
-    assert "was not written: the unchanged model is the best" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "was not written: the unchanged model is the best" in shown
+    assert "no page: reports need altair: pip install 'x-positional[report]'" in shown
     assert not (tmp_path / "out").exists()
 
 

@@ -16,8 +16,9 @@ from rich.console import Console
 from tests.support.draws import draws
 from x_positional.cli.evidence.compare import show
 from x_positional.errors import UserError
+from x_positional.evidence.comparison import cell as cell_module
 from x_positional.evidence.comparison import run as run_module
-from x_positional.evidence.comparison.cell import make_cell, step_seconds
+from x_positional.evidence.comparison.cell import make_cell, step_seconds, write_pictures
 from x_positional.evidence.comparison.entries import read_entries, split_entries
 from x_positional.evidence.comparison.plan import (
     PLAN,
@@ -27,13 +28,17 @@ from x_positional.evidence.comparison.plan import (
     asked,
     cell_file,
     config_of_cell,
+    kept_pictures,
     locked,
+    pictures_file,
     run_settings,
     slug,
 )
 from x_positional.evidence.comparison.results import Cell, Comparison
 from x_positional.evidence.comparison.run import Pool, compare
 from x_positional.evidence.comparison.summary import losses, notes
+from x_positional.evidence.report import Pictures
+from x_positional.models.language import build_model
 from x_positional.progress import silent
 from x_positional.schemes.registry import REGISTRY
 from x_positional.training.loop.log import LOG
@@ -156,6 +161,7 @@ def test_a_grid_survives_a_kill_in_the_middle(fields: dict[str, Any], tmp_path: 
     starts = [line for line in (slow / LOG).read_text().splitlines() if '"event": "start"' in line]
     assert len(starts) == 2
     assert '"step": 0' not in starts[1]
+    check_pictures(folder, result)
     check_equal_to_an_uninterrupted_cell(request, result, tmp_path)
     check_nothing_is_run_twice(request, folder, result)
 
@@ -181,6 +187,31 @@ def check_cells(result: Comparison) -> None:
     show(result, console)
     console.file.close()
     assert "bits per byte by context length" in console.export_text()
+
+
+def check_pictures(folder: Path, result: Comparison) -> None:
+    """Of every scheme that was trained, before and after; a file that cannot be read is left out."""
+    found = kept_pictures(folder, result)
+    assert list(found) == ["rope", "absolute", "slow"]
+    assert [picture.stage for picture in found["absolute"].schemes] == ["before training", "after 12 training steps"]
+    pictures_file(folder, "rope", 0).write_text("{}")
+    assert list(kept_pictures(folder, result)) == ["absolute", "slow"]
+
+
+def test_pictures_that_cannot_be_made_are_a_reason(
+    fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config, _ = config_of_cell(fields, ask(fields, "rope").grid.entries[0], {"steps": 1})
+    assert config is not None
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise LookupError("no such row")
+
+    monkeypatch.setattr(cell_module, "pictures_of", fail)
+    write_pictures(tmp_path / "pictures.json", config, build_model(config.model))
+    (scheme,) = Pictures.load(tmp_path / "pictures.json").schemes
+    assert scheme.problem == "LookupError: no such row"
+    write_pictures(tmp_path / "text.txt" / "pictures.json", config, build_model(config.model))  # cannot be written
 
 
 def check_equal_to_an_uninterrupted_cell(request: Asked, result: Comparison, folder: Path) -> None:

@@ -14,10 +14,11 @@ from x_positional.errors import ArgumentError, MissingExtra
 from x_positional.evidence.report import comparison_page, evaluation_page, extension_page, plot_page, write_page
 
 alt = pytest.importorskip("altair", reason="altair is not installed")
-pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
+vl_convert = pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
 
 from x_positional.evidence.report import page as pages  # noqa: E402
 from x_positional.evidence.report.answer import answers  # noqa: E402
+from x_positional.evidence.report.page import VEGA_LITE  # noqa: E402
 from x_positional.evidence.report.series import of_comparison, unit_of  # noqa: E402
 
 DATA = re.compile(r'<script type="application/json" id="charts">(.*?)</script>', re.DOTALL)
@@ -89,6 +90,7 @@ def test_the_bundle_cannot_end_its_script():
     bundle = BUNDLE()
     assert "</script" not in bundle.lower()
     assert "vegaEmbed" in bundle
+    assert VEGA_LITE in vl_convert.get_vegalite_versions()
     assert len(bundle) < 2_000_000
 
 
@@ -117,10 +119,26 @@ def test_the_answer_names_the_lowest_and_what_is_as_good():
     series = of_comparison(comparison())
     unit = unit_of(series)
     first, last = answers(series, 64, unit)
-    assert first.startswith("At the trained length of 64 tokens, rope has the lowest loss: 0.72")
-    assert "The next, alibi, is higher by" in first
-    assert last.startswith("At 256 tokens, 4 times the trained length, alibi has the lowest loss:")
-    assert "Not measured there: absolute; the table gives the reasons." in last
+    assert first.startswith("At the trained length of 64 tokens, “rope” has the lowest loss: 0.72")
+    assert "The next, “alibi”, is higher by" in first
+    assert last.startswith("At 256 tokens, 4 times the trained length, “alibi” has the lowest loss:")
+    assert "Not measured there: “absolute”; the table gives the reasons." in last
+
+
+def test_every_layer_of_a_series_is_hidden_with_it_also_beside_layers_with_their_own_data():
+    charts = data_of(tiny_page())["charts"]
+    marked = 0
+    for chart in charts:
+        spec = chart["spec"]
+        if not any(parameter["name"] == "shown" for parameter in spec.get("params", [])):
+            continue
+        own = [layer for layer in spec["layer"] if "values" in layer.get("data", {})]
+        marked += bool(own)
+        for layer in spec["layer"]:
+            above = [] if "data" in layer else spec.get("transform", [])
+            filters = [step.get("filter", "") for step in [*above, *layer.get("transform", [])]]
+            assert layer in own or any("indexof(shown, datum.series)" in one for one in filters)
+    assert marked >= 2
 
 
 def test_one_seed_has_no_interval_and_the_answer_reports_it():

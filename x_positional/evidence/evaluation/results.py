@@ -30,7 +30,8 @@ class Record(BaseModel):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError) as error:
             kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).lower()
-            raise UserError(f"{path} is not a {kind} that this version can read: {error}") from error
+            article = "an" if kind[0] in "aeiou" else "a"
+            raise UserError(f"{path} is not {article} {kind} that this version can read: {error}") from error
 
 
 class LengthLoss(Record):

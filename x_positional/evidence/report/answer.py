@@ -51,7 +51,7 @@ def _answer(series: Sequence[Series], length: int, trained: int | None, unit: Un
     measured = [one for one in series if one.losses(length, unit)]
     if len(series) == 1:
         return f"{at}, the loss is {value}{_spread(best, mean)}."
-    text = f"{at}, {best.label} has the lowest loss: {value}{_spread(best, mean)}."
+    text = f"{at}, {_quoted(best.label)} has the lowest loss: {value}{_spread(best, mean)}."
     missing = [one.label for one in series if one not in measured]
     return " ".join([text, *_rest(series, best, length, unit), *_missing(missing)])
 
@@ -77,7 +77,7 @@ def _rest(series: Sequence[Series], best: Series, length: int, unit: Unit) -> li
         gaps = {one.label: difference(one.losses(length, unit), best.losses(length, unit)) for one in others}
         label, gap = min(((k, v) for k, v in gaps.items() if v is not None), key=lambda pair: pair[1].mean)
         by = f"{number(gap.mean, 3)} ({number(gap.low or 0, 3)} to {number(gap.high or 0, 3)})"
-        sentences.append(f"The next, {label}, is higher by {by}, which is distinguishable.")
+        sentences.append(f"The next, {_quoted(label)}, is higher by {by}, which is distinguishable.")
     return sentences
 
 
@@ -86,9 +86,15 @@ def _missing(labels: Sequence[str]) -> list[str]:
 
 
 def _names(labels: Sequence[str]) -> str:
-    if len(labels) > MOST_NAMES:
-        return f"{', '.join(labels[:MOST_NAMES])} and {len(labels) - MOST_NAMES} more"
+    more, labels = len(labels) - MOST_NAMES, [_quoted(label) for label in labels]
+    if more > 0:
+        return f"{', '.join(labels[:MOST_NAMES])} and {more} more"
     return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
+
+
+def _quoted(label: str) -> str:
+    """A label that reads as one in a sentence: `none` is a scheme."""
+    return f"“{label}”"
 
 
 def _in_words(length: int, trained: int | None) -> str:

@@ -59,7 +59,12 @@ class Axis:
             scale["domain"] = list(self.domain)
         elif self.cut is not None:
             scale["domainMax"] = {"expr": f"zoom ? {self.cut!r} : null"}
-        axis: dict[str, Any] = {"format": self.format, "labelOverlap": "greedy", "titlePadding": 8}
+        axis: dict[str, Any] = {
+            "format": self.format,
+            "labelOverlap": "greedy",
+            "labelSeparation": 6,
+            "titlePadding": 8,
+        }
         if self.scale == "linear":
             axis["tickCount"] = 8
         if self.ticks:
@@ -98,9 +103,7 @@ class Lines:
             fields=["series"], on="pointerover", nearest=True, clear="pointerout", empty=False, name="near"
         )
         clip = alt.expr("zoom") if self.y.cut is not None else False
-        base = alt.Chart(alt.NamedData("rows")).encode(
-            self.x.channel(alt.X, "x"), color=colour(self.labels), detail="series:N"
-        )
+        base = of_series().encode(self.x.channel(alt.X, "x"), color=colour(self.labels), detail="series:N")
         band = base.mark_area(opacity=0.16, clip=clip).encode(self.y.channel(alt.Y, "low"), y2="high:Q")
         line = base.mark_line(clip=clip).encode(
             self.y.channel(alt.Y, "y"),
@@ -139,7 +142,7 @@ class Scatter:
 
     def spec(self) -> dict[str, Any]:
         """The layers: intervals and points."""
-        chart = alt.Chart(alt.NamedData("rows"))
+        chart = of_series()
         if self.choices:
             options = alt.binding_select(options=list(self.choices), name="Length: ")
             choice = alt.param(name="choice", bind=options, value=self.first)
@@ -151,6 +154,11 @@ class Scatter:
         )
         layers = [span.transform_filter("isValid(datum.low)")] if any("low" in row for row in self.rows) else []
         return finish(alt.layer(*layers, dots), self.rows, self.labels, height=self.height)
+
+
+def of_series() -> alt.Chart:
+    """The rows of the series that are shown. A filter of the layers' parent would not apply where a layer has its own data."""
+    return alt.Chart(alt.NamedData("rows")).transform_filter("indexof(shown, datum.series) >= 0")
 
 
 def colour(labels: Sequence[str]) -> alt.Color:
@@ -198,7 +206,6 @@ def _share(value: float, axis: Axis) -> float:
 def finish(chart: Any, rows: Sequence[Row], labels: Sequence[str], *, height: int | None = None) -> dict[str, Any]:
     """The spec with the data `rows`, as wide as its figure, with the parameter `shown`."""
     if labels:
-        chart = chart.transform_filter("indexof(shown, datum.series) >= 0 || !isValid(datum.series)")
         chart = chart.add_params(alt.param(name="shown", value=list(labels)))
     if height is not None:
         chart = chart.properties(width="container", height=height)

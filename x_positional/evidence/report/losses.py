@@ -249,8 +249,10 @@ def protocols(evaluations: Sequence[Evaluation]) -> list[str]:
     words = []
     for evaluation in evaluations:
         data = evaluation.data
-        size = "" if data.bytes_per_token is None else f", {number(data.bytes_per_token)} bytes per token"
-        words.append(f"{evaluation.protocol} Text: {data.name}, {counted(data.tokens, 'token')}{size}.")
+        per_token = data.bytes_per_token
+        size = "" if per_token is None else f", {number(per_token)} byte{'' if per_token == 1 else 's'} per token"
+        scored = evaluation.protocol.rstrip(".")
+        words.append(f"Scored: {scored}. Text: {data.name}, {counted(data.tokens, 'token')}{size}.")
     return list(dict.fromkeys(words))
 
 

@@ -16,6 +16,9 @@ from x_positional.evidence.report.charts import Chart
 from x_positional.evidence.report.palette import DARK, DASHES, LIGHT, PATHS, SHAPES, THEMES
 from x_positional.evidence.report.tables import Html, escaped
 
+VEGA_LITE = "6.1"
+"""In 6.4 the tooltip of the nearest point has undefined values (https://github.com/vega/vega-lite/pull/9707)."""
+
 Block = Html | Chart | Sequence[Chart]
 """HTML, a chart, or charts beside each other."""
 
@@ -109,5 +112,5 @@ def _asset(name: str) -> str:
 @lru_cache(maxsize=1)
 def _bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed in one script."""
-    script = vl_convert.javascript_bundle("Object.assign(window, { vegaEmbed, vegaLite, vega });")
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
     return re.sub("</(script)", r"<\\/\1", script, flags=re.IGNORECASE)

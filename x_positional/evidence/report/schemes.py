@@ -236,7 +236,11 @@ def _maps(
             ],
         )
         .properties(width=size, height=size)
-        .facet(facet=alt.Facet("panel:N", sort=None, title=None), columns=4, data=alt.NamedData("rows"))
+        .facet(
+            facet=alt.Facet("panel:N", sort=None, title=None, header=alt.Header(labelExpr="split(datum.label, ': ')")),
+            columns=4,
+            data=alt.NamedData("rows"),
+        )
     )
     return finish(chart, rows, [])
 

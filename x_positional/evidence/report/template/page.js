@@ -40,6 +40,7 @@
           actions: { export: true, source: false, compiled: false, editor: false },
           downloadFileName: figure.chart.file,
           tooltip: { theme: "custom" },
+          logLevel: 1, // errors alone: a chart without visible series warns of infinite extents
         });
       } while (figure.again);
     })();
@@ -123,24 +124,17 @@
     for (const figure of figures) if (figure.due && figure.chart.panel && panels(figure) !== figure.columns) draw(figure);
   });
 
-  // Printing cannot wait for a promise: every chart is drawn again at once, with the light theme.
-  window.addEventListener("beforeprint", () => {
-    root.dataset.theme = "light";
-    for (const figure of figures) {
-      const compiled = vegaLite.compile(specOf(figure), { config: data.themes.light }).spec;
-      figure.result?.finalize();
-      figure.plot.replaceChildren();
-      const view = new vega.View(vega.parse(compiled), { renderer: "svg", container: figure.plot });
-      figure.result = { finalize: () => view.finalize(), view };
-      view.initialize(figure.plot).run();
-    }
-  });
-  window.addEventListener("afterprint", applyTheme);
-
   applyTheme();
   applyShown();
   for (const figure of figures) {
     if (figure.chart.heavy) watcher.observe(figure.element);
     else { figure.due = true; draw(figure); }
   }
+  // The others follow one by one, as printing cannot wait for them.
+  window.addEventListener("load", async () => {
+    for (const figure of figures) {
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      if (!figure.due) { figure.due = true; await draw(figure); }
+    }
+  });
 })();
