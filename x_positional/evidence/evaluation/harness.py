@@ -4,6 +4,9 @@ Log-likelihoods come from batches padded on the right with their mask, so they a
 scored tokens are computed, and texts that differ in their last token alone are read once.
 """
 
+# pyright: reportMissingImports=false
+# lm_eval is an extra that not every check of types has.
+
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
