@@ -254,7 +254,7 @@ def rotating(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
     if not isinstance(scheme, Chain):
         return
     q = torch.randn(1, config.layers.heads, 4, config.layers.head_dim, generator=torch.Generator().manual_seed(3))
-    positions = torch.tensor([[0, 1, 2, 5]])
+    positions = torch.tensor([[1, 2, 3, 5]])  # not 0: ssmax scales a query that sees one key by log 1
     turned = scheme.rotate_q(q, scheme.tables(positions))
     directions = turned / turned.norm(dim=-1, keepdim=True)
     for part in scheme.parts:
