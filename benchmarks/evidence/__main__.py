@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.evidence.grid import CONFIG, LENGTHS, PROBED, SEEDS, TARGETS, WINDOWS, entries
+from benchmarks.evidence.grid import CONFIG, LENGTHS, PROBED, SEEDS, TARGETS, TASKS, WINDOWS, entries
 from benchmarks.evidence.store import FOLDER, ROOT
 from benchmarks.evidence.tasks import measure_probes
 from x_positional.errors import UserError, did_you_mean
@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print_lines(Console(stderr=True), f"error: {error}")
         return 2
-    keys = [(entry.label, seed) for seed in seeds for entry in chosen if entry.label in PROBED]
+    probed = [entry.label for entry in chosen if entry.label in PROBED]
+    keys = [(label, seed, task) for task in TASKS for seed in seeds for label in probed]
     if not given.no_tasks:
         measure_probes(keys, given.folder, given.jobs, console)
     failed = [f"{cell.label}, seed {cell.seed}: {cell.reason}" for cell in result.cells if cell.status != "done"]

@@ -1,4 +1,4 @@
-"""The results in evidence/: the folder of a comparison, and a JSON file for each scheme and seed on the tasks."""
+"""The results in evidence/: the folder of a comparison, and a JSON file for each scheme and seed on a task."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ EXTENSION = "extend-smollm2-135m.json"
 
 
 class Probe(Record):
-    """The scores of one scheme and seed on the tasks."""
+    """The scores of one scheme and seed on a task."""
 
     label: str
     seed: int
@@ -26,9 +26,9 @@ class Probe(Record):
     """Time of training and scoring."""
 
 
-def probe_path(folder: Path, label: str, seed: int) -> Path:
-    """The file of a scheme's scores on tasks."""
-    return folder / PROBES / f"{slug(label, seed)}.json"
+def probe_path(folder: Path, label: str, seed: int, task: str) -> Path:
+    """The file of a scheme's scores on a task."""
+    return folder / PROBES / f"{slug(label, seed)}-{task}.json"
 
 
 def bits_per_byte(evaluation: Evaluation, length: int) -> float | None:

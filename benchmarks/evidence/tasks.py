@@ -1,4 +1,4 @@
-"""The schemes of `PROBED` on the tasks, side by side in processes; a scheme and seed is a file, written when it is finished."""
+"""The schemes of `PROBED` on tasks, side by side in processes; a scheme, seed and task is a file, written when it is finished."""
 
 import multiprocessing
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.evidence.grid import CONFIG, TASKS, entries
+from benchmarks.evidence.grid import CONFIG, entries
 from benchmarks.evidence.store import ROOT, Probe, probe_path
 from x_positional.config.layers import LayersConfig
 from x_positional.evidence.comparison.entries import with_layers
@@ -19,14 +19,15 @@ from x_positional.evidence.evaluation.probes import task_scores
 from x_positional.progress import print_lines
 from x_positional.training.load import load_fields
 
-Key = tuple[str, int]
+Key = tuple[str, int, str]
+"""Label, seed and task."""
 
 
 def measure_probes(keys: Iterable[Key], folder: Path, jobs: int, console: Console) -> None:
     """Measure what is missing.
 
     Args:
-        keys: Labels and seeds.
+        keys: What to measure, in this order.
         folder: Where the results go.
         jobs: Processes, each with one thread.
         console: Shows each result and an estimate of the rest.
@@ -34,26 +35,28 @@ def measure_probes(keys: Iterable[Key], folder: Path, jobs: int, console: Consol
     missing = [key for key in keys if not probe_path(folder, *key).exists()]
     if not missing:
         return
-    print_lines(console, f"{len(missing)} schemes and seeds on the tasks {', '.join(TASKS)}, {jobs} at a time")
+    print_lines(console, f"{len(missing)} trainings on tasks, {jobs} at a time")
     began = time.monotonic()
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start, initargs=(os.getpid(),)) as pool:
-        waiting = [pool.submit(measure_probe, label, seed, folder) for label, seed in missing]
+        waiting = [pool.submit(measure_probe, *key, folder) for key in missing]
         for count, future in enumerate(as_completed(waiting), 1):
-            label, seed = future.result()
+            label, seed, task = future.result()
             left = (time.monotonic() - began) / count * (len(missing) - count)
-            print_lines(console, f"{label}, seed {seed}: done; {len(missing) - count} left, about {left / 60:.0f} min")
+            print_lines(
+                console, f"{label}, seed {seed}, {task}: done; {len(missing) - count} left, about {left / 60:.0f} min"
+            )
 
 
-def measure_probe(label: str, seed: int, folder: Path) -> Key:
-    """One scheme and seed on every task."""
+def measure_probe(label: str, seed: int, task: str, folder: Path) -> Key:
+    """One scheme and seed on one task."""
     entry = next(entry for entry in entries() if entry.label == label)
     layers = with_layers(load_fields(ROOT / CONFIG, {}), entry)["model"]["layers"]
     began = time.monotonic()
-    scores = task_scores(LayersConfig.model_validate(layers), TASKS, seed)
+    scores = task_scores(LayersConfig.model_validate(layers), [task], seed)
     probe = Probe(label=label, seed=seed, scores=scores, seconds=time.monotonic() - began)
-    probe.save(probe_path(folder, label, seed))
-    return label, seed
+    probe.save(probe_path(folder, label, seed, task))
+    return label, seed, task
 
 
 def _start(parent: int) -> None:

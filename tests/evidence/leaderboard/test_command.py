@@ -8,7 +8,7 @@ from rich.console import Console
 
 from benchmarks.evidence import tasks
 from benchmarks.evidence.__main__ import main, request
-from benchmarks.evidence.grid import LENGTHS, PROBED, SCHEMES, SEEDS, TASKS, entries, text_of
+from benchmarks.evidence.grid import LENGTHS, PROBED, SCHEMES, SEEDS, entries, text_of
 from benchmarks.evidence.pages import commands
 from benchmarks.evidence.store import Probe, probe_path, read
 from x_positional.evidence.comparison.entries import read_entry, split_entries
@@ -60,12 +60,12 @@ def test_mistakes_are_refused_in_one_line(
 
 def test_tasks_that_were_measured_are_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     score = TaskScore(task="copy", length=4, trained=True, accuracy=1.0, exact=1.0)
-    Probe(label="rope", seed=0, scores=(score,), seconds=1.0).save(probe_path(tmp_path, "rope", 0))
+    Probe(label="rope", seed=0, scores=(score,), seconds=1.0).save(probe_path(tmp_path, "rope", 0, "copy"))
     monkeypatch.setattr(tasks, "ProcessPoolExecutor", None)
-    tasks.measure_probes([("rope", 0)], tmp_path, 1, Console(quiet=True))
+    tasks.measure_probes([("rope", 0, "copy")], tmp_path, 1, Console(quiet=True))
 
 
-def test_a_scheme_on_tasks_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_scheme_on_a_task_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
 
     def scores(layers, names, seed):
@@ -73,9 +73,9 @@ def test_a_scheme_on_tasks_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return (TaskScore(task="copy", length=4, trained=True, accuracy=0.5, exact=0.0),)
 
     monkeypatch.setattr(tasks, "task_scores", scores)
-    assert tasks.measure_probe("kerple", 2, tmp_path) == ("kerple", 2)
-    assert asked == [("kerple", TASKS, 2)]
-    assert Probe.load(probe_path(tmp_path, "kerple", 2)).scores[0].accuracy == 0.5
+    assert tasks.measure_probe("kerple", 2, "copy", tmp_path) == ("kerple", 2, "copy")
+    assert asked == [("kerple", ("copy",), 2)]
+    assert Probe.load(probe_path(tmp_path, "kerple", 2, "copy")).scores[0].accuracy == 0.5
 
 
 def test_nothing_is_read_before_the_first_start(tmp_path: Path):
