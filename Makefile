@@ -81,6 +81,7 @@ bench: $(VENV)/.dev ## measure speed and memory beside x-transformers and transf
 
 evidence: $(VENV)/.dev ## measure every scheme at equal compute (about an hour on two cores); continues where it was interrupted
 	@OMP_NUM_THREADS=1 $(PY) -m benchmarks.evidence
+	@$(PY) -m benchmarks.evidence.cost
 	@PYTHONPATH=. $(PY) docs/generate/evidence.py
 
 gpu: ## check and time everything on a CUDA device, without a network (under eight minutes); GPUFLAGS="--wheels DIR"

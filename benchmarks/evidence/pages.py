@@ -51,17 +51,20 @@ def leaderboard(evidence: Evidence) -> list[str]:
     comparison = evidence.comparison
     head = [f"{n:,}" for n in comparison.lengths]
     rows = [
-        f"| scheme | {' | '.join(head)} | training, tokens/s |",
+        f"| scheme | {' | '.join(head)} | training step |",
         f"|---|{'---:|' * (len(head) + 1)}",
     ]
     for label in ranked(evidence):
-        cells = [cell for cell in comparison.cells if cell.label == label]
         losses = [evidence.bits(label, length) for length in comparison.lengths]
         shown = [interval(t_interval(list(found.values())) if found else None) for found in losses]
-        speeds = sorted(cell.tokens_per_second for cell in cells if cell.tokens_per_second)
-        speed = f"{speeds[len(speeds) // 2]:,.0f}" if speeds else "–"
-        rows.append(f"| {label} | {' | '.join(shown)} | {speed} |")
+        rows.append(f"| {label} | {' | '.join(shown)} | {step_time(evidence, label)} |")
     return rows
+
+
+def step_time(evidence: Evidence, label: str) -> str:
+    """The time of a training step as a multiple of that of the fastest scheme."""
+    times = {} if evidence.cost is None else evidence.cost.step_seconds
+    return f"{times[label] / min(times.values()):.2f}" if label in times else "–"
 
 
 def missing(evidence: Evidence) -> Iterator[str]:

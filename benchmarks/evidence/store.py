@@ -12,7 +12,7 @@ from x_positional.evidence.extension.results import Extension
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "evidence"
-PROBES, SINKS = "probes", "sinks"
+PROBES, SINKS, COST = "probes", "sinks", "cost.json"
 EXTENSION = "extend-smollm2-135m.json"
 
 
@@ -24,6 +24,13 @@ class Probe(Record):
     scores: tuple[TaskScore, ...]
     seconds: float
     """Time of training and scoring."""
+
+
+class Cost(Record):
+    """Training steps that were timed side by side, see `cost.py`."""
+
+    step_seconds: dict[str, float]
+    """Median time of a step on one thread, by label."""
 
 
 def probe_path(folder: Path, label: str, seed: int, task: str) -> Path:
@@ -49,6 +56,8 @@ class Evidence:
     extension: Extension | None = None
     sinks: Mapping[str, Evaluation] = field(default_factory=dict)
     """A published checkpoint with other windows, see `sinks.py`."""
+
+    cost: Cost | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -94,4 +103,5 @@ def read(folder: Path = FOLDER) -> Evidence | None:
     probes = tuple(Probe.load(path) for path in sorted((folder / PROBES).glob("*.json")))
     extension = folder / EXTENSION
     sinks = {path.stem: Evaluation.load(path) for path in sorted((folder / SINKS).glob("*.json"))}
-    return Evidence(comparison, probes, Extension.load(extension) if extension.exists() else None, sinks)
+    cost = Cost.load(folder / COST) if (folder / COST).exists() else None
+    return Evidence(comparison, probes, Extension.load(extension) if extension.exists() else None, sinks, cost)
