@@ -180,7 +180,7 @@ def _decode_shown(evidence: Evidence) -> str:
         return ""
     fast, slow = order[:3], order[-3:]
     words = [", ".join(f"`{label}` {found[label]:,.0f}" for label in part) for part in (fast, slow)]
-    return f"Tokens a second of one sequence: fastest {words[0]}; slowest {words[1]}."
+    return f"Tokens a second of one sequence, on a machine that was busy too: fastest {words[0]}; slowest {words[1]}."
 
 
 def _tiny_shown(evidence: Evidence) -> str:

@@ -13,7 +13,7 @@ NAMES = generator("schemes").names()
 LOSSES = {
     "none": (2.6, 3.5),
     "rope": (2.5, 7.0),
-    "rope half": (2.55, 6.0),
+    "ssmax+rope": (2.55, 6.0),
     "alibi": (2.5, 2.45),
     "forgetting+rope": (2.4, 2.5),
     "rope and none every 3rd": (2.4, 3.0),
@@ -29,7 +29,7 @@ def test_the_example_runs(name: str) -> None:
 
 def test_losses_of_a_scheme_and_of_its_variants_are_shown() -> None:
     found = evidence(LOSSES)
-    labels = ["rope", "rope half", "forgetting+rope", "rope and none every 3rd"]
+    labels = ["rope", "ssmax+rope", "forgetting+rope", "rope and none every 3rd"]
     assert sorted(_scheme_page.measured_labels(found, "rope")) == sorted(labels)
     assert _scheme_page.measured_labels(found, "none") == ["none", "rope and none every 3rd"]
     table = "\n".join(_scheme_page.measured(found, "alibi"))
@@ -40,10 +40,10 @@ def test_losses_of_a_scheme_and_of_its_variants_are_shown() -> None:
 
 
 def test_the_picture_is_small_and_marks_the_trained_length() -> None:
-    picture = _curves.draw(evidence(LOSSES), ["rope", "rope half"])
+    picture = _curves.draw(evidence(LOSSES), ["rope", "ssmax+rope"])
     root = ElementTree.fromstring(picture)
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"rope", "rope half", "grey: other schemes", "trained length", "4,096"} <= set(texts)
+    assert {"rope", "ssmax+rope", "grey: other schemes", "trained length", "4,096"} <= set(texts)
     assert len(list(root.iter("{http://www.w3.org/2000/svg}polyline"))) == len(LOSSES)
     assert len(picture) < 5000
 
