@@ -260,7 +260,14 @@ def rotating(config: ModelConfig, use: Use, model: TransformerWrapper, full: Ten
     for part in scheme.parts:
         if isinstance(part, PositionScheme) and part.overrides("rotate_k"):
             alone = part.rotate_q(q, part.tables(positions))
-            if alone.shape != turned.shape or far(alone / alone.norm(dim=-1, keepdim=True), directions):
+            if alone.shape != turned.shape:
+                yield f"queries have other shapes than {type(part).__name__} makes"
+                continue
+            own = alone / alone.norm(dim=-1, keepdim=True)
+            sign = (
+                (own * directions).sum(-1, keepdim=True)[..., :1, :].sign()
+            )  # a learned factor of a head may be negative
+            if far(own * sign, directions):
                 yield f"queries do not turn as {type(part).__name__} says"
 
 

@@ -181,6 +181,16 @@ def _ends(values: Sequence[Values]) -> tuple[float, float]:
     return (min(known), max(known)) if known else (0.0, 0.0)
 
 
+def _panel_rows(table: Map, names: Sequence[str], ends: Sequence[tuple[float, float]], signs: bool) -> list[Row]:
+    """A row a panel: its values, and the first value and span of its colours."""
+    rows: list[Row] = []
+    for name, values, (low, high) in zip(names, table.values, ends, strict=True):
+        far = max(-low, high) or 1.0
+        first, last = (-far, far) if signs else (low, high)
+        rows.append({"panel": name, "values": list(values), "first": first, "span": (last - first) or 1.0})
+    return rows
+
+
 def _maps(
     table: Map,
     names: Sequence[str],
@@ -193,11 +203,7 @@ def _maps(
 ) -> dict[str, Any]:
     """Panels of cells, coloured from each panel's lowest to its highest value, or around 0 where there are both signs."""
     signs = any(low < 0 < high for low, high in ends)
-    rows: list[Row] = []
-    for name, values, (low, high) in zip(names, table.values, ends, strict=True):
-        far = max(-low, high) or 1.0
-        first, last = (-far, far) if signs else (low, high)
-        rows.append({"panel": name, "values": list(values), "first": first, "span": (last - first) or 1.0})
+    rows = _panel_rows(table, names, ends, signs)
     side, step = table.side, table.step
     place = f"datum.row - datum.column + {side - 1}" if table.by_distance else "datum.cell"
     labels = "['lowest', 'middle', 'highest']" if not signs else "['largest negative', '0', 'largest positive']"
