@@ -174,6 +174,11 @@ def did_you_mean(word: str, known: Iterable[str], synonyms: Mapping[str, str] | 
     return f"there are: {', '.join(names)}" if close is None else f"did you mean {close!r}?"
 
 
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """`1 key head`, `2 key heads`, `1,024 tokens`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def listed(title: str, problems: Iterable[str]) -> str:
     """One message for all `problems`, one a line."""
     return "\n".join([title, *(f"  - {problem}" for problem in problems)])

@@ -1,12 +1,12 @@
 """The results in evidence/: the folder of a comparison, and a JSON file for each scheme and seed on a task."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from x_positional.evidence.comparison.plan import PLAN, Plan, comparison_of, finished_cells, slug
 from x_positional.evidence.comparison.results import Cell, Comparison
+from x_positional.evidence.comparison.summary import losses
 from x_positional.evidence.evaluation.results import Evaluation, Record, TaskScore
 from x_positional.evidence.extension.results import Extension
 
@@ -38,15 +38,6 @@ def probe_path(folder: Path, label: str, seed: int, task: str) -> Path:
     return folder / PROBES / f"{slug(label, seed)}-{task}.json"
 
 
-def bits_per_byte(evaluation: Evaluation, length: int) -> float | None:
-    """The loss at a context length in bits per byte; None where there is none."""
-    bytes_per_token = evaluation.data.bytes_per_token or 1.0
-    for row in evaluation.lengths:
-        if row.length == length and row.loss is not None:
-            return row.loss / math.log(2) / bytes_per_token
-    return None
-
-
 @dataclass(frozen=True)
 class Evidence:
     """Everything that was measured."""
@@ -71,13 +62,7 @@ class Evidence:
 
     def bits(self, label: str, length: int) -> dict[int, float]:
         """Bits per byte of each seed that has a loss at this length."""
-        found = {}
-        for seed in self.comparison.seeds:
-            cell = self.cell(label, seed)
-            value = None if cell is None or cell.evaluation is None else bits_per_byte(cell.evaluation, length)
-            if value is not None:
-                found[seed] = value
-        return found
+        return losses(self.comparison, label, length)
 
     def accuracy(self, label: str, task: str, length: int) -> dict[int, float]:
         """Share of right answer tokens of each seed."""

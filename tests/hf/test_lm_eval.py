@@ -12,6 +12,7 @@ import torch
 from tests.support.doors import letters, model_of
 from tests.support.draws import draws
 from tests.support.generation_models import until_end
+from tests.support.lm_eval_task import write_letters_task
 from x_positional import AutoregressiveWrapper, TransformerWrapper
 
 pytestmark = pytest.mark.slow
@@ -24,19 +25,6 @@ QUESTIONS = [
     {"question": "positions are", "choices": ["data", "none of this"], "answer": 0},
     {"question": "who", "choices": ["a cat", "a mat"], "answer": 1},
 ]
-TASK = """\
-task: letters
-dataset_path: json
-dataset_kwargs:
-  data_files: {test: FOLDER/letters.jsonl}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: "{{answer}}"
-metric_list:
-  - {metric: acc, aggregation: mean, higher_is_better: true}
-"""
 
 
 def prepared(folder: Path, row: str) -> TransformerWrapper:
@@ -44,10 +32,7 @@ def prepared(folder: Path, row: str) -> TransformerWrapper:
     net = model_of(row)
     net.save_pretrained(folder / "model", format="hf", code=True)
     letters().save_pretrained(folder / "model")
-    (folder / "tasks").mkdir()
-    rows = "".join(json.dumps(question) + "\n" for question in QUESTIONS)
-    (folder / "tasks" / "letters.jsonl").write_text(rows)
-    (folder / "tasks" / "letters.yaml").write_text(TASK.replace("FOLDER", str(folder / "tasks")))
+    write_letters_task(folder / "tasks", QUESTIONS)
     return net
 
 

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from x_positional.plotting.words import counted, number
+from x_positional.errors import counted
+from x_positional.plotting.words import number
 
 
 @pytest.mark.parametrize(

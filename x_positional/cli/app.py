@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import typer
 
 from x_positional.cli.convert import convert as write_converted
@@ -14,7 +13,7 @@ from x_positional.cli.evidence.commands import measuring
 from x_positional.cli.finetune import resolved as resolved_finetuning
 from x_positional.cli.finetune import run_finetuning
 from x_positional.cli.generate import GenerateOptions, generate_from_published, generate_from_run, prompt_text
-from x_positional.cli.options import OVERRIDES, ConfigFile, overrides_of
+from x_positional.cli.options import OVERRIDES, ConfigFile, Device, PublishedDtype, overrides_of
 from x_positional.cli.plot import plot_model
 from x_positional.cli.plot_text import plot_text
 from x_positional.cli.published import descends_from_published, is_published
@@ -26,7 +25,7 @@ from x_positional.models.quantize import Quantization
 from x_positional.models.saving import Format
 from x_positional.training.checkpoints.run_folder import load_run_config
 from x_positional.training.config import RunConfig
-from x_positional.training.cpu import bf16_warning
+from x_positional.training.cpu import bf16_warning, resolve_device
 from x_positional.training.load import load_config, load_model
 
 app = typer.Typer(
@@ -170,8 +169,8 @@ def generate(
     num_return_sequences: Annotated[
         int, typer.Option(min=1, help="Print this many continuations: samples, or the best beams.")
     ] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, for a published model.")] = None,
+    device: Device = "auto",
+    dtype: PublishedDtype = None,
     quantize: Annotated[
         Quantization | None, typer.Option(help="Quantize the matrices: int8 is a quarter of the memory of float32.")
     ] = None,
@@ -357,7 +356,5 @@ def _bf16_on_cpu(config: Path, overrides: dict[str, object], device: str | None,
         run = RunConfig() if dtype is not None else load_config(config, overrides).run
     except UserError:  # a file with a model alone, or with errors that the report lists
         run = RunConfig()
-    device = run.device if device is None else device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(run.device if device is None else device)
     return device == "cpu" and (dtype == "bfloat16" or run.precision == "bf16")

@@ -28,6 +28,7 @@ from x_positional.pretrained.source import open_source
 from x_positional.pretrained.tokenizers.text import TextTokenizer
 from x_positional.training.checkpoints.checkpoint import Checkpoint
 from x_positional.training.checkpoints.state import load_model
+from x_positional.training.cpu import resolve_device
 from x_positional.training.data.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 from x_positional.training.load import parse_config
 
@@ -337,13 +338,6 @@ def decoded(row: Iterable[int], ends: Sequence[int], decoder: StreamDecoder | No
     rest = "" if decoder is None else decoder.finish()
     if rest:
         yield rest
-
-
-def resolve_device(name: str) -> str:
-    """`auto` is CUDA if available, otherwise the CPU; any other name is returned unchanged."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
 
 
 def load_net(checkpoint: Checkpoint, device: str, quantization: Quantization | None = None) -> TransformerWrapper:

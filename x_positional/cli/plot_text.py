@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from x_positional.cli.generate import checkpoint_tokenizer, load_net, prompt_ids, resolve_device
+from x_positional.cli.generate import checkpoint_tokenizer, load_net, prompt_ids
 from x_positional.cli.published import checkpoint_of, is_published, loaded, opened
 from x_positional.errors import ArgumentError, UserError
 from x_positional.models.language import TransformerWrapper
@@ -20,6 +20,7 @@ from x_positional.plotting.draw_attention import TextMaps, draw_attention
 from x_positional.plotting.gallery import write_page
 from x_positional.pretrained.tokenizers.text import TextStream, TextTokenizer
 from x_positional.schemes.base import lowest_limit
+from x_positional.training.cpu import resolve_device
 from x_positional.training.data.tokenizer import StreamDecoder
 
 FOLDER = Path("plots")

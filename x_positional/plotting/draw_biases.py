@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from x_positional.errors import counted
 from x_positional.plotting.biases import ScoreBias, bias_map, bias_of_distance, farthest
 from x_positional.plotting.canvas import (
     MASKED,
@@ -25,7 +26,7 @@ from x_positional.plotting.canvas import (
 )
 from x_positional.plotting.contexts import distance_grid, nearest
 from x_positional.plotting.schemes import PlottedScheme
-from x_positional.plotting.words import counted, number
+from x_positional.plotting.words import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,10 +8,11 @@ import math
 import torch
 from torch import Tensor
 
+from x_positional.errors import counted
 from x_positional.plotting.canvas import BLUE, DIVERGING, GREY, ORANGE, Picture, figure, mark_lengths, png, style
 from x_positional.plotting.rotation import Pairs, cos_sin, find_pairs, frequencies
 from x_positional.plotting.schemes import PlottedScheme, Probe
-from x_positional.plotting.words import counted, number
+from x_positional.plotting.words import number
 
 POSITIONS = 256
 

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from x_positional.config.layers import LayersConfig
+from x_positional.errors import counted
 from x_positional.plotting.biases import adds_bias
 from x_positional.plotting.canvas import Picture, figure
 from x_positional.plotting.draw_biases import draw_curves, draw_map
@@ -16,7 +17,6 @@ from x_positional.plotting.draw_products import draw_bound, draw_products
 from x_positional.plotting.draw_rotation import draw_cos_sin, draw_wavelengths
 from x_positional.plotting.rotation import rotates
 from x_positional.plotting.schemes import PlottedScheme, Stage, plotted_schemes
-from x_positional.plotting.words import counted
 from x_positional.progress import Track, silent
 
 PAGE = "index.html"

@@ -1,4 +1,4 @@
-"""Numbers and counts in prose."""
+"""Numbers in prose."""
 
 import math
 
@@ -25,8 +25,3 @@ def number(value: float, digits: int = 3, *, zeros: bool = False) -> str:
         return f"{rounded / 10.0**exponent:.{digits}g} × 10{str(exponent).translate(SUPERSCRIPTS)}"
     text = f"{rounded:,.{max(0, digits - 1 - exponent)}f}"
     return text.rstrip("0").rstrip(".") if "." in text and not zeros else text
-
-
-def counted(count: int, one: str, many: str | None = None) -> str:
-    """`1 key head`, `2 key heads`, `1,024 tokens`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"

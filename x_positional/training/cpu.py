@@ -1,4 +1,4 @@
-"""What this CPU computes fast: bfloat16 products without instructions for them are emulated, and very slow."""
+"""Which device `auto` is, and what this CPU computes fast: bfloat16 products that it has no instructions for are very slow."""
 
 import platform
 from dataclasses import dataclass, field
@@ -50,3 +50,10 @@ def bf16_warning(cpu: Cpu | None = None) -> str | None:
         f"bfloat16 on this CPU is emulated ({cpu.machine}, {cpu.capability}, {names}): training can be 100 times slower than "
         "in float32. Use float32 (run.precision: fp32)"
     )
+
+
+def resolve_device(name: str) -> str:
+    """`auto` is CUDA if available, otherwise the CPU; any other name is returned unchanged."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name

@@ -11,6 +11,7 @@ import torch
 from tests.support.command_line import Call, command_line
 from tests.support.doors import letters, model_of
 from tests.support.generation_models import until_end
+from tests.support.lm_eval_task import write_letters_task
 from x_positional import AutoregressiveWrapper, TransformerWrapper
 from x_positional.errors import UserError
 
@@ -26,17 +27,6 @@ PAIRS = [
     ("the dog sat on the mat and looked at the cat", " for hours and hours"),
     ("", "no context"),
 ]
-TASK = """\
-task: letters
-dataset_path: json
-dataset_kwargs:
-  data_files: {test: FOLDER/letters.jsonl}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: "{{answer}}"
-"""
 
 
 def saved(folder: Path, row: str) -> TransformerWrapper:
@@ -123,10 +113,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     """`x-positional lm-eval` is lm_eval with the model x_positional, on a local task."""
     datasets: Any = importlib.import_module("datasets")
     net = saved(tmp_path, "rope")
-    (tmp_path / "tasks").mkdir()
     rows = [{"question": "the cat sat on", "choices": ["a mat", "the table"], "answer": 0}]
-    (tmp_path / "tasks" / "letters.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "tasks" / "letters.yaml").write_text(TASK.replace("FOLDER", str(tmp_path / "tasks")))
+    write_letters_task(tmp_path / "tasks", rows)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     call: Call = command_line(capsys, monkeypatch, tmp_path)

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from x_positional.errors import UserError, did_you_mean, printable
+from x_positional.errors import UserError, counted, did_you_mean, printable
 from x_positional.evidence.benchmark.machine import name_of
 from x_positional.evidence.benchmark.record import Record, record_path
 from x_positional.evidence.benchmark.report import count, largest, profiles, show_row, targets_of
@@ -19,6 +19,7 @@ from x_positional.evidence.benchmark.rows import Row, full_rows, quick_rows
 from x_positional.evidence.benchmark.run import due, expected_seconds, measure, minutes, profile_row
 from x_positional.evidence.benchmark.targets import verdicts
 from x_positional.progress import print_lines
+from x_positional.training.cpu import resolve_device
 
 KEPT = Path("benchmarks/results")
 
@@ -79,7 +80,7 @@ def chosen(rows: list[Row], names: Sequence[str], more: bool, cuda: bool) -> lis
 def usable_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one. Raises UserError."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(resolve_device(name))
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -88,22 +89,17 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def plural(count: int, one: str, many: str) -> str:
-    """`1 row`, `2 rows`."""
-    return f"{count} {one if count == 1 else many}"
-
-
 def _measure(rows: list[Row], device: torch.device, console: Console, folder: Path | None, again: bool) -> bool:
     path = None if folder is None else record_path(folder, device)
     record = Record(Path()) if path is None else Record.open(path)
     left = due(rows, record, device, again) if path is not None else rows
-    print_lines(console, f"{name_of(device)}, {plural(torch.get_num_threads(), 'thread', 'threads')}")
+    print_lines(console, f"{name_of(device)}, {counted(torch.get_num_threads(), 'thread')}")
     if len(left) < len(rows):
         held = len(rows) - len(left)
-        print_lines(console, f"{plural(held, 'row is', 'rows are')} in {path} already; --again measures them too")
+        print_lines(console, f"{counted(held, 'row is', 'rows are')} in {path} already; --again measures them too")
     print_lines(
         console,
-        f"{plural(len(left), 'row', 'rows')}, about {minutes(left)} min; interrupted, the same command continues",
+        f"{counted(len(left), 'row')}, about {minutes(left)} min; interrupted, the same command continues",
         "",
     )
     failed = []

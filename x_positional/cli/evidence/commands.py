@@ -10,7 +10,7 @@ from x_positional.cli.evidence.compare import run_comparison
 from x_positional.cli.evidence.evaluate import EvalOptions, Protocol, evaluate
 from x_positional.cli.evidence.extend import ExtendOptions
 from x_positional.cli.evidence.extend import extend as run_extension
-from x_positional.cli.options import OVERRIDES, ConfigFile, overrides_of
+from x_positional.cli.options import OVERRIDES, ConfigFile, Device, PublishedDtype, overrides_of
 from x_positional.errors import import_extra
 from x_positional.evidence.evaluation.options import DEFAULT as DEFAULT_LENGTHS
 from x_positional.evidence.evaluation.usable import TOLERANCE
@@ -67,8 +67,8 @@ def extend(
     run_dir: Annotated[
         Path | None, typer.Option(help="Folder of the record and of fine-tuning.", show_default="runs/extend/...")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, for a published model.")] = None,
+    device: Device = "auto",
+    dtype: PublishedDtype = None,
 ) -> None:
     """Extend a model's context: try every method that needs no training, rank them, fine-tune, write a folder."""
     options = ExtendOptions(
@@ -251,7 +251,7 @@ def eval_model(
     store: Annotated[
         bool, typer.Option("--store/--no-store", help="Keep the usable length beside the weights, for generate.")
     ] = True,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[
         str | None,
         typer.Option(

@@ -1,7 +1,6 @@
 """`x-positional extend`: longer contexts without training, ranked; optionally fine-tuned; written as a folder."""
 
 import json
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from x_positional.cli.train import INTERRUPTED
 from x_positional.errors import ArgumentError, UserError
 from x_positional.evidence.evaluation.lengths import LengthSettings
 from x_positional.evidence.evaluation.measure import EvalSettings
-from x_positional.evidence.evaluation.options import parse_lengths, windows_for
+from x_positional.evidence.evaluation.options import length_in_tokens, parse_lengths, windows_for
 from x_positional.evidence.evaluation.text import HeldOut
 from x_positional.evidence.evaluation.usable import paired
 from x_positional.evidence.extension.attempts import Measuring, at, best, extension, judged, try_all
@@ -37,7 +36,6 @@ from x_positional.training.config import DataConfig
 from x_positional.training.finetune.base import weights_fingerprint
 
 RECORD, PAGE = "extension.json", "extension.html"
-_MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)x")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,12 +147,10 @@ def _opened(path: Path, options: ExtendOptions) -> tuple[Session, Sequence[Attem
 
 def target_length(text: str, trained: int) -> int:
     """`16384` or `4x` -> tokens. Raises UserError."""
-    multiple = _MULTIPLE.fullmatch(text)
-    if multiple is not None:
-        return round(float(multiple[1]) * trained)
-    if text.isdigit():
-        return int(text)
-    raise UserError(f"--to {text}: give a number of tokens (16384) or a multiple of the trained length (4x)")
+    length = length_in_tokens(text, trained)
+    if length is None:
+        raise UserError(f"--to {text}: give a number of tokens (16384) or a multiple of the trained length (4x)")
+    return length
 
 
 def _factors(file: Path | None) -> Mapping[str, Sequence[float]] | None:

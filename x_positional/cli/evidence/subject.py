@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from x_positional.cli.generate import checkpoint_tokenizer, load_net, resolve_device
+from x_positional.cli.generate import checkpoint_tokenizer, load_net
 from x_positional.cli.published import checkpoint_of, descends_from_published, is_published, loaded, opened
 from x_positional.config.models import ModelConfig
 from x_positional.errors import UserError
@@ -19,6 +19,7 @@ from x_positional.pretrained.tokenizers.text import TextTokenizer
 from x_positional.progress import Track
 from x_positional.training.checkpoints.checkpoint import Checkpoint
 from x_positional.training.config import DataConfig
+from x_positional.training.cpu import resolve_device
 from x_positional.training.data.tokenizer import Tokenizer
 from x_positional.training.load import parse_config
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from x_positional.errors import NonFiniteLoss, XPositionalError
+from x_positional.errors import NonFiniteLoss, XPositionalError, counted
 from x_positional.evidence.comparison.results import Cell
 from x_positional.evidence.evaluation.lengths import LengthSettings
 from x_positional.evidence.evaluation.measure import EvalSettings, evaluate_model, summary_of_data
@@ -25,6 +25,7 @@ from x_positional.progress import silent
 from x_positional.training.checkpoints.checkpoint import open_checkpoint
 from x_positional.training.checkpoints.state import load_model
 from x_positional.training.config import TrainConfig
+from x_positional.training.cpu import resolve_device
 from x_positional.training.data.corpus import Corpus
 from x_positional.training.data.windows import Windows
 from x_positional.training.loop.engine import Engine, precision
@@ -118,12 +119,11 @@ def trained(config: TrainConfig) -> tuple[TransformerWrapper, Corpus]:
 
 def write_pictures(path: Path, config: TrainConfig, net: TransformerWrapper) -> None:
     """Write what the schemes of a trained model do, beside those before training, or why that cannot be measured."""
-    steps = f"{config.run.steps:,} training step{'' if config.run.steps == 1 else 's'}"
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)  # as training begins
             initial = build_model(config.model)
-        found = pictures_of(net, initial=initial, when=f"after {steps}")
+        found = pictures_of(net, initial=initial, when=f"after {counted(config.run.steps, 'training step')}")
     except Exception as error:  # also of a user's scheme; the losses stand
         found = not_measured("the position scheme", reason_of(error), config.seq_len)
     with contextlib.suppress(OSError):
@@ -184,8 +184,7 @@ def _loaded(config: TrainConfig, path: Path) -> tuple[TransformerWrapper, Corpus
     checkpoint = open_checkpoint(path)
     net = build_model(config.model)
     load_model(net, checkpoint.model_tensors(), checkpoint.path)
-    device = {"auto": "cuda" if torch.cuda.is_available() else "cpu"}.get(config.run.device, config.run.device)
-    return net.to(device), corpus  # type: ignore[return-value]
+    return net.to(resolve_device(config.run.device)), corpus  # type: ignore[return-value]
 
 
 def _evaluated(task: Task, config: TrainConfig, net: TransformerWrapper, corpus: Corpus) -> Evaluation:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from typing_extensions import Self
 
-from x_positional.errors import UserError, listed
+from x_positional.errors import UserError, counted, listed
 from x_positional.evidence.comparison.cell import Task
 from x_positional.evidence.comparison.plan import (
     PLAN,
@@ -422,11 +422,6 @@ def in_words(cell: Cell) -> str:
     missing = [f"{entry.length:,}" for entry in cell.evaluation.lengths if entry.loss is None]
     none = f", none at {', '.join(missing)}" if missing and first is not None else ""
     return f"{name}: {loss}{none}, {cell.seconds:.0f} s of training"
-
-
-def counted(count: int, name: str) -> str:
-    """`1 cell`, `2 cells`."""
-    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 def _share_done(task: Task) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from x_positional.errors import ArgumentError
+from x_positional.evidence.evaluation.usable import mean_and_error
 
 LEVEL = 0.95
 T_METHOD = "Student's t over seeds, 95 %"
@@ -54,11 +55,9 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     """The mean of independent values, with the interval of Student's t. Raises ArgumentError for no values."""
     if not values:
         raise ArgumentError("no values, so there is no mean; give at least one")
-    count = len(values)
-    mean = math.fsum(values) / count
-    if count == 1:
-        return Interval(mean, 1, None)
-    error = statistics.stdev(values, mean) / math.sqrt(count)
+    count, (mean, error) = len(values), mean_and_error(values)
+    if error is None:
+        return Interval(mean, count, None)
     return Interval(mean, count, t_quantile(0.5 + level / 2, count - 1) * error)
 
 

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from x_positional.errors import counted
 from x_positional.evidence.comparison.results import Cell, Comparison
 from x_positional.evidence.comparison.statistics import (
     PAIRED_METHOD,
@@ -127,7 +128,7 @@ def notes(comparison: Comparison) -> list[str]:
     lines.append(f"Every cell: {equal}{budget}, trained at {comparison.trained_length} tokens.")
     missing = len(comparison.entries) * len(comparison.seeds) - len(comparison.cells)
     if missing:
-        lines.append(f"{missing} cell{' is' if missing == 1 else 's are'} not done; the same command continues.")
+        lines.append(f"{counted(missing, 'cell is', 'cells are')} not done; the same command continues.")
     for cell in comparison.cells:
         if cell.status != "done":
             lines.append(f"{cell.label}, seed {cell.seed}: {cell.status}: {cell.reason}")

@@ -29,6 +29,7 @@ from x_positional.pretrained.api import load_source
 from x_positional.pretrained.source import open_source
 from x_positional.progress import progress_bars
 from x_positional.schemes.precision import widened
+from x_positional.training.cpu import resolve_device
 
 TOKENS_AT_ONCE, LOGITS_AT_ONCE = 8192, 1 << 24
 """Tokens of a pass with batch_size=auto, and logits that are held at a time."""
@@ -117,7 +118,7 @@ class XPositionalLM(TemplateLM):
         if dtype not in (None, "auto", *DTYPES):
             raise UserError(f"unknown dtype={dtype}; supported: {', '.join(DTYPES)}")
         source = open_source(path)
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = torch.device(resolve_device(device or "auto"))
         model = load_source(source, DTYPES.get(dtype or ""), self._device)
         if not isinstance(model, TransformerWrapper) or not model.has_head or model.config.layers.kind != "decoder":
             raise UserError(f"{path} does not predict the next token, so it has no log-likelihoods")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from x_positional.errors import ArgumentError, UserError, listed
+from x_positional.errors import ArgumentError, UserError, counted, listed
 from x_positional.evidence.evaluation.results import LengthLoss
 from x_positional.evidence.evaluation.scoring import Scorer, cut
 from x_positional.models.language import TransformerWrapper
@@ -83,9 +83,9 @@ class LengthSettings:
         count = len(self.ends(tokens))
         start = "" if self.start_token is None else f", each window starting with token {self.start_token}"
         if self.stride is None:
-            return f"final {_counted(self.targets, 'token')} of {_counted(count, 'window')}, same targets at every length{start}"
+            return f"final {counted(self.targets, 'token')} of {counted(count, 'window')}, same targets at every length{start}"
         return (
-            f"sliding: {_counted(count * self.stride, 'consecutive token')}, stride {self.stride}, "
+            f"sliding: {counted(count * self.stride, 'consecutive token')}, stride {self.stride}, "
             f"same targets at every length{start}"
         )
 
@@ -136,11 +136,7 @@ def _entry(length: int, windows: Sequence[float], scored: int, reason: str | Non
         return LengthLoss(length=length, loss=None, reason=reason)
     wrong = sum(not math.isfinite(loss) for loss in windows)
     if wrong:
-        reason = f"the loss is not finite in {wrong} of {_counted(len(windows), 'window')}"
+        reason = f"the loss is not finite in {wrong} of {counted(len(windows), 'window')}"
         return LengthLoss(length=length, loss=None, reason=reason)
     mean = math.fsum(windows) / len(windows)
     return LengthLoss(length=length, loss=mean, targets=scored * len(windows), windows=tuple(windows))
-
-
-def _counted(count: int, name: str) -> str:
-    return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"

@@ -9,6 +9,14 @@ DEFAULT = "1x,2x,4x,8x"
 _MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)x")
 
 
+def length_in_tokens(part: str, trained_length: int | None) -> int | None:
+    """`2x` or `512` -> tokens, a multiple being of the trained length; None where that is unknown, or for anything else."""
+    multiple = _MULTIPLE.fullmatch(part)
+    if multiple is not None:
+        return None if trained_length is None else round(float(multiple[1]) * trained_length)
+    return int(part) if part.isdecimal() else None
+
+
 def parse_lengths(text: str, trained_length: int | None) -> tuple[int, ...]:
     """`1x,2x,512` -> lengths in tokens, sorted, each one once. Multiples are of the trained length.
 
@@ -18,13 +26,11 @@ def parse_lengths(text: str, trained_length: int | None) -> tuple[int, ...]:
     problems: list[str] = []
     found: set[int] = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
-        multiple = _MULTIPLE.fullmatch(part)
-        if multiple is not None and trained_length is None:
+        length = length_in_tokens(part, trained_length)
+        if length is not None:
+            found.add(length)
+        elif _MULTIPLE.fullmatch(part):
             problems.append(f"{part}: the trained length is unknown; give tokens, or --trained-length")
-        elif multiple is not None and trained_length is not None:
-            found.add(round(float(multiple[1]) * trained_length))
-        elif part.isdigit():
-            found.add(int(part))
         else:
             problems.append(f"{part}: give a multiple of the trained length (2x, 0.5x) or a number of tokens (1024)")
     if not found and not problems:

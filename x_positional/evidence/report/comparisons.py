@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from x_positional.errors import counted
 from x_positional.evidence.comparison.results import Cell as Trained
 from x_positional.evidence.comparison.results import Comparison
 from x_positional.evidence.evaluation.results import Evaluation
@@ -26,7 +27,7 @@ from x_positional.evidence.report.series import (
     unit_of,
 )
 from x_positional.evidence.report.tables import EMPTY, Cell, Html, folded, listing, paragraph, quantity, settings, table
-from x_positional.plotting.words import counted, number
+from x_positional.plotting.words import number
 
 MIB = 2**20
 CURVE_POINTS = 200

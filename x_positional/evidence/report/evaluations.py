@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from x_positional.errors import counted
 from x_positional.evidence.evaluation.results import Evaluation
 from x_positional.evidence.report.answer import answers
 from x_positional.evidence.report.charts import Mark
@@ -9,7 +10,7 @@ from x_positional.evidence.report.losses import METHODS, evaluation_sections, pr
 from x_positional.evidence.report.page import Page, Section, render
 from x_positional.evidence.report.series import Series, of_evaluations, unit_of
 from x_positional.evidence.report.tables import Cell, paragraph, quantity, settings, table
-from x_positional.plotting.words import counted, number
+from x_positional.plotting.words import number
 
 
 def evaluation_html(evaluations: Sequence[Evaluation]) -> str:

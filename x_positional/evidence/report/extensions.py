@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+from x_positional.errors import counted
 from x_positional.evidence.extension.results import Attempt, Extension
 from x_positional.evidence.report.charts import Axis, Chart, Mark, Row, Scatter, times
 from x_positional.evidence.report.losses import METHODS, evaluation_sections, protocols
 from x_positional.evidence.report.page import Page, Section, render
 from x_positional.evidence.report.series import DIGITS, Series, Unit, estimate, interval_text, of_extension, unit_of
 from x_positional.evidence.report.tables import EMPTY, Cell, Html, paragraph, quantity, settings, table
-from x_positional.plotting.words import counted, number
+from x_positional.plotting.words import number
 
 
 def extension_html(extension: Extension) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from x_positional.errors import counted
 from x_positional.evidence.comparison.statistics import PAIRED_METHOD, T_METHOD
 from x_positional.evidence.evaluation.results import Evaluation, PositionLoss
 from x_positional.evidence.report.answer import as_good, lowest
@@ -11,7 +12,7 @@ from x_positional.evidence.report.charts import INTEGER, Axis, Chart, Lines, Mar
 from x_positional.evidence.report.page import Section
 from x_positional.evidence.report.series import DIGITS, Series, Unit, estimate, interval_text, lengths_of
 from x_positional.evidence.report.tables import Cell, Html, escaped, paragraph, table
-from x_positional.plotting.words import counted, number
+from x_positional.plotting.words import number
 
 TOKENS = "context length (tokens, log scale)"
 

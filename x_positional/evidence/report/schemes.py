@@ -9,11 +9,12 @@ from typing import Any
 
 import altair as alt
 
+from x_positional.errors import counted
 from x_positional.evidence.report.charts import INTEGER, READABLE, Chart, Row, finish, tooltips
 from x_positional.evidence.report.page import Page, Section, render
 from x_positional.evidence.report.pictures import Bias, Map, Pictures, Rotation, SchemePicture, Values
 from x_positional.evidence.report.tables import paragraph
-from x_positional.plotting.words import counted, number
+from x_positional.plotting.words import number
 
 PANEL = 128
 """Width of the map of a head, in pixels."""

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from x_positional.errors import counted
 from x_positional.evidence.comparison.results import Comparison
 from x_positional.evidence.comparison.statistics import Interval, paired_interval, t_interval
 from x_positional.evidence.evaluation.results import Evaluation, LengthLoss
 from x_positional.evidence.extension.results import Extension
-from x_positional.plotting.words import counted, number
+from x_positional.plotting.words import number
 
 DIGITS = 4
 """Significant digits of a loss."""

@@ -19,7 +19,7 @@ from x_positional.models.language import TransformerWrapper
 from x_positional.progress import Track, print_lines, progress_bars
 from x_positional.training.checkpoints.run_folder import RunFolder, refuse_to_overwrite
 from x_positional.training.config import TrainConfig
-from x_positional.training.cpu import bf16_warning
+from x_positional.training.cpu import bf16_warning, resolve_device
 from x_positional.training.data.corpus import Corpus, load_corpus
 from x_positional.training.data.windows import Windows
 from x_positional.training.evaluate import EvalRows, EvalWindows, Score, eval_rows, eval_windows
@@ -63,9 +63,7 @@ class TrainResult:
 
 def training_report(config: TrainConfig) -> Report:
     """The validator's report for training this model on this device."""
-    device = config.run.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(config.run.device)
     return check(config.model, device=device, train=True, dtype="float64" if config.run.precision == "fp64" else None)
 
 
