@@ -157,10 +157,10 @@ def window_gap(extension: Extension | None, worse: Attempt | None, better: Attem
 
 
 def _windows(attempt: Attempt | None, length: int) -> tuple[float, ...] | None:
-    return None if attempt is None or attempt.evaluation is None else _windows_of(attempt.evaluation, length)
+    return None if attempt is None or attempt.evaluation is None else windows_of(attempt.evaluation, length)
 
 
-def _windows_of(found: Evaluation, length: int) -> tuple[float, ...] | None:
+def windows_of(found: Evaluation, length: int) -> tuple[float, ...] | None:
     """The loss of each window at a length, in nats per token."""
     return next((row.windows for row in found.lengths if row.length == length and row.loss is not None), None)
 
@@ -186,7 +186,7 @@ def _sinks(evidence: Evidence) -> list[Part]:
     if window is None or kept is None:
         return [Part("loss of a published checkpoint", None, "above", reason="not measured")]
     last = window.lengths[-1].length
-    rows = [_windows_of(found, last) for found in (window, kept)]
+    rows = [windows_of(found, last) for found in (window, kept)]
     statistic = f"loss without the first tokens minus loss with them, at {last:,}, nats per token"
     if rows[0] is None or rows[1] is None:
         return [Part(statistic, None, "above", SINKS_BOUND, "not both have a loss")]

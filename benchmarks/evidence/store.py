@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from x_positional.evidence.comparison.plan import PLAN, Plan, comparison_of, finished_cells, slug
 from x_positional.evidence.comparison.results import Cell, Comparison
@@ -10,10 +11,11 @@ from x_positional.evidence.comparison.summary import losses
 from x_positional.evidence.evaluation.results import Evaluation, Record, TaskScore
 from x_positional.evidence.extension.results import Extension
 
+Kept = TypeVar("Kept", bound=Record)
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "evidence"
 PROBES, SINKS, COST = "probes", "sinks", "cost.json"
-EXTENSION = "extend-smollm2-135m.json"
+EXTENSION, REFERENCE = "extend-smollm2-135m.json", "extend-smollm2-135m-transformers.json"
 
 
 class Probe(Record):
@@ -33,6 +35,13 @@ class Cost(Record):
     """Median time of a step on one thread, by label."""
 
 
+class Reference(Record):
+    """The losses of a published checkpoint in transformers, see `reference.py`."""
+
+    losses: dict[str, dict[int, tuple[float, ...]]]
+    """Loss of each window in nats per token, by method and length."""
+
+
 def probe_path(folder: Path, label: str, seed: int, task: str) -> Path:
     """The file of a scheme's scores on a task."""
     return folder / PROBES / f"{slug(label, seed)}-{task}.json"
@@ -45,6 +54,7 @@ class Evidence:
     comparison: Comparison
     probes: tuple[Probe, ...] = ()
     extension: Extension | None = None
+    reference: Reference | None = None
     sinks: Mapping[str, Evaluation] = field(default_factory=dict)
     """A published checkpoint with other windows, see `sinks.py`."""
 
@@ -86,7 +96,16 @@ def read(folder: Path = FOLDER) -> Evidence | None:
     plan = Plan.load(folder / PLAN)
     comparison = comparison_of(plan, finished_cells(folder, plan.grid))
     probes = tuple(Probe.load(path) for path in sorted((folder / PROBES).glob("*.json")))
-    extension = folder / EXTENSION
     sinks = {path.stem: Evaluation.load(path) for path in sorted((folder / SINKS).glob("*.json"))}
-    cost = Cost.load(folder / COST) if (folder / COST).exists() else None
-    return Evidence(comparison, probes, Extension.load(extension) if extension.exists() else None, sinks, cost)
+    return Evidence(
+        comparison,
+        probes,
+        _optional(Extension, folder / EXTENSION),
+        _optional(Reference, folder / REFERENCE),
+        sinks,
+        _optional(Cost, folder / COST),
+    )
+
+
+def _optional(kind: type[Kept], path: Path) -> Kept | None:
+    return kind.load(path) if path.exists() else None

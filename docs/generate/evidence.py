@@ -22,6 +22,8 @@ from benchmarks.evidence.pages import (
     verdict_table,
     verdicts,
 )
+from benchmarks.evidence.published import extended, streamed, windows_text
+from benchmarks.evidence.sinks import FIRST, WINDOW
 from benchmarks.evidence.store import Evidence, read
 from benchmarks.evidence.verdicts import Verdict
 from x_positional.evidence.comparison.statistics import RANK_METHOD, T_METHOD
@@ -63,6 +65,17 @@ TASKS = """## Copy and repeat
 
 Share of right answer tokens, each given the right ones before it, of small models trained on inputs of 1 to {longest} symbols
 ({steps:,} steps of {batch} rows; `x_positional/evidence/evaluation/tasks.py` describes the tasks).
+"""
+EXTENDED = """## Longer contexts on a published checkpoint
+
+SmolLM2-135M, trained to {trained:,} tokens, at {target:,} without training: nats per token of {windows}, in bfloat16, ranked by
+`x-positional extend` ([its page](extend.md) describes the methods). The last column is the largest relative difference from the
+mean loss of transformers' own model with the same method, where it has one (`python -m benchmarks.evidence.reference`).
+"""
+STREAMED = """## A sliding window with and without the first tokens
+
+The same checkpoint, nats per token, where each token sees {window:,} tokens (`python -m benchmarks.evidence.sinks`). Distances to
+the first tokens are counted within the cache, as in the paper.
 """
 AGAIN = """## Measure it again
 
@@ -127,6 +140,15 @@ def _tables(evidence: Evidence, found: Sequence[Verdict]) -> Iterator[str]:
     yield from stability(evidence)
     yield "\n" + TASKS.format(longest=DEFAULT.longest, steps=DEFAULT.steps, batch=DEFAULT.batch)
     yield from probed(evidence)
+    extension = evidence.extension
+    if extension is not None:
+        sizes = {"trained": extension.trained_length, "target": extension.target, "windows": windows_text(extension)}
+        yield "\n" + EXTENDED.format(**sizes)
+        yield from extended(evidence)
+    if evidence.sinks:
+        yield "\n" + STREAMED.format(window=WINDOW)
+        yield from streamed(evidence, WINDOW, FIRST)
+    yield ""
     best = ranked(evidence)[:1] or ["rope"]
     first, second = commands(best[0], evidence.comparison.seeds[-1])
     yield AGAIN.format(first=first, second=second)

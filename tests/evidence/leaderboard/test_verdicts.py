@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
+import torch
 
 from benchmarks.evidence.claims import CLAIMS
 from benchmarks.evidence.pages import leaderboard, missing, ranked, rankings, stability, verdict_table
-from benchmarks.evidence.store import Evidence, Probe
+from benchmarks.evidence.published import extended, streamed
+from benchmarks.evidence.reference import TYPES, _loss, _scaled
+from benchmarks.evidence.store import Evidence, Probe, Reference
 from benchmarks.evidence.verdicts import Part, Side, Verdict, decide
 from x_positional.evidence.comparison.results import Cell, Comparison, Entry
 from x_positional.evidence.comparison.statistics import Interval
@@ -214,3 +217,37 @@ def test_the_stability_is_the_rank_correlation_of_two_seeds():
     assert all(found is not None and found.value < 1.0 for found in mixed.values())
     assert len(stability(evidence(losses))) == 2 + len(LENGTHS)
     assert rankings(evidence({"a": FLAT}), 512)[0, 1] is None
+
+
+def test_the_table_of_longer_contexts_beside_transformers():
+    losses = {"none": 2.0, "yarn x4": 2.1}
+    measured = extension(losses, {"none": 8.0, "yarn x4": 2.2})
+    windows = {"none": {256: (2.0 * math.log(2),) * 4, 1024: (8.0 * math.log(2) * 1.01,) * 4}}
+    measured = replace(measured, reference=Reference(losses=windows))
+    rows = list(extended(measured))
+    assert rows[2] == "| none | 1.386 | 5.545 |  | within 1.00 % |"
+    assert rows[3].startswith("| yarn x4 | 1.456 | 1.525 | +0.069 ± 0.000 |")
+    assert rows[3].endswith("|  |")  # transformers was not measured with it
+    assert list(extended(evidence(losses={"rope": FLAT}))) == ["Not measured yet."]
+
+
+def test_the_table_of_windows():
+    rows = {"window": evaluation((2.0, 5.0), (256, 1024)), "window-and-first": evaluation((2.0, None), (256, 1024))}
+    table = list(streamed(replace(evidence({"rope": FLAT}), sinks=rows), window=64, first=4))
+    assert table[0] == "| attention sees | 256 | 1,024 |"
+    assert [row.split("|")[1].strip() for row in table[2:]] == ["the last 64", "the first 4 and the last 60"]
+    assert table[3].endswith("| – |")
+
+
+def test_transformers_scales_by_itself():
+    """A tiny checkpoint with transformers' own scalings, against x_positional's on the same windows."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=4, max_position_embeddings=32)
+    published = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    made = Extension(name="made up", trained_length=32, target=64, attempts=(), chosen=None)
+    ids = torch.randint(40, (1, 64))
+    losses = {kind: _loss(_scaled(published, kind, made), ids, 8) for kind in TYPES.values()}
+    assert all(math.isfinite(loss) for loss in losses.values())
+    assert len(set(losses.values())) == len(TYPES)
