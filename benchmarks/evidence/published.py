@@ -55,14 +55,18 @@ def _apart(evidence: Evidence, attempt: Attempt, lengths: Sequence[int]) -> str:
 
 
 def apart(evidence: Evidence, attempt: Attempt, lengths: Sequence[int]) -> float | None:
-    """The largest relative difference of the mean losses; None where transformers lacks the method or was not measured."""
+    """The largest relative difference of mean losses, over the windows that transformers was measured on.
+
+    None where transformers lacks the method or was not measured.
+    """
     theirs = {} if evidence.reference is None else evidence.reference.losses.get(attempt.label, {})
     found = []
     for length in lengths:
         ours = at(attempt, length)
-        if ours is None or ours.loss is None or not theirs.get(length):
+        windows = theirs.get(length, ())
+        if ours is None or not windows:
             return None
-        found.append(abs(sum(theirs[length]) / len(theirs[length]) / ours.loss - 1))
+        found.append(abs(sum(windows) / sum(ours.windows[: len(windows)]) - 1))
     return max(found)
 
 

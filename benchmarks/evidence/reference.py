@@ -28,6 +28,8 @@ from x_positional.progress import print_lines, progress_bars
 
 TYPES = {"none": "default", "linear": "linear", "dynamic": "dynamic", "yarn": "yarn"}
 """Names of methods here and in transformers."""
+WINDOWS = 2
+"""Windows of the extension, from the first on."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(extension: Extension, subject: Subject, path: Path, console: Console) -> None:
-    """Every method that transformers has."""
+    """Every method that transformers has, on the first windows of the extension."""
     track = progress_bars(console)
     tokens, settings = subject.text(None, track).tokens, _settings(extension, subject)
     losses = dict(Reference.load(path).losses) if path.exists() else {}
@@ -61,7 +63,7 @@ def measure(extension: Extension, subject: Subject, path: Path, console: Console
             continue
         published = published or _published(subject.path)
         model, found = _scaled(published, kind, extension), {n: [] for n in settings.lengths}
-        for end in track(settings.ends(len(tokens)), f"transformers, {attempt.label}"):
+        for end in track(settings.ends(len(tokens))[:WINDOWS], f"transformers, {attempt.label}"):
             for length in settings.lengths:
                 window = cut(tokens, np.array([end]), length, settings.start_token)
                 found[length].append(_loss(model, torch.from_numpy(window), settings.targets))

@@ -39,7 +39,7 @@ class Reference(Record):
     """The losses of a published checkpoint in transformers, see `reference.py`."""
 
     losses: dict[str, dict[int, tuple[float, ...]]]
-    """Loss of each window in nats per token, by method and length."""
+    """Loss in nats per token of the first windows of the extension, by method and length."""
 
 
 def probe_path(folder: Path, label: str, seed: int, task: str) -> Path:

@@ -23,6 +23,7 @@ from benchmarks.evidence.pages import (
     verdicts,
 )
 from benchmarks.evidence.published import extended, streamed, windows_text
+from benchmarks.evidence.reference import WINDOWS as COMPARED
 from benchmarks.evidence.sinks import FIRST, WINDOW
 from benchmarks.evidence.store import Evidence, read
 from benchmarks.evidence.verdicts import Verdict
@@ -70,7 +71,8 @@ EXTENDED = """## Longer contexts on a published checkpoint
 
 SmolLM2-135M, trained to {trained:,} tokens, at {target:,} without training: nats per token of {windows}, in bfloat16, ranked by
 `x-positional extend` ([its page](extend.md) describes the methods). The last column is the largest relative difference from the
-mean loss of transformers' own model with the same method, where it has one (`python -m benchmarks.evidence.reference`).
+mean loss of transformers' own model with the same method, where it has one, on the first {compared} windows (`python -m
+benchmarks.evidence.reference`).
 """
 STREAMED = """## A sliding window with and without the first tokens
 
@@ -142,7 +144,8 @@ def _tables(evidence: Evidence, found: Sequence[Verdict]) -> Iterator[str]:
     yield from probed(evidence)
     extension = evidence.extension
     if extension is not None:
-        sizes = {"trained": extension.trained_length, "target": extension.target, "windows": windows_text(extension)}
+        sizes: dict[str, object] = {"trained": extension.trained_length, "target": extension.target}
+        sizes |= {"windows": windows_text(extension), "compared": COMPARED}
         yield "\n" + EXTENDED.format(**sizes)
         yield from extended(evidence)
     if evidence.sinks:
