@@ -142,21 +142,24 @@ def answers(evidence: Evidence, task: str, better: str, worse: str) -> Part:
     return Part(statistic, found, "above", 0.0, reason, valid=not unlearned)
 
 
-def attempt_of(extension: Extension | None, *words: str) -> Attempt | None:
-    """The attempt without fine-tuning whose label starts with one of these words."""
-    attempts = () if extension is None else extension.attempts
-    return next((a for a in attempts if not a.tuned_tokens and a.label.startswith(words) and a.evaluation), None)
+def attempt_of(extension: Extension, method: str) -> Attempt | None:
+    """What a method reached without fine-tuning; None where it was not tried."""
+    named = (a for a in extension.attempts if a.label.split(" x")[0] == method)
+    return next((a for a in named if not a.tuned_tokens and a.evaluation), None)
 
 
-def window_gap(extension: Extension | None, worse: Attempt | None, better: Attempt | None, length: int) -> Part:
+def window_gap(extension: Extension | None, worse: str, better: str, length: int) -> Part:
     """Loss of one method minus that of another on the same windows, in nats per token."""
     if extension is None:
-        return Part("loss of a published checkpoint", None, "above", reason="not measured")
-    names = [a.label if a else "a method that was not tried" for a in (worse, better)]
+        return Part(f"loss of {worse} minus loss of {better}", None, "above", reason="not measured")
+    found = [attempt_of(extension, method) for method in (worse, better)]
+    names = [a.label if a else method for a, method in zip(found, (worse, better), strict=True)]
     statistic = f"loss of {names[0]} minus loss of {names[1]}, at {length:,}, nats per token"
-    rows = [_windows(a, length) for a in (worse, better)]
+    rows = [_windows(a, length) for a in found]
     if rows[0] is None or rows[1] is None or len(rows[0]) < 2:
-        return Part(statistic, None, "above", reason="not both methods have a loss at this length")
+        missing = [name for name, row in zip(names, rows, strict=True) if row is None]
+        reason = f"{' and '.join(missing)} not measured" if missing else "fewer than two windows"
+        return Part(statistic, None, "above", reason=reason)
     differences = [a - b for a, b in zip(rows[0], rows[1], strict=True)]
     return Part(statistic, t_interval(differences), "above")
 
@@ -172,24 +175,19 @@ def _windows_of(found: Evaluation, length: int) -> tuple[float, ...] | None:
 
 def _yarn(evidence: Evidence) -> list[Part]:
     extension = evidence.extension
-    if extension is None:
-        return [window_gap(None, None, None, 0)]
-    linear, ntk, yarn = (
-        attempt_of(extension, "linear"),
-        attempt_of(extension, "ntk x", "ntk "),
-        attempt_of(extension, "yarn"),
-    )
+    lengths = (0,) if extension is None else (extension.trained_length, extension.target)
     return [
         window_gap(extension, worse, better, length)
-        for length in (extension.trained_length, extension.target)
-        for worse, better in ((ntk, yarn), (linear, ntk))
+        for length in lengths
+        for worse, better in (("ntk", "yarn"), ("linear", "ntk"))
     ]
 
 
-def _sinks(evidence: Evidence) -> list[Part]:
+def first_tokens(evidence: Evidence) -> list[Part]:
+    """How much a sliding window loses without the first tokens, see `sinks.py`."""
     window, kept = (evidence.sinks.get(name) for name in ("window", "window-and-first"))
     if window is None or kept is None:
-        return [Part("loss of a published checkpoint", None, "above", reason="not measured")]
+        return [Part("loss without the first tokens minus loss with them", None, "above", SINKS_BOUND, "not measured")]
     last = window.lengths[-1].length
     rows = [_windows_of(found, last) for found in (window, kept)]
     statistic = f"loss without the first tokens minus loss with them, at {last:,}, nats per token"
@@ -199,7 +197,7 @@ def _sinks(evidence: Evidence) -> list[Part]:
 
 
 _FIRE = (
-    "Cited from the abstract, as the tables were not available to us. Veisi et al. 2025 (arXiv:2503.08067, version 3, "
+    "Cited from the abstract; the paper's tables were not checked. Veisi et al. 2025 (arXiv:2503.08067, version 3, "
     "table 1) find the opposite: past the trained length FIRE has a higher loss than ALiBi and KERPLE."
 )
 _SMALL = (
@@ -265,7 +263,7 @@ CLAIMS = (
         "Chi et al. 2023, arXiv:2212.10356, abstract",
         "Sandwich uses tokens farther away than the trained length: its loss does not rise past it.",
         _sandwich,
-        note="Cited from the abstract, as the tables were not available to us. The sinusoids have 24 channels, the width of "
+        note="Cited from the abstract; the paper's tables were not checked. The sinusoids have 24 channels, the width of "
         "a head.",
     ),
     Claim(
@@ -295,7 +293,7 @@ CLAIMS = (
         "Xiao et al. 2023, arXiv:2309.17453, tables 1 and 2",
         f"With a sliding window, the loss is higher where the first four tokens are dropped: by {SINKS_BOUND} to 6.9 nats in the "
         "paper.",
-        _sinks,
+        first_tokens,
         note="SmolLM2-135M at 4,096 tokens, of which attention sees 1,024 as in table 1. The interval is over pieces of text.",
     ),
     Claim(
@@ -309,9 +307,8 @@ CLAIMS = (
             ("t5", "none"),
             *((better, worse) for better in ("alibi", "none") for worse in ("rope", "sinusoidal")),
         ),
-        note=_SMALL
-        + " Its headline, that no positions generalise best (figures 1 to 3), is a mean rank over ten tasks; the Copy "
-        "of figure 3 repeats a single symbol.",
+        note=f"{_SMALL} The paper's headline, that models without positions generalise best (figures 1 to 3), is a mean rank "
+        "over ten tasks, and the Copy of its figure 3 repeats a single symbol.",
     ),
     Claim(
         "Repeat: ALiBi best, RoPE and sinusoids worst",
