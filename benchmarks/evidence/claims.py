@@ -202,7 +202,7 @@ _FIRE = (
 )
 _SMALL = (
     "Models of 0.2 million parameters in place of 107 million, trained for half a minute, and scored by the share of right tokens "
-    "in place of exact matches."
+    "in place of exact matches; RoPE rotates whole heads, and in the authors' code a quarter of each."
 )
 CLAIMS = (
     Claim(
