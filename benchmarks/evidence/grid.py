@@ -36,8 +36,8 @@ SCHEMES = (
     "rope and none every 3rd={pattern: [{position: rope}, {position: rope}, {position: none}]}",
     "windowed rope and none={pattern: [{position: rope, window: 64}, {position: rope, window: 64}, {position: none}]}",
 )
-"""Entries as `x-positional compare --schemes` reads them. FIRE's threshold starts at a quarter of the trained length, as in its
-paper. DeBERTa is left out: a cell takes over 90 s."""
+"""Entries as `x-positional compare --schemes` reads them. FIRE's threshold starts at a quarter of the trained length: its default,
+512, is more than the trained length. DeBERTa is left out: a cell takes over 90 s."""
 
 
 def entries() -> tuple[Entry, ...]:

@@ -87,14 +87,16 @@ def verdict_table(found: Sequence[Verdict]) -> list[str]:
     rows = ["| claim | paper | measured here, with 95 % interval | verdict |", "|---|---|---|---|"]
     for verdict in found:
         claim = verdict.claim
-        note = f" {claim.note}" if claim.note else ""
+        note = f"<br>*{claim.note}*" if claim.note else ""
         parts = "<br>".join(_part_words(part) for part in verdict.parts)
         rows.append(f"| **{claim.name}**. {claim.text}{note} | {claim.paper} | {parts} | **{verdict.word}** |")
     return rows
 
 
 def _part_words(part: Part) -> str:
-    shown = f"{part.statistic}: {interval(part.found, sign=True)}" if part.found else part.statistic
+    if part.found is None:
+        return f"{part.statistic}: {part.reason or 'not measured'}"
+    shown = f"{part.statistic}: {interval(part.found, sign=True)}"
     claimed = f"claimed {part.side} {part.bound:g}"
     reason = f"; {part.reason}" if part.reason else ""
     return f"{shown} ({claimed}: {MARKS[part.holds]}{reason})"

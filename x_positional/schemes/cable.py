@@ -16,7 +16,9 @@ from x_positional.schemes.registry import SchemeConfig
 
 
 class CableBias(GatedScheme):
-    """bias = p_m - p_n, p_t = -sum_{s<=t} softplus(w_h . x_s + b_h) (Veisi et al. 2025, arXiv:2503.08067, and the authors' code).
+    """bias = p_m - p_n, p_t = -sum_{s<=t} softplus(w_h . x_s + b_h) (Veisi et al. 2025, arXiv:2503.08067, as the authors' code of
+    March 2025 computes it). Version 3 of the paper has ReLU in place of softplus (equations 2 to 5, CABLE_NW) and multiplies the
+    bias by softplus(v_h . x_m), a weight per query (equations 6 and 7, CABLE); this scheme has neither.
 
     -softplus(z) is log sigmoid(-z), so these are forget gates with the sign of w and b reversed. They differ in the initial
     values: here about ln 2 per token, in every head.

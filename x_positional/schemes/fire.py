@@ -61,7 +61,7 @@ class Affine(nn.Module):
 
 
 class FireBias(PositionScheme):
-    """bias = MLP(psi(i - j) / psi(max(i, L)))_h, psi(x) = log(|c| x + 1), i and j the positions of query and key (Li et al.
+    """bias = MLP(psi(i - j) / psi(max(i, L)))_h, psi(x) = log(|c| x + 1), i and j the positions of query and key (FIRE: Li et al.
     2023, arXiv:2310.04418). c and L are learned; the MLP has one hidden layer with ReLU.
 
     Up to position L the bias is a function of distance; beyond, distances are seen as fractions of the query's position.

@@ -16,7 +16,7 @@ from x_positional.schemes.registry import SchemeConfig
 
 
 class ForgettingBias(GatedScheme):
-    """bias = sum_{t=n+1..m} log f_t, f_t = sigmoid(w_h . x_t + b_h) (Lin et al. 2025, arXiv:2503.02130, equation 5).
+    """bias = sum_{t=n+1..m} log f_t, f_t = sigmoid(w_h . x_t + b_h) (Lin et al. 2025, arXiv:2503.02130).
 
     Args:
         dim: M.

@@ -40,8 +40,8 @@ class Buckets(Rebuilt):
 
 class GatedT5Bias(PositionScheme):
     """bias = (2 - a + a b w_h) W[bucket(distance), h], a and b the sigmoids of U x_ih + c, x_ih the share of head h in the input
-    of the layer at query i, floor(M / H) channels (Chi et al. 2021, XLM-E, arXiv:2106.16138; Chen et al. 2021, WavLM,
-    arXiv:2110.13900, whose update gate is 1 - a).
+    of the layer at query i, floor(M / H) channels (XLM-E: Chi et al. 2021, arXiv:2106.16138; WavLM: Chen et al. 2021,
+    arXiv:2110.13900, in the form of its published code).
 
     Args:
         dim: M, at least the number of heads.

@@ -19,7 +19,8 @@ Kernel = Literal["log", "power"]
 
 class KerpleBias(DistanceScheme):
     """bias = -r1 log(1 + r2 |distance|), r1, r2 > 0 ("log"), or -r1 |distance|^r2, r1 > 0, 0 < r2 <= 2 ("power"), for each head
-    (Chi et al. 2022, arXiv:2205.09921, the logarithmic and the power kernel).
+    (Chi et al. 2022, arXiv:2205.09921, section 4, logarithmic and power variant). Equation 1 of the paper also divides the bias by
+    sqrt(D); the authors' code adds it after scaling, as here.
 
     Both stay in their range by construction: r1 is the exp of a parameter, and r2 the exp of one, or twice its sigmoid.
 
@@ -31,7 +32,8 @@ class KerpleBias(DistanceScheme):
     def __init__(self, heads: int, kernel: Kernel = "log"):
         super().__init__(heads)
         self.kernel = kernel
-        # as the authors draw them: the factor of the logarithm from 0 to 2, everything else from 0 to 1, at least 0.01
+        # as the authors draw them: the factor of the logarithm from 0 to 2, the others from 0 to 1, at least 0.01. The exponent of
+        # a power starts lower: between 0 and 1, where theirs is uniform from 0 to 2
         self.log_r1 = nn.Parameter(log_uniform(heads, 0.01, 2.0 if kernel == "log" else 1.0))
         self.raw_r2 = nn.Parameter(log_uniform(heads, 0.01, 1.0))
 
@@ -50,7 +52,7 @@ class Kerple(SchemeConfig):
 
     kind: Literal["kerple"] = "kerple"
     kernel: Kernel = "log"
-    """"log": -r1 log(1 + r2 distance), the better one in the paper. "power": -r1 distance^r2, which is ALiBi at r2 = 1."""
+    """"log": -r1 log(1 + r2 distance), the better one in the paper (table 3). "power": -r1 distance^r2, ALiBi at r2 = 1."""
     summary: ClassVar[str] = "a learned penalty per head that grows with the logarithm of distance"
     paper: ClassVar[str] = "Chi et al. 2022, arXiv:2205.09921"
 

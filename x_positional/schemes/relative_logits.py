@@ -41,8 +41,8 @@ class Within(Rebuilt):
 class RelativeBias(PositionScheme):
     """bias = r_ih . P[:, i - j], r_i = W x_i: x_i the input of the layer at query i, r_ih [C] its part for head h, P [C N] learned
     profiles that all heads share. It is 0 from distance `extent` on (Inkling, Thinking Machines Lab 2026,
-    thinkingmachines.ai/news/introducing-inkling; transformers, `models/inkling`). With `clip`, r is scaled by a learned factor
-    per channel and shortened to that norm (Inkling 2, transformers, `models/inkling2`).
+    thinkingmachines.ai/news/introducing-inkling; the formula is that of transformers, `models/inkling`: there is no paper). With
+    `clip`, r is scaled by a learned factor per channel and shortened to that norm (Inkling 2, transformers, `models/inkling2`).
 
     Args:
         dim: M.

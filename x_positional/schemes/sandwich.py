@@ -19,8 +19,8 @@ BASE = 10_000.0
 
 
 class SandwichBias(DistanceScheme):
-    """bias = H / (8 h) * (sum_{i=1..W/2} cos(distance / 10000^(2i/W)) - W/2), h = 1..H (Chi et al. 2023, arXiv:2212.10356,
-    section 4). It is 0 at distance 0; the first head is the steepest.
+    """bias = H / (8 h) * (sum_{i=1..W/2} cos(distance / 10000^(2i/W)) - W/2), h = 1..H (Chi et al. 2023, arXiv:2212.10356; this
+    is the formula of NVIDIA NeMo's `SandwichRelativePositionEmbedding`). It is 0 at distance 0; the first head is the steepest.
 
     Args:
         heads: H.

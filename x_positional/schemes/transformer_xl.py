@@ -39,7 +39,7 @@ class Shifted(Rebuilt):
 
 class TransformerXLBias(PositionScheme):
     """score = scale * ((q_i + u) . k_j + (q_i + v) . W R_(i - j)), R the sinusoid of a distance, u and v [H D] and W learned in
-    each layer (Dai et al. 2019, arXiv:1901.02860, section 3.3).
+    each layer (Dai et al. 2019, arXiv:1901.02860, section 3.3, terms a to d; W is its W_(k,R)).
 
     Args:
         dim: M.

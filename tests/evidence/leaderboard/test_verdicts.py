@@ -90,9 +90,11 @@ FLAT, RISING, LOW, HIGH = (2.0, 2.0, 2.0), (2.0, 3.0, 4.0), (2.0, 1.8, 1.8), (2.
         ("FIRE over K", {"kerple": LOW, "fire": HIGH}, "contradicted"),
         ("T5", {"rope": RISING, "sinusoidal": RISING, "t5": HIGH, "alibi": LOW}, "reproduced"),
         ("T5", {"rope": RISING, "sinusoidal": RISING, "t5": LOW, "alibi": HIGH}, "contradicted"),
-        ("xPos", {"rope": RISING, "alibi": HIGH, "xpos": LOW}, "reproduced"),
+        ("xPos", {"rope": RISING, "alibi": (2.0, 2.2, 2.2), "xpos": (2.0, 2.1, 2.4)}, "reproduced"),
         ("xPos", {"rope": RISING, "alibi": LOW, "xpos": HIGH}, "contradicted"),
-        ("Sandwich", {"alibi": HIGH, "sandwich": LOW}, "reproduced"),
+        ("xPos", {"rope": RISING, "alibi": HIGH, "xpos": LOW}, "contradicted"),  # the paper has ALiBi ahead at 4x
+        ("Sandwich", {"sandwich": LOW}, "reproduced"),
+        ("Sandwich", {"sandwich": RISING}, "contradicted"),
         ("Cable", {"alibi": LOW, "cable": HIGH}, "contradicted"),
         ("Forget", {"rope": RISING, "forgetting": LOW}, "reproduced"),
     ],
@@ -157,16 +159,20 @@ def on_tasks(scores: Mapping[str, Sequence[float]], task: str = "copy") -> Evide
 
 
 def test_claims_on_tasks():
-    others = dict.fromkeys(("t5", "alibi", "sinusoidal", "rope"), (1.0, 0.4))
-    assert verdict("Copy", on_tasks({"none": (1.0, 0.8), **others})) == "reproduced"
-    assert verdict("Copy", on_tasks({"none": (1.0, 0.2), **others})) == "contradicted"
-    assert verdict("Repeat", on_tasks({"none": (1.0, 0.8), **others}, "repeat")) == "reproduced"
-    assert verdict("Repeat", on_tasks({"none": (1.0, 0.8), **others})) == "not measured"
+    worst = dict.fromkeys(("sinusoidal", "rope"), (1.0, 0.4))
+    copied = {"t5": (1.0, 0.9), "alibi": (1.0, 0.7), "none": (1.0, 0.6), **worst}
+    assert verdict("Copy", on_tasks(copied)) == "reproduced"
+    assert verdict("Copy", on_tasks({**copied, "none": (1.0, 0.95)})) == "contradicted"
+    assert verdict("Copy", on_tasks({**copied, "rope": (1.0, 0.8)})) == "contradicted"
+    repeated = {**copied, "alibi": (1.0, 0.95)}
+    assert verdict("Repeat", on_tasks(repeated, "repeat")) == "reproduced"
+    assert verdict("Repeat", on_tasks(copied, "repeat")) == "contradicted"
+    assert verdict("Repeat", on_tasks(repeated)) == "not measured"
 
 
 def test_a_task_that_was_not_learned_decides_nothing():
-    others = dict.fromkeys(("t5", "alibi", "sinusoidal", "rope"), (1.0, 0.4))
-    assert verdict("Copy", on_tasks({"none": (0.5, 0.1), **others})) == "inconclusive on this budget"
+    others = dict.fromkeys(("none", "alibi", "sinusoidal", "rope"), (1.0, 0.4))
+    assert verdict("Copy", on_tasks({"t5": (0.5, 0.1), **others})) == "inconclusive on this budget"
 
 
 @pytest.mark.parametrize(

@@ -91,21 +91,23 @@ TASKS = {
         Task(
             "copy",
             "write the input once more",
-            "Kazemnejad et al. 2023, arXiv:2305.19466; Jelassi et al. 2024, arXiv:2402.01032",
+            "Kazemnejad et al. 2023, arXiv:2305.19466, third variant of copy; Jelassi et al. 2024, arXiv:2402.01032",
             "c a a b > c a a b",
             _copy,
         ),
         Task(
             "repeat",
             "write the input twice",
-            "Kazemnejad et al. 2023, arXiv:2305.19466; duplicate string in Ruoss et al. 2023, arXiv:2305.16843",
+            "Kazemnejad et al. 2023, arXiv:2305.19466, third variant of copy, 2x, without its separator; duplicate string in "
+            "Ruoss et al. 2023, arXiv:2305.16843",
             "c a a b > c a a b c a a b",
             _repeat,
         ),
         Task(
             "reverse",
             "write the input backwards",
-            "Kazemnejad et al. 2023, arXiv:2305.19466; reverse string in Ruoss et al. 2023, arXiv:2305.16843",
+            "Kazemnejad et al. 2023, arXiv:2305.19466, first variant of reverse; reverse string in Ruoss et al. 2023, "
+            "arXiv:2305.16843",
             "c a a b > b a a c",
             _reverse,
         ),
