@@ -1,10 +1,12 @@
-"""The time of a training step of every scheme, interleaved in one process, so that a busy machine slows all of them alike.
+"""The time of a training step and of a decoded token of every scheme, interleaved in one process, so that a busy machine slows
+all of them alike.
 
 python -m benchmarks.evidence.cost
 """
 
 import statistics
 import time
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -17,11 +19,13 @@ from x_positional.models.language import TransformerWrapper
 from x_positional.training.load import load_fields
 
 ROUNDS, WARM_UP = 15, 2
+PROMPT, DECODED = 32, 128
+"""Tokens of one sequence; together they fit into every scheme's trained length."""
 Trained = tuple[AutoregressiveWrapper, torch.optim.Optimizer]
 
 
 def main() -> int:
-    """Measure all schemes on one thread; about half a minute."""
+    """Measure all schemes on one thread; about three minutes."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     fields = load_fields(ROOT / CONFIG, {})
@@ -34,15 +38,31 @@ def main() -> int:
         models[entry.label] = model, torch.optim.AdamW(model.parameters(), fused=True)
         size = config.run.batch_size, config.seq_len + 1
     tokens = torch.randint(0, 256, size)
-    times: dict[str, list[float]] = {label: [] for label in models}
-    for _ in range(ROUNDS + WARM_UP):
-        for label, trained in models.items():
-            times[label].append(_seconds(trained, tokens))
-    Cost(step_seconds={label: statistics.median(found[WARM_UP:]) for label, found in times.items()}).save(FOLDER / COST)
+    steps = _interleaved(models, lambda trained: _step(trained, tokens))
+    decoded = _interleaved(models, lambda trained: _decoding(trained, tokens[0, :PROMPT]))
+    Cost(step_seconds={label: statistics.median(found) for label, found in steps.items()}, decode_seconds=decoded).save(
+        FOLDER / COST
+    )
     return 0
 
 
-def _seconds(trained: Trained, tokens: torch.Tensor) -> float:
+def _interleaved(models: Mapping[str, Trained], measure: Callable[[Trained], float]) -> dict[str, tuple[float, ...]]:
+    """What is measured of each model, one value a round; a round takes all models in turn."""
+    times: dict[str, list[float]] = {label: [] for label in models}
+    for _ in range(ROUNDS + WARM_UP):
+        for label, trained in models.items():
+            times[label].append(measure(trained))
+    return {label: tuple(found[WARM_UP:]) for label, found in times.items()}
+
+
+def _decoding(trained: Trained, prompt: torch.Tensor) -> float:
+    """One token of greedy decoding with a cache."""
+    began = time.perf_counter()
+    trained[0].generate(prompt, DECODED, temperature=0.0, compile=False).tolist()
+    return (time.perf_counter() - began) / DECODED
+
+
+def _step(trained: Trained, tokens: torch.Tensor) -> float:
     """One training step."""
     model, optimizer = trained
     began = time.perf_counter()

@@ -1,7 +1,8 @@
 """The page of the leaderboard, from the JSON files: ranking by length, verdicts, how stable the ranking is."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from benchmarks.evidence.claims import CLAIMS
@@ -51,20 +52,31 @@ def leaderboard(evidence: Evidence) -> list[str]:
     comparison = evidence.comparison
     head = [f"{n:,}" for n in comparison.lengths]
     rows = [
-        f"| scheme | {' | '.join(head)} | training step |",
-        f"|---|{'---:|' * (len(head) + 1)}",
+        f"| scheme | {' | '.join(head)} | training step | decoded token |",
+        f"|---|{'---:|' * (len(head) + 2)}",
     ]
     for label in ranked(evidence):
         losses = [evidence.bits(label, length) for length in comparison.lengths]
         shown = [interval(t_interval(list(found.values())) if found else None) for found in losses]
-        rows.append(f"| {label} | {' | '.join(shown)} | {step_time(evidence, label)} |")
+        rows.append(
+            f"| {label} | {' | '.join(shown)} | {_multiple(_steps(evidence), label)} | {_multiple(decoding(evidence), label)} |"
+        )
     return rows
 
 
-def step_time(evidence: Evidence, label: str) -> str:
-    """The time of a training step as a multiple of that of the fastest scheme."""
-    times = {} if evidence.cost is None else evidence.cost.step_seconds
+def _multiple(times: Mapping[str, float], label: str) -> str:
+    """A time as a multiple of that of the fastest scheme."""
     return f"{times[label] / min(times.values()):.2f}" if label in times else "–"
+
+
+def _steps(evidence: Evidence) -> Mapping[str, float]:
+    return {} if evidence.cost is None else evidence.cost.step_seconds
+
+
+def decoding(evidence: Evidence) -> dict[str, float]:
+    """The median time of a decoded token, in seconds."""
+    rounds = {} if evidence.cost is None else evidence.cost.decode_seconds
+    return {label: statistics.median(times) for label, times in rounds.items()}
 
 
 def missing(evidence: Evidence) -> Iterator[str]:

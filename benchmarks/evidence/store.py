@@ -29,10 +29,12 @@ class Probe(Record):
 
 
 class Cost(Record):
-    """Training steps that were timed side by side, see `cost.py`."""
+    """Training steps and decoded tokens that were timed side by side, see `cost.py`."""
 
     step_seconds: dict[str, float]
     """Median time of a step on one thread, by label."""
+    decode_seconds: dict[str, tuple[float, ...]] = {}
+    """Time of a decoded token of one sequence in each round, by label. A round takes all schemes in turn."""
 
 
 class Reference(Record):

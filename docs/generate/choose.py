@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.evidence import examples
 from benchmarks.evidence.claims import FLAT, LEARNED, first_tokens, gap, over_seeds, rise, window_gap
-from benchmarks.evidence.pages import interval, ranked
+from benchmarks.evidence.pages import decoding, interval, ranked
 from benchmarks.evidence.store import Evidence, read
 from benchmarks.evidence.verdicts import Part, decide
 from x_positional.evidence.comparison.statistics import t_interval
@@ -104,15 +104,11 @@ def accuracy(evidence: Evidence, task: str, label: str) -> Part:
 
 
 def faster(evidence: Evidence, fast: str, slow: str) -> Part:
-    """How much faster one scheme decodes than another, paired by seed."""
-    ratios = {}
-    for seed in evidence.comparison.seeds:
-        cells = [evidence.cell(label, seed) for label in (fast, slow)]
-        speeds = [cell.decode_tokens_per_second for cell in cells if cell and cell.decode_tokens_per_second]
-        if len(speeds) == len(cells):
-            ratios[seed] = speeds[0] / speeds[1] - 1
-    found = over_seeds(ratios)
-    reason = "" if found else "fewer than two seeds have both speeds"
+    """How much faster one scheme decodes than another, paired by round."""
+    rounds = [evidence.cost.decode_seconds.get(label, ()) for label in (fast, slow)] if evidence.cost else [(), ()]
+    ratios = [slower / faster - 1 for faster, slower in zip(*rounds, strict=True)]
+    found = t_interval(ratios) if len(ratios) > 1 else None
+    reason = "" if found else "not both were timed"
     return Part(f"decoding speed of {fast} over that of {slow}, minus 1", found, "above", 0.0, reason)
 
 
@@ -164,18 +160,15 @@ def _decode(evidence: Evidence) -> list[Part]:
 
 
 def _decode_shown(evidence: Evidence) -> str:
-    found = {}
-    for label in evidence.labels:
-        speeds = [c.decode_tokens_per_second for c in evidence.comparison.cells if c.label == label]
-        known = sorted(speed for speed in speeds if speed)
-        if known:
-            found[label] = known[len(known) // 2]
-    order = sorted(found, key=found.__getitem__, reverse=True)
+    times = decoding(evidence)
+    order = sorted(times, key=times.__getitem__)
     if len(order) < 6:
         return ""
-    fast, slow = order[:3], order[-3:]
-    words = [", ".join(f"`{label}` {found[label]:,.0f}" for label in part) for part in (fast, slow)]
-    return f"Tokens a second of one sequence, on a shared and busy machine: fastest {words[0]}; slowest {words[1]}."
+    words = [", ".join(f"`{label}` {times[label] * 1e3:.2f}" for label in part) for part in (order[:3], order[-3:])]
+    return (
+        f"Milliseconds a token of one sequence, timed side by side on one thread: fastest {words[0]}; slowest {words[1]}. "
+        "In models this small the number of operations decides."
+    )
 
 
 def _tiny_shown(evidence: Evidence) -> str:

@@ -131,8 +131,8 @@ def _introduction(evidence: Evidence) -> Iterator[str]:
 def _tables(evidence: Evidence, found: Sequence[Verdict]) -> Iterator[str]:
     trained = evidence.comparison.trained_length
     yield "![Bits per byte by context length](evidence.png)\n"
-    yield f"## Leaderboard\n\nOrdered by the mean loss past {trained}. The last column is the time of a training step as a"
-    yield "multiple of the fastest scheme's, timed side by side on one thread.\n"
+    yield f"## Leaderboard\n\nOrdered by the mean loss past {trained}. The last columns are the times of a training step and"
+    yield "of a decoded token as multiples of the fastest scheme's, timed side by side on one thread.\n"
     yield from leaderboard(evidence)
     gaps = list(missing(evidence))
     if gaps:
