@@ -33,7 +33,7 @@ class Cost(Record):
 
     step_seconds: dict[str, float]
     """Median time of a step on one thread, by label."""
-    decode_seconds: dict[str, tuple[float, ...]] = {}
+    decode_seconds: dict[str, tuple[float, ...]]
     """Time of a decoded token of one sequence in each round, by label. A round takes all schemes in turn."""
 
 
