@@ -119,7 +119,7 @@ def _task(task: str, *pairs: tuple[str, str]):  # type: ignore[no-untyped-def]
 
 
 def answers(evidence: Evidence, task: str, better: str, worse: str) -> Part:
-    """Accuracy of `better` minus that of `worse`, mean over the untrained lengths up to twice the trained one."""
+    """`Evidence.accuracy` of `better` minus that of `worse`, mean over the untrained lengths up to twice the trained one."""
     trained, *longer = evidence.task_lengths or (0,)
     lengths = [n for n in longer if n <= 2 * trained]
     scores = {(label, n): evidence.accuracy(label, task, n) for label in (better, worse) for n in (trained, *lengths)}
@@ -309,6 +309,16 @@ CLAIMS = (
         ),
         note=f"{_SMALL} The paper's headline, that models without positions generalise best (figures 1 to 3), is a mean rank "
         "over ten tasks, and the Copy of its figure 3 repeats a single symbol.",
+    ),
+    Claim(
+        "One symbol: no positions best, then T5's bias, then ALiBi",
+        "Kazemnejad et al. 2023, arXiv:2305.19466, figure 3 (Copy) and figure F.4, Copy (Variant 1)",
+        "Where the input is one symbol over and over, models without positions copy it best at untrained lengths, then those with "
+        "T5's bias, then those with ALiBi; those with RoPE or sinusoids fail.",
+        _task("one_symbol", ("none", "t5"), ("t5", "alibi"), ("alibi", "rope"), ("alibi", "sinusoidal")),
+        note="Models of 0.2 million parameters in place of 107 million, trained for half a minute. An answer counts if all its "
+        "tokens are right, each given the right ones before it. RoPE rotates whole heads, and in the authors' code a quarter of "
+        "each.",
     ),
     Claim(
         "Repeat: ALiBi best, RoPE and sinusoids worst",

@@ -55,4 +55,6 @@ def text_of(label: str) -> str:
 
 PROBED = ("none", "sinusoidal", "rope", "xpos", "alibi", "kerple", "fire", "t5")
 """Schemes that are also trained on tasks."""
-TASKS = ("copy", "repeat")
+TASKS = ("copy", "one_symbol", "repeat")
+EXACT = {"one_symbol"}
+"""Tasks that are scored by exact answers: given the right tokens before it, any but the end of a repeated symbol is trivial."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from benchmarks.evidence.grid import EXACT
 from x_positional.evidence.comparison.plan import PLAN, Plan, comparison_of, finished_cells, slug
 from x_positional.evidence.comparison.results import Cell, Comparison
 from x_positional.evidence.comparison.summary import losses
@@ -77,13 +78,14 @@ class Evidence:
         return losses(self.comparison, label, length)
 
     def accuracy(self, label: str, task: str, length: int) -> dict[int, float]:
-        """Share of right answer tokens of each seed."""
-        return {
-            probe.seed: score.accuracy
+        """Share of right answer tokens of each seed, or of right answers for the tasks in `EXACT`."""
+        found = {
+            probe.seed: score.exact if task in EXACT else score.accuracy
             for probe in self.probes
             for score in probe.scores
-            if probe.label == label and (score.task, score.length) == (task, length) and score.accuracy is not None
+            if probe.label == label and (score.task, score.length) == (task, length)
         }
+        return {seed: share for seed, share in found.items() if share is not None}
 
     @property
     def task_lengths(self) -> tuple[int, ...]:

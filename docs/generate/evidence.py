@@ -65,9 +65,10 @@ the same validation text, with intervals ({method}). 1 means the same order.
 """
 TASKS = """## Copy and repeat
 
-Small models are trained on inputs of 1 to {longest} symbols ({steps:,} steps of {batch} rows) to write them once (copy) or twice
-(repeat), see `x_positional/evidence/evaluation/tasks.py`. The tables have the share of answer tokens that are right, each given
-the right ones before it, by input length.
+Small models are trained on inputs of 1 to {longest} symbols ({steps:,} steps of {batch} rows) to write them once (copy, and
+one_symbol, whose symbols are all the same) or twice (repeat), see `x_positional/evidence/evaluation/tasks.py`. The tables have the
+share of answer tokens that are right, each given the right ones before it, by input length; for one_symbol, the share of answers
+without a wrong token.
 """
 EXTENDED = """## Longer contexts on a published checkpoint
 

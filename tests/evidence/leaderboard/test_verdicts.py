@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.evidence.claims import CLAIMS
+from benchmarks.evidence.grid import EXACT
 from benchmarks.evidence.pages import leaderboard, missing, ranked, rankings, stability, verdict_table
 from benchmarks.evidence.published import extended, streamed
 from benchmarks.evidence.reference import TYPES, _loss, _scaled
@@ -148,7 +149,13 @@ def on_tasks(scores: Mapping[str, Sequence[float]], task: str = "copy") -> Evide
             seed=seed,
             seconds=1.0,
             scores=tuple(
-                TaskScore(task=task, length=length, trained=length == 4, accuracy=value - 0.01 * seed, exact=0.0)
+                TaskScore(
+                    task=task,
+                    length=length,
+                    trained=length == 4,
+                    accuracy=0.0 if task in EXACT else value - 0.01 * seed,
+                    exact=value - 0.01 * seed if task in EXACT else 0.0,
+                )
                 for length, value in zip((4, 8), values, strict=True)
             ),
         )
@@ -168,6 +175,9 @@ def test_claims_on_tasks():
     assert verdict("Repeat", on_tasks(repeated, "repeat")) == "reproduced"
     assert verdict("Repeat", on_tasks(copied, "repeat")) == "contradicted"
     assert verdict("Repeat", on_tasks(repeated)) == "not measured"
+    counted = {"none": (1.0, 0.9), "t5": (1.0, 0.7), "alibi": (1.0, 0.5), **worst}
+    assert verdict("One symbol", on_tasks(counted, "one_symbol")) == "reproduced"
+    assert verdict("One symbol", on_tasks({**counted, "t5": (1.0, 1.0)}, "one_symbol")) == "contradicted"
 
 
 def test_a_task_that_was_not_learned_decides_nothing():

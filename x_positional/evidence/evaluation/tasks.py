@@ -63,6 +63,11 @@ def _copy(length: int, random: Random, symbols: int) -> Drawn:
     return word, word
 
 
+def _one_symbol(length: int, random: Random, symbols: int) -> Drawn:
+    word = _symbols(1, random, symbols) * length
+    return word, word
+
+
 def _repeat(length: int, random: Random, symbols: int) -> Drawn:
     word = _symbols(length, random, symbols)
     return word, word + word
@@ -94,6 +99,13 @@ TASKS = {
             "Kazemnejad et al. 2023, arXiv:2305.19466, third variant of copy; Jelassi et al. 2024, arXiv:2402.01032",
             "c a a b > c a a b",
             _copy,
+        ),
+        Task(
+            "one_symbol",
+            "write the input once more, which is one symbol over and over: count it",
+            "Kazemnejad et al. 2023, arXiv:2305.19466, first variant of copy",
+            "b b b b > b b b b",
+            _one_symbol,
         ),
         Task(
             "repeat",
