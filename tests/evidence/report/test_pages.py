@@ -186,6 +186,9 @@ def test_an_extension_shows_the_collapse_the_cost_and_the_reason():
     assert "yarn x4 has the lowest loss there" in page
     assert "longrope needs its factors" in page
     assert "yarn x4 was written to out." in page
+    assert "paired by window" in page
+    kept = extension_page(extension().model_copy(update={"folder": None}))
+    assert "written" not in kept.split("Contents")[0]
     assert "target 256" in json.dumps(data_of(page)["charts"])
 
 

@@ -12,6 +12,8 @@ from x_positional.evidence.evaluation.usable import mean_and_error
 LEVEL = 0.95
 T_METHOD = "Student's t over seeds, 95 %"
 PAIRED_METHOD = "Student's t over the differences paired by seed, 95 %"
+WINDOWS_METHOD = "Student's t over windows, 95 %"
+PAIRED_WINDOWS_METHOD = "Student's t over the differences paired by window, 95 %"
 RANK_METHOD = "Spearman's rank correlation; 95 % interval by Fisher's z with the variance of Bonett and Wright (2000)"
 
 

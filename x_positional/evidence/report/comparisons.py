@@ -11,7 +11,7 @@ from x_positional.evidence.comparison.results import Comparison
 from x_positional.evidence.evaluation.results import Evaluation
 from x_positional.evidence.report.answer import answers
 from x_positional.evidence.report.charts import INTEGER, Axis, Chart, Lines, Mark, Row, Scatter, times
-from x_positional.evidence.report.losses import METHODS, evaluation_sections, loss_chart, protocols
+from x_positional.evidence.report.losses import OVER_SEEDS, evaluation_sections, loss_chart, protocols
 from x_positional.evidence.report.page import Page, Section, render
 from x_positional.evidence.report.pictures import Pictures
 from x_positional.evidence.report.schemes import scheme_sections
@@ -232,7 +232,7 @@ def settings_section(comparison: Comparison) -> Section:
 def method_section(comparison: Comparison) -> Section:
     """Protocols and statistics."""
     evaluations = [cell.evaluation for cell in comparison.cells if cell.evaluation is not None]
-    return Section("Method", [*map(paragraph, protocols(evaluations)), paragraph(METHODS)])
+    return Section("Method", [*map(paragraph, protocols(evaluations)), paragraph(OVER_SEEDS)])
 
 
 def _beside(comparison: Comparison, other: Comparison, unit: Unit) -> list[Section]:

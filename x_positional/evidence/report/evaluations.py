@@ -6,7 +6,7 @@ from x_positional.errors import counted
 from x_positional.evidence.evaluation.results import Evaluation
 from x_positional.evidence.report.answer import answers
 from x_positional.evidence.report.charts import Mark
-from x_positional.evidence.report.losses import METHODS, evaluation_sections, protocols
+from x_positional.evidence.report.losses import OVER_WINDOWS, evaluation_sections, protocols
 from x_positional.evidence.report.page import Page, Section, render
 from x_positional.evidence.report.series import Series, of_evaluations, unit_of
 from x_positional.evidence.report.tables import Cell, paragraph, quantity, settings, table
@@ -26,7 +26,7 @@ def evaluation_html(evaluations: Sequence[Evaluation]) -> str:
         _models(series, evaluations),
         Section(
             "Method",
-            [*map(paragraph, protocols(evaluations)), paragraph(METHODS.replace("over seeds", "over windows"))],
+            [*map(paragraph, protocols(evaluations)), paragraph(OVER_WINDOWS)],
         ),
     ]
     title = f"Evaluation: {labels[0]}" if len(labels) == 1 else f"Evaluation of {counted(len(labels), 'model')}"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from x_positional.errors import counted
 from x_positional.evidence.extension.results import Attempt, Extension
 from x_positional.evidence.report.charts import Axis, Chart, Mark, Row, Scatter, times
-from x_positional.evidence.report.losses import METHODS, evaluation_sections, protocols
+from x_positional.evidence.report.losses import OVER_WINDOWS, evaluation_sections, protocols
 from x_positional.evidence.report.page import Page, Section, render
 from x_positional.evidence.report.series import DIGITS, Series, Unit, estimate, interval_text, of_extension, unit_of
 from x_positional.evidence.report.tables import EMPTY, Cell, Html, paragraph, quantity, settings, table
@@ -26,11 +26,12 @@ def extension_html(extension: Extension) -> str:
         Section("Settings", [table(["method", "position scheme"], _settings(series, extension.attempts))]),
         Section(
             "Method",
-            [*map(paragraph, protocols(evaluations)), paragraph(METHODS.replace("over seeds", "over windows"))],
+            [*map(paragraph, protocols(evaluations)), paragraph(OVER_WINDOWS)],
         ),
     ]
-    longer = f"{counted(target, 'token')}, {number(target / trained)} times"
-    facts = f"From the trained length of {counted(trained, 'token')} to {longer}."
+    facts = (
+        f"Trained on {counted(trained, 'token')}, extended to {target:,}: {number(target / trained)} times the length."
+    )
     labels = [one.label for one in series]
     return render(
         Page(f"Extension: {extension.name}", sections, facts, _answer(extension, series, unit), labels, "Methods")
@@ -54,9 +55,8 @@ def _answer(extension: Extension, series: Sequence[Series], unit: Unit) -> list[
         )
     elif len(series) > 1:
         sentences.append("No method could be measured at the target length.")
-    if extension.chosen is not None:
-        folder = f" to {extension.folder}" if extension.folder else ""
-        sentences.append(f"{extension.chosen} was written{folder}.")
+    if extension.folder:
+        sentences.append(f"{extension.chosen} was written to {extension.folder}.")
     return sentences
 
 
@@ -83,7 +83,7 @@ def _signed(value: float) -> str:
 def _ranking(extension: Extension, series: Sequence[Series], unit: Unit) -> Html:
     """One row a method: what it costs, what it saves, how much it was tuned."""
     trained, target = extension.trained_length, extension.target
-    rows = []
+    rows, chosen = [], "written" if extension.folder else "yes"
     for one, attempt in zip(series, extension.attempts, strict=True):
         cost, mean = _cost(one, series[0], trained, unit), estimate(one.losses(target, unit))
         reasons = "; ".join(dict.fromkeys([*one.reasons(target), *([attempt.reason] if attempt.reason else [])]))
@@ -98,7 +98,7 @@ def _ranking(extension: Extension, series: Sequence[Series], unit: Unit) -> Html
                     outside,
                     EMPTY if cost is None else Cell(_signed(cost), value=cost, kind="number"),
                     quantity(attempt.tuned_tokens, digits=9),
-                    Cell("written" if attempt.label == extension.chosen else ""),
+                    Cell(chosen if attempt.label == extension.chosen else ""),
                 ],
             )
         )

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from x_positional.errors import counted
-from x_positional.evidence.comparison.statistics import PAIRED_METHOD, T_METHOD
+from x_positional.evidence.comparison.statistics import (
+    PAIRED_METHOD,
+    PAIRED_WINDOWS_METHOD,
+    T_METHOD,
+    WINDOWS_METHOD,
+)
 from x_positional.evidence.evaluation.results import Evaluation, PositionLoss
 from x_positional.evidence.report.answer import as_good, lowest
 from x_positional.evidence.report.charts import INTEGER, Axis, Chart, Lines, Mark, Row, heat_map, ticks_of, times
@@ -257,4 +262,6 @@ def protocols(evaluations: Sequence[Evaluation]) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-METHODS = f"Means: {T_METHOD}. Differences: {PAIRED_METHOD}."
+OVER_SEEDS = f"Means: {T_METHOD}. Differences: {PAIRED_METHOD}."
+OVER_WINDOWS = f"Means: {WINDOWS_METHOD}. Differences: {PAIRED_WINDOWS_METHOD}."
+"""The named methods of the intervals of a page."""
