@@ -7,6 +7,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from tests.support.draws import draws
 from tests.support.published.compare import Published, both, ids, left_padded, quietly, takes, their_logits
 from tests.support.published.decoders import CASES
 from tests.support.rounding import assert_same
@@ -14,6 +15,16 @@ from x_positional import AutoregressiveWrapper
 from x_positional.pretrained.tensors.files import open_tensors
 
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def by_turns(form: str, names: dict[bool, str]) -> pytest.MarkDecorator:
+    """Each case in one of two forms, in turns; in both with all draws."""
+    both = [(case, flag) for place, case in enumerate(CASES) for flag in names if draws(place % 2 == flag, True)]
+    return pytest.mark.parametrize(
+        ("case", form), [pytest.param(c, flag, id=f"{names[flag]}-{c.name}") for c, flag in both]
+    )
+
+
 NEW = 9
 
 
@@ -53,9 +64,8 @@ def test_shifted_and_jumping_positions(case: Published):
     assert_close(ours(tokens, positions=positions), their_logits(theirs, tokens, None, positions), case)
 
 
-@every
 @torch.no_grad()
-@pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
+@by_turns("static", {False: "growing", True: "static"})
 def test_greedy_tokens(case: Published, static: bool):
     theirs, ours, _ = both(case)
     lengths = [7, 4] if case.padded else [7, 7]
@@ -104,9 +114,8 @@ def test_packed_equals_separate(case: Published):
     assert_close(ours(tokens, seq_lens=lengths), torch.cat(alone, 1), case)
 
 
-@every
 @torch.no_grad()
-@pytest.mark.parametrize("known", [True, False], ids=["its own config", "a config made anew"])
+@by_turns("known", {True: "its own config", False: "a config made anew"})
 def test_the_way_back(case: Published, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     theirs, ours, folder = both(case)
     family = ours.origin.family.model_type
