@@ -20,7 +20,8 @@ PIP    := $(PY) -m pip install $(PIPFLAGS)
 PINS   := $(VENV)/pins.txt
 # pip compiles the installed modules on one core, which takes longer than installing them. A file in another Python's syntax is no error.
 COMPILE := $(PY) -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib || true
-TEST   := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+# With bytecode on disk, the processes that tests start do not compile the package again, whatever the caller's environment says.
+TEST   := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 TORCH_OK := import torch, sys; v = torch.__version__.split("."); sys.exit((int(v[0]), int(v[1])) < (2, 9))
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1

@@ -7,22 +7,19 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from tests.support.draws import draws
+from tests.support.draws import in_turns
 from tests.support.published.compare import Published, both, ids, left_padded, quietly, takes, their_logits
 from tests.support.published.decoders import CASES
 from tests.support.rounding import assert_same
 from x_positional import AutoregressiveWrapper
 from x_positional.pretrained.tensors.files import open_tensors
 
-every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+def name_of(value: object) -> str:
+    return value.name if isinstance(value, Published) else str(value)
 
 
-def by_turns(form: str, names: dict[bool, str]) -> pytest.MarkDecorator:
-    """Each case in one of two forms, in turns; in both with all draws."""
-    both = [(case, flag) for place, case in enumerate(CASES) for flag in names if draws(place % 2 == flag, True)]
-    return pytest.mark.parametrize(
-        ("case", form), [pytest.param(c, flag, id=f"{names[flag]}-{c.name}") for c, flag in both]
-    )
+every = pytest.mark.parametrize("case", CASES, ids=name_of)
 
 
 NEW = 9
@@ -65,7 +62,7 @@ def test_shifted_and_jumping_positions(case: Published):
 
 
 @torch.no_grad()
-@by_turns("static", {False: "growing", True: "static"})
+@pytest.mark.parametrize(("case", "static"), in_turns(CASES, [False, True]), ids=name_of)
 def test_greedy_tokens(case: Published, static: bool):
     theirs, ours, _ = both(case)
     lengths = [7, 4] if case.padded else [7, 7]
@@ -115,7 +112,7 @@ def test_packed_equals_separate(case: Published):
 
 
 @torch.no_grad()
-@by_turns("known", {True: "its own config", False: "a config made anew"})
+@pytest.mark.parametrize(("case", "known"), in_turns(CASES, [True, False]), ids=name_of)
 def test_the_way_back(case: Published, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     theirs, ours, folder = both(case)
     family = ours.origin.family.model_type
