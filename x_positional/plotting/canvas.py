@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ BLACK, GREY = "#222222", "#7a7a7a"
 FAINT_BLUE = "#c2dcee"
 MASKED = "#e4e4e4"
 SEQUENTIAL, DIVERGING, HEADS = "cividis", "PuOr_r", "viridis"
-LAYOUT = "constrained"
+LAYOUT: Literal["constrained"] | None = "constrained"
 """How margins are fitted to labels."""
 
 
