@@ -18,7 +18,10 @@ MEASURED    := $(addprefix docs/generate/,conformance.py doors.py families.py)
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install $(PIPFLAGS)
 PINS   := $(VENV)/pins.txt
-TEST   := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+# pip compiles the installed modules on one core, which takes longer than installing them. A file in another Python's syntax is no error.
+COMPILE := $(PY) -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib || true
+# With bytecode on disk, the processes that tests start do not compile the package again, whatever the caller's environment says.
+TEST   := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 TORCH_OK := import torch, sys; v = torch.__version__.split("."); sys.exit((int(v[0]), int(v[1])) < (2, 9))
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -117,7 +120,7 @@ $(VENV)/.torch: $(VENV)/.made
 		echo "Installing $(TORCH) (about 200 MB for the CPU build: one to three minutes) ..."; \
 		index=; if test -n "$(TORCH_INDEX)" && $(PY) -c 'from urllib.request import urlopen; urlopen("$(TORCH_INDEX)/torch/", timeout=10)' 2>/dev/null; \
 		then index="--extra-index-url $(TORCH_INDEX)"; fi; \
-		$(PIP) $$index '$(TORCH)'; \
+		$(PIP) --no-compile $$index '$(TORCH)'; \
 	fi
 	@$(PY) -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $(PINS)
 	@touch $@
@@ -125,10 +128,12 @@ $(VENV)/.torch: $(VENV)/.made
 # The pin keeps the torch that is there: what depends on torch must not bring another one.
 $(VENV)/.train: $(VENV)/.torch pyproject.toml
 	@echo "Installing x-positional and what training needs (about one minute) ..."
-	@$(PIP) -c $(PINS) -e '.[train]'
+	@$(PIP) --no-compile -c $(PINS) -e '.[train]'
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@echo "Installing x-positional and what the tests need (one to two minutes) ..."
-	@$(PIP) -c $(PINS) -e '.[dev]'
+	@$(PIP) --no-compile -c $(PINS) -e '.[dev]'
+	@$(COMPILE)
 	@touch $@

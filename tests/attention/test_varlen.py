@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.draws import in_turns
 from tests.support.generation_models import GREEDY, ids, perturbed, ragged
 from x_positional import (
     AutoregressiveWrapper,
@@ -131,10 +132,9 @@ CASES: dict[str, tuple[dict[str, Tensor], list[int]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("window", [None, 1, 4, 13])
-@pytest.mark.parametrize("kind", [Decoder, Encoder])
-@pytest.mark.parametrize("kv_heads", [6, 2, 1])
+@pytest.mark.parametrize(
+    ("case", "window", "kind", "kv_heads"), in_turns([*CASES], [None, 1, 4, 13], [Decoder, Encoder], [6, 2, 1])
+)
 @torch.no_grad()
 def test_as_eager_attention(kernel: None, case: str, window: int | None, kind: type, kv_heads: int) -> None:
     call, texts = CASES[case]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
+from tests.support.draws import draws
 from tests.support.rounding import assert_same
 from x_positional import AutoregressiveWrapper, TransformerWrapper, XTransformer
 from x_positional.errors import CacheError, InputError
@@ -68,10 +69,9 @@ def test_ragged_prompts_share_the_graph_of_equal_ones(graphs: CompileCounter):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"temperature": 0.7},
-        {"filter_logits_fn": "top_p"},
+        {"temperature": 0.7, "filter_logits_fn": "top_p"},
         {"repetition_penalty": 1.3, "num_return_sequences": 2},
+        *draws([], [{}, {"temperature": 0.7}, {"filter_logits_fn": "top_p"}]),
     ],
 )
 def test_the_same_seed_draws_the_same_tokens(options: dict[str, Any]):
@@ -118,8 +118,12 @@ def test_a_sliding_window_wraps_around(graphs: CompileCounter):
     assert graphs.frame_count <= 2  # one more where the ring of 300 stops growing
 
 
-@pytest.mark.parametrize("eos", [None, [3, 5, 7, 9, 11]])
-@pytest.mark.parametrize("compiled_first", [True, False])
+ENDS = [3, 5, 7, 9, 11]
+
+
+@pytest.mark.parametrize(
+    ("eos", "compiled_first"), [(None, True), (ENDS, False), *draws([], [(None, False), (ENDS, True)])]
+)
 def test_a_cache_goes_on_with_and_without_a_graph(eos: list[int] | None, compiled_first: bool):
     m, tokens, more = model("forgetting"), prompts(3, 9), prompts(3, 2)
     new, kept = m.generate(tokens, 10, seed=1, eos_token=eos, compile=compiled_first, return_cache=True)
@@ -161,7 +165,7 @@ def test_cross_attention_reads_its_context(graphs: CompileCounter):
 
 
 def test_changed_parameters_are_used_and_changed_structure_is_compiled_anew(graphs: CompileCounter):
-    m, tokens = model(depth=2), prompts(1, 6)
+    m, tokens = model(), prompts(1, 6)
     m.generate(tokens, 6, temperature=0.0, compile=True)
     with torch.no_grad():
         for parameter in m.parameters():
@@ -173,7 +177,7 @@ def test_changed_parameters_are_used_and_changed_structure_is_compiled_anew(grap
     got = [m.generate(tokens, 6, temperature=0.0, compile=c) for c in (True, False)]
     assert torch.equal(*got)
     assert graphs.frame_count == 2
-    m.net.attn_layers.blocks[1].ff = nn.Linear(24, 24).eval()
+    m.net.attn_layers.blocks[0].ff = nn.Linear(24, 24).eval()
     got = [m.generate(tokens, 6, temperature=0.0, compile=c) for c in (True, False)]
     assert torch.equal(*got)
     assert graphs.frame_count == 3

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.draws import in_turns
 from tests.support.generation_models import (
     GREEDY,
     SCHEMES,
@@ -105,9 +106,7 @@ def test_a_cache_goes_on_for_chosen_rows() -> None:
     equal(onward.logits, torch.stack([full_pass(wrapper.net, *row) for row in said]))
 
 
-@pytest.mark.parametrize("cache_kv", [True, False])
-@pytest.mark.parametrize("restrict", [True, False])
-@pytest.mark.parametrize("scheme", UNLIMITED)
+@pytest.mark.parametrize(("scheme", "restrict", "cache_kv"), in_turns(UNLIMITED, [True, False], [True, False]))
 def test_past_max_seq_len(scheme: str, restrict: bool, cache_kv: bool) -> None:
     wrapper, limit = wrap(scheme, max_seq_len=8), 8
     prompts, script = ragged(3, 11, 6), ids(3, 15, seed=3)

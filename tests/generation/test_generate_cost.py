@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.support.draws import in_turns
 from tests.support.generation_models import NUM_TOKENS, SCHEMES, UNLIMITED, ids, language_model, ragged
 from x_positional import AutoregressiveWrapper
 from x_positional.attention.planner import IN_ADVANCE
@@ -80,8 +81,7 @@ def watched(start) -> list[Watch]:
 OPTIONS = {"seed": 1, "filter_logits_fn": ["top_k", "top_p", "min_p", "top_a", "typical"], "repetition_penalty": 1.2}
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("lengths", [(5, 5), (2, 7)])
+@pytest.mark.parametrize(("scheme", "lengths"), in_turns(SCHEMES, [(5, 5), (2, 7)]))
 def test_decoding_never_looks_at_values(scheme: str, lengths: tuple[int, int], no_lists, accelerator) -> None:
     wrapper = AutoregressiveWrapper(language_model(scheme))
     steps = watched(lambda: wrapper.stream(ragged(*lengths), STEPS, **OPTIONS))
@@ -102,9 +102,7 @@ def test_on_a_cpu_the_logits_are_looked_at_once_a_token() -> None:
     assert {step.looks for step in watched(lambda: wrapper.stream(ids(2, 5), STEPS, **OPTIONS))[1:]} == {1}
 
 
-@pytest.mark.parametrize("lengths", [(5, 5), (2, 7)])
-@pytest.mark.parametrize("max_seq_len", [48, 9])
-@pytest.mark.parametrize("scheme", UNLIMITED)
+@pytest.mark.parametrize(("scheme", "lengths", "max_seq_len"), in_turns(UNLIMITED, [(5, 5), (2, 7)], [48, 9]))
 def test_each_token_costs_the_same_operations_and_joins_nothing_that_grows(
     scheme: str, max_seq_len: int, lengths: tuple[int, int]
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.draws import draws
 from x_positional import Rope
 from x_positional.config.layers import LayersConfig
 from x_positional.errors import MissingExtra
@@ -42,6 +43,13 @@ def drawn(folder: Path, position, length: int = LENGTH, **changes) -> tuple[Gall
 
 def one(position, **changes) -> PlottedScheme:
     return plotted_schemes(layers(position, **changes), LENGTH)[0]
+
+
+@pytest.fixture(autouse=True)
+def margins(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fitting margins takes half of the time of a picture: by default only chains, which have every kind of picture, do it."""
+    if request.node.originalname != "test_a_chain_is_drawn_part_by_part":
+        monkeypatch.setattr(canvas, "LAYOUT", draws(None, canvas.LAYOUT))
 
 
 @pytest.fixture

@@ -7,13 +7,21 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from tests.support.draws import in_turns
 from tests.support.published.compare import Published, both, ids, left_padded, quietly, takes, their_logits
 from tests.support.published.decoders import CASES
 from tests.support.rounding import assert_same
 from x_positional import AutoregressiveWrapper
 from x_positional.pretrained.tensors.files import open_tensors
 
-every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+def name_of(value: object) -> str:
+    return value.name if isinstance(value, Published) else str(value)
+
+
+every = pytest.mark.parametrize("case", CASES, ids=name_of)
+
+
 NEW = 9
 
 
@@ -53,9 +61,8 @@ def test_shifted_and_jumping_positions(case: Published):
     assert_close(ours(tokens, positions=positions), their_logits(theirs, tokens, None, positions), case)
 
 
-@every
 @torch.no_grad()
-@pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
+@pytest.mark.parametrize(("case", "static"), in_turns(CASES, [False, True]), ids=name_of)
 def test_greedy_tokens(case: Published, static: bool):
     theirs, ours, _ = both(case)
     lengths = [7, 4] if case.padded else [7, 7]
@@ -104,9 +111,8 @@ def test_packed_equals_separate(case: Published):
     assert_close(ours(tokens, seq_lens=lengths), torch.cat(alone, 1), case)
 
 
-@every
 @torch.no_grad()
-@pytest.mark.parametrize("known", [True, False], ids=["its own config", "a config made anew"])
+@pytest.mark.parametrize(("case", "known"), in_turns(CASES, [True, False]), ids=name_of)
 def test_the_way_back(case: Published, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     theirs, ours, folder = both(case)
     family = ours.origin.family.model_type

@@ -7,10 +7,10 @@ from tests.support.perturbing import perturb
 from x_positional import Encoder, ViTransformerWrapper
 
 
-def build(position="axial", **settings) -> ViTransformerWrapper:
+def build(position="axial", depth: int = 2, **settings) -> ViTransformerWrapper:
     """3 x 5 patches of 4 x 4 pixels with 2 channels; every parameter perturbed, float64."""
     torch.manual_seed(1)
-    layers = Encoder(dim=22, depth=2, heads=3, attn_dim_head=8, position=position)
+    layers = Encoder(dim=22, depth=depth, heads=3, attn_dim_head=8, position=position)
     sizes = {"image_size": (12, 20), "patch_size": 4, "channels": 2, "num_classes": 5}
     model = ViTransformerWrapper(attn_layers=layers, **{**sizes, **settings}).double().eval()
     perturb(model)

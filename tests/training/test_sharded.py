@@ -167,6 +167,6 @@ def test_a_whole_checkpoint_is_read_in_parts(whole: TrainResult):
         assert torch.equal(engine.optimizer.state[parameter]["exp_avg_sq"], moments[f"{name}/exp_avg_sq"])
 
 
-def test_a_compiled_step_is_refused(folder: Path):
+def test_a_compiled_step_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"run\.compile=true cannot be combined with run\.parallel=fsdp"):
-        run_of(folder, 1, compile=True)
+        run_of(tmp_path, 1, compile=True)

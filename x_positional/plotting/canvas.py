@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ BLACK, GREY = "#222222", "#7a7a7a"
 FAINT_BLUE = "#c2dcee"
 MASKED = "#e4e4e4"
 SEQUENTIAL, DIVERGING, HEADS = "cividis", "PuOr_r", "viridis"
+LAYOUT: Literal["constrained"] | None = "constrained"
+"""How margins are fitted to labels."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    empty = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
+    empty = Figure(figsize=(width, height), dpi=130, layout=LAYOUT, facecolor="white")
     FigureCanvasAgg(empty)
     return empty
 

@@ -92,9 +92,9 @@ def ragged_decoding(subject: Subject, expect: Expect) -> None:
     for window in (None, 5):
         model = subject.model("decoder", window=window)
         want = alone(model, whole)
-        for side in ("left", "right", "between"):
+        for side, of_a_window in (("left", (4,)), ("right", (1,)), ("between", (14, 4))):
             tokens, mask = padded(rows, side, subject.tokens(14, seed=4))
-            for chunk in (14, 4, 1):
+            for chunk in (14, 4, 1) if window is None else of_a_window:
                 cache = model.new_cache(3, max_len=None if chunk == 4 else 20)
                 prompt = decode(model, cache, chunk, tokens, mask=mask)
                 new = torch.cat([decode(model, cache, 1, more[:, :3]), decode(model, cache, 3, more[:, 3:])], 1)
