@@ -4,6 +4,7 @@ Run from the repository root: PYTHONPATH=. python docs/generate/evidence.py
 """
 
 import statistics
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def _tables(evidence: Evidence, found: Sequence[Verdict]) -> Iterator[str]:
     if extension is not None:
         sizes: dict[str, object] = {"trained": extension.trained_length, "target": extension.target}
         sizes |= {"windows": windows_text(extension), "compared": COMPARED}
-        yield "\n" + EXTENDED.format(**sizes)
+        yield "\n" + _filled(EXTENDED.format(**sizes))
         yield from extended(evidence)
     if evidence.sinks:
         yield "\n" + STREAMED.format(window=WINDOW)
@@ -158,6 +159,12 @@ def _tables(evidence: Evidence, found: Sequence[Verdict]) -> Iterator[str]:
     best = ranked(evidence)[:1] or ["rope"]
     first, second = commands(best[0], evidence.comparison.seeds[-1])
     yield AGAIN.format(first=first, second=second)
+
+
+def _filled(text: str) -> str:
+    """A heading and a paragraph, whose lines are filled again after numbers were put in."""
+    heading, body = text.split("\n\n", 1)
+    return f"{heading}\n\n{textwrap.fill(body, 128, break_on_hyphens=False, break_long_words=False)}\n"
 
 
 def paragraph(evidence: Evidence) -> str:
