@@ -60,8 +60,8 @@ def download(notebook: dict[str, Any], name: str) -> str:
     took = max(1, round(notebook["metadata"]["x_positional"]["seconds"] / 60))
     needs = "`pip install 'x-positional[notebooks]'`"
     return (
-        f"[Download this notebook](../assets/notebooks/{name}.ipynb). It needs {needs}, and runs in about "
-        f"{took} {'minute' if took == 1 else 'minutes'} on two CPU cores."
+        f"[Download this notebook](../assets/notebooks/{name}.ipynb). It needs {needs}, and takes about "
+        f"{took} {'minute' if took == 1 else 'minutes'} of CPU time."
     )
 
 
