@@ -13,7 +13,7 @@ WORKERS     ?= auto
 # `GPUFLAGS="--wheels wheels --out results"`: `python -m benchmarks.gpu --help` lists all.
 GPUFLAGS    ?=
 # Pages whose numbers are measured, which takes minutes.
-MEASURED    := $(addprefix docs/generate/,conformance.py doors.py families.py)
+MEASURED    := $(addprefix docs/generate/,conformance.py doors.py families.py notebooks.py)
 
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install $(PIPFLAGS)
@@ -72,7 +72,7 @@ docs: $(VENV)/.dev ## write the generated pages of docs/ again, except those of 
 		echo "$$page ..."; PYTHONPATH=. $(PY) $$page; done
 	@$(MAKE) --no-print-directory site
 
-pages: $(VENV)/.dev ## write the generated pages that are measured: conformance, doors, families (ten minutes on two cores)
+pages: $(VENV)/.dev ## write the pages that are measured: conformance, doors, families, outputs of the notebooks (half an hour on two cores)
 	@set -e; for page in $(MEASURED); do echo "$$page ..."; PYTHONPATH=. $(PY) $$page; done
 
 site: $(VENV)/.dev ## build the documentation as a site into site/; any warning is an error

@@ -3,6 +3,7 @@
 Run from the repository root: PYTHONPATH=. python docs/generate/index.py
 """
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,8 +36,11 @@ def pages_of(entry: Any, title: str | None = None) -> Iterator[tuple[str, str | 
 
 
 def title_of(page: str) -> str:
-    """The heading of a page."""
-    return (DOCS / page).read_text("utf-8").split("\n")[0].removeprefix("# ")
+    """The heading of a page, or of a notebook."""
+    text = (DOCS / page).read_text("utf-8")
+    if page.endswith(".ipynb"):
+        text = "".join(json.loads(text)["cells"][0]["source"])
+    return text.split("\n")[0].removeprefix("# ")
 
 
 def links(entries: list[Any]) -> str:

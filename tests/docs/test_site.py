@@ -47,7 +47,7 @@ def test_the_nav_is_the_reading_path() -> None:
 
 
 def test_titles_are_distinct() -> None:
-    titles = [(DOCS / page).read_text("utf-8").split("\n")[0] for page in pages_of(nav()) if (DOCS / page).exists()]
+    titles = [navigation.title_of(page) for page in pages_of(nav()) if (DOCS / page).exists()]
     assert [title for title, count in Counter(titles).items() if count > 1] == []
 
 
