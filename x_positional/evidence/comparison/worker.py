@@ -16,6 +16,7 @@ import torch
 from x_positional.evidence.comparison.cell import Interrupted, Task, make_cell, step_seconds
 from x_positional.evidence.comparison.entries import import_module
 from x_positional.training.config import TrainConfig
+from x_positional.training.cpu import denormals_flushed
 
 INTERRUPTED = 130
 
@@ -23,17 +24,15 @@ INTERRUPTED = 130
 def main(threads: int) -> None:
     """Answer requests until there are no more."""
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(
-        True
-    )  # probabilities of far tokens: a step with a steep bias is twice as fast without denormals
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
-    while True:
-        answer = _answer(requests.get())
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    with denormals_flushed():  # in what is timed and evaluated as well
+        while True:
+            answer = _answer(requests.get())
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
 
 
 def _read(requests: "queue.Queue[dict[str, Any]]") -> None:

@@ -19,7 +19,7 @@ from x_positional.models.language import TransformerWrapper
 from x_positional.progress import Track, print_lines, progress_bars
 from x_positional.training.checkpoints.run_folder import RunFolder, refuse_to_overwrite
 from x_positional.training.config import TrainConfig
-from x_positional.training.cpu import bf16_warning, resolve_device
+from x_positional.training.cpu import bf16_warning, denormals_flushed, resolve_device
 from x_positional.training.data.corpus import Corpus, load_corpus
 from x_positional.training.data.windows import Windows
 from x_positional.training.evaluate import EvalRows, EvalWindows, Score, eval_rows, eval_windows
@@ -119,6 +119,8 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(engine.processes.watched(folder.last_saved))
         engine.processes.on_main(lambda: stack.enter_context(folder.lock()))
+        if engine.device.type == "cpu":
+            stack.enter_context(denormals_flushed())
         start = _start(config, engine, folder, console, resume=resume, skip_damaged=skip_damaged)
         headline = describe_run(config, engine, report)
         notes = corpus.notes if isinstance(corpus, Conversations) else ()
