@@ -1,19 +1,17 @@
-"""The commands that measure: their arguments and help. The modules beside this one do the work."""
+"""The commands that measure: their arguments and help. The modules beside this one do the work.
+
+They are imported when a command is called, so that --help and the other commands do not load all that measures.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from x_positional.cli.evidence.bench import bench as run_bench
-from x_positional.cli.evidence.compare import run_comparison
-from x_positional.cli.evidence.evaluate import EvalOptions, Protocol, evaluate
-from x_positional.cli.evidence.extend import ExtendOptions
-from x_positional.cli.evidence.extend import extend as run_extension
 from x_positional.cli.options import OVERRIDES, ConfigFile, Device, PublishedDtype, overrides_of
 from x_positional.errors import import_extra
 from x_positional.evidence.evaluation.options import DEFAULT as DEFAULT_LENGTHS
-from x_positional.evidence.evaluation.usable import TOLERANCE
+from x_positional.evidence.evaluation.options import TOLERANCE, Protocol
 
 measuring = typer.Typer()
 
@@ -71,6 +69,9 @@ def extend(
     dtype: PublishedDtype = None,
 ) -> None:
     """Extend a model's context: try every method that needs no training, rank them, fine-tune, write a folder."""
+    from x_positional.cli.evidence.extend import ExtendOptions
+    from x_positional.cli.evidence.extend import extend as run_extension
+
     options = ExtendOptions(
         to=to,
         data=data,
@@ -120,6 +121,8 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: as torch chooses.")] = None,
 ) -> None:
     """Measure speed and memory beside x-transformers and transformers, with the limits of this machine."""
+    from x_positional.cli.evidence.bench import bench as run_bench
+
     fine = run_bench(
         rows or [],
         quick=quick,
@@ -168,6 +171,8 @@ def compare(
     retry: Annotated[bool, typer.Option("--retry", help="Run the cells again that failed.")] = False,
 ) -> None:
     """Train position schemes on the same data and budget, and compare their loss by length and their cost."""
+    from x_positional.cli.evidence.compare import run_comparison
+
     fine = run_comparison(
         config,
         overrides_of(config, context, {}),
@@ -261,6 +266,8 @@ def eval_model(
     ] = None,
 ) -> None:
     """Measure how far a trained model goes: loss by context length and by position, and passkey retrieval."""
+    from x_positional.cli.evidence.evaluate import EvalOptions, evaluate
+
     evaluate(
         model,
         EvalOptions(
