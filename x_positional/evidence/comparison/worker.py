@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from x_positional.evidence.comparison.cell import Interrupted, Task, make_cell, step_seconds
+from x_positional.evidence.comparison.cell import Interrupted, SharedData, Task, make_cell, step_seconds
 from x_positional.evidence.comparison.entries import import_module
 from x_positional.training.config import TrainConfig
 from x_positional.training.cpu import denormals_flushed
@@ -29,8 +29,9 @@ def main(threads: int) -> None:
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     with denormals_flushed():  # in what is timed and evaluated as well
+        data = SharedData()
         while True:
-            answer = _answer(requests.get())
+            answer = _answer(requests.get(), data)
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
 
@@ -41,15 +42,15 @@ def _read(requests: "queue.Queue[dict[str, Any]]") -> None:
     os._exit(0)
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def _answer(request: dict[str, Any], data: SharedData) -> dict[str, Any]:
     for module in request["modules"]:
         import_module(module)
     if "configs" in request:
         configs = [TrainConfig.model_validate(config) for config in request["configs"]]
-        return {"step_seconds": step_seconds(configs, request["seconds"])}
+        return {"step_seconds": step_seconds(configs, request["seconds"], data)}
     task = Task.model_validate(request["task"])
     try:
-        cell = make_cell(task)
+        cell = make_cell(task, data)
     except Interrupted:
         sys.stderr.flush()
         os._exit(INTERRUPTED)

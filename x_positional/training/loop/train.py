@@ -82,6 +82,7 @@ def train(
     skip_damaged: bool = False,
     console: Console | None = None,
     plot: bool = True,
+    data: Corpus | None = None,
 ) -> TrainResult:
     """Train a model. Nothing is written before model, data and device have been checked.
 
@@ -91,6 +92,7 @@ def train(
         skip_damaged: Continue from the newest checkpoint without damage, and rename newer ones to `damaged-step-…`.
         console: Shows progress; None is silent.
         plot: Whether to draw the loss at the end.
+        data: What `load_data` read for this config; None reads it.
 
     Raises:
         UserError: The model, the data, the device or the run folder cannot be used, or a file cannot be written.
@@ -105,7 +107,7 @@ def train(
     report = check_trainable(config)
     if not resume:
         refuse_to_overwrite(config)
-    config, corpus = load_data(config, progress_bars(console))
+    config, corpus = load_data(config, progress_bars(console)) if data is None else (config, data)
     torch.manual_seed(config.run.seed)
     net = initial_model(config)
     windows = training_windows(config, corpus)
