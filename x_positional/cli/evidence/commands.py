@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from x_positional.cli.options import OVERRIDES, ConfigFile, Device, PublishedDtype, overrides_of
+from x_positional.cli.options import OVERRIDES, AnyModel, ConfigFile, Device, PublishedDtype, overrides_of
 from x_positional.errors import import_extra
 from x_positional.evidence.evaluation.options import DEFAULT as DEFAULT_LENGTHS
 from x_positional.evidence.evaluation.options import TOLERANCE, Protocol
@@ -18,14 +18,7 @@ measuring = typer.Typer()
 
 @measuring.command()
 def extend(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL",
-            help="Run folder, folder of a published model, GGUF file, or model name on the Hub.",
-            show_default=False,
-        ),
-    ],
+    model: AnyModel,
     to: Annotated[
         str, typer.Option(help="Length to reach: tokens, or a multiple of the trained length (4x).", show_default=False)
     ],
