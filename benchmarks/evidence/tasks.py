@@ -62,7 +62,6 @@ def measure_probe(label: str, seed: int, task: str, folder: Path) -> Key:
 def _start(parent: int) -> None:
     """One thread, and no life after the parent's, which may be killed."""
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

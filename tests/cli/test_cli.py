@@ -316,6 +316,35 @@ def test_a_missing_extra_is_said_in_one_sentence(missing: str):
     assert run.stderr.splitlines()[-1] == f"error: the command line needs {missing}: pip install 'x-positional[train]'"
 
 
+def test_help_imports_nothing_that_measures_or_draws():
+    code = (
+        "import sys; from x_positional.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    loaded = set(run.stderr.split())
+    assert "x_positional.cli.evidence.commands" in loaded
+    options = "x_positional.evidence.evaluation.options"
+    here = {
+        name for name in loaded if re.match(r"x_positional\.(evidence|plotting)\b|x_positional\.cli\.evidence\.", name)
+    }
+    packages = {"x_positional.evidence", "x_positional.evidence.evaluation"}  # which import nothing
+    assert here == {*packages, options, "x_positional.cli.evidence.commands"}
+    outside = {
+        "altair",
+        "matplotlib",
+        "lm_eval",
+        "transformers",
+        "peft",
+        "accelerate",
+        "datasets",
+        "gguf",
+        "torch._dynamo",
+    }
+    assert outside & loaded == set()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent in another way on Windows")
 def test_control_c_saves_and_says_how_to_go_on(file: Path, tmp_path: Path, call: Call):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

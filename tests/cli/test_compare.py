@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support import made_up_results
 from tests.support.command_line import Call
 from x_positional.cli.evidence import compare as command
 from x_positional.evidence.comparison.plan import Asked
 from x_positional.evidence.comparison.results import Cell, Comparison
-from x_positional.evidence.evaluation.results import DataSummary, Evaluation, LengthLoss, ModelSummary
+from x_positional.evidence.evaluation.results import LengthLoss
 
 LOSSES = {"rope": (2.0, 3.0), "alibi": (2.1, 2.1), "absolute": (2.2, None)}
 
@@ -40,22 +41,11 @@ def cell(label: str, seed: int) -> Cell:
         )
         for length, loss in zip((32, 64), losses, strict=True)
     ]
-    return Cell(
-        label=label,
-        seed=seed,
-        status="done",
-        steps=5,
-        tokens=160,
-        seconds=12.0,
-        tokens_per_second=2000.0,
-        peak_bytes=3_400_000,
-        evaluation=Evaluation(
-            model=ModelSummary(name=label, position=label, trained_length=32, parameters=9),
-            data=DataSummary(name="text", tokens=99, bytes_per_token=1.0, fingerprint="f"),
-            protocol="final 4 tokens",
-            lengths=tuple(lengths),
-        ),
-    )
+    found = made_up_results.cell(label, seed)
+    assert found.evaluation is not None
+    data = found.evaluation.data.model_copy(update={"bytes_per_token": 1.0})
+    evaluation = found.evaluation.model_copy(update={"lengths": tuple(lengths), "data": data})
+    return found.model_copy(update={"peak_bytes": 3_400_000, "evaluation": evaluation})
 
 
 @pytest.fixture

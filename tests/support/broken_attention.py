@@ -65,6 +65,17 @@ class ZeroedTable(PlainLearned):
         return super().embed(x, positions) - self.table[positions.clamp(min=0)] * self.scale
 
 
+class CancelledGain(PlainLearned):
+    """Multiplies its rows by a gain and then normalizes them, so the gradient of the gain is zero, but for rounding."""
+
+    def __init__(self, dims: Dims):
+        super().__init__(dims)
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        return x + F.normalize(self.gain.abs() * self.table[positions.clamp(min=0)], dim=-1)
+
+
 class _HalfBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

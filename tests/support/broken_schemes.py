@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from tests.support.broken_attention import (
     AveragedGradient,
     BatchMean,
+    CancelledGain,
     ColumnSinusoidal,
     DetachedT5,
     FirstKeysState,
@@ -86,7 +87,10 @@ BROKEN = [
     BrokenCase(QuietCope, "hooks_run", "transform_scores"),
     BrokenCase(GridStatistic, "backends_agree", "and eager"),
     BrokenCase(DetachedT5, "gradients_agree", "no gradient reaches"),
-    BrokenCase(ZeroedTable, "gradients_agree", "is zero"),
+    BrokenCase(ZeroedTable, "gradients_agree", "every scheme parameter is zero"),
+    BrokenCase(
+        CancelledGain, "gradients_agree", "the gradient of attn_layers.schemes.0.gain is zero in every scenario"
+    ),
     BrokenCase(HalfGradient, "gradcheck", "finite differences"),
     BrokenCase(GrowingBase, "cached_equals_full", "growing cache"),
     BrokenCase(UncachedGates, "cached_equals_full", "growing cache"),

@@ -9,6 +9,7 @@ from tests.support.training_runs import raw_config
 from x_positional.errors import UserError
 from x_positional.schemes.registry import REGISTRY
 from x_positional.training import TrainConfig
+from x_positional.training.config import flat
 from x_positional.training.load import load_config, load_model, parse_config
 
 NAMES = sorted(set(REGISTRY) - {"custom"})
@@ -155,6 +156,11 @@ def test_a_file_that_is_no_config_is_refused(file: Path, text: str, why: str):
     file.write_text(text)
     with pytest.raises(UserError, match=why):
         load_config(file)
+
+
+def test_settings_are_flattened_in_order_and_an_empty_mapping_is_a_value():
+    nested = {"a": 1, "b": {"c": {"d": [{"e": 2}]}, "f": {}}, "g": {}}
+    assert list(flat(nested).items()) == [("a", 1), ("b.c.d", [{"e": 2}]), ("b.f", {}), ("g", {})]
 
 
 def test_a_missing_file_is_named(tmp_path: Path):

@@ -157,7 +157,8 @@ def _share(
     if moved is None:
         return backend.prepare(ctx, scheme.bias(ctx), run.dtype), None
     prepared = backend.prepare(ctx, bias_of_kept(scheme, ctx, moved), run.dtype)
-    return prepared, KeptTokens.of(ctx, tables_of_kept(scheme, tables, _tables(run, scheme, caps, moved.positions)))
+    near = tables_of_kept(scheme, tables, _tables(run, scheme, caps, moved.positions))
+    return prepared, KeptTokens.of(scheme, ctx, near, moved)
 
 
 def _tables(run: Pass, scheme: PositionScheme, caps: Capabilities, positions: Tensor) -> Any:

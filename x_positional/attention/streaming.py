@@ -16,7 +16,7 @@ from torch import Tensor
 
 from x_positional.attention.tokens import TokenLayout
 from x_positional.schemes.base import NO_TOKEN, AttentionContext, AttentionWindow, Bias, PositionScheme
-from x_positional.schemes.compose import Chain
+from x_positional.schemes.compose import Chain, leaves
 from x_positional.schemes.precision import widened
 from x_positional.schemes.spans import Span
 from x_positional.schemes.terms import ScoreBlock, ScoreTerm
@@ -34,13 +34,22 @@ class KeptTokens:
     """[B|1 N] the slots that hold them."""
     tables: Any
     """The scheme's tables for the queries at the positions where these tokens see them."""
+    near: AttentionContext | None
+    """The context with the queries there; None where the scheme has no bias that depends on the layer."""
 
     @classmethod
-    def of(cls, ctx: AttentionContext, tables: Any) -> "KeptTokens":
+    def of(cls, scheme: PositionScheme, ctx: AttentionContext, tables: Any, moved: TokenLayout) -> "KeptTokens":
         """The first tokens among the keys of a context."""
         index = torch.arange(ctx.window.keep_first, device=ctx.device)
         slots = (ctx.kv_index[:, None] == index[:, None]).long().argmax(-1)
-        return cls(ctx.window.keep_first, ctx.kv_index, slots, tables)
+        biased = any(leaf.overrides("content_bias") for leaf in leaves(scheme))
+        return cls(ctx.window.keep_first, ctx.kv_index, slots, tables, seen_near(ctx, moved) if biased else None)
+
+    def bias(self, scheme: PositionScheme, q: Tensor, plain: Bias | None) -> Bias | None:
+        """The scheme's bias of a layer, `plain`, with that of the first tokens at the distances at which they see the queries.
+        q: [B H T D], not rotated. A scheme that has states of tokens is refused."""
+        near = None if self.near is None else scheme.content_bias(q, self.near, None, None)
+        return plain if self.near is None else near_first(plain, near, self.near)
 
     def correction(self, moved: Tensor, q: Tensor, k: Tensor, scale: float) -> Bias:
         """By how much the scores of the first tokens change when queries [B H T D] become `moved`. k: [B G S D]."""
@@ -136,8 +145,16 @@ def tables_of_kept(scheme: PositionScheme, tables: Any, moved: Any) -> Any:
 
 def bias_of_kept(scheme: PositionScheme, ctx: AttentionContext, moved: TokenLayout) -> Bias | None:
     """The scheme's bias; for the kept first tokens, at the distances at which they see the queries."""
-    plain = scheme.bias(ctx)
-    near = scheme.bias(replace(ctx, q_positions=moved.positions, ordered=False))
+    return near_first(scheme.bias(ctx), scheme.bias(seen_near(ctx, moved)), ctx)
+
+
+def seen_near(ctx: AttentionContext, moved: TokenLayout) -> AttentionContext:
+    """The same context with the queries where the kept first tokens see them."""
+    return replace(ctx, q_positions=moved.positions, ordered=False)
+
+
+def near_first(plain: Bias | None, near: Bias | None, ctx: AttentionContext) -> Bias | None:
+    """A bias that is `near` for the kept first tokens, and `plain` for the others."""
     if plain is None or near is None:
         return plain
     first, kv_index = ctx.window.keep_first, ctx.kv_index.expand(ctx.batch, -1)
@@ -160,11 +177,14 @@ def keep_first_problem(layers: Sequence[tuple[Sequence[PositionScheme], Attentio
         "query_state": "cannot move a query to another position. Leave keep_first out, or use rope, alibi, t5.",
         "key_state": "sums over every token between query and key, and keep_first drops those between the first tokens and the "
         "window. Leave keep_first out, or use rope, alibi, t5, cope.",
+        "transform_scores": "transforms whole rows by position (uses_positions=True), so the scores of the first tokens cannot be "
+        "moved alone. Leave keep_first out, or put what depends on positions into bias or content_bias.",
     }
     anywhere = any(window.keep_first for _, window in layers)
     for hook, reason in reasons.items():
         concerned = [schemes for schemes, window in layers if window.keep_first or (anywhere and hook == "embed")]
-        names = [type(scheme).__name__ for schemes in concerned for scheme in schemes if scheme.overrides(hook)]
+        found = [scheme for schemes in concerned for scheme in schemes if scheme.overrides(hook)]
+        names = [type(scheme).__name__ for scheme in found if hook != "transform_scores" or scheme.uses_positions]
         if names:
             return f"keep_first is unsupported with {', '.join(dict.fromkeys(names))}, which {reason}"
     return None

@@ -13,9 +13,7 @@ from x_positional.cli.evidence.commands import measuring
 from x_positional.cli.finetune import resolved as resolved_finetuning
 from x_positional.cli.finetune import run_finetuning
 from x_positional.cli.generate import GenerateOptions, generate_from_published, generate_from_run, prompt_text
-from x_positional.cli.options import OVERRIDES, ConfigFile, Device, PublishedDtype, overrides_of
-from x_positional.cli.plot import plot_model
-from x_positional.cli.plot_text import plot_text
+from x_positional.cli.options import OVERRIDES, AnyModel, ConfigFile, Device, PublishedDtype, overrides_of
 from x_positional.cli.published import descends_from_published, is_published
 from x_positional.cli.train import run_training
 from x_positional.cli.verify import verify as run_verify
@@ -112,14 +110,7 @@ def finetune(
 
 @app.command()
 def generate(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL",
-            help="Run folder, folder of a published model, GGUF file, or model name on the Hub.",
-            show_default=False,
-        ),
-    ],
+    model: AnyModel,
     prompt: Annotated[
         str, typer.Option(help="Text to continue, or the source of an encoder-decoder; '-' reads it from stdin.")
     ],
@@ -267,11 +258,15 @@ def plot(
             )
         if html is not None:
             raise UserError("--html shows position schemes, not attention to a text. Leave out --text or --html")
+        from x_positional.cli.plot_text import plot_text
+
         plot_text(config, text, layer, head, out)
         return
     if layer is not None or head is not None:
         raise UserError("--layer and --head choose attention maps of a text. Pass --text, or leave them out")
     fields, problems = load_model(config, overrides_of(config, context, {}))
+    from x_positional.cli.plot import plot_model  # only here: it imports all that draws and measures
+
     plot_model(fields, problems, config, out, html)
 
 

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from x_positional.cli.published import checkpoint_of, is_published, loaded, opened
 from x_positional.errors import ArgumentError, UserError
-from x_positional.evidence.evaluation.stored import stored_length
 from x_positional.generation.proposals import DraftModel, PromptLookup
 from x_positional.generation.speculative import Speculate
 from x_positional.models.autoregressive import AutoregressiveWrapper
@@ -217,6 +216,8 @@ class LengthLimits:
         if new > room:
             where = "the prompt alone exceeds it" if room < 0 else f"passed after {room} new tokens"
             yield f"longer than the trained length: {where}; the model extrapolates from there"
+        from x_positional.evidence.evaluation.stored import stored_length  # only here: its records take time to build
+
         try:
             measured = stored_length(self.path)
         except UserError as problem:

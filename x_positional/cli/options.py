@@ -12,6 +12,14 @@ from x_positional.training.overrides import parse_overrides
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")]
 PublishedDtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, for a published model.")]
+AnyModel = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="Run folder, folder of a published model, GGUF file, or model name on the Hub.",
+        show_default=False,
+    ),
+]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file or run folder.", show_default=False)]
 
 

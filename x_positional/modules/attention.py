@@ -168,7 +168,8 @@ class Attention(Heads):
         ops = self.ops(scheme, x, content, state, plan.prepared, view, plan.whole_rows)
         if plan.kept_tokens is not None:
             moved = self.rotate_and_norm(content, q_norm, scheme.rotate_q, plan.kept_tokens.tables)
-            ops = ops._replace(content=add([ops.content, plan.kept_tokens.correction(moved, q, k, self.scale)]))
+            kept_bias = plan.kept_tokens.bias(scheme, content, ops.content)
+            ops = ops._replace(content=add([kept_bias, plan.kept_tokens.correction(moved, q, k, self.scale)]))
         if plan.maps is not None:
             plan.collect(q, k, ops)
         return self.join(plan.backend.attend(q, k, v, plan.prepared, ops))

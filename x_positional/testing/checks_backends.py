@@ -87,10 +87,12 @@ def backends_agree(subject: Subject, expect: Expect) -> None:
 def gradients_agree(subject: Subject, expect: Expect) -> None:
     """All backends with a backward pass give every parameter the same gradient; gradients reach every scheme parameter."""
     on_cpu = subject.device.type == "cpu"
+    largest: dict[str, float] = {}
     for kind in subject.kinds:
         cases = [(s, gradients(subject.model(kind, backend="eager", **s.layers), s)) for s in scenarios(subject, kind)]
         for _, want in cases:
-            _require_scheme_gradients(want, kind)
+            reached = _scheme_gradients(want, kind)
+            largest |= {name: max(size, largest.get(name, 0.0)) for name, size in reached.items()}
         sizes = gradient_sizes([want for _, want in cases])
         # The error of a single number, such as a learned scale, says little: the largest of all scenarios is the estimate.
         bound = max(gradient_bound(subject, kind, scenario, want, sizes) for scenario, want in cases)
@@ -102,6 +104,8 @@ def gradients_agree(subject: Subject, expect: Expect) -> None:
                 for key, value in want.items():
                     what = f"gradient of {key}, {name} and eager, {kind}, {scenario.name}"
                     _same_gradient(expect, got[key], value, sizes.get(key, 1.0), bound, what)
+    zero = [name for name, size in largest.items() if size <= APART]
+    expect.that(not zero, f"the gradient of {', '.join(zero)} is zero in every scenario: no output depends on it.")
 
 
 def gradients(model: nn.Module, scenario: Scenario) -> dict[str, Tensor | None]:
@@ -136,13 +140,19 @@ def gradient_bound(
     return rounding_bound(got, want, 2 * subject.terms(tokens.shape[1]) + tokens.numel() * subject.sizes.dim)
 
 
-def _require_scheme_gradients(found: dict[str, Tensor | None], kind: Kind) -> None:
+def _scheme_gradients(found: dict[str, Tensor | None], kind: Kind) -> dict[str, float]:
+    """The largest gradient of each scheme parameter in a scenario. Gradients reach all of them, and one is not zero.
+
+    The others may be: a bias that is the same for all keys, as the last of `dynamic`, changes attention only beside a sink.
+    """
     names = [name for name in found if name.startswith("attn_layers.schemes.")]
     dead = [name for name in names if found[name] is None]
     if dead:
         raise CheckFailed(f"no gradient reaches {', '.join(dead)} in the {kind}.")
-    if names and not any(found[name].abs().max() > APART for name in names):  # type: ignore[union-attr]
+    sizes = {name: found[name].abs().max().item() for name in names}  # type: ignore[union-attr]
+    if names and max(sizes.values()) <= APART:
         raise CheckFailed(f"the gradient of every scheme parameter is zero in the {kind}.")
+    return sizes
 
 
 def _same_gradient(

@@ -1,5 +1,6 @@
 """One schema for a training run: the file, the overrides and `--print-config` are all a TrainConfig."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -246,17 +247,21 @@ class TrainConfig(Config):
         return self.data.path is not None and Path(self.data.path).suffix in (".npy", ".bin")
 
     def flat(self) -> dict[str, Any]:
-        """Every key with its sections, as `run.steps`, and its value; lists are values."""
-        pending: list[tuple[str, Any]] = [("", self.model_dump(mode="json"))]
-        found = {}
-        while pending:
-            name, value = pending.pop()
-            if isinstance(value, dict) and value:
-                pending += [(f"{name}.{key}" if name else key, inner) for key, inner in value.items()]
-            else:
-                found[name] = value
-        return found
+        """Every key with its sections, as `run.steps`, and its value."""
+        return flat(self.model_dump(mode="json"))
 
     def to_yaml(self) -> str:
         """The resolved config as YAML; reading it back gives an equal config."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=110)
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one, in the same order: `run.steps` and its value. Lists and empty mappings are values."""
+    pending, found = list(values.items())[::-1], dict[str, Any]()
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, Mapping) and value:
+            pending += [(f"{name}.{key}", inner) for key, inner in list(value.items())[::-1]]
+        else:
+            found[name] = value
+    return found

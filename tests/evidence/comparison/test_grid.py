@@ -18,7 +18,7 @@ from x_positional.cli.evidence.compare import show
 from x_positional.errors import UserError
 from x_positional.evidence.comparison import cell as cell_module
 from x_positional.evidence.comparison import run as run_module
-from x_positional.evidence.comparison.cell import make_cell, step_seconds, write_pictures
+from x_positional.evidence.comparison.cell import SharedData, make_cell, step_seconds, write_pictures
 from x_positional.evidence.comparison.entries import read_entries, split_entries
 from x_positional.evidence.comparison.plan import (
     PLAN,
@@ -37,6 +37,7 @@ from x_positional.evidence.comparison.plan import (
 from x_positional.evidence.comparison.results import Cell, Comparison
 from x_positional.evidence.comparison.run import Pool, compare
 from x_positional.evidence.comparison.summary import losses, notes
+from x_positional.evidence.evaluation.options import parse_lengths
 from x_positional.evidence.report import Pictures
 from x_positional.models.language import build_model
 from x_positional.progress import silent
@@ -218,7 +219,7 @@ def check_equal_to_an_uninterrupted_cell(request: Asked, result: Comparison, fol
     plan = Plan.load(folder / "grid" / PLAN)
     entry = request.grid.entries[2]
     (task,) = [t for t in run_module._tasks(request, plan, folder / "again", {}) if t.label == entry.label]
-    whole = make_cell(task)
+    whole = make_cell(task, SharedData())
     killed = next(cell for cell in result.cells if cell.label == entry.label)
     assert whole.curve == killed.curve
     assert whole.evaluation is not None
@@ -230,6 +231,21 @@ def check_nothing_is_run_twice(request: Asked, folder: Path, result: Comparison)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "Worker", None)  # none is started
         assert compare(request, folder) == result
+
+
+def test_cells_share_their_data_and_the_lengths_of_other_commands(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    grid, data = ask(fields, "rope,alibi", lengths="1.3x,1x").grid, SharedData()
+    assert grid.lengths == parse_lengths("1x,1.3x", 16) == (16, 21), "1.3 * 16 = 20.8 is rounded"
+    read = []
+    monkeypatch.setattr(cell_module, "corpus_of", lambda *_: read.append(1) or object())
+    configs = [config_of_cell(fields, entry, {"seed": seed})[0] for seed, entry in enumerate(grid.entries)]
+    assert len({id(data.of(config)) for config in configs if config is not None}) == len(read) == 1
+    shorter, _ = config_of_cell({**fields, "data": {**fields["data"], "seq_len": 8}}, grid.entries[0], {})
+    assert shorter is not None
+    data.of(shorter)
+    assert len(read) == 2
 
 
 def test_every_scheme_gets_the_same_batches(fields: dict[str, Any], tmp_path: Path):
@@ -293,7 +309,7 @@ def test_a_warm_up_longer_than_the_budget_is_refused(fields: dict[str, Any], tmp
 def test_steps_are_timed(fields: dict[str, Any]):
     request = ask(fields, "rope,slow=bad_schemes:SLOW,raising=bad_schemes:RAISE")
     configs = [config_of_cell(request.fields, entry, {})[0] for entry in request.grid.entries]
-    rope, slow, raising = step_seconds([config for config in configs if config is not None], seconds=0.1)
+    rope, slow, raising = step_seconds([config for config in configs if config is not None], 0.1, SharedData())
     assert rope is not None
     assert slow is not None
     assert slow > 0.1  # it sleeps that long

@@ -11,11 +11,13 @@ from torch.nn import functional as F
 
 from x_positional import Decoder, Encoder, TransformerWrapper
 from x_positional.errors import ArgumentError, UserError
+from x_positional.evidence.comparison.cell import reason_of
 from x_positional.evidence.evaluation import lengths as lengths_module
 from x_positional.evidence.evaluation.lengths import LengthSettings, loss_by_length
 from x_positional.evidence.evaluation.measure import EvalSettings, evaluate_model, summary_of_data
 from x_positional.evidence.evaluation.positions import bin_edges, loss_by_position
 from x_positional.evidence.evaluation.results import Evaluation
+from x_positional.evidence.evaluation.scoring import out_of_memory, reasons
 
 TOKENS = np.random.default_rng(0).integers(0, 37, 611).astype(np.uint8)
 
@@ -135,6 +137,24 @@ def test_memory_that_does_not_suffice_is_a_reason(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(TransformerWrapper, "forward", small)
     assert [entry.reason for entry in evaluated(model, 29, 60).lengths] == [None, "out of memory"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory on the GPU"),
+        (RuntimeError("not enough memory: you tried to allocate 1 bytes"), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+        (RuntimeError("shapes differ"), None),
+        (LookupError("not enough memory"), None),
+    ],
+)
+def test_what_is_out_of_memory_in_every_command(error: Exception, reason: str | None):
+    assert out_of_memory(error) == reason
+    assert reason_of(error) == (reason or f"{type(error).__name__}: {error.args[0]}")
+    with pytest.raises(UserError if reason else type(error), match=reason), reasons():
+        raise error
 
 
 def test_a_text_that_is_too_short_is_found_before_the_first_pass(monkeypatch: pytest.MonkeyPatch):

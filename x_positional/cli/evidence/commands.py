@@ -1,33 +1,24 @@
-"""The commands that measure: their arguments and help. The modules beside this one do the work."""
+"""The commands that measure: their arguments and help. The modules beside this one do the work.
+
+They are imported when a command is called, so that --help and the other commands do not load all that measures.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from x_positional.cli.evidence.bench import bench as run_bench
-from x_positional.cli.evidence.compare import run_comparison
-from x_positional.cli.evidence.evaluate import EvalOptions, Protocol, evaluate
-from x_positional.cli.evidence.extend import ExtendOptions
-from x_positional.cli.evidence.extend import extend as run_extension
-from x_positional.cli.options import OVERRIDES, ConfigFile, Device, PublishedDtype, overrides_of
+from x_positional.cli.options import OVERRIDES, AnyModel, ConfigFile, Device, PublishedDtype, overrides_of
 from x_positional.errors import import_extra
 from x_positional.evidence.evaluation.options import DEFAULT as DEFAULT_LENGTHS
-from x_positional.evidence.evaluation.usable import TOLERANCE
+from x_positional.evidence.evaluation.options import TOLERANCE, Protocol
 
 measuring = typer.Typer()
 
 
 @measuring.command()
 def extend(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL",
-            help="Run folder, folder of a published model, GGUF file, or model name on the Hub.",
-            show_default=False,
-        ),
-    ],
+    model: AnyModel,
     to: Annotated[
         str, typer.Option(help="Length to reach: tokens, or a multiple of the trained length (4x).", show_default=False)
     ],
@@ -71,6 +62,9 @@ def extend(
     dtype: PublishedDtype = None,
 ) -> None:
     """Extend a model's context: try every method that needs no training, rank them, fine-tune, write a folder."""
+    from x_positional.cli.evidence.extend import ExtendOptions
+    from x_positional.cli.evidence.extend import extend as run_extension
+
     options = ExtendOptions(
         to=to,
         data=data,
@@ -120,6 +114,8 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: as torch chooses.")] = None,
 ) -> None:
     """Measure speed and memory beside x-transformers and transformers, with the limits of this machine."""
+    from x_positional.cli.evidence.bench import bench as run_bench
+
     fine = run_bench(
         rows or [],
         quick=quick,
@@ -168,6 +164,8 @@ def compare(
     retry: Annotated[bool, typer.Option("--retry", help="Run the cells again that failed.")] = False,
 ) -> None:
     """Train position schemes on the same data and budget, and compare their loss by length and their cost."""
+    from x_positional.cli.evidence.compare import run_comparison
+
     fine = run_comparison(
         config,
         overrides_of(config, context, {}),
@@ -261,6 +259,8 @@ def eval_model(
     ] = None,
 ) -> None:
     """Measure how far a trained model goes: loss by context length and by position, and passkey retrieval."""
+    from x_positional.cli.evidence.evaluate import EvalOptions, evaluate
+
     evaluate(
         model,
         EvalOptions(

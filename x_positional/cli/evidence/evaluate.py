@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -15,18 +14,16 @@ from x_positional.cli.hints import command
 from x_positional.errors import ArgumentError, UserError
 from x_positional.evidence.evaluation.lengths import LengthSettings
 from x_positional.evidence.evaluation.measure import EvalSettings, evaluate_model
-from x_positional.evidence.evaluation.options import DEFAULT, parse_lengths, windows_for
+from x_positional.evidence.evaluation.options import DEFAULT, TOLERANCE, Protocol, parse_lengths, windows_for
 from x_positional.evidence.evaluation.passkey import PasskeySettings
 from x_positional.evidence.evaluation.probes import task_scores
 from x_positional.evidence.evaluation.results import Evaluation, LengthLoss, PasskeyScore, TaskScore
 from x_positional.evidence.evaluation.stored import store_length
 from x_positional.evidence.evaluation.tasks import named_tasks
-from x_positional.evidence.evaluation.usable import TOLERANCE, mean_and_error, paired
+from x_positional.evidence.evaluation.usable import mean_and_error, paired
 from x_positional.evidence.report import evaluation_page
 from x_positional.progress import print_lines, progress_bars
 from x_positional.training.evaluate import bits
-
-Protocol = Literal["same-targets", "sliding"]
 
 
 @dataclass(frozen=True, kw_only=True)

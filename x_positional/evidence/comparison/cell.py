@@ -13,10 +13,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from x_positional.errors import NonFiniteLoss, XPositionalError, counted
+from x_positional.evidence.comparison.plan import corpus_of
 from x_positional.evidence.comparison.results import Cell
 from x_positional.evidence.evaluation.lengths import LengthSettings
 from x_positional.evidence.evaluation.measure import EvalSettings, evaluate_model, summary_of_data
 from x_positional.evidence.evaluation.results import Evaluation, Record
+from x_positional.evidence.evaluation.scoring import out_of_memory
 from x_positional.evidence.report.pictures import not_measured, pictures_of
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.language import TransformerWrapper, build_model
@@ -30,7 +32,7 @@ from x_positional.training.data.corpus import Corpus
 from x_positional.training.data.windows import Windows
 from x_positional.training.loop.engine import Engine, precision
 from x_positional.training.loop.log import LOG, read_curve
-from x_positional.training.loop.train import load_data, train
+from x_positional.training.loop.train import train
 
 DECODED, PROMPT = 64, 8
 """Tokens that are sampled to measure decoding, and those of the prompt."""
@@ -58,12 +60,31 @@ class Task(Record):
     """Where to write what the scheme does, before and after training; None leaves it out."""
 
 
+class SharedData:
+    """The data of the cells of a process, read once: all cells of a comparison have the same."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] | None = None
+        self._corpus: Corpus | None = None
+
+    def of(self, config: TrainConfig) -> Corpus:
+        """As `corpus_of`. Raises UserError."""
+        key = config.data, config.model.num_tokens, config.seq_len
+        if self._corpus is None or key != self._key:
+            self._key, self._corpus = key, corpus_of(config, silent)
+        return self._corpus
+
+
 class Interrupted(Exception):
     """A signal ended the training, which has saved a checkpoint."""
 
 
-def make_cell(task: Task) -> Cell:
+def make_cell(task: Task, data: SharedData) -> Cell:
     """Train, or continue training, and measure. Whatever goes wrong is a cell with the reason.
+
+    Args:
+        task: The cell.
+        data: That of earlier cells of this process.
 
     Raises:
         Interrupted: A signal ended the training; calling this again continues it.
@@ -72,7 +93,8 @@ def make_cell(task: Task) -> Cell:
     run = Path(config.run.dir)
     facts: dict[str, Any] = {"label": task.label, "seed": task.seed, "run": str(run.relative_to(task.folder))}
     try:
-        net, corpus = trained(config)
+        corpus = data.of(config)
+        net = trained(config, corpus)
         evaluation = _evaluated(task, config, net, corpus)
         decoding = _decoding(net, corpus)
         if task.pictures is not None:
@@ -97,8 +119,8 @@ def make_cell(task: Task) -> Cell:
     )
 
 
-def trained(config: TrainConfig) -> tuple[TransformerWrapper, Corpus]:
-    """The trained model and its data: from the start, from the newest checkpoint, or finished already.
+def trained(config: TrainConfig, corpus: Corpus) -> TransformerWrapper:
+    """The trained model: from the start, from the newest checkpoint, or finished already.
 
     Raises:
         Interrupted: A signal ended the training.
@@ -111,10 +133,10 @@ def trained(config: TrainConfig) -> tuple[TransformerWrapper, Corpus]:
         shutil.rmtree(run, ignore_errors=True)  # what a kill left before the first checkpoint
     elif open_checkpoint(good).step >= config.run.steps:
         return _loaded(config, good)
-    result = train(config, resume=good is not None, skip_damaged=good is not None, plot=False)
+    result = train(config, resume=good is not None, skip_damaged=good is not None, plot=False, data=corpus)
     if not result.finished:
         raise Interrupted
-    return result.net, result.corpus
+    return result.net
 
 
 def write_pictures(path: Path, config: TrainConfig, net: TransformerWrapper) -> None:
@@ -130,14 +152,15 @@ def write_pictures(path: Path, config: TrainConfig, net: TransformerWrapper) -> 
         found.save(path)
 
 
-def step_seconds(configs: Sequence[TrainConfig], seconds: float) -> list[float | None]:
+def step_seconds(configs: Sequence[TrainConfig], seconds: float, data: SharedData) -> list[float | None]:
     """The median time of an optimizer step of each config, timed in turn; None where it cannot run.
 
     Args:
         configs: With the same data.
         seconds: About how long the timing may take, all configs together.
+        data: That of all configs.
     """
-    _, corpus = load_data(configs[0], silent)
+    corpus = data.of(configs[0])
     found: list[list[float]] = [[] for _ in configs]
     started, turn = time.perf_counter(), 0
     while turn == 0 or (time.perf_counter() - started < seconds and turn < 5 and not configs[0].run.compile):
@@ -152,10 +175,9 @@ def step_seconds(configs: Sequence[TrainConfig], seconds: float) -> list[float |
 
 def reason_of(error: Exception) -> str:
     """Why a cell failed, in one text."""
-    text = str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in text:
-        return "out of memory"
-    return text if isinstance(error, XPositionalError) else f"{type(error).__name__}: {text}"
+    if isinstance(error, XPositionalError):
+        return str(error)
+    return out_of_memory(error) or f"{type(error).__name__}: {error}"
 
 
 def _timed_steps(config: TrainConfig, corpus: Any, seconds: float, first: int) -> list[float]:
@@ -178,13 +200,12 @@ def _engine(config: TrainConfig, corpus: Any) -> Engine:
     )
 
 
-def _loaded(config: TrainConfig, path: Path) -> tuple[TransformerWrapper, Corpus]:
+def _loaded(config: TrainConfig, path: Path) -> TransformerWrapper:
     """The model of a run that had finished."""
-    _, corpus = load_data(config, silent)
     checkpoint = open_checkpoint(path)
     net = build_model(config.model)
     load_model(net, checkpoint.model_tensors(), checkpoint.path)
-    return net.to(resolve_device(config.run.device)), corpus  # type: ignore[return-value]
+    return net.to(resolve_device(config.run.device))  # type: ignore[return-value]
 
 
 def _evaluated(task: Task, config: TrainConfig, net: TransformerWrapper, corpus: Corpus) -> Evaluation:

@@ -20,7 +20,7 @@ from x_positional.evidence.evaluation.results import Record
 from x_positional.evidence.report.pictures import Pictures
 from x_positional.progress import Track, silent
 from x_positional.schemes.suggest import messages
-from x_positional.training.config import TrainConfig
+from x_positional.training.config import TrainConfig, flat
 from x_positional.training.data.corpus import Corpus
 from x_positional.training.finetune.dataset import Conversations
 from x_positional.training.loop.train import load_data, training_report
@@ -318,7 +318,7 @@ def kept_plan(folder: Path, grid: Grid) -> Plan | None:
     if not file.exists():
         return None
     plan = Plan.load(file)
-    before, now = _flat(_settings(plan.grid)), _flat(_settings(grid))
+    before, now = _settings(plan.grid), _settings(grid)
     changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     if grid.steps is not None:
         changed = [name for name in changed if not (name.startswith("schemes.") and name not in before)]
@@ -333,16 +333,9 @@ def kept_plan(folder: Path, grid: Grid) -> Plan | None:
 
 
 def _settings(grid: Grid) -> dict[str, Any]:
-    values = grid.model_dump(mode="json", exclude={"name", "entries"})
-    return {**values, "schemes": {entry.label: entry.model_dump(mode="json")["layers"] for entry in grid.entries}}
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, inner in value.items():
-        nested = isinstance(inner, dict) and inner and prefix != "schemes."
-        found |= _flat(inner, f"{prefix}{name}.") if nested else {f"{prefix}{name}": inner}
-    return found
+    """Each setting by its name, the layers of a scheme being one of them."""
+    schemes = {f"schemes.{entry.label}": entry.model_dump(mode="json")["layers"] for entry in grid.entries}
+    return flat(grid.model_dump(mode="json", exclude={"name", "entries"})) | schemes
 
 
 def _contradictions(fields: Mapping[str, Any], steps: int | None, budget: float | None, equal: str) -> Iterator[str]:
@@ -380,15 +373,21 @@ def _configs(fields: Mapping[str, Any], entries: Sequence[Entry]) -> tuple[list[
 
 def _data(config: TrainConfig, lengths: Sequence[int], track: Track) -> Corpus:
     """The data, long enough for every length. Raises UserError."""
-    _, corpus = load_data(config, track)
-    if isinstance(corpus, Conversations):
-        raise UserError("a comparison needs text or token ids; set data.path to those")
+    corpus = corpus_of(config, track)
     count = len(corpus.validation.tokens)
     if count < lengths[-1]:
         raise UserError(
             f"the validation text has {count:,} tokens; the longest length needs {lengths[-1]:,}. "
             f"Give a longer text (data.path), raise data.val_fraction, or give --lengths up to {count:,}"
         )
+    return corpus
+
+
+def corpus_of(config: TrainConfig, track: Track) -> Corpus:
+    """The data of a cell. Raises UserError."""
+    _, corpus = load_data(config, track)
+    if isinstance(corpus, Conversations):
+        raise UserError("a comparison needs text or token ids; set data.path to those")
     return corpus
 
 

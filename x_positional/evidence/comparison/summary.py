@@ -1,19 +1,13 @@
 """The numbers that a comparison's tables and pictures show: means over seeds with intervals, and paired differences."""
 
-import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from x_positional.errors import counted
 from x_positional.evidence.comparison.results import Cell, Comparison
-from x_positional.evidence.comparison.statistics import (
-    PAIRED_METHOD,
-    T_METHOD,
-    Interval,
-    paired_interval,
-    t_interval,
-)
+from x_positional.evidence.comparison.statistics import PAIRED_METHOD, T_METHOD, Interval
+from x_positional.evidence.report.series import difference, estimate, of_comparison, unit_of
 
 
 @dataclass(frozen=True)
@@ -48,44 +42,24 @@ class Cost:
 
 def unit(comparison: Comparison) -> str:
     """`bits per byte` where the text of every cell is known, otherwise `bits per token`."""
-    known = [cell.evaluation.data.bytes_per_token for cell in comparison.cells if cell.evaluation is not None]
-    return "bits per byte" if known and None not in known else "bits per token"
+    return unit_of(of_comparison(comparison)).name
 
 
 def losses(comparison: Comparison, label: str, length: int) -> dict[int, float]:
     """The loss of a scheme at a length by seed, in the unit of the comparison."""
-    per_byte = unit(comparison) == "bits per byte"
-    found = {}
-    for cell in _cells(comparison, label):
-        if cell.evaluation is None:
-            continue
-        per_token = cell.evaluation.data.bytes_per_token if per_byte else None
-        for entry in cell.evaluation.lengths:
-            if entry.length == length and entry.loss is not None:
-                found[cell.seed] = entry.loss / math.log(2) / (per_token or 1.0)
-    return found
+    series = of_comparison(comparison)
+    return next(one for one in series if one.label == label).losses(length, unit_of(series))
 
 
 def by_length(comparison: Comparison) -> list[AtLength]:
     """Every scheme at every length, in the order of the comparison."""
-    first = comparison.entries[0].label
-    found = []
-    for entry in comparison.entries:
+    series, found = of_comparison(comparison), []
+    first, shown = series[0], unit_of(series)
+    for one in series:
         for length in comparison.lengths:
-            own, reference = losses(comparison, entry.label, length), losses(comparison, first, length)
-            both = [seed for seed in comparison.seeds if seed in own and seed in reference]
-            paired = entry.label != first and both
-            found.append(
-                AtLength(
-                    label=entry.label,
-                    length=length,
-                    loss=t_interval([own[seed] for seed in sorted(own)]) if own else None,
-                    difference=paired_interval([own[s] for s in both], [reference[s] for s in both])
-                    if paired
-                    else None,
-                    reason=_reason(comparison, entry.label, length),
-                )
-            )
+            own = one.losses(length, shown)
+            paired = None if one is first else difference(own, first.losses(length, shown))
+            found.append(AtLength(one.label, length, estimate(own), paired, next(iter(one.missing(length)), None)))
     return found
 
 
@@ -149,14 +123,6 @@ def _missing_lengths(comparison: Comparison) -> list[str]:
 
 def _cells(comparison: Comparison, label: str) -> list[Cell]:
     return [cell for cell in comparison.cells if cell.label == label]
-
-
-def _reason(comparison: Comparison, label: str, length: int) -> str | None:
-    for cell in _cells(comparison, label):
-        for entry in () if cell.evaluation is None else cell.evaluation.lengths:
-            if entry.length == length and entry.loss is None:
-                return entry.reason
-    return None
 
 
 def _whole(value: float | None) -> int | None:

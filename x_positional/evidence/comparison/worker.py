@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from x_positional.evidence.comparison.cell import Interrupted, Task, make_cell, step_seconds
+from x_positional.evidence.comparison.cell import Interrupted, SharedData, Task, make_cell, step_seconds
 from x_positional.evidence.comparison.entries import import_module
 from x_positional.training.config import TrainConfig
+from x_positional.training.cpu import denormals_flushed
 
 INTERRUPTED = 130
 
@@ -23,17 +24,16 @@ INTERRUPTED = 130
 def main(threads: int) -> None:
     """Answer requests until there are no more."""
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(
-        True
-    )  # probabilities of far tokens: a step with a steep bias is twice as fast without denormals
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
-    while True:
-        answer = _answer(requests.get())
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    with denormals_flushed():  # in what is timed and evaluated as well
+        data = SharedData()
+        while True:
+            answer = _answer(requests.get(), data)
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
 
 
 def _read(requests: "queue.Queue[dict[str, Any]]") -> None:
@@ -42,15 +42,15 @@ def _read(requests: "queue.Queue[dict[str, Any]]") -> None:
     os._exit(0)
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def _answer(request: dict[str, Any], data: SharedData) -> dict[str, Any]:
     for module in request["modules"]:
         import_module(module)
     if "configs" in request:
         configs = [TrainConfig.model_validate(config) for config in request["configs"]]
-        return {"step_seconds": step_seconds(configs, request["seconds"])}
+        return {"step_seconds": step_seconds(configs, request["seconds"], data)}
     task = Task.model_validate(request["task"])
     try:
-        cell = make_cell(task)
+        cell = make_cell(task, data)
     except Interrupted:
         sys.stderr.flush()
         os._exit(INTERRUPTED)

@@ -11,6 +11,7 @@ from x_positional.config.layers import LayersConfig
 from x_positional.config.models import plain
 from x_positional.errors import ArgumentError, ConfigError, UserError
 from x_positional.evidence.evaluation.lengths import LengthSettings, loss_by_length
+from x_positional.evidence.evaluation.options import TOLERANCE
 from x_positional.evidence.evaluation.passkey import Codec, PasskeySettings, passkey_scores
 from x_positional.evidence.evaluation.positions import loss_by_position
 from x_positional.evidence.evaluation.results import (
@@ -21,7 +22,7 @@ from x_positional.evidence.evaluation.results import (
     PasskeyScore,
     PositionLoss,
 )
-from x_positional.evidence.evaluation.usable import TOLERANCE, usable_length
+from x_positional.evidence.evaluation.usable import usable_length
 from x_positional.models.describe import position_words
 from x_positional.models.language import TransformerWrapper
 from x_positional.progress import Track, silent

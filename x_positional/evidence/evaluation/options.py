@@ -1,11 +1,16 @@
-"""Lengths and protocols as they are written on the command line."""
+"""The options of an evaluation that have a syntax or a default, without anything that measures."""
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 from x_positional.errors import UserError, listed
 
 DEFAULT = "1x,2x,4x,8x"
+"""Lengths."""
+TOLERANCE = 0.02
+"""The rise of the loss that a usable length allows, in nats per token: 2 % of perplexity."""
+Protocol = Literal["same-targets", "sliding"]
 _MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)x")
 
 

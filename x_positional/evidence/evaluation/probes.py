@@ -21,6 +21,7 @@ from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.language import TransformerWrapper
 from x_positional.modules.cross_entropy import NO_TARGET
 from x_positional.progress import Track, silent
+from x_positional.training.cpu import denormals_flushed
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,16 @@ def train_task(
     layers: LayersConfig, task: Task, seed: int = 0, options: ProbeOptions = DEFAULT, track: Track = silent
 ) -> tuple[TaskScore, ...]:
     """Train on one task and score every length. What cannot be built, trained or scored is a score with the reason."""
-    with torch.random.fork_rng(devices=[]):
+    with denormals_flushed(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model = _model(layers, task, options)
             reason = _train(model, task, seed, options, track)
         except XPositionalError as error:
             return tuple(_missing(task, length, options, str(error)) for length in options.lengths)
-    if reason is not None:
-        return tuple(_missing(task, length, options, reason) for length in options.lengths)
-    return tuple(_score(model, task, length, seed, options) for length in options.lengths)
+        if reason is not None:
+            return tuple(_missing(task, length, options, reason) for length in options.lengths)
+        return tuple(_score(model, task, length, seed, options) for length in options.lengths)
 
 
 def probe_layers(layers: LayersConfig, options: ProbeOptions = DEFAULT) -> LayersConfig:

@@ -63,12 +63,20 @@ def reasons() -> Iterator[None]:
         yield
     except XPositionalError as error:
         raise UserError(str(error)) from error
-    except torch.OutOfMemoryError as error:
-        raise UserError("out of memory on the GPU") from error
-    except RuntimeError as error:
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        reason = out_of_memory(error)
+        if reason is None:
             raise
-        raise UserError("out of memory") from error
+        raise UserError(reason) from error
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """`out of memory`, and where; None for any other error."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory on the GPU"
+    texts = ("not enough memory", "can't allocate memory")  # torch on a CPU raises a RuntimeError with one of them
+    known = isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    return "out of memory" if known or isinstance(error, MemoryError) else None
 
 
 def cut(tokens: np.ndarray, ends: np.ndarray, length: int, start_token: int | None = None) -> np.ndarray:

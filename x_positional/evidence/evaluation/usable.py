@@ -3,10 +3,9 @@
 import math
 from collections.abc import Sequence
 
+from x_positional.evidence.evaluation.options import TOLERANCE
 from x_positional.evidence.evaluation.results import LengthLoss, UsableLength
 
-TOLERANCE = 0.02
-"""The rise allowed, in nats per token: 2 % of perplexity."""
 ERRORS = 2.0
 """Standard errors of a rise that count as noise."""
 

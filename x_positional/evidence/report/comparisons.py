@@ -1,7 +1,6 @@
 """The page of a comparison: schemes trained alike, their losses by length with intervals, their cost and their settings."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import yaml
 
@@ -28,6 +27,7 @@ from x_positional.evidence.report.series import (
 )
 from x_positional.evidence.report.tables import EMPTY, Cell, Html, folded, listing, paragraph, quantity, settings, table
 from x_positional.plotting.words import number
+from x_positional.training.config import flat
 
 MIB = 2**20
 CURVE_POINTS = 200
@@ -294,17 +294,10 @@ def _differences(runs: Sequence[Comparison], both: Sequence[Sequence[Series]], u
 
 def _config_changes(runs: Sequence[Comparison]) -> list[Html]:
     """Keys of the shared config that differ."""
-    one, two = (_flat(run.config) for run in runs)
+    one, two = (flat(run.config) for run in runs)
     rows = [
         (key, [Cell(str(one.get(key, "–")), code=True), Cell(str(two.get(key, "–")), code=True)])
         for key in dict.fromkeys([*one, *two])
         if one.get(key) != two.get(key)
     ]
     return [table(["config key that differs", *(run.name for run in runs)], rows, series=False)] if rows else []
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found

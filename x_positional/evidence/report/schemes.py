@@ -205,25 +205,34 @@ def _maps(
     """Panels of cells, coloured from each panel's lowest to its highest value, or around 0 where there are both signs."""
     signs = any(low < 0 < high for low, high in ends)
     rows = _panel_rows(table, names, ends, signs)
+    places = [i * table.step for i in range(table.side)]
+    ticks = alt.Axis(
+        values=places[:: max(1, table.side // 4)], labelAngle=0, labelFontSize=10, format=INTEGER, titleFontSize=11
+    )
+    panel = (
+        _cells(table)
+        .encode(
+            alt.X("key:O", title=x, axis=ticks, scale=alt.Scale(domain=places)),
+            alt.Y("query:O", title=y, axis=ticks, scale=alt.Scale(domain=places)),
+            _map_colour(what, signs),
+            tooltip=[
+                alt.Tooltip("query:Q", format=INTEGER),
+                alt.Tooltip("key:Q", format=INTEGER),
+                alt.Tooltip("value:Q", title=what, format=READABLE),
+            ],
+        )
+        .properties(width=size, height=size)
+    )
+    header = alt.Header(labelExpr="split(datum.label, ': ')")
+    facet = alt.Facet("panel:N", sort=None, title=None, header=header)
+    return finish(panel.facet(facet=facet, columns=4, data=alt.NamedData("rows")), rows, [])
+
+
+def _cells(table: Map) -> alt.Chart:
+    """A rectangle for each cell of a panel that has a value: its row and column are counted in the browser."""
     side, step = table.side, table.step
     place = f"datum.row - datum.column + {side - 1}" if table.by_distance else "datum.cell"
-    labels = "['lowest', 'middle', 'highest']" if not signs else "['largest negative', '0', 'largest positive']"
-    legend = alt.Legend(
-        orient="bottom",
-        values=[0, 0.5, 1],
-        labelExpr=f"{labels}[2 * datum.value]",
-        gradientLength=220,
-        title=f"{what} in each panel",
-    )
-    ticks = alt.Axis(
-        values=[i * step for i in range(0, side, max(1, side // 4))],
-        labelAngle=0,
-        labelFontSize=10,
-        format=INTEGER,
-        titleFontSize=11,
-    )
-    colours = alt.Scale(domain=[0, 1], scheme="purpleorange" if signs else "viridis")
-    chart = (
+    return (
         alt.Chart()
         .transform_calculate(cell=f"sequence({side * side})")
         .transform_flatten(["cell"])
@@ -232,24 +241,21 @@ def _maps(
         .transform_filter("isValid(datum.value)")
         .transform_calculate(share="(datum.value - datum.first) / datum.span")
         .mark_rect()
-        .encode(
-            alt.X("key:O", title=x, axis=ticks, scale=alt.Scale(domain=[i * step for i in range(side)])),
-            alt.Y("query:O", title=y, axis=ticks, scale=alt.Scale(domain=[i * step for i in range(side)])),
-            alt.Color("share:Q", scale=colours, legend=legend),
-            tooltip=[
-                alt.Tooltip("query:Q", format=INTEGER),
-                alt.Tooltip("key:Q", format=INTEGER),
-                alt.Tooltip("value:Q", title=what, format=READABLE),
-            ],
-        )
-        .properties(width=size, height=size)
-        .facet(
-            facet=alt.Facet("panel:N", sort=None, title=None, header=alt.Header(labelExpr="split(datum.label, ': ')")),
-            columns=4,
-            data=alt.NamedData("rows"),
-        )
     )
-    return finish(chart, rows, [])
+
+
+def _map_colour(what: str, signs: bool) -> alt.Color:
+    """Colours of the share of a panel's range, and their legend."""
+    labels = "['largest negative', '0', 'largest positive']" if signs else "['lowest', 'middle', 'highest']"
+    legend = alt.Legend(
+        orient="bottom",
+        values=[0, 0.5, 1],
+        labelExpr=f"{labels}[2 * datum.value]",
+        gradientLength=220,
+        title=f"{what} in each panel",
+    )
+    scale = alt.Scale(domain=[0, 1], scheme="purpleorange" if signs else "viridis")
+    return alt.Color("share:Q", scale=scale, legend=legend)
 
 
 def _products(rotations: Sequence[tuple[str, Rotation]], trained: int) -> Chart:

@@ -61,10 +61,13 @@ class Series:
             if entry.loss is not None
         }
 
+    def missing(self, length: int) -> tuple[str, ...]:
+        """Why evaluations have no loss at a length, each reason once."""
+        return tuple(dict.fromkeys(e.reason or "no loss" for e in self.entries(length).values() if e.loss is None))
+
     def reasons(self, length: int) -> tuple[str, ...]:
-        """Why seeds have no loss at a length, each reason once."""
-        missing = [one.reason or "no loss" for one in self.entries(length).values() if one.loss is None]
-        return tuple(dict.fromkeys([*self.problems, *missing]))
+        """Why seeds have no loss at a length, those without an evaluation first, each reason once."""
+        return tuple(dict.fromkeys([*self.problems, *self.missing(length)]))
 
 
 def unit_of(series: Iterable[Series]) -> Unit:

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -76,7 +76,7 @@ def start_trackers(accelerator: Any, config: TrainConfig) -> None:
     if not config.run.trackers:
         return
     try:
-        accelerator.init_trackers(config.run.project, _flat(config.model_dump(mode="json")))
+        accelerator.init_trackers(config.run.project, _tracked(config))
     except Exception as error:  # not logged in, no network, a full disk: each tracker has errors of its own
         for tracker in accelerator.trackers:
             with suppress(Exception):  # some have not started
@@ -87,15 +87,13 @@ def start_trackers(accelerator: Any, config: TrainConfig) -> None:
         ) from error
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | float]:
-    """Nested settings as `section.name`, without those that are null; a tracker takes strings and numbers only."""
-    found: dict[str, str | float] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            found[f"{prefix}{name}"] = value if isinstance(value, (str, int, float)) else json.dumps(value)
-    return found
+def _tracked(config: TrainConfig) -> dict[str, str | float]:
+    """The config as a tracker takes it, strings and numbers only: without what is null or empty."""
+    return {
+        name: value if isinstance(value, (str, int, float)) else json.dumps(value)
+        for name, value in config.flat().items()
+        if value is not None and value != {}
+    }
 
 
 def _appending(file: Path) -> FileIO:

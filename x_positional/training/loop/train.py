@@ -19,7 +19,7 @@ from x_positional.models.language import TransformerWrapper
 from x_positional.progress import Track, print_lines, progress_bars
 from x_positional.training.checkpoints.run_folder import RunFolder, refuse_to_overwrite
 from x_positional.training.config import TrainConfig
-from x_positional.training.cpu import bf16_warning, resolve_device
+from x_positional.training.cpu import bf16_warning, denormals_flushed, resolve_device
 from x_positional.training.data.corpus import Corpus, load_corpus
 from x_positional.training.data.windows import Windows
 from x_positional.training.evaluate import EvalRows, EvalWindows, Score, eval_rows, eval_windows
@@ -82,6 +82,7 @@ def train(
     skip_damaged: bool = False,
     console: Console | None = None,
     plot: bool = True,
+    data: Corpus | None = None,
 ) -> TrainResult:
     """Train a model. Nothing is written before model, data and device have been checked.
 
@@ -91,6 +92,7 @@ def train(
         skip_damaged: Continue from the newest checkpoint without damage, and rename newer ones to `damaged-step-…`.
         console: Shows progress; None is silent.
         plot: Whether to draw the loss at the end.
+        data: What `load_data` read for this config; None reads it.
 
     Raises:
         UserError: The model, the data, the device or the run folder cannot be used, or a file cannot be written.
@@ -105,7 +107,7 @@ def train(
     report = check_trainable(config)
     if not resume:
         refuse_to_overwrite(config)
-    config, corpus = load_data(config, progress_bars(console))
+    config, corpus = load_data(config, progress_bars(console)) if data is None else (config, data)
     torch.manual_seed(config.run.seed)
     net = initial_model(config)
     windows = training_windows(config, corpus)
@@ -119,6 +121,8 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(engine.processes.watched(folder.last_saved))
         engine.processes.on_main(lambda: stack.enter_context(folder.lock()))
+        if engine.device.type == "cpu":
+            stack.enter_context(denormals_flushed())
         start = _start(config, engine, folder, console, resume=resume, skip_damaged=skip_damaged)
         headline = describe_run(config, engine, report)
         notes = corpus.notes if isinstance(corpus, Conversations) else ()
