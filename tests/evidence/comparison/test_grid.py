@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -399,3 +400,9 @@ def test_the_names_of_files_differ():
     labels = ["rope", "Rope", "rope+", "rope(a=1)", "rope(a=1.0)", "…", "::"]
     assert len({slug(label, 0) for label in labels}) == len(labels)
     assert slug("t5", 3) == "t5-seed3"
+
+
+def test_a_worker_ends_after_half_a_request():
+    """The process that started it was killed while it wrote."""
+    command = [sys.executable, "-m", "x_positional.evidence.comparison.worker", "1"]
+    assert subprocess.run(command, input=b'{"modules": [', capture_output=True, timeout=120).returncode == 0

@@ -37,9 +37,11 @@ def main(threads: int) -> None:
 
 
 def _read(requests: "queue.Queue[dict[str, Any]]") -> None:
-    for line in sys.stdin.buffer:
-        requests.put(json.loads(line))
-    os._exit(0)
+    try:
+        for line in sys.stdin.buffer:
+            requests.put(json.loads(line))
+    finally:  # also after half a line, where the other process was killed while it wrote
+        os._exit(0)
 
 
 def _answer(request: dict[str, Any], data: SharedData) -> dict[str, Any]:
