@@ -276,6 +276,10 @@ def test_refusals_of_models():
         model(Encoder)(ids, prefix_len=0)
     with pytest.raises(PositionError, match="ForgettingBias is defined only for keys at or before"):
         model(position="forgetting")(ids, prefix_len=3)
+    counted = "ScalableSoftmax scales each query by the number of keys at or before it"
+    for given in ({"prefix_len": 3}, {"attention_mask": PAIRS}):
+        with pytest.raises(PositionError, match=counted):
+            model(position=["rope", "ssmax"])(ids, **given)
     with pytest.raises(PositionError, match="with NoPosition only the causal mask"):
         model(position="none")(ids, attention_mask=PAIRS)
     crossing = CrossAttender(dim=16, depth=1, heads=2)

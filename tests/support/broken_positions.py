@@ -162,6 +162,13 @@ class NeedlesslyCausal(PlainAlibi):
     causal_only = True
 
 
+class NeedlesslyCounting(PlainAlibi):
+    """Declares that it counts keys, and counts none."""
+
+    causal_only = True
+    counts_keys = True
+
+
 class HalfAngles(PlainSinusoidal):
     """Computes angles in the dtype of the activations."""
 

@@ -309,8 +309,14 @@ def _looks_ahead(
 
 def _only_causal(schemes: Sequence[PositionScheme]) -> str:
     """Why a stack needs causal attention, and the way out."""
-    found = {type(s).__name__: s.capabilities().tells_order for s in schemes if s.capabilities().causal_only}
-    undefined = [name for name, tells_order in found.items() if tells_order]
+    found = {type(s).__name__: s.capabilities() for s in schemes if s.capabilities().causal_only}
+    undefined = [name for name, caps in found.items() if caps.tells_order]
+    counting = [name for name, caps in found.items() if caps.counts_keys]
+    if counting and not undefined:
+        return (
+            f"{', '.join(counting)} scales each query by the number of keys at or before it, which is not the number it sees "
+            "then. Build the model without it."
+        )
     if undefined:
         return f"{', '.join(undefined)} is defined only for keys at or before the query. Build the model with {BIDIRECTIONAL}."
     return (

@@ -81,6 +81,8 @@ class Capabilities:
     """Shifting every position by a constant changes the logits."""
     causal_only: bool
     """Without a causal mask the scheme is undefined, or cannot tell one order of tokens from another."""
+    counts_keys: bool
+    """The number of keys at or before a query is part of the formula."""
     continuous: bool
     """Float positions are supported."""
     uses_positions: bool
@@ -95,6 +97,11 @@ class Capabilities:
         """Whether a query can tell one order of keys from another. A temperature acts on queries alone and cannot."""
         return any(place != "queries" for place in self.acts_on)
 
+    @property
+    def undefined_ahead(self) -> bool:
+        """Whether scores of keys after the query are undefined, also beside a scheme that tells their order."""
+        return self.causal_only and (self.tells_order or self.counts_keys)
+
     @classmethod
     def combined(cls, parts: Sequence["Capabilities"]) -> "Capabilities":
         """What schemes can do together, in one layer or in the layers of one stack."""
@@ -105,7 +112,8 @@ class Capabilities:
             kv_cacheable=all(p.kv_cacheable for p in parts),
             unbounded=all(p.unbounded for p in parts),
             absolute=any(p.absolute for p in parts),
-            causal_only=all(p.causal_only for p in parts) or any(p.causal_only and p.tells_order for p in parts),
+            causal_only=all(p.causal_only for p in parts) or any(p.undefined_ahead for p in parts),
+            counts_keys=any(p.counts_keys for p in parts),
             continuous=all(p.continuous for p in [p for p in parts if p.uses_positions] or parts),
             uses_positions=any(p.uses_positions for p in parts),
             prefix_consistent=all(p.prefix_consistent for p in parts),
@@ -150,6 +158,9 @@ class PositionScheme(nn.Module):
     """Shifting every position by a constant changes the logits."""
     causal_only: bool = False
     """Without a causal mask the scheme is undefined, or cannot tell one order of tokens from another."""
+    counts_keys: bool = False
+    """The number of keys at or before a query is part of the formula. With `causal_only`, a query that sees later keys is refused
+    beside any other scheme too."""
     continuous: bool = True
     """Float positions are supported."""
     prefix_consistent: bool = True
@@ -259,6 +270,7 @@ class PositionScheme(nn.Module):
             unbounded=self.limit is None,
             absolute=self.absolute,
             causal_only=self.causal_only,
+            counts_keys=self.counts_keys,
             continuous=self.continuous,
             uses_positions=self._reads_positions if self.uses_positions is None else self.uses_positions,
             prefix_consistent=self.prefix_consistent,

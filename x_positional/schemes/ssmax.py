@@ -22,7 +22,8 @@ class ScalableSoftmax(PositionScheme):
     """q_t is multiplied by s_h ln(t + 1): softmax(s ln(n) z), n = t + 1, so that attention does not fade as the sequence grows
     (Nakanishi 2025, arXiv:2501.19399, equation 2). s is learned, one per head of each layer.
 
-    n is the number of keys up to the query's position, also where a window hides some of them. Biases are not scaled.
+    n is the number of keys up to the query's position, also where a window or a mask hides some of them. A query that sees later
+    keys (`prefix_len`, `attention_mask`, encoders) is refused: n would be the number that it sees. Biases are not scaled.
 
     Args:
         heads: H.
@@ -31,6 +32,7 @@ class ScalableSoftmax(PositionScheme):
 
     absolute = True
     causal_only = True
+    counts_keys = True
     per_layer = True
 
     def __init__(self, heads: int, initial: float):
@@ -62,11 +64,3 @@ class SSMax(SchemeConfig):
         trained = max(2, dims.max_seq_len or TRAINED)
         mean = math.lgamma(trained + 1) / trained  # of ln 1 .. ln trained
         return ScalableSoftmax(dims.heads, self.init or 1 / mean)
-
-    def problems(self, dims: Dims) -> list[str]:
-        if dims.causal:
-            return []
-        return [
-            "ssmax: without a causal mask every query sees all keys, and ssmax counts those up to the query's position: the first "
-            "query would attend to all keys alike. Use a decoder."
-        ]

@@ -225,7 +225,7 @@ def _axes_cached(subject: Subject, expect: Expect, count: int) -> None:
 def order(subject: Subject, expect: Expect) -> None:
     """Without a causal mask, one layer distinguishes the order of two tokens on either side of the query. With
     causal_only=True the scheme is refused in an encoder, and forced into one it misses the order on one side, or attends more
-    to a key the farther right it is."""
+    to a key the farther right it is; or, with counts_keys=True, the first token attends to all keys alike."""
     if "encoder" in subject.kinds:
         expect.that(
             not subject.capabilities("encoder").causal_only,
@@ -244,15 +244,17 @@ def order(subject: Subject, expect: Expect) -> None:
         raise NotApplicable("causal_only=True of a scheme that reads whole rows cannot be tested")
     models = [both_sides(subject.fresh("decoder", depth=1, seed=seed)) for seed in range(MODELS)]
     undefined = not all(sees_order(models[0], subject, side) for side in SWAPS) or grows_rightward(models, subject)
+    if caps.counts_keys:
+        undefined = not sees_order(models[0], subject, "after", at=0)
     expect.that(undefined, "causal_only=True is declared, but the scheme works without a causal mask.")
 
 
-def sees_order(model: TransformerWrapper, subject: Subject, side: str) -> bool:
-    """Whether swapping two tokens on one side of the middle token changes the logits of the middle token."""
+def sees_order(model: TransformerWrapper, subject: Subject, side: str, at: int = MIDDLE) -> bool:
+    """Whether swapping two tokens on one side of the middle token changes the logits of that token, or of the token `at`."""
     tokens = torch.arange(SHORT, device=subject.device)[None] % subject.sizes.num_tokens
     swapped, (i, j) = tokens.clone(), SWAPS[side]
     swapped[:, [i, j]] = tokens[:, [j, i]]
-    return difference(model(swapped)[:, MIDDLE], model(tokens)[:, MIDDLE]) > APART
+    return difference(model(swapped)[:, at], model(tokens)[:, at]) > APART
 
 
 def grows_rightward(models: list[TransformerWrapper], subject: Subject) -> bool:

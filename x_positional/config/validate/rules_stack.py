@@ -130,9 +130,18 @@ def causal_schemes_need_a_decoder(case: Case) -> Iterator[str]:
     kind = case.layers.kind
     if kind == "decoder":
         return
+    for name in case.names(lambda s: s.causal_only and s.counts_keys):
+        yield (
+            f"{name}: without a causal mask every query sees all keys, and {name} counts those up to the query's position: the "
+            "first query would attend to all keys alike. Use a decoder."
+        )
     crossing = kind == "cross_attender"  # there, what a scheme does to queries alone is given the context's positions
     undefined = case.names(
-        lambda s: s.causal_only and (s.capabilities().tells_order or (crossing and s.capabilities().uses_positions))
+        lambda s: (
+            s.causal_only
+            and not s.counts_keys
+            and (s.capabilities().tells_order or (crossing and s.capabilities().uses_positions))
+        )
     )
     if undefined:
         yield (
