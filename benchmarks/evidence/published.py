@@ -70,6 +70,16 @@ def apart(evidence: Evidence, attempt: Attempt, lengths: Sequence[int]) -> float
     return max(found)
 
 
+def in_float32(evidence: Evidence) -> Iterator[str]:
+    """What becomes of the difference without the rounding of bfloat16."""
+    found = None if evidence.reference is None else evidence.reference.float32
+    if found is not None and evidence.extension is not None:
+        yield (
+            f"\nUnchanged, the loss at {evidence.extension.target:,} depends on the rounding of bfloat16. In float32 it is "
+            f"{found['x_positional']:.5f} in the first window, and {found['transformers']:.5f} in transformers."
+        )
+
+
 def windows_text(extension: Extension | None) -> str:
     """`8 windows of text, the last 256 tokens of each`."""
     row = (

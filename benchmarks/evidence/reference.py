@@ -4,7 +4,8 @@
     cp again/extension.json evidence/extend-smollm2-135m.json
     python -m benchmarks.evidence.reference MODEL.gguf
 
-transformers reads the file and scales the frequencies by itself. A finished row is kept.
+transformers reads the file and scales the frequencies by itself. A finished row is kept. The loss of the unchanged model past its
+trained length depends on rounding, so one window is measured in float32, too.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from benchmarks.evidence.store import EXTENSION, FOLDER, REFERENCE, Reference
 from x_positional.cli.evidence.subject import Subject, open_subject
 from x_positional.errors import UserError, XPositionalError
 from x_positional.evidence.evaluation.lengths import LengthSettings
-from x_positional.evidence.evaluation.scoring import cut
+from x_positional.evidence.evaluation.scoring import Scorer, cut
 from x_positional.evidence.extension.results import Attempt, Extension
 from x_positional.progress import print_lines, progress_bars
 
@@ -44,7 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         extension = Extension.load(given.folder / EXTENSION)
         subject = open_subject(given.model, console, device="cpu", dtype="bfloat16")
-        measure(extension, subject, given.folder / REFERENCE, console)
+        path = given.folder / REFERENCE
+        measure(extension, subject, path, console)
+        exact = open_subject(given.model, console, device="cpu", dtype="float32")
+        measure_float32(extension, exact, path, console)
+        print_lines(console, f"kept in {path}")
     except XPositionalError as error:
         print_lines(Console(stderr=True), f"error: {error}")
         return 2
@@ -55,21 +60,39 @@ def measure(extension: Extension, subject: Subject, path: Path, console: Console
     """Every method that transformers has, on the first windows of the extension."""
     track = progress_bars(console)
     tokens, settings = subject.text(None, track).tokens, _settings(extension, subject)
-    losses = dict(Reference.load(path).losses) if path.exists() else {}
+    kept = Reference.load(path) if path.exists() else Reference(losses={})
+    losses = dict(kept.losses)
     published: Any = None
     for attempt in extension.attempts:
         kind = TYPES.get(attempt.label.split()[0])
         if kind is None or attempt.label in losses:
             continue
-        published = published or _published(subject.path)
+        published = published or _published(subject.path, torch.bfloat16)
         model, found = _scaled(published, kind, extension), {n: [] for n in settings.lengths}
         for end in track(settings.ends(len(tokens))[:WINDOWS], f"transformers, {attempt.label}"):
             for length in settings.lengths:
                 window = cut(tokens, np.array([end]), length, settings.start_token)
                 found[length].append(_loss(model, torch.from_numpy(window), settings.targets))
         losses[attempt.label] = {length: tuple(values) for length, values in found.items()}
-        Reference(losses=losses).save(path)
-    print_lines(console, f"kept in {path}")
+        kept.model_copy(update={"losses": losses}).save(path)
+
+
+def measure_float32(extension: Extension, subject: Subject, path: Path, console: Console) -> None:
+    """The unchanged model at the target length, here and in transformers; about four minutes on two cores."""
+    kept = Reference.load(path)
+    if kept.float32 is not None:
+        return
+    track = progress_bars(console)
+    tokens, settings = subject.text(None, track).tokens, _settings(extension, subject)
+    window = cut(tokens, settings.ends(len(tokens))[:1], extension.target, settings.start_token)
+    found = {}
+    for name in track(("x_positional", "transformers"), "float32"):
+        if name == "transformers":
+            model = _published(subject.path, torch.float32).eval()
+            found[name] = _loss(model, torch.from_numpy(window), settings.targets)
+        else:
+            found[name] = Scorer(subject.load()).losses(window, settings.targets).mean().item()
+    kept.model_copy(update={"float32": found}).save(path)
 
 
 def _settings(extension: Extension, subject: Subject) -> LengthSettings:
@@ -86,11 +109,11 @@ def _rows(attempt: Attempt) -> tuple[Any, ...]:
     return () if attempt.evaluation is None else attempt.evaluation.lengths
 
 
-def _published(path: Path) -> Any:
+def _published(path: Path, dtype: torch.dtype) -> Any:
     """The model as transformers reads it."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
 
 
 def _scaled(published: Any, kind: str, extension: Extension) -> Any:

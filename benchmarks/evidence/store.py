@@ -43,6 +43,8 @@ class Reference(Record):
 
     losses: dict[str, dict[int, tuple[float, ...]]]
     """Loss in nats per token of the first windows of the extension, by method and length."""
+    float32: dict[str, float] | None = None
+    """Loss of the unchanged model at the target length in float32, in the first window: `x_positional` and `transformers`."""
 
 
 def probe_path(folder: Path, label: str, seed: int, task: str) -> Path:

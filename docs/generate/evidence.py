@@ -23,7 +23,7 @@ from benchmarks.evidence.pages import (
     verdict_table,
     verdicts,
 )
-from benchmarks.evidence.published import extended, streamed, windows_text
+from benchmarks.evidence.published import extended, in_float32, streamed, windows_text
 from benchmarks.evidence.reference import WINDOWS as COMPARED
 from benchmarks.evidence.sinks import FIRST, WINDOW
 from benchmarks.evidence.store import Evidence, read
@@ -152,6 +152,7 @@ def _tables(evidence: Evidence, found: Sequence[Verdict]) -> Iterator[str]:
         sizes |= {"windows": windows_text(extension), "compared": COMPARED}
         yield "\n" + _filled(EXTENDED.format(**sizes))
         yield from extended(evidence)
+        yield from in_float32(evidence)
     if evidence.sinks:
         yield "\n" + STREAMED.format(window=WINDOW)
         yield from streamed(evidence, WINDOW, FIRST)

@@ -10,7 +10,7 @@ import torch
 from benchmarks.evidence.claims import CLAIMS
 from benchmarks.evidence.grid import EXACT
 from benchmarks.evidence.pages import leaderboard, missing, ranked, rankings, stability, verdict_table
-from benchmarks.evidence.published import extended, streamed
+from benchmarks.evidence.published import extended, in_float32, streamed
 from benchmarks.evidence.reference import TYPES, _loss, _scaled
 from benchmarks.evidence.store import Evidence, Probe, Reference
 from benchmarks.evidence.verdicts import Part, Side, Verdict, decide
@@ -239,7 +239,9 @@ def test_the_table_of_longer_contexts_beside_transformers():
     losses = {"none": 2.0, "yarn x4": 2.1}
     measured = extension(losses, {"none": 8.0, "yarn x4": 2.2})
     windows = {"none": {256: (2.0 * math.log(2),) * 4, 1024: (8.0 * math.log(2) * 1.01,) * 4}}
-    measured = replace(measured, reference=Reference(losses=windows))
+    exact = {"x_positional": 5.5, "transformers": 5.50001}
+    measured = replace(measured, reference=Reference(losses=windows, float32=exact))
+    assert "In float32 it is 5.50000 in the first window, and 5.50001 in transformers." in "".join(in_float32(measured))
     rows = list(extended(measured))
     assert rows[2] == "| none | 1.386 | 5.545 |  | within 1.00 % |"
     assert rows[3].startswith("| yarn x4 | 1.456 | 1.525 | +0.069 ± 0.000 |")
