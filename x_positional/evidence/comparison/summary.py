@@ -46,9 +46,10 @@ def unit(comparison: Comparison) -> str:
 
 
 def losses(comparison: Comparison, label: str, length: int) -> dict[int, float]:
-    """The loss of a scheme at a length by seed, in the unit of the comparison."""
+    """The loss of a scheme at a length by seed, in the unit of the comparison; empty for a scheme that it lacks."""
     series = of_comparison(comparison)
-    return next(one for one in series if one.label == label).losses(length, unit_of(series))
+    found = next((one for one in series if one.label == label), None)
+    return {} if found is None else found.losses(length, unit_of(series))
 
 
 def by_length(comparison: Comparison) -> list[AtLength]:
