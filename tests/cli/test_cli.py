@@ -89,7 +89,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(call: Call, file: Path):
         (["train", "{file}", "--position", "rotary"], ["no position scheme named 'rotary'"]),
         (["train", "{file}", "--position", "[rope, xpos]"], ["this model cannot be trained:"]),
         (["train", "{file}", "--run-dir", "/dev/null/x"], ["/dev/null"]),
-        (["generate", "absent", "--prompt", "x"], ["absent is not a folder"]),
+        (["generate", "absent", "--prompt", "x"], ["absent does not exist"]),
         (["generate", ".", "--prompt", "x"], ["no x_positional checkpoint in ."]),
         (["check", "absent.yaml"], ["cannot read absent.yaml"]),
         (["trian"], ["Did you mean 'train'?"]),

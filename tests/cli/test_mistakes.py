@@ -170,7 +170,7 @@ def test_a_missing_path_is_not_looked_up_on_the_hub(
     arguments = [command[0], path, *command[1:]]
     code, _, err = call(*arguments)
     assert code == 2
-    assert re.search(r"error: \S+(: no such file or folder| is not a folder); pass", err)
+    assert re.search(r"error: \S+(: no such file or folder| does not exist); pass", err)
     assert len(err.splitlines()) == 1
 
 

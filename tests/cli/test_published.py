@@ -358,7 +358,7 @@ def test_verify_says_plainly_what_is_not_installed(call: Call, folder: Path, mon
         (["convert", "{folder}", "t", "--model-type", "lama"], ["unknown model_type='lama'", "llama"]),
         (["convert", "{folder}", "t", "--model-type", "bert"], ["cannot be written for transformers"]),
         (["convert", "{folder}", "t", "--format", "gguf"], ["gguf"]),
-        (["convert", "nowhere", "t"], ["nowhere is not a folder"]),
+        (["convert", "nowhere", "t"], ["nowhere does not exist"]),
         (
             ["convert", "{run}", "t"],
             ["no x_positional checkpoint in", "a published model is a folder with config.json"],

@@ -133,7 +133,7 @@ def test_a_damaged_file_is_named_with_the_way_out(tmp_path: Path, name: str, dam
 
 
 def test_a_foreign_folder_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="absent is not a folder"):
+    with pytest.raises(UserError, match="absent does not exist"):
         open_checkpoint(tmp_path / "absent")
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(UserError, match=r"no x_positional checkpoint in .* found pytorch_model\.bin"):

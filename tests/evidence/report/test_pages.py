@@ -18,6 +18,8 @@ vl_convert = pytest.importorskip("vl_convert", reason="vl-convert-python is not 
 
 from x_positional.evidence.report import page as pages  # noqa: E402
 from x_positional.evidence.report.answer import answers  # noqa: E402
+from x_positional.evidence.report.charts import Axis  # noqa: E402
+from x_positional.evidence.report.losses import frame  # noqa: E402
 from x_positional.evidence.report.page import VEGA_LITE  # noqa: E402
 from x_positional.evidence.report.series import of_comparison, unit_of  # noqa: E402
 
@@ -190,6 +192,17 @@ def test_an_extension_shows_the_collapse_the_cost_and_the_reason():
     kept = extension_page(extension().model_copy(update={"folder": None}))
     assert "written" not in kept.split("Contents")[0]
     assert "target 256" in json.dumps(data_of(page)["charts"])
+
+
+def test_a_band_far_wider_than_the_lines_does_not_flatten_them():
+    rows = [{"y": 2.0, "low": 1.9, "high": 2.1}, {"y": 3.0, "low": 2.9, "high": 3.1}]
+    assert frame(rows) is None
+    assert frame([]) is None
+    assert frame([*rows, {"y": 2.5, "low": -5.0, "high": 10.0}]) == (1.5, 3.5)
+    axis = Axis("loss", frame=(1.5, 3.5), cut=2.5)
+    scale = axis.channel(alt.Y, "y").to_dict()["scale"]
+    assert (scale["domainMin"], scale["domainMax"]) == (1.5, {"expr": "zoom ? 2.5 : 3.5"})
+    assert axis.clip is True
 
 
 def test_a_page_replaces_a_file_at_once(tmp_path: Path):

@@ -47,6 +47,8 @@ class Axis:
     """Ticks have a second line: how many times this length."""
     format: str = READABLE
     domain: tuple[float, float] | None = None
+    frame: tuple[float, float] | None = None
+    """Where the axis ends, although bands go on."""
     cut: float | None = None
     """With the parameter `zoom`, the axis ends here."""
 
@@ -57,8 +59,8 @@ class Axis:
             scale = {"type": "log", "base": 2 if self.scale == "log2" else 10, "nice": False}
         if self.domain is not None:
             scale["domain"] = list(self.domain)
-        elif self.cut is not None:
-            scale["domainMax"] = {"expr": f"zoom ? {self.cut!r} : null"}
+        else:
+            scale |= self._ends()
         axis: dict[str, Any] = {
             "format": self.format,
             "labelOverlap": "greedy",
@@ -72,6 +74,20 @@ class Axis:
         if self.multiples_of:
             axis["labelExpr"] = f"[format(datum.value, ',d'), format(datum.value / {self.multiples_of}, '.3~r') + '×']"
         return kind(f"{name}:Q", title=self.title, scale=alt.Scale(**scale), axis=alt.Axis(**axis), **more)
+
+    @property
+    def clip(self) -> Any:
+        """Whether marks end where the axis does."""
+        return True if self.frame is not None else alt.expr("zoom") if self.cut is not None else False
+
+    def _ends(self) -> dict[str, Any]:
+        """Where the axis ends; what is missing follows from the data."""
+        ends: dict[str, Any] = {} if self.frame is None else {"domainMin": self.frame[0], "domainMax": self.frame[1]}
+        if self.cut is not None:
+            ends["domainMax"] = {
+                "expr": f"zoom ? {self.cut!r} : {'null' if self.frame is None else repr(self.frame[1])}"
+            }
+        return ends
 
 
 @dataclass(frozen=True)
@@ -102,7 +118,7 @@ class Lines:
         near = alt.selection_point(
             fields=["series"], on="pointerover", nearest=True, clear="pointerout", empty=False, name="near"
         )
-        clip = alt.expr("zoom") if self.y.cut is not None else False
+        clip = self.y.clip
         base = of_series().encode(self.x.channel(alt.X, "x"), color=colour(self.labels), detail="series:N")
         band = base.mark_area(opacity=0.16, clip=clip).encode(self.y.channel(alt.Y, "low"), y2="high:Q")
         line = base.mark_line(clip=clip).encode(

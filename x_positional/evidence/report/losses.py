@@ -54,11 +54,22 @@ def loss_chart(
     ends = (float(min(lengths)), float(max(lengths))) if len(lengths) > 1 else None
     x = Axis(TOKENS, "log2", ticks_of(lengths), trained, domain=ends)
     tooltip = {"series": "series", "length": "context length", "value": unit.name, "interval": "95 % interval"}
-    y = Axis(f"loss ({unit.name})", domain=domain, cut=None if domain else _cut(rows, trained))
+    shown = None if domain else frame(rows)
+    y = Axis(f"loss ({unit.name})", domain=domain, frame=shown, cut=None if domain else _cut(rows, trained))
     spec = Lines(rows, x, y, labels or [one.label for one in series], marks, tooltip=tooltip).spec()
-    return Chart(
-        title, spec, "Lower is better. Hover over a point for its values; click a name above to hide or show it."
-    )
+    caption = "Lower is better. Hover over a point for its values; click a name above to hide or show it."
+    return Chart(title, spec, caption if shown is None else f"{caption} {BEYOND}")
+
+
+def frame(rows: Sequence[Row]) -> tuple[float, float] | None:
+    """The range of the means and half of it on either side, where a band is wider than that: it would flatten every line."""
+    means = [row["y"] for row in rows]
+    if not means:
+        return None
+    low, high = min(means), max(means)
+    room = max((high - low) / 2, 0.02 * abs(high))
+    wide = any(row["low"] < low - room or row["high"] > high + room for row in rows if "low" in row)
+    return (low - room, high + room) if wide else None
 
 
 def _cut(rows: Sequence[Row], trained: int | None) -> float | None:
@@ -118,10 +129,10 @@ def _position_chart(series: Sequence[Series], length: int, marks: Sequence[Mark]
     x = Axis("position of the predicted token (log scale)", "log2", format=INTEGER, domain=ends)
     tooltip = {"series": "series", "where": "positions", "value": unit.name, "interval": "95 % interval"}
     inside = [mark for mark in marks if ends and ends[0] < mark.at < ends[1]]
-    spec = Lines(
-        rows, x, Axis(f"loss ({unit.name})"), [one.label for one in series], inside, points=False, tooltip=tooltip
-    ).spec()
+    y = Axis(f"loss ({unit.name})", frame=frame(rows))
+    spec = Lines(rows, x, y, [one.label for one in series], inside, points=False, tooltip=tooltip).spec()
     caption = "Mean loss of the tokens in each bin of positions. A rise past the trained length is where a model fails."
+    caption = caption if y.frame is None else f"{caption} {BEYOND}"
     return Chart(f"Loss by position in windows of {length:,} tokens", spec, caption)
 
 
@@ -262,6 +273,7 @@ def protocols(evaluations: Sequence[Evaluation]) -> list[str]:
     return list(dict.fromkeys(words))
 
 
+BEYOND = "Bands that leave the picture go on beyond it."
 OVER_SEEDS = f"Means: {T_METHOD}. Differences: {PAIRED_METHOD}."
 OVER_WINDOWS = f"Means: {WINDOWS_METHOD}. Differences: {PAIRED_WINDOWS_METHOD}."
 """The named methods of the intervals of a page."""

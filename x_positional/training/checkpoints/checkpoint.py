@@ -221,7 +221,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         DamagedCheckpoint: Its `trainer.json` is damaged, or is not that of a checkpoint.
     """
     if not path.is_dir():
-        raise UserError(f"{path} is not a folder; pass a run folder or one of its checkpoints")
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}; pass a run folder or one of its checkpoints")
     if not (path / TRAINER).exists() and NAME.fullmatch(path.name) is None:
         folders = checkpoint_folders(path / "checkpoints")
         if not folders:
