@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.evidence.store import Evidence
 from benchmarks.evidence.verdicts import Claim, Part, Side
-from x_positional.evidence.comparison.statistics import Interval, t_interval
+from x_positional.evidence.comparison.statistics import Interval, paired_interval, t_interval
 from x_positional.evidence.evaluation.results import Evaluation
 from x_positional.evidence.extension.results import Attempt, Extension
 
@@ -160,8 +160,7 @@ def window_gap(extension: Extension | None, worse: str, better: str, length: int
         missing = [name for name, row in zip(names, rows, strict=True) if row is None]
         reason = f"{' and '.join(missing)} not measured" if missing else "fewer than two windows"
         return Part(statistic, None, "above", reason=reason)
-    differences = [a - b for a, b in zip(rows[0], rows[1], strict=True)]
-    return Part(statistic, t_interval(differences), "above")
+    return Part(statistic, paired_interval(rows[0], rows[1]), "above")
 
 
 def _windows(attempt: Attempt | None, length: int) -> tuple[float, ...] | None:
@@ -193,7 +192,7 @@ def first_tokens(evidence: Evidence) -> list[Part]:
     statistic = f"loss without the first tokens minus loss with them, at {last:,}, nats per token"
     if rows[0] is None or rows[1] is None:
         return [Part(statistic, None, "above", SINKS_BOUND, "not both have a loss")]
-    return [Part(statistic, t_interval([a - b for a, b in zip(*rows, strict=True)]), "above", SINKS_BOUND)]
+    return [Part(statistic, paired_interval(rows[0], rows[1]), "above", SINKS_BOUND)]
 
 
 _FIRE = (

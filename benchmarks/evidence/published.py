@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from benchmarks.evidence.claims import windows_of
 from benchmarks.evidence.pages import interval
 from benchmarks.evidence.store import Evidence
-from x_positional.evidence.comparison.statistics import t_interval
+from x_positional.evidence.comparison.statistics import Interval, paired_interval, t_interval
 from x_positional.evidence.extension.attempts import at
 from x_positional.evidence.extension.results import Attempt, Extension
 
@@ -40,12 +40,12 @@ def _loss(attempt: Attempt, length: int) -> str:
     return "–" if found is None else f"{found.loss:.3f}"
 
 
-def _paired(one: Attempt, other: Attempt, length: int):  # type: ignore[no-untyped-def]
+def _paired(one: Attempt, other: Attempt, length: int) -> Interval | None:
     """The interval of one loss minus another over windows."""
     first, second = (at(attempt, length) for attempt in (one, other))
     if first is None or second is None:
         return None
-    return t_interval([a - b for a, b in zip(first.windows, second.windows, strict=True)])
+    return paired_interval(first.windows, second.windows)
 
 
 def _apart(evidence: Evidence, attempt: Attempt, lengths: Sequence[int]) -> str:
@@ -80,13 +80,9 @@ def in_float32(evidence: Evidence) -> Iterator[str]:
         )
 
 
-def windows_text(extension: Extension | None) -> str:
-    """`8 windows of text, the last 256 tokens of each`."""
-    row = (
-        next((row for a in extension.attempts[:1] if a.evaluation for row in a.evaluation.lengths), None)
-        if extension
-        else None
-    )
+def windows_text(extension: Extension) -> str:
+    """`8 windows of text, scored on the last 256 tokens of each`."""
+    row = at(extension.attempts[0], extension.trained_length)
     if row is None or not row.targets or not row.windows:
         return "windows of text"
     return f"{len(row.windows)} windows of text, scored on the last {row.targets // len(row.windows)} tokens of each"

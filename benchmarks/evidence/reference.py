@@ -10,6 +10,7 @@ trained length depends on rounding, so one window is measured in float32, too.
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         subject = open_subject(given.model, console, device="cpu", dtype="bfloat16")
         path = given.folder / REFERENCE
         measure(extension, subject, path, console)
-        exact = open_subject(given.model, console, device="cpu", dtype="float32")
-        measure_float32(extension, exact, path, console)
+        if Reference.load(path).float32 is None:
+            exact = open_subject(given.model, console, device="cpu", dtype="float32")
+            measure_float32(extension, exact, path, console)
         print_lines(console, f"kept in {path}")
     except XPositionalError as error:
         print_lines(Console(stderr=True), f"error: {error}")
@@ -79,19 +81,16 @@ def measure(extension: Extension, subject: Subject, path: Path, console: Console
 
 def measure_float32(extension: Extension, subject: Subject, path: Path, console: Console) -> None:
     """The unchanged model at the target length, here and in transformers; about four minutes on two cores."""
-    kept = Reference.load(path)
-    if kept.float32 is not None:
-        return
-    track = progress_bars(console)
+    kept, track = Reference.load(path), progress_bars(console)
     tokens, settings = subject.text(None, track).tokens, _settings(extension, subject)
     window = cut(tokens, settings.ends(len(tokens))[:1], extension.target, settings.start_token)
-    found = {}
-    for name in track(("x_positional", "transformers"), "float32"):
-        if name == "transformers":
-            model = _published(subject.path, torch.float32).eval()
-            found[name] = _loss(model, torch.from_numpy(window), settings.targets)
-        else:
-            found[name] = Scorer(subject.load()).losses(window, settings.targets).mean().item()
+    measures: dict[str, Callable[[], float]] = {
+        "x_positional": lambda: Scorer(subject.load()).losses(window, settings.targets).mean().item(),
+        "transformers": lambda: _loss(
+            _published(subject.path, torch.float32).eval(), torch.from_numpy(window), settings.targets
+        ),
+    }
+    found = {name: measures[name]() for name in track(list(measures), "float32")}
     kept.model_copy(update={"float32": found}).save(path)
 
 

@@ -170,10 +170,7 @@ def _decode_shown(evidence: Evidence) -> str:
     if len(order) < 6:
         return ""
     words = [", ".join(f"`{label}` {times[label] * 1e3:.2f}" for label in part) for part in (order[:3], order[-3:])]
-    return (
-        f"Milliseconds a token of one sequence, timed side by side on one thread: fastest {words[0]}; slowest {words[1]}. "
-        "In models this small the number of operations decides."
-    )
+    return f"Milliseconds a token of one sequence, timed side by side on one thread: fastest {words[0]}; slowest {words[1]}."
 
 
 def _tiny_shown(evidence: Evidence) -> str:
