@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from x_positional.evidence.extension.results import Extension
 Kept = TypeVar("Kept", bound=Record)
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "evidence"
-PROBES, SINKS, COST = "probes", "sinks", "cost.json"
+PROBES, SINKS, COST, REPEATED = "probes", "sinks", "cost.json", "repeated.json"
 EXTENSION, REFERENCE = "extend-smollm2-135m.json", "extend-smollm2-135m-transformers.json"
 
 
@@ -36,6 +37,18 @@ class Cost(Record):
     """Median time of a step on one thread, by label."""
     decode_seconds: dict[str, tuple[float, ...]]
     """Time of a decoded token of one sequence in each round, by label. A round takes all schemes in turn."""
+
+
+class Repeated(Record):
+    """One seed of every scheme on another machine, see `repeated.py`."""
+
+    cpu: str
+    """The instructions that torch uses there, as AVX2."""
+    seed: int
+    bits: dict[str, dict[int, float]]
+    """Bits per byte by label and length."""
+    seconds: dict[str, float]
+    """Time of training and evaluation by label."""
 
 
 class Reference(Record):
@@ -64,6 +77,7 @@ class Evidence:
     """A published checkpoint with other windows, see `sinks.py`."""
 
     cost: Cost | None = None
+    repeated: Repeated | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -77,7 +91,11 @@ class Evidence:
 
     def bits(self, label: str, length: int) -> dict[int, float]:
         """Bits per byte of each seed that has a loss at this length."""
-        return losses(self.comparison, label, length)
+        return self._losses.get(label, {}).get(length, {})
+
+    @cached_property
+    def _losses(self) -> dict[str, dict[int, dict[int, float]]]:
+        return losses(self.comparison)
 
     def accuracy(self, label: str, task: str, length: int) -> dict[int, float]:
         """Share of right answer tokens of each seed, or of right answers for the tasks in `EXACT`."""
@@ -110,6 +128,7 @@ def read(folder: Path = FOLDER) -> Evidence | None:
         _optional(Reference, folder / REFERENCE),
         sinks,
         _optional(Cost, folder / COST),
+        _optional(Repeated, folder / REPEATED),
     )
 
 

@@ -25,6 +25,7 @@ from benchmarks.evidence.pages import (
 )
 from benchmarks.evidence.published import extended, in_float32, streamed, windows_text
 from benchmarks.evidence.reference import WINDOWS as COMPARED
+from benchmarks.evidence.repeated import table as repeated_table
 from benchmarks.evidence.sinks import FIRST, WINDOW
 from benchmarks.evidence.store import Evidence, read
 from benchmarks.evidence.verdicts import Verdict
@@ -63,6 +64,13 @@ STABILITY = """## How stable the ranking is
 
 Spearman's rank correlation of the schemes' losses between seeds, which share neither initial weights nor the order of batches, on
 the same validation text, with intervals ({method}). 1 means the same order.
+"""
+REPEATED = """## The same seed on another machine
+
+Rounding differs between CPUs, and every training step amplifies it. Seed {seed} of every scheme was trained again on another
+machine, whose CPU has {cpu}: mean absolute differences in bits per byte, beside those between two seeds of the leaderboard. A
+scheme took {least:.0f} to {most:.0f} s there, evaluation included, two at a time on two otherwise idle cores
+(`python -m benchmarks.evidence.repeated`).
 """
 TASKS = """## Copy and repeat
 
@@ -144,6 +152,11 @@ def _tables(evidence: Evidence, found: Sequence[Verdict]) -> Iterator[str]:
     yield from verdict_table(found)
     yield "\n" + STABILITY.format(method=RANK_METHOD)
     yield from stability(evidence)
+    again = evidence.repeated
+    if again is not None:
+        times = again.seconds.values()
+        yield "\n" + _filled(REPEATED.format(seed=again.seed, cpu=again.cpu, least=min(times), most=max(times)))
+        yield from repeated_table(evidence)
     yield "\n" + TASKS.format(longest=DEFAULT.longest, steps=DEFAULT.steps, batch=DEFAULT.batch)
     yield from probed(evidence)
     extension = evidence.extension

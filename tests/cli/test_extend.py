@@ -12,6 +12,7 @@ from x_positional.cli.evidence import extend as command
 from x_positional.cli.evidence.extend import ExtendOptions, extend, target_length
 from x_positional.errors import UserError
 from x_positional.evidence.extension.results import Extension
+from x_positional.training.data.positions import PositionedWindows
 from x_positional.training.loop.train import train
 
 
@@ -74,6 +75,29 @@ def test_fine_tuning_of_two_steps_continues_and_is_written(
     assert torch.isfinite(model(torch.zeros(1, 66, dtype=torch.long))).all()
 
 
+def test_fine_tuning_by_pose_keeps_windows_short_and_draws_positions_up_to_the_target(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    largest: list[int] = []
+    batch = PositionedWindows.batch
+
+    def remember(self: PositionedWindows, first: int, count: int) -> dict[str, torch.Tensor]:
+        found = batch(self, first, count)
+        assert found["tokens"].shape == (count, 34)
+        largest.append(int(found["positions"][:, :-1].max()))
+        return found
+
+    monkeypatch.setattr(PositionedWindows, "batch", remember)
+    few = {"methods": "yarn", "choose": "yarn", "finetune_tokens": 2 * 248 * 33, "pose": True}
+    assert extend(run, options(tmp_path, **few)) == 0
+    assert len(largest) == 2
+    assert min(largest) > 33
+    assert max(largest) < 66
+    record = Extension.load(tmp_path / "work" / "extension.json")
+    assert [a.label for a in record.attempts if a.tuned_tokens] == ["yarn x2, fine-tuned (PoSE)"]
+    assert (tmp_path / "work" / f"tuned-yarn-x2-{2 * 248 * 33}-pose").is_dir()
+
+
 def test_nothing_is_written_where_the_unchanged_model_is_best(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -94,6 +118,7 @@ def test_nothing_is_written_where_the_unchanged_model_is_best(
         ({"methods": "yarnn"}, "did you mean 'yarn'"),
         ({"methods": "yarn", "choose": "ntk"}, "no such method is tried; tried: none, yarn x2"),
         ({"choose": "longrope"}, "--choose longrope cannot be used: its factors"),
+        ({"pose": True}, "--pose has no effect without --finetune-tokens"),
         ({"lora": True}, "--lora has no effect without --finetune-tokens"),
         ({"longrope_factors": Path("no.json")}, "--longrope-factors no.json cannot be read"),
     ],

@@ -160,6 +160,18 @@ def save(made: TransformerWrapper, path: Path, shard: int, monkeypatch: pytest.M
         made.save_pretrained(path, **form)
 
 
+def test_all_files_of_a_save_may_be_read_by_the_same_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """safetensors gives its files to their owner alone."""
+    before = os.umask(0o027)
+    try:
+        save(model(0), tmp_path, SHARD, monkeypatch)
+        modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.rglob("*") if file.is_file()}
+    finally:
+        os.umask(before)
+    assert sum(name.endswith(".safetensors") for name in modes) > 1
+    assert set(modes.values()) == {0o640}, modes
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_save_killed_at_every_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     old_form, new_form, dim, old_shard, new_shard = CASES[name]

@@ -1,6 +1,8 @@
 """Checkpoints are complete or absent, contain no pickle, and report what is wrong with them."""
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,17 @@ def test_a_folder_holds_safetensors_yaml_and_json_only(tmp_path: Path):
     assert load_file(path / "model.safetensors").keys() == dict(model().named_parameters()).keys()
 
 
+def test_all_files_may_be_read_by_the_same_people(tmp_path: Path):
+    """safetensors gives its files to their owner alone."""
+    before = os.umask(0o027)
+    try:
+        path = save(tmp_path, 1, model())
+    finally:
+        os.umask(before)
+    modes = {file.name: stat.filemode(file.stat().st_mode) for file in path.iterdir()}
+    assert set(modes.values()) == {"-rw-r-----"}, modes
+
+
 def test_a_model_with_buffers_is_refused():
     net = model()
     net.register_buffer("table", torch.zeros(2))
@@ -64,7 +77,7 @@ def test_a_model_with_buffers_is_refused():
         model_tensors(net)
 
 
-@pytest.mark.parametrize("crash", ["save_file", "flush_file", "flush_folder"])
+@pytest.mark.parametrize("crash", ["save_tensors", "flush_file", "flush_folder"])
 def test_a_crash_while_writing_leaves_the_earlier_one_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str
 ):

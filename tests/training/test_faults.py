@@ -206,7 +206,7 @@ def full_safetensors(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("place", "name", "fault"),
     [
-        (checkpoint, "save_file", full_safetensors),
+        (checkpoint, "save_tensors", full_safetensors),
         (checkpoint, "write_record", full),
         (checkpoint, "flush_file", full),
         (checkpoint, "flush_folder", full),

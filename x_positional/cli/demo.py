@@ -17,11 +17,10 @@ from x_positional.progress import print_lines, progress_bars
 from x_positional.training.config import TrainConfig
 from x_positional.training.data.corpus import load_corpus
 from x_positional.training.data.tokenizer import load_tokenizer
-from x_positional.training.data.windows import Windows
 from x_positional.training.evaluate import Score, eval_windows, evaluate, xz_bits_per_byte
 from x_positional.training.load import load_config
 from x_positional.training.loop.engine import Engine
-from x_positional.training.loop.train import TrainResult, train
+from x_positional.training.loop.train import TrainResult, train, training_windows
 
 CONFIG = Path(__file__).parents[2] / "configs" / "small_rotary.yaml"
 PROMPT = "def main("
@@ -60,7 +59,7 @@ def fit_to_time(config: TrainConfig, seconds: float, console: Console) -> TrainC
     with console.status("measuring the speed of this machine"):
         corpus = load_corpus(config.data, config.model.num_tokens, config.seq_len)
         net = build_model(config.model)
-        engine = Engine(net, AutoregressiveWrapper(net), Windows(corpus.train.tokens, config.seq_len, 0), config)
+        engine = Engine(net, AutoregressiveWrapper(net), training_windows(config, corpus), config)
         times = []
         for step in range(WARM_UP + TIMED):
             began = time.perf_counter()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from x_positional.errors import MissingExtra, PretrainedError, UserError, did_you_mean, import_extra
@@ -18,6 +17,7 @@ from x_positional.pretrained.commit import replacing
 from x_positional.pretrained.export import Fit, fit_of
 from x_positional.pretrained.model_kinds import layers_of
 from x_positional.pretrained.tensors.load import sizes_at
+from x_positional.pretrained.tensors.write import save_tensors
 
 OLDEST = (0, 15)
 """The first supported version of peft."""
@@ -113,7 +113,7 @@ def save_adapters(net: Any, folder: Path, base: str, *, published: bool = False)
             written.task_type = "CAUSAL_LM"
         written.save_pretrained(str(stage))
         stored = {PREFIX + name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(stored, stage / WEIGHTS, metadata={"format": "pt"})
+        save_tensors(stored, stage / WEIGHTS)
 
 
 def _peft() -> Any:

@@ -52,6 +52,11 @@ class DataConfig(Config):
     val_fraction: float = Field(default=0.05, gt=0.0, lt=1.0)
     """Fraction of the files or rows (of the tokens, if there is one file) kept for validation. No effect on data with a
     validation split."""
+    positions: Literal["random", "pose"] | None = None
+    """Positions drawn anew for each training window, all below the model's `max_seq_len`: `random` ones in order, or `pose`,
+    consecutive ones with a few gaps. None counts from 0."""
+    pose_chunks: int = Field(default=2, ge=2)
+    """Chunks of consecutive positions in a window under `positions: pose`."""
     document_end: int | None = Field(default=None, ge=0)
     """Token id appended to every row, and to every file when there are several. None is 0 for bytes, the EOS token for a
     tokenizer from a directory or the Hub, and nothing for a `tokenizer.json`."""
@@ -216,7 +221,7 @@ class TrainConfig(Config):
         if self.init is None:
             needing = [name for name in ("chat", "lora") if getattr(self, name) is not None]
             problems += [f"{name} needs a model to start from: set init.source" for name in needing]
-        problems += self._unused_with_chat()
+        problems += self._unused_with_chat() + self._drawn_positions_fit()
         if (
             self.chat is None
             and self.data.tokenizer == "bytes"
@@ -239,6 +244,24 @@ class TrainConfig(Config):
         given = [f"data.{n}" for n in fields.keys() - _CHAT_DATA if getattr(self.data, n) != fields[n].default]
         if given:
             problems += [f"{name} does not apply to conversations; leave it out" for name in sorted(given)]
+        return problems
+
+    def _drawn_positions_fit(self) -> list[str]:
+        """Why `data.positions` cannot be drawn for these windows, or what of it would be ignored."""
+        draw, chunks, problems = self.data.positions, self.data.pose_chunks, list[str]()
+        if chunks != DataConfig.model_fields["pose_chunks"].default and draw != "pose":
+            problems.append(
+                f"data.pose_chunks={chunks} has no effect without data.positions=pose; set that, or leave it out"
+            )
+        if draw is None:
+            return problems
+        if self.seq_len >= self.model.max_seq_len:
+            problems.append(
+                f"data.positions={draw} draws positions below model.max_seq_len={self.model.max_seq_len}, and windows of "
+                f"{self.seq_len} tokens fill all of them; lower data.seq_len or raise model.max_seq_len"
+            )
+        if draw == "pose" and chunks > self.seq_len:
+            problems.append(f"data.pose_chunks={chunks} cannot divide windows of {self.seq_len} tokens; lower it")
         return problems
 
     @property

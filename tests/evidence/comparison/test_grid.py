@@ -180,8 +180,8 @@ def check_cells(result: Comparison) -> None:
     assert absolute.evaluation is not None
     assert [entry.loss is None for entry in absolute.evaluation.lengths] == [False, True]
     assert "out of range" in (absolute.reason or "")
-    assert losses(result, "rope", 64).keys() == {0}
-    assert losses(result, "absolute", 64) == {}
+    assert losses(result)["rope"][64].keys() == {0}
+    assert losses(result)["absolute"][64] == {}
     assert any("One seed: no intervals" in line for line in notes(result))
     assert any(line.startswith("absolute has no loss at 64: ") for line in notes(result))
     assert any(line == "raising, seed 0: failed: LookupError: no such row" for line in notes(result))

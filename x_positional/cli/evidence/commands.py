@@ -44,16 +44,20 @@ def extend(
     ] = None,
     targets: Annotated[int, typer.Option(min=1, help="Tokens scored at the end of each window.")] = 64,
     windows: Annotated[
-        int | None, typer.Option(min=1, help="Windows, at most. Default: 32, and fewer of very long ones.")
+        int | None,
+        typer.Option(min=1, help="Windows, at most. Default: 32, and fewer of long ones: 8 of 16,384 tokens."),
     ] = None,
     position_windows: Annotated[int, typer.Option(min=0, help="Windows of the loss by position; 0 leaves it out.")] = 1,
     finetune_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Fine-tune the best method at the target length on this many tokens.")
+        int | None, typer.Option(min=1, help="Fine-tune the best method for the target length on this many tokens.")
     ] = None,
     finetune_data: Annotated[
         Path | None, typer.Option(help="Text to fine-tune on. Default: the training split of the run or embedded text.")
     ] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Fine-tune LoRA adapters, merged at the end.")] = False,
+    pose: Annotated[
+        bool, typer.Option("--pose", help="Fine-tune windows of the trained length, at positions up to the target.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder to write the extended model to.")] = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="Folder of the record and of fine-tuning.", show_default="runs/extend/...")
@@ -79,6 +83,7 @@ def extend(
         finetune_tokens=finetune_tokens,
         finetune_data=finetune_data,
         lora=lora,
+        pose=pose,
         out=out,
         run_dir=run_dir,
         device=device,

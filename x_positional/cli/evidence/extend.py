@@ -36,6 +36,8 @@ from x_positional.training.config import DataConfig
 from x_positional.training.finetune.base import weights_fingerprint
 
 RECORD, PAGE = "extension.json", "extension.html"
+TOKENS = 1 << 17
+"""Tokens that a method reads at the target length by default: every method reads them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class ExtendOptions:
     targets: int = 64
     """Tokens scored at the end of each window."""
     windows: int | None = None
-    """None is 32, and fewer of very long ones."""
+    """None is 32, and fewer of long ones."""
     position_windows: int = 1
     """Windows of the loss by position; 0 leaves it out."""
     finetune_tokens: int | None = None
@@ -68,6 +70,8 @@ class ExtendOptions:
     """Text to fine-tune on. None is the training split of the run, or of the embedded text."""
     lora: bool = False
     """Fine-tune adapters in place of all parameters."""
+    pose: bool = False
+    """Fine-tune on windows of the trained length, at positions up to the target."""
     out: Path | None = None
     """Folder to write the extended model to."""
     run_dir: Path | None = None
@@ -176,7 +180,7 @@ def _settings(options: ExtendOptions, to: Stretch, start_token: int | None) -> E
         while length < to.target:
             lengths.add(length)
             length *= 2
-    windows = options.windows or windows_for(tuple(lengths))
+    windows = options.windows or windows_for(tuple(lengths), tokens=TOKENS)
     return EvalSettings(
         LengthSettings(tuple(lengths), options.targets, windows, None, start_token),
         position_windows=options.position_windows,
@@ -188,8 +192,9 @@ def _check_out(options: ExtendOptions) -> None:
     out = options.out
     if out is not None and (contains_model(out) or out.is_file()):
         raise UserError(f"--out {out} already contains a model; choose another folder or remove it")
-    for name, given in (("--lora", options.lora), ("--finetune-data", options.finetune_data is not None)):
-        if given and options.finetune_tokens is None:
+    given = {"--lora": options.lora, "--pose": options.pose, "--finetune-data": options.finetune_data is not None}
+    for name, wanted in given.items():
+        if wanted and options.finetune_tokens is None:
             raise UserError(f"{name} has no effect without --finetune-tokens")
 
 
@@ -299,16 +304,18 @@ def _finetuned(
     """The fine-tuned model and its attempt, or the one before where that is better; None where it was interrupted."""
     options, measuring, subject = session.options, session.measuring, session.subject
     tokens = options.finetune_tokens or 0
-    kind = f"{tokens}-lora" if options.lora else f"{tokens}"
+    kind = "-".join([str(tokens), *(["lora"] if options.lora else []), *(["pose"] if options.pose else [])])
     run = session.folder / f"tuned-{winner.label.replace(' ', '-')}-{kind}"
-    tuning = Tuning(tokens, measuring.to.target, _finetune_data(session, run), options.lora, options.device)
+    target, data = measuring.to.target, _finetune_data(session, run)
+    window = measuring.to.trained if options.pose else target
+    tuning = Tuning(tokens, target, window, data, options.lora, options.device)
     if subject.data is None:
         _write_start_tokenizer(session, run.with_name(START))
     print_lines(session.console, f"fine-tuning {winner.label} on {tuning.trained:,} tokens in {run}")
     found = tuned(model, tuning, run, session.console)
     if found is None:
         return None, winner
-    label = f"{winner.label}, fine-tuned"
+    label = f"{winner.label}, fine-tuned{' (PoSE)' if options.pose else ''}"
     settings = {"label": label, "settings": winner.settings, "tuned_tokens": tuning.trained}
     attempt = judged(
         Attempt(**settings, evaluation=measuring.evaluate(found, label)), session.attempts[0], measuring.to

@@ -29,10 +29,9 @@ from x_positional.training.checkpoints.state import load_model
 from x_positional.training.config import TrainConfig
 from x_positional.training.cpu import resolve_device
 from x_positional.training.data.corpus import Corpus
-from x_positional.training.data.windows import Windows
 from x_positional.training.loop.engine import Engine, precision
 from x_positional.training.loop.log import LOG, read_curve
-from x_positional.training.loop.train import train
+from x_positional.training.loop.train import train, training_windows
 
 DECODED, PROMPT = 64, 8
 """Tokens that are sampled to measure decoding, and those of the prompt."""
@@ -195,9 +194,7 @@ def _engine(config: TrainConfig, corpus: Any) -> Engine:
     """A new model that is ready to train."""
     torch.manual_seed(config.run.seed)
     net = build_model(config.model)
-    return Engine(
-        net, AutoregressiveWrapper(net), Windows(corpus.train.tokens, config.seq_len, config.run.seed), config
-    )
+    return Engine(net, AutoregressiveWrapper(net), training_windows(config, corpus), config)
 
 
 def _loaded(config: TrainConfig, path: Path) -> TransformerWrapper:

@@ -39,7 +39,7 @@ from x_positional.evidence.comparison.plan import (
     run_settings,
 )
 from x_positional.evidence.comparison.results import Cell, Comparison
-from x_positional.progress import print_lines
+from x_positional.progress import LINE_SECONDS, print_lines, time_left
 from x_positional.training.loop.log import LOG
 
 ATTEMPTS = 2
@@ -50,7 +50,6 @@ CALIBRATION = 0.03, 2.0, 60.0
 """Share of the budget that calibration may take, and its least and most seconds."""
 SHARE_OF_TRAINING = 0.85
 """What training counts of a cell, for the progress."""
-LINE_SECONDS = 30.0
 Key = tuple[str, int]
 
 
@@ -402,7 +401,7 @@ class Meter:
         if done <= 0 or left <= 0:
             return ""
         seconds = (time.monotonic() - self._began) * left / done
-        return f"{before}about {seconds:.0f} s left" if seconds < 90 else f"{before}about {seconds / 60:.1f} min left"
+        return before + time_left(seconds)
 
     def _done_weight(self) -> float:
         finished = sum(self._weights[key] for key in self._cells)

@@ -45,11 +45,11 @@ def unit(comparison: Comparison) -> str:
     return unit_of(of_comparison(comparison)).name
 
 
-def losses(comparison: Comparison, label: str, length: int) -> dict[int, float]:
-    """The loss of a scheme at a length by seed, in the unit of the comparison; empty for a scheme that it lacks."""
+def losses(comparison: Comparison) -> dict[str, dict[int, dict[int, float]]]:
+    """Every loss by scheme, length and seed, in the unit of the comparison."""
     series = of_comparison(comparison)
-    found = next((one for one in series if one.label == label), None)
-    return {} if found is None else found.losses(length, unit_of(series))
+    shown = unit_of(series)
+    return {one.label: {length: one.losses(length, shown) for length in comparison.lengths} for one in series}
 
 
 def by_length(comparison: Comparison) -> list[AtLength]:

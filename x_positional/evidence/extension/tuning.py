@@ -1,4 +1,4 @@
-"""Fine-tuning at the target length, with the training loop that `x-positional train` uses."""
+"""Fine-tuning for the target length, with the training loop that `x-positional train` uses."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,9 @@ class Tuning:
     tokens: int
     """Tokens to train on; whole steps, at least one."""
     target: int
-    """Tokens in a training window."""
+    """The length to train for."""
+    window: int
+    """Tokens in a training window: the target, or fewer, whose positions are drawn up to the target (PoSE)."""
     data: DataConfig
     """The text."""
     lora: bool = False
@@ -42,17 +44,17 @@ class Tuning:
     @property
     def batch(self) -> int:
         """Windows in a step."""
-        return max(1, TOKENS_PER_STEP // self.target)
+        return max(1, TOKENS_PER_STEP // self.window)
 
     @property
     def steps(self) -> int:
         """Optimizer steps."""
-        return max(1, round(self.tokens / (self.batch * self.target)))
+        return max(1, round(self.tokens / (self.batch * self.window)))
 
     @property
     def trained(self) -> int:
         """The tokens of these steps."""
-        return self.steps * self.batch * self.target
+        return self.steps * self.batch * self.window
 
     def config(self, model: ModelConfig, folder: Path) -> TrainConfig:
         """The run in `folder`, which starts from its neighbour `start`. Raises UserError with every problem."""
@@ -66,10 +68,12 @@ class Tuning:
             "save_every": min(50, self.steps),
             "log_every": 1,
         }
+        text = self.data.model_dump(exclude_unset=True, exclude={"positions", "pose_chunks"})
+        positions = {"positions": "pose"} if self.window < self.target else {}
         raw: dict[str, Any] = {
             "model": plain(model),
             "init": {"source": str(folder.with_name(START))},
-            "data": {**self.data.model_dump(exclude_unset=True), "seq_len": self.target},
+            "data": {**text, **positions, "seq_len": self.window},
             "optimizer": optimizer,
             "run": run,
             **({"lora": {}} if self.lora else {}),
@@ -89,7 +93,7 @@ def tuned(model: TransformerWrapper, tuning: Tuning, folder: Path, console: Cons
     Raises:
         UserError: The data do not suffice, or the run cannot be written or continued.
     """
-    # dynamic NTK keeps the trained length as the model's; training windows have the target length
+    # dynamic NTK keeps the trained length as the model's; positions reach the target length
     longer = model.config.model_copy(update={"max_seq_len": max(model.config.max_seq_len, tuning.target)})
     with_config(model, longer).save_pretrained(folder.with_name(START), format="native")
     earlier = checkpoint_folders(folder / "checkpoints")

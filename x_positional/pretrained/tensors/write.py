@@ -53,9 +53,20 @@ def write_folder(
 
 def _save(shard: Mapping[str, Tensor], path: Path, folder: Path) -> None:
     try:
-        save_file(dict(shard), path, metadata={"format": "pt"})
+        save_tensors(shard, path)
     except SafetensorError as error:  # a full disk, or no permission
         raise PretrainedError(f"{folder} cannot be written:", [f"{error}. The folder is unchanged."]) from error
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, **metadata: str) -> None:
+    """Write a safetensors file that may be read by whoever may read other new files: safetensors alone leaves it to its owner.
+
+    Raises SafetensorError and OSError where it cannot be written.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt", **metadata})
+    path.chmod(mode)
 
 
 def split(tensors: Mapping[str, Tensor], max_shard: int) -> list[dict[str, Tensor]]:

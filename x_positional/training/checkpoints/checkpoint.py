@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from x_positional.errors import DamagedCheckpoint, UserError
@@ -42,6 +42,7 @@ from x_positional.pretrained.integrity import (
     write_record,
 )
 from x_positional.pretrained.tensors.shards import Shards
+from x_positional.pretrained.tensors.write import save_tensors
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,8 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_file(dict(model), temporary / MODEL, metadata={"format": "pt", "x_positional": "1"})
-        save_file(dict(optimizer), temporary / OPTIMIZER, metadata={"format": "pt"})
+        save_tensors(model, temporary / MODEL, x_positional="1")
+        save_tensors(optimizer, temporary / OPTIMIZER)
         complete(temporary, final, {"step": step, **trainer}, config_text, write_tokenizer)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs its space

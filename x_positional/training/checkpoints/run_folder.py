@@ -177,6 +177,10 @@ class RunFolder:
         precisions = self._config.run.precision, saved.run.precision
         if precisions.count("fp64") == 1:
             problems.append(f"precision is {precisions[0]}; the checkpoint has {precisions[1]}")
+        for name in ("positions", "pose_chunks"):
+            before, now = (getattr(config.data, name) for config in (saved, self._config))
+            if before != now:
+                problems.append(f"data.{name} is {now}; the checkpoint has {before}")
         if saved.lora != self._config.lora:
             problems.append(f"the lora section differs from that of {checkpoint.path / CONFIG}")
         if saved.model != self._config.model:

@@ -3,7 +3,7 @@
 import os
 import time
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from x_positional.training.checkpoints.run_folder import RunFolder, refuse_to_ov
 from x_positional.training.config import TrainConfig
 from x_positional.training.cpu import bf16_warning, denormals_flushed, resolve_device
 from x_positional.training.data.corpus import Corpus, load_corpus
+from x_positional.training.data.positions import PositionedWindows
 from x_positional.training.data.windows import Windows
 from x_positional.training.evaluate import EvalRows, EvalWindows, Score, eval_rows, eval_windows
 from x_positional.training.finetune.base import base_source, initial_model
@@ -64,7 +65,15 @@ class TrainResult:
 def training_report(config: TrainConfig) -> Report:
     """The validator's report for training this model on this device."""
     device = resolve_device(config.run.device)
-    return check(config.model, device=device, train=True, dtype="float64" if config.run.precision == "fp64" else None)
+    report = check(config.model, device=device, train=True, dtype="float64" if config.run.precision == "fp64" else None)
+    draw, able = config.data.positions, report.capabilities
+    if draw is None or able is None or able.uses_positions:
+        return report
+    problem = (
+        f"data.positions={draw}: position={report.position} takes no positions from outside. Leave data.positions out, or use "
+        "rope, alibi, t5, dynamic, absolute."
+    )
+    return replace(report, errors=[*report.errors, problem])
 
 
 def check_trainable(config: TrainConfig) -> Report:
@@ -170,11 +179,14 @@ def refuse_other_tokens(config: TrainConfig) -> None:
         )
 
 
-def training_windows(config: TrainConfig, corpus: Corpus | Conversations) -> Windows | PackedRows:
+def training_windows(config: TrainConfig, corpus: Corpus | Conversations) -> Windows | PositionedWindows | PackedRows:
     """What each step takes its batch from."""
     if isinstance(corpus, Conversations):
         return corpus.train
-    return Windows(corpus.train.tokens, config.seq_len, config.run.seed)
+    windows, draw = Windows(corpus.train.tokens, config.seq_len, config.run.seed), config.data.positions
+    if draw is None:
+        return windows
+    return PositionedWindows(windows, draw, config.model.max_seq_len, config.run.seed, config.data.pose_chunks)
 
 
 def scored(config: TrainConfig, corpus: Corpus | Conversations) -> EvalWindows | EvalRows:
@@ -250,7 +262,7 @@ def describe_run(config: TrainConfig, engine: Engine, report: Report) -> str:
         f"position {position} | backend {report.backend} ({report.reason}) | {dtype[engine.precision]} on "
         f"{engine.device.type}{processes} | {parameters:,} parameters{'' if config.lora is None else f', {trained:,} trained'} | "
         f"trained length {config.seq_len}"
-        f"{_loss_words(config)}"
+        f"{_position_words(config)}{_loss_words(config)}"
     )
 
 
@@ -258,6 +270,12 @@ def parameter_counts(net: nn.Module) -> tuple[int, int]:
     """All parameters, and those that are trained."""
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in net.parameters()]
     return sum(count for count, _ in counts), sum(count for count, trained in counts if trained)
+
+
+def _position_words(config: TrainConfig) -> str:
+    """How positions are drawn, if they are."""
+    draw = config.data.positions
+    return "" if draw is None else f" at positions below {config.model.max_seq_len:,} ({draw})"
 
 
 def _loss_words(config: TrainConfig) -> str:
@@ -280,7 +298,7 @@ def plot_title(config: TrainConfig, engine: Engine) -> str:
     return f"position {position}, {parameters:,} parameters, trained length {config.seq_len}{words and ',' + words}"
 
 
-def describe_data(corpus: Corpus | Conversations, windows: Windows | PackedRows) -> str:
+def describe_data(corpus: Corpus | Conversations, windows: Windows | PositionedWindows | PackedRows) -> str:
     """One line: source and number of tokens."""
     if isinstance(corpus, Conversations):
         return corpus.describe()
