@@ -196,7 +196,9 @@ def parameters(function: Any) -> list[Parameter]:
 
 def render_commands() -> str:
     """The page of the command line."""
-    verbs = {verb.name or verb.callback.__name__: verb for verb in app.registered_commands if verb.callback}
+    apps = [app, *(group.typer_instance for group in app.registered_groups if group.typer_instance)]
+    commands = [verb for one in apps for verb in one.registered_commands if verb.callback]
+    verbs = {verb.name or verb.callback.__name__: verb for verb in commands if verb.callback}
     lines = [COMMANDS, "| verb | what it does |", "|---|---|"]
     lines += [f"| [`{name}`](#{name}) | {cell(first_sentence(verb.callback))} |" for name, verb in verbs.items()]
     lines.append("")

@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from benchmarks.evidence.store import read
 from tests.support.doc_pages import ROOT, generator
+from x_positional.cli.app import app
 from x_positional.schemes.registry import REGISTRY
 
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -79,6 +81,11 @@ def test_evidence_page_is_up_to_date() -> None:
 
 def test_performance_page_is_up_to_date() -> None:
     assert (ROOT / "docs" / "performance.md").read_text() == generator("performance").render(), "run make docs"
+
+
+def test_the_reference_has_every_verb_of_the_command_line() -> None:
+    page = (ROOT / "docs" / "reference" / "command-line.md").read_text()
+    assert re.findall(r"^## (.+)$", page, re.MULTILINE) == list(get_command(app).commands)  # type: ignore[attr-defined]
 
 
 def test_reference_pages_are_up_to_date() -> None:
