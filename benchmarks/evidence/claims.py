@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from benchmarks.evidence.store import Evidence
 from benchmarks.evidence.verdicts import Claim, Part, Side
 from x_positional.evidence.comparison.statistics import Interval, paired_interval, t_interval
+from x_positional.evidence.comparison.summary import losses
 from x_positional.evidence.evaluation.results import Evaluation
 from x_positional.evidence.extension.results import Attempt, Extension
 
@@ -182,6 +183,23 @@ def _yarn(evidence: Evidence) -> list[Part]:
     ]
 
 
+def drawn(evidence: Evidence, one: str, other: str, label: str, multiple: int) -> Part:
+    """The loss of a scheme under one way to draw positions minus that under another, paired by seed.
+
+    Args:
+        multiple: Of the trained length, where the loss is taken.
+    """
+    comparisons = [evidence.positions.get(name) for name in (one, other)]
+    statistic = f"loss of {label} with positions {one} minus {other}"
+    if comparisons[0] is None or comparisons[1] is None:
+        return Part(statistic, None, "above", reason="not measured")
+    length = multiple * comparisons[0].trained_length
+    statistic += f", at {length:,}"
+    first, second = (losses(comparison).get(label, {}).get(length, {}) for comparison in comparisons if comparison)
+    apart = {seed: first[seed] - second[seed] for seed in first.keys() & second.keys()}
+    return _part(statistic, over_seeds(apart), "above")
+
+
 def first_tokens(evidence: Evidence) -> list[Part]:
     """How much a sliding window loses without the first tokens, see `sinks.py`."""
     window, kept = (evidence.sinks.get(name) for name in ("window", "window-and-first"))
@@ -286,6 +304,16 @@ CLAIMS = (
         note="The paper has no table of this: tables 1 and 2 are of fine-tuned models, among which linear interpolation is "
         "level with YaRN inside the extended window (perplexity 3.34 and 3.35 at 8,192) and NTK behind (3.59). SmolLM2-135M "
         "in place of Llama 2. Intervals are over windows of text: there is one checkpoint.",
+    ),
+    Claim(
+        "PoSE: short windows teach long positions",
+        "Zhu et al. 2024, arXiv:2309.10400, table 5",
+        "A model with RoPE that was trained in short windows with skipped positions does not collapse past them, and its loss "
+        "inside is below that of one trained at random positions.",
+        lambda evidence: [drawn(evidence, "counted", "pose", "rope", 4), drawn(evidence, "random", "pose", "rope", 1)],
+        note="Trained from scratch at 256 bytes for 1,024; the paper fine-tunes Llama with interpolated positions from 2,048 to "
+        "16,384 tokens (perplexity on Proof-pile at 16,384: 2.60, more than 1,000 without; at 2,048: 2.95, and 7.26 at random "
+        "positions).",
     ),
     Claim(
         "Window attention fails without the first tokens",

@@ -16,7 +16,8 @@ from x_positional.evidence.extension.results import Extension
 Kept = TypeVar("Kept", bound=Record)
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "evidence"
-PROBES, SINKS, COST, REPEATED = "probes", "sinks", "cost.json", "repeated.json"
+PROBES, SINKS, POSITIONS = "probes", "sinks", "positions"
+COST, REPEATED = "cost.json", "repeated.json"
 EXTENSION, REFERENCE = "extend-smollm2-135m.json", "extend-smollm2-135m-transformers.json"
 
 
@@ -78,6 +79,8 @@ class Evidence:
 
     cost: Cost | None = None
     repeated: Repeated | None = None
+    positions: Mapping[str, Comparison] = field(default_factory=dict)
+    """Schemes trained at drawn positions, see `drawn.py`."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -121,6 +124,7 @@ def read(folder: Path = FOLDER) -> Evidence | None:
     comparison = comparison_of(plan, finished_cells(folder, plan.grid))
     probes = tuple(Probe.load(path) for path in sorted((folder / PROBES).glob("*.json")))
     sinks = {path.stem: Evaluation.load(path) for path in sorted((folder / SINKS).glob("*.json"))}
+    positions = {path.stem: Comparison.load(path) for path in sorted((folder / POSITIONS).glob("*.json"))}
     return Evidence(
         comparison,
         probes,
@@ -129,6 +133,7 @@ def read(folder: Path = FOLDER) -> Evidence | None:
         sinks,
         _optional(Cost, folder / COST),
         _optional(Repeated, folder / REPEATED),
+        positions,
     )
 
 

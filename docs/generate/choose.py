@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.evidence import examples
-from benchmarks.evidence.claims import FLAT, LEARNED, first_tokens, gap, over_seeds, rise, window_gap
+from benchmarks.evidence.claims import FLAT, LEARNED, drawn, first_tokens, gap, over_seeds, rise, window_gap
 from benchmarks.evidence.pages import decoding, interval, ranked
 from benchmarks.evidence.store import Evidence, read
 from benchmarks.evidence.verdicts import Part, decide
 from x_positional.evidence.comparison.statistics import t_interval
+from x_positional.evidence.comparison.summary import losses
 
 PAGE = Path(__file__).parents[1] / "choose.md"
 
@@ -144,6 +145,21 @@ def _stretched(evidence: Evidence) -> list[Part]:
     return [window_gap(extension, "none", "yarn", target)]
 
 
+def _short_windows(evidence: Evidence) -> list[Part]:
+    return [drawn(evidence, "counted", "pose", "rope", 4)]
+
+
+def _short_windows_shown(evidence: Evidence) -> str:
+    words = []
+    for label, way in (("rope", "pose"), ("rope", "counted"), ("alibi", "counted"), ("t5", "counted")):
+        comparison = evidence.positions.get(way)
+        found = {} if comparison is None else losses(comparison).get(label, {})
+        at = max(found, default=0)
+        if found.get(at):
+            words.append(f"`{label}` at {way} positions {interval(t_interval(list(found[at].values())))}")
+    return f"Losses at four times the window: {', '.join(words)}." if words else ""
+
+
 def _retrieval(evidence: Evidence) -> list[Part]:
     return [accuracy(evidence, "copy", "rope")]
 
@@ -217,6 +233,15 @@ LINES = (
         _extrapolates,
         _extrapolates_shown,
         more=(("alibi", "schemes/alibi.md"), ("kerple", "schemes/kerple.md")),
+    ),
+    Line(
+        "The final length is known, but too costly to train at",
+        "`rope`, trained with `data.positions: pose`",
+        "Windows stay short, and their positions are drawn up to the final length (PoSE: Zhu et al. 2024, arXiv:2309.10400). This "
+        "teaches the positions of long texts, not what is in them: where you can, train at the full length in the end.",
+        _short_windows,
+        _short_windows_shown,
+        more=(("Short windows, long positions", "training.md#short-windows-long-positions"),),
     ),
     Line(
         "A published model past its window",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.evidence.claims import FLAT, LEARNED
 from benchmarks.evidence.curves import draw
+from benchmarks.evidence.drawn import table as drawn_table
 from benchmarks.evidence.grid import CONFIG, TARGETS, WINDOWS
 from benchmarks.evidence.pages import (
     commands,
@@ -78,6 +79,12 @@ Small models are trained on inputs of 1 to {longest} symbols ({steps:,} steps of
 one_symbol, whose symbols are all the same) or twice (repeat), see `x_positional/evidence/evaluation/tasks.py`. The tables have the
 share of answer tokens that are right, each given the right ones before it, by input length; for one_symbol, the share of answers
 without a wrong token.
+"""
+POSITIONS = """## Short windows, long positions
+
+Four schemes trained in windows of {trained} bytes with `model.max_seq_len` {limit:,}, at [drawn
+positions](training.md#short-windows-long-positions) and at counted ones, in bits per byte: the final 64 bytes of 32 windows, three
+seeds (`benchmarks/evidence/drawn.py` has the command).
 """
 EXTENDED = """## Longer contexts on a published checkpoint
 
@@ -159,6 +166,11 @@ def _tables(evidence: Evidence, found: Sequence[Verdict]) -> Iterator[str]:
         yield from repeated_table(evidence)
     yield "\n" + TASKS.format(longest=DEFAULT.longest, steps=DEFAULT.steps, batch=DEFAULT.batch)
     yield from probed(evidence)
+    if evidence.positions:
+        drawn = next(iter(evidence.positions.values()))
+        limit = drawn.config["model"]["max_seq_len"]
+        yield "\n" + _filled(POSITIONS.format(trained=drawn.trained_length, limit=limit))
+        yield from drawn_table(evidence)
     extension = evidence.extension
     if extension is not None:
         sizes: dict[str, object] = {"trained": extension.trained_length, "target": extension.target}

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from benchmarks.evidence.claims import CLAIMS
+from benchmarks.evidence.drawn import table as drawn_table
 from benchmarks.evidence.grid import EXACT
 from benchmarks.evidence.pages import leaderboard, missing, ranked, rankings, stability, verdict_table
 from benchmarks.evidence.published import extended, in_float32, streamed
 from benchmarks.evidence.reference import TYPES, _loss, _scaled
+from benchmarks.evidence.repeated import of_folder
+from benchmarks.evidence.repeated import table as repeated_table
 from benchmarks.evidence.store import Evidence, Probe, Reference
 from benchmarks.evidence.verdicts import Part, Side, Verdict, decide
 from x_positional.evidence.comparison.results import Cell, Comparison, Entry
@@ -141,6 +144,19 @@ def test_the_claim_on_first_tokens(window: float, kept: float | None, word: str)
     assert verdict("Window", evidence({"rope": FLAT})) == "not measured"
 
 
+@pytest.mark.parametrize(
+    ("pose", "word"),
+    [((2.0, 2.1), "reproduced"), ((2.0, 4.5), "contradicted"), ((3.0, 2.1), "contradicted"), (None, "not measured")],
+)
+def test_the_claim_on_drawn_positions(pose: tuple[float, float] | None, word: str):
+    ways = {"counted": (2.0, 4.0), "random": (2.5, 2.6), **({} if pose is None else {"pose": pose})}
+    found = {name: evidence({"rope": (near, 3.0, far)}).comparison for name, (near, far) in ways.items()}
+    assert verdict("PoSE", replace(evidence({"rope": FLAT}), positions=found)) == word
+    rows = list(drawn_table(replace(evidence({"rope": FLAT}), positions=found)))
+    assert len(rows) == 2 + len(ways)
+    assert rows[2].startswith("| rope | counted from 0 | 2.0")
+
+
 def on_tasks(scores: Mapping[str, Sequence[float]], task: str = "copy") -> Evidence:
     """Accuracies at the trained length and at twice that."""
     probes = [
@@ -233,6 +249,19 @@ def test_the_stability_is_the_rank_correlation_of_two_seeds():
     assert all(found is not None and found.value < 1.0 for found in mixed.values())
     assert len(stability(evidence(losses))) == 2 + len(LENGTHS)
     assert rankings(evidence({"a": FLAT}), 512)[0, 1] is None
+
+
+def test_one_seed_again_on_another_machine():
+    here = evidence({"a": (1.0, 2.0, 3.0), "b": (2.0, 3.0, 4.0), "c": (3.0, 4.0, 5.0)}, spread=0.0)
+    there = of_folder(
+        evidence({"a": (1.1, 2.0, 5.5), "b": (2.1, 3.2, 4.5), "c": (3.1, 4.0, 3.5)}, spread=0.0, seeds=(0,))
+    )
+    assert (there.seed, there.seconds.keys()) == (0, {"a", "b", "c"})
+    assert list(repeated_table(replace(here, repeated=there)))[2:] == [
+        "| 256 | 0.100 | 0.000 | 1.000 |",
+        "| 512 | 0.067 | 0.000 | 1.000 |",
+        "| 1,024 | 1.500 | 0.000 | -1.000 |",
+    ]
 
 
 def test_the_table_of_longer_contexts_beside_transformers():
