@@ -57,7 +57,7 @@ lint: $(VENV)/.dev ## ruff, formatting and spelling of everything
 	@$(PY) -m ruff format --check .
 	@$(PY) -m codespell_lib
 
-types: $(VENV)/.dev ## pyright on the package and the tests' support
+types: $(VENV)/.dev ## pyright on the package, the benchmarks and the tests' support
 	@$(PY) -m pyright --pythonpath $(PY)
 
 format: $(VENV)/.dev ## let ruff fix and format everything

@@ -7,6 +7,7 @@ python -m benchmarks.evidence.cost
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -14,8 +15,10 @@ from torch.nn.utils import clip_grad_norm_
 from benchmarks.evidence.grid import CONFIG, entries
 from benchmarks.evidence.store import COST, FOLDER, ROOT, Cost
 from x_positional.evidence.comparison.plan import config_of_cell
+from x_positional.evidence.comparison.results import Entry
 from x_positional.models.autoregressive import AutoregressiveWrapper
 from x_positional.models.language import TransformerWrapper
+from x_positional.training.config import TrainConfig
 from x_positional.training.load import load_fields
 
 ROUNDS, WARM_UP = 15, 2
@@ -29,14 +32,12 @@ def main() -> int:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     fields = load_fields(ROOT / CONFIG, {})
+    configs = {entry.label: _config(fields, entry) for entry in entries()}
     models = {}
-    for entry in entries():
-        config, problems = config_of_cell(fields, entry, {"trackers": []})
-        if config is None:
-            raise ValueError("; ".join(problems))
+    for label, config in configs.items():
         model = AutoregressiveWrapper(TransformerWrapper.from_config(config.model))
-        models[entry.label] = model, torch.optim.AdamW(model.parameters(), fused=True)
-        size = config.run.batch_size, config.seq_len + 1
+        models[label] = model, torch.optim.AdamW(model.parameters(), fused=True)
+    [size] = {(config.run.batch_size, config.seq_len + 1) for config in configs.values()}
     tokens = torch.randint(0, 256, size)
     steps = _interleaved(models, lambda trained: _step(trained, tokens))
     decoded = _interleaved(models, lambda trained: _decoding(trained, tokens[0, :PROMPT]))
@@ -44,6 +45,14 @@ def main() -> int:
         FOLDER / COST
     )
     return 0
+
+
+def _config(fields: Mapping[str, Any], entry: Entry) -> TrainConfig:
+    """The run of a scheme. Raises ValueError with every problem."""
+    config, problems = config_of_cell(fields, entry, {"trackers": []})
+    if config is None:
+        raise ValueError("; ".join(problems))
+    return config
 
 
 def _interleaved(models: Mapping[str, Trained], measure: Callable[[Trained], float]) -> dict[str, tuple[float, ...]]:

@@ -11,7 +11,7 @@ from benchmarks.evidence.store import FOLDER, ROOT
 from x_positional.evidence.evaluation.results import Record
 
 PATH = FOLDER / "examples.json"
-SIZES = ("20 × 20", "24 × 24", "16 × 28")
+SIZES: tuple[str, ...] = ("20 × 20", "24 × 24", "16 × 28")
 """Pixels of the images of `examples/vit_digits.py`, the trained size first."""
 
 

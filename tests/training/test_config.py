@@ -14,6 +14,8 @@ from x_positional.training.load import load_config, load_model, parse_config
 
 NAMES = sorted(set(REGISTRY) - {"custom"})
 
+ALL_NAMES = "x-positional train CONFIG --print-config shows all names"
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
@@ -75,7 +77,7 @@ def test_an_unknown_override_answers_with_the_nearest_name(file: Path, written: 
 
 
 def test_an_unknown_override_that_is_like_nothing_says_where_the_names_are(file: Path):
-    with pytest.raises(UserError, match="zzz is unknown; --print-config shows all names"):
+    with pytest.raises(UserError, match=f"zzz is unknown; {ALL_NAMES}"):
         load_config(file, {"zzz": 3})
 
 
@@ -175,9 +177,13 @@ def test_a_model_is_read_from_a_run_or_a_model_file(tmp_path: Path, file: Path):
     for path in (file, bare):
         assert load_model(path, {}) == (fields, [])
         assert load_model(path, {"model.depth": 3})[0]["layers"]["depth"] == 3
-        assert load_model(path, {"zzz": 3})[1] == ["zzz is unknown; --print-config shows all names."]
+        assert load_model(path, {"zzz": 3})[1] == [
+            "zzz is unknown; x-positional train CONFIG --print-config shows all names."
+        ]
     assert load_model(file, {"run.steps": 3})[1] == []
-    assert load_model(bare, {"run.steps": 3})[1] == ["run.steps is unknown; --print-config shows all names."]
+    assert load_model(bare, {"run.steps": 3})[1] == [
+        "run.steps is unknown; x-positional train CONFIG --print-config shows all names."
+    ]
     fields["layers"]["kind"] = "encoder"  # cannot be trained here, and can be checked
     raw = {"model": fields, "runn": {}, "run": {"steps": 0, "step": 3}}
     file.write_text(yaml.safe_dump(raw))

@@ -57,7 +57,9 @@ def hint(schema: type[BaseModel], written: Path) -> str:
     if _below_a_leaf(known, written):
         known = [(*written[:-1], name) for config in REGISTRY.values() for name in config.model_fields]
     best = max(known, key=lambda path: _likeness(written, path))
-    return f"did you mean {'.'.join(best)}?" if _likeness(written, best) >= CLOSE else "--print-config shows all names."
+    if _likeness(written, best) >= CLOSE:
+        return f"did you mean {'.'.join(best)}?"
+    return "x-positional train CONFIG --print-config shows all names."
 
 
 def place(raw: dict[str, Any], path: Path, value: Any) -> list[str]:
