@@ -35,6 +35,22 @@ def extended(evidence: Evidence) -> Iterator[str]:
         yield f"| {attempt.label} | {' | '.join(losses)} | {cost} | {_apart(evidence, attempt, lengths)} |"
 
 
+def in_float32_with_first_tokens(evidence: Evidence) -> Iterator[str]:
+    """A row a method, without transformers, which has no `keep_first`."""
+    found = evidence.streaming
+    if found is None:
+        return
+    lengths = (found.trained_length, found.target)
+    yield (
+        f"\n`keep_first`, a window of the trained length with the first tokens, in float32 on {windows_text(found)}, "
+        "beside two rows of the table above:\n"
+    )
+    yield f"| method | {' | '.join(f'{length:,}' for length in lengths)} |"
+    yield "|---|---:|---:|"
+    for attempt in found.attempts:
+        yield f"| {attempt.label} | {' | '.join(_loss(attempt, length) for length in lengths)} |"
+
+
 def _loss(attempt: Attempt, length: int) -> str:
     found = at(attempt, length)
     return "–" if found is None else f"{found.loss:.3f}"

@@ -19,6 +19,7 @@ FOLDER = ROOT / "evidence"
 PROBES, SINKS, POSITIONS = "probes", "sinks", "positions"
 COST, REPEATED = "cost.json", "repeated.json"
 EXTENSION, REFERENCE = "extend-smollm2-135m.json", "extend-smollm2-135m-transformers.json"
+STREAMING = "extend-smollm2-135m-float32.json"
 
 
 class Probe(Record):
@@ -74,6 +75,8 @@ class Evidence:
     probes: tuple[Probe, ...] = ()
     extension: Extension | None = None
     reference: Reference | None = None
+    streaming: Extension | None = None
+    """The same checkpoint in float32, with `keep_first`."""
     sinks: Mapping[str, Evaluation] = field(default_factory=dict)
     """A published checkpoint with other windows, see `sinks.py`."""
 
@@ -127,13 +130,14 @@ def read(folder: Path = FOLDER) -> Evidence | None:
     positions = {path.stem: Comparison.load(path) for path in sorted((folder / POSITIONS).glob("*.json"))}
     return Evidence(
         comparison,
-        probes,
-        _optional(Extension, folder / EXTENSION),
-        _optional(Reference, folder / REFERENCE),
-        sinks,
-        _optional(Cost, folder / COST),
-        _optional(Repeated, folder / REPEATED),
-        positions,
+        probes=probes,
+        extension=_optional(Extension, folder / EXTENSION),
+        reference=_optional(Reference, folder / REFERENCE),
+        streaming=_optional(Extension, folder / STREAMING),
+        sinks=sinks,
+        cost=_optional(Cost, folder / COST),
+        repeated=_optional(Repeated, folder / REPEATED),
+        positions=positions,
     )
 
 

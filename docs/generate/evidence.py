@@ -24,7 +24,13 @@ from benchmarks.evidence.pages import (
     verdict_table,
     verdicts,
 )
-from benchmarks.evidence.published import extended, in_float32, streamed, windows_text
+from benchmarks.evidence.published import (
+    extended,
+    in_float32,
+    in_float32_with_first_tokens,
+    streamed,
+    windows_text,
+)
 from benchmarks.evidence.reference import WINDOWS as COMPARED
 from benchmarks.evidence.repeated import table as repeated_table
 from benchmarks.evidence.sinks import FIRST, WINDOW
@@ -178,6 +184,7 @@ def _tables(evidence: Evidence, found: Sequence[Verdict]) -> Iterator[str]:
         yield "\n" + _filled(EXTENDED.format(**sizes))
         yield from extended(evidence)
         yield from in_float32(evidence)
+        yield from in_float32_with_first_tokens(evidence)
     if evidence.sinks:
         yield "\n" + STREAMED.format(window=WINDOW)
         yield from streamed(evidence, WINDOW, FIRST)

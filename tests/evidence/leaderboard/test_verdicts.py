@@ -11,7 +11,7 @@ from benchmarks.evidence.claims import CLAIMS
 from benchmarks.evidence.drawn import table as drawn_table
 from benchmarks.evidence.grid import EXACT
 from benchmarks.evidence.pages import leaderboard, missing, ranked, rankings, stability, verdict_table
-from benchmarks.evidence.published import extended, in_float32, streamed
+from benchmarks.evidence.published import extended, in_float32, in_float32_with_first_tokens, streamed
 from benchmarks.evidence.reference import TYPES, _loss, _scaled
 from benchmarks.evidence.repeated import of_folder
 from benchmarks.evidence.repeated import table as repeated_table
@@ -276,6 +276,15 @@ def test_the_table_of_longer_contexts_beside_transformers():
     assert rows[3].startswith("| yarn x4 | 1.456 | 1.525 | +0.069 ± 0.000 |")
     assert rows[3].endswith("|  |")  # transformers was not measured with it
     assert list(extended(evidence(losses={"rope": FLAT}))) == ["Not measured yet."]
+
+
+def test_the_table_with_first_tokens():
+    measured = extension({"none": 2.0, "keep_first": 2.0}, {"none": 4.0, "keep_first": 2.5}).extension
+    rows = list(in_float32_with_first_tokens(replace(evidence({"rope": FLAT}), streaming=measured)))
+    assert [row.split(" | ")[0] for row in rows[3:]] == ["| none", "| keep_first"]
+    assert rows[4] == f"| keep_first | {2.0 * math.log(2):.3f} | {2.5 * math.log(2):.3f} |"
+    assert "in float32 on 4 windows of text" in rows[0]
+    assert not list(in_float32_with_first_tokens(evidence({"rope": FLAT})))
 
 
 def test_the_table_of_windows():
