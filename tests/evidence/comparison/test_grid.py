@@ -30,6 +30,7 @@ from x_positional.evidence.comparison.plan import (
     cell_file,
     config_of_cell,
     kept_pictures,
+    kept_plan,
     locked,
     pictures_file,
     run_settings,
@@ -376,6 +377,21 @@ def test_other_settings_in_the_same_folder_are_refused(fields: dict[str, Any], t
     names = [line.removeprefix("  - ").split(" is ")[0] for line in lines]
     assert names == ["config.optimizer.lr", "lengths", "schemes.alibi", "steps"]
     assert "lengths is [16, 32]; the folder has [16, 64]" in lines[1]
+
+
+def test_a_grid_that_began_before_a_key_existed_continues_at_its_default(fields: dict[str, Any], tmp_path: Path):
+    request, folder = ask(fields, "rope"), tmp_path / "grid"
+    earlier = {section: dict(values) if values else values for section, values in request.grid.config.items()}
+    del earlier["data"]["positions"], earlier["data"]["pose_chunks"], earlier["run"]["z_loss"]
+    grid = request.grid.model_copy(update={"config": earlier})
+    Plan(grid=grid, steps={"rope": STEPS}, step_seconds={}).save(folder / PLAN)
+    plan = kept_plan(folder, request.grid)
+    assert plan is not None
+    assert plan.grid == request.grid
+    fields["model"]["max_seq_len"] *= 2
+    fields["data"] = {**fields.get("data", {}), "seq_len": fields["model"]["max_seq_len"] // 2, "positions": "pose"}
+    with pytest.raises(UserError, match=r"config.data.positions is 'pose'; the folder has None"):
+        kept_plan(folder, ask(fields, "rope").grid)
 
 
 def test_with_steps_a_grid_may_grow(fields: dict[str, Any], tmp_path: Path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from x_positional.config.validate import Report
 from x_positional.errors import UserError, import_extra, listed, shown
@@ -19,7 +20,7 @@ from x_positional.evidence.evaluation.options import DEFAULT, parse_lengths
 from x_positional.evidence.evaluation.results import Record
 from x_positional.evidence.report.pictures import Pictures
 from x_positional.progress import Track, silent
-from x_positional.schemes.suggest import messages
+from x_positional.schemes.suggest import messages, section_at
 from x_positional.training.config import TrainConfig, flat
 from x_positional.training.data.corpus import Corpus
 from x_positional.training.finetune.dataset import Conversations
@@ -319,6 +320,7 @@ def kept_plan(folder: Path, grid: Grid) -> Plan | None:
         return None
     plan = Plan.load(file)
     before, now = _settings(plan.grid), _settings(grid)
+    before |= _added_since(before, now, grid.config)
     changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     if grid.steps is not None:
         changed = [name for name in changed if not (name.startswith("schemes.") and name not in before)]
@@ -329,7 +331,20 @@ def kept_plan(folder: Path, grid: Grid) -> Plan | None:
         raise UserError(
             listed(f"cannot continue {folder} with other settings (for a new comparison, choose another --out):", lines)
         )
-    return plan if plan.grid == grid else None
+    continued = plan.model_copy(update={"grid": plan.grid.model_copy(update={"config": grid.config})})
+    return continued if continued.grid == grid else None
+
+
+def _added_since(before: Mapping[str, Any], now: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config keys that an earlier version did not have, each at its default: what that version did."""
+    found = {}
+    for name in now.keys() - before.keys():
+        top, *path = name.split(".")
+        section = section_at(TrainConfig, tuple(path[:-1]), config) if top == "config" else None
+        field = None if section is None else section.model_fields.get(path[-1])
+        if field is not None and not field.is_required():
+            found[name] = to_jsonable_python(field.get_default(call_default_factory=True))
+    return found
 
 
 def _settings(grid: Grid) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def write_folder(
 def _save(shard: Mapping[str, Tensor], path: Path, folder: Path) -> None:
     try:
         save_tensors(shard, path)
-    except SafetensorError as error:  # a full disk, or no permission
+    except (SafetensorError, OSError) as error:  # a full disk, or no permission
         raise PretrainedError(f"{folder} cannot be written:", [f"{error}. The folder is unchanged."]) from error
 
 
