@@ -339,7 +339,8 @@ def both_sides(config: ModelConfig, use: Use, model: TransformerWrapper, full: T
         if isinstance(scheme, CopeScores):
             same = torch.ones(1, heads, n, config.layers.head_dim)
             counted = scheme.transform_scores(torch.zeros(1, heads, n, n), None, same, ctx)
-            if torch.equal(counted[:, :, 0], counted[:, :, 1]):
+            apart = (counted[:, :, 0] - counted[:, :, 1]).abs().max().item()
+            if apart <= rounding(counted):  # a CPU's matrix products may round equal rows differently
                 yield "cope counts the same for every query"
 
 

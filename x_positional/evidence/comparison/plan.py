@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-from pydantic_core import to_jsonable_python
+from pydantic import TypeAdapter, ValidationError
 
 from x_positional.config.validate import Report
 from x_positional.errors import UserError, import_extra, listed, shown
@@ -343,7 +342,7 @@ def _added_since(before: Mapping[str, Any], now: Mapping[str, Any], config: Mapp
         section = section_at(TrainConfig, tuple(path[:-1]), config) if top == "config" else None
         field = None if section is None else section.model_fields.get(path[-1])
         if field is not None and not field.is_required():
-            found[name] = to_jsonable_python(field.get_default(call_default_factory=True))
+            found[name] = TypeAdapter(Any).dump_python(field.get_default(call_default_factory=True), mode="json")
     return found
 
 
