@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from benchmarks.evidence.pages import interval
 from benchmarks.evidence.store import Evidence
 from x_positional.evidence.comparison.statistics import t_interval
-from x_positional.evidence.comparison.summary import losses
 
 WORDS = {
     "counted": "counted from 0",
@@ -22,13 +21,13 @@ WORDS = {
 
 def table(evidence: Evidence) -> Iterator[str]:
     """Losses in bits per byte: a row for each scheme and way to draw positions."""
-    found = {name: evidence.positions[name] for name in WORDS if name in evidence.positions}
-    lengths = next(iter(found.values())).lengths if found else ()
+    ways = [way for way in WORDS if way in evidence.positions]
+    comparisons = [evidence.positions[way] for way in ways]
+    lengths = comparisons[0].lengths if comparisons else ()
     yield f"| scheme | positions in training | {' | '.join(f'{length:,}' for length in lengths)} |"
     yield f"|---|---|{'---:|' * len(lengths)}"
-    bits = {name: losses(comparison) for name, comparison in found.items()}
-    for label in dict.fromkeys(label for own in bits.values() for label in own):
-        for name, own in bits.items():
-            values = [own.get(label, {}).get(length) for length in lengths]
+    for label in dict.fromkeys(entry.label for comparison in comparisons for entry in comparison.entries):
+        for way in ways:
+            values = [evidence.drawn_bits(way, label, length) for length in lengths]
             shown = " | ".join(interval(t_interval(list(row.values())) if row else None) for row in values)
-            yield f"| {label} | {WORDS[name]} | {shown} |"
+            yield f"| {label} | {WORDS[way]} | {shown} |"

@@ -103,6 +103,14 @@ class Evidence:
     def _losses(self) -> dict[str, dict[int, dict[int, float]]]:
         return losses(self.comparison)
 
+    def drawn_bits(self, way: str, label: str, length: int) -> dict[int, float]:
+        """The same of a scheme that was trained at positions drawn in this way, a name in `positions`."""
+        return self._drawn_losses.get(way, {}).get(label, {}).get(length, {})
+
+    @cached_property
+    def _drawn_losses(self) -> dict[str, dict[str, dict[int, dict[int, float]]]]:
+        return {way: losses(comparison) for way, comparison in self.positions.items()}
+
     def accuracy(self, label: str, task: str, length: int) -> dict[int, float]:
         """Share of right answer tokens of each seed, or of right answers for the tasks in `EXACT`."""
         found = {

@@ -18,7 +18,6 @@ from benchmarks.evidence.pages import decoding, interval, ranked
 from benchmarks.evidence.store import Evidence, read
 from benchmarks.evidence.verdicts import Part, decide
 from x_positional.evidence.comparison.statistics import t_interval
-from x_positional.evidence.comparison.summary import losses
 
 PAGE = Path(__file__).parents[1] / "choose.md"
 
@@ -153,10 +152,9 @@ def _short_windows_shown(evidence: Evidence) -> str:
     words = []
     for label, way in (("rope", "pose"), ("rope", "counted"), ("alibi", "counted"), ("t5", "counted")):
         comparison = evidence.positions.get(way)
-        found = {} if comparison is None else losses(comparison).get(label, {})
-        at = max(found, default=0)
-        if found.get(at):
-            words.append(f"`{label}` at {way} positions {interval(t_interval(list(found[at].values())))}")
+        found = comparison and evidence.drawn_bits(way, label, 4 * comparison.trained_length)
+        if found:
+            words.append(f"`{label}` at {way} positions {interval(t_interval(list(found.values())))}")
     return f"Losses at four times the window: {', '.join(words)}." if words else ""
 
 

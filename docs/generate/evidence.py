@@ -88,9 +88,9 @@ without a wrong token.
 """
 POSITIONS = """## Short windows, long positions
 
-Four schemes trained in windows of {trained} bytes with `model.max_seq_len` {limit:,}, at [drawn
-positions](training.md#short-windows-long-positions) and at counted ones, in bits per byte: the final 64 bytes of 32 windows, three
-seeds (`benchmarks/evidence/drawn.py` has the command).
+{schemes} schemes with {seeds} seeds, trained in windows of {trained} bytes with `model.max_seq_len` {limit:,}, at [drawn
+positions](training.md#short-windows-long-positions) and at counted ones, in bits per byte: {protocol}
+(`benchmarks/evidence/drawn.py` has the command).
 """
 EXTENDED = """## Longer contexts on a published checkpoint
 
@@ -174,8 +174,10 @@ def _tables(evidence: Evidence, found: Sequence[Verdict]) -> Iterator[str]:
     yield from probed(evidence)
     if evidence.positions:
         drawn = next(iter(evidence.positions.values()))
+        protocols = {cell.evaluation.protocol for cell in drawn.cells if cell.evaluation}
+        words = {"schemes": len(drawn.entries), "seeds": len(drawn.seeds), "protocol": "; ".join(sorted(protocols))}
         limit = drawn.config["model"]["max_seq_len"]
-        yield "\n" + _filled(POSITIONS.format(trained=drawn.trained_length, limit=limit))
+        yield "\n" + _filled(POSITIONS.format(trained=drawn.trained_length, limit=limit, **words))
         yield from drawn_table(evidence)
     extension = evidence.extension
     if extension is not None:
